@@ -1,0 +1,23 @@
+"""The exceptions a user sees: one line that says what is wrong and what to do, and an exit code."""
+
+from __future__ import annotations
+
+
+class CapaftError(Exception):
+    """Base of every error that capaft raises on purpose. `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(CapaftError):
+    """The command, the configuration or the data cannot be used as given. Nothing was written."""
+
+    exit_code = 2
+
+
+class AdapterFileError(UsageError):
+    """An adapter file is damaged, foreign, or does not belong to the model at hand."""
+
+
+class TrainingError(CapaftError):
+    """A run that had started could not go on (NaN loss, out of memory, a full disk)."""
