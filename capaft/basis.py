@@ -1,0 +1,224 @@
+"""A random basis made from a seed: a linear map R^k -> R^n and its adjoint, for many sites at once.
+
+NOLA (Koohpayegani et al. 2024, arXiv 2310.02556, eq. 3) writes a factor as a combination of `k` frozen random vectors.
+Only the combination is trained; the vectors are drawn again from the seed wherever they are needed, so they never
+enter a file. Three bases, all with the same contract:
+
+- `uniform`, the paper's: entries U(-1, 1) / sqrt(k). Costs k * n multiplications and as many random numbers.
+- `hadamard`, the fast one: k randomly chosen columns of a Hadamard matrix with random row signs. The same entry
+  variance (1 / 3k), exact rank k where the paper's is only probably well conditioned, and two small matrix products
+  instead of a large one.
+- `group`: every entry takes one coefficient with a sign, an isometry (Uni-LoRA, arXiv 2506.00799).
+
+A basis is a module only so that its index tensors follow the model to its device; it has no parameters, and its
+buffers are never saved.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from capaft import rng
+from capaft.errors import UsageError
+from capaft.rng import Streams
+
+
+class Basis(nn.Module, ABC):
+    """A linear map from `k` coefficients to `n` numbers for each of `S` sites.
+
+    Args:
+        streams: the seeded streams of each site's factor, length S.
+        n: numbers in a factor.
+        k: coefficients.
+    """
+
+    def __init__(self, streams: Sequence[Streams], n: int, k: int) -> None:
+        super().__init__()
+        self.n = n
+        self.k = k
+
+    @staticmethod
+    @abstractmethod
+    def words_used(n: int, k: int) -> dict[str, int]:
+        """How many words of each purpose's stream one factor reads."""
+
+    @abstractmethod
+    def expand(self, coefficients: Tensor) -> Tensor:
+        """`G c` for each site: `(S, k) -> (S, n)`, float32."""
+
+    @abstractmethod
+    def adjoint(self, gradient: Tensor) -> Tensor:
+        """`G^T g` for each site: `(S, n) -> (S, k)`, float32."""
+
+
+class Hadamard(Basis):
+    """`G[i, j] = e_i * (-1)^popcount(i AND col_j) / sqrt(3k)`, computed as a fast transform.
+
+    With N the smallest power of two >= max(n, 2k), a Hadamard matrix factors as `H_N = H_a (x) H_b`, so `H_N x` is
+    `H_a X H_b` on x reshaped to (a, b). Columns are distinct modulo N/2: two columns that differ only in the top bit
+    would coincide on the first N/2 rows up to sign, and lose rank when n is cut near N/2.
+    """
+
+    def __init__(self, streams: Sequence[Streams], n: int, k: int) -> None:
+        super().__init__(streams, n, k)
+        size = self.transform_size(n, k)
+        log2 = size.bit_length() - 1
+        self.sides = (1 << (log2 + 1) // 2, 1 << log2 // 2)
+        columns, signs = [], []
+        for site in streams:
+            low = rng.permutation(site.key("hadamard.columns"), size // 2)[:k]
+            top = rng.bits(site.key("hadamard.top"), k).astype(np.int64)
+            columns.append(low + top * (size // 2))
+            signs.append(rng.signs(site.key("hadamard.signs"), n))
+        self.register_buffer("columns", torch.from_numpy(np.stack(columns)), persistent=False)
+        self.register_buffer("signs", torch.from_numpy(np.stack(signs)), persistent=False)
+        self.register_buffer("left", _sylvester(self.sides[0]), persistent=False)
+        self.register_buffer("right", _sylvester(self.sides[1]), persistent=False)
+        self.scale = 1.0 / math.sqrt(3 * k)
+
+    @staticmethod
+    def transform_size(n: int, k: int) -> int:
+        """N, the smallest power of two >= max(n, 2k)."""
+        return 1 << (max(n, 2 * k) - 1).bit_length()
+
+    @staticmethod
+    def words_used(n: int, k: int) -> dict[str, int]:
+        """See :meth:`Basis.words_used`."""
+        return {
+            "hadamard.columns": Hadamard.transform_size(n, k) // 2,
+            "hadamard.top": -(-k // 64),
+            "hadamard.signs": -(-n // 64),
+        }
+
+    def expand(self, coefficients: Tensor) -> Tensor:
+        """See :meth:`Basis.expand`."""
+        spread = coefficients.new_zeros(len(coefficients), self.left.shape[0] * self.right.shape[0])
+        spread.scatter_(1, self.columns, coefficients * self.scale)
+        return self._transform(spread)[:, : self.n] * self.signs
+
+    def adjoint(self, gradient: Tensor) -> Tensor:
+        """See :meth:`Basis.adjoint`. A Hadamard matrix is symmetric, so the transform is its own adjoint."""
+        padded = nn.functional.pad(
+            gradient * self.signs, (0, self.left.shape[0] * self.right.shape[0] - self.n)
+        )
+        return self._transform(padded).gather(1, self.columns) * self.scale
+
+    def _transform(self, vectors: Tensor) -> Tensor:
+        square = vectors.view(-1, *self.sides)
+        return (self.left @ square @ self.right).view(vectors.shape)
+
+
+class Uniform(Basis):
+    """`G[i, j] ~ U(-1, 1) / sqrt(k)`; basis vector j starts at word `j * ceil(n / 4)` of its stream.
+
+    Small bases stay in memory as 16-bit lanes, which are exact; larger ones are drawn again, a block of vectors at a
+    time, in every pass.
+    """
+
+    RESIDENT_BYTES = 256 * 2**20
+    BLOCK_ENTRIES = 2**22
+    MAX_ENTRIES = 2**32
+
+    def __init__(self, streams: Sequence[Streams], n: int, k: int) -> None:
+        super().__init__(streams, n, k)
+        if n * k > self.MAX_ENTRIES:
+            raise UsageError(
+                f"a uniform basis of {k} vectors of {n} numbers has too many entries; use --basis hadamard"
+            )
+        self.keys = [site.key("uniform") for site in streams]
+        self.block = max(1, self.BLOCK_ENTRIES // n)
+        self.scale = 1.0 / math.sqrt(k)
+        resident = None
+        if 2 * n * k * len(self.keys) <= self.RESIDENT_BYTES:
+            resident = torch.stack([self._draw(site, 0, k) for site in range(len(self.keys))])
+        self.register_buffer("resident", resident, persistent=False)
+
+    @staticmethod
+    def words_used(n: int, k: int) -> dict[str, int]:
+        """See :meth:`Basis.words_used`."""
+        return {"uniform": k * -(-n // 4)}
+
+    def expand(self, coefficients: Tensor) -> Tensor:
+        """See :meth:`Basis.expand`."""
+        rows = []
+        for site, row in enumerate(coefficients):
+            total = row.new_zeros(self.n)
+            for start, vectors in self._blocks(site, row.device):
+                total = total + row[start : start + len(vectors)] @ vectors
+            rows.append(total)
+        return torch.stack(rows) * self.scale
+
+    def adjoint(self, gradient: Tensor) -> Tensor:
+        """See :meth:`Basis.adjoint`."""
+        rows = [
+            torch.cat([vectors @ row for _, vectors in self._blocks(site, row.device)])
+            for site, row in enumerate(gradient)
+        ]
+        return torch.stack(rows) * self.scale
+
+    def _blocks(self, site: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+        for start in range(0, self.k, self.block):
+            stop = min(start + self.block, self.k)
+            held = self.resident[site, start:stop] if self.resident is not None else None
+            lanes = held if held is not None else self._draw(site, start, stop).to(device)
+            yield start, (lanes.float() * 2 + 1) / 65536
+
+    def _draw(self, site: int, start: int, stop: int) -> Tensor:
+        """Lanes of basis vectors `start .. stop - 1`, less 32768 so that they fit int16: `(stop - start, n)`."""
+        per_vector = -(-self.n // 4)
+        drawn = rng.lanes(self.keys[site], 4 * per_vector * (stop - start), start * per_vector)
+        lanes = drawn.reshape(stop - start, 4 * per_vector)[:, : self.n]
+        return torch.from_numpy((lanes ^ np.uint16(0x8000)).view(np.int16))
+
+
+class Group(Basis):
+    """Entry i takes coefficient `group(i)` times a sign, over the square root of the group's size: an isometry."""
+
+    def __init__(self, streams: Sequence[Streams], n: int, k: int) -> None:
+        super().__init__(streams, n, k)
+        groups, signs, scales = [], [], []
+        for site in streams:
+            group = rng.buckets(site.key("group"), n, k)
+            sizes = np.bincount(group, minlength=k)
+            if not sizes.all():
+                raise UsageError(
+                    f"--basis group leaves {int((sizes == 0).sum())} of {k} coefficients without any of the {n} "
+                    f"numbers of factor {site.factor} at {site.site}; choose a smaller --k or another --basis"
+                )
+            groups.append(group)
+            signs.append(rng.signs(site.key("group.signs"), n))
+            scales.append((1.0 / np.sqrt(sizes)).astype(np.float32))
+        self.register_buffer("groups", torch.from_numpy(np.stack(groups)), persistent=False)
+        self.register_buffer("signs", torch.from_numpy(np.stack(signs)), persistent=False)
+        self.register_buffer("scales", torch.from_numpy(np.stack(scales)), persistent=False)
+
+    @staticmethod
+    def words_used(n: int, k: int) -> dict[str, int]:
+        """See :meth:`Basis.words_used`."""
+        return {"group": n, "group.signs": -(-n // 64)}
+
+    def expand(self, coefficients: Tensor) -> Tensor:
+        """See :meth:`Basis.expand`."""
+        return (coefficients * self.scales).gather(1, self.groups) * self.signs
+
+    def adjoint(self, gradient: Tensor) -> Tensor:
+        """See :meth:`Basis.adjoint`."""
+        sums = gradient.new_zeros(len(gradient), self.k)
+        return sums.scatter_add_(1, self.groups, gradient * self.signs) * self.scales
+
+
+BASES: dict[str, type[Basis]] = {"hadamard": Hadamard, "uniform": Uniform, "group": Group}
+
+
+def _sylvester(size: int) -> Tensor:
+    """The Hadamard matrix `H[i, j] = (-1)^popcount(i AND j)`, float32, `(size, size)`, size a power of two."""
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix

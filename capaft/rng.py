@@ -1,0 +1,127 @@
+"""Seeded streams that mean the same numbers on every machine, for ever (seed contract, version 1).
+
+A stream is the output of Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") under a
+128-bit key, and the key is a hash of what the stream is for: the user's seed, the site, the factor and the purpose.
+So no stream depends on module order, on another stream, or on any global generator, and word `i` can be had without
+the words before it. Everything below is integer arithmetic on raw 64-bit words; a library's distributions
+(`Generator.normal` and the like) may change between versions and are never used.
+
+The rejected alternative is `torch.manual_seed(seed); torch.randn(...)`, which gives other numbers on another device
+and promises nothing between releases.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+CONTRACT_VERSION = 1
+MAX_SEED = 2**64 - 1
+
+Words = NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """The 128-bit Philox key of one stream, as two 64-bit halves."""
+
+    k0: int
+    k1: int
+
+
+def fold_in(seed: int, site: str, factor: str, purpose: str) -> Key:
+    """Derive the key of one stream.
+
+    Args:
+        seed: the user's integer, `0 <= seed < 2**64`.
+        site: canonical module path of the site.
+        factor: name of the factor (`down`, `up`, `head:<parameter>`, ...).
+        purpose: what the stream is for (`init`, `hadamard.signs`, `mask.0`, ...).
+
+    Raises:
+        ValueError: the seed is out of range.
+    """
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed must be in [0, 2**64), got {seed}")
+    text = json.dumps(
+        [f"capaft/{CONTRACT_VERSION}", seed, site, factor, purpose], separators=(",", ":"), ensure_ascii=True
+    )
+    digest = hashlib.blake2b(text.encode("ascii"), digest_size=16).digest()
+    return Key(int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little"))
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """The streams of one factor of one site, told apart by their purpose."""
+
+    seed: int
+    site: str
+    factor: str
+
+    def key(self, purpose: str) -> Key:
+        """The key of the stream for one purpose."""
+        return fold_in(self.seed, self.site, self.factor, purpose)
+
+
+def words(key: Key, count: int, start: int = 0) -> Words:
+    """Raw words `start .. start + count - 1` of a stream, shape `(count,)`."""
+    block, skip = divmod(start, 4)
+    # numpy increments the counter before it generates, hence one block back (modulo 2**256).
+    philox = np.random.Philox(key=key.k0 | key.k1 << 64, counter=(block - 1) % 2**256)
+    drawn = np.random.Generator(philox).integers(0, 2**64, size=skip + count, dtype=np.uint64)
+    return drawn[skip:]
+
+
+def bits(key: Key, count: int) -> NDArray[np.uint8]:
+    """Bits `0 .. count - 1` of a stream: bit `i` is bit `i mod 64` of word `i // 64`. Shape `(count,)`, values 0 or 1."""
+    raw = words(key, -(-count // 64)).astype("<u8", copy=False)
+    return np.unpackbits(raw.view(np.uint8), count=count, bitorder="little")
+
+
+def signs(key: Key, count: int) -> NDArray[np.int8]:
+    """Signs `0 .. count - 1`: +1 where the bit is 1, -1 where it is 0. Shape `(count,)`."""
+    return (bits(key, count).astype(np.int8) << 1) - np.int8(1)
+
+
+def lanes(key: Key, count: int, start_word: int = 0) -> NDArray[np.uint16]:
+    """16-bit lanes, least significant first, of the words from `start_word` on. Shape `(count,)`."""
+    raw = words(key, -(-count // 4), start_word).astype("<u8", copy=False)
+    return raw.view("<u2")[:count]
+
+
+def uniform(key: Key, count: int, start_word: int = 0) -> NDArray[np.float32]:
+    """Values in (-1, 1), symmetric, on a grid of 2**16 points: `(2u + 1 - 65536) / 65536`. Exact in float32."""
+    return uniform_of_lanes(lanes(key, count, start_word))
+
+
+def uniform_of_lanes(drawn: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """The values that :func:`uniform` gives to lanes already drawn."""
+    return (drawn.astype(np.float32) * np.float32(2) + np.float32(1 - 65536)) * np.float32(1 / 65536)
+
+
+def order(key: Key, n: int) -> NDArray[np.int64]:
+    """Ascending argsort of words `0 .. n - 1`, ties by index. Shape `(n,)`."""
+    return np.argsort(words(key, n), kind="stable").astype(np.int64, copy=False)
+
+
+def permutation(key: Key, n: int) -> NDArray[np.int64]:
+    """A permutation of `0 .. n - 1`: the :func:`order` of the stream."""
+    return order(key, n)
+
+
+def subset(key: Key, n: int, m: int) -> NDArray[np.bool_]:
+    """Which of `n` entries belong to a random subset of exactly `m`: the first `m` of :func:`order`. Shape `(n,)`."""
+    member = np.zeros(n, dtype=np.bool_)
+    member[order(key, n)[:m]] = True
+    return member
+
+
+def buckets(key: Key, n: int, count: int) -> NDArray[np.int64]:
+    """A bucket in `0 .. count - 1` for each of `n` entries: `((word_i >> 32) * count) >> 32`. Shape `(n,)`."""
+    if not 1 <= count <= 2**31:
+        raise ValueError(f"the number of buckets must be in [1, 2**31], got {count}")
+    return ((words(key, n) >> np.uint64(32)) * np.uint64(count) >> np.uint64(32)).astype(np.int64)
