@@ -107,17 +107,24 @@ def plan(
             raise UsageError(f"the model has no parameter {name} to train; check the head's names")
     sites = find(model, targets, rename) if stack.host else ()
     decided = Plan(stack, seed, targets, sites, trained)
-    copies = stack.copies.copies if stack.copies else 1
-    for factor in (f for groups in decided.groups().values() for f, _ in groups):
-        width, widest = copies * factor.shape[factor.hidden_axis], max(factor.shape)
-        if width > max(widest, factor.fan_in):
-            raise UsageError(
-                f"a hidden width of {width} (rank times copies) exceeds a layer of width {widest}; "
-                "lower --rank or --copies, or narrow --target-modules"
-            )
-        if stack.copies and stack.copies.masks == "random" and stack.copies.kept(factor.size) == 0:
-            raise UsageError(f"--density {stack.copies.density} keeps none of a factor's {factor.size} numbers")
+    _check_widths(decided)
     return decided
+
+
+def _check_widths(decided: Plan) -> None:
+    """Refuse a bottleneck wider than its layer, and masks that keep nothing."""
+    copies = decided.stack.copies
+    for site in decided.sites:
+        widest = max(site.in_features, site.out_features)
+        for factor in decided.stack.host.factors(site) if decided.stack.host else ():
+            width = factor.shape[factor.hidden_axis] * (copies.copies if copies else 1)
+            if width > widest:
+                raise UsageError(
+                    f"a hidden width of {width} (rank times copies) exceeds the layer {site.path}, {widest} wide; "
+                    "lower --rank or --copies, or narrow --target-modules"
+                )
+            if copies and copies.masks == "random" and copies.kept(factor.size) == 0:
+                raise UsageError(f"--density {copies.density} keeps none of a factor's {factor.size} numbers")
 
 
 def attach(model: nn.Module, method: str | Stack, *, name: str = "default", **options: Any) -> Adapter:

@@ -21,3 +21,9 @@ class AdapterFileError(UsageError):
 
 class TrainingError(CapaftError):
     """A run that had started could not go on (NaN loss, out of memory, a full disk)."""
+
+
+class Interrupted(CapaftError):
+    """Ctrl-C: the run saved what it had and stopped."""
+
+    exit_code = 130

@@ -7,10 +7,11 @@ it knows the names that transformers gives to query and value projections.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import regex
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -160,13 +161,26 @@ def _query_value(model: nn.Module, path: str, module: nn.Module) -> list[Site]:
     ]
 
 
-def _matcher(targets: str) -> Any:
+def _matcher(targets: str) -> Callable[[str], bool]:
     if targets == "all-linear":
         return lambda path: True
     if targets.startswith("re:"):
-        try:
-            return re.compile(targets[3:]).search
-        except re.error as error:
-            raise UsageError(f"--target-modules {targets} is not a regular expression: {error}") from None
+        return _search(targets)
     endings = [ending.strip() for ending in targets.split(",") if ending.strip()]
     return lambda path: any(path == ending or path.endswith("." + ending) for ending in endings)
+
+
+def _search(targets: str) -> Callable[[str], bool]:
+    """A bounded search: a pattern may come from a stranger's adapter file, and must not hang on it."""
+    try:
+        pattern = regex.compile(targets[3:])
+    except regex.error as error:
+        raise UsageError(f"--target-modules {targets} is not a regular expression: {error}") from None
+
+    def match(path: str) -> bool:
+        try:
+            return pattern.search(path, timeout=1.0) is not None
+        except TimeoutError:
+            raise UsageError(f"--target-modules {targets} takes too long to match {path}; simplify it") from None
+
+    return match

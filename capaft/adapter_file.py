@@ -1,0 +1,389 @@
+"""The adapter file, format 1: trained numbers, and a header that says exactly which random numbers they multiply.
+
+One safetensors file. Its `__metadata__` has one key, `capaft`, that holds canonical JSON (several keys would be written
+in a different order on every run). docs/adapter-format.md specifies every byte. A reader trusts nothing: it checks
+the header's schema, sizes and digests before it draws or allocates anything in their name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from capaft import rng
+from capaft.attach import Adapter, Plan, attach_plan, detach, get, plan
+from capaft.errors import AdapterFileError, TrainingError, UsageError
+from capaft.files import write_atomically
+from capaft.fingerprint import base_samples, same_base, sites_digest, streams_digest, tensors_digest
+from capaft.methods.stack import options_of, parse
+from capaft.storage import SAVE_DTYPES, SCALE, SaveDtype, decode, encode, layout
+
+FORMAT = 1
+MAX_HEADER_BYTES = 16 * 2**20
+HEAD = "head:"
+
+_DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
+_SCHEMA: dict[str, Any] = {
+    "base": {"name": (str, None), "revision": (str, None), "weights": (str, None)},
+    "contract": int,
+    "digest": {"header": str, "sites": str, "streams": str, "tensors": str},
+    "format": int,
+    "method": dict,
+    "save_dtype": str,
+    "seed": int,
+    "sites": int,
+    "targets": str,
+    "task": (dict, None),
+}
+_TASK_SCHEMA: dict[str, Any] = {"labels": list, "max_length": int, "metric": str, "name": str}
+
+
+@dataclass(frozen=True)
+class Base:
+    """Where the base model came from, as the user named it."""
+
+    name: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the adapter was trained for; what evaluation needs beside the numbers."""
+
+    name: str
+    labels: tuple[str, ...]
+    max_length: int
+    metric: str
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """A file that has been read and whose own digests hold.
+
+    Attributes:
+        path: where it was read.
+        header: the parsed header, as docs/adapter-format.md gives it.
+        tensors: the stored tensors, still encoded.
+        size: bytes in the file.
+    """
+
+    path: Path
+    header: dict[str, Any]
+    tensors: dict[str, Tensor]
+    size: int
+
+    @property
+    def base(self) -> Base:
+        """The base model's name and revision."""
+        return Base(self.header["base"]["name"], self.header["base"]["revision"])
+
+    @property
+    def task(self) -> Task | None:
+        """The task, if the file has one."""
+        record = self.header["task"]
+        return None if record is None else Task(**{**record, "labels": tuple(record["labels"])})
+
+
+def save(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    name: str = "default",
+    base: Base | None = None,
+    task: Task | None = None,
+    dtype: SaveDtype = "float32",
+) -> int:
+    """Write an adapter to a file, atomically.
+
+    Args:
+        model: the model that carries the adapter.
+        path: the file to write.
+        name: the adapter's name on the model.
+        base: the base model's name and revision; by default the model's own `name_or_path`.
+        task: what it was trained for.
+        dtype: how the numbers are stored; see :mod:`capaft.storage`.
+
+    Returns:
+        Bytes written.
+
+    Raises:
+        UsageError: no such adapter, or an unknown dtype.
+        TrainingError: a number is not finite, or the file cannot be written.
+    """
+    if dtype not in SAVE_DTYPES:
+        raise UsageError(f"--save-dtype must be one of {', '.join(SAVE_DTYPES)}, got {dtype}")
+    adapter = get(model, name)
+    base = base or Base(getattr(model, "name_or_path", None) or None)
+    tensors: dict[str, Tensor] = {}
+    for key, numbers in adapter.trained(model).items():
+        if not torch.isfinite(numbers).all():
+            raise TrainingError(f"{key} holds numbers that are not finite; {path} was not written")
+        tensors |= encode(key, numbers, dtype)
+    decided = adapter.plan
+    header: dict[str, Any] = {
+        "base": {"name": base.name, "revision": base.revision, "weights": base_samples(model, decided)},
+        "contract": rng.CONTRACT_VERSION,
+        "digest": {
+            "sites": sites_digest(decided.sites),
+            "streams": streams_digest(decided),
+            "tensors": tensors_digest(tensors),
+        },
+        "format": FORMAT,
+        "method": decided.stack.record(),
+        "save_dtype": dtype,
+        "seed": decided.seed,
+        "sites": len(decided.sites),
+        "targets": decided.targets if decided.sites else "",
+        "task": None if task is None else {**task.__dict__, "labels": list(task.labels)},
+    }
+    header["digest"]["header"] = _header_digest(header)
+    content = safetensors.torch.save(tensors, metadata={"capaft": _canonical(header)})
+    write_atomically(Path(path), content)
+    return len(content)
+
+
+def read(path: str | Path) -> AdapterFile:
+    """Read a file and check all that can be checked without a model.
+
+    Raises:
+        AdapterFileError: the file is missing, truncated, altered, foreign, or of a newer format.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise AdapterFileError(f"cannot read {path}: {error.strerror or error}") from None
+    described, text = _safetensors_header(path, data)
+    header = _parse_header(path, text)
+    try:
+        tensors = safetensors.torch.load(data)
+    except Exception as error:
+        raise AdapterFileError(f"{path} is damaged: {error}") from None
+    if set(tensors) != set(described):
+        raise AdapterFileError(f"{path} is damaged: its tensors are not those its header names")
+    if tensors_digest(tensors) != header["digest"]["tensors"]:
+        raise AdapterFileError(f"{path} is damaged: its numbers do not match their digest; copy it again")
+    return AdapterFile(path, header, tensors, len(data))
+
+
+def load(
+    model: nn.Module,
+    path: str | Path | AdapterFile,
+    *,
+    name: str = "default",
+    rename: dict[str, str] | None = None,
+    allow_base_mismatch: bool = False,
+) -> Adapter:
+    """Attach the adapter of a file to a model, after checking that it is that model's.
+
+    Args:
+        model: the base model; changed in place only if everything holds.
+        path: the file, or one already read.
+        name: the adapter's name on this model.
+        rename: `{old: new}` pieces of module paths, where the model at hand names modules differently.
+        allow_base_mismatch: attach although the base weights differ from those it was trained on.
+
+    Raises:
+        AdapterFileError: the file is damaged, or belongs to another model.
+    """
+    file = path if isinstance(path, AdapterFile) else read(path)
+    decided = _plan(model, file, rename)
+    _check_sizes(model, file, decided)
+    _check_base(model, file, decided, allow_base_mismatch)
+    if streams_digest(decided) != file.header["digest"]["streams"]:
+        raise AdapterFileError(
+            f"{file.path}: the seed's random streams come out differently here than where it was written; "
+            "this installation's generator is at fault, do not use the result"
+        )
+    adapter = attach_plan(model, decided, name=name)
+    try:
+        _fill(adapter, model, file)
+    except AdapterFileError:
+        detach(model, name)
+        raise
+    return adapter
+
+
+def restore(model: nn.Module, path: str | Path, *, name: str = "default") -> None:
+    """Give an attached adapter the numbers of a file that was saved from it.
+
+    Raises:
+        AdapterFileError: the file is damaged, or is of another adapter.
+    """
+    file, adapter = read(path), get(model, name)
+    if file.header["digest"]["streams"] != streams_digest(adapter.plan):
+        raise AdapterFileError(f"{path} is not of the adapter that is attached")
+    _fill(adapter, model, file)
+
+
+def _fill(adapter: Adapter, model: nn.Module, file: AdapterFile) -> None:
+    """Copy a file's numbers into an adapter, all or nothing."""
+    dtype: SaveDtype = file.header["save_dtype"]
+    trained = adapter.trained(model)
+    expected: dict[str, Any] = {}
+    for key, parameter in trained.items():
+        expected |= layout(key, tuple(parameter.shape), dtype)
+    if expected != {key: (_dtype_name(t), tuple(t.shape)) for key, t in file.tensors.items()}:
+        raise AdapterFileError(f"{file.path} is damaged: its tensors are not what its header describes")
+    numbers = {key: decode(key, file.tensors, tuple(p.shape), dtype) for key, p in trained.items()}
+    if not all(torch.isfinite(each).all() for each in numbers.values()):
+        raise AdapterFileError(f"{file.path} is damaged: it holds numbers that are not finite")
+    with torch.no_grad():
+        for key, parameter in trained.items():
+            parameter.copy_(numbers[key])
+
+
+def _plan(model: nn.Module, file: AdapterFile, rename: dict[str, str] | None) -> Plan:
+    header = file.header
+    try:
+        stack = parse(**header["method"])
+        head = [key.removeprefix(HEAD) for key in file.tensors if key.startswith(HEAD)]
+        head = [key for key in head if not key.endswith(SCALE)]
+        decided = plan(
+            model, stack, targets=header["targets"], seed=header["seed"], head=head, rename=rename
+        )
+    except (UsageError, ValueError) as error:
+        raise AdapterFileError(
+            f"{file.path} does not fit {type(model).__name__}: {error}; pass the --model it was trained on"
+        ) from None
+    if len(decided.sites) != header["sites"] or sites_digest(decided.sites) != header["digest"]["sites"]:
+        raise AdapterFileError(
+            f"{file.path} was trained on {header['sites']} sites of another shape or name than the "
+            f"{len(decided.sites)} that {type(model).__name__} has for {header['targets']!r}; pass the --model it "
+            "was trained on, or --rename old=new if modules were renamed"
+        )
+    return decided
+
+
+def _check_sizes(model: nn.Module, file: AdapterFile, decided: Plan) -> None:
+    """Compare the file's numbers with what the header and the model imply, before anything is drawn."""
+    counts = {key: tensor.numel() for key, tensor in file.tensors.items() if not key.endswith(SCALE)}
+    bounds = decided.bounds()
+    if {key for key in counts if not key.startswith(HEAD)} != set(bounds):
+        raise AdapterFileError(f"{file.path} is damaged: its tensors are not those of its method")
+    for role, (low, high) in bounds.items():
+        stored = counts[role] * (2 if file.header["save_dtype"] == "int4" else 1)
+        if not low <= stored <= high + 1:
+            raise AdapterFileError(f"{file.path} is damaged: {role} has {stored} numbers, not {low} to {high}")
+
+
+def _check_base(model: nn.Module, file: AdapterFile, decided: Plan, allow_mismatch: bool) -> None:
+    stored, found = file.header["base"]["weights"], base_samples(model, decided)
+    if decided.stack.method == "full":
+        return
+    if stored is None or found is None:
+        warnings.warn(f"{file.path}: a quantised base model cannot be compared with the one trained on", stacklevel=3)
+        return
+    try:
+        same = same_base(stored, found)
+    except ValueError:
+        raise AdapterFileError(f"{file.path} is damaged: its base model's samples cannot be read") from None
+    if not same and not allow_mismatch:
+        raise AdapterFileError(
+            f"{file.path} was trained on other base weights than these (it names {file.base.name}); pass that "
+            "--model, or --allow-base-mismatch to use it anyway"
+        )
+
+
+def _safetensors_header(path: Path, data: bytes) -> tuple[dict[str, Any], str]:
+    """The safetensors header with its bounds checked: descriptions by tensor name, and capaft's own text."""
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > min(len(data) - 8, MAX_HEADER_BYTES):
+        raise AdapterFileError(f"{path} is truncated or is not an adapter file; copy it again")
+    try:
+        described = json.loads(data[8 : 8 + length])
+        text = described.pop("__metadata__")["capaft"]
+        if not isinstance(text, str):
+            raise TypeError
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise AdapterFileError(f"{path} is not a capaft adapter; adapters of other tools cannot be read") from None
+    end = 0
+    try:
+        for entry in sorted(described.values(), key=lambda each: tuple(each["data_offsets"])):
+            count = 1
+            for side in entry["shape"]:
+                if type(side) is not int or side < 0:
+                    raise ValueError
+                count *= side
+            start, stop = entry["data_offsets"]
+            if start != end or stop - start != count * _DTYPE_BYTES[entry["dtype"]]:
+                raise ValueError
+            end = stop
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise AdapterFileError(f"{path} is damaged: its tensors do not lie as its header says") from None
+    if 8 + length + end != len(data):
+        raise AdapterFileError(f"{path} is truncated or has bytes that its header does not name; copy it again")
+    return described, text
+
+
+def _parse_header(path: Path, text: str) -> dict[str, Any]:
+    try:
+        header = json.loads(text)
+        canonical = _canonical(header) == text
+    except (ValueError, TypeError, RecursionError):
+        raise AdapterFileError(f"{path} is damaged: its header is not JSON") from None
+    if isinstance(header, dict) and isinstance(header.get("format"), int) and header["format"] > FORMAT:
+        raise AdapterFileError(f"{path} has format {header['format']}, newer than this capaft reads; upgrade it")
+    problem = None if canonical else "it is not canonical"
+    problem = problem or _mismatch(header, _SCHEMA, "header")
+    if not problem and header["task"] is not None:
+        problem = _mismatch(header["task"], _TASK_SCHEMA, "task")
+        if not problem and not all(isinstance(label, str) for label in header["task"]["labels"]):
+            problem = "a label is not text"
+    if not problem:
+        expected = header["digest"].pop("header")
+        if _header_digest(header) != expected:
+            problem = "it does not match its digest"
+        header["digest"]["header"] = expected
+    if problem:
+        raise AdapterFileError(f"{path} is damaged: {problem}; copy it again")
+    if header["format"] != FORMAT or header["contract"] != rng.CONTRACT_VERSION:
+        raise AdapterFileError(
+            f"{path} follows format {header['format']} and seed contract {header['contract']}; "
+            f"this capaft reads format {FORMAT} and contract {rng.CONTRACT_VERSION}"
+        )
+    try:
+        wrong = set(header["method"]) != options_of(str(header["method"].get("method")))
+        if wrong or header["save_dtype"] not in SAVE_DTYPES:
+            raise AdapterFileError(f"{path} is damaged: its method's numbers are not complete")
+        if parse(**header["method"]).record() != header["method"]:
+            raise AdapterFileError(f"{path} is damaged: its method is not in canonical form")
+    except UsageError as error:
+        raise AdapterFileError(f"{path}: {error}") from None
+    return header
+
+
+def _mismatch(value: Any, schema: dict[str, Any], where: str) -> str | None:
+    """What is wrong with a record, or None."""
+    if not isinstance(value, dict) or set(value) != set(schema):
+        return f"its {where} does not have the keys {', '.join(schema)}"
+    for key, kind in schema.items():
+        if isinstance(kind, dict):
+            if problem := _mismatch(value[key], kind, key):
+                return problem
+            continue
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if not any(value[key] is None if k is None else type(value[key]) is k for k in kinds):
+            return f"{key} in its {where} is of the wrong type"
+    return None
+
+
+def _canonical(header: Any) -> str:
+    return json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def _header_digest(header: dict[str, Any]) -> str:
+    return hashlib.blake2b(_canonical(header).encode(), digest_size=16).hexdigest()
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    names = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int8: "I8", torch.uint8: "U8"}
+    return names.get(tensor.dtype, str(tensor.dtype))

@@ -1,0 +1,37 @@
+"""Which examples make up a batch: a pure function of the seed, the epoch and the examples' lengths."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capaft import rng
+
+# Examples are sorted by length within pools of this many batches: little padding, still well mixed.
+POOL = 32
+
+
+def training(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Shuffled batches of examples of similar length; every example once.
+
+    Args:
+        lengths: tokens in each example, `(examples,)`.
+        batch_size: examples in a batch; the last of an epoch may have fewer.
+        seed: the run's seed.
+        epoch: counted from 0.
+    """
+    shuffled = rng.permutation(rng.fold_in(seed, "", "data", f"epoch.{epoch}"), len(lengths))
+    size = POOL * batch_size
+    batches = []
+    for start in range(0, len(shuffled), size):
+        pool = shuffled[start : start + size]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        batches += [pool[first : first + batch_size].tolist() for first in range(0, len(pool), batch_size)]
+    turn = rng.permutation(rng.fold_in(seed, "", "data", f"batches.{epoch}"), len(batches))
+    return [batches[index] for index in turn]
+
+
+def evaluation(lengths: NDArray[np.int64], batch_size: int) -> list[list[int]]:
+    """Batches in descending order of length, so that memory peaks in the first one."""
+    order = np.argsort(-lengths, kind="stable")
+    return [order[first : first + batch_size].tolist() for first in range(0, len(order), batch_size)]

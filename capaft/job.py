@@ -1,0 +1,168 @@
+"""Everything a run decides before it trains: the data, the task, the base model, the adapter's plan, the rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from capaft import budget, columns, data, demo
+from capaft.attach import Plan, plan
+from capaft.base_model import BaseModel
+from capaft.config import TrainConfig
+from capaft.methods.stack import Stack, parse
+from capaft.recipe import recipe
+from capaft.tasks.text_classification import Features, TextClassification
+
+DEMO_DATA = "demo"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is ready to train.
+
+    Attributes:
+        task: the task, with its labels.
+        base: the loaded base model.
+        plan: the adapter, decided but not drawn.
+        train: tokenised training examples.
+        validation: tokenised validation examples.
+        data: what the user called the data set.
+        epochs: passes over the training examples.
+        lr: peak learning rate of the adapter's numbers.
+        head_lr: peak learning rate of the head.
+        baseline: score the frozen base first.
+    """
+
+    task: TextClassification
+    base: BaseModel
+    plan: Plan
+    train: Features
+    validation: Features
+    data: str
+    epochs: int
+    lr: float
+    head_lr: float
+    baseline: bool
+
+    @property
+    def adapter_numbers(self) -> int:
+        """Trained numbers of the adapter, without those of the head."""
+        return budget.trained_numbers(self.plan)
+
+    @property
+    def own_numbers(self) -> int:
+        """Trained numbers that are the model's own: the head's, or all for `full`."""
+        sizes = {name: p.numel() for name, p in self.base.named_parameters().items()}
+        return sum(sizes[name] for name in self.plan.trained)
+
+
+def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
+    """Decide a run. Nothing is written and nothing is trained.
+
+    Args:
+        config: the resolved configuration.
+        say: told one line for each decision worth reading.
+
+    Raises:
+        UsageError: something cannot be used as given.
+    """
+    stack = parse(
+        config.method,
+        rank=config.rank,
+        alpha=config.alpha,
+        k=config.k,
+        basis=config.basis,
+        copies=config.copies,
+        density=config.density,
+        masks=config.masks,
+    )
+    rows = load_data(config)
+    found = columns.recognise(
+        rows["train"], text=config.text_column, pair=config.pair_column, label=config.label_column
+    )
+    labels = tuple(columns.labels(rows["train"], found))
+    if config.max_train_examples and config.max_train_examples < len(rows["train"]):
+        rows["train"] = data.sample(rows["train"], config.max_train_examples, config.seed)
+    task = TextClassification(labels, config.max_length, config.metric or "accuracy")
+    # A wrong label should be told before minutes of loading.
+    columns.encode_labels(rows["validation"], found, list(labels))
+    base = task.load_model(
+        config.model,
+        seed=config.seed,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    train = task.features(base.tokenizer, rows["train"], found)
+    validation = task.features(base.tokenizer, rows["validation"], found)
+    say(f"data   {config.data or 'the demo'}: {len(train)} training and {len(validation)} validation examples")
+    say(f"       {found.describe()}; {len(labels)} classes")
+    if cut := train.truncated + validation.truncated:
+        say(f"       {cut} examples are longer than {config.max_length} tokens and are cut (--max-length)")
+    placing = {"targets": config.target_modules, "seed": config.seed, "head": base.head}
+    if config.budget is not None:
+        stack = budget.fit(base.model, stack, config.budget, **placing)
+    decided = plan(base.model, stack, **placing)
+    rates = recipe(stack)
+    job = Job(
+        task=task,
+        base=base,
+        plan=decided,
+        train=train,
+        validation=validation,
+        data=config.data or DEMO_DATA,
+        epochs=config.epochs or rates.epochs,
+        lr=config.lr or rates.lr,
+        head_lr=config.head_lr or rates.head_lr,
+        baseline=config.baseline if config.baseline is not None else config.data is None,
+    )
+    _describe(job, stack, say)
+    return job
+
+
+def load_data(config: TrainConfig) -> data.DatasetDict:
+    """The configured data set, or the embedded one.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    if config.data is None or config.data == DEMO_DATA and not Path(DEMO_DATA).exists():
+        return demo.examples()
+    return data.load(config.data, validation_split=config.validation_split, seed=config.seed)
+
+
+def _describe(job: Job, stack: Stack, say: Callable[[str], None]) -> None:
+    total = sum(p.numel() for p in job.base.named_parameters().values())
+    say(f"model  {job.base.base.name}: {total:,} weights, frozen" if stack.method != "full" else
+        f"model  {job.base.base.name}: {total:,} weights, all trained")
+    if stack.host:
+        numbers = ", ".join(f"{key} {value}" for key, value in stack.record().items() if key != "method")
+        say(f"method {stack.method} ({numbers}) on {len(job.plan.sites)} sites: {job.adapter_numbers:,} trained numbers")
+    else:
+        say(f"method {stack.method}")
+    if stack.method != "full":
+        say(f"       and {job.own_numbers:,} of the head")
+    if stack.k:
+        smallest = min(f.size for groups in job.plan.groups().values() for f, _ in groups)
+        if max(stack.k) > smallest:
+            say(f"       warning: k {max(stack.k)} is more than the {smallest} entries of a factor; lora is smaller")
+
+
+def settled(config: TrainConfig, job: Job) -> TrainConfig:
+    """The configuration with every choice filled in that was left to capaft, so that a saved run repeats exactly."""
+    host = job.plan.stack.host
+    numbers = {"k": job.plan.stack.k} if job.plan.stack.k else {}
+    if host is not None:
+        numbers |= {"rank": host.rank, "alpha": host.alpha}  # type: ignore[attr-defined]
+    return replace(
+        config,
+        method=job.plan.stack.method,
+        epochs=job.epochs,
+        lr=job.lr,
+        head_lr=job.head_lr,
+        metric=job.task.metric,
+        baseline=job.baseline,
+        budget=None,
+        **numbers,
+    )
+

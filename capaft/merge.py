@@ -1,0 +1,47 @@
+"""Merging: the adapter's update is added to the base weights, and nothing of the adapter remains."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from capaft.attach import adapters, detach, get
+from capaft.errors import UsageError
+
+
+def merge(model: nn.Module, name: str = "default") -> int:
+    """Add an adapter's update to the base weights and take the adapter off.
+
+    The sum is taken in float32 (or the weight's own precision, if higher) and rounded once.
+
+    Args:
+        model: a model with an adapter; changed in place.
+        name: the adapter's name.
+
+    Returns:
+        How many sites were merged.
+
+    Raises:
+        UsageError: there is no such adapter, a weight is quantised, or a weight is shared with another module, which
+            the update would reach as well.
+    """
+    adapter = get(model, name)
+    owners: dict[int, list[str]] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(parameter.data_ptr(), []).append(path)
+    for site in adapter.plan.sites:
+        weight = model.get_submodule(site.module).weight
+        if not weight.is_floating_point():
+            raise UsageError(f"{site.module} is quantised; load the base model unquantised to merge into it")
+        shared = owners.get(weight.data_ptr(), [])
+        if len(shared) > 1:
+            raise UsageError(f"{' and '.join(shared)} are one tied weight; an update cannot be merged into one")
+    with torch.no_grad():
+        for site, left, right in adapter.products():
+            weight = site.weight(model)
+            exact = torch.promote_types(weight.dtype, torch.float32)
+            weight.copy_(weight.to(exact).addmm_(left.to(exact), right.to(exact)))
+    count = len(adapter.plan.sites)
+    detach(model, name)
+    assert name not in adapters(model)
+    return count

@@ -1,0 +1,192 @@
+"""One data file -> one `datasets.Dataset`, held in memory.
+
+The readers are the standard library's (`csv`, `json`) and pyarrow's, not the caching builders of `datasets`:
+those keep a second copy of every file under the user's cache, and pandas beneath them turns texts such as
+"NA", "null" and "" into missing values. Here a text stays what was written, and an error names its line.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+from capaft.errors import UsageError
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+
+# Narrower than what int() and float() take: "007", "+1", "nan" and what is too long for 64 bits stay text.
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]+)?([eE][+-]?[0-9]{1,2})?")
+_LONGEST_CELL = 2**31 - 1
+
+
+def read(path: Path, text_columns: Collection[str] = ()) -> datasets.Dataset:
+    """Read one file of rows with named columns.
+
+    CSV is comma-separated with double quotes, TSV is tab-separated and knows no quotes. Both start with a
+    line of column names, and their columns become integers or floats where every cell allows it. JSON is one
+    record a line or one list of records.
+
+    Args:
+        path: an existing file; its suffix, one of `SUFFIXES`, says what it is.
+        text_columns: columns of CSV and TSV that stay text even if all their cells look like numbers.
+
+    Raises:
+        UsageError: the file is of another kind, unreadable, malformed, not UTF-8, or has no rows.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".csv":
+            table = _read_delimited(path, ",", csv.QUOTE_MINIMAL, text_columns)
+        elif suffix == ".tsv":
+            table = _read_delimited(path, "\t", csv.QUOTE_NONE, text_columns)
+        elif suffix == ".parquet":
+            table = _read_parquet(path)
+        elif suffix in SUFFIXES:
+            table = _read_json(path)
+        else:
+            raise UsageError(f"{path}: not a data file that capaft reads; give one of {' '.join(SUFFIXES)}")
+        if table.num_rows == 0:
+            raise UsageError(f"{path}: there are no rows in this file")
+        return datasets.Dataset(table)
+    # pyarrow raises all of these, and `datasets` a KeyError for odd metadata in a Parquet file.
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        raise UsageError(f"{path}: cannot read this file ({one_line(error)})") from error
+
+
+def one_line(error: BaseException) -> str:
+    """A foreign library's message, on one line and not endless."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Decoded lines with their ends. Only a line feed ends a line: U+2028 may stand in a text."""
+    if path.stat().st_size == 0:
+        raise UsageError(f"{path}: the file is empty")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            try:
+                yield line.decode("utf-8")
+            except UnicodeDecodeError:
+                raise UsageError(f"{path}: line {number} is not UTF-8; save the file as UTF-8 text") from None
+
+
+def _read_delimited(
+    path: Path, delimiter: str, quoting: Literal[0, 3], text_columns: Collection[str]
+) -> pa.Table:
+    csv.field_size_limit(_LONGEST_CELL)
+    # Strict, because otherwise a quote that is never closed swallows the rest of the file as one cell.
+    reader = csv.reader(_lines(path), delimiter=delimiter, quoting=quoting, strict=True)
+    rows: list[list[str]] = []
+    try:
+        header = _column_names(path, next((row for row in reader if row), []), delimiter)
+        for row in reader:
+            if len(row) == len(header):
+                rows.append(row)
+            elif row:
+                advice = "quote text that has commas" if delimiter == "," else "check its tabs"
+                raise UsageError(
+                    f"{path}: line {reader.line_num} has {len(row)} field(s), "
+                    f"the header has {len(header)}; {advice}"
+                )
+    except csv.Error as error:
+        raise UsageError(f"{path}: line {reader.line_num} is malformed ({one_line(error)})") from None
+    if not rows:
+        raise UsageError(f"{path}: there is a header but no rows")
+    cells = zip(*rows, strict=True)
+    columns = dict(zip(header, cells, strict=True))
+    return pa.table({name: _typed(column, name in text_columns) for name, column in columns.items()})
+
+
+def _column_names(path: Path, header: list[str], delimiter: str) -> list[str]:
+    if len(header) == 1:
+        for other, word in ((",", "commas"), (";", "semicolons"), ("\t", "tabs")):
+            if other != delimiter and other in header[0]:
+                kind = "CSV: commas" if delimiter == "," else "TSV: tabs"
+                raise UsageError(
+                    f"{path}: the columns are separated by {word}, not as its suffix says ({kind})"
+                )
+    # A blank name is what pandas gives its index; this is the name it reads it back under.
+    names = [name.strip() or f"Unnamed: {position}" for position, name in enumerate(header)]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise UsageError(f"{path}: the header names column {repeated!r} twice")
+    if not names:
+        raise UsageError(f"{path}: the file is empty")
+    return names
+
+
+def _typed(cells: tuple[str, ...], keep_text: bool) -> pa.Array:
+    """Integers or floats where every cell that is not blank is written as one, else the text as it stands."""
+    if not keep_text and any(cells):
+        if all(_INTEGER.fullmatch(cell) for cell in cells if cell):
+            return pa.array([int(cell) if cell else None for cell in cells], pa.int64())
+        if all(_NUMBER.fullmatch(cell) for cell in cells if cell):
+            return pa.array([float(cell) if cell else None for cell in cells], pa.float64())
+    return pa.array(cells, pa.string())
+
+
+def _read_json(path: Path) -> pa.Table:
+    lines = list(_lines(path))
+    first = next((line.lstrip() for line in lines if line.strip()), "")
+    if not first:
+        raise UsageError(f"{path}: the file is empty")
+    records: list[dict[str, Any]] = []
+    parsed: Iterable[tuple[int, Any]]
+    if first.startswith("["):
+        parsed = enumerate(_parse(path, "".join(lines), "the list"), start=1)
+        unit = "record"
+    else:
+        parsed = (
+            (n, _parse(path, line, f"line {n}")) for n, line in enumerate(lines, start=1) if line.strip()
+        )
+        unit = "line"
+    for number, record in parsed:
+        if not isinstance(record, dict):
+            raise UsageError(f'{path}: {unit} {number} is not a record such as {{"text": "...", "label": 0}}')
+        records.append(record)
+    names = dict.fromkeys(name for record in records for name in record)
+    return pa.table({name: _json_column(path, name, [row.get(name) for row in records]) for name in names})
+
+
+def _parse(path: Path, text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{path}: {what} is not JSON ({one_line(error)}); give one record a line or one list of records"
+        ) from None
+
+
+def _json_column(path: Path, name: str, values: list[Any]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
+        kinds = sorted({type(value).__name__ for value in values if value is not None})
+        why = f"it mixes {' and '.join(kinds)}" if len(kinds) > 1 else one_line(error)
+        raise UsageError(f"{path}: column {name!r} cannot be read as one type ({why})") from None
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    if path.stat().st_size == 0:
+        raise UsageError(f"{path}: the file is empty")
+    # Not `read_table`, which makes columns out of `key=value` in the names of the directories above.
+    table = pq.ParquetFile(path).read()
+    for position, field in enumerate(table.schema):
+        # pandas' categories; `datasets` has no feature for them.
+        if pa.types.is_dictionary(field.type):
+            column = table.column(position).cast(field.type.value_type)
+            table = table.set_column(position, field.name, column)
+    return table

@@ -1,0 +1,120 @@
+"""A run's directory: what its files are called, where a new one goes, and how an old one is found again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from capaft.errors import UsageError
+from capaft.settings import did_you_mean
+
+ADAPTER = "adapter.safetensors"
+CONFIG = "run.yaml"
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one run."""
+
+    path: Path
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter file."""
+        return self.path / ADAPTER
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration; `capaft train --config` repeats the run."""
+        return self.path / CONFIG
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON record a line: training steps and evaluations."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """The results, as one JSON document."""
+        return self.path / "results.json"
+
+    @property
+    def plot(self) -> Path:
+        """The loss curve."""
+        return self.path / "loss.png"
+
+    @property
+    def card(self) -> Path:
+        """The model card."""
+        return self.path / "README.md"
+
+    def files(self) -> tuple[Path, ...]:
+        """Everything a run writes."""
+        return (self.adapter, self.config, self.metrics, self.results, self.plot, self.card)
+
+
+def choose(output: str | None, method: str, *, overwrite: bool) -> RunDirectory:
+    """The directory of a new run, not yet made.
+
+    Args:
+        output: what the user asked for; None for the next free `runs/<method>-<n>`.
+        method: canonical name of the method stack.
+        overwrite: replace a run that is there.
+
+    Raises:
+        UsageError: something else is there, or a run that `overwrite` does not cover.
+    """
+    if output is None:
+        count = 1
+        while (RUNS / f"{method}-{count}").exists():
+            count += 1
+        return RunDirectory(RUNS / f"{method}-{count}")
+    path = Path(output).expanduser()
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--output {output} is a file; name a directory that is new or empty")
+    present = sorted(path.iterdir()) if path.is_dir() else []
+    if present and not (path / CONFIG).exists():
+        raise UsageError(
+            f"--output {output} holds something else ({present[0].name}, ...); name a directory that is new or empty"
+        )
+    if present and not overwrite:
+        raise UsageError(f"--output {output} holds a run; name another directory, or replace it with --overwrite")
+    return RunDirectory(path)
+
+
+def clear(run: RunDirectory) -> None:
+    """Make the directory, and remove the files of the run it replaces.
+
+    Raises:
+        UsageError: the directory cannot be made.
+    """
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        for file in run.files():
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output {run.path} cannot be written: {error.strerror or error}") from None
+
+
+def find(given: str) -> tuple[Path, RunDirectory | None]:
+    """The adapter file that RUN means, and its run directory if it has one.
+
+    Args:
+        given: a run directory or an adapter file.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    path = Path(given).expanduser()
+    if path.is_dir():
+        run = RunDirectory(path)
+        if not run.adapter.exists():
+            raise UsageError(f"{given} holds no {ADAPTER}; give the directory of a finished run, or an adapter file")
+        return run.adapter, run
+    if path.is_file():
+        beside = RunDirectory(path.parent)
+        return path, beside if path.name == ADAPTER and beside.config.exists() else None
+    runs = [str(each.parent) for each in sorted(RUNS.glob(f"*/{ADAPTER}"))]
+    hint = did_you_mean(str(path), runs)
+    raise UsageError(f"there is no run or adapter file {given}{hint or '; give a run directory or an adapter file'}")

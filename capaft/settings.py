@@ -1,0 +1,299 @@
+"""One frozen dataclass as flags, environment variables, YAML and help.
+
+`setting` gives a field its help, panel and range; `signature` makes options of the fields, `resolve` reads
+them from every source a user may write to, `dump` writes them. All sources hand over text and one `parse`
+reads it, so that `5e-3` means the same in each. YAML's own types are left aside: it takes `5e-3` for a string
+and `no` for False.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import math
+import re
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+
+from capaft.errors import UsageError
+
+Count = Annotated[int, "count"]
+"""A whole number that may be written 1_000, 50k or 1.5M."""
+
+Check = tuple[str, Callable[[Any], bool]]
+"""The range of a setting: words that complete the sentence "must be ...", and whether a value is in it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Base of the dataclasses that this module reads and writes."""
+
+    def conflicts(self, given: Mapping[str, str]) -> list[str]:
+        """Say what contradicts what, one line each; `given` maps what was set to how it was named."""
+        return []
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def setting(default: Any, help: str, panel: str, *, metavar: str = "", check: Check | None = None) -> Any:
+    """Make a dataclass field that knows its one-sentence help, its help panel, its metavar and its range."""
+    metadata = {"help": help, "panel": panel, "metavar": metavar, "check": check}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _count(text: str) -> int | None:
+    number = Decimal(text.rstrip("kM")) * {"k": 10**3, "M": 10**6}.get(text[-1], 1)
+    return int(number) if number == int(number) else None
+
+
+_TRUE = ("true", "yes", "on", "1")
+# The patterns are narrower than int() and float(), which take 1_0, digits of other scripts, nan and inf.
+_DECIMAL = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
+# For each type: its metavar, what it must be, the pattern of its text, and what makes it of that text.
+_KINDS: dict[Any, tuple[str, str, str, Callable[[str], Any]]] = {
+    str: ("text", "text that is not empty", r"(?s).+", str),
+    Path: ("path", "a path", r"(?s).+", Path),
+    int: ("int", "a whole number", r"[+-]?[0-9]{1,100}", int),
+    Count: ("count", "a whole number such as 50k or 1.5M", r"[0-9][0-9_]{,12}(\.[0-9]{1,12})?[kM]?", _count),
+    float: ("number", "a finite number such as 0.1 or 5e-3", _DECIMAL, float),
+    bool: ("bool", "true or false", r"(?i)true|yes|on|1|false|no|off|0", lambda text: text.lower() in _TRUE),
+}
+
+
+def _required(kind: Any) -> Any:
+    """The type without its `| None`."""
+    if get_origin(kind) in (typing.Union, UnionType):
+        (kind,) = (arg for arg in get_args(kind) if arg is not NoneType)
+    return kind
+
+
+def parse(kind: Any, text: str | Sequence[str]) -> Any:
+    """Understand what a user wrote, wherever they wrote it.
+
+    Args:
+        kind: `str`, `Path`, `int`, `Count`, `float`, `bool`, a `Literal` of strings, a tuple of any number of
+            these, or any of them `| None` (written `none`, `null`, `~` or nothing at all).
+        text: The text; for tuples, either comma separated or a sequence of texts.
+
+    Raises:
+        ValueError: The text does not fit; the message goes on after the name of the setting.
+    """
+    wanted = _required(kind)
+    if wanted != kind and isinstance(text, str) and text.strip().lower() in ("", "none", "null", "~"):
+        return None
+    if get_origin(wanted) is tuple:
+        parts = [part.strip() for part in text.split(",")] if isinstance(text, str) else text
+        return tuple(parse(get_args(wanted)[0], part) for part in parts)
+    if not isinstance(text, str):
+        raise ValueError("must be a single value, got a list")
+    word = text if wanted in (str, Path) else text.strip()
+    if get_origin(wanted) is Literal:
+        if word in get_args(wanted):
+            return word
+        hint = did_you_mean(word.lower(), get_args(wanted))
+        raise ValueError(f"must be one of {', '.join(get_args(wanted))}, got {text!r}{hint}")
+    _, words, pattern, make = _KINDS[wanted]
+    value = make(word) if re.fullmatch(pattern, word) else None
+    if value in (None, math.inf, -math.inf):
+        raise ValueError(f"must be {words}, got {text!r}")
+    return value
+
+
+def did_you_mean(word: str, known: Collection[str], otherwise: str = "", start: str = "") -> str:
+    """End a message with the known word closest to a wrong one, after `start`; else with `otherwise`."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {start}{close[0]}?" if close else otherwise
+
+
+class _Given(NamedTuple):
+    """What a user wrote for a setting, where, and how a message about it begins."""
+
+    name: str
+    text: str | list[str]
+    source: str
+    label: str
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _from_flags(flags: Mapping[str, str | bool | None]) -> list[_Given]:
+    typed = {name: value for name, value in flags.items() if value is not None}
+    labels = {name: _flag(f"no_{name}" if value is False else name) for name, value in typed.items()}
+    return [_Given(name, str(value), labels[name], labels[name]) for name, value in typed.items()]
+
+
+def _from_env(env: Mapping[str, str], names: Collection[str], start: str, errors: list[str]) -> list[_Given]:
+    known, given = [name.upper() for name in names], []
+    for variable in sorted(each for each in env if each.startswith(start)):
+        if (name := variable.removeprefix(start)) in known:
+            given.append(_Given(name.lower(), env[variable], variable, variable))
+        else:
+            errors.append(
+                f"{variable} is not a setting{did_you_mean(name.upper(), known, '; unset it', start)}"
+            )
+    return given
+
+
+def _from_yaml(file: Path, names: Collection[str], errors: list[str]) -> list[_Given]:
+    import yaml
+
+    try:
+        root = yaml.compose(file.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            raise yaml.MarkedYAMLError(problem="not a mapping", problem_mark=root.start_mark)
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}:{mark.line + 1}" if mark else file
+        problem = getattr(error, "strerror", getattr(error, "problem", str(error).split("\n")[0]))
+        errors.append(f"{where}: cannot be read ({problem}); give a file of lines such as lr: 1e-3")
+        return []
+    given: dict[str, _Given] = {}
+    for key, value in root.value if root else []:
+        source, label = f"{file}:{key.start_mark.line + 1}", f"{file}:{key.start_mark.line + 1}: {key.value}"
+        nodes = [key, value] if isinstance(value, yaml.ScalarNode) else [key, *value.value]
+        if not all(isinstance(node, yaml.ScalarNode) for node in nodes):
+            named = label if isinstance(key, yaml.ScalarNode) else f"{source}: a name"
+            errors.append(f"{named} must be one value or a list of values, got something nested")
+        elif (name := key.value.replace("-", "_")) not in names:
+            hint = did_you_mean(name.lower(), names, "; see --help for those there are")
+            errors.append(f"{source}: {key.value!r} is not a setting{hint}")
+        elif name in given:
+            errors.append(f"{label} is set twice, first at {given[name].source}; keep one")
+        else:
+            text = value.value if isinstance(value, yaml.ScalarNode) else [node.value for node in value.value]
+            given[name] = _Given(name, text, source, label)
+    return list(given.values())
+
+
+def resolve(
+    cls: type[S],
+    *,
+    flags: Mapping[str, str | bool | None],
+    environ: Mapping[str, str],
+    file: Path | None = None,
+    prefix: str = "CAPAFT_",
+) -> tuple[S, dict[str, str]]:
+    """Read settings from flags, else the environment, else a YAML file, else the defaults.
+
+    Args:
+        cls: The dataclass to make.
+        flags: Values by field name, as `signature` hands them to a command; None is not given.
+        environ: Variables; those that start with `prefix` must go on with a setting's name in capitals.
+        file: A YAML mapping from names (with `_` or `-`) to values.
+        prefix: What the variables of `cls` start with.
+
+    Returns:
+        The instance, and where each value came from: `--lr`, `CAPAFT_LR`, `run.yaml:3` or `default`.
+
+    Raises:
+        UsageError: Whatever is wrong in any source, also in one that another overrides; one line each.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    kinds = typing.get_type_hints(cls, include_extras=True)
+    errors: list[str] = []
+    written = _from_yaml(file, fields, errors) if file else []
+    typed = _from_env(environ, fields, prefix, errors) + _from_flags(flags)
+    values: dict[str, Any] = {}
+    for name, text, _, label in written + typed:
+        words, holds = fields[name].metadata["check"] or ("", bool)
+        try:
+            value = values[name] = parse(kinds[name], text)
+            if words and value is not None and not holds(value):
+                shown = text.strip() if isinstance(text, str) else ",".join(text)
+                raise ValueError(f"must be {words}, got {shown}")
+        except ValueError as error:
+            errors.append(f"{label} {error}")
+    if errors:
+        raise UsageError("\n".join(errors))
+
+    instance = cls(**values)
+    # A saved file spells out every default, so there a default is not the user's wish; a typed one is.
+    changed = [each for each in written if values[each.name] != fields[each.name].default]
+    if conflicts := instance.conflicts({each.name: each.label for each in changed + typed}):
+        raise UsageError("\n".join(conflicts))
+    return instance, dict.fromkeys(fields, "default") | {each.name: each.source for each in written + typed}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unset:
+    """A default that `--help` shows and that reaches the command as None, as what was not typed.
+
+    Typer calls a default that can be called; to show it, it takes its `str`, or the truth of a switch's.
+    """
+
+    default: Any
+
+    def __call__(self) -> None:
+        return None
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.default)) if isinstance(self.default, tuple) else str(self.default)
+
+    def __bool__(self) -> bool:
+        return bool(self.default)
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    return f"{_metavar(get_args(kind)[0])},..." if get_origin(kind) is tuple else _KINDS[kind][0]
+
+
+def signature(cls: type[Settings]) -> Callable[[Any], Any]:
+    """Decorate a Typer command: options for the fields, after its own, take the place of `**flags`.
+
+    Values stay text, so that `resolve` can report every mistake at once; only booleans are switches.
+    """
+    import typer
+
+    kinds = {name: _required(kind) for name, kind in typing.get_type_hints(cls, include_extras=True).items()}
+
+    def parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
+        kind, option, about = kinds[field.name], _flag(field.name), field.metadata
+        switch = kind is bool
+        info = typer.Option(
+            f"{option}/{_flag(f'no_{field.name}')}" if switch else option,
+            help=about["help"],
+            rich_help_panel=about["panel"],
+            metavar=None if switch else f"<{about['metavar'] or _metavar(kind)}>",
+            autocompletion=(lambda: list(get_args(kind))) if get_origin(kind) is Literal else None,
+        )
+        default = None if field.default is None else _Unset(field.default)
+        hint: Any = bool | None if switch else str | None
+        where = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(field.name, where, default=default, annotation=Annotated[hint, info])
+
+    def decorate(command: Any) -> Any:
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        kept = [each for each in own if each.kind is not inspect.Parameter.VAR_KEYWORD]
+        command.__signature__ = inspect.Signature([*kept, *map(parameter, dataclasses.fields(cls))])
+        return command
+
+    return decorate
+
+
+def dump(instance: Settings) -> str:
+    """Write settings as commented YAML that `resolve` reads back to an equal instance.
+
+    This holds for what `resolve` made; a text such as "none" reads back as None where None is allowed.
+    """
+    import yaml
+
+    entries = []
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        plain = str(value) if isinstance(value, Path) else value
+        flow = None if isinstance(value, tuple) else False
+        # What repr escapes, U+2028 for one, YAML may take for a line break.
+        asis = "\\" not in repr(plain)
+        line = yaml.safe_dump({field.name: plain}, default_flow_style=flow, allow_unicode=asis, width=10**6)
+        entries.append(f"# {field.metadata['help']}\n{line}")
+    return "\n".join(entries)

@@ -1,0 +1,69 @@
+"""Trained numbers in fewer bits: float32, bfloat16, float16, or int8 and int4 with one scale for 128 numbers."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+SaveDtype = Literal["float32", "bfloat16", "float16", "int8", "int4"]
+SAVE_DTYPES: tuple[SaveDtype, ...] = get_args(SaveDtype)
+BLOCK = 128
+SCALE = ".scale"
+
+_FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LEVELS = {"int8": 127, "int4": 7}
+
+
+def encode(name: str, numbers: Tensor, dtype: SaveDtype) -> dict[str, Tensor]:
+    """The stored tensors of one parameter: itself, cast, or flat integers and their block scales.
+
+    Integers are `round(x / scale)` with `scale = absmax / levels` over blocks of 128 numbers in row-major order
+    (levels 127 or 7). int4 keeps two numbers a byte, offset by 8, the earlier one in the low half.
+    """
+    numbers = numbers.detach().float().cpu().contiguous()
+    if dtype in _FLOATS:
+        return {name: numbers.to(_FLOATS[dtype])}
+    flat = numbers.flatten()
+    padded = torch.nn.functional.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
+    scales = padded.abs().amax(1) / _LEVELS[dtype]
+    safe = torch.where(scales > 0, scales, torch.ones_like(scales))
+    levels = (padded / safe[:, None]).round().flatten()[: len(flat)].to(torch.int8)
+    if dtype == "int4":
+        nibbles = torch.nn.functional.pad(levels + 8, (0, len(levels) % 2)).to(torch.uint8).view(-1, 2)
+        return {name: nibbles[:, 0] | nibbles[:, 1] << 4, name + SCALE: scales}
+    return {name: levels, name + SCALE: scales}
+
+
+def layout(name: str, shape: tuple[int, ...], dtype: SaveDtype) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """What :func:`encode` makes of a parameter of that shape: safetensors dtype and shape by tensor name."""
+    count = 1
+    for side in shape:
+        count *= side
+    scales = {name + SCALE: ("F32", (-(-count // BLOCK),))}
+    match dtype:
+        case "float32":
+            return {name: ("F32", shape)}
+        case "bfloat16":
+            return {name: ("BF16", shape)}
+        case "float16":
+            return {name: ("F16", shape)}
+        case "int8":
+            return {name: ("I8", (count,))} | scales
+        case "int4":
+            return {name: ("U8", (-(-count // 2),))} | scales
+
+
+def decode(name: str, stored: dict[str, Tensor], shape: tuple[int, ...], dtype: SaveDtype) -> Tensor:
+    """The parameter, float32, from its stored tensors."""
+    values = stored[name]
+    if dtype in _FLOATS:
+        return values.float()
+    count = 1
+    for side in shape:
+        count *= side
+    if dtype == "int4":
+        values = torch.stack([values & 15, values >> 4], 1).flatten()[:count].to(torch.int8) - 8
+    scales = stored[name + SCALE].repeat_interleave(BLOCK)[:count]
+    return (values.float() * scales).view(shape)

