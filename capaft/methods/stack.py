@@ -61,6 +61,15 @@ class Stack:
         return record
 
 
+def canonical(method: str) -> str:
+    """The full name of a stack: `nola` is `lora+nola`.
+
+    Raises:
+        UsageError: there is no such method, or it does not compose.
+    """
+    return "+".join(_parts(method))
+
+
 def options_of(method: str) -> frozenset[str]:
     """Names of the numbers that a stack has: the keys of its record.
 

@@ -1,0 +1,12 @@
+"""`python -m capaft`, and the `capaft` command."""
+
+from capaft.cli import app
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

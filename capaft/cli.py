@@ -1,0 +1,300 @@
+"""The command line: thin commands that parse, call, and print. Nothing heavy is imported before a command runs.
+
+Results go to stdout and everything else to stderr, so that a script can read the one and a person the other.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from capaft import __version__
+from capaft.config import TrainConfig
+from capaft.errors import CapaftError, UsageError
+from capaft.settings import dump, resolve, signature
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    help="Fine-tune any Hugging Face checkpoint with adapters of a few kilobytes.",
+    epilog="Start with `capaft train`: it needs no model, no data and no network.",
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Run = Annotated[str, typer.Argument(help="A run directory or an adapter file.", metavar="RUN")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Model = Annotated[
+    str | None, typer.Option("--model", help="Base model (default: the one the run or the file names).")
+]
+Rename = Annotated[
+    list[str] | None,
+    typer.Option("--rename", help="Module names that changed since training, as old=new.", metavar="OLD=NEW"),
+]
+AllowMismatch = Annotated[
+    bool, typer.Option("--allow-base-mismatch", help="Use the adapter although the base weights differ.")
+]
+
+
+@app.command(
+    epilog="Examples: `capaft train` · `capaft train --model roberta-base --data glue/sst2 --method nola --k 1024` · "
+    "`capaft train --model ./dir --data reviews.csv --method capaboost`"
+)
+@signature(TrainConfig)
+def train(
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
+    json: Json = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Decide everything, train nothing, and say what would be.")
+    ] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the resolved settings as YAML and stop.")
+    ] = False,
+    **flags: str | bool | None,
+) -> None:
+    """Train an adapter. Without arguments: a real job on an embedded model and data set."""
+    with _reporting() as console:
+        if config is not None and not config.is_file():
+            raise UsageError(f"--config {config}: there is no such file")
+        settings, _ = resolve(TrainConfig, flags=flags, environ=os.environ, file=config)
+        if print_config:
+            print(dump(settings), end="")
+            return
+        _quiet_libraries(console)
+        from capaft import dry_run as dry
+        from capaft.run import execute
+
+        if dry_run:
+            decided = dry.describe(settings, console)
+            print(json_module.dumps(decided) if json else dry.text(decided))
+            return
+        results = execute(settings, console)
+        print(json_module.dumps(results) if json else _summary(results))
+
+
+@app.command(name="eval", epilog="Examples: `capaft eval runs/lora+nola-1` · `capaft eval adapter.safetensors --data test.csv`")
+def evaluate(
+    run: Run,
+    data: Annotated[
+        str | None, typer.Option("--data", help="What to score on (default: the run's validation split).")
+    ] = None,
+    model: Model = None,
+    text_column: Annotated[str | None, typer.Option(help="Column that holds the text.")] = None,
+    pair_column: Annotated[str | None, typer.Option(help="Column that holds the second text.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column that holds the label.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Metric (default: the one it was trained for).")] = None,
+    rename: Rename = None,
+    allow_base_mismatch: AllowMismatch = False,
+    json: Json = False,
+) -> None:
+    """Score a saved adapter."""
+    with _reporting() as console:
+        _quiet_libraries(console)
+        from capaft import scoring
+        from capaft.saved import open_run
+
+        saved = open_run(run, model=model, rename=_pairs(rename), allow_base_mismatch=allow_base_mismatch)
+        chosen = {"text": text_column, "pair": pair_column, "label": label_column}
+        results = scoring.score(saved, data, metric=metric, **chosen)
+        print(
+            json_module.dumps(results)
+            if json
+            else f"{results['metric']} {results['value']:.4f} on {results['examples']} examples"
+        )
+
+
+@app.command(epilog="Example: `capaft merge runs/lora+nola-1 --output merged`")
+def merge(
+    run: Run,
+    output: Annotated[str, typer.Option("--output", help="Directory to write the merged model to.")],
+    model: Model = None,
+    rename: Rename = None,
+    allow_base_mismatch: AllowMismatch = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Write base and adapter as one plain Hugging Face model directory."""
+    with _reporting() as console:
+        _quiet_libraries(console)
+        import time
+
+        from capaft import merged
+        from capaft.saved import open_run
+
+        started = time.perf_counter()
+        saved = open_run(run, model=model, rename=_pairs(rename), allow_base_mismatch=allow_base_mismatch)
+        sites = merged.write(saved, output, overwrite=overwrite)
+        results = {"output": output, "sites": sites, "seconds": round(time.perf_counter() - started, 3)}
+        print(json_module.dumps(results) if json else f"merged {sites} sites into {output}")
+
+
+@app.command(name="inspect-rank", epilog="Example: `capaft inspect-rank runs/lora+nola-1 --plot rank.png`")
+def inspect_rank(
+    run: Run,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the spectra to this PNG file.")] = None,
+    model: Model = None,
+    rename: Rename = None,
+    allow_base_mismatch: AllowMismatch = False,
+    json: Json = False,
+) -> None:
+    """Report the effective rank of each site's update."""
+    with _reporting() as console:
+        _quiet_libraries(console)
+        from capaft import rank, rank_report
+        from capaft.files import write_atomically
+        from capaft.saved import open_run
+
+        saved = open_run(run, model=model, rename=_pairs(rename), allow_base_mismatch=allow_base_mismatch)
+        reports = rank.inspect(saved.model)
+        summary = rank.summarise(reports)
+        if plot:
+            write_atomically(plot, rank_report.draw(reports))
+        if json:
+            print(json_module.dumps({"sites": [r.record() for r in reports], "summary": summary}))
+        else:
+            rank_report.show(reports, summary)
+
+
+@app.command()
+def info(
+    file: Annotated[str, typer.Argument(help="A run directory or an adapter file.", metavar="RUN")],
+    json: Json = False,
+) -> None:
+    """Verify an adapter file and say what it is, without its base model."""
+    with _reporting():
+        from capaft import adapter_file, run_directory
+
+        path, _ = run_directory.find(file)
+        read = adapter_file.read(path)
+        if json:
+            print(json_module.dumps({"path": str(path), "bytes": read.size, "header": read.header}))
+            return
+        header, task = read.header, read.task
+        numbers = sum(t.numel() for name, t in read.tensors.items() if not name.endswith(".scale"))
+        settings = ", ".join(f"{key} {value}" for key, value in header["method"].items() if key != "method")
+        print(f"{path}: {read.size:,} bytes, intact")
+        print(f"method    {header['method']['method']}{f' ({settings})' if settings else ''}")
+        print(f"base      {read.base.name}{f' at {read.base.revision}' if read.base.revision else ''}")
+        print(f"sites     {header['sites']} for {header['targets'] or 'no target'}")
+        print(f"numbers   {numbers:,} as {header['save_dtype']}")
+        print(f"seed      {header['seed']} (seed contract {header['contract']})")
+        if task:
+            print(f"task      {task.name}, {len(task.labels)} labels: {', '.join(task.labels[:12])}")
+
+
+@app.command()
+def methods(json: Json = False) -> None:
+    """List the methods and what they compose with."""
+    with _reporting():
+        from capaft import method_table
+
+        print(json_module.dumps(method_table.rows()) if json else method_table.text())
+
+
+@app.command()
+def env(json: Json = False) -> None:
+    """Print the versions and the device that a run would use."""
+    with _reporting():
+        import platform
+        from importlib.metadata import version
+
+        import torch
+
+        names = ("torch", "transformers", "accelerate", "datasets", "safetensors", "numpy", "typer", "rich")
+        found = {"capaft": __version__, "python": platform.python_version(), "platform": platform.platform()}
+        found |= {name: version(name) for name in names}
+        found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        found["threads"] = str(torch.get_num_threads())
+        print(json_module.dumps(found) if json else "\n".join(f"{k:14}{v}" for k, v in found.items()))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Fine-tune any Hugging Face checkpoint with adapters of a few kilobytes."""
+
+
+@contextmanager
+def _reporting() -> Iterator[Console]:
+    """Turns what is raised on purpose into one line on stderr and an exit code."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    try:
+        yield console
+        sys.stdout.flush()
+    except CapaftError as error:
+        prefix = "stopped" if error.exit_code == 130 else "error"
+        for line in str(error).splitlines():
+            console.print(f"{prefix}: {line}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        console.print("stopped: interrupted", highlight=False)
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        # The reader of stdout has gone, as in `capaft info RUN | head -1`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+
+
+def _quiet_libraries(console: Console) -> None:
+    """Keep the libraries' own reports off the screen, and show warnings as lines."""
+    import logging
+    import warnings
+
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, UserWarning) and not issubclass(category, (FutureWarning, DeprecationWarning)):
+            console.print(f"warning: {message}", highlight=False, markup=False, soft_wrap=True)
+
+    warnings.showwarning = show
+    for name in ("huggingface_hub", "datasets", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _pairs(renames: list[str] | None) -> dict[str, str]:
+    """`["old=new", ...]` as a dictionary."""
+    pairs = {}
+    for each in renames or []:
+        old, equals, new = each.partition("=")
+        if not (old and equals and new):
+            raise UsageError(f"--rename {each} must be old=new")
+        pairs[old] = new
+    return pairs
+
+
+def _summary(results: dict[str, Any]) -> str:
+    """What a person wants to read when a run is over."""
+    before = "" if results["baseline"] is None else f", up from {results['baseline']:.4f} with the base frozen"
+    lines = [
+        f"{results['metric']} {results['value']:.4f}{before}",
+        f"{results['trainable_parameters']:,} trained numbers ({results['adapter_parameters']:,} of the adapter, "
+        f"{results['head_parameters']:,} of the head) in {results['adapter_bytes']:,} bytes",
+        f"{results['seconds']:.0f} s, {results['examples_per_second']:.0f} examples/s, "
+        f"peak memory {results['peak_memory_bytes'] / 2**20:.0f} MiB",
+        "next:",
+        *(f"  {command}" for command in results["next"]),
+    ]
+    return "\n".join(lines)

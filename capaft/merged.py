@@ -1,0 +1,78 @@
+"""A merged model as a plain Hugging Face directory that needs nothing of capaft."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from capaft.errors import TrainingError, UsageError
+from capaft.files import write_atomically
+from capaft.merge import merge
+from capaft.saved import Saved
+
+
+def write(saved: Saved, output: str, *, overwrite: bool = False) -> int:
+    """Merge the adapter and write weights, configuration with labels, tokenizer and a model card.
+
+    The directory is written beside its place and renamed, so it is there whole or not at all.
+
+    Args:
+        saved: the opened run; its model is merged in place.
+        output: the directory to write.
+        overwrite: replace a model that is there.
+
+    Returns:
+        How many sites were merged.
+
+    Raises:
+        UsageError: the directory holds something else, or a weight cannot be merged into.
+        TrainingError: the disk is full or cannot be written.
+    """
+    path = Path(output).expanduser()
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--output {output} is a file; name a directory that is new or empty")
+    present = sorted(path.iterdir()) if path.is_dir() else []
+    if present and not (overwrite and (path / "config.json").exists()):
+        hint = "or replace the model in it with --overwrite" if (path / "config.json").exists() else ""
+        raise UsageError(f"--output {output} holds something else; name a directory that is new or empty {hint}".strip())
+    count = merge(saved.model)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            aside.chmod(0o755)
+            saved.model.save_pretrained(aside)  # type: ignore[operator]
+            saved.base.tokenizer.save_pretrained(aside)
+            write_atomically(aside / "README.md", _card(saved))
+            if path.exists():
+                shutil.rmtree(path)
+            aside.rename(path)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise TrainingError(f"cannot write {output}: {error.strerror or error}; nothing was left there") from None
+    return count
+
+
+def _card(saved: Saved) -> str:
+    method = saved.file.header["method"]["method"]
+    base = saved.file.base.name or "an unnamed base model"
+    return f"""---
+library_name: transformers
+base_model: {base}
+pipeline_tag: {saved.task.name}
+---
+
+# {base}, fine-tuned and merged
+
+The weights of {base} with a {method} adapter added by capaft. It loads with transformers alone:
+
+```python
+from transformers import AutoModelForSequenceClassification
+
+model = AutoModelForSequenceClassification.from_pretrained("path/to/this/directory")
+```
+
+Labels: {", ".join(saved.task.labels)}.
+"""

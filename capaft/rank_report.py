@@ -1,0 +1,82 @@
+"""The rank report as a table for people and as a plot."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from capaft.rank import SiteRank
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(spectrum: tuple[float, ...]) -> str:
+    """Singular values, descending, as bars relative to the largest; at most 32 of them."""
+    largest = max(spectrum, default=0.0)
+    if largest <= 0:
+        return "·" * min(len(spectrum), 32)
+    return "".join(BARS[min(7, int(8 * value / largest))] for value in spectrum[:32])
+
+
+def show(reports: list[SiteRank], summary: dict[str, Any]) -> None:
+    """Print the report on stdout."""
+    console = Console()
+    if not console.is_terminal:
+        # No screen to fit: every column in full, so that the lines can be searched.
+        console = Console(width=200)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("site", overflow="fold")
+    for name in ("rank", "hidden", "numerical", "effective", "stable", "top-r", "|dW|", "|dW|/|W|"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("spectrum", no_wrap=True)
+    for r in reports:
+        table.add_row(
+            r.site,
+            str(r.rank),
+            str(r.hidden_width),
+            str(r.numerical_rank),
+            f"{r.effective_rank:.2f}",
+            f"{r.stable_rank:.2f}",
+            f"{r.top_r_energy:.4f}",
+            f"{r.delta_norm:.3g}",
+            f"{r.relative_norm:.3g}",
+            sparkline(r.spectrum),
+        )
+    console.print(table)
+    console.print(
+        f"{summary['sites']} sites: numerical rank {summary['min_numerical_rank']} to "
+        f"{summary['max_numerical_rank']}, mean effective rank {summary['mean_effective_rank']:.2f}, "
+        f"mean stable rank {summary['mean_stable_rank']:.2f}, mean |dW|/|W| {summary['mean_relative_norm']:.3g}",
+        highlight=False,
+    )
+
+
+def draw(reports: list[SiteRank]) -> bytes:
+    """A PNG: the spectrum of every site, relative to its largest value, and the effective ranks."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.5), dpi=120, layout="constrained")
+    spectra, ranks = figure.subplots(1, 2)
+    for r in reports:
+        largest = max(r.spectrum, default=0.0) or 1.0
+        spectra.semilogy(range(1, len(r.spectrum) + 1), [max(v / largest, 1e-12) for v in r.spectrum], alpha=0.5)
+    spectra.set_ylim(bottom=1e-6)
+    spectra.set_xlabel("singular value")
+    spectra.set_ylabel("relative to the largest")
+    spectra.set_title("spectrum of dW, one line a site")
+    ranks.barh(range(len(reports)), [r.effective_rank for r in reports], color="tab:blue")
+    for width, style, label in (
+        (reports[0].rank, ":", "configured rank"),
+        (reports[0].hidden_width, "--", "hidden width"),
+    ):
+        ranks.axvline(width, color="tab:gray", linestyle=style, label=label)
+    ranks.set_yticks(range(len(reports)), [r.site for r in reports], fontsize=6)
+    ranks.invert_yaxis()
+    ranks.set_xlabel("effective rank")
+    ranks.legend(frameon=False, fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,73 @@
+"""One run, from its configuration to the files it leaves."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+from rich.console import Console
+
+from capaft import baseline, card, job, run_directory
+from capaft.config import TrainConfig
+from capaft.files import write_atomically
+from capaft.methods.stack import canonical
+from capaft.settings import dump
+from capaft.train import train
+
+
+def execute(config: TrainConfig, console: Console) -> dict[str, Any]:
+    """Train, and write the run directory.
+
+    Returns:
+        The results, as `results.json` holds them.
+
+    Raises:
+        UsageError: the configuration or the data cannot be used; nothing was written.
+        TrainingError: the run could not go on; the best adapter so far is on disk.
+    """
+    run = run_directory.choose(config.output, canonical(config.method), overwrite=config.overwrite)
+    decided = job.prepare(config, lambda line: console.print(line, highlight=False, markup=False))
+    adapter_numbers, own_numbers = decided.adapter_numbers, decided.own_numbers
+    run_directory.clear(run)
+    # Where a run went is not part of how to repeat it.
+    repeatable = replace(job.settled(config, decided), output=None, overwrite=False)
+    write_atomically(run.config, dump(repeatable))
+    before = None
+    if decided.baseline:
+        started = time.perf_counter()
+        before = baseline.score(
+            decided.task, decided.base, decided.train, decided.validation, config.eval_batch_size
+        )
+        console.print(
+            f"before {decided.task.metric} {before:.4f} with a head fitted on the frozen base "
+            f"({time.perf_counter() - started:.0f} s)",
+            highlight=False,
+        )
+    outcome = train(decided, config, run, console)
+    results = {
+        "output": str(run.path),
+        "model": decided.base.base.name,
+        "data": decided.data,
+        "method": decided.plan.stack.method,
+        "metric": decided.task.metric,
+        "value": outcome.value,
+        "baseline": before,
+        "trainable_parameters": adapter_numbers + own_numbers,
+        "adapter_parameters": adapter_numbers,
+        "head_parameters": own_numbers,
+        **{key: value for key, value in asdict(outcome).items() if key != "value"},
+        "seed": config.seed,
+        "labels": list(decided.task.labels),
+        "next": [
+            f"capaft eval {run.path}",
+            f"capaft merge {run.path} --output {run.path}/merged",
+            f"capaft inspect-rank {run.path}",
+        ],
+    }
+    if decided.plan.stack.host is None:
+        results["next"].pop()
+    write_atomically(run.results, json.dumps(results, indent=2) + "\n")
+    write_atomically(run.card, card.write(results, f"capaft train --config {run.config}"))
+    return results

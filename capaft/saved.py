@@ -1,0 +1,85 @@
+"""A finished adapter, opened again: its base model, with the adapter attached, and its task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from capaft import adapter_file, run_directory
+from capaft.adapter_file import AdapterFile
+from capaft.base_model import BaseModel
+from capaft.config import TrainConfig
+from capaft.errors import UsageError
+from capaft.run_directory import RunDirectory
+from capaft.settings import resolve
+from capaft.tasks.text_classification import TextClassification
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An adapter on its base model.
+
+    Attributes:
+        file: the adapter file, read and verified.
+        run: the run directory it lies in, if any.
+        config: the run's configuration, if it lies in a run directory.
+        task: its task.
+        base: the base model, with the adapter attached.
+    """
+
+    file: AdapterFile
+    run: RunDirectory | None
+    config: TrainConfig | None
+    task: TextClassification
+    base: BaseModel
+
+    @property
+    def model(self) -> nn.Module:
+        """The model with the adapter attached, in evaluation mode."""
+        return self.base.model
+
+
+def open_run(
+    given: str,
+    *,
+    model: str | None = None,
+    rename: dict[str, str] | None = None,
+    allow_base_mismatch: bool = False,
+) -> Saved:
+    """Open a run directory or an adapter file.
+
+    Args:
+        given: what the user named.
+        model: the base model; by default the run's, or the one the file names.
+        rename: see :func:`capaft.adapter_file.load`.
+        allow_base_mismatch: see :func:`capaft.adapter_file.load`.
+
+    Raises:
+        UsageError: there is nothing there, or the base model cannot be loaded.
+        AdapterFileError: the file is damaged, or belongs to another model.
+    """
+    path, run = run_directory.find(given)
+    file = adapter_file.read(path)
+    record = file.task
+    if record is None or record.name != TextClassification.name:
+        raise UsageError(f"{path} was not trained for {TextClassification.name}; open it with capaft.load in Python")
+    config = _config(run.config) if run else None
+    named = model or (config.model if config else file.base.name)
+    if named is None and config is None:
+        raise UsageError(f"{path} does not name its base model; pass --model")
+    task = TextClassification(record.labels, record.max_length, record.metric)
+    base = task.load_model(
+        named,
+        seed=file.header["seed"],
+        revision=None if model else file.base.revision,
+        trust_remote_code=config.trust_remote_code if config else False,
+    )
+    adapter_file.load(base.model, file, rename=rename, allow_base_mismatch=allow_base_mismatch)
+    base.model.eval()
+    return Saved(file, run, config, task, base)
+
+
+def _config(path: Path) -> TrainConfig:
+    return resolve(TrainConfig, flags={}, environ={}, file=path)[0]
