@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from capaft.adapter_file import load as load
     from capaft.adapter_file import save as save
     from capaft.attach import adapters as adapters
-    from capaft.attach import attach as attach  # type: ignore[assignment]
+    from capaft.attach import attach as attach
     from capaft.attach import detach as detach
     from capaft.attach import disabled as disabled
-    from capaft.merge import merge as merge  # type: ignore[assignment]
+    from capaft.merge import merge as merge
 
 __version__ = "0.1.0"
 
@@ -36,7 +36,7 @@ _HOME = {
     "merge": "merge",
     "save": "adapter_file",
 }
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

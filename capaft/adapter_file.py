@@ -247,9 +247,7 @@ def _plan(model: nn.Module, file: AdapterFile, rename: dict[str, str] | None) ->
         stack = parse(**header["method"])
         head = [key.removeprefix(HEAD) for key in file.tensors if key.startswith(HEAD)]
         head = [key for key in head if not key.endswith(SCALE)]
-        decided = plan(
-            model, stack, targets=header["targets"], seed=header["seed"], head=head, rename=rename
-        )
+        decided = plan(model, stack, targets=header["targets"], seed=header["seed"], head=head, rename=rename)
     except (UsageError, ValueError) as error:
         raise AdapterFileError(
             f"{file.path} does not fit {type(model).__name__}: {error}; pass the --model it was trained on"
@@ -385,5 +383,11 @@ def _header_digest(header: dict[str, Any]) -> str:
 
 
 def _dtype_name(tensor: Tensor) -> str:
-    names = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int8: "I8", torch.uint8: "U8"}
+    names = {
+        torch.float32: "F32",
+        torch.bfloat16: "BF16",
+        torch.float16: "F16",
+        torch.int8: "I8",
+        torch.uint8: "U8",
+    }
     return names.get(tensor.dtype, str(tensor.dtype))

@@ -191,9 +191,7 @@ def detach(model: nn.Module, name: str = "default") -> Adapter:
 def adapters(model: nn.Module) -> dict[str, Adapter]:
     """The adapters on a model, by name."""
     return {
-        child.removeprefix(_PREFIX): module
-        for child, module in model.named_children()
-        if isinstance(module, Adapter)
+        child.removeprefix(_PREFIX): module for child, module in model.named_children() if isinstance(module, Adapter)
     }
 
 
@@ -237,6 +235,7 @@ class Adapter(nn.Module):
         self.plan = decided
         self.enabled = True
         self.numbers = nn.ParameterDict()
+        # By role, the map of each group, in the order of the plan.
         self.expansions = nn.ModuleDict()
         self.handles: list[Any] = []
         self._rows: dict[str, list[tuple[int, list[int]]]] = {}
@@ -256,20 +255,26 @@ class Adapter(nn.Module):
                 for start, (_, sites) in zip(starts, groups, strict=True)
             ]
         self._frozen: dict[str, bool] = {}
+        self._current: list[Factors] | None = None
+        self._kept: dict[bool, tuple[list[Factors], list[Tensor], torch.dtype]] = {}
         self._unfired: set[int] | None = set(range(len(decided.sites)))
-        self._forget()
 
     def expand(self, dtype: torch.dtype = torch.float32) -> list[Factors]:
         """Every site's factors, in the order of the plan's sites, differentiable in the numbers."""
         found: list[list[Tensor]] = [[] for _ in self.plan.sites]
         for role, groups in self._rows.items():
             start = 0
-            for expansion, (rows, positions) in zip(self.expansions[role], groups, strict=True):
+            for expansion, (rows, positions) in zip(self._maps(role), groups, strict=True):
                 wide = expansion(self.numbers[role][start : start + rows]).to(dtype)
                 start += rows
                 for position, factor in zip(positions, wide.unbind(0), strict=True):
                     found[position].append(factor)
         return [tuple(factors) for factors in found]
+
+    def _maps(self, role: str) -> nn.ModuleList:
+        maps = self.expansions[role]
+        assert isinstance(maps, nn.ModuleList)
+        return maps
 
     def products(self) -> Iterator[tuple[Site, Tensor, Tensor]]:
         """Each site's update as `dW = left @ right`, float32, scale included."""
@@ -361,13 +366,12 @@ class Adapter(nn.Module):
         self._kept[torch.is_grad_enabled()] = (factors, copies, dtype)
 
     def _forget(self) -> None:
-        self._current: list[Factors] | None = None
-        self._kept: dict[bool, tuple[list[Factors], list[Tensor], torch.dtype]] = {}
+        self._current = None
+        self._kept = {}
 
     def _compute_dtype(self, model: nn.Module) -> torch.dtype:
         """The dtype that the sites compute in, so that all factors are cast at once."""
-        module = model.get_submodule(self.plan.sites[0].module)
-        weight = module.weight
+        weight: Any = model.get_submodule(self.plan.sites[0].module).weight
         if torch.is_autocast_enabled(weight.device.type):
             return torch.get_autocast_dtype(weight.device.type)
         return weight.dtype if weight.is_floating_point() else torch.float32

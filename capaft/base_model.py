@@ -28,7 +28,7 @@ class BaseModel:
         head: canonical names of the head's parameters, which are trained as they are.
     """
 
-    model: nn.Module
+    model: Any
     tokenizer: Any
     base: Base
     head: tuple[str, ...]
@@ -82,7 +82,9 @@ def load(
     new = {canonical(model, key) for key in (*report["missing_keys"], *mismatched)}
     parameters = [canonical(model, key) for key, _ in model.named_parameters()]
     inside = backbone(model)
-    outside = {canonical(model, k) for k, _ in model.named_parameters() if not k.startswith(inside)} if inside else set()
+    outside = (
+        {canonical(model, k) for k, _ in model.named_parameters() if not k.startswith(inside)} if inside else set()
+    )
     initialise(model, (key for key in parameters if key in new), seed)
     head = tuple(key for key in parameters if key in new | outside)
     return BaseModel(model, tokenizer, Base(name or demo.MODEL_NAME, revision), head)

@@ -65,6 +65,11 @@ class Hadamard(Basis):
     would coincide on the first N/2 rows up to sign, and lose rank when n is cut near N/2.
     """
 
+    columns: Tensor
+    signs: Tensor
+    left: Tensor
+    right: Tensor
+
     def __init__(self, streams: Sequence[Streams], n: int, k: int) -> None:
         super().__init__(streams, n, k)
         size = self.transform_size(n, k)
@@ -104,9 +109,7 @@ class Hadamard(Basis):
 
     def adjoint(self, gradient: Tensor) -> Tensor:
         """See :meth:`Basis.adjoint`. A Hadamard matrix is symmetric, so the transform is its own adjoint."""
-        padded = nn.functional.pad(
-            gradient * self.signs, (0, self.left.shape[0] * self.right.shape[0] - self.n)
-        )
+        padded = nn.functional.pad(gradient * self.signs, (0, self.left.shape[0] * self.right.shape[0] - self.n))
         return self._transform(padded).gather(1, self.columns) * self.scale
 
     def _transform(self, vectors: Tensor) -> Tensor:
@@ -124,6 +127,8 @@ class Uniform(Basis):
     RESIDENT_BYTES = 256 * 2**20
     BLOCK_ENTRIES = 2**22
     MAX_ENTRIES = 2**32
+
+    resident: Tensor | None
 
     def __init__(self, streams: Sequence[Streams], n: int, k: int) -> None:
         super().__init__(streams, n, k)
@@ -179,6 +184,10 @@ class Uniform(Basis):
 
 class Group(Basis):
     """Entry i takes coefficient `group(i)` times a sign, over the square root of the group's size: an isometry."""
+
+    groups: Tensor
+    signs: Tensor
+    scales: Tensor
 
     def __init__(self, streams: Sequence[Streams], n: int, k: int) -> None:
         super().__init__(streams, n, k)

@@ -33,9 +33,7 @@ app = typer.Typer(
 
 Run = Annotated[str, typer.Argument(help="A run directory or an adapter file.", metavar="RUN")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Model = Annotated[
-    str | None, typer.Option("--model", help="Base model (default: the one the run or the file names).")
-]
+Model = Annotated[str | None, typer.Option("--model", help="Base model (default: the one the run or the file names).")]
 Rename = Annotated[
     list[str] | None,
     typer.Option("--rename", help="Module names that changed since training, as old=new.", metavar="OLD=NEW"),
@@ -81,7 +79,10 @@ def train(
         print(json_module.dumps(results) if json else _summary(results))
 
 
-@app.command(name="eval", epilog="Examples: `capaft eval runs/lora+nola-1` · `capaft eval adapter.safetensors --data test.csv`")
+@app.command(
+    name="eval",
+    epilog="Examples: `capaft eval runs/lora+nola-1` · `capaft eval adapter.safetensors --data test.csv`",
+)
 def evaluate(
     run: Run,
     data: Annotated[

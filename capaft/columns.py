@@ -73,9 +73,7 @@ def recognise(
     """
     kinds = {name: _kind(feature) for name, feature in dataset.features.items()}
     _check_given(dataset, kinds, {"text": text, "pair": pair, "label": label})
-    free = {
-        name: kind for name, kind in kinds.items() if not _is_id(name) and name not in (text, pair, label)
-    }
+    free = {name: kind for name, kind in kinds.items() if not _is_id(name) and name not in (text, pair, label)}
     if label is None:
         label = _by_name(dataset, "label", free, _LABELS)
         free.pop(label or "", None)
@@ -100,9 +98,7 @@ def labels(train: datasets.Dataset, columns: Columns) -> list[str]:
     names = _class_names(train, columns)
     present = set(names)
     if len(present) == 1:
-        raise UsageError(
-            f"every label in column {columns.label!r} is {names[0]!r}; give rows of two classes or more"
-        )
+        raise UsageError(f"every label in column {columns.label!r} is {names[0]!r}; give rows of two classes or more")
     feature = train.features[columns.label]
     if isinstance(feature, datasets.ClassLabel):
         return list(feature.names)
@@ -147,9 +143,7 @@ def texts(dataset: datasets.Dataset, columns: Columns) -> tuple[list[str], list[
     second = None if columns.pair is None else _values(dataset, columns.pair)
     for name, column in ((columns.text, first), (columns.pair, second)):
         if column is not None and None in column:
-            raise UsageError(
-                f"row {column.index(None) + 1}: no text in column {name!r}; fill it in or drop the row"
-            )
+            raise UsageError(f"row {column.index(None) + 1}: no text in column {name!r}; fill it in or drop the row")
     return first, second
 
 
@@ -173,9 +167,7 @@ def _check_given(dataset: datasets.Dataset, kinds: dict[str, str], given: dict[s
             raise UsageError(f"{option}: there is no such column{hint}; the columns are {_listed(dataset)}")
         if kinds[name] == _OTHER or (role != "label" and kinds[name] != _TEXT):
             wanted = "one value a row" if role == "label" else "text"
-            raise UsageError(
-                f"{option}: this column does not hold {wanted}; the columns are {_listed(dataset)}"
-            )
+            raise UsageError(f"{option}: this column does not hold {wanted}; the columns are {_listed(dataset)}")
     if len(set(names.values())) < len(names):
         options = ", ".join(f"--{role}-column {name}" for role, name in names.items())
         raise UsageError(f"{options}: name a different column with each option")
@@ -231,9 +223,7 @@ def _like_classes(dataset: datasets.Dataset, name: str) -> bool:
 
 def _ask(dataset: datasets.Dataset, role: str, why: str) -> NoReturn:
     option = "--text-column (and --pair-column for pairs)" if role == "text" else "--label-column"
-    raise UsageError(
-        f"cannot tell which column is the {role} ({why}); choose with {option} among {_listed(dataset)}"
-    )
+    raise UsageError(f"cannot tell which column is the {role} ({why}); choose with {option} among {_listed(dataset)}")
 
 
 def _class_names(dataset: datasets.Dataset, columns: Columns) -> list[str]:
@@ -242,9 +232,7 @@ def _class_names(dataset: datasets.Dataset, columns: Columns) -> list[str]:
     kind = _kind(feature)
     values = _values(dataset, columns.label)
     if kind in (_INTEGER, _CLASS) and values and set(values) == {-1}:
-        raise UsageError(
-            f"every label in column {columns.label!r} is -1, which marks rows whose label is withheld"
-        )
+        raise UsageError(f"every label in column {columns.label!r} is -1, which marks rows whose label is withheld")
     names = []
     for row, value in enumerate(values):
         # NaN is the value that differs from itself.

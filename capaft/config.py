@@ -31,19 +31,13 @@ class TrainConfig(Settings):
     model: str | None = _source(
         None, "Base model, as a directory or a hub id (default: the embedded demo).", metavar="dir|id"
     )
-    revision: str | None = _source(
-        None, "Branch, tag or commit of a base model from the hub (default: its main one)."
-    )
-    trust_remote_code: bool = _source(
-        False, "Run Python code that the model's or the data's repository brings."
-    )
+    revision: str | None = _source(None, "Branch, tag or commit of a base model from the hub (default: its main one).")
+    trust_remote_code: bool = _source(False, "Run Python code that the model's or the data's repository brings.")
     data: str | None = _source(
         None, "Data set, as a file, a directory or a hub id (default: the embedded demo).", metavar="path|id"
     )
     text_column: str | None = _source(None, "Column that holds the text (default: found by name and type).")
-    pair_column: str | None = _source(
-        None, "Column that holds the second text of a pair (default: found by name)."
-    )
+    pair_column: str | None = _source(None, "Column that holds the second text of a pair (default: found by name).")
     label_column: str | None = _source(None, "Column that holds the label (default: found by name and type).")
     validation_split: float = _source(
         0.1,
@@ -70,9 +64,7 @@ class TrainConfig(Settings):
         metavar="int[,int]",
         check=("one or two whole numbers of at least 1", lambda k: len(k) in (1, 2) and min(k) >= 1),
     )
-    basis: Literal["uniform", "hadamard", "group"] = _method(
-        "hadamard", "Random basis: the paper's, or a fast one."
-    )
+    basis: Literal["uniform", "hadamard", "group"] = _method("hadamard", "Random basis: the paper's, or a fast one.")
     copies: int = _method(2, "Masked copies of a factor that CapaBoost uses.", check=_at_least(1))
     density: float = _method(
         0.5,
@@ -98,23 +90,17 @@ class TrainConfig(Settings):
         None, "Passes over the training data (default: set by the method).", check=_at_least(1)
     )
     batch_size: int = _optimisation(16, "Examples in an optimiser step.", check=_at_least(1))
-    lr: float | None = _optimisation(
-        None, "Peak learning rate (default: set by the method).", check=_POSITIVE
-    )
+    lr: float | None = _optimisation(None, "Peak learning rate (default: set by the method).", check=_POSITIVE)
     head_lr: float | None = _optimisation(
         None, "Peak learning rate of the head (default: set by the method).", check=_POSITIVE
     )
-    warmup: float = _optimisation(
-        0.06, "Share of the steps in which the learning rate rises.", check=_FRACTION
-    )
+    warmup: float = _optimisation(0.06, "Share of the steps in which the learning rate rises.", check=_FRACTION)
     weight_decay: float = _optimisation(0.0, "Decoupled weight decay.", check=_at_least(0))
     schedule: Literal["linear", "cosine", "constant"] = _optimisation(
         "linear", "Course of the learning rate after the warm-up."
     )
     clip: float = _optimisation(1.0, "Largest norm of the gradient; 0 leaves it alone.", check=_at_least(0))
-    label_smoothing: float = _optimisation(
-        0.0, "Share of the target spread over all labels.", check=_FRACTION
-    )
+    label_smoothing: float = _optimisation(0.0, "Share of the target spread over all labels.", check=_FRACTION)
 
     metric: str | None = _evaluation(None, "Metric that picks the best epoch (default: set by the task).")
     baseline: bool | None = _evaluation(

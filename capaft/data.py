@@ -65,6 +65,12 @@ def load(
     return datasets.DatasetDict({TRAIN: train, VALIDATION: validation})
 
 
+def sample(rows: datasets.Dataset, count: int, seed: int) -> datasets.Dataset:
+    """A seeded sample of `count` rows, in their original order."""
+    chosen = rng.permutation(rng.fold_in(seed, "", "data", "sample"), len(rows))[:count]
+    return rows.select(np.sort(chosen))
+
+
 def load_evaluation(spec: str, *, revision: str | None = None) -> datasets.Dataset:
     """Load the rows to score a model on: the validation split if the source has one, else all its rows.
 
@@ -91,9 +97,7 @@ def _open(spec: str, revision: str | None) -> dict[str, datasets.Dataset]:
         except OSError as error:
             raise UsageError(f"{spec}: cannot read this ({one_line(error)})") from error
     if spec.startswith((".", "/", "~")) or path.suffix.lower() in SUFFIXES or not _HUB_ID.fullmatch(spec):
-        raise UsageError(
-            f"{spec!r}: no such file or directory{_similar(path)}; give an existing one with --data"
-        )
+        raise UsageError(f"{spec!r}: no such file or directory{_similar(path)}; give an existing one with --data")
     return _fetch(spec, revision)
 
 
@@ -136,9 +140,7 @@ def _read_shards(role: str, files: list[Path], text_columns: tuple[str, ...]) ->
     """The files of one split, which may differ in their numbers only (`train-00000-of-00002.parquet`)."""
     if len({re.sub(r"\d+", "#", file.name) for file in files}) > 1:
         names = ", ".join(file.name for file in files)
-        raise UsageError(
-            f"{files[0].parent}: several files could be the {role} split: {names}; keep one of them"
-        )
+        raise UsageError(f"{files[0].parent}: several files could be the {role} split: {names}; keep one of them")
     first = read(files[0], text_columns)
     rest = [read(file, _text_columns(first)) for file in files[1:]]
     for file, shard in zip(files[1:], rest, strict=True):
@@ -184,9 +186,7 @@ def _fetch(spec: str, revision: str | None) -> dict[str, datasets.Dataset]:
             f"{spec!r} is not on this machine{_similar(Path(spec))}, and capaft cannot reach the Hugging "
             "Face hub to fetch it; pass a local file or directory with --data"
         )
-    raise UsageError(
-        f"the Hugging Face hub does not give {spec!r} ({failure}); check the id given with --data"
-    )
+    raise UsageError(f"the Hugging Face hub does not give {spec!r} ({failure}); check the id given with --data")
 
 
 @contextmanager
@@ -231,9 +231,7 @@ def _unlabelled(test: datasets.Dataset, train: datasets.Dataset | None) -> bool:
     return any(test.unique(name) == [-1] for name in integers)
 
 
-def _cut(
-    spec: str, rows: datasets.Dataset, share: float, seed: int
-) -> tuple[datasets.Dataset, datasets.Dataset]:
+def _cut(spec: str, rows: datasets.Dataset, share: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Training and validation rows, both in their old order."""
     if not 0 < share < 1:
         raise UsageError(f"--validation-split must lie between 0 and 1, got {share}")

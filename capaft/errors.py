@@ -23,7 +23,7 @@ class TrainingError(CapaftError):
     """A run that had started could not go on (NaN loss, out of memory, a full disk)."""
 
 
-class Interrupted(CapaftError):
+class Interrupted(CapaftError):  # noqa: N818 - an interruption is not an error
     """Ctrl-C: the run saved what it had and stopped."""
 
     exit_code = 130

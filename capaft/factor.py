@@ -84,9 +84,7 @@ class Copies:
             owner = rng.buckets(streams.key("mask.partition"), factor.size, self.copies)
             return owner == np.arange(self.copies)[:, None]
         kept = self.kept(factor.size)
-        return np.stack(
-            [rng.subset(streams.key(f"mask.{j}"), factor.size, kept) for j in range(self.copies)]
-        )
+        return np.stack([rng.subset(streams.key(f"mask.{j}"), factor.size, kept) for j in range(self.copies)])
 
     def words_used(self, n: int) -> dict[str, int]:
         """How many words of each purpose's stream the masks of one factor of n numbers read."""
@@ -180,6 +178,8 @@ class Dense(nn.Module):
         kept: flat positions, over all sites, of the entries that some mask keeps; None for all.
     """
 
+    kept: Tensor | None
+
     def __init__(self, kept: Tensor | None) -> None:
         super().__init__()
         self.register_buffer("kept", kept, persistent=False)
@@ -203,6 +203,8 @@ class Seeded(nn.Module):
         basis: G.
         theta0: `(S, n)`, or None where it is zero.
     """
+
+    theta0: Tensor | None
 
     def __init__(self, basis: Basis, theta0: Tensor | None) -> None:
         super().__init__()
@@ -229,6 +231,8 @@ class MaskedCopies(nn.Module):
         factor: the factor that is copied.
         masks: `(S, d, n)`.
     """
+
+    masks: Tensor
 
     def __init__(self, factor: Factor, masks: NDArray[np.bool_]) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from capaft import budget, columns, data, demo
 from capaft.attach import Plan, plan
@@ -13,6 +14,9 @@ from capaft.config import TrainConfig
 from capaft.methods.stack import Stack, parse
 from capaft.recipe import recipe
 from capaft.tasks.text_classification import Features, TextClassification
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
 
 DEMO_DATA = "demo"
 
@@ -99,7 +103,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     say(f"       {found.describe()}; {len(labels)} classes")
     if cut := train.truncated + validation.truncated:
         say(f"       {cut} examples are longer than {config.max_length} tokens and are cut (--max-length)")
-    placing = {"targets": config.target_modules, "seed": config.seed, "head": base.head}
+    placing: dict[str, Any] = {"targets": config.target_modules, "seed": config.seed, "head": base.head}
     if config.budget is not None:
         stack = budget.fit(base.model, stack, config.budget, **placing)
     decided = plan(base.model, stack, **placing)
@@ -120,24 +124,29 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     return job
 
 
-def load_data(config: TrainConfig) -> data.DatasetDict:
+def load_data(config: TrainConfig) -> DatasetDict:
     """The configured data set, or the embedded one.
 
     Raises:
         UsageError: it cannot be read.
     """
-    if config.data is None or config.data == DEMO_DATA and not Path(DEMO_DATA).exists():
+    if config.data is None or (config.data == DEMO_DATA and not Path(DEMO_DATA).exists()):
         return demo.examples()
     return data.load(config.data, validation_split=config.validation_split, seed=config.seed)
 
 
 def _describe(job: Job, stack: Stack, say: Callable[[str], None]) -> None:
     total = sum(p.numel() for p in job.base.named_parameters().values())
-    say(f"model  {job.base.base.name}: {total:,} weights, frozen" if stack.method != "full" else
-        f"model  {job.base.base.name}: {total:,} weights, all trained")
+    say(
+        f"model  {job.base.base.name}: {total:,} weights, frozen"
+        if stack.method != "full"
+        else f"model  {job.base.base.name}: {total:,} weights, all trained"
+    )
     if stack.host:
         numbers = ", ".join(f"{key} {value}" for key, value in stack.record().items() if key != "method")
-        say(f"method {stack.method} ({numbers}) on {len(job.plan.sites)} sites: {job.adapter_numbers:,} trained numbers")
+        say(
+            f"method {stack.method} ({numbers}) on {len(job.plan.sites)} sites: {job.adapter_numbers:,} trained numbers"
+        )
     else:
         say(f"method {stack.method}")
     if stack.method != "full":
@@ -151,7 +160,7 @@ def _describe(job: Job, stack: Stack, say: Callable[[str], None]) -> None:
 def settled(config: TrainConfig, job: Job) -> TrainConfig:
     """The configuration with every choice filled in that was left to capaft, so that a saved run repeats exactly."""
     host = job.plan.stack.host
-    numbers = {"k": job.plan.stack.k} if job.plan.stack.k else {}
+    numbers: dict[str, Any] = {"k": job.plan.stack.k} if job.plan.stack.k else {}
     if host is not None:
         numbers |= {"rank": host.rank, "alpha": host.alpha}  # type: ignore[attr-defined]
     return replace(
@@ -165,4 +174,3 @@ def settled(config: TrainConfig, job: Job) -> TrainConfig:
         budget=None,
         **numbers,
     )
-

@@ -23,7 +23,13 @@ def draw(records: list[dict[str, Any]], metric: str) -> bytes:
     axes.set_ylabel("loss")
     if evaluations:
         eval_at = [r["step"] for r in evaluations]
-        axes.plot(eval_at, [r["validation_loss"] for r in evaluations], "o-", color="tab:orange", label="validation loss")
+        axes.plot(
+            eval_at,
+            [r["validation_loss"] for r in evaluations],
+            "o-",
+            color="tab:orange",
+            label="validation loss",
+        )
         right = axes.twinx()
         right.plot(eval_at, [r["value"] for r in evaluations], "s--", color="tab:green", label=metric)
         right.set_ylabel(metric, color="tab:green")

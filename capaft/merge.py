@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -30,7 +32,7 @@ def merge(model: nn.Module, name: str = "default") -> int:
     for path, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(parameter.data_ptr(), []).append(path)
     for site in adapter.plan.sites:
-        weight = model.get_submodule(site.module).weight
+        weight: Any = model.get_submodule(site.module).weight
         if not weight.is_floating_point():
             raise UsageError(f"{site.module} is quantised; load the base model unquantised to merge into it")
         shared = owners.get(weight.data_ptr(), [])
@@ -38,9 +40,9 @@ def merge(model: nn.Module, name: str = "default") -> int:
             raise UsageError(f"{' and '.join(shared)} are one tied weight; an update cannot be merged into one")
     with torch.no_grad():
         for site, left, right in adapter.products():
-            weight = site.weight(model)
-            exact = torch.promote_types(weight.dtype, torch.float32)
-            weight.copy_(weight.to(exact).addmm_(left.to(exact), right.to(exact)))
+            part = site.weight(model)
+            exact = torch.promote_types(part.dtype, torch.float32)
+            part.copy_(part.to(exact).addmm_(left.to(exact), right.to(exact)))
     count = len(adapter.plan.sites)
     detach(model, name)
     assert name not in adapters(model)

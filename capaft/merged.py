@@ -35,7 +35,9 @@ def write(saved: Saved, output: str, *, overwrite: bool = False) -> int:
     present = sorted(path.iterdir()) if path.is_dir() else []
     if present and not (overwrite and (path / "config.json").exists()):
         hint = "or replace the model in it with --overwrite" if (path / "config.json").exists() else ""
-        raise UsageError(f"--output {output} holds something else; name a directory that is new or empty {hint}".strip())
+        raise UsageError(
+            f"--output {output} holds something else; name a directory that is new or empty {hint}".strip()
+        )
     count = merge(saved.model)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -89,9 +89,7 @@ def summarise(reports: list[SiteRank]) -> dict[str, Any]:
     return {"sites": len(reports), "min_numerical_rank": min(ranks), "max_numerical_rank": max(ranks)} | means
 
 
-def _report(
-    site: str, rank: int, hidden: int, values: Tensor, shape: tuple[int, int], weight_norm: float
-) -> SiteRank:
+def _report(site: str, rank: int, hidden: int, values: Tensor, shape: tuple[int, int], weight_norm: float) -> SiteRank:
     energy = values.square()
     total, largest = float(energy.sum()), float(values.max())
     if total == 0:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from capaft.errors import UsageError
 
@@ -83,9 +83,7 @@ def _lines(path: Path) -> Iterator[str]:
                 raise UsageError(f"{path}: line {number} is not UTF-8; save the file as UTF-8 text") from None
 
 
-def _read_delimited(
-    path: Path, delimiter: str, quoting: Literal[0, 3], text_columns: Collection[str]
-) -> pa.Table:
+def _read_delimited(path: Path, delimiter: str, quoting: Literal[0, 3], text_columns: Collection[str]) -> pa.Table:
     csv.field_size_limit(_LONGEST_CELL)
     # Strict, because otherwise a quote that is never closed swallows the rest of the file as one cell.
     reader = csv.reader(_lines(path), delimiter=delimiter, quoting=quoting, strict=True)
@@ -98,8 +96,7 @@ def _read_delimited(
             elif row:
                 advice = "quote text that has commas" if delimiter == "," else "check its tabs"
                 raise UsageError(
-                    f"{path}: line {reader.line_num} has {len(row)} field(s), "
-                    f"the header has {len(header)}; {advice}"
+                    f"{path}: line {reader.line_num} has {len(row)} field(s), the header has {len(header)}; {advice}"
                 )
     except csv.Error as error:
         raise UsageError(f"{path}: line {reader.line_num} is malformed ({one_line(error)})") from None
@@ -115,9 +112,7 @@ def _column_names(path: Path, header: list[str], delimiter: str) -> list[str]:
         for other, word in ((",", "commas"), (";", "semicolons"), ("\t", "tabs")):
             if other != delimiter and other in header[0]:
                 kind = "CSV: commas" if delimiter == "," else "TSV: tabs"
-                raise UsageError(
-                    f"{path}: the columns are separated by {word}, not as its suffix says ({kind})"
-                )
+                raise UsageError(f"{path}: the columns are separated by {word}, not as its suffix says ({kind})")
     # A blank name is what pandas gives its index; this is the name it reads it back under.
     names = [name.strip() or f"Unnamed: {position}" for position, name in enumerate(header)]
     repeated = next((name for name in names if names.count(name) > 1), None)
@@ -149,9 +144,7 @@ def _read_json(path: Path) -> pa.Table:
         parsed = enumerate(_parse(path, "".join(lines), "the list"), start=1)
         unit = "record"
     else:
-        parsed = (
-            (n, _parse(path, line, f"line {n}")) for n, line in enumerate(lines, start=1) if line.strip()
-        )
+        parsed = ((n, _parse(path, line, f"line {n}")) for n, line in enumerate(lines, start=1) if line.strip())
         unit = "line"
     for number, record in parsed:
         if not isinstance(record, dict):

@@ -77,7 +77,7 @@ def words(key: Key, count: int, start: int = 0) -> Words:
 
 
 def bits(key: Key, count: int) -> NDArray[np.uint8]:
-    """Bits `0 .. count - 1` of a stream: bit `i` is bit `i mod 64` of word `i // 64`. Shape `(count,)`, values 0 or 1."""
+    """Bits of a stream, 0 or 1: bit `i` is bit `i mod 64` of word `i // 64`. Shape `(count,)`."""
     raw = words(key, -(-count // 64)).astype("<u8", copy=False)
     return np.unpackbits(raw.view(np.uint8), count=count, bitorder="little")
 

@@ -37,9 +37,7 @@ def execute(config: TrainConfig, console: Console) -> dict[str, Any]:
     before = None
     if decided.baseline:
         started = time.perf_counter()
-        before = baseline.score(
-            decided.task, decided.base, decided.train, decided.validation, config.eval_batch_size
-        )
+        before = baseline.score(decided.task, decided.base, decided.train, decided.validation, config.eval_batch_size)
         console.print(
             f"before {decided.task.metric} {before:.4f} with a head fitted on the frozen base "
             f"({time.perf_counter() - started:.0f} s)",

@@ -136,9 +136,7 @@ def _from_env(env: Mapping[str, str], names: Collection[str], start: str, errors
         if (name := variable.removeprefix(start)) in known:
             given.append(_Given(name.lower(), env[variable], variable, variable))
         else:
-            errors.append(
-                f"{variable} is not a setting{did_you_mean(name.upper(), known, '; unset it', start)}"
-            )
+            errors.append(f"{variable} is not a setting{did_you_mean(name.upper(), known, '; unset it', start)}")
     return given
 
 

@@ -21,10 +21,11 @@ from capaft.errors import UsageError
 WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 QUERY_VALUE = frozenset(
-    "query value q_proj v_proj q_lin v_lin query_proj value_proj q_linear v_linear q v to_q to_v wq wv".split()
+    {"query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "query_proj", "value_proj", "q_linear", "v_linear"}
+    | {"q", "v", "to_q", "to_v", "wq", "wv"}
 )
 # Fused projections whose output is [query | key | value]; key and value may be narrower (grouped queries).
-FUSED_THIRDS = frozenset("c_attn Wqkv qkv_proj qkv".split())
+FUSED_THIRDS = frozenset(["c_attn", "Wqkv", "qkv_proj", "qkv"])
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Site:
 
     def weight(self, model: nn.Module) -> torch.Tensor:
         """The site's part of the base weight as a view of shape `(out, in)`; editing it edits the model."""
-        stored = model.get_submodule(self.module).weight
+        stored: Any = model.get_submodule(self.module).weight
         matrix = stored.T if self.transposed else stored
         return matrix[self.start : self.start + self.out_features]
 
@@ -139,10 +140,8 @@ def _query_value(model: nn.Module, path: str, module: nn.Module) -> list[Site]:
         return []
     wide_in, wide_out = _features(module)
     config = getattr(model, "config", None)
-    heads = getattr(config, "num_attention_heads", None)
-    groups = getattr(config, "num_key_value_heads", None) or heads
-    if not heads:
-        heads = groups = 1
+    heads = int(getattr(config, "num_attention_heads", None) or 1)
+    groups = int(getattr(config, "num_key_value_heads", None) or heads)
     if wide_out % (heads + 2 * groups):
         return []
     head = wide_out // (heads + 2 * groups)

@@ -41,7 +41,7 @@ def layout(name: str, shape: tuple[int, ...], dtype: SaveDtype) -> dict[str, tup
     count = 1
     for side in shape:
         count *= side
-    scales = {name + SCALE: ("F32", (-(-count // BLOCK),))}
+    scales: dict[str, tuple[str, tuple[int, ...]]] = {name + SCALE: ("F32", (-(-count // BLOCK),))}
     match dtype:
         case "float32":
             return {name: ("F32", shape)}

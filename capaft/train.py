@@ -79,9 +79,7 @@ def train(job: Job, config: TrainConfig, run: RunDirectory, console: Console) ->
         torch.cuda.reset_peak_memory_stats()
 
     def save() -> int:
-        return adapter_file.save(
-            model, run.adapter, base=job.base.base, task=record, dtype=config.save_dtype
-        )
+        return adapter_file.save(model, run.adapter, base=job.base.base, task=record, dtype=config.save_dtype)
 
     best, size, step = -math.inf, 0, 0
     pending: list[tuple[int, float, float, int, Tensor]] = []
@@ -98,7 +96,7 @@ def train(job: Job, config: TrainConfig, run: RunDirectory, console: Console) ->
                 accelerator.backward(loss)
                 if config.clip:
                     accelerator.clip_grad_norm_(adapter_parameters(adapter, model), config.clip)
-                lr = scheduler.get_last_lr()[0]
+                lr = float(scheduler.get_last_lr()[0])
                 optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad()
@@ -138,7 +136,7 @@ def _groups(job: Job, adapter: Adapter, model: nn.Module, config: TrainConfig) -
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in adapter.trained(model).items():
         is_coefficient = name in adapter.numbers and job.plan.stack.k is not None
-        decay = 0.0 if is_coefficient or parameter.ndim < 2 and name not in adapter.numbers else config.weight_decay
+        decay = 0.0 if is_coefficient or (parameter.ndim < 2 and name not in adapter.numbers) else config.weight_decay
         groups.setdefault((job.head_lr if name in head else job.lr, decay), []).append(parameter)
     # The adapter's own rate leads, since it is the one shown.
     ordered = sorted(groups.items(), key=lambda each: each[0][0] != job.lr)

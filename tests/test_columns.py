@@ -92,9 +92,7 @@ def test_by_type(values: list[Any]) -> None:
     assert recognise(table(what=LONG, how=values)) == Columns("what", None, "how")
 
 
-@pytest.mark.parametrize(
-    "name", ["idx", "id", "ID", "guid", "index", "Unnamed: 0", "tweet_id", "pairID", "#1 ID"]
-)
+@pytest.mark.parametrize("name", ["idx", "id", "ID", "guid", "index", "Unnamed: 0", "tweet_id", "pairID", "#1 ID"])
 def test_id_is_neither(name: str) -> None:
     assert recognise(table(**{name: LONG}, a=LONG, b=INTEGERS)) == Columns("a", None, "b")
     assert recognise(table(**{name: INTEGERS}, a=LONG, b=INTEGERS)) == Columns("a", None, "b")
@@ -111,9 +109,7 @@ def test_the_only_text_may_repeat_itself() -> None:
 
 def test_class_label_by_type() -> None:
     features = Features({"a": Value("large_string"), "b": ClassLabel(names=["no", "yes"])})
-    assert recognise(Dataset.from_dict({"a": LONG, "b": INTEGERS}, features=features)) == Columns(
-        "a", None, "b"
-    )
+    assert recognise(Dataset.from_dict({"a": LONG, "b": INTEGERS}, features=features)) == Columns("a", None, "b")
 
 
 @pytest.mark.parametrize(
@@ -140,9 +136,7 @@ def test_what_cannot_be_told(columns: dict[str, list[Any]], parts: list[str]) ->
 def test_given_columns() -> None:
     dataset = table(sentence1=LONG, sentence2=LONG, label=INTEGERS, stars=INTEGERS, idx=WORDS)
     assert recognise(dataset, text="sentence1") == Columns("sentence1", None, "label")
-    assert recognise(dataset, text="sentence2", pair="sentence1") == Columns(
-        "sentence2", "sentence1", "label"
-    )
+    assert recognise(dataset, text="sentence2", pair="sentence1") == Columns("sentence2", "sentence1", "label")
     assert recognise(dataset, label="stars") == Columns("sentence1", "sentence2", "stars")
     assert recognise(dataset, text="idx", label="label") == Columns("idx", None, "label")
     assert recognise(table(a=LONG, b=LONG, c=INTEGERS), pair="b") == Columns("a", "b", "c")
@@ -263,9 +257,7 @@ def test_too_many_classes() -> None:
 def test_label_that_training_lacks() -> None:
     with pytest.raises(UsageError) as error:
         encode_labels(table(text=LONG[:3], label=["yes", "no", "yess"]), COLUMNS, ["no", "yes"])
-    said(
-        error, "row 3 ('a sentence of its own, number 2')", "no label 'yess'", "did you mean yes?", "no, yes"
-    )
+    said(error, "row 3 ('a sentence of its own, number 2')", "no label 'yess'", "did you mean yes?", "no, yes")
     with pytest.raises(UsageError, match=r"row 2 .*no label '2'.* are neg, pos"):
         encode_labels(table(text=LONG[:2], label=[0, 2]), COLUMNS, ["neg", "pos"])
     with pytest.raises(UsageError, match=r"its labels are 0, 1, .*9, \.\.\.$"):

@@ -122,10 +122,7 @@ tab_free = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="
 def test_kinds_agree(tmp_path: Path, texts: list[tuple[str, str]], data: st.DataObject) -> None:
     classes = data.draw(st.lists(st.integers(-(2**50), 2**50), min_size=len(texts), max_size=len(texts)))
     # A column of nothing but numbers is a column of numbers in CSV and TSV, hence one word that is none.
-    rows = [
-        {"text": f"{a} word", "pair": f"word{b}", "label": c}
-        for (a, b), c in zip(texts, classes, strict=True)
-    ]
+    rows = [{"text": f"{a} word", "pair": f"word{b}", "label": c} for (a, b), c in zip(texts, classes, strict=True)]
     for suffix in WRITERS:
         assert list(read(write(tmp_path / f"x{suffix}", rows))) == rows
 
@@ -187,9 +184,7 @@ def test_index_of_pandas_and_categories(tmp_path: Path) -> None:
 
 
 def test_parquet_keeps_class_names_and_ignores_directories(tmp_path: Path) -> None:
-    features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(num_classes=2)}
-    )
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(num_classes=2)})
     directory = tmp_path / "seed=3"
     directory.mkdir()
     datasets.Dataset.from_list(ROWS, features=features).to_parquet(directory / "x.parquet")
@@ -219,9 +214,7 @@ def test_nothing_is_cached(tmp_path: Path) -> None:
     write(directory / "train.jsonl", ROWS)
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
     code = "import sys; from capaft.data import load; [load(a)['validation'][:] for a in sys.argv[1:]]"
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))} | {
-        "HOME": str(home)
-    }
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))} | {"HOME": str(home)}
     command = [sys.executable, "-c", code, str(directory), str(tmp_path / "saved")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -312,9 +305,7 @@ def test_directory_of_splits(tmp_path: Path, suffix: str) -> None:
     assert list(load_evaluation(str(tmp_path))) == ROWS[12:]
 
 
-@pytest.mark.parametrize(
-    "name", ["validation", "valid", "val", "dev", "Validation-v1.1", "validation_matched", "test"]
-)
+@pytest.mark.parametrize("name", ["validation", "valid", "val", "dev", "Validation-v1.1", "validation_matched", "test"])
 def test_names_of_the_validation_split(tmp_path: Path, name: str) -> None:
     write(tmp_path / "train.csv", ROWS[:12])
     write(tmp_path / f"{name}.csv", ROWS[12:])
@@ -462,9 +453,7 @@ def test_one_row_cannot_be_cut(tmp_path: Path) -> None:
 # The hub
 
 
-def fake_hub(
-    monkeypatch: pytest.MonkeyPatch, content: dict[tuple[str, str | None], dict[str, list[Row]]]
-) -> None:
+def fake_hub(monkeypatch: pytest.MonkeyPatch, content: dict[tuple[str, str | None], dict[str, list[Row]]]) -> None:
     def load_dataset(path: str, name: str | None, revision: str | None) -> datasets.DatasetDict:
         if (path, name) not in content:
             raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{path}' doesn't exist on the Hub.")
@@ -512,18 +501,14 @@ def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_hub_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(*args: Any, **kwargs: Any) -> None:
-        raise ValueError(
-            "Config name is missing.\nPlease pick one among the available configs: ['cola', 'sst2']"
-        )
+        raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['cola', 'sst2']")
 
     monkeypatch.setattr(hub, "offline", lambda: False)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     fails("glue", "cannot load 'glue'", "Please pick one among the available configs: ['cola', 'sst2']")
 
 
-@pytest.mark.parametrize(
-    "name", ["imdb-of-nobody", "nobody-at-all/no-data", "nobody-at-all/no-data/no-config"]
-)
+@pytest.mark.parametrize("name", ["imdb-of-nobody", "nobody-at-all/no-data", "nobody-at-all/no-data/no-config"])
 def test_no_network(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The real client, with a closed port for a hub; it must not get to its retries."""
     hub.offline.cache_clear()
@@ -547,9 +532,7 @@ def test_offline_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     hub.offline.cache_clear()
 
 
-def test_progress_bars_are_silent_and_left_as_they_were(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_bars_are_silent_and_left_as_they_were(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
     capsys.readouterr()
     load(str(tmp_path / "saved"))

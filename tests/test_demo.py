@@ -177,9 +177,7 @@ def test_examples_hold_every_sentence_once_in_a_fixed_split(pairs: list[tuple[st
         assert label.names == list(demo.PACKAGES)
         assert set(split["label"]) == set(range(len(demo.PACKAGES)))
         assert all(demo.in_validation(text) == (name == "validation") for text in split["text"])
-        seen += [
-            (text, label.int2str(number)) for text, number in zip(split["text"], split["label"], strict=True)
-        ]
+        seen += [(text, label.int2str(number)) for text, number in zip(split["text"], split["label"], strict=True)]
     assert sorted(seen) == pairs
 
 

@@ -35,9 +35,7 @@ class Oven(Settings):
     recipe: Path | None = setting(None, "File of the recipe.", "Machine")  # noqa: RUF009
 
     def conflicts(self, given: Mapping[str, str]) -> list[str]:
-        return (
-            ["--heat and --mode grill cannot go together"] if "heat" in given and self.mode == "grill" else []
-        )
+        return ["--heat and --mode grill cannot go together"] if "heat" in given and self.mode == "grill" else []
 
 
 def read(
@@ -114,10 +112,7 @@ def test_parse(kind: Any, text: str | list[str], value: Any) -> None:
     [
         *((int, text) for text in ("3.0", "1_000", "50k", "", "0x10", "٣", "1e3", "none", "9" * 5000)),
         *((Count, text) for text in ("50K", "1.5", "0.0001k", "-5", "k", "", ".5k", "1e3", "9" * 500 + "k")),
-        *(
-            (float, text)
-            for text in ("nan", "inf", "-inf", "1e999", "1_0", "1,5", "", "٣", "0x1p3", "e3", ".")
-        ),
+        *((float, text) for text in ("nan", "inf", "-inf", "1e999", "1_0", "1,5", "", "٣", "0x1p3", "e3", ".")),
         *((bool, text) for text in ("", "2", "maybe", "truee")),
         *((kind, "") for kind in (str, Path)),
         *((Literal["a", "b"], text) for text in ("c", "A", "", "a,b")),
@@ -146,9 +141,7 @@ def test_parse_answers_any_text_with_a_value_or_one_line(kind: Any, text: str | 
 
 
 @settings(deadline=None)
-@given(
-    st.integers(-(10**50), 10**50), st.floats(allow_nan=False, allow_infinity=False), st.integers(0, 10**6)
-)
+@given(st.integers(-(10**50), 10**50), st.floats(allow_nan=False, allow_infinity=False), st.integers(0, 10**6))
 def test_parse_reads_what_python_prints(whole: int, real: float, thousands: int) -> None:
     assert parse(int, str(whole)) == whole
     assert parse(float, repr(real)) == real
@@ -226,9 +219,7 @@ def test_yaml_forms(tmp_path: Path, yaml: str, oven: Oven) -> None:
 
 
 def test_all_mistakes_at_once_each_with_its_source(tmp_path: Path) -> None:
-    yaml = (
-        "minutes: soon\nheet: 3\nheat: 301\nheat: 5\nmode: [fan]\ndish: {a: b}\nsizes: [1, [2]]\n? [a]\n: 1\n"
-    )
+    yaml = "minutes: soon\nheet: 3\nheat: 301\nheat: 5\nmode: [fan]\ndish: {a: b}\nsizes: [1, [2]]\n? [a]\n: 1\n"
     environ = {"OVEN_HEAT": "nan", "OVEN_MINUTE": "3", "OVEN_ZZZ": "", "OTHER": "x"}
     assert complaints(yaml, tmp_path=tmp_path, environ=environ, minutes="0", mode="gril", sizes="1,x") == [
         "run.yaml:2: 'heet' is not a setting; did you mean heat?",
@@ -257,13 +248,9 @@ def test_hyphens_and_underscores_are_one_name(tmp_path: Path) -> None:
     file.write_text("batch-size: 3")
     assert resolve(Wide, flags={}, environ={}, file=file)[0] == Wide(3)
     file.write_text("batch-size: 3\nbatch_size: 4")
-    with pytest.raises(
-        UsageError, match=r"run.yaml:2: batch_size is set twice, first at .*run.yaml:1; keep one"
-    ):
+    with pytest.raises(UsageError, match=r"run.yaml:2: batch_size is set twice, first at .*run.yaml:1; keep one"):
         resolve(Wide, flags={}, environ={}, file=file)
-    with pytest.raises(
-        UsageError, match=r"CAPAFT_BATCHSIZE is not a setting; did you mean CAPAFT_BATCH_SIZE?"
-    ):
+    with pytest.raises(UsageError, match=r"CAPAFT_BATCHSIZE is not a setting; did you mean CAPAFT_BATCH_SIZE?"):
         resolve(Wide, flags={}, environ={"CAPAFT_BATCHSIZE": "3"})
     with pytest.raises(UsageError, match=r"^--batch-size must be a whole number, got 'x'$"):
         resolve(Wide, flags={"batch_size": "x"}, environ={})
@@ -283,9 +270,7 @@ def test_hyphens_and_underscores_are_one_name(tmp_path: Path) -> None:
         (b"dish: " + b"[" * 600, "run.yaml: cannot be read (maximum recursion"),
     ],
 )
-def test_a_file_that_is_no_yaml_is_one_line_beside_the_others(
-    tmp_path: Path, content: bytes, start: str
-) -> None:
+def test_a_file_that_is_no_yaml_is_one_line_beside_the_others(tmp_path: Path, content: bytes, start: str) -> None:
     file = tmp_path / "run.yaml"
     file.write_bytes(content)
     with pytest.raises(UsageError) as caught:
@@ -308,9 +293,7 @@ def test_yaml_tags_make_nothing(tmp_path: Path) -> None:
 
 
 def test_a_mistake_counts_even_where_another_source_overrides_it() -> None:
-    assert complaints(environ={"OVEN_MINUTES": "x"}, minutes="3") == [
-        "OVEN_MINUTES must be a whole number, got 'x'"
-    ]
+    assert complaints(environ={"OVEN_MINUTES": "x"}, minutes="3") == ["OVEN_MINUTES must be a whole number, got 'x'"]
 
 
 def test_conflicts(tmp_path: Path) -> None:

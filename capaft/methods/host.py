@@ -39,4 +39,4 @@ class Host(ABC):
 
     @abstractmethod
     def product(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """The update as `dW = left @ right`, `left` of shape `(out, hidden)` and `right` `(hidden, in)`, scale included."""
+        """The update as `dW = left @ right`, scale included: `left` is `(out, hidden)`, `right` `(hidden, in)`."""

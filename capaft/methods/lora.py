@@ -32,7 +32,7 @@ class Lora(Host):
 
     @property
     def scale(self) -> float:
-        """alpha / rank; copies do not enter it."""
+        """Alpha / rank; copies do not enter it."""
         return self.alpha / self.rank
 
     def factors(self, site: Site) -> tuple[Factor, ...]:

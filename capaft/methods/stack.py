@@ -101,7 +101,7 @@ def parse(method: str, **options: Any) -> Stack:
     name = "+".join(parts)
     if parts[0] in HOSTLESS:
         return Stack(name)
-    values = {"rank": 8, "alpha": None, "k": (192,), "basis": "hadamard", "copies": 2, "density": 0.5}
+    values: dict[str, Any] = {"rank": 8, "alpha": None, "k": (192,), "basis": "hadamard", "copies": 2, "density": 0.5}
     values |= {"masks": "random"} | {key: value for key, value in options.items() if value is not None}
     if values["alpha"] is None:
         values["alpha"] = float(values["rank"])

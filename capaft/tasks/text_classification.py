@@ -13,6 +13,7 @@ from torch import Tensor
 
 from capaft.base_model import BaseModel, load
 from capaft.columns import Columns, encode_labels
+from capaft.columns import texts as column_texts
 from capaft.errors import UsageError
 
 Labels = NDArray[np.int64]
@@ -117,20 +118,21 @@ class TextClassification:
             UsageError: a text or a label is missing, or a label is none of the task's.
         """
         labels = encode_labels(rows, columns, list(self.labels))
-        texts = [str(text) for text in rows[columns.text]]
-        pairs = [str(text) for text in rows[columns.pair]] if columns.pair else None
+        texts, pairs = column_texts(rows, columns)
         limit = min(self.max_length, tokenizer.model_max_length)
         encoded = tokenizer(texts, pairs, truncation=True, max_length=limit, return_attention_mask=False)
         ids = encoded["input_ids"]
         at_limit = [i for i, tokens in enumerate(ids) if len(tokens) >= limit]
         truncated = 0
         if at_limit:
-            again = tokenizer([texts[i] for i in at_limit], [pairs[i] for i in at_limit] if pairs else None, verbose=False)
+            again = tokenizer(
+                [texts[i] for i in at_limit], [pairs[i] for i in at_limit] if pairs else None, verbose=False
+            )
             truncated = sum(len(tokens) > limit for tokens in again["input_ids"])
         return Features(ids, encoded.get("token_type_ids"), np.array(labels, dtype=np.int64), truncated)
 
     def collate(self, tokenizer: Any, features: Features, indices: Sequence[int]) -> dict[str, Tensor]:
-        """One batch, padded to its longest example: `input_ids`, `attention_mask`, perhaps `token_type_ids`, `labels`."""
+        """One batch, padded to its longest example: the model's inputs, `(batch, tokens)`, and `labels`, `(batch,)`."""
         batch = {"input_ids": [features.input_ids[i] for i in indices]}
         if features.token_type_ids is not None:
             batch["token_type_ids"] = [features.token_type_ids[i] for i in indices]
