@@ -12,7 +12,7 @@ import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -124,9 +124,10 @@ def save(
     base = base or Base(getattr(model, "name_or_path", None) or None)
     tensors: dict[str, Tensor] = {}
     for key, numbers in adapter.trained(model).items():
-        if not torch.isfinite(numbers).all():
-            raise TrainingError(f"{key} holds numbers that are not finite; {path} was not written")
-        tensors |= encode(key, numbers, dtype)
+        stored = encode(key, numbers, dtype)
+        if not torch.isfinite(decode(key, stored, tuple(numbers.shape), dtype)).all():
+            raise TrainingError(f"{key} holds numbers that are not finite as {dtype}; {path} was not written")
+        tensors |= stored
     decided = adapter.plan
     header: dict[str, Any] = {
         "base": {"name": base.name, "revision": base.revision, "weights": base_samples(model, decided)},
@@ -158,11 +159,14 @@ def read(path: str | Path) -> AdapterFile:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            described, text = _safetensors_header(path, stream, size)
+            header = _parse_header(path, text)
+            stream.seek(0)
+            data = stream.read(size)
     except OSError as error:
         raise AdapterFileError(f"cannot read {path}: {error.strerror or error}") from None
-    described, text = _safetensors_header(path, data)
-    header = _parse_header(path, text)
     try:
         tensors = safetensors.torch.load(data)
     except Exception as error:
@@ -245,8 +249,7 @@ def _plan(model: nn.Module, file: AdapterFile, rename: dict[str, str] | None) ->
     header = file.header
     try:
         stack = parse(**header["method"])
-        head = [key.removeprefix(HEAD) for key in file.tensors if key.startswith(HEAD)]
-        head = [key for key in head if not key.endswith(SCALE)]
+        head = [key.removeprefix(HEAD) for key in _parameters(file) if key.startswith(HEAD)]
         decided = plan(model, stack, targets=header["targets"], seed=header["seed"], head=head, rename=rename)
     except (UsageError, ValueError) as error:
         raise AdapterFileError(
@@ -263,7 +266,7 @@ def _plan(model: nn.Module, file: AdapterFile, rename: dict[str, str] | None) ->
 
 def _check_sizes(model: nn.Module, file: AdapterFile, decided: Plan) -> None:
     """Compare the file's numbers with what the header and the model imply, before anything is drawn."""
-    counts = {key: tensor.numel() for key, tensor in file.tensors.items() if not key.endswith(SCALE)}
+    counts = {key: file.tensors[key].numel() for key in _parameters(file)}
     bounds = decided.bounds()
     if {key for key in counts if not key.startswith(HEAD)} != set(bounds):
         raise AdapterFileError(f"{file.path} is damaged: its tensors are not those of its method")
@@ -291,15 +294,24 @@ def _check_base(model: nn.Module, file: AdapterFile, decided: Plan, allow_mismat
         )
 
 
-def _safetensors_header(path: Path, data: bytes) -> tuple[dict[str, Any], str]:
-    """The safetensors header with its bounds checked: descriptions by tensor name, and capaft's own text."""
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > min(len(data) - 8, MAX_HEADER_BYTES):
+def _parameters(file: AdapterFile) -> list[str]:
+    """Names of the stored parameters: all tensors but the block scales of others."""
+    return [key for key in file.tensors if not (key.endswith(SCALE) and key.removesuffix(SCALE) in file.tensors)]
+
+
+def _safetensors_header(path: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any], str]:
+    """The safetensors header with its bounds checked: descriptions by tensor name, and capaft's own text.
+
+    The numbers are not read yet: somebody else's file may be of any size.
+    """
+    length = int.from_bytes(stream.read(8), "little")
+    if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
         raise AdapterFileError(f"{path} is truncated or is not an adapter file; copy it again")
     try:
-        described = json.loads(data[8 : 8 + length])
-        text = described.pop("__metadata__")["capaft"]
-        if not isinstance(text, str):
+        described = json.loads(stream.read(length))
+        metadata = described.pop("__metadata__")
+        text = metadata.pop("capaft")
+        if metadata or not isinstance(text, str):
             raise TypeError
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise AdapterFileError(f"{path} is not a capaft adapter; adapters of other tools cannot be read") from None
@@ -311,13 +323,15 @@ def _safetensors_header(path: Path, data: bytes) -> tuple[dict[str, Any], str]:
                 if type(side) is not int or side < 0:
                     raise ValueError
                 count *= side
+                if count > size:  # Before a long row of sides makes it a number of millions of digits.
+                    raise ValueError
             start, stop = entry["data_offsets"]
             if start != end or stop - start != count * _DTYPE_BYTES[entry["dtype"]]:
                 raise ValueError
             end = stop
     except (ValueError, TypeError, KeyError, AttributeError):
         raise AdapterFileError(f"{path} is damaged: its tensors do not lie as its header says") from None
-    if 8 + length + end != len(data):
+    if 8 + length + end != size:
         raise AdapterFileError(f"{path} is truncated or has bytes that its header does not name; copy it again")
     return described, text
 

@@ -100,7 +100,7 @@ def plan(
     """
     if not 0 <= seed <= MAX_SEED:
         raise UsageError(f"--seed must be in [0, 2**64), got {seed}")
-    names = {canonical(model, name): name for name, _ in model.named_parameters() if ".capaft_" not in name}
+    names = {canonical(model, name) for name in _base_parameters(model)}
     trained = tuple(sorted(names if stack.method == "full" else {canonical(model, name) for name in head}))
     for name in trained:
         if name not in names:
@@ -254,7 +254,7 @@ class Adapter(nn.Module):
                 (len(start), [position[site.path] for site in sites])
                 for start, (_, sites) in zip(starts, groups, strict=True)
             ]
-        self._frozen: dict[str, bool] = {}
+        self._flags: dict[str, bool] = {}
         self._current: list[Factors] | None = None
         self._kept: dict[bool, tuple[list[Factors], list[Tensor], torch.dtype]] = {}
         self._unfired: set[int] | None = set(range(len(decided.sites)))
@@ -277,10 +277,10 @@ class Adapter(nn.Module):
         return maps
 
     def products(self) -> Iterator[tuple[Site, Tensor, Tensor]]:
-        """Each site's update as `dW = left @ right`, float32, scale included."""
-        assert self.plan.stack.host is not None
+        """Each site's update as `dW = left @ right`, float32, scale included; nothing for `head` and `full`."""
         with torch.no_grad():
             for site, factors in zip(self.plan.sites, self.expand(), strict=True):
+                assert self.plan.stack.host is not None
                 yield (site, *self.plan.stack.host.product(site, factors))
 
     def trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
@@ -290,19 +290,21 @@ class Adapter(nn.Module):
         return dict(self.numbers) | {f"head:{name}": own[name] for name in self.plan.trained}
 
     def freeze(self, model: nn.Module) -> None:
-        """Leave only the plan's own parameters trainable, and remember how it was."""
-        wanted = set(self.plan.trained)
-        attached = {id(p) for other in adapters(model).values() for p in other.parameters()}
-        for name, parameter in model.named_parameters():
-            if id(parameter) not in attached:
-                self._frozen[name] = parameter.requires_grad
-                parameter.requires_grad_(canonical(model, name) in wanted)
+        """Leave only what the model's adapters train trainable; remember how it was before the first of them."""
+        others = tuple(adapters(model).values())
+        base = _base_parameters(model)
+        self._flags = others[0]._flags if others else {name: p.requires_grad for name, p in base.items()}
+        trained = {name for adapter in (self, *others) for name in adapter.plan.trained}
+        for name, parameter in base.items():
+            parameter.requires_grad_(canonical(model, name) in trained)
 
     def thaw(self, model: nn.Module) -> None:
-        """Undo :meth:`freeze`."""
-        for name, parameter in model.named_parameters():
-            if name in self._frozen:
-                parameter.requires_grad_(self._frozen[name])
+        """Undo :meth:`freeze`, as far as the adapters that are left allow."""
+        others = tuple(adapters(model).values())
+        trained = {name for adapter in others for name in adapter.plan.trained}
+        for name, parameter in _base_parameters(model).items():
+            flag = canonical(model, name) in trained if others else self._flags.get(name, parameter.requires_grad)
+            parameter.requires_grad_(flag)
 
     def before_forward(self, module: nn.Module, args: Any) -> None:
         """Hook of the root: expand all factors for the forward that starts."""
@@ -320,7 +322,7 @@ class Adapter(nn.Module):
     def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         """Hook of the root: the forward is over, or has failed. Says once if sites were never reached."""
         self._current = None
-        if self._unfired is None or torch.compiler.is_compiling() or not self.enabled:
+        if torch.compiler.is_compiling() or self._unfired is None or not self.enabled:
             return
         silent = [self.plan.sites[index].path for index in sorted(self._unfired)]
         if output is None or len(silent) == 0:
@@ -337,9 +339,11 @@ class Adapter(nn.Module):
 
     def factors_at(self, index: int, dtype: torch.dtype) -> Factors:
         """The factors that site `index` uses now."""
+        if torch.compiler.is_compiling():
+            self._unfired = None  # Written and never read here: reading it would guard it, and compile twice.
+        elif self._unfired is not None:
+            self._unfired.discard(index)
         if self._current is not None:
-            if self._unfired is not None and not torch.compiler.is_compiling():
-                self._unfired.discard(index)
             return self._current[index]
         # Inside a backward there is a graph task: this is a checkpointed block being recomputed.
         if torch._C._current_graph_task_id() != -1 and True in self._kept:
@@ -429,5 +433,14 @@ _PREFIX = "capaft_"
 
 
 def _child(name: str, site: Site) -> str:
-    """Name of a site's child module; a fused projection has one for each slice."""
-    return _PREFIX + name + ("" if site.whole else "_" + site.path.rsplit("#", 1)[-1])
+    """Name of a site's child module; a fused projection has one for each slice.
+
+    No adapter's name has a `#`, so none of these clashes with another or with the adapter itself.
+    """
+    return f"{_PREFIX}{name}#" + ("" if site.whole else site.path.rsplit("#", 1)[-1])
+
+
+def _base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The model's own parameters by name, without those of its adapters."""
+    attached = {id(number) for adapter in adapters(model).values() for number in adapter.parameters()}
+    return {name: p for name, p in model.named_parameters() if id(p) not in attached}

@@ -26,12 +26,14 @@ class BaseModel:
         tokenizer: its tokenizer.
         base: its name and revision, as an adapter file records them.
         head: canonical names of the head's parameters, which are trained as they are.
+        new_head: the checkpoint brought no head for this task.
     """
 
     model: Any
     tokenizer: Any
     base: Base
     head: tuple[str, ...]
+    new_head: bool
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """The model's own parameters by canonical name."""
@@ -87,7 +89,7 @@ def load(
     )
     initialise(model, (key for key in parameters if key in new), seed)
     head = tuple(key for key in parameters if key in new | outside)
-    return BaseModel(model, tokenizer, Base(name or demo.MODEL_NAME, revision), head)
+    return BaseModel(model, tokenizer, Base(name or demo.MODEL_NAME, revision), head, bool(new & outside))
 
 
 def locate(name: str | None) -> str:

@@ -1,6 +1,6 @@
 """A random basis made from a seed: a linear map R^k -> R^n and its adjoint, for many sites at once.
 
-NOLA (Koohpayegani et al. 2024, arXiv 2310.02556, eq. 3) writes a factor as a combination of `k` frozen random vectors.
+NOLA (Koohpayegani et al. 2024, arXiv 2310.02556) writes a factor as a combination of `k` frozen random vectors.
 Only the combination is trained; the vectors are drawn again from the seed wherever they are needed, so they never
 enter a file. Three bases, all with the same contract:
 

@@ -94,6 +94,9 @@ class TrainConfig(Settings):
     head_lr: float | None = _optimisation(
         None, "Peak learning rate of the head (default: set by the method).", check=_POSITIVE
     )
+    head_init: Literal["fitted", "seeded"] = _optimisation(
+        "fitted", "Where a new head starts: fitted on the frozen base's features, or at random from the seed."
+    )
     warmup: float = _optimisation(0.06, "Share of the steps in which the learning rate rises.", check=_FRACTION)
     weight_decay: float = _optimisation(0.0, "Decoupled weight decay.", check=_at_least(0))
     schedule: Literal["linear", "cosine", "constant"] = _optimisation(

@@ -60,7 +60,7 @@ class Factor:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """NOLA: a factor is `theta0 + G c`, and `c` is what is trained (arXiv 2310.02556, eq. 3)."""
+    """NOLA: a factor is `theta0 + G c`, and `c` is what is trained (arXiv 2310.02556)."""
 
     k: int
     basis: str
@@ -68,7 +68,7 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class Copies:
-    """CapaBoost: `copies` uses of one factor, each under its own static random mask (arXiv 2407.01320, eq. 4)."""
+    """CapaBoost: `copies` uses of one factor, each under its own static random mask (arXiv 2407.01320)."""
 
     copies: int
     density: float
@@ -197,7 +197,7 @@ class Dense(nn.Module):
 
 
 class Seeded(nn.Module):
-    """NOLA: `theta0 + G c`, theta0 and G from the seed (arXiv 2310.02556, eq. 3).
+    """NOLA: `theta0 + G c`, theta0 and G from the seed (arXiv 2310.02556).
 
     Args:
         basis: G.
@@ -225,7 +225,7 @@ class MaskedCopies(nn.Module):
     """CapaBoost: masked copies of a factor, concatenated along its hidden axis.
 
     `sum_j (U∘M_Uj) phi((D∘M_Dj) x)` is one bottleneck of hidden width d*r, whatever phi is, so a host never
-    knows (arXiv 2407.01320, eq. 4).
+    knows (arXiv 2407.01320).
 
     Args:
         factor: the factor that is copied.

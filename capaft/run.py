@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from capaft import baseline, card, job, run_directory
+from capaft import card, fitted_head, job, run_directory
 from capaft.config import TrainConfig
 from capaft.files import write_atomically
 from capaft.methods.stack import canonical
@@ -34,15 +34,7 @@ def execute(config: TrainConfig, console: Console) -> dict[str, Any]:
     # Where a run went is not part of how to repeat it.
     repeatable = replace(job.settled(config, decided), output=None, overwrite=False)
     write_atomically(run.config, dump(repeatable))
-    before = None
-    if decided.baseline:
-        started = time.perf_counter()
-        before = baseline.score(decided.task, decided.base, decided.train, decided.validation, config.eval_batch_size)
-        console.print(
-            f"before {decided.task.metric} {before:.4f} with a head fitted on the frozen base "
-            f"({time.perf_counter() - started:.0f} s)",
-            highlight=False,
-        )
+    before = start_head(decided, config, console)
     outcome = train(decided, config, run, console)
     results = {
         "output": str(run.path),
@@ -69,3 +61,26 @@ def execute(config: TrainConfig, console: Console) -> dict[str, Any]:
     write_atomically(run.results, json.dumps(results, indent=2) + "\n")
     write_atomically(run.card, card.write(results, f"capaft train --config {run.config}"))
     return results
+
+
+def start_head(decided: job.Job, config: TrainConfig, console: Console) -> float | None:
+    """Fit a head on the frozen base where it is wanted: as the head's start, as the baseline, or as both.
+
+    Returns:
+        The baseline's score, or None where it was not asked for.
+    """
+    if not decided.baseline and (config.head_init == "seeded" or not decided.base.new_head):
+        return None
+    started = time.perf_counter()
+    head = fitted_head.fit(decided.task, decided.base, decided.train, config.eval_batch_size, config.seed)
+    before = None
+    if decided.baseline:
+        before = head.score(decided.task, decided.base, decided.validation, config.eval_batch_size)
+        console.print(
+            f"before {decided.task.metric} {before:.4f} with a head fitted on the frozen base "
+            f"({time.perf_counter() - started:.0f} s)",
+            highlight=False,
+        )
+    if config.head_init == "fitted" and decided.base.new_head:
+        head.install(decided.base)
+    return before

@@ -29,7 +29,9 @@ def encode(name: str, numbers: Tensor, dtype: SaveDtype) -> dict[str, Tensor]:
     padded = torch.nn.functional.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
     scales = padded.abs().amax(1) / _LEVELS[dtype]
     safe = torch.where(scales > 0, scales, torch.ones_like(scales))
-    levels = (padded / safe[:, None]).round().flatten()[: len(flat)].to(torch.int8)
+    # Clamped, since the scale of a block of subnormal numbers is coarse.
+    rounded = (padded / safe[:, None]).round().clamp(-_LEVELS[dtype], _LEVELS[dtype])
+    levels = rounded.flatten()[: len(flat)].to(torch.int8)
     if dtype == "int4":
         nibbles = torch.nn.functional.pad(levels + 8, (0, len(levels) % 2)).to(torch.uint8).view(-1, 2)
         return {name: nibbles[:, 0] | nibbles[:, 1] << 4, name + SCALE: scales}

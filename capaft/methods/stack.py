@@ -106,6 +106,7 @@ def parse(method: str, **options: Any) -> Stack:
     if values["alpha"] is None:
         values["alpha"] = float(values["rank"])
     _check(values)
+    values["alpha"] = float(values["alpha"])  # 16 and 16.0 are one adapter, and must be one file.
     host_type = HOSTS[parts[0]]
     host = host_type(**{field.name: values[field.name] for field in fields(host_type)})  # type: ignore[arg-type]
     return Stack(
@@ -148,7 +149,7 @@ def _check(values: Mapping[str, Any]) -> None:
         raise UsageError(f"--copies must be a whole number from 1 to 64, got {values['copies']}")
     if any(not _whole(each) or each < 1 for each in _pair(k)):
         raise UsageError(f"--k must be a whole number of at least 1, or two as in 512,256, got {k}")
-    if values["basis"] not in BASES:
+    if not isinstance(values["basis"], str) or values["basis"] not in BASES:
         raise UsageError(f"--basis must be one of {', '.join(BASES)}, got {values['basis']}")
     if values["masks"] not in ("random", "partition"):
         raise UsageError(f"--masks must be random or partition, got {values['masks']}")
@@ -171,9 +172,9 @@ def _copies(values: Mapping[str, Any]) -> Copies:
         return Copies(values["copies"], 1 / values["copies"], "partition")
     density = values["density"]
     try:
-        exact = Decimal(repr(density))
-    except InvalidOperation:
-        exact = Decimal(0)
-    if not 0 < exact <= 1:
+        valid = 0 < Decimal(repr(density)) <= 1
+    except InvalidOperation:  # Not a number, in either sense.
+        valid = False
+    if not valid:
         raise UsageError(f"--density must be in (0, 1], got {density}")
     return Copies(values["copies"], float(density), "random")

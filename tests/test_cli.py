@@ -1,0 +1,193 @@
+"""The verbs as users type them, on real weights and real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUICK, invoke
+from safetensors.torch import load_file
+
+TRAIN_KEYS = {
+    "output",
+    "metric",
+    "value",
+    "baseline",
+    "trainable_parameters",
+    "adapter_bytes",
+    "seconds",
+    "examples_per_second",
+}
+SITE_KEYS = {
+    "site",
+    "rank",
+    "hidden_width",
+    "numerical_rank",
+    "effective_rank",
+    "stable_rank",
+    "top_r_energy",
+    "delta_norm",
+    "relative_norm",
+}
+
+
+def test_help_is_fast_and_imports_no_torch() -> None:
+    code = (
+        "import sys; from capaft.cli import app\ntry: app(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'accelerate'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+    def processor_seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "capaft", "--help"], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+    # The processor's time and not the clock's: other work may share the cores while tests run.
+    assert statistics.median(processor_seconds() for _ in range(5)) < 0.3
+
+
+def test_a_run_leaves_every_file(run: Path, results: dict) -> None:
+    names = {"adapter.safetensors", "run.yaml", "metrics.jsonl", "results.json", "loss.png", "README.md"}
+    assert {path.name for path in run.iterdir()} == names
+    assert results.keys() >= TRAIN_KEYS
+    assert results["adapter_bytes"] == (run / "adapter.safetensors").stat().st_size
+    tensors = load_file(run / "adapter.safetensors")
+    assert results["trainable_parameters"] == sum(t.numel() for t in tensors.values())
+    assert results["adapter_parameters"] == 2 * 12 * 32
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if "loss" in r] == list(range(1, results["steps"] + 1))
+    assert max(r["value"] for r in records if "value" in r) == results["value"]
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_it_learns(results: dict) -> None:
+    assert results["value"] >= 0.8
+    assert results["baseline"] is not None
+
+
+def test_eval_gives_the_number_that_training_reported(run: Path, results: dict) -> None:
+    done = invoke("eval", run, "--json")
+    scored = json.loads(done.out)
+    assert done.code == 0
+    assert (scored["metric"], scored["value"]) == (results["metric"], results["value"])
+    assert scored["examples"] == 6
+
+
+def test_eval_of_a_bare_file_on_other_data(run: Path, reviews: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "some.safetensors"
+    alone.write_bytes((run / "adapter.safetensors").read_bytes())
+    scored = json.loads(invoke("eval", alone, "--data", reviews, "--json").out)
+    assert scored["examples"] == 64
+    assert invoke("eval", alone).code == 2
+
+
+def test_merge_is_a_plain_model_with_the_same_logits(run: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from capaft.saved import open_run
+
+    done = invoke("merge", run, "--output", tmp_path / "merged", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out).keys() == {"output", "sites", "seconds"}
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert plain.config.id2label == {0: "bad", 1: "good"}
+    assert not [name for name, _ in plain.named_parameters() if "capaft" in name]
+    assert (tmp_path / "merged" / "README.md").exists()
+    batch = tokenizer(["A superb film.", "A most tedious and lengthy play."], padding=True, return_tensors="pt")
+    saved = open_run(str(run))
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**batch).logits, saved.model(**batch).logits, atol=1e-5, rtol=0)
+
+
+def test_inspect_rank(run: Path, tmp_path: Path) -> None:
+    done = invoke("inspect-rank", run, "--json", "--plot", tmp_path / "rank.png")
+    report = json.loads(done.out)
+    assert len(report["sites"]) == 12
+    assert all(site.keys() == SITE_KEYS for site in report["sites"])
+    assert all(site["numerical_rank"] == 4 for site in report["sites"])
+    assert (tmp_path / "rank.png").read_bytes().startswith(b"\x89PNG")
+    table = invoke("inspect-rank", run).out
+    assert "layer.0.attention.self.query" in table
+    assert "█" in table
+
+
+def test_the_saved_configuration_repeats_the_run_to_the_byte(run: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    environment = os.environ | {"PYTHONHASHSEED": "7"}
+    command = [sys.executable, "-m", "capaft", "train", "--config", str(run / "run.yaml"), "--output", str(again)]
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    assert (again / "adapter.safetensors").read_bytes() == (run / "adapter.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["head", "full", "lora", "capaboost", "lora+nola+capaboost"])
+def test_every_method_goes_the_whole_way(method: str, reviews: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    done = invoke("train", "--data", reviews, "--method", method, "--output", output, "--json", *QUICK)
+    assert done.code == 0, done.err
+    trained = json.loads(done.out)
+    assert json.loads(invoke("eval", output, "--json").out)["value"] == trained["value"]
+    assert invoke("merge", output, "--output", tmp_path / "merged").code == 0
+    inspected = invoke("inspect-rank", output, "--json")
+    if method in ("head", "full"):
+        assert inspected.code == 2
+    else:
+        width = 8 if "capaboost" in method else 4
+        assert {site["hidden_width"] for site in json.loads(inspected.out)["sites"]} == {width}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8", "int4"])
+def test_reported_value_is_that_of_the_numbers_as_saved(dtype: str, reviews: Path, tmp_path: Path) -> None:
+    done = invoke("train", "--data", reviews, "--output", tmp_path / "run", "--save-dtype", dtype, "--json", *QUICK)
+    assert json.loads(invoke("eval", tmp_path / "run", "--json").out)["value"] == json.loads(done.out)["value"]
+
+
+def test_pairs_and_a_directory_of_splits(tmp_path: Path) -> None:
+    rows = [
+        {"premise": f"The {a} sleeps.", "hypothesis": f"The {b} sleeps.", "label": int(a == b)}
+        for a in ("cat", "dog", "owl", "cow")
+        for b in ("cat", "dog", "owl", "cow")
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text(text)
+    done = invoke("train", "--data", tmp_path, "--output", tmp_path / "run", "--json", *QUICK)
+    assert done.code == 0, done.err
+    assert "premise" in done.err
+    assert json.loads(invoke("eval", tmp_path / "run", "--json").out)["examples"] == 16
+
+
+def test_budget_and_dry_run_write_nothing(reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = invoke("train", "--data", reviews, "--budget", "5k", "--dry-run", "--json")
+    decided = json.loads(done.out)
+    assert done.code == 0, done.err
+    assert decided["adapter_parameters"] == 24 * (5000 // 24)
+    assert len(decided["sites"]) == 12
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_info_methods_env_and_print_config(run: Path) -> None:
+    header = json.loads(invoke("info", run, "--json").out)["header"]
+    assert header["method"]["method"] == "lora+nola"
+    assert "intact" in invoke("info", run).out
+    assert {row["name"] for row in json.loads(invoke("methods", "--json").out)} >= {"lora", "nola", "capaboost"}
+    assert json.loads(invoke("env", "--json").out)["torch"] == torch.__version__
+    assert "k:" in invoke("train", "--print-config").out
+
+
+def test_results_go_to_stdout_and_the_rest_to_stderr(run: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "capaft", "eval", str(run), "--json"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["metric"] == "accuracy"
