@@ -419,8 +419,8 @@ class SiteAdapter(nn.Module):
         assert host is not None
         inputs = args[0] if args else next(iter(kwargs.values()))
         factors = adapter.factors_at(self.index, output.dtype)
-        if factors[0].dtype != output.dtype:
-            factors = tuple(factor.to(output.dtype) for factor in factors)
+        if factors[0].dtype != output.dtype or factors[0].device != output.device:
+            factors = tuple(factor.to(output.device, output.dtype) for factor in factors)
         inputs = inputs.to(output.dtype)
         if site.whole:
             return host.forward(site, inputs, output, factors)

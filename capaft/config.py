@@ -58,9 +58,9 @@ class TrainConfig(Settings):
     alpha: float | None = _method(
         None, "Scaling; the update is multiplied by alpha/rank (default: the rank).", check=_POSITIVE
     )
-    k: tuple[int, ...] = _method(
-        (192,),
-        "Coefficients of a factor in its random basis, as one number or as two for down and up.",
+    k: tuple[int, ...] | None = _method(
+        None,
+        "Coefficients of a factor, as one number or as two for down and up (default: 192, in the demo 64).",
         metavar="int[,int]",
         check=("one or two whole numbers of at least 1", lambda k: len(k) in (1, 2) and min(k) >= 1),
     )
@@ -74,7 +74,11 @@ class TrainConfig(Settings):
     masks: Literal["random", "partition"] = _method(
         "random", "Masks drawn independently, or disjoint ones that keep every entry exactly once."
     )
-    target_modules: str = _method("qv", "Layers to adapt, by short name or by pattern.", metavar="pattern")
+    target_modules: str | None = _method(
+        None,
+        "Layers to adapt: qv, all-linear, names, or re:<regular expression> (default: qv, in the demo all-linear).",
+        metavar="pattern",
+    )
     budget: Count | None = _method(  # noqa: RUF009
         None,
         "Total of trained numbers, such as 50k; picks k, or the rank where there is no k.",
@@ -89,7 +93,7 @@ class TrainConfig(Settings):
     epochs: int | None = _optimisation(
         None, "Passes over the training data (default: set by the method).", check=_at_least(1)
     )
-    batch_size: int = _optimisation(16, "Examples in an optimiser step.", check=_at_least(1))
+    batch_size: int = _optimisation(32, "Examples in an optimiser step.", check=_at_least(1))
     lr: float | None = _optimisation(None, "Peak learning rate (default: set by the method).", check=_POSITIVE)
     head_lr: float | None = _optimisation(
         None, "Peak learning rate of the head (default: set by the method).", check=_POSITIVE

@@ -71,11 +71,13 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     Raises:
         UsageError: something cannot be used as given.
     """
+    is_demo = config.model is None and config.data is None
+    targets = config.target_modules or (demo.TARGET_MODULES if is_demo else "qv")
     stack = parse(
         config.method,
         rank=config.rank,
         alpha=config.alpha,
-        k=config.k,
+        k=config.k or (demo.K if is_demo else None),
         basis=config.basis,
         copies=config.copies,
         density=config.density,
@@ -103,7 +105,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     say(f"       {found.describe()}; {len(labels)} classes")
     if cut := train.truncated + validation.truncated:
         say(f"       {cut} examples are longer than {config.max_length} tokens and are cut (--max-length)")
-    placing: dict[str, Any] = {"targets": config.target_modules, "seed": config.seed, "head": base.head}
+    placing: dict[str, Any] = {"targets": targets, "seed": config.seed, "head": base.head}
     if config.budget is not None:
         stack = budget.fit(base.model, stack, config.budget, **placing)
     decided = plan(base.model, stack, **placing)
@@ -172,5 +174,6 @@ def settled(config: TrainConfig, job: Job) -> TrainConfig:
         metric=job.task.metric,
         baseline=job.baseline,
         budget=None,
+        target_modules=job.plan.targets,
         **numbers,
     )

@@ -42,7 +42,7 @@ def merge(model: nn.Module, name: str = "default") -> int:
         for site, left, right in adapter.products():
             part = site.weight(model)
             exact = torch.promote_types(part.dtype, torch.float32)
-            part.copy_(part.to(exact).addmm_(left.to(exact), right.to(exact)))
+            part.copy_(part.to(exact).addmm_(left.to(part.device, exact), right.to(part.device, exact)))
     count = len(adapter.plan.sites)
     detach(model, name)
     assert name not in adapters(model)

@@ -1,0 +1,293 @@
+"""A second reader of adapter files, written from docs/adapter-format.md: plain, slow, and with nothing of capaft in it.
+
+The standard library and numpy only, and none of numpy's random numbers. The other tests take their reference values
+from here, and tests/test_rng.py holds its generator to the published vectors.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import struct
+from decimal import Decimal
+from functools import cache
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Key = tuple[int, int]
+Sites = list[tuple[str, int, int]]  # path, out, in
+MASK = 2**64 - 1
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8", "int4": "U8"}
+BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
+
+
+class Damaged(ValueError):  # noqa: N818
+    """A check of section 11 failed."""
+
+
+def check(holds: bool, what: str) -> None:
+    if not holds:
+        raise Damaged(what)
+
+
+# Streams (sections 6 and 7)
+
+
+@cache
+def philox(counter: tuple[int, ...], key: Key) -> tuple[int, ...]:
+    """Philox4x64-10."""
+    (c0, c1, c2, c3), (k0, k1) = counter, key
+    for _ in range(10):
+        p, q = 0xD2E7470EE14C6C93 * c0, 0xCA5A826395121157 * c2
+        c0, c1, c2, c3 = q >> 64 ^ c1 ^ k0, q & MASK, p >> 64 ^ c3 ^ k1, p & MASK
+        k0, k1 = k0 + 0x9E3779B97F4A7C15 & MASK, k1 + 0xBB67AE8584CAA73B & MASK
+    return c0, c1, c2, c3
+
+
+def digest(data: bytes) -> bytes:
+    return blake2b(data, digest_size=16).digest()
+
+
+def key_of(seed: int, site: str, factor: str, purpose: str) -> Key:
+    text = json.dumps(["capaft/1", seed, site, factor, purpose], separators=(",", ":"))
+    return struct.unpack("<QQ", digest(text.encode("ascii")))
+
+
+def word(key: Key, i: int) -> int:
+    return philox((i // 4, 0, 0, 0), key)[i % 4]
+
+
+def words(key: Key, count: int, start: int = 0) -> list[int]:
+    first, last = start // 4, -(-(start + count) // 4)
+    drawn = [each for block in range(first, last) for each in philox((block, 0, 0, 0), key)]
+    return drawn[start - 4 * first :][:count]
+
+
+def bits(key: Key, count: int) -> list[int]:
+    drawn = words(key, -(-count // 64))
+    return [drawn[i // 64] >> i % 64 & 1 for i in range(count)]
+
+
+def signs(key: Key, count: int) -> Array:
+    return np.array([1 if bit else -1 for bit in bits(key, count)])
+
+
+def uniform(key: Key, count: int, start: int = 0) -> Array:
+    drawn = words(key, -(-count // 4), start)
+    lanes = [drawn[i // 4] >> 16 * (i % 4) & 0xFFFF for i in range(count)]
+    return np.array([(2 * lane + 1 - 65536) / 65536 for lane in lanes])
+
+
+def order(key: Key, n: int) -> list[int]:
+    drawn = words(key, n)
+    return sorted(range(n), key=lambda i: (drawn[i], i))
+
+
+def buckets(key: Key, n: int, count: int) -> Array:
+    return np.array([(each >> 32) * count >> 32 for each in words(key, n)])
+
+
+# From streams to masks, bases and initial values (sections 7 and 8)
+
+
+def masks(method: dict[str, Any], streams: tuple[int, str, str], n: int) -> Array:
+    """`(d, n)`, one row a copy; without copies, one row of ones."""
+    if "copies" not in method:
+        return np.ones((1, n), bool)
+    copies = range(method["copies"])
+    if method["masks"] == "partition":
+        owner = buckets(key_of(*streams, "mask.partition"), n, len(copies))
+        return np.stack([owner == j for j in copies])
+    kept = math.floor(Decimal(repr(method["density"])) * n)
+    drawn = np.zeros((len(copies), n), bool)
+    for j in copies:
+        drawn[j, order(key_of(*streams, f"mask.{j}"), n)[:kept]] = True
+    return drawn
+
+
+def transform_size(n: int, k: int) -> int:
+    size = 1
+    while size < n or size < 2 * k:
+        size *= 2
+    return size
+
+
+def basis(kind: str, streams: tuple[int, str, str], n: int, k: int) -> Array:
+    """G, `(n, k)`, entry by entry."""
+    if kind == "hadamard":
+        half = transform_size(n, k) // 2
+        low = order(key_of(*streams, "hadamard.columns"), half)
+        top = bits(key_of(*streams, "hadamard.top"), k)
+        sign = signs(key_of(*streams, "hadamard.signs"), n)
+        column = [low[j] + top[j] * half for j in range(k)]
+        parity = [[(-1) ** (i & column[j]).bit_count() for j in range(k)] for i in range(n)]
+        return sign[:, None] * np.array(parity) / math.sqrt(3 * k)
+    if kind == "uniform":
+        key, stride = key_of(*streams, "uniform"), -(-n // 4)
+        return np.stack([uniform(key, n, j * stride) for j in range(k)], axis=1) / math.sqrt(k)
+    group = buckets(key_of(*streams, "group"), n, k)
+    sign = signs(key_of(*streams, "group.signs"), n)
+    matrix = np.zeros((n, k))
+    for i in range(n):
+        matrix[i, group[i]] = sign[i] / math.sqrt((group == group[i]).sum())
+    return matrix
+
+
+def theta0(factor: str, streams: tuple[int, str, str], n: int, wide_in: int) -> Array:
+    if factor == "up":
+        return np.zeros(n)
+    scale = np.float32(1 / math.sqrt(wide_in))
+    return (uniform(key_of(*streams, "init"), n).astype(np.float32) * scale).astype(np.float64)
+
+
+def streams_read(method: dict[str, Any], factor: str, n: int) -> dict[str, int]:
+    """By purpose, how many words are read (section 3)."""
+    read = {"init": -(-n // 4)} if factor == "down" else {}
+    if "k" in method:
+        k = method["k"][factor == "up"]
+        read |= {
+            "hadamard": {
+                "hadamard.columns": transform_size(n, k) // 2,
+                "hadamard.top": -(-k // 64),
+                "hadamard.signs": -(-n // 64),
+            },
+            "uniform": {"uniform": k * -(-n // 4)},
+            "group": {"group": n, "group.signs": -(-n // 64)},
+        }[method["basis"]]
+    if "copies" in method:
+        random = {f"mask.{j}": n for j in range(method["copies"])}
+        read |= random if method["masks"] == "random" else {"mask.partition": n}
+    return read
+
+
+# The file (sections 1 to 5)
+
+
+def read(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The header, and the numbers of every parameter as float32, after steps 1 to 3 of section 11."""
+    check(len(data) >= 8, "too short")
+    (length,) = struct.unpack("<Q", data[:8])
+    check(length <= len(data) - 8, "truncated")
+    try:
+        listed = json.loads(data[8 : 8 + length])
+        text = listed.pop("__metadata__")["capaft"]
+        header = json.loads(text)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise Damaged("not an adapter") from error
+    check(json.dumps(header, sort_keys=True, separators=(",", ":")) == text, "canonical JSON")
+    before, marker, after = text.partition('"digest":{"header":"')
+    without = before + '"digest":{' + after[32 + len('",') :]
+    check(marker != "" and digest(without.encode()).hex() == header["digest"]["header"], "digest of the header")
+    check((header["format"], header["contract"]) == (1, 1), "versions")
+    stored: dict[str, bytes] = {}
+    end = 8 + length
+    for name in sorted(listed, key=lambda name: listed[name]["data_offsets"]):
+        start, stop = (8 + length + offset for offset in listed[name]["data_offsets"])
+        check(start == end, "a gap between tensors")
+        check(stop - start == math.prod(listed[name]["shape"]) * BYTES.get(listed[name]["dtype"], 0), "a tensor's size")
+        stored[name], end = data[start:stop], stop
+    check(end == len(data), "length of the file")
+    hashed = b"".join(name.encode() + b"\0" + stored[name] for name in sorted(stored))
+    check(digest(hashed).hex() == header["digest"]["tensors"], "digest of the tensors")
+    parameters = [name for name in stored if not (name.endswith(".scale") and name[:-6] in stored)]
+    for name in stored:
+        wanted = DTYPES[header["save_dtype"]] if name in parameters else "F32"
+        check(listed[name]["dtype"] == wanted, "a tensor's dtype")
+    return header, {name: decode(header["save_dtype"], name, stored) for name in parameters}
+
+
+def decode(save_dtype: str, name: str, stored: dict[str, bytes]) -> Array:
+    """A parameter's numbers, flat. int4 gives an even number of them; the last may be unused."""
+    raw = stored[name]
+    if save_dtype == "bfloat16":
+        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
+    if save_dtype in ("float32", "float16"):
+        return np.frombuffer(raw, {"float32": "<f4", "float16": "<f2"}[save_dtype]).astype(np.float32)
+    if save_dtype == "int8":
+        whole = np.frombuffer(raw, "i1")
+    else:
+        whole = np.array([half - 8 for byte in raw for half in (byte & 15, byte >> 4)])
+    scales = np.frombuffer(stored[name + ".scale"], "<f4")
+    return whole.astype(np.float32) * np.repeat(scales, 128)[: len(whole)]
+
+
+# A file and a model (sections 4, 8, 9, 10)
+
+
+def shape_of(factor: str, rank: int, site: tuple[str, int, int]) -> tuple[int, int]:
+    _, wide_out, wide_in = site
+    return (rank, wide_in) if factor == "down" else (wide_out, rank)
+
+
+def check_sites(header: dict[str, Any], sites: Sites) -> None:
+    check(len(sites) == header["sites"], "number of sites")
+    text = json.dumps(sorted([list(site) for site in sites]), separators=(",", ":"))
+    check(digest(text.encode()).hex() == header["digest"]["sites"], "digest of the sites")
+
+
+def check_streams(header: dict[str, Any], sites: Sites) -> None:
+    method, read = header["method"], []
+    for site in sites:
+        for factor in ("down", "up"):
+            n = math.prod(shape_of(factor, method["rank"], site))
+            read += [(site[0], factor, *entry) for entry in streams_read(method, factor, n).items()]
+    hashed = b""
+    for site, factor, purpose, count in sorted(read):
+        key = key_of(header["seed"], site, factor, purpose)
+        hashed += struct.pack("<QQ", word(key, 0), word(key, count - 1))
+    check(digest(hashed).hex() == header["digest"]["streams"], "digest of the streams")
+
+
+def check_base(header: dict[str, Any], weights: dict[str, Array]) -> None:
+    """Compare with the sites' weights `(out, in)` by path."""
+    stored = np.frombuffer(base64.b64decode(header["base"]["weights"]), "<f2").astype(float)
+    drawn = [each >> 32 for each in words(key_of(header["seed"], "", "base", "fingerprint"), 128)]
+    paths, found = sorted(weights), []
+    for first, second in zip(drawn[0::2], drawn[1::2], strict=True):
+        weight = weights[paths[first * len(paths) >> 32]]
+        found.append(weight.flatten()[second * weight.size >> 32])
+    wanted = np.array(found, "<f2").astype(float)
+    check(bool((abs(stored - wanted) <= 1e-6 + 0.02 * abs(wanted)).all()), "weights of the base model")
+
+
+def factors(
+    header: dict[str, Any], numbers: dict[str, Array], factor: str, sites: Sites
+) -> dict[str, tuple[Array, Array]]:
+    """By path, the factor and its masks `(d, *shape)`, float64."""
+    method, found, at = header["method"], {}, 0
+    row = numbers[factor].astype(np.float64)
+    for shape in sorted({shape_of(factor, method["rank"], site) for site in sites}):
+        for site in sorted(site for site in sites if shape_of(factor, method["rank"], site) == shape):
+            n, streams = math.prod(shape), (header["seed"], site[0], factor)
+            drawn = masks(method, streams, n)
+            kept = drawn.any(axis=0)
+            count = method["k"][factor == "up"] if "k" in method else int(kept.sum())
+            mine, at = row[at : at + count], at + count
+            check(len(mine) == count and np.isfinite(mine).all(), "numbers")
+            if "k" in method:
+                flat = theta0(factor, streams, n, site[2]) + basis(method["basis"], streams, n, count) @ mine
+            else:
+                flat = np.zeros(n)
+                flat[kept] = mine
+            found[site[0]] = flat.reshape(shape), drawn.reshape(-1, *shape)
+    check(at + (at % 2 if header["save_dtype"] == "int4" else 0) == len(row), "number of numbers")
+    return found
+
+
+def updates(header: dict[str, Any], numbers: dict[str, Array], sites: Sites) -> dict[str, Array]:
+    """dW of every site, `(out, in)`, float64, after steps 4, 5, 7 and 8."""
+    check_sites(header, sites)
+    check_streams(header, sites)
+    downs, ups = (factors(header, numbers, factor, sites) for factor in ("down", "up"))
+    found = {}
+    for path, _, _ in sites:
+        (down, down_masks), (up, up_masks) = downs[path], ups[path]
+        copies = zip(up_masks, down_masks, strict=True)
+        total = sum((up * mine) @ (down * other) for mine, other in copies)
+        found[path] = header["method"]["alpha"] / header["method"]["rank"] * total
+    return found

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capaft import batches
+
+LENGTHS = st.lists(st.integers(1, 200), min_size=1, max_size=300).map(lambda each: np.array(each, dtype=np.int64))
+
+
+@given(LENGTHS, st.integers(1, 40), st.integers(0, 2**64 - 1), st.integers(0, 5))
+def test_every_example_once(lengths: np.ndarray, size: int, seed: int, epoch: int) -> None:
+    found = batches.training(lengths, size, seed, epoch)
+    assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
+    assert all(len(batch) <= size for batch in found)
+    assert found == batches.training(lengths, size, seed, epoch)
+
+
+@given(LENGTHS, st.integers(1, 40))
+def test_evaluation_takes_the_longest_first(lengths: np.ndarray, size: int) -> None:
+    order = [i for batch in batches.evaluation(lengths, size) for i in batch]
+    assert sorted(order) == list(range(len(lengths)))
+    assert (np.diff(lengths[order]) <= 0).all()
+
+
+def test_epochs_and_seeds_differ_and_padding_is_saved() -> None:
+    lengths = np.random.default_rng(0).integers(1, 200, 1000)
+    first = batches.training(lengths, 16, 0, 0)
+    assert first != batches.training(lengths, 16, 0, 1)
+    assert first != batches.training(lengths, 16, 1, 0)
+
+    def padding(found: list[list[int]]) -> int:
+        return sum(len(batch) * lengths[batch].max() - lengths[batch].sum() for batch in found)
+
+    unsorted = [list(range(i, min(i + 16, 1000))) for i in range(0, 1000, 16)]
+    assert padding(first) < padding(unsorted) / 5

@@ -1,0 +1,68 @@
+"""Every command and every Python block of README and docs runs as it stands there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import invoke, write_reviews
+
+from capaft import demo
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "docs/cli.md", "docs/methods.md", "docs/adapter-format.md")
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        found += [(page, block) for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
+    return found
+
+
+def commands(page: str) -> list[list[str]]:
+    lines = [line for where, block in blocks("sh") if where == page for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("capaft ")]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
+def test_commands(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, so that a page's `eval` finds the run that its `train` left; training is cut short."""
+    monkeypatch.chdir(tmp_path)
+    short = {"CAPAFT_EPOCHS": "1", "CAPAFT_MAX_TRAIN_EXAMPLES": "48"}
+    for name in ("reviews.csv", "other.csv"):
+        write_reviews(tmp_path / name)
+    (tmp_path / "dir").symlink_to(demo.base_model())
+    for arguments in commands(page):
+        if "roberta-base" in arguments:
+            # The hub cannot be reached from a test; the settings still must be understood.
+            arguments = [*arguments, "--print-config"]
+        done = invoke(*arguments, environ=short if arguments[0] == "train" else None)
+        assert done.code == 0, f"{page}: capaft {' '.join(arguments)}\n{done.err}"
+        for adapter in tmp_path.glob("runs/reviews/adapter.safetensors"):
+            shutil.copy(adapter, tmp_path)
+
+
+def test_the_pages_show_every_verb() -> None:
+    assert {each[0] for page in PAGES for each in commands(page)} >= {"train", "eval", "merge", "inspect-rank"}
+
+
+@pytest.mark.parametrize(("page", "block"), blocks("python"))
+def test_python_blocks(page: str, block: str, tmp_path: Path) -> None:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, f"{page}\n{done.stderr}"
+
+
+def test_the_two_commands_install_what_the_project_declares() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "pip install -c constraints.txt -e '.[demo]' && capaft train" in text
+    assert "pip install -c constraints.txt -e '.[test]' && pytest" in text
+    assert "pip install -q -c constraints.txt -e '.[test]' && pytest" in (ROOT / ".ci" / "run").read_text()
