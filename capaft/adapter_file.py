@@ -366,7 +366,7 @@ def _parse_header(path: Path, text: str) -> dict[str, Any]:
         wrong = set(header["method"]) != options_of(str(header["method"].get("method")))
         if wrong or header["save_dtype"] not in SAVE_DTYPES:
             raise AdapterFileError(f"{path} is damaged: its method's numbers are not complete")
-        if parse(**header["method"]).record() != header["method"]:
+        if _canonical(parse(**header["method"]).record()) != _canonical(header["method"]):
             raise AdapterFileError(f"{path} is damaged: its method is not in canonical form")
     except UsageError as error:
         raise AdapterFileError(f"{path}: {error}") from None

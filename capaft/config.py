@@ -56,11 +56,11 @@ class TrainConfig(Settings):
     )
     rank: int = _method(8, "Rank of the factors.", check=_at_least(1))
     alpha: float | None = _method(
-        None, "Scaling; the update is multiplied by alpha/rank (default: the rank).", check=_POSITIVE
+        None, "Scaling; the update is multiplied by alpha/rank (default: twice the rank).", check=_POSITIVE
     )
     k: tuple[int, ...] | None = _method(
         None,
-        "Coefficients of a factor, as one number or as two for down and up (default: 192, in the demo 64).",
+        "Coefficients of a factor, as one number or as two for down and up (default: 192, in the demo 96).",
         metavar="int[,int]",
         check=("one or two whole numbers of at least 1", lambda k: len(k) in (1, 2) and min(k) >= 1),
     )

@@ -16,7 +16,14 @@ class UsageError(CapaftError):
 
 
 class AdapterFileError(UsageError):
-    """An adapter file is damaged, foreign, or does not belong to the model at hand."""
+    """An adapter file is damaged, foreign, or does not belong to the model at hand.
+
+    A message may quote what a stranger's file says, so it is kept to one short line without terminal codes.
+    """
+
+    def __init__(self, message: str) -> None:
+        shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in message)
+        super().__init__(shown if len(shown) <= 600 else f"{shown[:400]} ... {shown[-200:]}")
 
 
 class TrainingError(CapaftError):

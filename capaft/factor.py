@@ -186,9 +186,10 @@ class Dense(nn.Module):
 
     def expand(self, numbers: Tensor, shape: tuple[int, ...]) -> Tensor:
         """`(total,) -> (S, *factor shape)`."""
-        if self.kept is not None:
-            numbers = numbers.new_zeros(math.prod(shape)).scatter_(0, self.kept, numbers)
-        return numbers.view(shape)
+        if self.kept is None:
+            # Not a view: factors that are kept must not change, nor become unusable, when an optimiser steps.
+            return numbers.view(shape).clone()
+        return numbers.new_zeros(math.prod(shape)).scatter_(0, self.kept, numbers).view(shape)
 
     def adjoint(self, gradient: Tensor) -> Tensor:
         """`(S, *factor shape) -> (total,)`."""

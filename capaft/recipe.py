@@ -33,5 +33,5 @@ def recipe(stack: Stack) -> Recipe:
     if stack.method == "head":
         return Recipe(lr=1e-2, head_lr=1e-2, epochs=10)
     if stack.k is not None:
-        return Recipe(lr=3e-2, head_lr=5e-3, epochs=6)
-    return Recipe(lr=2e-3, head_lr=5e-3, epochs=6)
+        return Recipe(lr=1e-2, head_lr=2e-3, epochs=6)
+    return Recipe(lr=2e-3, head_lr=2e-3, epochs=6)

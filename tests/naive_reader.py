@@ -230,7 +230,7 @@ def check_sites(header: dict[str, Any], sites: Sites) -> None:
     check(digest(text.encode()).hex() == header["digest"]["sites"], "digest of the sites")
 
 
-def check_streams(header: dict[str, Any], sites: Sites) -> None:
+def streams_digest(header: dict[str, Any], sites: Sites) -> str:
     method, read = header["method"], []
     for site in sites:
         for factor in ("down", "up"):
@@ -240,7 +240,7 @@ def check_streams(header: dict[str, Any], sites: Sites) -> None:
     for site, factor, purpose, count in sorted(read):
         key = key_of(header["seed"], site, factor, purpose)
         hashed += struct.pack("<QQ", word(key, 0), word(key, count - 1))
-    check(digest(hashed).hex() == header["digest"]["streams"], "digest of the streams")
+    return digest(hashed).hex()
 
 
 def check_base(header: dict[str, Any], weights: dict[str, Array]) -> None:
@@ -282,7 +282,7 @@ def factors(
 def updates(header: dict[str, Any], numbers: dict[str, Array], sites: Sites) -> dict[str, Array]:
     """dW of every site, `(out, in)`, float64, after steps 4, 5, 7 and 8."""
     check_sites(header, sites)
-    check_streams(header, sites)
+    check(streams_digest(header, sites) == header["digest"]["streams"], "digest of the streams")
     downs, ups = (factors(header, numbers, factor, sites) for factor in ("down", "up"))
     found = {}
     for path, _, _ in sites:

@@ -41,8 +41,7 @@ TRANSFORMS: dict[str, dict[str, Any]] = {
 # A model, the targets of the adapter under test, and those of another adapter beside it.
 LAYOUTS = {
     "linear": (tiny.bert, "query,value,layer.1.intermediate.dense,layer.1.output.dense", "value,key"),
-    "conv1d": (tiny.gpt2, "c_fc,mlp.c_proj", "c_attn,c_fc"),
-    "fused": (tiny.gpt2, "qv", "h.1.attn.c_attn,attn.c_proj"),
+    "conv1d": (tiny.gpt2, "qv", "h.1.attn.c_attn,c_fc,mlp.c_proj"),
 }
 # How far a model in that precision may stray from one in float64, relative to the norm of its logits.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -149,19 +148,20 @@ def test_forward_equals_a_naive_loop_over_copies(cell: Cell) -> None:
     model, adapter = cell.adapted()
     wanted = tiny.logits(naive.adapted(cell.base(), adapter))
     assert distance(tiny.logits(model), wanted) < TOLERANCE[cell.dtype]
-    change = distance(tiny.logits(cell.base()), wanted)
-    assert change > 2 * TOLERANCE[cell.dtype], "the adapter changes too little for the comparison to mean much"
+    with capaft.disabled(model):
+        assert distance(tiny.logits(model), wanted) > TOLERANCE[cell.dtype], "the adapter changes too little"
 
 
 @every_cell
 def test_merged_equals_unmerged(cell: Cell) -> None:
     model, adapter = cell.adapted()
     unmerged = tiny.logits(model)
+    keys = [name for name in model.state_dict() if "capaft" not in name]
     weights = {site: site.weight(model).detach().cpu().double() for site in adapter.plan.sites}
     assert capaft.merge(model) == len(adapter.plan.sites)
     assert distance(tiny.logits(model), unmerged) < TOLERANCE[cell.dtype]
     assert not capaft.adapters(model)
-    assert list(model.state_dict()) == list(cell.base().state_dict())
+    assert list(model.state_dict()) == keys
     for site, weight in weights.items():
         wanted = weight + naive.update(adapter, site)
         rounding = 4 * torch.finfo(cell.dtype).eps * wanted.abs().max()
@@ -182,14 +182,20 @@ def test_detaching_restores_the_model(cell: Cell) -> None:
     assert state(model) == before
 
 
-@every_cell
-def test_saved_and_loaded_into_a_fresh_model(cell: Cell, tmp_path: Path) -> None:
-    model, adapter = cell.adapted()
+@pytest.mark.parametrize(("made", "loaded"), list(product(DEVICES, DEVICES)))
+@pytest.mark.parametrize("cell", [c for c in TABLE if c.device == "cpu"], ids=str)
+def test_saved_and_loaded_into_a_fresh_model(cell: Cell, made: str, loaded: str, tmp_path: Path) -> None:
+    model = cell.base().to(made)
+    adapter = tiny.scramble(cell.attach(model))
     capaft.save(model, tmp_path / "adapter.safetensors")
-    fresh = cell.base()
-    loaded = capaft.load(fresh, tmp_path / "adapter.safetensors")
-    assert all_equal(numbers(loaded), numbers(adapter))
-    assert torch.equal(tiny.logits(fresh), tiny.logits(model))
+    fresh = cell.base().to(loaded)
+    other = capaft.load(fresh, tmp_path / "adapter.safetensors")
+    streams, others = (dict(each.named_buffers()) for each in (adapter, other))
+    assert streams.keys() == others.keys()
+    assert all(tensor.device.type == loaded for tensor in others.values())
+    assert all(torch.equal(streams[name].cpu(), others[name].cpu()) for name in streams)
+    assert all_equal(numbers(adapter), numbers(other))
+    assert distance(tiny.logits(fresh), tiny.logits(model)) <= (0 if made == loaded else TOLERANCE[cell.dtype])
 
 
 @every_cell
@@ -203,7 +209,28 @@ def test_only_the_adapter_is_trained_and_all_of_it(cell: Cell) -> None:
         assert parameter.dtype == torch.float32
         assert parameter.grad is not None, role
         assert parameter.grad.isfinite().all(), role
-        assert (parameter.grad != 0).all(), role
+        # A sum in bfloat16 may come to nothing.
+        reached = (parameter.grad != 0).double().mean()
+        assert reached == 1 if cell.dtype == torch.float32 else reached > 0.99, role
+
+
+@float32_cells
+def test_gradients_are_the_slopes_of_the_naive_loop(cell: Cell) -> None:
+    model, adapter = cell.adapted()
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(tiny.logits(model).shape, generator=generator)
+    (tiny.logits(model) * weights.to(cell.device)).sum().backward()
+    for role, parameter in adapter.numbers.items():
+        direction = torch.randn(parameter.shape, generator=generator).to(cell.device)
+        step = 1e-2 * direction / direction.norm()
+        ends = []
+        for offset in (step, -2 * step):
+            parameter.data += offset
+            ends.append((tiny.logits(naive.adapted(cell.base(), adapter)) * weights).sum().item())
+        parameter.data += step
+        slope = (ends[0] - ends[1]) / 2
+        gradient = float(parameter.grad.norm() * step.norm())
+        assert slope == pytest.approx(float((parameter.grad * step).sum()), abs=2e-3 * gradient), role
 
 
 @float32_cells
@@ -281,24 +308,6 @@ def test_the_same_seed_makes_the_same_file(cell: Cell, tmp_path: Path) -> None:
     assert same != other
     assert all(torch.allclose(*pair) for pair in zip(ours, theirs, strict=True))
     assert not any(torch.equal(*pair) for pair in zip(ours, others, strict=True))
-
-
-@pytest.mark.parametrize(("made", "loaded"), list(product(DEVICES, DEVICES)))
-@pytest.mark.parametrize("cell", [c for c in TABLE if (c.dtype, c.device) == (torch.float32, "cpu")], ids=str)
-def test_an_adapter_made_on_one_device_is_the_same_on_another(
-    cell: Cell, made: str, loaded: str, tmp_path: Path
-) -> None:
-    model = cell.base().to(made)
-    adapter = tiny.scramble(cell.attach(model))
-    capaft.save(model, tmp_path / "adapter.safetensors")
-    fresh = cell.base().to(loaded)
-    other = capaft.load(fresh, tmp_path / "adapter.safetensors")
-    streams, others = (dict(each.named_buffers()) for each in (adapter, other))
-    assert streams.keys() == others.keys()
-    assert all(tensor.device.type == loaded for tensor in others.values())
-    assert all(torch.equal(streams[name].cpu(), others[name].cpu()) for name in streams)
-    assert all_equal(numbers(adapter), numbers(other))
-    assert distance(tiny.logits(fresh), tiny.logits(model)) < TOLERANCE[torch.float32]
 
 
 def test_loaded_in_a_fresh_process(tmp_path: Path) -> None:

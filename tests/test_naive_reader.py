@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -138,10 +137,7 @@ def example(tmp_path: Path) -> bytes:
 
 def shown(values: Any) -> str:
     """Numbers as the document prints them."""
-    return re.sub(r"-0\.0+\b", lambda zero: zero[0][1:], np.array2string(np.asarray(values), **FORMAT))
-
-
-FORMAT: dict[str, Any] = {"precision": 6, "floatmode": "fixed", "separator": ", ", "max_line_width": 110}
+    return np.array2string(np.asarray(values), precision=6, floatmode="fixed", separator=", ", max_line_width=120)
 
 
 def worked_example(data: bytes) -> list[str]:
@@ -151,10 +147,14 @@ def worked_example(data: bytes) -> list[str]:
     outer = data[8 : 8 + length].decode()
     text = json.loads(outer)["__metadata__"]["capaft"]
     lines = [f"{len(data)} bytes", sha256(data).hexdigest(), data[:8].hex(" "), f"H = {length}", text]
-    lines += [outer[outer.index('"down":') :].rstrip(), data[8 + length :].hex(" ")]
+    lines += [
+        outer[outer.index('"down":') :].rstrip(),
+        f"{len(outer) - len(outer.rstrip())} spaces",
+        data[8 + length :].hex(" "),
+    ]
     for factor, n, k in (("down", 8, 3), ("up", 6, 2)):
         streams = (7, "query", factor)
-        for purpose, count in naive_reader.streams_read(header["method"], factor, n).items():
+        for purpose, count in sorted(naive_reader.streams_read(header["method"], factor, n).items()):
             key = naive_reader.key_of(*streams, purpose)
             first, last = naive_reader.word(key, 0), naive_reader.word(key, count - 1)
             cells = [factor, purpose, f"{key[0]:016x}", f"{key[1]:016x}", str(count), f"{first:016x}", f"{last:016x}"]
@@ -170,8 +170,8 @@ def worked_example(data: bytes) -> list[str]:
         lines += [f"theta0 = {shown(initial)}"] if factor == "down" else []
         lines += [f"theta0 + G c = {shown(initial + basis @ numbers[factor])}"]
         lines += [f"kept = {[np.flatnonzero(row).tolist() for row in drawn]}"]
-    lines.append(f"dW = {shown(naive_reader.updates(header, numbers, SITES)['query'])}")
-    return lines
+    update = naive_reader.updates(header, numbers, SITES)["query"]
+    return lines + [f"dW[{i}] = {shown(row)}" for i, row in enumerate(update)]
 
 
 def test_the_worked_example_is_real(example: bytes) -> None:

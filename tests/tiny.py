@@ -45,6 +45,8 @@ def _bert() -> Any:
             intermediate_size=64,
             max_position_embeddings=32,
             num_labels=3,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
         ),
     )
 
@@ -59,6 +61,9 @@ def _gpt2() -> Any:
             n_layer=2,
             n_head=4,
             n_positions=32,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
             bos_token_id=0,
             eos_token_id=0,
             pad_token_id=0,
@@ -68,12 +73,16 @@ def _gpt2() -> Any:
 
 def bert() -> Any:
     """A classifier whose projections are `nn.Linear`."""
-    return copy.deepcopy(_bert())
+    return _copy(_bert())
 
 
 def gpt2() -> Any:
     """A language model whose projections are transformers' `Conv1D`, query, key and value fused."""
-    return copy.deepcopy(_gpt2())
+    return _copy(_gpt2())
+
+
+def _copy(model: Any) -> Any:
+    return copy.deepcopy(model, {id(model.config): model.config})
 
 
 def logits(model: nn.Module, ids: Tensor = IDS) -> Tensor:
@@ -83,7 +92,7 @@ def logits(model: nn.Module, ids: Tensor = IDS) -> Tensor:
 def scramble(adapter: Adapter, seed: int = 0) -> Adapter:
     """Give an adapter numbers as training might: coefficients are few, so each has to be larger than an entry."""
     generator = torch.Generator().manual_seed(seed)
-    scale = 0.6 if adapter.plan.stack.k else 0.2
+    scale = 1.0 if adapter.plan.stack.k else 0.3
     for numbers in adapter.numbers.values():
         numbers.data.copy_(scale * torch.randn(numbers.shape, generator=generator))
     return adapter

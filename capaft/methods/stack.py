@@ -92,7 +92,7 @@ def parse(method: str, **options: Any) -> Stack:
 
     Args:
         method: `host[+nola][+capaboost]` with or without the default host, `head`, or `full`.
-        **options: rank, alpha (None: the rank), k (one number, or down and up), basis, copies, density, masks.
+        **options: rank, alpha (None: twice the rank), k (one number, or down and up), basis, copies, density, masks.
 
     Raises:
         UsageError: no such method, no such composition, or a number out of range.
@@ -103,8 +103,8 @@ def parse(method: str, **options: Any) -> Stack:
         return Stack(name)
     values: dict[str, Any] = {"rank": 8, "alpha": None, "k": (192,), "basis": "hadamard", "copies": 2, "density": 0.5}
     values |= {"masks": "random"} | {key: value for key, value in options.items() if value is not None}
-    if values["alpha"] is None:
-        values["alpha"] = float(values["rank"])
+    if values["alpha"] is None and _whole(values["rank"]):
+        values["alpha"] = 2.0 * values["rank"]
     _check(values)
     values["alpha"] = float(values["alpha"])  # 16 and 16.0 are one adapter, and must be one file.
     host_type = HOSTS[parts[0]]

@@ -1,0 +1,785 @@
+"""The adapter file keeps what was trained, and no file, however damaged or hostile, does harm or loads wrong."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import copy
+import errno
+import json
+import os
+import pickle
+import random
+import resource
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from hashlib import blake2b, sha256
+from pathlib import Path
+from typing import Any
+
+import naive_reader
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import bert, gpt2, logits, scramble
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+import capaft
+from capaft import files, rng
+from capaft.adapter_file import FORMAT, AdapterFile, Base, Task, load, read, restore, save
+from capaft.attach import Adapter
+from capaft.errors import AdapterFileError, TrainingError, UsageError
+from capaft.storage import SAVE_DTYPES, SaveDtype, decode, encode
+
+HEAD = ("classifier.weight", "classifier.bias")
+TASK = Task("text-classification", ("bad", "so so", "très bon 😀"), 128, "accuracy")
+STACKS: dict[str, dict[str, Any]] = {
+    "head": {"method": "head"},
+    "full": {"method": "full"},
+    "lora": {"method": "lora", "targets": "all-linear"},
+    "nola": {"method": "nola", "k": (9, 5)},
+    "nola-uniform": {"method": "nola", "k": 9, "basis": "uniform"},
+    "nola-group": {"method": "nola", "k": 9, "basis": "group"},
+    "capaboost": {"method": "capaboost", "copies": 3, "density": 0.29},
+    "partition": {"method": "capaboost", "copies": 2, "masks": "partition"},
+    "everything": {"method": "lora+nola+capaboost", "k": 9, "targets": "re:layer\\.1\\.", "seed": 2**64 - 1},
+}
+
+
+def adapted(method: str = "nola", model: nn.Module | None = None, **options: Any) -> Any:
+    """A model with an adapter and a head, both of numbers as training might leave them."""
+    model = bert() if model is None else model
+    adapter = capaft.attach(model, method, **({"rank": 3, "k": 9, "head": HEAD} | options))
+    scramble(adapter)
+    with torch.no_grad():
+        for name in adapter.plan.trained:
+            model.get_parameter(name if method != "full" else _full_name(model, name)).add_(0.01)
+    return model
+
+
+def _full_name(model: nn.Module, canonical: str) -> str:
+    names = dict(model.named_parameters())
+    return canonical if canonical in names else f"bert.{canonical}"
+
+
+def numbers(model: nn.Module) -> dict[str, Tensor]:
+    (adapter,) = capaft.adapters(model).values()
+    return {key: parameter.detach().clone() for key, parameter in adapter.trained(model).items()}
+
+
+def equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    return list(ours) == list(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "adapter.safetensors"
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A small file that is in order, to be spoilt."""
+    path = tmp_path_factory.mktemp("good") / "adapter.safetensors"
+    save(adapted(), path, base=Base("tiny"), task=TASK)
+    return path.read_bytes()
+
+
+# What is saved comes back
+
+
+@pytest.mark.parametrize("dtype", SAVE_DTYPES)
+@pytest.mark.parametrize("stack", STACKS)
+def test_round_trip(stack: str, dtype: SaveDtype, path: Path) -> None:
+    model, fresh = adapted(**STACKS[stack]), bert()
+    size = save(model, path, base=Base("tiny", "main"), task=TASK, dtype=dtype)
+    file = read(path)
+    assert size == file.size == path.stat().st_size
+    assert (file.base, file.task) == (Base("tiny", "main"), TASK)
+    adapter = load(fresh, path)
+    plan = capaft.adapters(model)["default"].plan
+    assert (adapter.plan.stack, adapter.plan.seed) == (plan.stack, plan.seed)
+    assert (adapter.plan.sites, adapter.plan.trained) == (plan.sites, plan.trained)
+    stored = {key: decode(key, encode(key, n, dtype), tuple(n.shape), dtype) for key, n in numbers(model).items()}
+    assert equal(numbers(fresh), stored)
+    restore(model, path)
+    assert torch.equal(logits(fresh), logits(model))
+    # What came back is saved as the same file.
+    save(fresh, path.with_name("again"), base=Base("tiny", "main"), task=TASK, dtype=dtype)
+    if dtype.startswith(("float", "bfloat")):
+        assert path.with_name("again").read_bytes() == path.read_bytes()
+
+
+@given(labels=st.lists(st.text(st.characters(exclude_categories=())), max_size=4), name=st.text() | st.none())
+@settings(max_examples=50)
+def test_any_text_comes_back(labels: list[str], name: str | None, tmp_path_factory: pytest.TempPathFactory) -> None:
+    file, model = tmp_path_factory.getbasetemp() / "text.safetensors", _one_layer()
+    task = Task("text-classification", tuple(labels), 1, "f1")
+    capaft.attach(model, "nola", rank=1, k=2)
+    save(model, file, base=Base(name, name), task=task)
+    assert (read(file).task, read(file).base) == (task, Base(name, name))
+
+
+def test_a_wrapped_model_and_a_bare_encoder_have_the_same_sites(path: Path) -> None:
+    model = adapted(head=())
+    save(model, path)
+    bare = bert().bert
+    load(bare, path)
+    with torch.no_grad():
+        expected = model.bert(input_ids=torch.tensor([[1, 2, 3]])).last_hidden_state
+        assert not torch.equal(expected, bert().bert(input_ids=torch.tensor([[1, 2, 3]])).last_hidden_state)
+        assert torch.allclose(bare(input_ids=torch.tensor([[1, 2, 3]])).last_hidden_state, expected, atol=1e-6)
+
+
+def test_renamed_modules_keep_their_streams(path: Path) -> None:
+    old, new = _nested("old"), _nested("new")
+    scramble(capaft.attach(old, "nola", rank=2, k=3, targets="old.query"))
+    save(old, path)
+    with pytest.raises(AdapterFileError, match="pass the --model it was trained on"):
+        load(new, path)
+    adapter = load(new, path, rename={"old": "new"})
+    assert [site.path for site in adapter.plan.sites] == ["old.query"]
+    inputs = torch.ones(1, 6)
+    assert torch.equal(new["new"]["query"](inputs), old["old"]["query"](inputs))
+
+
+def _nested(name: str) -> nn.Module:
+    return nn.ModuleDict({name: nn.ModuleDict({"query": _one_layer()["query"]})})
+
+
+def _one_layer() -> nn.ModuleDict:
+    """A base model of one layer, with numbers that do not depend on a generator."""
+    layer = nn.Linear(6, 4, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_((torch.arange(24) / 16 - 0.7).view(4, 6))
+    return nn.ModuleDict({"query": layer})
+
+
+def test_restore_refuses_another_adapter(path: Path) -> None:
+    save(adapted(seed=1), path)
+    model = adapted()
+    before = numbers(model)
+    with pytest.raises(AdapterFileError, match="not of the adapter"):
+        restore(model, path)
+    assert equal(numbers(model), before)
+
+
+# The same adapter is the same file
+
+
+def golden(method: str, **options: Any) -> nn.Module:
+    """An adapter on a model whose every number comes from a seeded stream, so that its file never changes."""
+    widths = {"query": (32, 32), "key": (32, 32), "value": (32, 40), "classifier": (32, 3)}
+    model = nn.ModuleDict({name: nn.Linear(*width) for name, width in widths.items()})
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(_stream("weights", name, parameter))
+        adapter = capaft.attach(model, method, rank=4, alpha=8, seed=3, head=HEAD, **options)
+        for name, parameter in adapter.trained(model).items():
+            parameter.copy_(_stream("numbers", name, parameter))
+    return model
+
+
+def _stream(what: str, name: str, like: Tensor) -> Tensor:
+    return torch.from_numpy(rng.uniform(rng.fold_in(0, "golden", name, what), like.numel())).view_as(like)
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype", "digest"),
+    [
+        ({"method": "nola", "k": 16}, "float32", "1c4687577298a4de075287a792bc114703c331761f39cde2a4491fba9b21482f"),
+        (
+            {"method": "lora+nola+capaboost", "k": (7, 5), "basis": "uniform"},
+            "bfloat16",
+            "82d79a9eaa71b2799f08b3d4859cc1793795815b9c350d15bf82eb51f55c1381",
+        ),
+        (
+            {"method": "nola", "k": 8, "basis": "group"},
+            "float16",
+            "84d0bb8eac88662f0f975414fa491fae44fc746e39ed0fa419882bc8fb5246cf",
+        ),
+        (
+            {"method": "capaboost", "copies": 3, "density": 0.29},
+            "int4",
+            "505235692a72316488dc3632680f3c94d3a0a4f448228cc5a1e726fc83d23cd7",
+        ),
+        (
+            {"method": "capaboost", "copies": 2, "masks": "partition", "targets": "query,key,value"},
+            "int8",
+            "acb2c08f564d1d180cd21cfc2102aad0cf2a830b5ec37e8d6b3614aaae9168d5",
+        ),
+    ],
+)
+def test_golden_file(options: dict[str, Any], dtype: SaveDtype, digest: str, path: Path) -> None:
+    save(golden(**options), path, base=Base("tiny"), task=TASK, dtype=dtype)
+    naive_reader.read(path.read_bytes())
+    assert sha256(path.read_bytes()).hexdigest() == digest
+
+
+TRAINING = """
+import sys
+import torch
+from torch import nn
+import capaft
+from capaft.adapter_file import Base, save
+
+torch.manual_seed(0)
+model = nn.ModuleDict({name: nn.Linear(40, 40) for name in ("query", "value", "other")})
+capaft.attach(model, "lora+nola+capaboost", rank=3, k=9)
+for _ in range(5):
+    model["value"](model["query"](torch.randn(8, 40)).relu()).square().mean().backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.sub_(0.1 * parameter.grad)
+save(model, sys.argv[1], base=Base("tiny"))
+"""
+
+
+def test_two_fresh_processes_write_the_same_bytes(tmp_path: Path) -> None:
+    paths = [tmp_path / "one", tmp_path / "two"]
+    running = [
+        subprocess.Popen([sys.executable, "-c", TRAINING, str(path)], env=os.environ | {"PYTHONHASHSEED": seed})
+        for seed, path in zip("12", paths, strict=True)
+    ]
+    assert [process.wait() for process in running] == [0, 0]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_a_whole_number_and_its_float_are_one_file(path: Path) -> None:
+    contents = []
+    for alpha in (16, 16.0):
+        save(adapted(alpha=alpha), path)
+        contents.append(path.read_bytes())
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("targets", ["qv", "all-linear"])
+def test_the_header_stays_small_however_many_sites(targets: str, path: Path) -> None:
+    config = BertConfig(vocab_size=4, hidden_size=4, num_hidden_layers=60, num_attention_heads=1, intermediate_size=4)
+    model = BertModel(config)
+    adapter = capaft.attach(model, "lora+nola+capaboost", rank=1, k=2, targets=targets)
+    assert len(adapter.plan.sites) == {"qv": 120, "all-linear": 361}[targets]
+    save(model, path, base=Base("some-organisation/some-model-with-a-long-name", "0" * 40), task=TASK)
+    header = read(path).header
+    header["task"]["labels"] = []
+    assert len(json.dumps(header)) < 2048
+
+
+# Files made by hand
+
+
+Parts = tuple[dict[str, Any], dict[str, tuple[str, list[int], bytes]]]
+Change = Callable[[dict[str, Any], dict[str, tuple[str, list[int], bytes]]], Any]
+
+
+def canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def digest(data: bytes) -> str:
+    return blake2b(data, digest_size=16).hexdigest()
+
+
+def unpack(data: bytes) -> Parts:
+    """Header and tensors of a file."""
+    (length,) = struct.unpack("<Q", data[:8])
+    listed = json.loads(data[8 : 8 + length])
+    header = json.loads(listed.pop("__metadata__")["capaft"])
+    body = data[8 + length :]
+    return header, {
+        name: (entry["dtype"], entry["shape"], body[slice(*entry["data_offsets"])]) for name, entry in listed.items()
+    }
+
+
+def pack(header: dict[str, Any], tensors: dict[str, tuple[str, list[int], bytes]]) -> bytes:
+    """A file whose own digests hold, whatever it says."""
+    hashed = b"".join(name.encode() + b"\0" + tensors[name][2] for name in sorted(tensors))
+    if isinstance(header.get("digest"), dict):
+        header["digest"].pop("header", None)
+        header["digest"]["tensors"] = digest(hashed)
+        header["digest"]["header"] = digest(canonical(header).encode())
+    listed: dict[str, Any] = {"__metadata__": {"capaft": canonical(header)}}
+    body = b""
+    for name, (dtype, shape, raw) in tensors.items():
+        listed[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(body), len(body) + len(raw)]}
+        body += raw
+    return envelope(listed, body)
+
+
+def envelope(listed: Any, body: bytes = b"") -> bytes:
+    text = listed if isinstance(listed, bytes) else json.dumps(listed).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def forged(data: bytes, change: Change) -> bytes:
+    header, tensors = unpack(data)
+    change(header, tensors)
+    return pack(header, tensors)
+
+
+@contextlib.contextmanager
+def bounded(seconds: float = 5, room: int = 2**29) -> Iterator[None]:
+    """Fail if the body takes long, or more memory than it has any business with."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        used = int(statm.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + room, before[1]))
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert time.perf_counter() - start < seconds
+
+
+def refused(path: Path, data: bytes, says: str = ".", kind: type[UsageError] = AdapterFileError) -> None:
+    """The file is refused in one line, soon, without much memory, and the model stays as it was."""
+    path.write_bytes(data)
+    model = bert()
+    before = copy.deepcopy(model.state_dict())
+    with bounded(), pytest.raises(kind, match=says) as error:
+        load(model, path)
+    assert isinstance(error.value, kind)
+    assert "\n" not in str(error.value)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 700
+    assert capaft.adapters(model) == {}
+    assert equal(dict(model.state_dict()), dict(before))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_file_made_by_hand_is_as_good(good: bytes, path: Path) -> None:
+    path.write_bytes(forged(good, lambda header, tensors: None))
+    model = bert()
+    load(model, path)
+    assert equal(numbers(model), numbers(adapted()))
+
+
+# Damaged files
+
+
+def test_every_truncation_is_refused(good: bytes, path: Path) -> None:
+    for length in range(0, len(good), 3):
+        path.write_bytes(good[:length])
+        with pytest.raises(AdapterFileError):
+            read(path)
+    refused(path, good[:-1], "truncated")
+
+
+def test_bytes_at_the_end_are_refused(good: bytes, path: Path) -> None:
+    refused(path, good + b"\0", "bytes that its header does not name")
+
+
+def test_every_flipped_bit_is_refused(good: bytes, path: Path) -> None:
+    """Every eleventh of them: eleven and eight have no common divisor, so every bit of a byte has its turn."""
+    for position in range(0, 8 * len(good), 11):
+        data = bytearray(good)
+        data[position // 8] ^= 1 << position % 8
+        path.write_bytes(data)
+        with pytest.raises(AdapterFileError):
+            read(path)
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=100)
+def test_random_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    file = tmp_path_factory.getbasetemp() / "random.safetensors"
+    for content in (data, envelope(data), envelope(data, data)):
+        file.write_bytes(content)
+        with pytest.raises(AdapterFileError):
+            read(file)
+
+
+# Foreign files
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("unpickled",)
+
+
+PEFT = {"base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight": torch.zeros(3, 32)}
+DEEP = b"[" * 200_000 + b"]" * 200_000
+FOREIGN: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "truncated or is not an adapter"),
+    "text": (b"adapter: none\n", "truncated or is not an adapter"),
+    "pickle": (pickle.dumps(Bomb()), "truncated or is not an adapter"),
+    "zip": (b"PK\x03\x04" + bytes(60), "truncated or is not an adapter"),
+    "random": (random.Random(0).randbytes(5000), "truncated or is not an adapter"),
+    "PEFT": (safetensors.torch.save(PEFT, {"format": "pt"}), "not a capaft adapter; adapters of other tools"),
+    "model": (safetensors.torch.save(PEFT), "not a capaft adapter"),
+    "more metadata": (safetensors.torch.save(PEFT, {"capaft": "{}", "format": "pt"}), "not a capaft adapter"),
+    "list": (envelope([]), "not a capaft adapter"),
+    "deep": (envelope(DEEP), "not a capaft adapter"),
+    "deep inside": (envelope({"__metadata__": {"capaft": DEEP.decode()}}), "not JSON"),
+    "metadata of another type": (envelope({"__metadata__": ["capaft"]}), "not a capaft adapter"),
+    "header of another type": (envelope({"__metadata__": {"capaft": {}}}), "not a capaft adapter"),
+    "not UTF-8": (envelope(b'{"\xff\xfe": 1}'), "not a capaft adapter"),
+    "UTF-16": (envelope('{"__metadata__":{"capaft":"{}"}}'.encode("utf-16")), "damaged"),
+    "a number of many digits": (envelope(b'{"a":' + b"9" * 100_000 + b"}"), "not a capaft adapter"),
+    "a length beyond the end": (struct.pack("<Q", 2**63) + b"{}", "truncated or is not an adapter"),
+    "a header of a gigabyte": (struct.pack("<Q", 2**30) + b"{}", "truncated or is not an adapter"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_foreign_files_are_refused(kind: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    refused(path, *FOREIGN[kind])
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_foreign_file_is_refused_whatever_its_size(path: Path) -> None:
+    path.write_bytes(safetensors.torch.save(PEFT))
+    os.truncate(path, 2**36)
+    with bounded(), pytest.raises(AdapterFileError, match="not a capaft adapter"):
+        read(path)
+
+
+def test_what_is_no_file_is_said(path: Path) -> None:
+    with pytest.raises(AdapterFileError, match=r"cannot read .*No such file"):
+        read(path)
+    with pytest.raises(AdapterFileError, match=r"cannot read .*Is a directory"):
+        read(path.parent)
+
+
+def _entry(shape: list[Any], stop: Any = 4, dtype: str = "F32", start: Any = 0) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
+
+
+ENTRIES: dict[str, Any] = {
+    "huge": _entry([2**62, 2**62]),
+    "huge and empty": _entry([2**62, 0], 0),
+    "huge in small steps": _entry([10**6] * 300_000),
+    "negative": _entry([-1, -1]),
+    "fractional": _entry([1.0]),
+    "true": _entry([True]),
+    "overlapping": _entry([1], start=-4, stop=0),
+    "offsets of another type": _entry([1], "4"),
+    "no offsets": {"dtype": "F32", "shape": [1]},
+    "three offsets": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 4]},
+    "unknown dtype": _entry([1], dtype="F128"),
+    "dtype of another type": {"dtype": [], "shape": [1], "data_offsets": [0, 4]},
+    "no entry": 5,
+    "null": None,
+}
+
+
+@pytest.mark.parametrize("kind", ENTRIES)
+def test_tensors_that_lie_wrong_are_refused(kind: str, path: Path) -> None:
+    refused(path, envelope({"__metadata__": {"capaft": "{}"}, "down": ENTRIES[kind]}, bytes(4)), "damaged")
+
+
+# Hostile files: every digest holds
+
+
+def _put(*where: str, value: Any) -> Change:
+    def change(header: dict[str, Any], _: Any) -> None:
+        for key in where[:-1]:
+            header = header[key]
+        header[where[-1]] = value
+
+    return change
+
+
+def _method(**numbers: Any) -> Change:
+    return lambda header, _: header["method"].update(numbers)
+
+
+def _whole(method: str, **numbers: Any) -> Change:
+    return lambda header, _: header.update(method={"method": method, "rank": 3, "alpha": 3.0, **numbers})
+
+
+def _tensor(name: str, dtype: str, shape: list[int], raw: bytes) -> Change:
+    return lambda _, tensors: tensors.update({name: (dtype, shape, raw)})
+
+
+def _both(*changes: Change) -> Change:
+    return lambda header, tensors: [change(header, tensors) for change in changes]
+
+
+HOSTILE: dict[str, Change] = {
+    "a rank of a billion": _method(rank=10**9),
+    "a rank beyond the layer": _method(rank=65),
+    "a rank that is true": _method(rank=True),
+    "k of a trillion": _method(k=[10**12, 10**12]),
+    "k of a trillion, uniform": _method(k=[10**12, 10**12], basis="uniform"),
+    "k of a trillion, group": _method(k=[10**12, 10**12], basis="group"),
+    "k of one too many": _method(k=[10, 9]),
+    "k of one number": _method(k=[9]),
+    "k nested": _method(k=[[9], [9]]),
+    "k fractional": _method(k=[9.0, 9.0]),
+    "no k": _method(k=[]),
+    "alpha zero": _method(alpha=0.0),
+    "alpha huge": _method(alpha=1e300),
+    "alpha text": _method(alpha="3"),
+    "alpha that is whole": _method(alpha=3),
+    "alpha of hundreds of digits": _method(alpha=10**400),
+    "basis list": _method(basis=["hadamard"]),
+    "basis object": _method(basis={}),
+    "basis unknown": _method(basis="fourier"),
+    "method unknown": _method(method="lora+nolla"),
+    "method list": _method(method=["lora"]),
+    "method not canonical": _method(method="nola"),
+    "method of another kind": _put("method", value={"method": "head"}),
+    "method everything": _put("method", value={"method": "full"}),
+    "method without numbers": _put("method", value={"method": "lora+nola"}),
+    "numbers of another method": _method(copies=2, density=0.5, masks="random"),
+    "copies of a billion": _whole("lora+capaboost", copies=10**9, density=0.5, masks="random"),
+    "copies beyond the layer": _whole("lora+capaboost", copies=64, density=0.5, masks="random"),
+    "density that keeps nothing": _whole("lora+capaboost", copies=2, density=5e-324, masks="random"),
+    "density text": _whole("lora+capaboost", copies=2, density="0.5", masks="random"),
+    "density list": _whole("lora+capaboost", copies=2, density=[0.5], masks="random"),
+    "masks list": _whole("lora+capaboost", copies=2, density=0.5, masks=[]),
+    "density beside a partition": _whole("lora+capaboost", copies=2, density=0.25, masks="partition"),
+    "dense factors that are not there": _whole("lora"),
+    "targets that catch everything": _put("targets", value="all-linear"),
+    "targets that catch nothing": _put("targets", value="nowhere"),
+    "targets empty": _put("targets", value=""),
+    "targets of several lines": _put("targets", value="a\nb\x1b[2J\udc80"),
+    "targets of a megabyte": _put("targets", value="a," * 2**19),
+    "pattern that backtracks": _put("targets", value=r"re:(?:[a-z.]|\w|.)+(?<!y|e)$"),
+    "pattern that backtracks often": _put("targets", value=r"re:(?:\w|[a-z])+\.(?:\w|[a-z]|\.)+\d$"),
+    "pattern that recurses": _put("targets", value="re:(?R)a|b(?R)"),
+    "pattern that fills memory": _put("targets", value="re:a{1000000000}"),
+    "pattern that fills memory in two steps": _put("targets", value="re:(?:(?:ab?){9999}){9999}"),
+    "pattern of nested repeats": _put("targets", value="re:" + "(?:" * 90 + "a" + ")+" * 90),
+    "pattern of nested groups": _put("targets", value="re:" + "(" * 490 + "a" + ")" * 490),
+    "pattern that is none": _put("targets", value="re:("),
+    "seed negative": _put("seed", value=-1),
+    "seed too large": _put("seed", value=2**64),
+    "seed fractional": _put("seed", value=0.0),
+    "another seed": _put("seed", value=1),
+    "sites of a billion": _put("sites", value=10**9),
+    "sites negative": _put("sites", value=-1),
+    "sites digest": _put("digest", "sites", value="0" * 32),
+    "streams digest": _put("digest", "streams", value="0" * 32),
+    "digest of another type": _put("digest", "streams", value=0),
+    "save dtype unknown": _put("save_dtype", value="float64"),
+    "save dtype of other tensors": _put("save_dtype", value="int8"),
+    "half the numbers": _put("save_dtype", value="int4"),
+    "base samples that are no base64": _put("base", "weights", value="?é"),
+    "base samples of odd length": _put("base", "weights", value="AAAA"),
+    "no base samples": _put("base", "weights", value=""),
+    "too many base samples": _put("base", "weights", value=base64.b64encode(bytes(2**20)).decode()),
+    "base samples that are not finite": _put("base", "weights", value=base64.b64encode(b"\xff" * 128).decode()),
+    "labels that are no text": _put("task", "labels", value=[1, 2]),
+    "task incomplete": _put("task", value={"labels": []}),
+    "task of another type": _put("task", value=[]),
+    "one key more": _put("comment", value=""),
+    "one key less": lambda header, _: header.pop("seed"),
+    "format text": _put("format", value="1"),
+    "format true": _put("format", value=True),
+    "format zero": _put("format", value=0),
+    "another seed contract": _put("contract", value=2),
+    "no up": lambda _, tensors: tensors.pop("up"),
+    "no tensors": lambda _, tensors: tensors.clear(),
+    "one tensor more": _tensor("side", "F32", [1], bytes(4)),
+    "a scale of nothing": _tensor("down.scale", "F32", [1], bytes(4)),
+    "a head that the model lacks": _tensor("head:score.weight", "F32", [1], bytes(4)),
+    "a head of another shape": _tensor("head:classifier.bias", "F32", [1], bytes(4)),
+    "a head of another dtype": _tensor("head:classifier.bias", "BF16", [3], bytes(6)),
+    "a head without a name": _tensor("head:", "F32", [1], bytes(4)),
+    "down of another shape": _tensor("down", "F32", [9, 4], bytes(144)),
+    "down of another dtype": _tensor("down", "F16", [4, 9], bytes(72)),
+    "down empty": _tensor("down", "F32", [0], b""),
+    "down of a million": _tensor("down", "F32", [10**6], bytes(4 * 10**6)),
+    "NaN": _tensor("down", "F32", [4, 9], struct.pack("<f", float("nan")) * 36),
+    "infinity": _tensor("head:classifier.bias", "F32", [3], struct.pack("<3f", 0, 1, float("inf"))),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_files_are_refused(kind: str, good: bytes, path: Path) -> None:
+    refused(path, forged(good, HOSTILE[kind]))
+
+
+def test_a_basis_that_cannot_be_is_refused(good: bytes, path: Path) -> None:
+    """Numbers and streams are what the header says, but no such adapter can have been written."""
+    sites = [
+        (f"encoder.layer.{layer}.attention.self.{name}", 32, 32) for layer in (0, 1) for name in ("query", "value")
+    ]
+
+    def empty_groups(header: dict[str, Any], tensors: dict[str, tuple[str, list[int], bytes]]) -> None:
+        header["method"].update(basis="group", k=[9, 100])
+        header["digest"]["streams"] = naive_reader.streams_digest(header, sites)
+        tensors["up"] = ("F32", [4, 100], bytes(1600))
+
+    refused(path, forged(good, empty_groups), r"leaves \d+ of 100 coefficients without any", UsageError)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+PLACES = [
+    *(("base", key) for key in ("name", "revision", "weights")),
+    *(("digest", key) for key in ("sites", "streams")),
+    *(("method", key) for key in ("method", "rank", "alpha", "k", "basis")),
+    *(("task", key) for key in ("labels", "max_length", "metric", "name")),
+    *((key,) for key in ("base", "contract", "digest", "format", "method", "save_dtype", "seed", "sites", "targets")),
+]
+
+
+@given(place=st.sampled_from(PLACES), value=JSON)
+@settings(max_examples=150)
+def test_any_value_anywhere_is_refused_or_does_no_harm(
+    place: tuple[str, ...], value: Any, good: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "forged.safetensors"
+    file.write_bytes(forged(good, _put(*place, value=value)))
+    with bounded(), contextlib.suppress(AdapterFileError):
+        described = read(file)
+        load(model := bert(), described)
+        # Only what nothing random depends on can have been another value.
+        assert place[0] in ("base", "task") or place[-1] == "alpha" or described.header == unpack(good)[0]
+        assert equal(numbers(model), numbers(adapted()))
+
+
+# Another model
+
+
+def test_another_architecture_is_refused(path: Path) -> None:
+    model = gpt2()
+    scramble(capaft.attach(model, "nola", rank=3, k=9))
+    save(model, path)
+    refused(path, path.read_bytes(), "pass the --model it was trained on")
+
+
+def test_another_width_is_refused(good: bytes, path: Path) -> None:
+    path.write_bytes(good)
+    config = copy.deepcopy(bert().config)
+    config.hidden_size = 48
+    with pytest.raises(AdapterFileError, match="4 sites of another shape or name"):
+        load(type(bert())(config), path)
+
+
+def _other_weights() -> Any:
+    model = bert()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    return model
+
+
+def test_other_base_weights_are_refused_unless_allowed(good: bytes, path: Path) -> None:
+    path.write_bytes(good)
+    model = _other_weights()
+    with pytest.raises(AdapterFileError, match=r"it names tiny.*--allow-base-mismatch"):
+        load(model, path)
+    assert capaft.adapters(model) == {}
+    load(model, path, allow_base_mismatch=True)
+    assert equal(numbers(model), numbers(adapted()))
+
+
+@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("loaded", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("method", ["nola", "head"])
+def test_copies_in_fewer_bits_are_the_same_model(
+    method: str, saved: torch.dtype, loaded: torch.dtype, path: Path
+) -> None:
+    save(adapted(method, bert().to(saved), head=()), path)
+    load(bert().to(loaded), path)
+
+
+def test_a_quantised_base_gets_a_notice(good: bytes, path: Path) -> None:
+    path.write_bytes(forged(good, _put("base", "weights", value=None)))
+    with pytest.warns(UserWarning, match="quantised base"):
+        load(_other_weights(), path)
+
+
+def test_a_newer_format_asks_for_an_upgrade(good: bytes, path: Path) -> None:
+    newer = forged(good, _put("format", value=FORMAT + 1))
+    refused(path, newer, f"format {FORMAT + 1}, newer than this capaft reads; upgrade")
+    # Even if nothing else about it is known.
+    refused(path, envelope({"__metadata__": {"capaft": '{"format": 9, "new": 1e5}'}}), "upgrade")
+
+
+def test_other_random_numbers_are_noticed(good: bytes, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = rng.words
+    monkeypatch.setattr(rng, "words", lambda key, count, start=0: draw(key, count, start + (key.k0 % 7 == 0)))
+    file = _read(good, path)
+    with pytest.raises(AdapterFileError, match="random streams come out differently"):
+        load(bert(), file, allow_base_mismatch=True)
+
+
+def _read(data: bytes, path: Path) -> AdapterFile:
+    path.write_bytes(data)
+    return read(path)
+
+
+def test_a_name_that_is_taken_is_refused(good: bytes, path: Path) -> None:
+    model = bert()
+    load(model, _read(good, path))
+    with pytest.raises(UsageError, match="already has an adapter named default"):
+        load(model, path)
+    assert isinstance(load(model, path, name="second"), Adapter)
+
+
+# Writing
+
+
+@pytest.mark.parametrize("dtype", SAVE_DTYPES)
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["up", "head:classifier.bias"])
+def test_numbers_that_are_not_finite_are_not_saved(where: str, wrong: float, dtype: SaveDtype, path: Path) -> None:
+    model = adapted()
+    with torch.no_grad():
+        capaft.adapters(model)["default"].trained(model)[where].flatten()[0] = wrong
+    with pytest.raises(TrainingError, match=f"{where} holds numbers that are not finite"):
+        save(model, path, dtype=dtype)
+    assert not path.exists()
+
+
+def test_numbers_too_large_for_the_dtype_are_not_saved(path: Path) -> None:
+    model = adapted()
+    with torch.no_grad():
+        capaft.adapters(model)["default"].numbers["down"][0, 0] = 1e5
+    with pytest.raises(TrainingError, match="not finite as float16"):
+        save(model, path, dtype="float16")
+    assert not path.exists()
+    save(model, path, dtype="bfloat16")
+
+
+def test_an_unknown_dtype_or_adapter_is_refused(path: Path) -> None:
+    with pytest.raises(UsageError, match="--save-dtype must be one of float32"):
+        save(adapted(), path, dtype="int2")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="no adapter named other"):
+        save(adapted(), path, name="other")
+
+
+@contextlib.contextmanager
+def _largest_file(size: int) -> Iterator[None]:
+    """A real limit: the system refuses to write further."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("old", [b"", b"what was there before"])
+def test_a_full_disk_leaves_the_old_file(old: bytes, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if old:
+        path.write_bytes(old)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    model = adapted()
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", full)
+        with pytest.raises(TrainingError, match="No space left"):
+            save(model, path)
+    with _largest_file(100), pytest.raises(TrainingError, match="too large"):
+        save(model, path)
+    assert [file.read_bytes() for file in path.parent.iterdir()] == [old] * bool(old)

@@ -1,0 +1,506 @@
+"""Attachment under all that people do to a model: copying, compiling, checkpointing, casting, calling parts of it."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import capaft
+from capaft.attach import Adapter, get, plan
+from capaft.errors import UsageError
+from capaft.methods.stack import parse
+
+METHODS = ("lora", "lora+nola+capaboost")
+
+
+def adapted(model: Any = None, method: str = "lora+nola+capaboost", **options: Any) -> tuple[Any, Adapter]:
+    model = tiny.bert() if model is None else model
+    return model, tiny.scramble(capaft.attach(model, method, **{"rank": 4, "k": 16} | options))
+
+
+def gradients(adapter: Adapter) -> list[Tensor]:
+    """The gradients since the last call."""
+    found = [numbers.grad.clone() for numbers in adapter.numbers.values()]
+    adapter.zero_grad()
+    return found
+
+
+def backward(output: Tensor) -> None:
+    output.float().square().sum().backward()
+
+
+def assert_all_close(found: list[Tensor], wanted: list[Tensor], **tolerance: float) -> None:
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+def fresh_logits(adapter: Adapter) -> Tensor:
+    """What a model that never saw another number gives with the numbers that the adapter has now."""
+    model = tiny.bert()
+    other = capaft.attach(model, adapter.plan.stack, seed=adapter.plan.seed, targets=adapter.plan.targets)
+    other.load_state_dict(adapter.state_dict())
+    with torch.no_grad():
+        return tiny.logits(model)
+
+
+# Copies.
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_is_independent(duplicate: Callable[[Any], Any]) -> None:
+    model, adapter = adapted()
+    wanted = tiny.logits(model)
+    twin = duplicate(model)
+    assert torch.equal(tiny.logits(twin), wanted)
+    other = tiny.scramble(get(twin), seed=1)
+    assert not torch.allclose(tiny.logits(twin), wanted)
+    assert torch.equal(tiny.logits(model), wanted)
+    backward(tiny.logits(twin))
+    assert all(numbers.grad is not None for numbers in other.numbers.values())
+    assert all(numbers.grad is None for numbers in adapter.numbers.values())
+    capaft.detach(twin)
+    assert torch.equal(tiny.logits(twin), tiny.logits(tiny.bert()))
+    assert torch.equal(tiny.logits(model), wanted)
+
+
+def test_the_state_dict_is_the_bases_and_the_numbers() -> None:
+    model, _ = adapted()
+    base = tiny.bert().state_dict()
+    added = {key: value for key, value in model.state_dict().items() if key not in base}
+    assert base.keys() <= model.state_dict().keys()
+    assert sorted(added) == ["capaft_default.numbers.down", "capaft_default.numbers.up"]
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    twin, _ = adapted()
+    tiny.scramble(get(twin), seed=1)
+    twin.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(tiny.logits(twin), tiny.logits(model))
+
+
+# Compilation and checkpoints.
+
+
+def compile_root(model: Any) -> Any:
+    return torch.compile(model, fullgraph=True, backend="aot_eager")
+
+
+def compile_parts(model: Any) -> Any:
+    for layer in model.bert.encoder.layer:
+        layer.compile(fullgraph=True, backend="aot_eager")
+    return model
+
+
+@pytest.mark.parametrize("compiled", [compile_root, compile_parts])
+def test_compiled_equals_eager(compiled: Callable[[Any], Any]) -> None:
+    torch._dynamo.reset()
+    (model, adapter), (eager, twin) = adapted(), adapted()
+    model = compiled(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "adapted but not called")
+        for seed in range(3):
+            for each in (adapter, twin):
+                tiny.scramble(each, seed=seed)
+            found, wanted = tiny.logits(model), tiny.logits(eager)
+            backward(found)
+            backward(wanted)
+            torch.testing.assert_close(found, wanted)
+            assert_all_close(gradients(adapter), gradients(twin))
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("make", [tiny.bert, tiny.gpt2])
+@pytest.mark.parametrize("method", METHODS)
+def test_checkpointing_changes_nothing(method: str, make: Callable[[], Any], use_reentrant: bool) -> None:
+    (model, adapter), (plain, twin) = adapted(make(), method), adapted(make(), method)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    model.enable_input_require_grads()
+    for seed in range(2):
+        for each in (adapter, twin):
+            tiny.scramble(each, seed=seed)
+        found, wanted = tiny.logits(model.train()), tiny.logits(plain.train())
+        backward(found)
+        backward(wanted)
+        assert torch.equal(found, wanted)
+        assert_all_close(gradients(adapter), gradients(twin))
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_two_forwards_before_a_backward(method: str, checkpointing: bool) -> None:
+    model, adapter = adapted(method=method)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+    backward(tiny.logits(model))
+    backward(tiny.logits(model, tiny.IDS.flip(0, 1)))
+    wanted = gradients(adapter)
+    first, second = tiny.logits(model), tiny.logits(model, tiny.IDS.flip(0, 1))
+    with torch.no_grad():
+        tiny.logits(model)
+    (first.square().sum() + second.square().sum()).backward()
+    assert_all_close(gradients(adapter), wanted)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_micro_batches_accumulate(method: str) -> None:
+    model, adapter = adapted(method=method)
+    apart = []
+    for row in tiny.IDS.split(1):
+        backward(tiny.logits(model, row))
+        apart.append(gradients(adapter))
+    for row in tiny.IDS.split(1):
+        backward(tiny.logits(model, row))
+    together = gradients(adapter)
+    assert all(torch.equal(a + b, both) for a, b, both in zip(*apart, together, strict=True))
+    backward(tiny.logits(model))
+    assert_all_close(together, gradients(adapter))
+
+
+# Parts of a model, and modes.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_part_called_directly_equals_the_whole(method: str) -> None:
+    model, adapter = adapted(method=method)
+    for _ in range(2):
+        inside = model(tiny.IDS, output_hidden_states=True).hidden_states[-1]
+        backward(inside)
+        wanted = gradients(adapter)
+        for alone in (
+            model.bert.encoder(model.bert.embeddings(tiny.IDS)).last_hidden_state,
+            model.bert(tiny.IDS).last_hidden_state,
+        ):
+            backward(alone)
+            assert torch.equal(alone, inside)
+            assert_all_close(gradients(adapter), wanted)
+        tiny.scramble(adapter, seed=1)
+
+
+def edit_data(adapter: Adapter) -> None:
+    for numbers in adapter.numbers.values():
+        numbers.data.mul_(2)
+
+
+def replace_data(adapter: Adapter) -> None:
+    for numbers in adapter.numbers.values():
+        numbers.data = numbers.data * 2
+
+
+def edit_without_gradient(adapter: Adapter) -> None:
+    with torch.no_grad():
+        for numbers in adapter.numbers.values():
+            numbers[..., :1] += 1
+
+
+def load_state(adapter: Adapter) -> None:
+    adapter.load_state_dict({name: 2 * numbers for name, numbers in adapter.state_dict().items()}, assign=True)
+
+
+def step(**options: Any) -> Callable[[Adapter], None]:
+    def edit(adapter: Adapter) -> None:
+        for numbers in adapter.numbers.values():
+            numbers.grad = torch.ones_like(numbers)
+        torch.optim.AdamW(adapter.numbers.values(), lr=0.5, **options).step()
+
+    return edit
+
+
+EDITS = [
+    edit_data,
+    replace_data,
+    edit_without_gradient,
+    load_state,
+    step(),
+    step(foreach=True),
+    step(fused=True),
+]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("method", METHODS)
+def test_edited_numbers_are_seen(method: str, edit: Callable[[Adapter], None]) -> None:
+    model, adapter = adapted(method=method)
+    parts: list[Callable[[], Tensor]] = [
+        lambda: tiny.logits(model),
+        lambda: model.classifier(model.bert(tiny.IDS).pooler_output),
+    ]
+    for part in parts:
+        with torch.no_grad():
+            before = part()
+            assert torch.equal(part(), before)
+        backward(part())
+        edit(adapter)
+        wanted = fresh_logits(adapter)
+        assert not torch.equal(wanted, before)
+        with torch.no_grad():
+            assert torch.equal(part(), wanted)
+        adapter.zero_grad()
+        backward(part())
+        assert all(numbers.grad is not None for numbers in adapter.numbers.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_after_inference_mode(method: str) -> None:
+    (model, adapter), (plain, twin) = adapted(method=method), adapted(method=method)
+    with torch.inference_mode():
+        seen = tiny.logits(model)
+        hidden = model.bert(tiny.IDS)
+    with torch.no_grad():
+        assert torch.equal(tiny.logits(model), seen)
+        assert torch.equal(model.bert(tiny.IDS).pooler_output, hidden.pooler_output)
+    for each in (model, plain):
+        tiny.train(each)
+    assert_all_close(list(adapter.numbers.values()), list(twin.numbers.values()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_autocast(method: str) -> None:
+    model, adapter = adapted(method=method)
+    precise = tiny.logits(model)
+    backward(precise)
+    wanted = gradients(adapter)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = tiny.logits(model)
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded.float() - precise).norm() < 2e-2 * precise.norm()
+    backward(rounded)
+    for found, gradient in zip(gradients(adapter), wanted, strict=True):
+        assert found.dtype == torch.float32
+        assert (found - gradient).norm() < 0.1 * gradient.norm()
+
+
+CASTS = {
+    "half": lambda model: model.half(),
+    "bfloat16": lambda model: model.to(torch.bfloat16),
+    "float64": lambda model: model.double(),
+    "to": lambda model: model.to("cpu", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("cast", CASTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_casting_a_model_leaves_the_numbers_alone(method: str, cast: str) -> None:
+    model, adapter = adapted(method=method)
+    before = {name: tensor.clone() for name, tensor in adapter.state_dict().items()}
+    streams = {name: tensor.clone() for name, tensor in adapter.named_buffers()}
+    precise = tiny.logits(model)
+    CASTS[cast](model)
+    assert model.classifier.weight.dtype != torch.float32
+    for found, wanted in ((adapter.state_dict(), before), (dict(adapter.named_buffers()), streams)):
+        assert all(found[name].dtype == wanted[name].dtype for name in wanted)
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    cast_logits = tiny.logits(model)
+    assert cast_logits.dtype == model.classifier.weight.dtype
+    assert (cast_logits - precise).norm() < 2e-2 * precise.norm()
+    backward(cast_logits)
+    assert all(gradient.dtype == torch.float32 for gradient in gradients(adapter))
+
+
+def test_disabled_is_the_base_nests_and_ends() -> None:
+    model, _ = adapted()
+    tiny.scramble(capaft.attach(model, "lora", name="second", targets="all-linear"))
+    wanted, base = tiny.logits(model), tiny.logits(tiny.bert())
+    with capaft.disabled(model):
+        assert torch.equal(tiny.logits(model), base)
+        with capaft.disabled(model):
+            assert torch.equal(tiny.logits(model), base)
+        assert torch.equal(tiny.logits(model), base)
+        assert torch.equal(model.classifier(model.bert(tiny.IDS).pooler_output), base)
+    assert torch.equal(tiny.logits(model), wanted)
+    with pytest.raises(KeyError), capaft.disabled(model):
+        raise KeyError
+    assert torch.equal(tiny.logits(model), wanted)
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
+def test_the_base_may_be_asked_between_forward_and_backward() -> None:
+    model, adapter = adapted()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    backward(tiny.logits(model))
+    wanted = gradients(adapter)
+    output = tiny.logits(model)
+    with torch.no_grad(), capaft.disabled(model):
+        tiny.logits(model)
+    backward(output)
+    assert_all_close(gradients(adapter), wanted)
+
+
+def test_a_forward_that_fails_leaves_nothing_behind() -> None:
+    model, adapter = adapted()
+    fail = model.classifier.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tiny.logits(model)
+    fail.remove()
+    tiny.scramble(adapter, seed=1)
+    wanted = fresh_logits(adapter)
+    assert torch.equal(model.classifier(model.bert(tiny.IDS).pooler_output), wanted)
+    assert torch.equal(tiny.logits(model), wanted)
+
+
+def test_generation_equals_the_merged_models() -> None:
+    model, _ = adapted(tiny.gpt2())
+    options = {"max_new_tokens": 12, "do_sample": False, "attention_mask": torch.ones_like(tiny.IDS)}
+    base = tiny.gpt2().generate(tiny.IDS, **options)
+    generated = model.generate(tiny.IDS, **options)
+    capaft.merge(model)
+    assert torch.equal(generated, model.generate(tiny.IDS, **options))
+    assert not torch.equal(generated, base)
+
+
+# Names.
+
+
+def test_names_must_be_new_and_known() -> None:
+    model, adapter = adapted()
+    with pytest.raises(UsageError, match="already has an adapter named default"):
+        capaft.attach(model, "lora")
+    for name in ("", "a b", "a.b", "a#q"):
+        with pytest.raises(UsageError, match="must be an identifier"):
+            capaft.attach(model, "lora", name=name)
+    with pytest.raises(UsageError, match="no adapter named other; it has: default"):
+        capaft.detach(model, "other")
+    assert capaft.adapters(model) == {"default": adapter}
+    capaft.detach(model)
+    with pytest.raises(UsageError, match="no adapter named default; it has: none"):
+        capaft.detach(model)
+
+
+def test_no_names_of_adapters_clash() -> None:
+    model = tiny.gpt2()
+    for name, targets in (("a", "qv"), ("a_q", "c_attn"), ("a_v", "c_attn")):
+        tiny.scramble(capaft.attach(model, "lora", name=name, targets=targets))
+    for name in ("a", "a_v", "a_q"):
+        before = tiny.logits(model)
+        capaft.detach(model, name)
+        assert not torch.equal(tiny.logits(model), before)
+    assert torch.equal(tiny.logits(model), tiny.logits(tiny.gpt2()))
+
+
+def test_a_model_may_be_one_layer() -> None:
+    layer = nn.Linear(8, 8)
+    adapter = tiny.scramble(capaft.attach(layer, "lora", rank=2, targets="all-linear"))
+    x = torch.randn(3, 8)
+    ((_, left, right),) = adapter.products()
+    torch.testing.assert_close(layer(x), F.linear(x, layer.weight + left @ right, layer.bias))
+    capaft.detach(layer)
+    assert [name for name, _ in layer.named_modules()] == [""]
+
+
+# Layers that are read and not called.
+
+
+class Reader(nn.Module):
+    """Calls one layer, and reads the weight of another."""
+
+    def __init__(self, called: bool = True) -> None:
+        super().__init__()
+        self.query, self.value, self.called = nn.Linear(8, 8), nn.Linear(8, 8), called
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.query(x) if self.called else x @ self.query.weight, self.value.weight)
+
+
+def test_a_layer_that_is_not_called_is_named_once() -> None:
+    model = Reader()
+    capaft.attach(model, "lora")
+    with pytest.warns(UserWarning, match="not called in the first forward: value"):
+        model(torch.ones(2, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(torch.ones(2, 8))
+
+
+def test_no_layer_called_is_an_error() -> None:
+    model = Reader(called=False)
+    capaft.attach(model, "lora")
+    with pytest.raises(UsageError, match=r"no adapted layer took part in the forward.*--target-modules"):
+        model(torch.ones(2, 8))
+
+
+def test_layers_called_outside_the_root_count_as_called() -> None:
+    model, _ = adapted()
+    embedded = model.bert.embeddings(tiny.IDS)
+    model.bert.encoder(embedded)
+    model.forward = lambda hidden: model.classifier(model.bert.encoder.layer[1](hidden)[:, 0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(embedded)
+
+
+# What is trained beside an adapter, and what may be asked for.
+
+
+def test_a_head_is_trained_and_stays() -> None:
+    model, adapter = adapted(head=("classifier.weight", "classifier.bias"))
+    before = model.classifier.weight.detach().clone()
+    tiny.train(model)
+    assert not torch.equal(model.classifier.weight, before)
+    wanted = ["down", "up", "head:classifier.bias", "head:classifier.weight"]
+    assert list(adapter.trained(model)) == wanted
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert len(trainable) == len(wanted)
+    after = model.classifier.weight.detach().clone()
+    capaft.detach(model)
+    assert torch.equal(model.classifier.weight, after)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "trained"),
+    [("head", {"head": ("classifier.weight",)}, 1), ("full", {}, len(list(tiny.bert().parameters())))],
+)
+def test_methods_without_a_host(method: str, options: dict[str, Any], trained: int) -> None:
+    model = tiny.bert()
+    adapter = capaft.attach(model, method, **options)
+    assert len(adapter.trained(model)) == trained
+    assert sum(parameter.requires_grad for parameter in model.parameters()) == trained
+    tiny.train(model, steps=1)
+    after = tiny.logits(model)
+    assert capaft.merge(model) == 0
+    assert torch.equal(tiny.logits(model), after)
+
+
+def test_full_beside_an_adapter_trains_the_base_alone() -> None:
+    model, adapter = adapted()
+    other = capaft.attach(model, "full", name="other")
+    assert len(other.plan.trained) == len(list(tiny.bert().parameters()))
+    capaft.detach(model, "other")
+    assert [id(p) for p in model.parameters() if p.requires_grad] == [id(p) for p in adapter.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("lora", {"seed": -1}, r"--seed must be in \[0, 2\*\*64\), got -1"),
+        ("lora", {"seed": 2**64}, r"--seed must be"),
+        ("lora", {"head": ["classifier.wait"]}, "no parameter classifier.wait to train"),
+        ("lora", {"rank": 33}, r"hidden width of 33 .* exceeds the layer encoder.layer.0.*, 32 wide"),
+        ("capaboost", {"rank": 16, "copies": 3}, "hidden width of 48"),
+        ("capaboost", {"rank": 1, "density": 0.01}, "--density 0.01 keeps none of a factor's 32 numbers"),
+    ],
+)
+def test_what_cannot_be_planned(method: str, options: dict[str, Any], message: str) -> None:
+    placing = {key: options.pop(key) for key in ("seed", "head") if key in options}
+    model = tiny.bert()
+    with pytest.raises(UsageError, match=message):
+        plan(model, parse(method, **options), **placing)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_largest_seed() -> None:
+    model, adapter = adapted(seed=2**64 - 1)
+    assert adapter.plan.seed == 2**64 - 1
+    assert tiny.logits(model).isfinite().all()

@@ -1,0 +1,194 @@
+"""Laws of a seeded basis, over every basis at once, against matrices built entry by entry."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import naive_reader
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from capaft import rng
+from capaft.basis import BASES, Basis, Hadamard, Uniform
+from capaft.errors import UsageError
+from capaft.rng import Streams
+
+SITES = "abc"
+EVERY = pytest.mark.parametrize("kind", BASES)
+
+
+def streams(*sites: str) -> list[Streams]:
+    return [Streams(11, site, "down") for site in sites]
+
+
+def build(kind: str, n: int, k: int, *sites: str) -> Basis:
+    return BASES[kind](streams(*sites), n, k)
+
+
+def matrix(kind: str, n: int, k: int, site: str) -> np.ndarray[Any, Any]:
+    return naive_reader.basis(kind, (11, site, "down"), n, k)
+
+
+def exists(kind: str, n: int, k: int) -> bool:
+    """Whether no site's seed leaves a group empty."""
+    return kind != "group" or all(matrix(kind, n, k, site).any(axis=0).all() for site in SITES)
+
+
+SIZES = [(1, 1), (5, 2), (7, 7), (8, 4), (33, 3), (64, 20), (100, 9)]
+CASES = pytest.mark.parametrize(
+    ("kind", "n", "k"), [(kind, *size) for kind in BASES for size in SIZES if exists(kind, *size)]
+)
+
+
+def random(*shape: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(3).standard_normal(shape).astype(np.float32))
+
+
+def close(found: Tensor, expected: Any) -> None:
+    expected = np.asarray(expected)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+# Laws
+
+
+@EVERY
+@given(n=st.integers(1, 80), k=st.integers(1, 24))
+@settings(max_examples=40)
+def test_expand_is_the_sum_over_basis_vectors(kind: str, n: int, k: int) -> None:
+    assume(exists(kind, n, k))
+    coefficients = random(3, k)
+    expanded = build(kind, n, k, *SITES).expand(coefficients)
+    for row, site in enumerate(SITES):
+        vectors = matrix(kind, n, k, site).T
+        total = sum(float(c) * vector for c, vector in zip(coefficients[row], vectors, strict=True))
+        close(expanded[row], total)
+
+
+@EVERY
+@given(n=st.integers(1, 80), k=st.integers(1, 24))
+@settings(max_examples=40)
+def test_adjoint_is_the_adjoint(kind: str, n: int, k: int) -> None:
+    assume(exists(kind, n, k))
+    basis = build(kind, n, k, *SITES)
+    coefficients, gradient = random(3, k), random(3, n)
+    pulled = basis.adjoint(gradient)
+    for row, site in enumerate(SITES):
+        close(pulled[row], matrix(kind, n, k, site).T @ gradient[row].double().numpy())
+    left = float((basis.expand(coefficients).double() * gradient.double()).sum())
+    right = float((coefficients.double() * pulled.double()).sum())
+    assert left == pytest.approx(right, rel=1e-4, abs=1e-5)
+
+
+@CASES
+def test_sites_together_equal_sites_one_by_one(kind: str, n: int, k: int) -> None:
+    together = build(kind, n, k, *SITES)
+    coefficients, gradient = random(len(SITES), k), random(len(SITES), n)
+    for row, site in enumerate(SITES):
+        alone = build(kind, n, k, site)
+        close(together.expand(coefficients)[row], alone.expand(coefficients[row : row + 1])[0].double())
+        close(together.adjoint(gradient)[row], alone.adjoint(gradient[row : row + 1])[0].double())
+
+
+@CASES
+def test_words_used_are_the_words_read(kind: str, n: int, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    furthest: Counter[rng.Key] = Counter()
+    draw = rng.words
+
+    def recording(key: rng.Key, count: int, start: int = 0) -> rng.Words:
+        furthest[key] = max(furthest[key], start + count)
+        return draw(key, count, start)
+
+    monkeypatch.setattr(rng, "words", recording)
+    basis = build(kind, n, k, "a")
+    basis.adjoint(basis.expand(random(1, k)))
+    (stream,) = streams("a")
+    promised = {stream.key(purpose): count for purpose, count in BASES[kind].words_used(n, k).items()}
+    assert furthest == promised
+    method = {"k": [k, k], "basis": kind}
+    assert BASES[kind].words_used(n, k) == naive_reader.streams_read(method, "up", n)
+
+
+@EVERY
+def test_a_basis_has_no_parameters_and_leaves_nothing_in_a_checkpoint(kind: str) -> None:
+    basis = build(kind, 64, 4, "a")
+    assert list(basis.parameters()) == []
+    assert basis.state_dict() == {}
+
+
+@pytest.mark.parametrize("kind", ["uniform", "hadamard"])
+@pytest.mark.parametrize("k", [8, 50])
+def test_entries_have_variance_one_over_three_k(kind: str, k: int) -> None:
+    basis = build(kind, 2000, k, "a")
+    for column in (basis.expand(torch.eye(k)[:1]), basis.expand(torch.eye(k)[-1:])):
+        # The variance of 2000 entries of U(-1, 1) has a relative standard error of 2 percent.
+        assert float(column.double().square().mean() * 3 * k) == pytest.approx(1, abs=0.1)
+        assert abs(float(column.double().mean()) * (3 * k) ** 0.5) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale", "column"),
+    [
+        ("hadamard", 3, [-1, 1, -1, -1, -1, -1, -1, 1, 1]),
+        ("uniform", 65536 * 3**0.5, [50031, 13151, 54575, 34709, 12567, 52671, 43177, 28359, 12377]),
+        ("group", 5**0.5, [1, -1, -1, -1, 0, 1, 0, 0, 0]),
+    ],
+)
+def test_golden_column(kind: str, scale: float, column: list[int]) -> None:
+    """Column 1 of a basis of 3 vectors of 9 numbers, times what makes its entries whole."""
+    vector = BASES[kind]([Streams(0, "layer.0.query", "down")], 9, 3).expand(torch.eye(3)[1:2])[0]
+    close(vector * scale, column)
+
+
+# Each basis on its own
+
+
+@pytest.mark.parametrize(("n", "k"), [(9, 8), (16, 8), (17, 16), (33, 31), (50, 32), (64, 32), (100, 17), (129, 128)])
+def test_hadamard_has_rank_k_and_a_small_condition_number(n: int, k: int) -> None:
+    size = Hadamard.transform_size(n, k)
+    assert size >= max(n, 2 * k) > size / 2
+    assert n > size / 2
+    for site in "abcd":
+        columns = Hadamard(streams(*[site] * k), n, k).expand(torch.eye(k)).double()
+        values = torch.linalg.svdvals(columns)
+        assert len(values) == k
+        assert float(values[0] / values[-1]) <= 2**0.5 + 1e-5
+    assert len({int(column) % (size // 2) for column in Hadamard(streams("a"), n, k).columns[0]}) == k
+
+
+@pytest.mark.parametrize(("n", "k"), [(64, 4), (100, 9), (1000, 50)])
+def test_group_is_an_isometry(n: int, k: int) -> None:
+    basis = build("group", n, k, "a", "b")
+    coefficients = random(2, k)
+    close(basis.expand(coefficients).norm(dim=1), coefficients.norm(dim=1))
+    close(basis.adjoint(basis.expand(coefficients)), coefficients)
+
+
+def test_group_refuses_an_empty_group() -> None:
+    with pytest.raises(UsageError, match=r"3 of 5 coefficients .* smaller --k"):
+        build("group", 2, 5, "a")
+
+
+@pytest.mark.parametrize(("n", "k"), SIZES)
+def test_uniform_gives_the_same_numbers_when_it_is_not_kept(n: int, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    coefficients, gradient = random(2, k), random(2, n)
+    kept = build("uniform", n, k, "a", "b")
+    monkeypatch.setattr(Uniform, "RESIDENT_BYTES", 0)
+    for entries in (1, 3 * n, 2**22):
+        monkeypatch.setattr(Uniform, "BLOCK_ENTRIES", entries)
+        drawn_again = Uniform(streams("a", "b"), n, k)
+        assert kept.resident is not None
+        assert drawn_again.resident is None
+        close(drawn_again.expand(coefficients), kept.expand(coefficients))
+        close(drawn_again.adjoint(gradient), kept.adjoint(gradient))
+
+
+def test_uniform_refuses_to_draw_billions_of_numbers() -> None:
+    with pytest.raises(UsageError, match="--basis hadamard"):
+        build("uniform", 2**20, 2**13, "a")

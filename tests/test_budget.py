@@ -1,0 +1,92 @@
+"""The largest size within a budget, against trying them all."""
+
+from __future__ import annotations
+
+from itertools import product
+from math import prod
+from typing import Any
+
+import naive
+import pytest
+import tiny
+
+import capaft
+from capaft.attach import plan
+from capaft.budget import fit, trained_numbers
+from capaft.errors import UsageError
+from capaft.methods.stack import Stack, parse
+
+COPIES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "d=2": {"copies": 2},
+    "d=3": {"copies": 3, "density": 0.35},
+    "partition": {"copies": 2, "masks": "partition"},
+}
+BASE = tiny.bert()
+TARGETS = {"targets": "query,intermediate.dense", "seed": 3}
+
+
+def stack_of(parameterisation: str, copies: str, **options: Any) -> Stack:
+    transform = "" if copies == "plain" else "+capaboost"
+    return parse(f"lora{parameterisation}{transform}", alpha=12.0, **options, **COPIES[copies])
+
+
+def counted(stack: Stack) -> int:
+    decided = plan(BASE, stack, **TARGETS)
+    return sum(naive.count(decided, site, role) for site in decided.sites for role in naive.shapes(decided, site))
+
+
+@pytest.mark.parametrize("copies", COPIES)
+@pytest.mark.parametrize("parameterisation", ["", "+nola"])
+def test_trained_numbers_are_those_of_the_adapter(parameterisation: str, copies: str) -> None:
+    stack = stack_of(parameterisation, copies, rank=4, k=(16, 8))
+    adapter = capaft.attach(tiny.bert(), stack, **TARGETS)
+    made = sum(numbers.numel() for numbers in adapter.numbers.values())
+    assert trained_numbers(adapter.plan) == made == counted(stack)
+
+
+@pytest.mark.parametrize(("copies", "budget"), list(product(COPIES, (400, 777, 1500, 2_500, 10**9))))
+def test_the_rank_is_the_largest_within_the_budget(copies: str, budget: int) -> None:
+    widest = 32 // COPIES[copies].get("copies", 1)
+    affordable = [r for r in range(1, widest + 1) if counted(stack_of("", copies, rank=r)) <= budget]
+    stack = stack_of("", copies, rank=8)
+    found = fit(BASE, stack, budget, **TARGETS)
+    assert found.host.rank == max(affordable)
+    assert found.host.scale == stack.host.scale
+    assert found.copies == stack.copies
+
+
+@pytest.mark.parametrize(("copies", "budget"), list(product(COPIES, (8, 9, 100, 1023))))
+def test_k_is_the_largest_within_the_budget(copies: str, budget: int) -> None:
+    stack = stack_of("+nola", copies, rank=4, k=(64, 32))
+    found = fit(BASE, stack, budget, **TARGETS)
+    sites = plan(BASE, stack, **TARGETS).sites
+    assert found.k == (budget // (2 * len(sites)),) * 2
+    assert counted(found) <= budget < counted(found) + 2 * len(sites)
+    assert found.host == stack.host
+
+
+@pytest.mark.parametrize(("parameterisation", "copies"), list(product(("", "+nola"), COPIES)))
+def test_a_budget_below_the_smallest_size(parameterisation: str, copies: str) -> None:
+    stack = stack_of(parameterisation, copies)
+    size = {"k": 1} if parameterisation else {"rank": 1}
+    smallest = counted(stack_of(parameterisation, copies, **size))
+    fit(BASE, stack, smallest, **TARGETS)
+    for budget in (smallest - 1, 0, -5):
+        with pytest.raises(UsageError, match=f"--budget {budget} is below the {smallest} numbers that the smallest"):
+            fit(BASE, stack, budget, **TARGETS)
+
+
+@pytest.mark.parametrize("method", ["head", "full"])
+def test_methods_without_a_size(method: str) -> None:
+    with pytest.raises(UsageError, match=f"--budget has no meaning for --method {method}"):
+        fit(BASE, parse(method), 1000)
+
+
+def test_counting_draws_nothing_where_nothing_is_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capaft.rng.words", lambda *_: pytest.fail("a stream was drawn"))
+    for stack in (parse("lora"), parse("nola"), parse("nola+capaboost"), parse("capaboost", masks="partition")):
+        decided = plan(BASE, stack)
+        shapes = [shape for site in decided.sites for shape in naive.shapes(decided, site).values()]
+        wanted = 192 * len(shapes) if stack.k else sum(map(prod, shapes))
+        assert trained_numbers(decided) == wanted

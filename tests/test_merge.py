@@ -1,0 +1,117 @@
+"""Merging, and what must not be merged. That merged equals unmerged in every cell is in test_contract.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import naive
+import pytest
+import tiny
+import torch
+from torch import nn
+
+import capaft
+from capaft.attach import get
+from capaft.errors import UsageError
+
+STACKS = ("lora", "nola", "capaboost", "lora+nola+capaboost")
+
+
+def adapted(model: Any, method: str = "lora+nola+capaboost", **options: Any) -> Any:
+    tiny.scramble(capaft.attach(model, method, **{"rank": 4, "k": 16} | options))
+    return model
+
+
+@pytest.mark.parametrize("method", STACKS)
+@pytest.mark.parametrize(("make", "targets"), [(tiny.bert, "all-linear"), (tiny.gpt2, "qv"), (tiny.gpt2, "c_attn")])
+def test_merged_equals_unmerged(make: Callable[[], Any], targets: str, method: str) -> None:
+    model = adapted(make(), method, targets=targets)
+    unmerged = tiny.logits(model)
+    sites = len(get(model).plan.sites)
+    assert capaft.merge(model) == sites
+    merged = tiny.logits(model)
+    assert (merged - unmerged).abs().max() < 1e-5
+    assert (tiny.logits(make()) - unmerged).abs().max() > 1e-2
+    assert not any("capaft" in name for name, _ in model.named_modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("make", "targets"), [(tiny.bert, "qv"), (tiny.gpt2, "qv"), (tiny.gpt2, "c_fc")])
+def test_the_sum_is_rounded_once(make: Callable[[], Any], targets: str, dtype: torch.dtype) -> None:
+    model = adapted(make().to(dtype), targets=targets)
+    adapter = get(model)
+    before = {name: parameter.detach().clone() for name, parameter in make().to(dtype).named_parameters()}
+    capaft.merge(model)
+    touched = {site.module + ".weight" for site in adapter.plan.sites}
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == dtype
+        assert torch.equal(parameter, before[name]) == (name not in touched)
+    base = make().to(dtype)
+    for site in adapter.plan.sites:
+        exact = site.weight(base).detach().double() + naive.update(adapter, site)
+        # Half a step of rounding to the dtype, and what sums in float32 add to it.
+        step = torch.finfo(dtype).eps / 2 * exact.abs() + 4 * torch.finfo(torch.float32).eps * exact.abs().max()
+        assert ((site.weight(model).double() - exact).abs() <= step).all()
+
+
+def test_rows_outside_the_slices_stay() -> None:
+    model = adapted(tiny.gpt2())
+    key = slice(32, 64)
+    capaft.merge(model)
+    for merged, base in zip(model.transformer.h, tiny.gpt2().transformer.h, strict=True):
+        assert torch.equal(merged.attn.c_attn.weight[:, key], base.attn.c_attn.weight[:, key])
+        assert not torch.equal(merged.attn.c_attn.weight, base.attn.c_attn.weight)
+
+
+def test_one_of_two_adapters() -> None:
+    model = adapted(tiny.bert(), name="first")
+    adapted(model, "lora", name="second", targets="all-linear")
+    wanted = tiny.logits(model)
+    capaft.merge(model, "first")
+    assert list(capaft.adapters(model)) == ["second"]
+    torch.testing.assert_close(tiny.logits(model), wanted, rtol=0, atol=1e-5)
+    capaft.merge(model, "second")
+    torch.testing.assert_close(tiny.logits(model), wanted, rtol=0, atol=1e-5)
+
+
+def assert_refused(model: nn.Module, message: str) -> None:
+    """An error, and nothing done."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UsageError, match=message):
+        capaft.merge(model)
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("other", ["layer.1.attention.self.value", "layer.1.attention.self.key"])
+def test_a_tied_weight_is_refused(other: str) -> None:
+    model = tiny.bert()
+    model.bert.encoder.get_submodule(other).weight = model.bert.encoder.layer[0].attention.self.query.weight
+    assert_refused(
+        adapted(model), rf"layer\.0\.attention\.self\.query\.weight and .*{other}\.weight are one tied weight"
+    )
+
+
+def test_a_weight_tied_outside_the_adapter_is_no_matter() -> None:
+    model = tiny.gpt2()
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert capaft.merge(adapted(model)) == 4
+
+
+def test_a_quantised_weight_is_refused() -> None:
+    class Int8Linear(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(8, 8)
+            self.weight = nn.Parameter(self.weight.mul(100).to(torch.int8), requires_grad=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ (self.weight.float() / 100).T
+
+    model = nn.ModuleDict({"query": nn.Linear(8, 8), "value": Int8Linear()})
+    assert_refused(adapted(model, "lora"), "value is quantised; load the base model unquantised")
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(UsageError, match="no adapter named default"):
+        capaft.merge(tiny.bert())
