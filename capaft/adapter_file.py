@@ -7,43 +7,26 @@ the header's schema, sizes and digests before it draws or allocates anything in 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from capaft import rng
-from capaft.attach import Adapter, Plan, attach_plan, detach, get, plan
+from capaft.attach import Adapter, attach_plan, detach, get
 from capaft.errors import AdapterFileError, TrainingError, UsageError
 from capaft.files import write_atomically
 from capaft.fingerprint import base_samples, same_base, sites_digest, streams_digest, tensors_digest
-from capaft.methods.stack import options_of, parse
+from capaft.header import FORMAT, canonical_json, header_digest, open_safetensors, parse_header
+from capaft.methods.stack import parse
+from capaft.plan import Plan, plan
 from capaft.storage import SAVE_DTYPES, SCALE, SaveDtype, decode, encode, layout
 
-FORMAT = 1
-MAX_HEADER_BYTES = 16 * 2**20
 HEAD = "head:"
-
-_DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
-_SCHEMA: dict[str, Any] = {
-    "base": {"name": (str, None), "revision": (str, None), "weights": (str, None)},
-    "contract": int,
-    "digest": {"header": str, "sites": str, "streams": str, "tensors": str},
-    "format": int,
-    "method": dict,
-    "save_dtype": str,
-    "seed": int,
-    "sites": int,
-    "targets": str,
-    "task": (dict, None),
-}
-_TASK_SCHEMA: dict[str, Any] = {"labels": list, "max_length": int, "metric": str, "name": str}
 
 
 @dataclass(frozen=True)
@@ -145,8 +128,8 @@ def save(
         "targets": decided.targets if decided.sites else "",
         "task": None if task is None else {**task.__dict__, "labels": list(task.labels)},
     }
-    header["digest"]["header"] = _header_digest(header)
-    content = safetensors.torch.save(tensors, metadata={"capaft": _canonical(header)})
+    header["digest"]["header"] = header_digest(header)
+    content = safetensors.torch.save(tensors, metadata={"capaft": canonical_json(header)})
     write_atomically(Path(path), content)
     return len(content)
 
@@ -161,8 +144,8 @@ def read(path: str | Path) -> AdapterFile:
     try:
         size = path.stat().st_size
         with path.open("rb") as stream:
-            described, text = _safetensors_header(path, stream, size)
-            header = _parse_header(path, text)
+            described, text = open_safetensors(path, stream, size)
+            header = parse_header(path, text)
             stream.seek(0)
             data = stream.read(size)
     except OSError as error:
@@ -245,6 +228,21 @@ def _fill(adapter: Adapter, model: nn.Module, file: AdapterFile) -> None:
             parameter.copy_(numbers[key])
 
 
+def describe(file: AdapterFile) -> list[str]:
+    """What a file is, as lines for people."""
+    header, task, base = file.header, file.task, file.base
+    settings = ", ".join(f"{key} {value}" for key, value in header["method"].items() if key != "method")
+    return [
+        f"{file.path}: {file.size:,} bytes, intact",
+        f"method    {header['method']['method']}{f' ({settings})' if settings else ''}",
+        f"base      {base.name}{f' at {base.revision}' if base.revision else ''}",
+        f"sites     {header['sites']} for {header['targets'] or 'no target'}",
+        f"tensors   {', '.join(sorted(file.tensors))} as {header['save_dtype']}",
+        f"seed      {header['seed']} (seed contract {header['contract']})",
+        *([f"task      {task.name}, {len(task.labels)} labels: {', '.join(task.labels[:12])}"] if task else []),
+    ]
+
+
 def _plan(model: nn.Module, file: AdapterFile, rename: dict[str, str] | None) -> Plan:
     header = file.header
     try:
@@ -297,103 +295,6 @@ def _check_base(model: nn.Module, file: AdapterFile, decided: Plan, allow_mismat
 def _parameters(file: AdapterFile) -> list[str]:
     """Names of the stored parameters: all tensors but the block scales of others."""
     return [key for key in file.tensors if not (key.endswith(SCALE) and key.removesuffix(SCALE) in file.tensors)]
-
-
-def _safetensors_header(path: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any], str]:
-    """The safetensors header with its bounds checked: descriptions by tensor name, and capaft's own text.
-
-    The numbers are not read yet: somebody else's file may be of any size.
-    """
-    length = int.from_bytes(stream.read(8), "little")
-    if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-        raise AdapterFileError(f"{path} is truncated or is not an adapter file; copy it again")
-    try:
-        described = json.loads(stream.read(length))
-        metadata = described.pop("__metadata__")
-        text = metadata.pop("capaft")
-        if metadata or not isinstance(text, str):
-            raise TypeError
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise AdapterFileError(f"{path} is not a capaft adapter; adapters of other tools cannot be read") from None
-    end = 0
-    try:
-        for entry in sorted(described.values(), key=lambda each: tuple(each["data_offsets"])):
-            count = 1
-            for side in entry["shape"]:
-                if type(side) is not int or side < 0:
-                    raise ValueError
-                count *= side
-                if count > size:  # Before a long row of sides makes it a number of millions of digits.
-                    raise ValueError
-            start, stop = entry["data_offsets"]
-            if start != end or stop - start != count * _DTYPE_BYTES[entry["dtype"]]:
-                raise ValueError
-            end = stop
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise AdapterFileError(f"{path} is damaged: its tensors do not lie as its header says") from None
-    if 8 + length + end != size:
-        raise AdapterFileError(f"{path} is truncated or has bytes that its header does not name; copy it again")
-    return described, text
-
-
-def _parse_header(path: Path, text: str) -> dict[str, Any]:
-    try:
-        header = json.loads(text)
-        canonical = _canonical(header) == text
-    except (ValueError, TypeError, RecursionError):
-        raise AdapterFileError(f"{path} is damaged: its header is not JSON") from None
-    if isinstance(header, dict) and isinstance(header.get("format"), int) and header["format"] > FORMAT:
-        raise AdapterFileError(f"{path} has format {header['format']}, newer than this capaft reads; upgrade it")
-    problem = None if canonical else "it is not canonical"
-    problem = problem or _mismatch(header, _SCHEMA, "header")
-    if not problem and header["task"] is not None:
-        problem = _mismatch(header["task"], _TASK_SCHEMA, "task")
-        if not problem and not all(isinstance(label, str) for label in header["task"]["labels"]):
-            problem = "a label is not text"
-    if not problem:
-        expected = header["digest"].pop("header")
-        if _header_digest(header) != expected:
-            problem = "it does not match its digest"
-        header["digest"]["header"] = expected
-    if problem:
-        raise AdapterFileError(f"{path} is damaged: {problem}; copy it again")
-    if header["format"] != FORMAT or header["contract"] != rng.CONTRACT_VERSION:
-        raise AdapterFileError(
-            f"{path} follows format {header['format']} and seed contract {header['contract']}; "
-            f"this capaft reads format {FORMAT} and contract {rng.CONTRACT_VERSION}"
-        )
-    try:
-        wrong = set(header["method"]) != options_of(str(header["method"].get("method")))
-        if wrong or header["save_dtype"] not in SAVE_DTYPES:
-            raise AdapterFileError(f"{path} is damaged: its method's numbers are not complete")
-        if _canonical(parse(**header["method"]).record()) != _canonical(header["method"]):
-            raise AdapterFileError(f"{path} is damaged: its method is not in canonical form")
-    except UsageError as error:
-        raise AdapterFileError(f"{path}: {error}") from None
-    return header
-
-
-def _mismatch(value: Any, schema: dict[str, Any], where: str) -> str | None:
-    """What is wrong with a record, or None."""
-    if not isinstance(value, dict) or set(value) != set(schema):
-        return f"its {where} does not have the keys {', '.join(schema)}"
-    for key, kind in schema.items():
-        if isinstance(kind, dict):
-            if problem := _mismatch(value[key], kind, key):
-                return problem
-            continue
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        if not any(value[key] is None if k is None else type(value[key]) is k for k in kinds):
-            return f"{key} in its {where} is of the wrong type"
-    return None
-
-
-def _canonical(header: Any) -> str:
-    return json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-
-
-def _header_digest(header: dict[str, Any]) -> str:
-    return hashlib.blake2b(_canonical(header).encode(), digest_size=16).hexdigest()
 
 
 def _dtype_name(tensor: Tensor) -> str:

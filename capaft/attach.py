@@ -16,115 +16,21 @@ When factors are expanded:
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from capaft.errors import UsageError
-from capaft.factor import Expansion, Factor, numbers_bounds
+from capaft.factor import Expansion
 from capaft.methods.stack import Stack, parse
-from capaft.rng import MAX_SEED, Streams
-from capaft.sites import Site, canonical, find
+from capaft.plan import CHILD_PREFIX, Plan, base_parameters, plan
+from capaft.rng import Streams
+from capaft.sites import Site, canonical
 
 Factors = tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that decides an adapter, before a number of it is drawn.
-
-    Attributes:
-        stack: the method stack and its numbers.
-        seed: the user's seed.
-        targets: the pattern that the sites were found by.
-        sites: the sites, sorted by path.
-        trained: canonical names of base parameters that are trained themselves: a new head, or all for `full`.
-    """
-
-    stack: Stack
-    seed: int
-    targets: str
-    sites: tuple[Site, ...]
-    trained: tuple[str, ...]
-
-    def groups(self) -> dict[str, list[tuple[Factor, list[Site]]]]:
-        """By role, the factor shapes in ascending order, each with its sites sorted by path.
-
-        This is the order of the numbers in a role's parameter and in the adapter file.
-        """
-        found: dict[str, dict[tuple[int, ...], tuple[Factor, list[Site]]]] = defaultdict(dict)
-        for site in self.sites:
-            for factor in self.stack.host.factors(site) if self.stack.host else ():
-                found[factor.name].setdefault(factor.shape, (factor, []))[1].append(site)
-        return {role: [groups[shape] for shape in sorted(groups)] for role, groups in found.items()}
-
-    def bounds(self) -> dict[str, tuple[int, int]]:
-        """By role, the fewest and the most numbers that the plan can come to, without drawing anything."""
-        totals: dict[str, tuple[int, int]] = {}
-        for role, groups in self.groups().items():
-            each = [
-                (len(sites), numbers_bounds(factor, self.stack.coefficients(factor), self.stack.copies))
-                for factor, sites in groups
-            ]
-            totals[role] = (sum(s * low for s, (low, _) in each), sum(s * high for s, (_, high) in each))
-        return totals
-
-
-def plan(
-    model: nn.Module,
-    stack: Stack,
-    *,
-    targets: str = "qv",
-    seed: int = 0,
-    head: Iterable[str] = (),
-    rename: dict[str, str] | None = None,
-) -> Plan:
-    """Decide an adapter for a model without drawing or changing anything.
-
-    Args:
-        model: the base model.
-        stack: the method stack.
-        targets: which layers are sites; see :func:`capaft.sites.find`.
-        seed: the seed of every random number of the adapter, `0 <= seed < 2**64`.
-        head: names of base parameters that are trained as they are (a new classifier).
-        rename: `{old: new}` pieces of module paths; see :func:`capaft.sites.find`.
-
-    Raises:
-        UsageError: no site matches, the seed is out of range, a parameter of `head` does not exist, or the hidden
-            width exceeds the layers it is meant for.
-    """
-    if not 0 <= seed <= MAX_SEED:
-        raise UsageError(f"--seed must be in [0, 2**64), got {seed}")
-    names = {canonical(model, name) for name in _base_parameters(model)}
-    trained = tuple(sorted(names if stack.method == "full" else {canonical(model, name) for name in head}))
-    for name in trained:
-        if name not in names:
-            raise UsageError(f"the model has no parameter {name} to train; check the head's names")
-    sites = find(model, targets, rename) if stack.host else ()
-    decided = Plan(stack, seed, targets, sites, trained)
-    _check_widths(decided)
-    return decided
-
-
-def _check_widths(decided: Plan) -> None:
-    """Refuse a bottleneck wider than its layer, and masks that keep nothing."""
-    copies = decided.stack.copies
-    for site in decided.sites:
-        widest = max(site.in_features, site.out_features)
-        for factor in decided.stack.host.factors(site) if decided.stack.host else ():
-            width = factor.shape[factor.hidden_axis] * (copies.copies if copies else 1)
-            if width > widest:
-                raise UsageError(
-                    f"a hidden width of {width} (rank times copies) exceeds the layer {site.path}, {widest} wide; "
-                    "lower --rank or --copies, or narrow --target-modules"
-                )
-            if copies and copies.masks == "random" and copies.kept(factor.size) == 0:
-                raise UsageError(f"--density {copies.density} keeps none of a factor's {factor.size} numbers")
 
 
 def attach(model: nn.Module, method: str | Stack, *, name: str = "default", **options: Any) -> Adapter:
@@ -162,7 +68,7 @@ def attach_plan(model: nn.Module, decided: Plan, *, name: str = "default") -> Ad
         beside = SiteAdapter(adapter, index)
         module.add_module(_child(name, site), beside)
         beside.handle = module.register_forward_hook(beside.hook, with_kwargs=True)
-    model.add_module(_PREFIX + name, adapter)
+    model.add_module(CHILD_PREFIX + name, adapter)
     if decided.sites:
         before = model.register_forward_pre_hook(adapter.before_forward)
         after = model.register_forward_hook(adapter.after_forward, always_call=True)
@@ -183,7 +89,7 @@ def detach(model: nn.Module, name: str = "default") -> Adapter:
         delattr(module, _child(name, site))
     for handle in adapter.handles:
         handle.remove()
-    delattr(model, _PREFIX + name)
+    delattr(model, CHILD_PREFIX + name)
     adapter.thaw(model)
     return adapter
 
@@ -191,7 +97,9 @@ def detach(model: nn.Module, name: str = "default") -> Adapter:
 def adapters(model: nn.Module) -> dict[str, Adapter]:
     """The adapters on a model, by name."""
     return {
-        child.removeprefix(_PREFIX): module for child, module in model.named_children() if isinstance(module, Adapter)
+        child.removeprefix(CHILD_PREFIX): module
+        for child, module in model.named_children()
+        if isinstance(module, Adapter)
     }
 
 
@@ -292,7 +200,7 @@ class Adapter(nn.Module):
     def freeze(self, model: nn.Module) -> None:
         """Leave only what the model's adapters train trainable; remember how it was before the first of them."""
         others = tuple(adapters(model).values())
-        base = _base_parameters(model)
+        base = base_parameters(model)
         self._flags = others[0]._flags if others else {name: p.requires_grad for name, p in base.items()}
         trained = {name for adapter in (self, *others) for name in adapter.plan.trained}
         for name, parameter in base.items():
@@ -302,7 +210,7 @@ class Adapter(nn.Module):
         """Undo :meth:`freeze`, as far as the adapters that are left allow."""
         others = tuple(adapters(model).values())
         trained = {name for adapter in others for name in adapter.plan.trained}
-        for name, parameter in _base_parameters(model).items():
+        for name, parameter in base_parameters(model).items():
             flag = canonical(model, name) in trained if others else self._flags.get(name, parameter.requires_grad)
             parameter.requires_grad_(flag)
 
@@ -429,18 +337,9 @@ class SiteAdapter(nn.Module):
         return output.slice_scatter(part, -1, site.start, stop)
 
 
-_PREFIX = "capaft_"
-
-
 def _child(name: str, site: Site) -> str:
     """Name of a site's child module; a fused projection has one for each slice.
 
     No adapter's name has a `#`, so none of these clashes with another or with the adapter itself.
     """
-    return f"{_PREFIX}{name}#" + ("" if site.whole else site.path.rsplit("#", 1)[-1])
-
-
-def _base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The model's own parameters by name, without those of its adapters."""
-    attached = {id(number) for adapter in adapters(model).values() for number in adapter.parameters()}
-    return {name: p for name, p in model.named_parameters() if id(p) not in attached}
+    return f"{CHILD_PREFIX}{name}#" + ("" if site.whole else site.path.rsplit("#", 1)[-1])

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from capaft.attach import Plan, plan
 from capaft.errors import UsageError
 from capaft.factor import numbers_bounds
 from capaft.methods.stack import Stack
+from capaft.plan import Plan, plan
 from capaft.rng import Streams
 
 

@@ -17,7 +17,7 @@ import typer
 
 from capaft import __version__
 from capaft.config import TrainConfig
-from capaft.errors import CapaftError, UsageError
+from capaft.errors import CapaftError, UsageError, printable
 from capaft.settings import dump, resolve, signature
 
 if TYPE_CHECKING:
@@ -179,17 +179,7 @@ def info(
         if json:
             print(json_module.dumps({"path": str(path), "bytes": read.size, "header": read.header}))
             return
-        header, task = read.header, read.task
-        numbers = sum(t.numel() for name, t in read.tensors.items() if not name.endswith(".scale"))
-        settings = ", ".join(f"{key} {value}" for key, value in header["method"].items() if key != "method")
-        print(f"{path}: {read.size:,} bytes, intact")
-        print(f"method    {header['method']['method']}{f' ({settings})' if settings else ''}")
-        print(f"base      {read.base.name}{f' at {read.base.revision}' if read.base.revision else ''}")
-        print(f"sites     {header['sites']} for {header['targets'] or 'no target'}")
-        print(f"numbers   {numbers:,} as {header['save_dtype']}")
-        print(f"seed      {header['seed']} (seed contract {header['contract']})")
-        if task:
-            print(f"task      {task.name}, {len(task.labels)} labels: {', '.join(task.labels[:12])}")
+        print("\n".join(printable(line) for line in adapter_file.describe(read)))
 
 
 @app.command()

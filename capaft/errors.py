@@ -15,6 +15,11 @@ class UsageError(CapaftError):
     exit_code = 2
 
 
+def printable(text: str) -> str:
+    """Text of a stranger's making, without the line breaks and terminal codes it may hold."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
 class AdapterFileError(UsageError):
     """An adapter file is damaged, foreign, or does not belong to the model at hand.
 
@@ -22,7 +27,7 @@ class AdapterFileError(UsageError):
     """
 
     def __init__(self, message: str) -> None:
-        shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in message)
+        shown = printable(message)
         super().__init__(shown if len(shown) <= 600 else f"{shown[:400]} ... {shown[-200:]}")
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from capaft import rng
-from capaft.attach import Plan
 from capaft.factor import words_used
+from capaft.plan import Plan
 from capaft.rng import Streams
 from capaft.sites import Site, find
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capaft import budget, columns, data, demo
-from capaft.attach import Plan, plan
 from capaft.base_model import BaseModel
 from capaft.config import TrainConfig
 from capaft.methods.stack import Stack, parse
+from capaft.plan import Plan, plan
 from capaft.recipe import recipe
 from capaft.tasks.text_classification import Features, TextClassification
 

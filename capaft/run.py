@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from capaft import card, fitted_head, job, run_directory
+from capaft.attach import attach_plan
 from capaft.config import TrainConfig
 from capaft.files import write_atomically
 from capaft.methods.stack import canonical
@@ -30,12 +31,13 @@ def execute(config: TrainConfig, console: Console) -> dict[str, Any]:
     run = run_directory.choose(config.output, canonical(config.method), overwrite=config.overwrite)
     decided = job.prepare(config, lambda line: console.print(line, highlight=False, markup=False))
     adapter_numbers, own_numbers = decided.adapter_numbers, decided.own_numbers
+    before = start_head(decided, config, console)
+    adapter = attach_plan(decided.base.model, decided.plan)
     run_directory.clear(run)
     # Where a run went is not part of how to repeat it.
     repeatable = replace(job.settled(config, decided), output=None, overwrite=False)
     write_atomically(run.config, dump(repeatable))
-    before = start_head(decided, config, console)
-    outcome = train(decided, config, run, console)
+    outcome = train(decided, adapter, config, run, console)
     results = {
         "output": str(run.path),
         "model": decided.base.base.name,

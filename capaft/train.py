@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from capaft import adapter_file, batches, rng
 from capaft.adapter_file import Task
-from capaft.attach import Adapter, attach_plan
+from capaft.attach import Adapter
 from capaft.config import TrainConfig
 from capaft.errors import Interrupted, TrainingError, UsageError
 from capaft.evaluate import evaluate
@@ -57,8 +57,8 @@ class Outcome:
     steps: int
 
 
-def train(job: Job, config: TrainConfig, run: RunDirectory, console: Console) -> Outcome:
-    """Train the job's adapter and leave the best one in the run's directory.
+def train(job: Job, adapter: Adapter, config: TrainConfig, run: RunDirectory, console: Console) -> Outcome:
+    """Train an adapter that is attached to the job's model, and leave the best one in the run's directory.
 
     Raises:
         TrainingError: the loss is not finite, memory or disk ran out; the best adapter so far stays on disk.
@@ -68,7 +68,6 @@ def train(job: Job, config: TrainConfig, run: RunDirectory, console: Console) ->
     if accelerator.num_processes > 1:
         raise UsageError("training runs in one process; start it with `capaft train` and not with a launcher")
     model: nn.Module = job.base.model.to(accelerator.device)
-    adapter = attach_plan(model, job.plan)
     per_epoch = math.ceil(len(job.train) / config.batch_size)
     steps = job.epochs * per_epoch
     optimizer = torch.optim.AdamW(_groups(job, adapter, model, config), weight_decay=0.0)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft import rng
-from capaft.attach import Adapter, Plan
+from capaft.attach import Adapter
+from capaft.plan import Plan
 from capaft.sites import Site
 
 Array = NDArray[np.float64]

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import capaft
-from capaft.attach import Adapter, get, plan
+from capaft.attach import Adapter, get
 from capaft.errors import UsageError
 from capaft.methods.stack import parse
+from capaft.plan import plan
 
 METHODS = ("lora", "lora+nola+capaboost")
 
@@ -134,6 +135,19 @@ def test_checkpointing_changes_nothing(method: str, make: Callable[[], Any], use
         backward(wanted)
         assert torch.equal(found, wanted)
         assert_all_close(gradients(adapter), gradients(twin))
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_recomputed_block_uses_the_numbers_of_its_forward(method: str) -> None:
+    model, adapter = adapted(method=method)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    backward(tiny.logits(model.train()))
+    wanted = gradients(adapter)
+    output = tiny.logits(model)
+    tiny.scramble(adapter, seed=1)
+    backward(output)
+    assert_all_close(gradients(adapter), wanted)
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
@@ -456,6 +470,18 @@ def test_a_head_is_trained_and_stays() -> None:
     after = model.classifier.weight.detach().clone()
     capaft.detach(model)
     assert torch.equal(model.classifier.weight, after)
+
+
+def test_an_adapter_leaves_anothers_head_trainable() -> None:
+    model, _ = adapted(head=("classifier.weight",))
+    capaft.attach(model, "lora", name="second")
+    assert model.classifier.weight.requires_grad
+    assert not model.classifier.bias.requires_grad
+    capaft.detach(model)
+    assert not model.classifier.weight.requires_grad
+    capaft.detach(model, "second")
+    assert model.classifier.weight.requires_grad
+    assert model.classifier.bias.requires_grad
 
 
 @pytest.mark.parametrize(

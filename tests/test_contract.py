@@ -24,11 +24,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import capaft
-from capaft.attach import Adapter, attach_plan, plan
+from capaft.attach import Adapter, attach_plan
 from capaft.basis import BASES
 from capaft.budget import trained_numbers
 from capaft.methods import HOSTS
 from capaft.methods.stack import parse
+from capaft.plan import plan
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 PARAMETERISATIONS = ["dense", *BASES]

@@ -460,6 +460,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, content: dict[tuple[str, str | Non
         splits = content[path, name].items()
         return datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in splits})
 
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "offline", lambda: False)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
 

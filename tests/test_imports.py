@@ -18,8 +18,8 @@ FLOORS = (
     "basis factor",
     "sites",
     "methods.host methods.lora methods methods.stack",
-    "attach",
-    "storage fingerprint adapter_file merge rank budget demo base_model",
+    "plan attach",
+    "storage fingerprint header adapter_file merge rank budget demo base_model",
     "readers columns data tasks tasks.text_classification config",
     "batches evaluate fitted_head recipe run_directory journal loss_plot job train card run saved merged scoring "
     "dry_run rank_report method_table",

@@ -53,9 +53,9 @@ def bert() -> tuple[PreTrainedModel, str, dict[str, Tensor]]:
         at = f"encoder.layer.{number}"
         weights[f"{at}.attention.self.query"] = layer.attention.self.query.weight
         weights[f"{at}.attention.self.value"] = layer.attention.self.value.weight
-        weights[f"{at}.intermediate.dense"] = layer.intermediate.dense.weight
-        weights[f"{at}.output.dense"] = layer.output.dense.weight
-    return model, r"re:(self\.(query|value)|\d\.(intermediate|output)\.dense)$", weights
+    weights["encoder.layer.1.intermediate.dense"] = layer.intermediate.dense.weight
+    weights["encoder.layer.1.output.dense"] = layer.output.dense.weight
+    return model, r"re:(self\.(query|value)|1\.(intermediate|output)\.dense)$", weights
 
 
 def gpt2() -> tuple[PreTrainedModel, str, dict[str, Tensor]]:

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from capaft import job, run_directory, train
-from capaft.attach import get
+from capaft.attach import attach_plan, get
 from capaft.config import TrainConfig
 
 
@@ -24,7 +24,8 @@ def run(settings: TrainConfig, directory: Path) -> tuple[job.Job, train.Outcome,
     decided = job.prepare(settings, lambda line: None)
     place = run_directory.RunDirectory(directory)
     run_directory.clear(place)
-    outcome = train.train(decided, settings, place, Console(stderr=True, quiet=True))
+    adapter = attach_plan(decided.base.model, decided.plan)
+    outcome = train.train(decided, adapter, settings, place, Console(stderr=True, quiet=True))
     return decided, outcome, [json.loads(line) for line in place.metrics.read_text().splitlines()]
 
 
@@ -90,7 +91,7 @@ def test_training_does_not_depend_on_global_generators(reviews: Path, tmp_path: 
 
 
 def test_the_loss_falls_and_every_step_is_recorded(reviews: Path, tmp_path: Path) -> None:
-    _, outcome, records = run(config(reviews, epochs=6, head_init="seeded"), tmp_path)
+    _, outcome, records = run(config(reviews, epochs=6, head_init="seeded", lr=5e-2, head_lr=1e-2), tmp_path)
     losses = [r["loss"] for r in records if "loss" in r]
     assert len(losses) == outcome.steps == 6 * 8
     assert sum(losses[-8:]) < 0.7 * sum(losses[:8])
