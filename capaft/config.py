@@ -60,7 +60,7 @@ class TrainConfig(Settings):
     )
     k: tuple[int, ...] | None = _method(
         None,
-        "Coefficients of a factor, as one number or as two for down and up (default: 192, in the demo 96).",
+        "Coefficients of a factor, as one number or as two for down and up (default: 192, in the demo 128).",
         metavar="int[,int]",
         check=("one or two whole numbers of at least 1", lambda k: len(k) in (1, 2) and min(k) >= 1),
     )

@@ -7,7 +7,7 @@ al. 2022, "Fine-tuning can distort pretrained features", arXiv 2202.10054).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from capaft.tasks.text_classification import Features, TextClassification
 
 # More examples hardly move a linear head, and would be slow to fit.
 EXAMPLES = 4096
+# Strongest first.
 PENALTIES = (3e-3, 1e-2, 3e-2, 1e-1)
 
 
@@ -56,7 +57,9 @@ class FittedHead:
         return True
 
 
-def fit(task: TextClassification, base: BaseModel, train: Features, batch_size: int, seed: int) -> FittedHead:
+def fit(
+    task: TextClassification, base: BaseModel, train: Features, batch_size: int, seed: int
+) -> tuple[FittedHead, FittedHead]:
     """Logistic regression on standardised inputs of the head, its penalty chosen on a fifth held out.
 
     Args:
@@ -66,33 +69,54 @@ def fit(task: TextClassification, base: BaseModel, train: Features, batch_size: 
         batch_size: examples in a forward.
         seed: decides the sample and the fifth.
 
+    Returns:
+        The best head, which is the baseline; and the one with the strongest penalty within one standard error of it
+        (Breiman et al. 1984), from which training starts: it has not yet learnt the training examples by heart, so
+        their losses still say something to the adapter.
+
     Raises:
-        UsageError: the model has no head apart from its backbone.
+        UsageError: the model has no head apart from its backbone, or the examples have one class only.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
     chosen = rng.permutation(rng.fold_in(seed, "", "data", "head"), len(train))[:EXAMPLES]
-    inputs, labels = _inputs(task, base, train, chosen.tolist(), batch_size), train.labels[chosen]
+    labels = train.labels[chosen]
+    if len(np.unique(labels)) < 2:
+        raise UsageError("the training examples have one class only; raise --max-train-examples, or add others")
+    inputs = _inputs(task, base, train, chosen.tolist(), batch_size)
     scaler = StandardScaler().fit(inputs)
     inputs = scaler.transform(inputs)
-    cut = len(chosen) // 5
 
     def fitted(penalty: float, rows: slice) -> Any:
         return LogisticRegression(C=penalty, max_iter=500).fit(inputs[rows], labels[rows])
 
-    # Too few examples, or a held-out part that leaves one class, give no choice; then the strongest penalty is safe.
-    best = PENALTIES[0]
-    if cut and len(np.unique(labels[cut:])) > 1:
-        scores = [fitted(penalty, slice(cut, None)).score(inputs[:cut], labels[:cut]) for penalty in PENALTIES]
-        best = PENALTIES[int(np.argmax(scores))]
-    found = fitted(best, slice(None))
-    # Two classes share one row of coefficients: the logit of the second over the first.
+    best, careful = _penalties(fitted, inputs, labels)
+    heads = {each: fitted(each, slice(None)) for each in {best, careful}}
+    return _unscaled(heads[best], scaler, len(task.labels)), _unscaled(heads[careful], scaler, len(task.labels))
+
+
+def _penalties(
+    fitted: Callable[[float, slice], Any], inputs: NDArray[np.float64], labels: NDArray[np.int64]
+) -> tuple[float, float]:
+    """The best penalty on the first fifth of the rows, and the strongest within one standard error of it."""
+    cut = len(labels) // 5
+    if not cut or len(np.unique(labels[cut:])) < 2:
+        # Nothing to choose by; a strong penalty is safe.
+        return PENALTIES[0], PENALTIES[0]
+    scores = np.array([fitted(each, slice(cut, None)).score(inputs[:cut], labels[:cut]) for each in PENALTIES])
+    error = np.sqrt(scores.max() * (1 - scores.max()) / cut)
+    return PENALTIES[int(np.argmax(scores))], PENALTIES[int(np.argmax(scores >= scores.max() - error))]
+
+
+def _unscaled(found: Any, scaler: Any, classes: int) -> FittedHead:
+    """A fitted regression as a linear map of the inputs as they were, with a row for every class."""
     weight, bias = found.coef_, found.intercept_
-    if len(weight) == 1 < len(task.labels):
+    if len(weight) == 1:
+        # Two classes share one row of coefficients: the logit of the second over the first.
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    full_weight = np.zeros((len(task.labels), weight.shape[1]))
-    full_bias = np.full(len(task.labels), bias.min() - 1.0)
+    full_weight = np.zeros((classes, weight.shape[1]))
+    full_bias = np.full(classes, bias.min() - 1.0)
     full_weight[found.classes_] = weight / scaler.scale_
     full_bias[found.classes_] = bias - (weight / scaler.scale_) @ scaler.mean_
     return FittedHead(full_weight, full_bias)

@@ -31,7 +31,7 @@ def recipe(stack: Stack) -> Recipe:
     if stack.method == "full":
         return Recipe(lr=1e-4, head_lr=1e-3, epochs=4)
     if stack.method == "head":
-        return Recipe(lr=1e-2, head_lr=1e-2, epochs=10)
+        return Recipe(lr=2e-3, head_lr=2e-3, epochs=5)
     if stack.k is not None:
-        return Recipe(lr=1e-2, head_lr=2e-3, epochs=6)
-    return Recipe(lr=2e-3, head_lr=2e-3, epochs=6)
+        return Recipe(lr=1e-2, head_lr=2e-3, epochs=5)
+    return Recipe(lr=2e-3, head_lr=2e-3, epochs=5)

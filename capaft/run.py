@@ -74,15 +74,15 @@ def start_head(decided: job.Job, config: TrainConfig, console: Console) -> float
     if not decided.baseline and (config.head_init == "seeded" or not decided.base.new_head):
         return None
     started = time.perf_counter()
-    head = fitted_head.fit(decided.task, decided.base, decided.train, config.eval_batch_size, config.seed)
+    best, careful = fitted_head.fit(decided.task, decided.base, decided.train, config.eval_batch_size, config.seed)
     before = None
     if decided.baseline:
-        before = head.score(decided.task, decided.base, decided.validation, config.eval_batch_size)
+        before = best.score(decided.task, decided.base, decided.validation, config.eval_batch_size)
         console.print(
             f"before {decided.task.metric} {before:.4f} with a head fitted on the frozen base "
             f"({time.perf_counter() - started:.0f} s)",
             highlight=False,
         )
     if config.head_init == "fitted" and decided.base.new_head:
-        head.install(decided.base)
+        careful.install(decided.base)
     return before

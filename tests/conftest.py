@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 # Set before torch is imported anywhere: two test processes on two cores should not fight over them.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 GOOD = ("superb", "delightful", "moving", "brilliant", "wonderful", "charming", "splendid", "gripping")
