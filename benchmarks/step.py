@@ -87,7 +87,7 @@ def times(rounds: int, device: str) -> dict[str, Any]:
     }
 
 
-def peak_memory(method: str, device: str, steps: int = 5) -> int:
+def peak_memory(method: str, device: str, steps: int = 3) -> int:
     """Peak bytes of a few steps: of the device, or of the process less what loading the libraries took."""
     step = stepper(method, device)
     for _ in range(steps):
@@ -120,7 +120,7 @@ def main() -> None:
     if options.one:
         print(peak_memory(options.one, options.device))
         return
-    found = memory(options.device, 3) if options.memory else times(options.rounds, options.device)
+    found = memory(options.device, 2) if options.memory else times(options.rounds, options.device)
     record = {
         "device": torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.machine()} CPU",
         "threads": torch.get_num_threads(),

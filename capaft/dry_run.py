@@ -20,7 +20,7 @@ def describe(config: TrainConfig, console: Console) -> dict[str, Any]:
         UsageError: something cannot be used as given.
     """
     run = run_directory.choose(config.output, canonical(config.method), overwrite=config.overwrite)
-    decided = job.prepare(config, lambda line: console.print(line, highlight=False, markup=False))
+    decided = job.prepare(config, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
     own = decided.base.named_parameters()
     tensors = {f"head:{name}": tuple(own[name].shape) for name in decided.plan.trained}
     if decided.plan.stack.host:

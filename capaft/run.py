@@ -29,7 +29,7 @@ def execute(config: TrainConfig, console: Console) -> dict[str, Any]:
         TrainingError: the run could not go on; the best adapter so far is on disk.
     """
     run = run_directory.choose(config.output, canonical(config.method), overwrite=config.overwrite)
-    decided = job.prepare(config, lambda line: console.print(line, highlight=False, markup=False))
+    decided = job.prepare(config, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
     adapter_numbers, own_numbers = decided.adapter_numbers, decided.own_numbers
     before = start_head(decided, config, console)
     adapter = attach_plan(decided.base.model, decided.plan)
