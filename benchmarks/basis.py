@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    found = {"hadamard": seconds("hadamard", options.device, 20), "group": seconds("group", options.device, 20)}
+    found = {"hadamard": seconds("hadamard", options.device, 20)}
     Uniform.RESIDENT_BYTES = 2**40
     found["uniform, lanes in memory"] = seconds("uniform", options.device, 3)
     Uniform.RESIDENT_BYTES = 0

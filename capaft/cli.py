@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Fine-tune any Hugging Face checkpoint with adapters of a few kilobytes.",
     epilog="Start with `capaft train`: it needs no model, no data and no network.",
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
