@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from capaft import job, run_directory
 from capaft.config import TrainConfig
 from capaft.methods.stack import canonical
 from capaft.settings import dump
-from capaft.storage import layout
+from capaft.storage import DTYPE_BYTES, layout
 
 
 def describe(config: TrainConfig, console: Console) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def describe(config: TrainConfig, console: Console) -> dict[str, Any]:
         "adapter_parameters": decided.adapter_numbers,
         "head_parameters": decided.own_numbers,
         "trainable_parameters": decided.adapter_numbers + decided.own_numbers,
-        "tensor_bytes": sum(_bytes(dtype, shape) for dtype, shape in stored),
+        "tensor_bytes": sum(DTYPE_BYTES[dtype] * math.prod(shape) for dtype, shape in stored),
         "train_examples": len(decided.train),
         "validation_examples": len(decided.validation),
     }
@@ -50,10 +51,3 @@ def text(decided: dict[str, Any]) -> str:
             f"{decided['head_parameters']:,} of the head), {decided['tensor_bytes']:,} bytes and a header under 2 KB",
         ]
     )
-
-
-def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count * {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}[dtype]

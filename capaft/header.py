@@ -10,11 +10,10 @@ from typing import Any, BinaryIO
 from capaft import rng
 from capaft.errors import AdapterFileError, UsageError
 from capaft.methods.stack import options_of, parse
-from capaft.storage import SAVE_DTYPES
+from capaft.storage import DTYPE_BYTES, SAVE_DTYPES
 
 FORMAT = 1
 MAX_HEADER_BYTES = 16 * 2**20
-_DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
 _SCHEMA: dict[str, Any] = {
     "base": {"name": (str, None), "revision": (str, None), "weights": (str, None)},
     "contract": int,
@@ -60,7 +59,7 @@ def open_safetensors(path: Path, stream: BinaryIO, size: int) -> tuple[dict[str,
                 if count > size:  # Before a long row of sides makes it a number of millions of digits.
                     raise ValueError
             start, stop = entry["data_offsets"]
-            if start != end or stop - start != count * _DTYPE_BYTES[entry["dtype"]]:
+            if start != end or stop - start != count * DTYPE_BYTES[entry["dtype"]]:
                 raise ValueError
             end = stop
     except (ValueError, TypeError, KeyError, AttributeError):

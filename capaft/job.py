@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ class Job:
     head_lr: float
     baseline: bool
 
-    @property
+    @cached_property
     def adapter_numbers(self) -> int:
         """Trained numbers of the adapter, without those of the head."""
         return budget.trained_numbers(self.plan)

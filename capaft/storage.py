@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -11,6 +12,8 @@ SaveDtype = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 SAVE_DTYPES: tuple[SaveDtype, ...] = get_args(SaveDtype)
 BLOCK = 128
 SCALE = ".scale"
+# Bytes of a number, by its safetensors name.
+DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
 
 _FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LEVELS = {"int8": 127, "int4": 7}
@@ -40,9 +43,7 @@ def encode(name: str, numbers: Tensor, dtype: SaveDtype) -> dict[str, Tensor]:
 
 def layout(name: str, shape: tuple[int, ...], dtype: SaveDtype) -> dict[str, tuple[str, tuple[int, ...]]]:
     """What :func:`encode` makes of a parameter of that shape: safetensors dtype and shape by tensor name."""
-    count = 1
-    for side in shape:
-        count *= side
+    count = math.prod(shape)
     scales: dict[str, tuple[str, tuple[int, ...]]] = {name + SCALE: ("F32", (-(-count // BLOCK),))}
     match dtype:
         case "float32":
@@ -62,9 +63,7 @@ def decode(name: str, stored: dict[str, Tensor], shape: tuple[int, ...], dtype: 
     values = stored[name]
     if dtype in _FLOATS:
         return values.float()
-    count = 1
-    for side in shape:
-        count *= side
+    count = math.prod(shape)
     if dtype == "int4":
         values = torch.stack([values & 15, values >> 4], 1).flatten()[:count].to(torch.int8) - 8
     scales = stored[name + SCALE].repeat_interleave(BLOCK)[:count]

@@ -70,6 +70,7 @@ def train(job: Job, adapter: Adapter, config: TrainConfig, run: RunDirectory, co
     model: nn.Module = job.base.model.to(accelerator.device)
     per_epoch = math.ceil(len(job.train) / config.batch_size)
     steps = job.epochs * per_epoch
+    trained = list(adapter.trained(model).values())
     optimizer = torch.optim.AdamW(_groups(job, adapter, model, config), weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _course(step, steps, config))
     prepared, optimizer = accelerator.prepare(model, optimizer)
@@ -94,7 +95,7 @@ def train(job: Job, adapter: Adapter, config: TrainConfig, run: RunDirectory, co
                 loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
                 accelerator.backward(loss)
                 if config.clip:
-                    accelerator.clip_grad_norm_(adapter_parameters(adapter, model), config.clip)
+                    accelerator.clip_grad_norm_(trained, config.clip)
                 lr = float(scheduler.get_last_lr()[0])
                 optimizer.step()
                 scheduler.step()
@@ -119,11 +120,6 @@ def train(job: Job, adapter: Adapter, config: TrainConfig, run: RunDirectory, co
     if config.save_dtype != "float32":
         best = _value_as_saved(job, adapter, run, config)
     return Outcome(best, seconds, speed, size, _peak_memory(accelerator.device), job.epochs, steps)
-
-
-def adapter_parameters(adapter: Adapter, model: nn.Module) -> list[nn.Parameter]:
-    """Everything that is trained."""
-    return list(adapter.trained(model).values())
 
 
 def _groups(job: Job, adapter: Adapter, model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
