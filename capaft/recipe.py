@@ -1,7 +1,8 @@
 """How long and how fast each kind of method trains, unless the user says otherwise.
 
-Found on the embedded demo alone, NOLA's by several trials and the others' by one; docs/log.md has the figures. Coefficients of a random
-basis want a far larger step than the entries of a factor, since each is spread thin over the whole factor.
+Found on the embedded demo alone, NOLA's by several trials and the others' by one; docs/log.md has the figures.
+Coefficients of a random basis want a far larger step than the entries of a factor, since each is spread thin over the
+whole factor.
 """
 
 from __future__ import annotations
