@@ -17,24 +17,26 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from capaft.adapter import adapters as adapters
     from capaft.adapter_file import load as load
     from capaft.adapter_file import save as save
-    from capaft.attach import adapters as adapters
     from capaft.attach import attach as attach
     from capaft.attach import detach as detach
     from capaft.attach import disabled as disabled
+    from capaft.attach import switch as switch
     from capaft.merge import merge as merge
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "adapters": "attach",
+    "adapters": "adapter",
     "attach": "attach",
     "detach": "attach",
     "disabled": "attach",
     "load": "adapter_file",
     "merge": "merge",
     "save": "adapter_file",
+    "switch": "attach",
 }
 __all__ = [*_HOME, "__version__"]
 

@@ -8,7 +8,7 @@ the header's schema, sizes and digests before it draws or allocates anything in 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from capaft import rng
-from capaft.attach import Adapter, attach_plan, detach, get
+from capaft.adapter import Adapter
+from capaft.attach import attach_plan, detach, get
 from capaft.errors import AdapterFileError, TrainingError, UsageError
 from capaft.files import write_atomically
 from capaft.fingerprint import base_samples, same_base, sites_digest, streams_digest, tensors_digest
@@ -25,6 +26,7 @@ from capaft.header import FORMAT, canonical_json, header_digest, open_safetensor
 from capaft.methods.stack import parse
 from capaft.plan import Plan, plan
 from capaft.storage import SAVE_DTYPES, SCALE, SaveDtype, decode, encode, layout
+from capaft.targets import Targets
 
 HEAD = "head:"
 
@@ -100,6 +102,18 @@ def save(
     Raises:
         UsageError: no such adapter, or an unknown dtype.
         TrainingError: a number is not finite, or the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import capaft
+        >>> from transformers import BertConfig, BertModel
+        >>> size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        >>> model = BertModel(BertConfig(vocab_size=100, **size))
+        >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
+        >>> path = Path(tempfile.mkdtemp()) / "adapter.safetensors"
+        >>> capaft.save(model, path) == path.stat().st_size
+        True
     """
     if dtype not in SAVE_DTYPES:
         raise UsageError(f"--save-dtype must be one of {', '.join(SAVE_DTYPES)}, got {dtype}")
@@ -125,7 +139,7 @@ def save(
         "save_dtype": dtype,
         "seed": decided.seed,
         "sites": len(decided.sites),
-        "targets": decided.targets if decided.sites else "",
+        "targets": asdict(decided.targets),
         "task": None if task is None else {**task.__dict__, "labels": list(task.labels)},
     }
     header["digest"]["header"] = header_digest(header)
@@ -180,6 +194,20 @@ def load(
 
     Raises:
         AdapterFileError: the file is damaged, or belongs to another model.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import capaft
+        >>> from transformers import BertConfig, BertModel
+        >>> size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        >>> model = BertModel(BertConfig(vocab_size=100, **size))
+        >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
+        >>> path = Path(tempfile.mkdtemp()) / "adapter.safetensors"
+        >>> size = capaft.save(model, path)
+        >>> _ = capaft.detach(model)
+        >>> capaft.load(model, path).plan.stack.method
+        'lora+nola'
     """
     file = path if isinstance(path, AdapterFile) else read(path)
     decided = _plan(model, file, rename)
@@ -236,7 +264,7 @@ def describe(file: AdapterFile) -> list[str]:
         f"{file.path}: {file.size:,} bytes, intact",
         f"method    {header['method']['method']}{f' ({settings})' if settings else ''}",
         f"base      {base.name}{f' at {base.revision}' if base.revision else ''}",
-        f"sites     {header['sites']} for {header['targets'] or 'no target'}",
+        f"sites     {header['sites']} for {Targets(**header['targets'])}" if header["sites"] else "sites     none",
         f"tensors   {', '.join(sorted(file.tensors))} as {header['save_dtype']}",
         f"seed      {header['seed']} (seed contract {header['contract']})",
         *([f"task      {task.name}, {len(task.labels)} labels: {', '.join(task.labels[:12])}"] if task else []),
@@ -244,11 +272,12 @@ def describe(file: AdapterFile) -> list[str]:
 
 
 def _plan(model: nn.Module, file: AdapterFile, rename: dict[str, str] | None) -> Plan:
-    header = file.header
+    header, targets = file.header, Targets()
     try:
         stack = parse(**header["method"])
         head = [key.removeprefix(HEAD) for key in _parameters(file) if key.startswith(HEAD)]
-        decided = plan(model, stack, targets=header["targets"], seed=header["seed"], head=head, rename=rename)
+        targets = Targets(**header["targets"])
+        decided = plan(model, stack, targets=targets, seed=header["seed"], head=head, rename=rename)
     except (UsageError, ValueError) as error:
         raise AdapterFileError(
             f"{file.path} does not fit {type(model).__name__}: {error}; pass the --model it was trained on"
@@ -256,7 +285,7 @@ def _plan(model: nn.Module, file: AdapterFile, rename: dict[str, str] | None) ->
     if len(decided.sites) != header["sites"] or sites_digest(decided.sites) != header["digest"]["sites"]:
         raise AdapterFileError(
             f"{file.path} was trained on {header['sites']} sites of another shape or name than the "
-            f"{len(decided.sites)} that {type(model).__name__} has for {header['targets']!r}; pass the --model it "
+            f"{len(decided.sites)} that {type(model).__name__} has for {targets}; pass the --model it "
             "was trained on, or --rename old=new if modules were renamed"
         )
     return decided

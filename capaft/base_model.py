@@ -1,9 +1,11 @@
-"""Loading a base model: the embedded one, a local directory, or a hub id, all through the same path."""
+"""Loading a base model: the embedded one, a directory, a GGUF file, or a hub id, all through the same path."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ from torch import nn
 
 from capaft import demo, hub, rng
 from capaft.adapter_file import Base
-from capaft.errors import UsageError
+from capaft.errors import UsageError, printable
 from capaft.sites import backbone, canonical
+
+GGUF = ".gguf"
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def load(
 
     Args:
         auto_class: the transformers auto class of the task.
-        name: a directory or a hub id; None for the embedded demo model.
+        name: a directory, a GGUF file or a hub id; None for the embedded demo model.
         seed: the seed of a new head.
         revision: hub revision.
         trust_remote_code: let the checkpoint run its own code.
@@ -65,21 +69,33 @@ def load(
     from transformers import AutoTokenizer
 
     source = locate(name)
-    common = {"revision": revision, "trust_remote_code": trust_remote_code}
-    if not Path(source).is_dir():
+    path = Path(source)
+    gguf = path.is_file() and path.suffix == GGUF
+    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if gguf:
+        config |= _dense_gguf(name or source, path)
+        common["gguf_file"] = path.name
+    elif not path.is_dir():
         common["local_files_only"] = hub.offline()
+    # What a damaged GGUF file makes its reader trip over can be anything.
+    expected = Exception if gguf else (OSError, ValueError, KeyError, ImportError, RuntimeError)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        model, report = auto_class.from_pretrained(
-            source,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **common,
-            **config,
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        # The progress bar of that reader heeds no switch.
+        with redirect_stderr(io.StringIO()) if gguf else nullcontext():
+            tokenizer = AutoTokenizer.from_pretrained(str(path.parent) if gguf else source, **common)
+            model, report = auto_class.from_pretrained(
+                str(path.parent) if gguf else source,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **common,
+                **config,
+            )
+    except expected as error:
         raise UsageError(_explain(name or source, source, error)) from None
+    if gguf:
+        # The title that the file gives itself is no path, and no part of a plain configuration.
+        vars(model.config).pop("_model_name_or_path", None)
     mismatched = [key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]]
     new = {canonical(model, key) for key in (*report["missing_keys"], *mismatched)}
     parameters = [canonical(model, key) for key, _ in model.named_parameters()]
@@ -87,6 +103,11 @@ def load(
     outside = (
         {canonical(model, k) for k, _ in model.named_parameters() if not k.startswith(inside)} if inside else set()
     )
+    if gguf and (lost := sorted(new - outside)):
+        raise UsageError(
+            f"--model {name} has no usable {lost[0]}{f' and {len(lost) - 1} other weights' if lost[1:] else ''}; it is "
+            "damaged, or transformers cannot convert it; take the model's directory or hub id instead"
+        )
     initialise(model, (key for key in parameters if key in new), seed)
     head = tuple(key for key in parameters if key in new | outside)
     return BaseModel(model, tokenizer, Base(name or demo.MODEL_NAME, revision), head, bool(new & outside))
@@ -107,9 +128,32 @@ def locate(name: str | None) -> str:
             return str(demo.base_model())
         except UsageError:
             return name
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UsageError(f"--model {name}: there is no such directory")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(GGUF):
+        raise UsageError(f"--model {name}: there is no such {'file' if name.endswith(GGUF) else 'directory'}")
     return name
+
+
+def _dense_gguf(name: str, path: Path) -> dict[str, Any]:
+    """How transformers is told to unpack a GGUF file into an ordinary model, after a look at what the file is.
+
+    Raises:
+        UsageError: it is no GGUF file, or there is nothing to read it with.
+    """
+    import transformers
+    from transformers.utils import is_gguf_available
+
+    try:
+        with path.open("rb") as stream:
+            magic = stream.read(4)
+    except OSError as error:
+        raise UsageError(f"--model {name} cannot be read: {error.strerror or error}") from None
+    if magic != b"GGUF":
+        raise UsageError(f"--model {name} is not a GGUF file: it does not begin with those letters; download it again")
+    if not is_gguf_available():
+        raise UsageError(f"--model {name}: reading a GGUF file needs the gguf package; pip install gguf")
+    # Newer versions otherwise keep the weights in their blocks, or call the model quantised although it is not.
+    dense = getattr(transformers, "GgufConfig", None)
+    return {"quantization_config": dense(dequantize=True)} if dense else {}
 
 
 def initialise(model: nn.Module, names: Iterable[str], seed: int) -> None:
@@ -136,15 +180,18 @@ def initialise(model: nn.Module, names: Iterable[str], seed: int) -> None:
 def _explain(name: str, source: str, error: Exception) -> str:
     """One line for the many ways in which a checkpoint fails to load."""
     path = Path(source)
+    said = printable(" ".join(str(error).split())[:300])
+    if path.is_file() and path.suffix == GGUF:
+        return f"--model {name} cannot be loaded, it may be damaged: {said or type(error).__name__}"
     if path.is_file():
-        return f"--model {name} is a file; give the directory that holds config.json and the weights"
+        return f"--model {name} is a file; give the directory that holds config.json and the weights, or a .gguf file"
     if path.is_dir():
         if not (path / "config.json").exists():
             return f"--model {name}: the directory has no config.json, so it is not a Hugging Face model"
-        return f"--model {name} cannot be loaded: {' '.join(str(error).split())[:300]}"
+        return f"--model {name} cannot be loaded: {said}"
     if hub.offline():
         return (
             f"--model {name}: there is no such directory, and the Hugging Face hub cannot be reached to look for it; "
             "check the name or the network, or give a local directory"
         )
-    return f"--model {name} cannot be loaded from the Hugging Face hub: {' '.join(str(error).split())[:300]}"
+    return f"--model {name} cannot be loaded from the Hugging Face hub: {said}"

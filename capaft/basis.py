@@ -48,6 +48,14 @@ class Basis(nn.Module, ABC):
     def words_used(n: int, k: int) -> dict[str, int]:
         """How many words of each purpose's stream one factor reads."""
 
+    def settle(self, others: Sequence[Basis] | None) -> None:
+        """Take note of every basis that shares these coefficients, this one among them; None: no site shares any.
+
+        Raises:
+            UsageError: a coefficient would have no effect.
+        """
+        return
+
     @abstractmethod
     def expand(self, coefficients: Tensor) -> Tensor:
         """`G c` for each site: `(S, k) -> (S, n)`, float32."""
@@ -191,21 +199,26 @@ class Group(Basis):
 
     def __init__(self, streams: Sequence[Streams], n: int, k: int) -> None:
         super().__init__(streams, n, k)
-        groups, signs, scales = [], [], []
-        for site in streams:
-            group = rng.buckets(site.key("group"), n, k)
-            sizes = np.bincount(group, minlength=k)
+        groups = np.stack([rng.buckets(site.key("group"), n, k) for site in streams])
+        signs = np.stack([rng.signs(site.key("group.signs"), n) for site in streams])
+        self.factor, self.sites = streams[0].factor, [site.site for site in streams]
+        self.sizes = np.stack([np.bincount(group, minlength=k) for group in groups])
+        self.register_buffer("groups", torch.from_numpy(groups), persistent=False)
+        self.register_buffer("signs", torch.from_numpy(signs), persistent=False)
+        self.register_buffer("scales", torch.zeros(len(streams), k), persistent=False)
+
+    def settle(self, others: Sequence[Basis] | None) -> None:
+        """See :meth:`Basis.settle`. A group that a whole model shares is as large as its parts in all factors."""
+        pooled = None if others is None else sum(basis.sizes.sum(0) for basis in others if isinstance(basis, Group))
+        for row, (site, own) in enumerate(zip(self.sites, self.sizes, strict=True)):
+            sizes = own if pooled is None else np.asarray(pooled)
             if not sizes.all():
+                where = f"the {self.n} numbers of factor {self.factor} at {site}" if pooled is None else "all numbers"
                 raise UsageError(
-                    f"--basis group leaves {int((sizes == 0).sum())} of {k} coefficients without any of the {n} "
-                    f"numbers of factor {site.factor} at {site.site}; choose a smaller --k or another --basis"
+                    f"--basis group leaves {int((sizes == 0).sum())} of {self.k} coefficients without any of {where}; "
+                    "choose a smaller --k or another --basis"
                 )
-            groups.append(group)
-            signs.append(rng.signs(site.key("group.signs"), n))
-            scales.append((1.0 / np.sqrt(sizes)).astype(np.float32))
-        self.register_buffer("groups", torch.from_numpy(np.stack(groups)), persistent=False)
-        self.register_buffer("signs", torch.from_numpy(np.stack(signs)), persistent=False)
-        self.register_buffer("scales", torch.from_numpy(np.stack(scales)), persistent=False)
+            self.scales[row] = torch.from_numpy((1.0 / np.sqrt(sizes)).astype(np.float32))
 
     @staticmethod
     def words_used(n: int, k: int) -> dict[str, int]:

@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from capaft.errors import UsageError
-from capaft.factor import numbers_bounds
 from capaft.methods.stack import Stack
 from capaft.plan import Plan, plan
 from capaft.rng import Streams
@@ -16,16 +15,20 @@ from capaft.rng import Streams
 
 def trained_numbers(decided: Plan) -> int:
     """Numbers that the plan's adapter trains, a head not counted; random masks are drawn to count their union."""
+    bounds = decided.bounds()
+    if all(low == high for low, high in bounds.values()):
+        return sum(low for low, _ in bounds.values())
     total = 0
-    copies = decided.stack.copies
     for role, groups in decided.groups().items():
+        low, high = bounds.get(role, (0, 0))
+        if low == high:
+            total += low
+            continue
         for factor, sites in groups:
-            low, high = numbers_bounds(factor, decided.stack.coefficients(factor), copies)
-            if low == high or copies is None:
-                total += low * len(sites)
-                continue
+            copies = decided.stack.copies_of(factor)
             for site in sites:
-                total += int(copies.draw(factor, Streams(decided.seed, site.path, role)).any(0).sum())
+                drawn = copies.draw(factor, Streams(decided.seed, site.path, role)) if copies else None
+                total += factor.size if drawn is None else int(drawn.any(0).sum())
     return total
 
 
@@ -36,37 +39,49 @@ def fit(model: nn.Module, stack: Stack, budget: int, **placing: Any) -> Stack:
         model: the base model.
         stack: the stack whose size is chosen.
         budget: trained numbers, a head not counted.
-        **placing: as for :func:`capaft.attach.plan`.
+        **placing: as for :func:`capaft.plan.plan`.
 
     Raises:
         UsageError: even the smallest size trains more, or the method has no size.
     """
-    if stack.host is None:
-        raise UsageError(f"--budget has no meaning for --method {stack.method}; choose a stack such as nola or lora")
+    if stack.host is None or not (stack.k or stack.host.size):
+        raise UsageError(f"--budget has no meaning for --method {stack.method}, which has one size only; drop it")
     decided = plan(model, _sized(stack, 1), **placing)
-    smallest = trained_numbers(decided)
-    size = budget // smallest
-    if size < 1:
+
+    def count(size: int) -> int:
+        return trained_numbers(replace(decided, stack=_sized(stack, size)))
+
+    smallest = count(1)
+    if smallest > budget:
         raise UsageError(f"--budget {budget} is below the {smallest} numbers that the smallest {stack.method} trains")
-    if stack.k is not None:
-        return _sized(stack, size)
-    # The union of masks at rank r is not exactly r times that at rank 1, but close: step from the estimate.
-    widest = min(max(site.in_features, site.out_features) for site in decided.sites)
-    size = min(size, widest // (stack.copies.copies if stack.copies else 1))
-
-    def count(rank: int) -> int:
-        return trained_numbers(replace(decided, stack=_sized(stack, rank)))
-
+    most = budget if stack.k else _widest(decided)
+    # Nearly proportional, so start from the proportion; what of it does not grow (biases, unions of masks) is little.
+    size = max(1, min(most, budget // smallest))
+    step = 1
+    while size < most and count(min(most, size + step)) <= budget:
+        size, step = min(most, size + step), 2 * step
+    high = min(most, size + step)
     while size > 1 and count(size) > budget:
-        size -= 1
-    while (size + 1) * (stack.copies.copies if stack.copies else 1) <= widest and count(size + 1) <= budget:
-        size += 1
+        high, size = size, size // 2
+    while high - size > 1:
+        middle = (size + high) // 2
+        size, high = (middle, high) if count(middle) <= budget else (size, middle)
     return _sized(stack, size)
+
+
+def _widest(decided: Plan) -> int:
+    """The largest rank that every layer is wide enough for, copies counted."""
+    widest = min(max(site.in_features, site.out_features) for site in decided.sites)
+    return max(1, widest // (decided.stack.copies.copies if decided.stack.copies else 1))
 
 
 def _sized(stack: Stack, size: int) -> Stack:
     """The stack with that k, or that rank at the same scale."""
     if stack.k is not None:
         return replace(stack, k=(size, size))
-    host: Any = stack.host
-    return replace(stack, host=replace(host, rank=size, alpha=host.scale * size))
+    assert stack.host is not None
+    changed: dict[str, Any] = {stack.host.size: size}
+    alpha = getattr(stack.host, "alpha", None)
+    if alpha is not None and not getattr(stack.host, "rslora", False):
+        changed["alpha"] = alpha / getattr(stack.host, stack.host.size) * size
+    return replace(stack, host=replace(stack.host, **changed))  # type: ignore[type-var]

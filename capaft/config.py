@@ -29,7 +29,7 @@ class TrainConfig(Settings):
     """Everything `capaft train` can be told, each with a default; None leaves the choice to capaft."""
 
     model: str | None = _source(
-        None, "Base model, as a directory or a hub id (default: the embedded demo).", metavar="dir|id"
+        None, "Base model, as a directory, a GGUF file or a hub id (default: the embedded demo).", metavar="path|id"
     )
     revision: str | None = _source(None, "Branch, tag or commit of a base model from the hub (default: its main one).")
     trust_remote_code: bool = _source(False, "Run Python code that the model's or the data's repository brings.")
@@ -51,12 +51,31 @@ class TrainConfig(Settings):
 
     method: str = _method(
         "nola",
-        "Method: head, full, or a stack such as lora, nola, capaboost, lora+nola+capaboost.",
+        "Method: head, full, or a host such as lora with +nola, +capaboost or both; `capaft methods` lists them.",
         metavar="stack",
     )
-    rank: int = _method(8, "Rank of the factors.", check=_at_least(1))
+    rank: int | None = _method(None, "Rank of the factors (default: 8, of vera 256).", check=_at_least(1))
     alpha: float | None = _method(
         None, "Scaling; the update is multiplied by alpha/rank (default: twice the rank).", check=_POSITIVE
+    )
+    rslora: bool = _method(False, "Multiply by alpha/sqrt(rank) instead, so that large ranks learn too.")
+    rank_pattern: tuple[str, ...] | None = _method(
+        None, "Ranks of some layers, the first match counts (default: none).", metavar="name=rank,..."
+    )
+    dropout: float = _method(0.0, "Share of the adapter's input that is zeroed in training.", check=_FRACTION)
+    bottleneck: int | None = _method(None, "Hidden width of adapter layers (default: 64).", check=_at_least(1))
+    activation: Literal["relu", "gelu", "swish", "tanh", "identity"] | None = _method(
+        None, "Activation of adapter layers (default: relu, of houlsby swish)."
+    )
+    bias: bool = _method(True, "Biases in adapter layers.")
+    scaling: float | None = _method(
+        None, "What the output of adapter layers is multiplied by (default: 1, of parallel 4).", check=_POSITIVE
+    )
+    prefix_length: int | None = _method(
+        None, "Virtual tokens that prefix puts before keys and values (default: 16).", check=_at_least(1)
+    )
+    method_option: tuple[str, ...] | None = _method(
+        None, "Options of a method that another package brings (default: its own).", metavar="name=value,..."
     )
     k: tuple[int, ...] | None = _method(
         None,
@@ -65,6 +84,9 @@ class TrainConfig(Settings):
         check=("one or two whole numbers of at least 1", lambda k: len(k) in (1, 2) and min(k) >= 1),
     )
     basis: Literal["uniform", "hadamard", "group"] = _method("hadamard", "Random basis: the paper's, or a fast one.")
+    scope: Literal["site", "model"] = _method(
+        "site", "Coefficients of every layer's own, or one vector of them for the whole model."
+    )
     copies: int = _method(2, "Masked copies of a factor that CapaBoost uses.", check=_at_least(1))
     density: float = _method(
         0.5,
@@ -74,10 +96,23 @@ class TrainConfig(Settings):
     masks: Literal["random", "partition"] = _method(
         "random", "Masks drawn independently, or disjoint ones that keep every entry exactly once."
     )
+    mask_rescale: Literal["none", "variance"] = _method(
+        "none", "Leave masked factors as they are, or scale them to the variance that they have unmasked."
+    )
     target_modules: str | None = _method(
         None,
-        "Layers to adapt: qv, all-linear, names, or re:<regular expression> (default: qv, in the demo all-linear).",
+        "Layers to adapt: qv, all-linear, attention, mlp, conv, embeddings, experts, names, or re:<regular "
+        "expression> (default: set by the method; qv for lora, in the demo all-linear).",
         metavar="pattern",
+    )
+    exclude_modules: str | None = _method(
+        None, "Layers to leave out, as names or re:<regular expression> (default: none).", metavar="pattern"
+    )
+    layers: str | None = _method(
+        None, "Numbers of the blocks to adapt, such as 0-5,11 (default: all).", metavar="numbers"
+    )
+    modules_to_save: str | None = _method(
+        None, "Modules to train as they are, beside the adapter (default: the new head alone).", metavar="names"
     )
     budget: Count | None = _method(  # noqa: RUF009
         None,
@@ -102,6 +137,9 @@ class TrainConfig(Settings):
         "fitted", "Where a new head starts: fitted on the frozen base's features, or at random from the seed."
     )
     warmup: float = _optimisation(0.06, "Share of the steps in which the learning rate rises.", check=_FRACTION)
+    lora_plus_ratio: float = _optimisation(
+        1.0, "How many times faster the up factors learn than the down factors (LoRA+).", check=_POSITIVE
+    )
     weight_decay: float = _optimisation(0.0, "Decoupled weight decay.", check=_at_least(0))
     schedule: Literal["linear", "cosine", "constant"] = _optimisation(
         "linear", "Course of the learning rate after the warm-up."
@@ -126,7 +164,7 @@ class TrainConfig(Settings):
     def conflicts(self, given: Mapping[str, str]) -> list[str]:
         """Say what contradicts what, one line each; `given` maps what was set to how it was named."""
         found = []
-        picked = {"k"} if "nola" in self.method.split("+") else {"k", "rank"}
+        picked = {"k"} if "nola" in self.method.split("+") else {"k", "rank", "bottleneck", "prefix_length"}
         if self.budget is not None:
             found += [
                 f"{given['budget']} and {given[name]} cannot be used together: a budget picks it; drop one"

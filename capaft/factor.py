@@ -3,7 +3,7 @@
 A host (LoRA, say) asks for factors by their shape. What is trained need not be the factor itself: here live the
 linear maps that lead from the trained numbers to the factors a host uses, for all sites that share a shape at once:
 
-    numbers --Dense | Seeded--> factor (hidden width r) --MaskedCopies--> widened factor (hidden width d*r)
+    numbers --Dense | Seeded | Frozen--> factor (hidden width r) --MaskedCopies--> widened factor (hidden width d*r)
 
 Every map is affine and knows its adjoint, so the whole chain is one autograd function that saves no tensors: a
 recomputed checkpoint or a second backward may pass through it again, and no basis or mask is kept for autograd.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
 from typing import Any, Literal
@@ -35,16 +35,18 @@ class Factor:
     Attributes:
         name: the factor's role: `down`, `up`, ...
         shape: shape of the numbers before they are copied.
-        hidden_axis: the axis that masked copies are concatenated along.
-        init: `uniform` draws U(-1, 1) / sqrt(fan_in) from the seed, `zero` starts at 0.
+        hidden_axis: the axis that masked copies are concatenated along; None where there is none, so never copied.
+        init: `uniform` draws U(-1, 1) / sqrt(fan_in) from the seed; a number fills the factor.
         fan_in: inputs that one output of this factor sums over.
+        frozen: not trained and not stored; drawn from the seed, the same for all sites of one shape.
     """
 
     name: str
     shape: tuple[int, ...]
-    hidden_axis: int
-    init: Literal["uniform", "zero"]
-    fan_in: int
+    hidden_axis: int | None
+    init: Literal["uniform"] | float = 0.0
+    fan_in: int = 1
+    frozen: bool = False
 
     @cached_property
     def size(self) -> int:
@@ -53,17 +55,25 @@ class Factor:
 
     def initial(self, streams: Streams) -> NDArray[np.float32]:
         """theta0, flat, shape `(size,)`."""
-        if self.init == "zero":
-            return np.zeros(self.size, dtype=np.float32)
-        return rng.uniform(streams.key("init"), self.size) * np.float32(1 / math.sqrt(self.fan_in))
+        if not isinstance(self.init, str):
+            return np.full(self.size, self.init, dtype=np.float32)
+        return rng.uniform(self.origin(streams).key("init"), self.size) * np.float32(1 / math.sqrt(self.fan_in))
+
+    def origin(self, streams: Streams) -> Streams:
+        """The streams that theta0 is drawn from: a frozen factor's belong to no site."""
+        return replace(streams, site="") if self.frozen else streams
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """NOLA: a factor is `theta0 + G c`, and `c` is what is trained (arXiv 2310.02556)."""
+    """NOLA: a factor is `theta0 + G c`, and `c` is what is trained (arXiv 2310.02556).
+
+    With scope `model` all sites share one `c`, each under its own basis.
+    """
 
     k: int
     basis: str
+    scope: Literal["site", "model"] = "site"
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,12 @@ class Copies:
     copies: int
     density: float
     masks: Literal["random", "partition"]
+    rescale: Literal["none", "variance"] = "none"
+
+    @property
+    def scale(self) -> float:
+        """What masked copies are multiplied by; `variance` keeps the variance that the factor has unmasked."""
+        return 1.0 if self.rescale == "none" else 1 / math.sqrt(self.density)
 
     def kept(self, n: int) -> int:
         """How many of n entries a random mask keeps: floor of the exact decimal product."""
@@ -95,20 +111,28 @@ class Copies:
 
 def words_used(factor: Factor, coefficients: Coefficients | None, copies: Copies | None) -> dict[str, int]:
     """How many words of each purpose's stream one factor of one site reads."""
-    used = {"init": -(-factor.size // 4)} if factor.init == "uniform" else {}
+    used = {"init": -(-factor.size // 4)} if isinstance(factor.init, str) else {}
     if coefficients:
         used |= BASES[coefficients.basis].words_used(factor.size, coefficients.k)
     return used | (copies.words_used(factor.size) if copies else {})
 
 
-def numbers_bounds(factor: Factor, coefficients: Coefficients | None, copies: Copies | None) -> tuple[int, int]:
-    """The fewest and the most numbers that one site can train for a factor, without drawing anything."""
+def numbers_bounds(
+    factor: Factor, coefficients: Coefficients | None, copies: Copies | None, sites: int = 1
+) -> tuple[int, int]:
+    """The fewest and the most numbers that so many sites can train for a factor, without drawing anything.
+
+    Coefficients that the whole model shares count as one site's.
+    """
+    if factor.frozen:
+        return 0, 0
     if coefficients:
-        return coefficients.k, coefficients.k
+        count = coefficients.k * (1 if coefficients.scope == "model" else sites)
+        return count, count
     if copies is None or copies.masks == "partition":
-        return factor.size, factor.size
+        return sites * factor.size, sites * factor.size
     kept = copies.kept(factor.size)
-    return kept, min(factor.size, copies.copies * kept)
+    return sites * kept, sites * min(factor.size, copies.copies * kept)
 
 
 class Expansion(nn.Module):
@@ -118,13 +142,18 @@ class Expansion(nn.Module):
         shape: `(S, *factor shape)`.
         source: how the numbers make the factors.
         copies: how the factors are widened, or None.
+        start: the numbers that training starts from: zeros `(S, k)` for NOLA, `(1, k)` where the model shares them;
+            the kept entries of theta0, flat, for a dense factor; none for a frozen one.
     """
 
-    def __init__(self, shape: tuple[int, ...], source: Seeded | Dense, copies: MaskedCopies | None) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], source: Seeded | Dense | Frozen, copies: MaskedCopies | None, start: Tensor
+    ) -> None:
         super().__init__()
         self.shape = shape
         self.source = source
         self.copies = copies
+        self.numbers_shape = tuple(start.shape)
 
     @staticmethod
     def build(
@@ -140,22 +169,28 @@ class Expansion(nn.Module):
             streams: the seeded streams of each site's factor, length S.
             coefficients: NOLA's numbers, or None when the factor's own entries are trained.
             copies: CapaBoost's numbers, or None.
-
-        Returns:
-            The map, and its initial numbers: zeros `(S, k)` for NOLA, the kept entries of theta0, flat, otherwise.
         """
-        initial = torch.from_numpy(np.stack([factor.initial(site) for site in streams]))
         masks = np.stack([copies.draw(factor, site) for site in streams]) if copies else None
+        widened = MaskedCopies(factor, masks, copies.scale) if copies and masks is not None else None
         shape = (len(streams), *factor.shape)
-        widened = MaskedCopies(factor, masks) if masks is not None else None
+        source: Seeded | Dense | Frozen
+        if factor.frozen:
+            source, start = Frozen(torch.from_numpy(factor.initial(streams[0]))), torch.zeros(0)
+            return Expansion(shape, source, widened, start), start
+        initial = torch.from_numpy(np.stack([factor.initial(site) for site in streams]))
         if coefficients:
             basis = BASES[coefficients.basis](streams, factor.size, coefficients.k)
-            theta0 = initial if factor.init == "uniform" else None
-            return Expansion(shape, Seeded(basis, theta0), widened), torch.zeros(len(streams), coefficients.k)
-        if masks is None:
-            return Expansion(shape, Dense(None), None), initial.flatten()
-        kept = torch.from_numpy(np.flatnonzero(masks.any(axis=1)))
-        return Expansion(shape, Dense(kept), widened), initial.flatten()[kept]
+            shared = coefficients.scope == "model"
+            if not shared:
+                basis.settle(None)
+            start = torch.zeros(1 if shared else len(streams), coefficients.k)
+            source = Seeded(basis, initial if factor.init else None, shared)
+        elif masks is None:
+            source, start = Dense(None), initial.flatten()
+        else:
+            kept = torch.from_numpy(np.flatnonzero(masks.any(axis=1)))
+            source, start = Dense(kept), initial.flatten()[kept]
+        return Expansion(shape, source, widened, start), start
 
     def forward(self, numbers: Tensor) -> Tensor:
         """The factors, `(S, *widened shape)`, float32, differentiable in `numbers`."""
@@ -203,23 +238,48 @@ class Seeded(nn.Module):
     Args:
         basis: G.
         theta0: `(S, n)`, or None where it is zero.
+        shared: all sites have the one `c`.
     """
 
     theta0: Tensor | None
 
-    def __init__(self, basis: Basis, theta0: Tensor | None) -> None:
+    def __init__(self, basis: Basis, theta0: Tensor | None, shared: bool) -> None:
         super().__init__()
         self.basis = basis
+        self.shared = shared
         self.register_buffer("theta0", theta0, persistent=False)
 
     def expand(self, numbers: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """`(S, k) -> (S, *factor shape)`."""
-        combined = self.basis.expand(numbers)
+        """`(S, k) -> (S, *factor shape)`, or from `(1, k)` where it is shared."""
+        combined = self.basis.expand(numbers.expand(shape[0], -1))
         return (combined if self.theta0 is None else combined + self.theta0).view(shape)
 
     def adjoint(self, gradient: Tensor) -> Tensor:
-        """`(S, *factor shape) -> (S, k)`."""
-        return self.basis.adjoint(gradient.reshape(len(gradient), -1))
+        """`(S, *factor shape) -> (S, k)`, or to `(1, k)`."""
+        found = self.basis.adjoint(gradient.reshape(len(gradient), -1))
+        return found.sum(0, keepdim=True) if self.shared else found
+
+
+class Frozen(nn.Module):
+    """A factor that no number makes: drawn once from the seed, the same for every site.
+
+    Args:
+        values: flat.
+    """
+
+    values: Tensor
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("values", values, persistent=False)
+
+    def expand(self, numbers: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """`() -> (S, *factor shape)`."""
+        return self.values.view(shape[1:]).expand(shape)
+
+    def adjoint(self, gradient: Tensor) -> Tensor:
+        """No numbers, no gradient."""
+        return gradient.new_zeros(0)
 
 
 class MaskedCopies(nn.Module):
@@ -231,12 +291,15 @@ class MaskedCopies(nn.Module):
     Args:
         factor: the factor that is copied.
         masks: `(S, d, n)`.
+        scale: what the copies are multiplied by.
     """
 
     masks: Tensor
 
-    def __init__(self, factor: Factor, masks: NDArray[np.bool_]) -> None:
+    def __init__(self, factor: Factor, masks: NDArray[np.bool_], scale: float) -> None:
         super().__init__()
+        assert factor.hidden_axis is not None, "what has no hidden axis is not copied"
+        self.scale = scale
         sites, copies, _ = masks.shape
         # The copies' axis stands just before the hidden axis, so that widening is a view and not a transposition.
         self.axis = 1 + factor.hidden_axis
@@ -245,11 +308,13 @@ class MaskedCopies(nn.Module):
 
     def expand(self, factors: Tensor) -> Tensor:
         """`(S, .., r, ..) -> (S, .., d*r, ..)`."""
-        return (factors.unsqueeze(self.axis) * self.masks).flatten(self.axis, self.axis + 1)
+        wide = (factors.unsqueeze(self.axis) * self.masks).flatten(self.axis, self.axis + 1)
+        return wide if self.scale == 1 else wide * self.scale
 
     def adjoint(self, gradient: Tensor) -> Tensor:
         """`(S, .., d*r, ..) -> (S, .., r, ..)`."""
-        return (gradient.reshape(self.masks.shape) * self.masks).sum(self.axis)
+        narrow = (gradient.reshape(self.masks.shape) * self.masks).sum(self.axis)
+        return narrow if self.scale == 1 else narrow * self.scale
 
 
 class _Expand(torch.autograd.Function):

@@ -9,13 +9,16 @@ import math
 
 import numpy as np
 import torch
+from accelerate.utils import align_module_device
 from torch import nn
 
 from capaft import rng
 from capaft.factor import words_used
 from capaft.plan import Plan
 from capaft.rng import Streams
-from capaft.sites import Site, find
+from capaft.sites import Site
+from capaft.targets import Targets
+from capaft.weight_sites import find
 
 SAMPLES = 64
 RELATIVE_TOLERANCE = 2e-2
@@ -31,11 +34,15 @@ def sites_digest(sites: tuple[Site, ...]) -> str:
 
 def streams_digest(decided: Plan) -> str:
     """Digest of the first and last word of every random stream, ordered by site, factor and purpose."""
-    streams = []
+    streams: set[tuple[str, str, str, int]] = set()
     for role, groups in decided.groups().items():
         for factor, sites in groups:
-            used = words_used(factor, decided.stack.coefficients(factor), decided.stack.copies)
-            streams += [(site.path, role, purpose, count) for site in sites for purpose, count in used.items()]
+            used = words_used(factor, decided.stack.coefficients(factor), decided.stack.copies_of(factor))
+            for own in (Streams(decided.seed, site.path, role) for site in sites):
+                streams |= {
+                    ((factor.origin(own) if purpose == "init" else own).site, role, purpose, count)
+                    for purpose, count in used.items()
+                }
     state = hashlib.blake2b(digest_size=16)
     for site, role, purpose, count in sorted(streams):
         key = Streams(decided.seed, site, role).key(purpose)
@@ -45,24 +52,26 @@ def streams_digest(decided: Plan) -> str:
 
 
 def base_samples(model: nn.Module, decided: Plan) -> str | None:
-    """64 seeded sample weights of the base model at the sites (for `head`, at all linear layers), base64 of float16.
+    """64 seeded sample weights of the base model at the sites, base64 of float16.
 
-    None where there is nothing to compare: method `full` replaces every weight, and a quantised weight has no
-    single value.
+    Where the sites are no weights (`head`, adapter layers), of all linear layers. None where there is nothing to
+    compare: method `full` replaces every weight, and a quantised weight has no single value.
     """
     if decided.stack.method == "full":
         return None
-    sites = decided.sites or find(model, "all-linear")
+    sites = tuple(site for site in decided.sites if site.parameter) or find(model, Targets("all-linear"))
     drawn = rng.words(rng.fold_in(decided.seed, "", "base", "fingerprint"), 2 * SAMPLES) >> np.uint64(32)
     samples = []
     for first, second in zip(drawn[0::2].tolist(), drawn[1::2].tolist(), strict=True):
         site = sites[first * len(sites) >> 32]
-        weight = site.weight(model)
-        if not weight.is_floating_point():
-            return None
-        entry = second * weight.numel() >> 32
-        row, column = divmod(entry, site.in_features)
-        samples.append(float(weight[row, column].detach()))
+        # Fetches a weight that accelerate has offloaded.
+        with align_module_device(model.get_submodule(site.module)):
+            if not site.stored(model).is_floating_point():
+                return None
+            weight = site.weight(model)
+            entry = second * weight.numel() >> 32
+            row, column = divmod(entry, site.in_features)
+            samples.append(float(weight[row, column].detach()))
     return base64.b64encode(np.array(samples, dtype="<f2").tobytes()).decode()
 
 

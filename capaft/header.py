@@ -23,7 +23,7 @@ _SCHEMA: dict[str, Any] = {
     "save_dtype": str,
     "seed": int,
     "sites": int,
-    "targets": str,
+    "targets": {"exclude": str, "layers": str, "modules": str},
     "task": (dict, None),
 }
 _TASK_SCHEMA: dict[str, Any] = {"labels": list, "max_length": int, "metric": str, "name": str}

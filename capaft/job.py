@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,9 +12,14 @@ from typing import TYPE_CHECKING, Any
 from capaft import budget, columns, data, demo
 from capaft.base_model import BaseModel
 from capaft.config import TrainConfig
-from capaft.methods.stack import Stack, parse
+from capaft.errors import UsageError
+from capaft.methods import HOSTS
+from capaft.methods.stack import CAPABOOST_OPTIONS, NOLA_OPTIONS, Stack, parse
 from capaft.plan import Plan, plan
 from capaft.recipe import recipe
+from capaft.settings import did_you_mean
+from capaft.settings import parse as parse_setting
+from capaft.targets import Targets
 from capaft.tasks.text_classification import Features, TextClassification
 
 if TYPE_CHECKING:
@@ -73,16 +79,12 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
         UsageError: something cannot be used as given.
     """
     is_demo = config.model is None and config.data is None
-    targets = config.target_modules or (demo.TARGET_MODULES if is_demo else "qv")
-    stack = parse(
-        config.method,
-        rank=config.rank,
-        alpha=config.alpha,
-        k=config.k or (demo.K if is_demo else None),
-        basis=config.basis,
-        copies=config.copies,
-        density=config.density,
-        masks=config.masks,
+    stack = parse(config.method, **_numbers(config, demo.K if is_demo else None))
+    adapts_weights = stack.host is not None and bool(stack.host.default_targets)
+    targets = Targets(
+        config.target_modules or (demo.TARGET_MODULES if is_demo and adapts_weights else ""),
+        config.exclude_modules or "",
+        config.layers or "",
     )
     rows = load_data(config)
     found = columns.recognise(
@@ -107,6 +109,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     if cut := train.truncated + validation.truncated:
         say(f"       {cut} examples are longer than {config.max_length} tokens and are cut (--max-length)")
     placing: dict[str, Any] = {"targets": targets, "seed": config.seed, "head": base.head}
+    placing["modules_to_save"] = config.modules_to_save or ""
     if config.budget is not None:
         stack = budget.fit(base.model, stack, config.budget, **placing)
     decided = plan(base.model, stack, **placing)
@@ -125,6 +128,23 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     )
     _describe(job, stack, say)
     return job
+
+
+def _numbers(config: TrainConfig, k: tuple[int, ...] | None) -> dict[str, Any]:
+    """The options of the configured method; those of another package's method by their types."""
+    hosts = HOSTS.values()
+    known = {option.name for host in hosts for option in host.options()} | NOLA_OPTIONS | CAPABOOST_OPTIONS
+    numbers = {name: getattr(config, name) for name in known if hasattr(config, name)} | {"k": config.k or k}
+    for entry in config.method_option or ():
+        name, _, text = entry.partition("=")
+        kinds = [kind for host in hosts if name in (kind := typing.get_type_hints(host))]
+        if name not in known or not kinds:
+            raise UsageError(f"--method-option {entry}: no method has an option {name}{did_you_mean(name, known)}")
+        try:
+            numbers[name] = parse_setting(kinds[0][name], text)
+        except ValueError as error:
+            raise UsageError(f"--method-option {name} {error}") from None
+    return numbers
 
 
 def load_data(config: TrainConfig) -> DatasetDict:
@@ -155,17 +175,21 @@ def _describe(job: Job, stack: Stack, say: Callable[[str], None]) -> None:
     if stack.method != "full":
         say(f"       and {job.own_numbers:,} of the head")
     if stack.k:
-        smallest = min(f.size for groups in job.plan.groups().values() for f, _ in groups)
-        if max(stack.k) > smallest:
-            say(f"       warning: k {max(stack.k)} is more than the {smallest} entries of a factor; lora is smaller")
+        factors = [f for groups in job.plan.groups().values() for f, _ in groups if stack.coefficients(f)]
+        smallest = min((f.size for f in factors), default=max(stack.k))
+        if max(stack.k) > smallest and stack.scope == "site":
+            dense = stack.method.replace("+nola", "")
+            say(f"       warning: k {max(stack.k)} is more than the {smallest} entries of a factor; {dense} is smaller")
 
 
 def settled(config: TrainConfig, job: Job) -> TrainConfig:
     """The configuration with every choice filled in that was left to capaft, so that a saved run repeats exactly."""
-    host = job.plan.stack.host
-    numbers: dict[str, Any] = {"k": job.plan.stack.k} if job.plan.stack.k else {}
-    if host is not None:
-        numbers |= {"rank": host.rank, "alpha": host.alpha}  # type: ignore[attr-defined]
+    stack = job.plan.stack
+    numbers: dict[str, Any] = {"k": stack.k} if stack.k else {}
+    for option in stack.host.options() if stack.host else ():
+        if hasattr(config, option.name):
+            value = getattr(stack.host, option.name)
+            numbers[option.name] = None if value == () else value
     return replace(
         config,
         method=job.plan.stack.method,
@@ -175,6 +199,6 @@ def settled(config: TrainConfig, job: Job) -> TrainConfig:
         metric=job.task.metric,
         baseline=job.baseline,
         budget=None,
-        target_modules=job.plan.targets,
+        target_modules=job.plan.targets.modules or None,
         **numbers,
     )

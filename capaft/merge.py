@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -24,25 +22,52 @@ def merge(model: nn.Module, name: str = "default") -> int:
         How many sites were merged.
 
     Raises:
-        UsageError: there is no such adapter, a weight is quantised, or a weight is shared with another module, which
-            the update would reach as well.
+        UsageError: there is no such adapter, its method is no change of weights, a weight is quantised or
+            offloaded, or it is shared with another module, which the update would reach as well.
+
+    Example:
+        >>> import capaft
+        >>> from transformers import BertConfig, BertModel
+        >>> size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        >>> model = BertModel(BertConfig(vocab_size=100, **size))
+        >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
+        >>> capaft.merge(model)
+        4
+        >>> capaft.adapters(model)
+        {}
     """
     adapter = get(model, name)
+    host = adapter.plan.stack.host
+    if host is not None and host.unmergeable:
+        raise UsageError(f"{host.name} cannot be merged: {host.unmergeable}; keep the adapter beside the base model")
     owners: dict[int, list[str]] = {}
-    for path, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(parameter.data_ptr(), []).append(path)
+    for path, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(parameter.data_ptr(), []).append(f"{path}.{key}")
     for site in adapter.plan.sites:
-        weight: Any = model.get_submodule(site.module).weight
+        weight = site.stored(model)
         if not weight.is_floating_point():
             raise UsageError(f"{site.module} is quantised; load the base model unquantised to merge into it")
+        if weight.is_meta:
+            raise UsageError(f"{site.module} is offloaded; load the base model without offloading to merge into it")
         shared = owners.get(weight.data_ptr(), [])
-        if len(shared) > 1:
+        if len(shared) > len(site.modules):
             raise UsageError(f"{' and '.join(shared)} are one tied weight; an update cannot be merged into one")
     with torch.no_grad():
-        for site, left, right in adapter.products():
-            part = site.weight(model)
-            exact = torch.promote_types(part.dtype, torch.float32)
-            part.copy_(part.to(exact).addmm_(left.to(part.device, exact), right.to(part.device, exact)))
+        for site, factors in adapter.factors_of_sites():
+            assert host is not None
+            weight, bias = site.stored(model), model.get_submodule(site.module)._parameters.get("bias")
+            exact = torch.promote_types(weight.dtype, torch.float32)
+            whole = weight.to(exact, copy=True)
+            own = None if bias is None else (site.rows.take(bias, 0) if site.rows else bias).to(exact)
+            matrix, shift = host.merged(
+                site, site.matrix(whole), own, tuple(each.to(weight.device, exact) for each in factors)
+            )
+            weight.copy_(site.replaced(whole, matrix))
+            if bias is not None and shift is not own and shift is not None:
+                place = site.rows.view(bias, 0) if site.rows else bias
+                place.copy_(shift.view(place.shape))
     count = len(adapter.plan.sites)
     detach(model, name)
     return count

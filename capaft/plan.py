@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -12,7 +12,8 @@ from capaft.errors import UsageError
 from capaft.factor import Factor, numbers_bounds
 from capaft.methods.stack import Stack
 from capaft.rng import MAX_SEED
-from capaft.sites import Site, canonical, find
+from capaft.sites import Site, canonical
+from capaft.targets import Targets, matcher
 
 # An adapter stands in its model, and beside its modules, as a child of this name.
 CHILD_PREFIX = "capaft_"
@@ -25,37 +26,48 @@ class Plan:
     Attributes:
         stack: the method stack and its numbers.
         seed: the user's seed.
-        targets: the pattern that the sites were found by.
+        targets: what the sites were found by.
         sites: the sites, sorted by path.
         trained: canonical names of base parameters that are trained themselves: a new head, or all for `full`.
     """
 
     stack: Stack
     seed: int
-    targets: str
+    targets: Targets
     sites: tuple[Site, ...]
     trained: tuple[str, ...]
 
     def groups(self) -> dict[str, list[tuple[Factor, list[Site]]]]:
-        """By role, the factor shapes in ascending order, each with its sites sorted by path.
+        """By role, the kinds of factor in ascending order of their shapes, each with its sites sorted by path.
 
         This is the order of the numbers in a role's parameter and in the adapter file.
         """
-        found: dict[str, dict[tuple[int, ...], tuple[Factor, list[Site]]]] = defaultdict(dict)
+        found: dict[str, dict[Factor, list[Site]]] = defaultdict(lambda: defaultdict(list))
         for site in self.sites:
             for factor in self.stack.host.factors(site) if self.stack.host else ():
-                found[factor.name].setdefault(factor.shape, (factor, []))[1].append(site)
-        return {role: [groups[shape] for shape in sorted(groups)] for role, groups in found.items()}
+                found[factor.name][factor].append(site)
+        return {
+            role: sorted(groups.items(), key=lambda group: (group[0].shape, group[0].fan_in))
+            for role, groups in found.items()
+        }
 
     def bounds(self) -> dict[str, tuple[int, int]]:
-        """By role, the fewest and the most numbers that the plan can come to, without drawing anything."""
+        """By role, the fewest and the most numbers that the plan can come to, without drawing anything.
+
+        Roles that are frozen have none and are left out.
+        """
         totals: dict[str, tuple[int, int]] = {}
         for role, groups in self.groups().items():
-            each = [
-                (len(sites), numbers_bounds(factor, self.stack.coefficients(factor), self.stack.copies))
-                for factor, sites in groups
-            ]
-            totals[role] = (sum(s * low for s, (low, _) in each), sum(s * high for s, (_, high) in each))
+            low = high = shared = 0
+            for factor, sites in groups:
+                coefficients, copies = self.stack.coefficients(factor), self.stack.copies_of(factor)
+                least, most = numbers_bounds(factor, coefficients, copies, len(sites))
+                if coefficients and coefficients.scope == "model":
+                    shared = least
+                else:
+                    low, high = low + least, high + most
+            if high or shared:
+                totals[role] = (low + shared, high + shared)
         return totals
 
 
@@ -63,9 +75,10 @@ def plan(
     model: nn.Module,
     stack: Stack,
     *,
-    targets: str = "qv",
+    targets: str | Targets = "",
     seed: int = 0,
     head: Iterable[str] = (),
+    modules_to_save: str = "",
     rename: dict[str, str] | None = None,
 ) -> Plan:
     """Decide an adapter for a model without drawing or changing anything.
@@ -73,10 +86,11 @@ def plan(
     Args:
         model: the base model.
         stack: the method stack.
-        targets: which layers are sites; see :func:`capaft.sites.find`.
+        targets: what to adapt; see :class:`capaft.targets.Targets`. Nothing leaves it to the method.
         seed: the seed of every random number of the adapter, `0 <= seed < 2**64`.
         head: names of base parameters that are trained as they are (a new classifier).
-        rename: `{old: new}` pieces of module paths; see :func:`capaft.sites.find`.
+        modules_to_save: modules of which all parameters are trained as they are, as names or `re:<pattern>`.
+        rename: `{old: new}` pieces of module paths; see :func:`capaft.weight_sites.find`.
 
     Raises:
         UsageError: no site matches, the seed is out of range, a parameter of `head` does not exist, or the hidden
@@ -84,25 +98,52 @@ def plan(
     """
     if not 0 <= seed <= MAX_SEED:
         raise UsageError(f"--seed must be in [0, 2**64), got {seed}")
+    targets = targets if isinstance(targets, Targets) else Targets(targets)
     names = {canonical(model, name) for name in base_parameters(model)}
     trained = tuple(sorted(names if stack.method == "full" else {canonical(model, name) for name in head}))
     for name in trained:
         if name not in names:
             raise UsageError(f"the model has no parameter {name} to train; check the head's names")
-    sites = find(model, targets, rename) if stack.host else ()
+    if modules_to_save and stack.method != "full":
+        trained = tuple(sorted({*trained, *_of_modules(names, modules_to_save)}))
+    if stack.host is None:
+        return Plan(stack, seed, Targets(), (), trained)
+    if not targets.modules:
+        targets = replace(targets, modules=stack.host.default_targets)
+    sites = stack.host.sites(model, targets, rename)
+    for site in sites:
+        for module in site.modules:
+            name = canonical(model, f"{module}.{site.parameter}")
+            if site.parameter and name in trained:
+                raise UsageError(f"{module} is both adapted and trained as it is; leave it out of one of them")
     decided = Plan(stack, seed, targets, sites, trained)
     _check_widths(decided)
     return decided
 
 
+def _of_modules(names: set[str], modules: str) -> set[str]:
+    """The parameters of the modules that a list of names or a regular expression means."""
+    found: set[str] = set()
+    for word in Targets(modules).words:
+        match = matcher(word, "modules-to-save")
+        own = {name for name in names if match(name.rpartition(".")[0]) or f".{word}." in f".{name}"}
+        if not own:
+            raise UsageError(f"--modules-to-save {word}: the model has no module of that name with parameters")
+        found |= own
+    return found
+
+
 def _check_widths(decided: Plan) -> None:
     """Refuse a bottleneck wider than its layer, and masks that keep nothing."""
-    copies = decided.stack.copies
+    stack = decided.stack
     for site in decided.sites:
         widest = max(site.in_features, site.out_features)
-        for factor in decided.stack.host.factors(site) if decided.stack.host else ():
+        for factor in stack.host.factors(site) if stack.host else ():
+            copies = stack.copies_of(factor)
+            if factor.hidden_axis is None:
+                continue
             width = factor.shape[factor.hidden_axis] * (copies.copies if copies else 1)
-            if width > widest:
+            if site.parameter and width > widest and not factor.frozen and len(factor.shape) > 1:
                 raise UsageError(
                     f"a hidden width of {width} (rank times copies) exceeds the layer {site.path}, {widest} wide; "
                     "lower --rank or --copies, or narrow --target-modules"

@@ -70,14 +70,18 @@ def inspect(model: nn.Module, name: str = "default") -> list[SiteRank]:
     """
     adapter = get(model, name)
     host = adapter.plan.stack.host
-    if host is None:
-        raise UsageError(f"method {adapter.plan.stack.method} has no low-rank update to inspect")
     reports = []
-    for site, left, right in adapter.products():
+    for site, factors in adapter.factors_of_sites():
+        product = host.product(site, factors) if host else None
+        if host is None or product is None:
+            break
+        left, right = product
         values = singular_values(left.cpu(), right.cpu())
         rank = host.factors(site)[0].shape[0]
-        weight_norm = float(torch.linalg.matrix_norm(site.weight(model).detach().float()))
+        weight_norm = float(torch.linalg.matrix_norm(site.weight(model).detach().float())) if site.parameter else 0.0
         reports.append(_report(site.path, rank, right.shape[0], values, (len(left), right.shape[1]), weight_norm))
+    if not reports:
+        raise UsageError(f"method {adapter.plan.stack.method} has no low-rank update to inspect")
     return reports
 
 

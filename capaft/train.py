@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from capaft import adapter_file, batches, rng
+from capaft.adapter import Adapter
 from capaft.adapter_file import Task
-from capaft.attach import Adapter
 from capaft.config import TrainConfig
 from capaft.errors import Interrupted, TrainingError, UsageError
 from capaft.evaluate import evaluate
@@ -123,16 +123,20 @@ def train(job: Job, adapter: Adapter, config: TrainConfig, run: RunDirectory, co
 
 
 def _groups(job: Job, adapter: Adapter, model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Optimiser groups: the head learns at its own rate; weight decay is for matrices of the model only.
+    """Optimiser groups: the head learns at its own rate, up factors faster if asked to; decay is for matrices only.
 
-    Decay pulls coefficients towards the initial factor, which is not the prior that it is for weights.
+    LoRA+ (Hayou et al. 2024, arXiv 2402.12354) has the up factors learn faster than the down factors. Decay pulls
+    coefficients towards the initial factor, which is not the prior that it is for weights.
     """
     head = {f"head:{name}" for name in job.base.head}
+    matrices = {role for role, parts in job.plan.groups().items() if any(len(f.shape) > 1 for f, _ in parts)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in adapter.trained(model).items():
         is_coefficient = name in adapter.numbers and job.plan.stack.k is not None
-        decay = 0.0 if is_coefficient or (parameter.ndim < 2 and name not in adapter.numbers) else config.weight_decay
-        groups.setdefault((job.head_lr if name in head else job.lr, decay), []).append(parameter)
+        is_vector = name not in matrices if name in adapter.numbers else parameter.ndim < 2
+        decay = 0.0 if is_coefficient or is_vector else config.weight_decay
+        faster = config.lora_plus_ratio if name == "up" else 1.0
+        groups.setdefault((job.head_lr if name in head else job.lr * faster, decay), []).append(parameter)
     # The adapter's own rate leads, since it is the one shown.
     ordered = sorted(groups.items(), key=lambda each: each[0][0] != job.lr)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in ordered]

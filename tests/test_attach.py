@@ -408,8 +408,8 @@ def test_a_model_may_be_one_layer() -> None:
     layer = nn.Linear(8, 8)
     adapter = tiny.scramble(capaft.attach(layer, "lora", rank=2, targets="all-linear"))
     x = torch.randn(3, 8)
-    ((_, left, right),) = adapter.products()
-    torch.testing.assert_close(layer(x), F.linear(x, layer.weight + left @ right, layer.bias))
+    ((_, (down, up)),) = adapter.factors_of_sites()
+    torch.testing.assert_close(layer(x), F.linear(x, layer.weight + 2 * up @ down, layer.bias))
     capaft.detach(layer)
     assert [name for name, _ in layer.named_modules()] == [""]
 
@@ -428,8 +428,51 @@ class Reader(nn.Module):
         return F.linear(self.query(x) if self.called else x @ self.query.weight, self.value.weight)
 
 
+@pytest.mark.parametrize("called", [True, False])
+def test_a_weight_that_is_read_is_read_as_the_adapter_changes_it(called: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Reader(called), torch.randn(2, 8)
+    before, names = model(x), set(model.state_dict())
+    adapter = tiny.scramble(capaft.attach(model, "lora", rank=2))
+    changed = {site.path: 2 * up @ down for site, (down, up) in adapter.factors_of_sites()}
+    query = model.query._parameters["weight"] + changed["query"]
+    hidden = F.linear(x, query, model.query.bias) if called else x @ query
+    wanted = F.linear(hidden, model.value._parameters["weight"] + changed["value"])
+    torch.testing.assert_close(model(x), wanted)
+    with capaft.disabled(model):
+        assert torch.equal(model(x), before)
+    assert names <= set(model.state_dict())
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
+    model(x).sum().backward()
+    assert all(numbers.grad is not None for numbers in adapter.parameters())
+    capaft.detach(model)
+    assert type(model.value) is nn.Linear
+    assert torch.equal(model(x), before)
+
+
+def test_two_adapters_on_a_weight_that_is_read() -> None:
+    model, x = Reader(), torch.ones(2, 8)
+    before = model(x)
+    for name in ("a", "b"):
+        tiny.scramble(capaft.attach(model, "lora", rank=2, name=name, seed=len(name)))
+    both = model(x)
+    capaft.detach(model, "a")
+    assert type(model.value) is not nn.Linear
+    assert not torch.equal(model(x), both)
+    assert not torch.equal(model(x), before)
+    capaft.detach(model, "b")
+    assert torch.equal(model(x), before)
+
+
+class Idle(Reader):
+    """Has layers that nothing reaches."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.query(x) if self.called else x
+
+
 def test_a_layer_that_is_not_called_is_named_once() -> None:
-    model = Reader()
+    model = Idle()
     capaft.attach(model, "lora")
     with pytest.warns(UserWarning, match="not called in the first forward: value"):
         model(torch.ones(2, 8))
@@ -439,7 +482,7 @@ def test_a_layer_that_is_not_called_is_named_once() -> None:
 
 
 def test_no_layer_called_is_an_error() -> None:
-    model = Reader(called=False)
+    model = Idle(called=False)
     capaft.attach(model, "lora")
     with pytest.raises(UsageError, match=r"no adapted layer took part in the forward.*--target-modules"):
         model(torch.ones(2, 8))

@@ -27,7 +27,9 @@ def streams(*sites: str) -> list[Streams]:
 
 
 def build(kind: str, n: int, k: int, *sites: str) -> Basis:
-    return BASES[kind](streams(*sites), n, k)
+    basis = BASES[kind](streams(*sites), n, k)
+    basis.settle(None)
+    return basis
 
 
 def matrix(kind: str, n: int, k: int, site: str) -> np.ndarray[Any, Any]:
@@ -142,7 +144,9 @@ def test_entries_have_variance_one_over_three_k(kind: str, k: int) -> None:
 )
 def test_golden_column(kind: str, scale: float, column: list[int]) -> None:
     """Column 1 of a basis of 3 vectors of 9 numbers, times what makes its entries whole."""
-    vector = BASES[kind]([Streams(0, "layer.0.query", "down")], 9, 3).expand(torch.eye(3)[1:2])[0]
+    basis = BASES[kind]([Streams(0, "layer.0.query", "down")], 9, 3)
+    basis.settle(None)
+    vector = basis.expand(torch.eye(3)[1:2])[0]
     close(vector * scale, column)
 
 
@@ -168,6 +172,17 @@ def test_group_is_an_isometry(n: int, k: int) -> None:
     coefficients = random(2, k)
     close(basis.expand(coefficients).norm(dim=1), coefficients.norm(dim=1))
     close(basis.adjoint(basis.expand(coefficients)), coefficients)
+
+
+def test_groups_that_sites_share_are_an_isometry_together() -> None:
+    shapes = [(40, "a"), (40, "b"), (9, "c")]
+    bases = [BASES["group"](streams(site), n, 12) for n, site in shapes]
+    for basis in bases:
+        basis.settle(bases)
+    coefficients = random(1, 12)
+    whole = torch.cat([basis.expand(coefficients) for basis in bases], dim=1)
+    close(whole.norm(), coefficients.norm())
+    close(sum(basis.adjoint(basis.expand(coefficients)) for basis in bases), coefficients)
 
 
 def test_group_refuses_an_empty_group() -> None:

@@ -53,7 +53,7 @@ def test_the_rank_is_the_largest_within_the_budget(copies: str) -> None:
     for budget in (*counts, *(count - 1 for count in counts[1:]), 10**9):
         found = fit(BASE, stack, budget, **TARGETS)
         assert found.host.rank == max(rank for rank, count in zip(ranks, counts, strict=True) if count <= budget)
-        assert found.host.scale == stack.host.scale
+        assert found.host.alpha / found.host.rank == stack.host.alpha / stack.host.rank
         assert found.copies == stack.copies
 
 

@@ -21,7 +21,7 @@ from capaft.rng import Streams
 
 SEED, SITES = 5, ("h.0", "h.1", "h.10")
 DOWN = Factor("down", (3, 10), 0, "uniform", 10)
-UP = Factor("up", (7, 3), 1, "zero", 3)
+UP = Factor("up", (7, 3), 1, 0.0, 3)
 
 SOURCES = {"dense": None} | {basis: Coefficients(4, basis) for basis in BASES}
 COPIES = {
@@ -100,7 +100,7 @@ def test_theta0_is_kaiming_uniform_for_down_and_zero_for_up(seed: int, rank: int
     assert down.dtype == np.float32
     assert down.tolist() == naive_reader.theta0("down", (seed, "h.0", "down"), rank * wide, wide).tolist()
     assert (abs(down) < 1 / math.sqrt(wide) * (1 + 1e-7)).all()
-    up = Factor("up", (wide, rank), 1, "zero", rank).initial(Streams(seed, "h.0", "up"))
+    up = Factor("up", (wide, rank), 1, 0.0, rank).initial(Streams(seed, "h.0", "up"))
     assert up.tolist() == [0] * rank * wide
 
 

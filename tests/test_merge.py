@@ -84,13 +84,35 @@ def assert_refused(model: nn.Module, message: str) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("other", ["layer.1.attention.self.value", "layer.1.attention.self.key"])
-def test_a_tied_weight_is_refused(other: str) -> None:
+def test_tied_targets_are_one_site() -> None:
     model = tiny.bert()
-    model.bert.encoder.get_submodule(other).weight = model.bert.encoder.layer[0].attention.self.query.weight
-    assert_refused(
-        adapted(model), rf"layer\.0\.attention\.self\.query\.weight and .*{other}\.weight are one tied weight"
-    )
+    layers = model.bert.encoder.layer
+    layers[1].attention.self.value.weight = layers[0].attention.self.query.weight
+    adapter = tiny.scramble(capaft.attach(model, "lora"))
+    assert [site.path for site in adapter.plan.sites] == [
+        f"encoder.layer.{name}"
+        for name in ("0.attention.self.query", "0.attention.self.value", "1.attention.self.query")
+    ]
+    wanted = tiny.logits(model)
+    assert capaft.merge(model) == 3
+    assert layers[1].attention.self.value.weight is layers[0].attention.self.query.weight
+    torch.testing.assert_close(tiny.logits(model), wanted, rtol=0, atol=1e-5)
+
+
+def test_a_weight_tied_to_what_is_no_target_is_refused_by_name_and_left_out_of_a_preset() -> None:
+    model = tiny.bert()
+    layers = model.bert.encoder.layer
+    layers[1].attention.self.key.weight = layers[0].attention.self.query.weight
+    with pytest.raises(UsageError, match=r"self\.query shares its weight with .*1\.attention\.self\.key"):
+        capaft.attach(model, "lora", targets="query")
+    assert len(capaft.attach(model, "lora").plan.sites) == 3
+
+
+def test_a_weight_tied_later_is_refused() -> None:
+    model = adapted(tiny.bert())
+    layers = model.bert.encoder.layer
+    layers[1].attention.self.key.weight = layers[0].attention.self.query.weight
+    assert_refused(model, r"layer\.0\.attention\.self\.query\.weight and .*self\.key\.weight are one tied weight")
 
 
 def test_a_weight_tied_outside_the_adapter_is_no_matter() -> None:

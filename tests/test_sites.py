@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,11 +12,17 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from transformers import AttentionInterface
 from transformers.pytorch_utils import Conv1D
 
 from capaft.errors import UsageError
-from capaft.sites import Site, canonical, find
+from capaft.sites import Rows, Site, canonical
+from capaft.targets import Targets
+from capaft.weight_sites import find as find_sites
+
+
+def find(model: nn.Module, targets: str, rename: dict[str, str] | None = None) -> tuple[Site, ...]:
+    return find_sites(model, Targets(targets), rename)
+
 
 COMMON = {
     "vocab_size": 64,
@@ -88,6 +96,7 @@ def test_query_and_value_are_found(name: str, options: dict[str, Any], expected:
         assert site.in_features == 32
         assert not site.path.startswith(model.base_model_prefix + ".")
         assert site.transposed == isinstance(model.get_submodule(site.module), Conv1D)
+        assert not site.parametrised
 
 
 @pytest.mark.parametrize(("name", "options"), [each[:2] for each in FAMILIES], ids=[each[0] for each in FAMILIES])
@@ -99,68 +108,92 @@ def test_all_linear_is_every_linear_layer_but_the_head(name: str, options: dict[
     names = {"classifier", "score", "lm_head", "decoder", "dense", "out_proj", "pre_classifier", "text_projection"}
     assert {path.rsplit(".", 1)[-1] for path in head} <= names
     assert not any(path.startswith(model.base_model_prefix + ".") for path in head)
-    assert all(site.whole and site.module in linear for site in sites)
+    assert all(site.rows is None and site.module in linear for site in sites)
     assert model.get_output_embeddings() not in [model.get_submodule(site.module) for site in sites]
 
 
-# Fused projections: slices must be the rows that become the heads.
+# Fused projections: slices must be the rows that become queries and values, whatever their order.
 
-FUSED: list[tuple[str, dict[str, Any]]] = [
-    ("GPT2LMHeadModel", {}),
-    ("GPT2LMHeadModel", {"add_cross_attention": True, "hidden_size": 48}),
-    ("Phi3ForCausalLM", GROUPED),
-    ("Phi3ForCausalLM", {"num_key_value_heads": 1}),
-    ("ModernBertForMaskedLM", {"cls_token_id": 1, "sep_token_id": 2}),
+CODEGEN = {"n_embd": 32, "n_head": 4, "n_layer": 2, "rotary_dim": 4}
+FUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("GPT2LMHeadModel", {}, "c_proj"),
+    ("GPT2LMHeadModel", {"add_cross_attention": True, "hidden_size": 48}, "c_proj"),
+    ("OpenAIGPTLMHeadModel", {}, "c_proj"),
+    ("Phi3ForCausalLM", GROUPED, "o_proj"),
+    ("Phi3ForCausalLM", {"num_key_value_heads": 1}, "o_proj"),
+    ("ModernBertForMaskedLM", {"cls_token_id": 1, "sep_token_id": 2}, "Wo"),
+    ("MptForCausalLM", {"d_model": 32, "n_heads": 4, "n_layers": 2}, "out_proj"),
+    ("GPTNeoXForCausalLM", {}, "dense"),
+    ("BloomForCausalLM", {"n_head": 4, "n_layer": 2}, "dense"),
+    ("PersimmonForCausalLM", {}, "dense"),
+    ("FalconForCausalLM", {"multi_query": False, "new_decoder_architecture": False}, "dense"),
+    ("FalconForCausalLM", {"multi_query": True, "new_decoder_architecture": False}, "dense"),
+    ("FalconForCausalLM", {"num_kv_heads": 2, "new_decoder_architecture": True}, "dense"),
+    ("GPTBigCodeForCausalLM", {"multi_query": False}, "c_proj"),
+    ("GPTBigCodeForCausalLM", {"multi_query": True}, "c_proj"),
 ]
 
 
-@pytest.mark.parametrize(("name", "options"), FUSED)
-def test_slices_are_the_rows_of_the_heads(name: str, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("name", "options", "output"), FUSED, ids=lambda each: each if isinstance(each, str) else "")
+def test_slices_are_the_rows_of_query_and_value(name: str, options: dict[str, Any], output: str) -> None:
+    """A value changed at a position reaches those after it, a query only its own; without values nothing comes out."""
     model = model_of(name, "cpu", **options)
-    seen: list[tuple[nn.Module, Tensor, Tensor]] = []
-    inputs: dict[nn.Module, Tensor] = {}
+    sites = [site for site in find(model, "qv") if ".0." in site.path and "cross" not in site.path]
+    assert [site.path.rpartition("#")[2] for site in sites] == ["q", "v"]
+    module = model.get_submodule(sites[0].module)
+    around = model.get_submodule(sites[0].module.rpartition(".")[0])
+    seen: list[Tensor] = []
+    around.get_submodule(output).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
 
-    def spy(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-        seen.append((module, query, value))
-        return query.transpose(1, 2), None
+    def attended(change: Callable[[Tensor], None] | None = None) -> Tensor:
+        """What the first attention hands to its output projection, `(batch, tokens, width)`."""
+        seen.clear()
 
-    AttentionInterface.register("spy", spy)
-    model.set_attn_implementation("spy")
-    sites = find(model, "qv")
-    for site in sites:
-        module = model.get_submodule(site.module)
-        module.register_forward_pre_hook(lambda module, args: inputs.update({module: args[0]}))
-    model(tiny.IDS)
-    assert len(seen) == 2
-    for site in sites:
-        fused = model.get_submodule(site.module)
-        ((query, value),) = [(q, v) for module, q, v in seen if fused in module.children()]
-        heads = value if site.path.endswith("#v") else query
-        sliced = inputs[fused] @ site.weight(model).T
-        if getattr(fused, "bias", None) is not None:
-            sliced = sliced + fused.bias[site.start : site.start + site.out_features]
-        # At position 0 a rotary embedding turns nothing.
-        torch.testing.assert_close(heads[:, :, 0].flatten(1), sliced[:, 0])
-        if heads is value:
-            torch.testing.assert_close(heads.transpose(1, 2).flatten(2), sliced)
+        def hook(_: nn.Module, args: Any, result: Tensor) -> Tensor:
+            result = result.clone()
+            if change:
+                change(result)
+            return result
+
+        handle = module.register_forward_hook(hook)
+        model(tiny.IDS)
+        handle.remove()
+        return seen[0].reshape(*tiny.IDS.shape, -1)
+
+    def changed_at(site: Site, position: int) -> list[int]:
+        """Positions whose output changes when the site's part of one position does."""
+        assert site.rows is not None
+
+        def change(result: Tensor) -> None:
+            part = site.rows.view(result, -1)[:, position]
+            part.copy_(part * 3 + 1)
+
+        return (attended(change) - attended()).abs().amax((0, 2)).nonzero().flatten().tolist()
+
+    query, value = sites
+    assert changed_at(query, 3) == [3]
+    assert set(changed_at(value, 3)) >= {3, 4, 5, 6, 7}
+    assert attended(lambda result: value.rows.view(result, -1).zero_()).abs().max() == 0
+    assert (query.weight(model).shape, value.weight(model).shape) == (
+        (query.rows.count, 32 if "hidden_size" not in options else 48),
+        (value.rows.count, query.in_features),
+    )
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "layer"),
-    [
-        ("GPTNeoXForCausalLM", {}, "query_key_value"),
-        ("BloomForCausalLM", {"n_head": 4, "n_layer": 2}, "query_key_value"),
-        ("FalconForCausalLM", {}, "query_key_value"),
-        ("CodeGenForCausalLM", {"n_embd": 32, "n_head": 4, "n_layer": 2, "rotary_dim": 4}, "qkv_proj"),
-        ("GPTBigCodeForCausalLM", {"multi_query": False}, "c_attn"),
-        ("GPTBigCodeForCausalLM", {"multi_query": True}, "c_attn"),
-    ],
-)
+@pytest.mark.parametrize(("name", "options", "layer"), [("CodeGenForCausalLM", CODEGEN, "qkv_proj")])
 def test_other_orders_of_heads_are_not_sliced(name: str, options: dict[str, Any], layer: str) -> None:
     model = model_of(name, **options)
     with pytest.raises(UsageError, match=rf"no layer of {name} matches query and value.*named: .*\b{layer}\b"):
         find(model, "qv")
     assert ends(find(model, layer)) == {layer}
+
+
+def test_rows_in_groups() -> None:
+    rows = Rows(start=1, block=2, stride=4, groups=3)
+    values = torch.arange(24).view(2, 12)
+    assert rows.count == 6
+    assert rows.take(values, 1).tolist() == [[1, 2, 5, 6, 9, 10], [13, 14, 17, 18, 21, 22]]
+    assert rows.take(values.T, -2).tolist() == rows.take(values, -1).T.tolist()
 
 
 # Patterns.
@@ -191,10 +224,66 @@ def test_patterns(targets: str, expected: int) -> None:
     assert sites == tuple(sorted(sites, key=lambda site: site.path))
 
 
-@pytest.mark.parametrize("targets", ["uery", "self", "layer.1", "", ",", "re:$.", "classifier", "bert.encoder", "*"])
+@pytest.mark.parametrize("targets", ["uery", "self", "layer.1", "re:$.", "bert.encoder", "*"])
 def test_what_matches_nothing_lists_the_layers(targets: str) -> None:
     with pytest.raises(UsageError, match=r"named: dense, key, query, value\. Choose .*--target-modules"):
         find(tiny.bert(), targets)
+
+
+@pytest.mark.parametrize("targets", ["classifier", "re:^classif"])
+def test_the_output_head_is_no_target(targets: str) -> None:
+    with pytest.raises(UsageError, match=rf"{re.escape(targets)} matches the output head of BertFor.*choose layers"):
+        find(tiny.bert(), targets)
+
+
+def test_nothing_between_commas() -> None:
+    with pytest.raises(UsageError, match="--target-modules , names nothing"):
+        find(tiny.bert(), ",")
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (Targets("all-linear", layers="0"), 6),
+        (Targets("all-linear", layers="0-1"), 12),
+        (Targets("attention", layers="1"), 4),
+        (Targets("mlp"), 4),
+        (Targets("attention,mlp"), 12),
+        (Targets("all-linear", exclude="attention"), 5),
+        (Targets("all-linear", exclude="re:dense$,nothing"), 13),
+        (Targets("all-linear", exclude="re:dense$"), 6),
+        (Targets("qv", exclude="value", layers=" 1 "), 1),
+        (Targets("kv"), 4),
+        (Targets("embeddings"), 3),
+        (Targets("qv,embeddings"), 7),
+    ],
+    ids=str,
+)
+def test_presets_exclusions_and_blocks(targets: Targets, expected: int) -> None:
+    assert len(find_sites(tiny.bert(), targets)) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": "2"}, "--layers 2: the model has no block 2; the last one is 1"),
+        ({"layers": "1-0"}, "--layers 1-0 is not a list of block numbers such as 0-5,11"),
+        ({"layers": "x"}, "--layers x is not a list"),
+        ({"layers": "0,"}, "--layers 0, is not a list"),
+        ({"exclude": "re:("}, r"--exclude-modules re:\( is not a regular expression"),
+        ({"exclude": "qv,attention,query,value"}, "leave no layer to adapt"),
+        ({"exclude": "x" * 1001}, "--exclude-modules has more than 1000 characters"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_left_out(options: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        find_sites(tiny.bert(), Targets("qv", **options))
+
+
+def test_a_layer_as_a_whole_and_in_part_is_adapted_twice() -> None:
+    with pytest.raises(UsageError, match=r"qv,c_attn adapts .*c_attn twice, as a whole and in part"):
+        find(tiny.gpt2(), "qv,c_attn")
 
 
 def test_a_bad_regular_expression() -> None:
@@ -210,7 +299,10 @@ def test_a_regular_expression_cannot_hang() -> None:
 
 
 def test_no_linear_layers() -> None:
-    with pytest.raises(UsageError, match="Sequential has no linear layers to adapt; choose --method full or head"):
+    with pytest.raises(
+        UsageError,
+        match="Sequential has no linear layers to adapt; choose --target-modules conv, --method full or head",
+    ):
         find(nn.Sequential(nn.Conv1d(2, 2, 1)), "qv")
 
 

@@ -17,7 +17,8 @@ from capaft.methods import HOSTS
 from capaft.methods.stack import DEFAULT_HOST, HOSTLESS, canonical, options_of, parse
 
 TAILS = ((), ("nola",), ("capaboost",), ("nola", "capaboost"))
-STACKS = ["+".join((host, *tail)) for host, tail in product(HOSTS, TAILS)]
+NARROW = {"+".join((host, *tail)) for host, tail in product(HOSTS, TAILS) if HOSTS[host].narrow and "capaboost" in tail}
+STACKS = [name for host, tail in product(HOSTS, TAILS) if (name := "+".join((host, *tail))) not in NARROW]
 PARTS = (*HOSTS, "nola", "capaboost", *HOSTLESS)
 
 
@@ -37,6 +38,9 @@ def test_a_stack_is_a_host_then_nola_then_capaboost_and_nothing_else(parts: tupl
     name = "+".join(parts)
     if name in (*STACKS, *HOSTLESS, *("+".join(tail) for tail in TAILS[1:])):
         assert canonical(name) in (*STACKS, *HOSTLESS)
+    elif name in NARROW:
+        with pytest.raises(UsageError, match=rf"{parts[0]} has no hidden axis for capaboost to widen: .* add up to"):
+            parse(name)
     else:
         with pytest.raises(UsageError, match=r"does not compose; a stack is host\[\+nola\]\[\+capaboost\]"):
             parse(name)
@@ -102,20 +106,23 @@ def test_defaults() -> None:
         "method": "lora+nola+capaboost",
         "rank": 8,
         "alpha": 16.0,
+        "rslora": False,
+        "rank_pattern": [],
         "k": [192, 192],
         "basis": "hadamard",
+        "scope": "site",
         "copies": 2,
         "density": 0.5,
         "masks": "random",
+        "mask_rescale": "none",
     }
     assert parse("lora", rank=3).host.alpha == 6.0
     assert parse("lora", rank=3, alpha=None, k=None) == parse("lora", rank=3)
-    assert parse("lora", rank=4, alpha=6).host.scale == 1.5
 
 
 def test_the_first_k_is_of_down_type_factors() -> None:
     stack = parse("nola", k=(512, 256))
-    down, up = Factor("down", (8, 32), 0, "uniform", 32), Factor("up", (32, 8), 1, "zero", 8)
+    down, up = Factor("down", (8, 32), 0, "uniform", 32), Factor("up", (32, 8), 1, 0.0, 8)
     assert stack.coefficients(down) == Coefficients(512, "hadamard")
     assert stack.coefficients(up) == Coefficients(256, "hadamard")
     assert parse("lora").coefficients(up) is None
@@ -131,7 +138,10 @@ NONSENSE: dict[str, tuple[str, list[Any]]] = {
     "basis": ("--basis must be one of hadamard, uniform, group", ["fourier", "", 3]),
     "copies": ("--copies must be a whole number from 1 to 64", [0, -2, 65, 2.0, "2", True]),
     "density": (r"--density must be in \(0, 1\]", [0, 0.0, -0.5, 1.0001, float("nan"), float("inf"), "half", True]),
-    "masks": ("--masks must be random or partition", ["both", "", 1]),
+    "masks": ("--masks must be one of random, partition", ["both", "", 1]),
+    "mask_rescale": ("--mask-rescale must be one of none, variance", ["both", "", 1]),
+    "scope": ("--scope must be one of site, model", ["layer", "", 1]),
+    "rank_pattern": (r"--rank-pattern .* is not NAME=RANK", [("query",), ("query=0",), ("query=x",), ("=4",)]),
 }
 
 
@@ -141,3 +151,12 @@ NONSENSE: dict[str, tuple[str, list[Any]]] = {
 def test_numbers_out_of_range(option: str, value: Any) -> None:
     with pytest.raises(UsageError, match=NONSENSE[option][0]):
         parse("lora+nola+capaboost", **{option: value})
+
+
+def test_an_option_that_no_method_has() -> None:
+    with pytest.raises(UsageError, match="no method has an option rnak; did you mean rank"):
+        parse("lora", rnak=4)
+
+
+def test_an_alias() -> None:
+    assert canonical("adapter+nola") == "houlsby+nola"

@@ -1,55 +1,74 @@
-"""LoRA: `y + (alpha / r) U D x` beside a frozen linear layer (Hu et al. 2021, arXiv 2106.09685, eq. 3)."""
+"""LoRA: `y + (alpha / r) U D x` beside a frozen layer (Hu et al. 2021, arXiv 2106.09685, eq. 3)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
-from torch.nn import functional as F
 
+from capaft.errors import UsageError
 from capaft.factor import Factor
-from capaft.methods.host import Host
+from capaft.methods.host import number, whole
+from capaft.methods.low_rank import LowRank
 from capaft.sites import Site
+from capaft.targets import matcher
 
 
 @dataclass(frozen=True)
-class Lora(Host):
-    """LoRA on linear layers.
+class Lora(LowRank):
+    """LoRA.
 
     Attributes:
         rank: r, the hidden width before copies.
-        alpha: the update is multiplied by alpha / rank.
+        alpha: the update is multiplied by alpha / rank; None stands for twice the rank.
+        rslora: multiply by alpha / sqrt(rank) instead, so that large ranks still learn (Kalajdzievski 2023, arXiv
+            2312.03732).
+        rank_pattern: ranks of some sites, as `name=rank` or `re:pattern=rank`; the first that matches counts.
     """
 
     name: ClassVar[str] = "lora"
-    summary: ClassVar[str] = "a low-rank update beside each linear layer"
+    summary: ClassVar[str] = "a low-rank update beside each layer"
     equation: ClassVar[str] = "y = W x + (alpha/r) U D x"
     paper: ClassVar[str] = "arXiv 2106.09685"
+    size: ClassVar[str] = "rank"
 
-    rank: int
-    alpha: float
+    rank: int = 8
+    alpha: float | None = None
+    rslora: bool = False
+    rank_pattern: tuple[str, ...] = field(default=())
 
-    @property
-    def scale(self) -> float:
-        """Alpha / rank; copies do not enter it."""
-        return self.alpha / self.rank
+    def __post_init__(self) -> None:
+        whole("rank", self.rank)
+        object.__setattr__(self, "alpha", number("alpha", 2.0 * self.rank if self.alpha is None else self.alpha))
+        object.__setattr__(self, "rank_pattern", tuple(self.rank_pattern))
+        for entry in self.rank_pattern:
+            word, _, rank = str(entry).rpartition("=")
+            if not word or not rank.isdecimal() or int(rank) < 1:
+                raise UsageError(f"--rank-pattern {entry} is not NAME=RANK or re:PATTERN=RANK")
+            matcher(word, "rank-pattern")
+
+    def rank_at(self, site: Site) -> int:
+        """The rank of one site."""
+        for entry in self.rank_pattern:
+            word, _, rank = entry.rpartition("=")
+            if matcher(word, "rank-pattern")(site.path.partition("#")[0]):
+                return int(rank)
+        return self.rank
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
-        """See :meth:`Host.factors`."""
+        """See :meth:`Host.factors`. Of an embedding's inputs only one is ever on, so its fan-in is 1."""
+        rank = self.rank_at(site)
+        fan_in = 1 if site.kind == "embedding" else site.in_features
         return (
-            Factor("down", (self.rank, site.in_features), 0, "uniform", site.in_features),
-            Factor("up", (site.out_features, self.rank), 1, "zero", self.rank),
+            Factor("down", (rank, site.in_features), 0, "uniform", fan_in),
+            Factor("up", (site.out_features, rank), 1),
         )
 
-    def forward(self, site: Site, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
-        """See :meth:`Host.forward`. One `addmm` adds and scales, so no second full-size tensor is made."""
+    def update(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, float]:
+        """See :meth:`LowRank.update`; copies do not enter the scale."""
         down, up = factors
-        hidden = F.linear(inputs.reshape(-1, inputs.shape[-1]), down)
-        flat = output.reshape(-1, output.shape[-1])
-        return flat.addmm(hidden, up.T, alpha=self.scale).view(output.shape)
-
-    def product(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """See :meth:`Host.product`."""
-        down, up = factors
-        return self.scale * up, down
+        rank = self.rank_at(site) if self.rank_pattern else self.rank
+        assert self.alpha is not None
+        return up, down, self.alpha / (math.sqrt(rank) if self.rslora else rank)

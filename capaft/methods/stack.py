@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -22,6 +22,11 @@ HOSTLESS = {"head": "a trained head on the frozen base", "full": "every weight o
 PARAMETERISATION = "nola"
 TRANSFORM = "capaboost"
 DEFAULT_HOST = "lora"
+ALIASES = {"adapter": "houlsby"}
+SCOPES = ("site", "model")
+MAX_COPIES = 64
+NOLA_OPTIONS = frozenset(["k", "basis", "scope"])
+CAPABOOST_OPTIONS = frozenset(["copies", "density", "masks", "mask_rescale"])
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Stack:
         host: the adapter method, or None for `head` and `full`.
         k: NOLA's coefficients for down-type and up-type factors, or None.
         basis: NOLA's basis.
+        scope: whether every site has coefficients of its own, or the model has one vector of them for each factor.
         copies: CapaBoost's numbers, or None.
     """
 
@@ -40,24 +46,38 @@ class Stack:
     host: Host | None = None
     k: tuple[int, int] | None = None
     basis: str = "hadamard"
+    scope: str = "site"
     copies: Copies | None = None
 
     def coefficients(self, factor: Factor) -> Coefficients | None:
-        """NOLA's numbers for one factor, or None where the factor itself is trained."""
-        if self.k is None:
+        """NOLA's numbers for one factor, or None where the factor itself is trained.
+
+        So is a vector that has no more entries than it would have coefficients: a basis would save nothing.
+        """
+        if self.k is None or factor.frozen:
             return None
-        return Coefficients(self.k[0 if factor.init == "uniform" else 1], self.basis)
+        k = self.k[0 if isinstance(factor.init, str) else 1]
+        if len(factor.shape) == 1 and factor.size <= k:
+            return None
+        return Coefficients(k, self.basis, "model" if self.scope == "model" else "site")
+
+    def copies_of(self, factor: Factor) -> Copies | None:
+        """CapaBoost's numbers for one factor, or None where it has no hidden axis: it is used once."""
+        return None if factor.hidden_axis is None else self.copies
 
     def record(self) -> dict[str, Any]:
         """The stack as plain values, no more than the method needs; `parse(**record)` gives the stack back."""
         record: dict[str, Any] = {"method": self.method}
         if self.host:
-            record |= {field.name: getattr(self.host, field.name) for field in fields(self.host)}  # type: ignore[arg-type]
+            for option in self.host.options():
+                value = getattr(self.host, option.name)
+                record[option.name] = list(value) if isinstance(value, tuple) else value
         if self.k:
-            record |= {"k": list(self.k), "basis": self.basis}
+            record |= {"k": list(self.k), "basis": self.basis, "scope": self.scope}
         if self.copies:
             copies = self.copies
             record |= {"copies": copies.copies, "density": copies.density, "masks": copies.masks}
+            record |= {"mask_rescale": copies.rescale}
         return record
 
 
@@ -79,12 +99,17 @@ def options_of(method: str) -> frozenset[str]:
     parts = _parts(method)
     names = {"method"}
     if parts[0] in HOSTS:
-        names |= {field.name for field in fields(HOSTS[parts[0]])}  # type: ignore[arg-type]
+        names |= {option.name for option in HOSTS[parts[0]].options()}
     if PARAMETERISATION in parts:
-        names |= {"k", "basis"}
+        names |= NOLA_OPTIONS
     if TRANSFORM in parts:
-        names |= {"copies", "density", "masks"}
+        names |= CAPABOOST_OPTIONS
     return frozenset(names)
+
+
+def _known_options() -> set[str]:
+    """The options of every method."""
+    return {option.name for host in HOSTS.values() for option in host.options()} | NOLA_OPTIONS | CAPABOOST_OPTIONS
 
 
 def parse(method: str, **options: Any) -> Stack:
@@ -92,36 +117,46 @@ def parse(method: str, **options: Any) -> Stack:
 
     Args:
         method: `host[+nola][+capaboost]` with or without the default host, `head`, or `full`.
-        **options: rank, alpha (None: twice the rank), k (one number, or down and up), basis, copies, density, masks.
+        **options: the host's options (rank, alpha, bottleneck, ...); k (one number, or down and up), basis, scope;
+            copies, density, masks, mask_rescale. None stands for the default.
 
     Raises:
-        UsageError: no such method, no such composition, or a number out of range.
+        UsageError: no such method, composition or option, or a number out of range.
     """
     parts = _parts(method)
     name = "+".join(parts)
     if parts[0] in HOSTLESS:
         return Stack(name)
-    values: dict[str, Any] = {"rank": 8, "alpha": None, "k": (192,), "basis": "hadamard", "copies": 2, "density": 0.5}
-    values |= {"masks": "random"} | {key: value for key, value in options.items() if value is not None}
-    if values["alpha"] is None and _whole(values["rank"]):
-        values["alpha"] = 2.0 * values["rank"]
+    for option in options:
+        if option not in _known_options():
+            close = difflib.get_close_matches(option, _known_options(), 1)
+            raise UsageError(f"no method has an option {option}" + (f"; did you mean {close[0]}?" if close else ""))
+    given = {key: value for key, value in options.items() if value is not None}
+    values: dict[str, Any] = {"k": (192,), "basis": "hadamard", "scope": "site", "copies": 2, "density": 0.5}
+    values |= {"masks": "random", "mask_rescale": "none"} | given
     _check(values)
-    values["alpha"] = float(values["alpha"])  # 16 and 16.0 are one adapter, and must be one file.
-    host_type = HOSTS[parts[0]]
-    host = host_type(**{field.name: values[field.name] for field in fields(host_type)})  # type: ignore[arg-type]
+    host = HOSTS[parts[0]]
+    with_nola = PARAMETERISATION in parts
     return Stack(
         method=name,
-        host=host,
-        k=_pair(values["k"]) if PARAMETERISATION in parts else None,
-        basis=values["basis"] if PARAMETERISATION in parts else "hadamard",
+        host=host(**{option.name: given[option.name] for option in host.options() if option.name in given}),
+        k=_pair(values["k"]) if with_nola else None,
+        basis=values["basis"] if with_nola else "hadamard",
+        scope=values["scope"] if with_nola else "site",
         copies=_copies(values) if TRANSFORM in parts else None,
     )
 
 
+def combinations(host: type[Host]) -> list[str]:
+    """The stacks that a host composes to."""
+    rest = ["", "+nola", *(["+capaboost", "+nola+capaboost"] if not host.narrow else [])]
+    return [host.name + each for each in rest]
+
+
 def _parts(method: str) -> list[str]:
     """The canonical parts of a stack's name."""
-    parts = method.strip().lower().split("+")
-    known = [*HOSTS, PARAMETERISATION, TRANSFORM, *HOSTLESS]
+    parts = [ALIASES.get(part, part) for part in method.strip().lower().split("+")]
+    known = [*HOSTS, *ALIASES, PARAMETERISATION, TRANSFORM, *HOSTLESS]
     for part in parts:
         if part not in known:
             close = difflib.get_close_matches(part, known, 1)
@@ -135,24 +170,27 @@ def _parts(method: str) -> list[str]:
             f"--method {method} does not compose; a stack is host[+nola][+capaboost] with one of the hosts "
             f"{', '.join(HOSTS)}, or {' or '.join(HOSTLESS)} alone"
         )
+    if TRANSFORM in parts and (reason := HOSTS[parts[0]].narrow):
+        raise UsageError(f"--method {method}: {parts[0]} has no hidden axis for capaboost to widen: {reason}; drop one")
     return parts
 
 
 def _check(values: Mapping[str, Any]) -> None:
-    """Raise UsageError for the first number that is out of range."""
-    rank, alpha, k = values["rank"], values["alpha"], values["k"]
-    if not _whole(rank) or rank < 1:
-        raise UsageError(f"--rank must be a whole number of at least 1, got {rank}")
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < abs(alpha) < 1e9:
-        raise UsageError(f"--alpha must be a finite number other than 0, got {alpha}")
-    if not _whole(values["copies"]) or not 1 <= values["copies"] <= 64:
-        raise UsageError(f"--copies must be a whole number from 1 to 64, got {values['copies']}")
+    """Raise UsageError for the first number of a parameterisation or transform that is out of range."""
+    k = values["k"]
+    if not _whole(values["copies"]) or not 1 <= values["copies"] <= MAX_COPIES:
+        raise UsageError(f"--copies must be a whole number from 1 to {MAX_COPIES}, got {values['copies']}")
     if any(not _whole(each) or each < 1 for each in _pair(k)):
         raise UsageError(f"--k must be a whole number of at least 1, or two as in 512,256, got {k}")
-    if not isinstance(values["basis"], str) or values["basis"] not in BASES:
-        raise UsageError(f"--basis must be one of {', '.join(BASES)}, got {values['basis']}")
-    if values["masks"] not in ("random", "partition"):
-        raise UsageError(f"--masks must be random or partition, got {values['masks']}")
+    for name, choices in {
+        "basis": tuple(BASES),
+        "scope": SCOPES,
+        "masks": ("random", "partition"),
+        "mask_rescale": ("none", "variance"),
+    }.items():
+        if not isinstance(values[name], str) or values[name] not in choices:
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} must be one of {', '.join(choices)}, got {values[name]}")
 
 
 def _whole(value: Any) -> bool:
@@ -169,7 +207,7 @@ def _pair(k: Any) -> tuple[Any, Any]:
 def _copies(values: Mapping[str, Any]) -> Copies:
     """CapaBoost's numbers; a partition's density is 1 / copies by definition."""
     if values["masks"] == "partition":
-        return Copies(values["copies"], 1 / values["copies"], "partition")
+        return Copies(values["copies"], 1 / values["copies"], "partition", values["mask_rescale"])
     density = values["density"]
     try:
         valid = 0 < Decimal(repr(density)) <= 1
@@ -177,4 +215,4 @@ def _copies(values: Mapping[str, Any]) -> Copies:
         valid = False
     if not valid:
         raise UsageError(f"--density must be in (0, 1], got {density}")
-    return Copies(values["copies"], float(density), "random")
+    return Copies(values["copies"], float(density), "random", values["mask_rescale"])

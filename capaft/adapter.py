@@ -1,0 +1,233 @@
+"""The trained numbers of one adapter, and when they become factors.
+
+All sites' factors come from one expansion in a hook before the root's forward, inside the autograd graph, so any
+optimiser, DDP, checkpointing and `transformers.Trainer` see ordinary parameters. Factors are expanded:
+
+- inside the root's forward, once, before it starts;
+- while autograd recomputes a checkpointed block, the factors of the training forward serve again;
+- outside both (a submodule called on its own), and whenever no gradient is wanted, the last expansion is kept until the
+  numbers differ from a saved copy. Tensor version counters would be cheaper and wrong: fused optimisers and
+  `.data` edits leave them unchanged.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from capaft.errors import UsageError
+from capaft.factor import Expansion, Seeded
+from capaft.plan import CHILD_PREFIX, Plan, base_parameters
+from capaft.rng import Streams
+from capaft.sites import Site, canonical
+
+Factors = tuple[Tensor, ...]
+
+
+def adapters(model: nn.Module) -> dict[str, Adapter]:
+    """The adapters on a model, by name.
+
+    Example:
+        >>> import capaft
+        >>> from transformers import BertConfig, BertModel
+        >>> size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        >>> model = BertModel(BertConfig(vocab_size=100, **size))
+        >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
+        >>> list(capaft.adapters(model))
+        ['default']
+    """
+    return {
+        child.removeprefix(CHILD_PREFIX): module
+        for child, module in model.named_children()
+        if isinstance(module, Adapter)
+    }
+
+
+class Adapter(nn.Module):
+    """The trained numbers of one adapter, and the maps from them to every site's factors.
+
+    Attributes:
+        plan: what the adapter is.
+        numbers: one float32 parameter a role: `(S, k)` for NOLA, `(1, k)` where the model shares the coefficients, flat
+            for dense factors and for roles that mix; in the order of :meth:`Plan.groups`.
+        dropout: share of the adapter's input that is zeroed while the model trains.
+        enabled: False while the base model is wanted alone.
+    """
+
+    def __init__(self, decided: Plan, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.plan = decided
+        self.dropout = dropout
+        self.enabled = True
+        self.numbers = nn.ParameterDict()
+        # By role, the map of each group, in the order of the plan.
+        self.expansions = nn.ModuleDict()
+        self.handles: list[Any] = []
+        # By role and group, the numbers that its map takes, and the positions of its sites.
+        self._spans: dict[str, list[tuple[slice, list[int]]]] = {}
+        position = {site.path: index for index, site in enumerate(decided.sites)}
+        for role, groups in decided.groups().items():
+            maps, starts, spans, end = nn.ModuleList(), [], [], 0
+            shared: slice | None = None
+            for factor, sites in groups:
+                streams = [Streams(decided.seed, site.path, role) for site in sites]
+                coefficients = decided.stack.coefficients(factor)
+                expansion, start = Expansion.build(factor, streams, coefficients, decided.stack.copies_of(factor))
+                maps.append(expansion)
+                is_shared = coefficients is not None and coefficients.scope == "model"
+                span = shared if is_shared and shared else slice(end, end + start.numel())
+                if not (is_shared and shared):
+                    starts.append(start)
+                    end = span.stop
+                shared = span if is_shared else shared
+                spans.append((span, [position[site.path] for site in sites]))
+            bases = [each.source.basis for each in maps if isinstance(each.source, Seeded) and each.source.shared]
+            for basis in bases:
+                basis.settle(bases)
+            self.expansions[role] = maps
+            self._spans[role] = spans
+            if end:
+                alike = len({start.shape[1:] for start in starts}) == 1
+                self.numbers[role] = nn.Parameter(torch.cat(starts if alike else [start.flatten() for start in starts]))
+        self._flags: dict[str, bool] = {}
+        self._current: list[Factors] | None = None
+        self._kept: dict[bool, tuple[list[Factors], list[Tensor], torch.dtype]] = {}
+        self._unfired: set[int] | None = set(range(len(decided.sites)))
+
+    def expand(self, dtype: torch.dtype = torch.float32) -> list[Factors]:
+        """Every site's factors, in the order of the plan's sites, differentiable in the numbers."""
+        found: list[list[Tensor]] = [[] for _ in self.plan.sites]
+        for role, spans in self._spans.items():
+            # A role that is frozen has no numbers; its maps need none.
+            flat = self.numbers[role].view(-1) if role in self.numbers else torch.empty(0)
+            for expansion, (span, positions) in zip(self._maps(role), spans, strict=True):
+                assert isinstance(expansion, Expansion)
+                wide = expansion(flat[span].view(expansion.numbers_shape)).to(dtype)
+                for position, factor in zip(positions, wide.unbind(0), strict=True):
+                    found[position].append(factor)
+        return [tuple(factors) for factors in found]
+
+    def _maps(self, role: str) -> nn.ModuleList:
+        maps = self.expansions[role]
+        assert isinstance(maps, nn.ModuleList)
+        return maps
+
+    def factors_of_sites(self) -> Iterator[tuple[Site, Factors]]:
+        """Each site with its factors, float32, without gradient; nothing for `head` and `full`."""
+        with torch.no_grad():
+            yield from zip(self.plan.sites, self.expand(), strict=True)
+
+    def trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Every trained parameter by its name in the adapter file: a role, or `head:<parameter>`."""
+        wanted = set(self.plan.trained)
+        own = {canonical(model, name): p for name, p in model.named_parameters()} if wanted else {}
+        return dict(self.numbers) | {f"head:{name}": own[name] for name in self.plan.trained}
+
+    def freeze(self, model: nn.Module) -> None:
+        """Leave only what the model's adapters train trainable; remember how it was before the first of them."""
+        others = tuple(adapters(model).values())
+        base = base_parameters(model)
+        self._flags = others[0]._flags if others else {name: p.requires_grad for name, p in base.items()}
+        trained = {name for adapter in (self, *others) for name in adapter.plan.trained}
+        for name, parameter in base.items():
+            parameter.requires_grad_(canonical(model, name) in trained)
+
+    def thaw(self, model: nn.Module) -> None:
+        """Undo :meth:`freeze`, as far as the adapters that are left allow."""
+        others = tuple(adapters(model).values())
+        trained = {name for adapter in others for name in adapter.plan.trained}
+        for name, parameter in base_parameters(model).items():
+            flag = canonical(model, name) in trained if others else self._flags.get(name, parameter.requires_grad)
+            parameter.requires_grad_(flag)
+
+    def before_forward(self, module: nn.Module, args: Any) -> None:
+        """Hook of the root: expand all factors for the forward that starts."""
+        if not self.enabled:
+            return
+        dtype = self._compute_dtype(module)
+        if torch.compiler.is_compiling():
+            self._current = self.expand(dtype)
+        elif torch.is_grad_enabled():
+            self._keep(self.expand(dtype), dtype)
+            self._current = self._kept[True][0]
+        else:
+            self._current = self._unchanged(dtype)
+
+    def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Hook of the root: the forward is over, or has failed. Says once if sites were never reached."""
+        self._current = None
+        if torch.compiler.is_compiling() or self._unfired is None or not self.enabled:
+            return
+        silent = [self.plan.sites[index].path for index in sorted(self._unfired)]
+        if output is None or len(silent) == 0:
+            self._unfired = None if output is not None else self._unfired
+            return
+        self._unfired = None
+        if len(silent) == len(self.plan.sites):
+            raise UsageError("no adapted layer took part in the forward; choose other layers with --target-modules")
+        shown = ", ".join(silent[:3]) + (f" and {len(silent) - 3} more" if len(silent) > 3 else "")
+        warnings.warn(f"adapted but not called in the first forward: {shown}", stacklevel=2)
+
+    def factors_at(self, index: int, dtype: torch.dtype) -> Factors:
+        """The factors that site `index` uses now."""
+        if torch.compiler.is_compiling():
+            self._unfired = None  # Written and never read here: reading it would guard it, and compile twice.
+        elif self._unfired is not None:
+            self._unfired.discard(index)
+        if self._current is not None:
+            return self._current[index]
+        # Inside a backward there is a graph task: this is a checkpointed block being recomputed.
+        if torch._C._current_graph_task_id() != -1 and True in self._kept:
+            return self._kept[True][0][index]
+        return self._unchanged(dtype)[index]
+
+    def _unchanged(self, dtype: torch.dtype) -> list[Factors]:
+        """The last expansion if the numbers are still what they were then, otherwise a new one."""
+        kept = self._kept.get(torch.is_grad_enabled())
+        if kept is not None:
+            factors, copies, kept_dtype = kept
+            same = kept_dtype == dtype and all(
+                copy.device == number.device and torch.equal(copy, number)
+                for copy, number in zip(copies, self.numbers.values(), strict=True)
+            )
+            if same:
+                return factors
+        factors = self.expand(dtype)
+        self._keep(factors, dtype)
+        return factors
+
+    def _keep(self, factors: list[Factors], dtype: torch.dtype) -> None:
+        copies = [number.detach().clone() for number in self.numbers.values()]
+        self._kept[torch.is_grad_enabled()] = (factors, copies, dtype)
+
+    def _forget(self) -> None:
+        self._current = None
+        self._kept = {}
+
+    def _compute_dtype(self, model: nn.Module) -> torch.dtype:
+        """The dtype that the sites compute in, so that all factors are cast at once."""
+        site = self.plan.sites[0]
+        weight = site.stored(model) if site.parameter else next(model.get_submodule(site.module).parameters())
+        place = next(iter(self.numbers.values())) if weight.is_meta else weight
+        if torch.is_autocast_enabled(place.device.type):
+            return torch.get_autocast_dtype(place.device.type)
+        return weight.dtype if weight.is_floating_point() else torch.float32
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
+        """Follow the model to its device, but stay float32 when it is cast: a few kilobytes are not worth rounding."""
+
+        def move(tensor: Tensor) -> Tensor:
+            if tensor.is_meta or not tensor.is_floating_point():
+                return fn(tensor)
+            return tensor.to(fn(tensor.new_empty(0)).device)
+
+        self._forget()
+        return super()._apply(move, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Kept factors are part of an autograd graph and cannot be copied; they are made again when asked for.
+        return self.__dict__ | {"_current": None, "_kept": {}}

@@ -1,0 +1,353 @@
+"""Virtual key/value tokens in any attention that goes through transformers' attention interface.
+
+transformers' attention modules compute queries, keys and values themselves and leave the rest to a function that they
+look up by `config._attn_implementation` (https://huggingface.co/docs/transformers/en/attention_interface).
+:func:`route` puts a function of ours there, which asks the module's participants first. Unlike `past_key_values`, the
+usual vehicle of prefix tuning, this survives gradient checkpointing, leaves positions alone and works in encoders and
+in cross attention.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.pytorch_utils import Conv1D
+
+from capaft.errors import UsageError
+
+Attention = Callable[..., tuple[Tensor, Tensor | None]]
+
+# Written once for every route that is on, so the count travels with the configuration, into deep copies for example.
+ROUTED = "capaft_prefix|"
+BASES = ("eager", "sdpa")
+
+KEY_VALUE = (
+    ("k_proj", "v_proj"),
+    ("key", "value"),
+    ("k", "v"),
+    ("k_lin", "v_lin"),
+    ("key_proj", "value_proj"),
+    ("k_linear", "v_linear"),
+    ("linear_k", "linear_v"),
+    ("to_k", "to_v"),
+    ("wk", "wv"),
+    ("Wk", "Wv"),
+)
+FUSED = ("c_attn", "qkv", "qkv_proj", "query_key_value", "Wqkv", "wqkv", "to_qkv", "in_proj", "kv_proj", "kv")
+
+# They choose keys by number, or write the keys to a cache, and so cannot be called with keys of another length.
+KEYS_BY_NUMBER = ("indices", "block_indices", "cache")
+
+
+class Participant(Protocol):
+    """What a child of an attention module has to be to take part in it."""
+
+    def attend(
+        self,
+        attention: Attention,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The attention's output and weights.
+
+        Args:
+            attention: what this participant wraps; takes the arguments that follow.
+            module: the attention module.
+            query: `(batch, heads, queries, head)`.
+            key: `(batch, key heads, T, head)`, after positions and cache.
+            value: `(batch, key heads, T, head of values)`.
+            mask: broadcastable to `(batch, heads, queries, T)`; True or 0.0 where a query attends. None stands for
+                causal attention if `kwargs["is_causal"]`, and for full attention otherwise.
+            **kwargs: the module's other arguments (`scaling`, `dropout`, ...), for `attention`.
+        """
+
+
+def attention_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """The attention modules that :func:`route` reaches, cross attention included.
+
+    Returns:
+        Path of each module, with the widths (heads times head size) of its keys and of its values.
+
+    Raises:
+        UsageError: there is none, or the widths of one cannot be told.
+    """
+    return {path: _widths(path, module) for path, module in _callers(model).items()}
+
+
+def route(model: nn.Module) -> Callable[[], None]:
+    """Let the children of the model's attention modules that have a method `attend` take part in the attention.
+
+    A participant wraps those before it. A module without participants computes what it always did, bit for bit. Routes
+    are counted: the model is routed for as long as one of them is on, whatever the order in which they are undone.
+    `set_attn_implementation` on a routed model ends them all, and with them what participants do.
+
+    Returns:
+        A function that undoes this route; calling it again does nothing.
+
+    Raises:
+        UsageError: no module goes through the interface, or one uses an implementation other than sdpa and eager.
+    """
+    configs: dict[int, Any] = {}
+    for path, module in _callers(model).items():
+        _check_base(path, module)
+        configs[id(module.config)] = module.config
+    for config in configs.values():
+        name = ROUTED + config._attn_implementation
+        _register(name)
+        config._attn_implementation_internal = name
+
+    def undo() -> None:
+        while configs:
+            config = configs.popitem()[1]
+            config._attn_implementation_internal = config._attn_implementation.removeprefix(ROUTED)
+
+    return undo
+
+
+def with_virtual_tokens(
+    attention: Attention,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    keys: Tensor,
+    values: Tensor,
+    gate: Tensor,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention to `l` virtual tokens and the real ones: `real + gate * (joint - real)`.
+
+    `joint` is prefix tuning (Li & Liang 2021, arXiv 2101.00190): one softmax over both, in which every query sees every
+    virtual token, with no position bias. It is itself `(1 - λ) real + λ virtual` (He et al. 2022, arXiv 2110.04366,
+    section 3.1), where λ is the softmax's share of the virtual tokens; the gate multiplies λ. A gate of 0 gives the
+    base's output exactly. Under attention dropout the two calls draw separate masks, and so move the random stream on.
+
+    Args:
+        attention: what to wrap.
+        module: the attention module.
+        query: `(batch, heads, queries, head)`.
+        key: `(batch, key heads, T, head)`.
+        value: `(batch, key heads, T, head of values)`.
+        mask: as in :meth:`Participant.attend`.
+        keys: `(l, key heads * head)`.
+        values: `(l, key heads * head of values)`.
+        gate: one number.
+        **kwargs: the module's other arguments.
+
+    Returns:
+        The output `(batch, queries, heads, head of values)`, and the weights of the real tokens where the base
+        returns weights; virtual tokens have the rest.
+
+    Raises:
+        UsageError: the widths do not fit, or the module picks its keys in a way that leaves no room for more.
+    """
+    for given, real in ((keys, key), (values, value)):
+        if given.shape[1] != real.shape[1] * real.shape[3]:
+            raise UsageError(
+                f"{type(module).__name__} attends with {real.shape[1]} heads of size {real.shape[3]}, which virtual "
+                f"tokens of width {given.shape[1]} do not fit; choose another method"
+            )
+    for name in KEYS_BY_NUMBER:
+        if kwargs.get(name) is not None:
+            raise UsageError(f"{type(module).__name__} attends by {name}, which leaves no room for virtual tokens")
+    tokens, length = len(keys), key.shape[2]
+    wider = dict(kwargs)
+    if kwargs.get("position_bias") is not None:
+        wider["position_bias"] = _prepended(kwargs["position_bias"], length, tokens)
+    if mask is None and kwargs.get("is_causal") and query.shape[2] > 1:
+        # Aligned as sdpa aligns it, which matters while a static cache is longer than what has been seen.
+        wide_mask: Tensor | None = torch.ones(query.shape[2], length, dtype=torch.bool, device=key.device).tril()
+    else:
+        wide_mask = mask
+    if wide_mask is not None:
+        wide_mask = _prepended(wide_mask[(None,) * (4 - wide_mask.ndim)], length, tokens)
+    real, real_weights = attention(module, query, key, value, mask, **kwargs)
+    joint, weights = attention(module, query, _with(keys, key), _with(values, value), wide_mask, **wider)
+    gate = gate.reshape(()).to(real.dtype)
+    if real_weights is not None and weights is not None:
+        real_weights = real_weights + gate * (weights[..., tokens:] - real_weights)
+    return real + gate * (joint - real), real_weights
+
+
+def _with(virtual: Tensor, real: Tensor) -> Tensor:
+    """`(l, heads * head)` in front of `(batch, heads, T, head)`."""
+    batch, heads, _, head = real.shape
+    split = virtual.to(real.dtype).unflatten(1, (heads, head)).transpose(0, 1)
+    return torch.cat([split.expand(batch, -1, -1, -1), real], dim=2)
+
+
+def _prepended(scores: Tensor, length: int, tokens: int) -> Tensor:
+    """A mask or a bias `(..., T)` with columns for virtual tokens in front, which neither hide nor favour them."""
+    # A bias or a mask of numbers is added to the scores, a mask of booleans says who attends.
+    neutral = scores.new_full((*scores.shape[:-1], tokens), scores.dtype == torch.bool)
+    return torch.cat([neutral, scores[..., :length].expand(*scores.shape[:-1], length)], dim=-1)
+
+
+def _routed(
+    base: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    attention = _base(module, base)
+    participants: list[Any] = [child for child in module._modules.values() if hasattr(child, "attend")]
+    if participants:
+        # What a missing mask stands for: eager gets a mask whenever there is something to hide, sdpa may not.
+        if base == "eager":
+            kwargs["is_causal"] = False
+        elif kwargs.get("is_causal") is None:
+            kwargs["is_causal"] = getattr(module, "is_causal", True)
+    for participant in participants:
+        attention = partial(participant.attend, attention)
+    return attention(module, query, key, value, attention_mask, **kwargs)
+
+
+def _base(module: nn.Module, base: str) -> Attention:
+    """The function that the module would have called.
+
+    Every modeling file has an eager attention of its own, and may have an interface of its own, so both come from
+    where the module's code looks for them.
+    """
+    function = _forward(module)
+    names = function.__globals__
+    if base == "eager":
+        return names[_eager(function)]
+    return names.get("ALL_ATTENTION_FUNCTIONS", AttentionInterface())[base]
+
+
+@cache
+def _eager(function: Any) -> str:
+    """Name of the default that a `forward` passes to `get_interface`; `""` if it cannot be told."""
+    found = [name for name in function.__code__.co_names if "eager" in name and name in function.__globals__]
+    return found[0] if len(found) == 1 else ""
+
+
+@cache
+def _mentions(function: Any) -> int:
+    """How often a `forward` that calls the interface looks at the implementation's name; 0 if it does not call it."""
+    code = getattr(function, "__code__", None)
+    if code is None or "get_interface" not in code.co_names:
+        return 0
+    return sum(instruction.argval == "_attn_implementation" for instruction in dis.get_instructions(code))
+
+
+def _forward(module: nn.Module) -> Any:
+    """The class's `forward` without its decorators, whatever hooks the instance's own may have been given."""
+    return inspect.unwrap(getattr(type(module), "forward", None))  # type: ignore[arg-type]
+
+
+def _callers(model: nn.Module) -> dict[str, Any]:
+    """The modules whose `forward` asks transformers for an attention function.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = {path: module for path, module in model.named_modules() if _mentions(_forward(module))}
+    if not found:
+        raise UsageError(
+            "prefix needs attention that goes through transformers' attention interface, which "
+            f"{type(model).__name__} does not use; choose another method"
+        )
+    return found
+
+
+class Route:
+    """A model's routing, to be removed like a hook."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._undo = route(model)
+
+    def remove(self) -> None:
+        """Undo :func:`route`."""
+        self._undo()
+
+
+def _check_base(path: str, module: Any) -> None:
+    """Refuse an implementation that virtual tokens cannot be added to.
+
+    Raises:
+        UsageError: says which one, and what to load the model with.
+    """
+    name = module.config._attn_implementation
+    base = (name or "").replace(ROUTED, "")
+    if base not in BASES:
+        raise UsageError(f'prefix cannot work with attention {name}; load the model with attn_implementation="sdpa"')
+    function = _forward(module)
+    # GPT-2 compares the name with "eager" too, for an option of its own; others do so to build masks for sparse keys.
+    upcast = getattr(module, "reorder_and_upcast_attn", None)
+    if _mentions(function) > 1 and upcast is None:
+        raise UsageError(f"prefix cannot wrap the attention of {path} ({type(module).__name__}); choose another method")
+    if base == "eager" and (upcast or not _eager(function)):
+        raise UsageError(
+            f'prefix cannot wrap the eager attention of {path}; load the model with attn_implementation="sdpa"'
+        )
+
+
+def _register(name: str) -> None:
+    base = name.replace(ROUTED, "")
+    AttentionInterface.register(name, partial(_routed, base))
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
+
+
+# For models that were pickled while routed.
+for _name in BASES:
+    for _ in range(4):
+        _name = ROUTED + _name
+        _register(_name)
+
+
+def _widths(path: str, module: Any) -> tuple[int, int]:
+    """Widths of a module's keys and values.
+
+    Raises:
+        UsageError: its projections are of no known kind.
+    """
+    outputs = {name: _outputs(child) for name, child in module.named_children()}
+    for key, value in KEY_VALUE:
+        if outputs.get(key) and outputs.get(value):
+            return outputs[key], outputs[value]
+    heads = _number(module, "num_attention_heads", "num_heads", "n_heads", "n_head")
+    groups = _number(module, "num_key_value_heads", "kv_heads", "num_kv_heads", "kv_n_heads")
+    size = _number(module, "head_dim", "attention_head_size", "head_size")
+    if heads:
+        groups = groups or heads
+        size = size or _number(module, "embed_dim", "hidden_size") // heads
+        for name in FUSED:
+            # Whatever the order in it: queries, keys and values, or keys and values.
+            if outputs.get(name) in ((heads + 2 * groups) * size, 2 * groups * size) and size:
+                return groups * size, groups * size
+    raise UsageError(
+        f"the widths of keys and values cannot be told from {path} ({type(module).__name__}); choose another method"
+    )
+
+
+def _outputs(layer: Any) -> int:
+    """Output features of a linear layer; 0 for another module."""
+    found = layer.nf if isinstance(layer, Conv1D) else getattr(layer, "out_features", 0)
+    return found if isinstance(found, int) else 0
+
+
+def _number(module: Any, *names: str) -> int:
+    """The first of these attributes that the module or its configuration has; 0 if none."""
+    for owner in (module, module.config):
+        for name in names:
+            found = getattr(owner, name, None)
+            if isinstance(found, int) and found:
+                return found
+    return 0

@@ -1,0 +1,162 @@
+"""Sites in the structure of a transformer: where a block's attention and its feed-forward part end.
+
+A block is an element of a `ModuleList` that holds linear layers. In it, attention is what is called so; attention and
+the feed-forward part each end in their last linear layer that is as wide as the block. Nothing here knows an
+architecture, so a model that is built otherwise has no blocks, and the message says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from capaft.errors import UsageError
+from capaft.fused import output_projection
+from capaft.layers import is_router, kind_of, widths
+from capaft.sites import Site, canonical, in_head, renamed
+from capaft.targets import Targets, in_attention, matcher
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer block.
+
+    Attributes:
+        path: of the block in the model.
+        width: of its output.
+        attention: paths of the projections that its attentions end in.
+        feed_forward: path of the projection that its feed-forward part ends in.
+        enters: path of the feed-forward part's first projection, whose input is that part's input.
+        enters_width: width of that input.
+        norm: path of the norm that follows the feed-forward part in one module, as in BERT; empty if none does.
+    """
+
+    path: str
+    width: int
+    attention: tuple[str, ...]
+    feed_forward: str
+    enters: str
+    enters_width: int
+    norm: str
+
+
+def blocks(model: nn.Module) -> list[Block]:
+    """Every transformer block of a model, in the model's order.
+
+    Raises:
+        UsageError: the model has none.
+    """
+    found: list[Block] = []
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or in_head(model, path):
+            continue
+        for name, child in module.named_children():
+            block = _block(f"{path}.{name}" if path else name, child)
+            if block:
+                found.append(block)
+    # The innermost: a stage of blocks, or a group of shared ones, is no block itself.
+    paths = [block.path for block in found]
+    found = [block for block in found if not any(other.startswith(block.path + ".") for other in paths)]
+    if not found:
+        raise UsageError(
+            f"{type(model).__name__} has no transformer blocks that an adapter layer could stand in; choose a method "
+            "such as lora that adapts layers"
+        )
+    return found
+
+
+def find(
+    model: nn.Module,
+    targets: Targets,
+    rename: dict[str, str] | None,
+    places: Callable[[Block], list[Site]],
+) -> tuple[Site, ...]:
+    """The sites that a host wants in every block, sorted by path.
+
+    Args:
+        model: the base model.
+        targets: which blocks and which of the places; a word of `modules` is matched against the sites' paths.
+        rename: see :func:`capaft.weight_sites.find`.
+        places: the sites of a block, each still with its path in the model as name.
+
+    Raises:
+        UsageError: there are no blocks, or none is left.
+    """
+    sites = [
+        replace(site, path=renamed(canonical(model, site.path), rename))
+        for block in blocks(model)
+        for site in places(block)
+    ]
+    matches = [matcher(word) for word in targets.words]
+    wanted = [site for site in sites if not matches or any(match(site.path) for match in matches)]
+    if not wanted:
+        ends = ", ".join(sorted({site.path.rsplit(".", 1)[-1] for site in sites}))
+        raise UsageError(f"--target-modules {targets.modules} matches none of the method's places: {ends}")
+    allowed = targets.allow([site.path for site in wanted])
+    kept = sorted((site for site in wanted if allowed(site.path)), key=lambda site: site.path)
+    if not kept:
+        raise UsageError("--exclude-modules and --layers leave no layer to adapt; leave out less")
+    return tuple(kept)
+
+
+def _block(path: str, block: nn.Module) -> Block | None:
+    """The block at a path, or None where attention and a feed-forward part are not both to be found."""
+    linear = {
+        name: widths(module)
+        for name, module in block.named_modules()
+        if name and kind_of(module) == "linear" and not (isinstance(module, nn.Linear) and is_router(module))
+    }
+    rest = {name: wide for name, wide in linear.items() if not in_attention(name)}
+    around = {_attention_of(name) for name in linear if name not in rest}
+    ends = [f"{each}.{end}" if end else each for each in around if (end := _end(block, each)) is not None]
+    ends.sort(key=list(linear).index)
+    if not ends:
+        return None
+    width = linear[ends[0]][1]
+    experts = _experts(block)
+    enters = experts or next(iter(rest), "")
+    feed_forward = experts or next((name for name in reversed(rest) if rest[name][1] == width), "")
+    if not feed_forward:
+        return None
+    return Block(
+        path=path,
+        width=width,
+        attention=tuple(f"{path}.{name}" for name in ends if linear[name][1] == width),
+        feed_forward=f"{path}.{feed_forward}",
+        enters=f"{path}.{enters}",
+        enters_width=width if experts else rest[enters][0],
+        norm="" if experts else _norm_after(path, block, feed_forward),
+    )
+
+
+def _attention_of(name: str) -> str:
+    """The attention that a layer is part of: its path up to the piece that is called so."""
+    pieces = name.split(".")
+    return ".".join(pieces[: next(index for index, piece in enumerate(pieces) if in_attention(piece)) + 1])
+
+
+def _end(block: nn.Module, attention: str) -> str | None:
+    """Path, inside an attention, of its output projection: empty if it is one itself, None if it has none."""
+    module = block.get_submodule(attention)
+    return "" if kind_of(module) == "linear" else output_projection(module)
+
+
+def _experts(block: nn.Module) -> str:
+    """The child of a block that mixes packed experts; empty if none does."""
+    for name, child in block.named_children():
+        if not in_attention(name) and any(each.ndim == 3 for each in child.parameters()):
+            return name
+    return ""
+
+
+def _norm_after(path: str, block: nn.Module, projection: str) -> str:
+    """Path of the norm that stands behind a projection, alone with it in one module; empty if none does."""
+    around, _, name = projection.rpartition(".")
+    beside = dict(block.get_submodule(around).named_children()) if around else {}
+    norms = [child for child, each in beside.items() if "norm" in type(each).__name__.lower()]
+    alone = sum(kind_of(each) == "linear" for each in beside.values()) == 1
+    if len(norms) != 1 or not alone or list(beside).index(norms[0]) < list(beside).index(name):
+        return ""
+    return f"{path}.{around}.{norms[0]}"

@@ -1,0 +1,152 @@
+"""Which rows of a projection are the query, the key and the value, when one layer makes several of them.
+
+Told from transformers' naming conventions and the widths of the layer and of the attention's output projection:
+
+- contiguous, `[query | key | value]`, the common order, with narrower keys and values under grouped queries;
+- grouped, the order of layers called `query_key_value`: for every key its queries, itself, and its value. With one
+  query to a key that is `[query | key | value]` per head, with one key in all it is contiguous.
+
+Orders that the names do not tell (interleaved blocks, gates between the parts) are left alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from capaft.layers import kind_of, widths
+from capaft.sites import Rows
+from capaft.targets import in_attention
+
+# Names of projections of one kind.
+NAMES = {
+    "q": frozenset(
+        {"query", "q_proj", "q_lin", "query_proj", "q_linear", "q", "to_q", "wq", "linear_q", "q_attn", "Wq"}
+        | {"project_q", "projection_query", "to_query", "q_head", "q_b_proj"}
+    ),
+    "k": frozenset(
+        {"key", "k_proj", "k_lin", "key_proj", "k_linear", "k", "to_k", "wk", "linear_k", "Wk", "project_k"}
+        | {"projection_key", "to_key", "k_head"}
+    ),
+    "v": frozenset(
+        {"value", "v_proj", "v_lin", "value_proj", "v_linear", "v", "to_v", "wv", "linear_v", "Wv", "project_v"}
+        | {"projection_value", "v_head"}
+    ),
+}
+CONTIGUOUS = frozenset(["qkv", "Wqkv", "att_proj", "qkv_linear"])
+HALVES = frozenset(["to_kv"])
+OUTPUTS = frozenset(
+    {"o_proj", "out_proj", "dense", "output", "o", "out_lin", "proj", "projection", "c_proj", "Wo", "to_out", "wo"}
+    | {
+        "linear_out",
+        "output_proj",
+        "projection_layer",
+        "proj_out",
+        "o_b_proj",
+        "attention_out",
+        "post_proj",
+        "linear_o",
+    }
+    | {"resid_proj"}
+)
+
+
+def parts(model: nn.Module, path: str, wanted: str) -> dict[str, Rows] | None:
+    """The rows of what is wanted in a projection; empty for one that is wanted as a whole, None for none.
+
+    Args:
+        model: the model.
+        path: path of the projection in it.
+        wanted: some of the letters q, k and v.
+    """
+    around, _, name = path.rpartition(".")
+    parent: Any = model.get_submodule(around)
+    if any(name in NAMES[letter] for letter in wanted):
+        return {} if in_attention(path) or _beside_queries(parent) else None
+    if name in HALVES or (name == "c_attn" and hasattr(parent, "q_attn")):
+        half = widths(parent.get_submodule(name))[1] // 2
+        return {letter: Rows("kv".index(letter) * half, half, 2 * half) for letter in wanted if letter in "kv"}
+    if name == "in_proj_qkv" and (out := output_projection(parent)):  # Linear attention: values are the output's width.
+        total, value = widths(parent.get_submodule(name))[1], widths(parent.get_submodule(out))[0]
+        query = (total - value) // 2
+        linear = {"q": Rows(0, query, total), "k": Rows(query, query, total), "v": Rows(2 * query, value, total)}
+        return {letter: linear[letter] for letter in wanted}
+    layout = _layout(model, around, parent, name)
+    if layout is None:
+        return None
+    query, key_value, groups = layout
+    stride = (query + 2 * key_value) // groups
+    each, other = query // groups, key_value // groups
+    rows = {
+        "q": Rows(0, each, stride, groups),
+        "k": Rows(each, other, stride, groups),
+        "v": Rows(each + other, other, stride, groups),
+    }
+    return {letter: rows[letter] for letter in wanted}
+
+
+def output_projection(module: nn.Module, width: int | None = None) -> str | None:
+    """Path, inside an attention, of the linear layer that makes its output; of a given width, if one is given."""
+    linear = {name: widths(each)[1] for name, each in module.named_modules() if name and kind_of(each) == "linear"}
+    fitting = [name for name, out in linear.items() if width in (None, out)]
+    named = [name for name in fitting if name.rsplit(".", 1)[-1] in OUTPUTS]
+    return named[-1] if named else fitting[-1] if fitting and width is not None else None
+
+
+def _layout(model: nn.Module, around: str, parent: Any, name: str) -> tuple[int, int, int] | None:
+    """Widths of query and of key in a fused projection, and in how many groups they lie; None if that is unknown."""
+    module = parent.get_submodule(name)
+    wide_in, wide_out = widths(module)
+    query = _query_width(model, around, parent, name, wide_in)
+    if query is None or (wide_out - query) % 2 or not 0 < wide_out - query <= 2 * query:
+        return None
+    key_value = (wide_out - query) // 2
+    is_contiguous = (
+        name in CONTIGUOUS
+        or (name == "c_attn" and isinstance(module, Conv1D))
+        or (name == "qkv_proj" and hasattr(parent, "num_key_value_heads"))
+    )
+    if is_contiguous:
+        return query, key_value, 1
+    is_grouped = (
+        name == "query_key_value"
+        or (name == "c_attn" and hasattr(parent, "multi_query"))
+        or (name == "in_proj" and hasattr(parent, "q_bias") and hasattr(parent, "v_bias"))
+    )
+    heads = _heads(model, around, parent)
+    if not is_grouped or not heads or query % heads or key_value % (query // heads):
+        return None
+    groups = key_value // (query // heads)
+    return (query, key_value, groups) if groups and heads % groups == 0 else None
+
+
+def _query_width(model: nn.Module, around: str, parent: nn.Module, name: str, wide_in: int) -> int | None:
+    """The width that the attention's output projection takes in; without one, the input's."""
+    siblings = {child: each for child, each in parent.named_children() if child != name and kind_of(each) == "linear"}
+    named = [each for child, each in siblings.items() if child in OUTPUTS]
+    if named:
+        return widths(named[-1])[0]
+    beyond = getattr(model.get_submodule(around.rpartition(".")[0]), "output", None) if around else None
+    dense = getattr(beyond, "dense", None)
+    return widths(dense)[0] if isinstance(dense, nn.Module) and kind_of(dense) == "linear" else wide_in
+
+
+def _heads(model: nn.Module, path: str, module: nn.Module) -> int | None:
+    """The number of attention heads, from the attention or the configuration nearest to it."""
+    while True:
+        for holder in (module, getattr(module, "config", None)):
+            for name in ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_head"):
+                found = getattr(holder, name, None)
+                if isinstance(found, int) and found > 0:
+                    return found
+        if not path:
+            return None
+        path = path.rpartition(".")[0]
+        module = model.get_submodule(path)
+
+
+def _beside_queries(parent: nn.Module) -> bool:
+    """Whether a module has a query projection among its children; elsewhere, a `value` is something else."""
+    return any(child in NAMES["q"] and kind_of(each) == "linear" for child, each in parent.named_children())

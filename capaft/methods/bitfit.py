@@ -1,0 +1,63 @@
+"""BitFit: the biases of linear layers and layer norms, and nothing else (Ben Zaken et al. 2021, arXiv 2106.10199)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from capaft.errors import UsageError
+from capaft.factor import Factor
+from capaft.layers import kind_of, read_without_calling
+from capaft.methods.host import Host
+from capaft.sites import Site, canonical, in_head, renamed
+from capaft.targets import Targets, matcher
+
+
+@dataclass(frozen=True)
+class Bitfit(Host):
+    """BitFit: it has no options. The biases are trained as their difference from the base model's."""
+
+    name: ClassVar[str] = "bitfit"
+    summary: ClassVar[str] = "the biases of linear layers and layer norms"
+    equation: ClassVar[str] = "y = W x + b + c"
+    paper: ClassVar[str] = "arXiv 2106.10199"
+    narrow: ClassVar[str] = "a bias is added once, so masked copies only add up to another bias"
+
+    def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
+        """See :meth:`Host.sites`. By default every bias outside the output head."""
+        read = read_without_calling(model)
+        sites = []
+        for path, module in model.named_modules():
+            bias = module._parameters.get("bias")
+            is_norm = isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("LayerNorm")
+            if bias is None or bias.ndim != 1 or in_head(model, path) or not (is_norm or kind_of(module) == "linear"):
+                continue
+            name = renamed(canonical(model, path), rename)
+            sites.append(Site(name, path, 1, len(bias), "bias", "bias", parametrised=path in read))
+        matches = [matcher(word) for word in targets.words if word != "all-linear"]
+        wanted = [site for site in sites if not matches or any(match(site.path) for match in matches)]
+        if not wanted:
+            raise UsageError(f"{type(model).__name__} has no biases to train there; choose another method or targets")
+        allowed = targets.allow([site.path for site in wanted])
+        kept = sorted((site for site in wanted if allowed(site.path)), key=lambda site: site.path)
+        if not kept:
+            raise UsageError("--exclude-modules and --layers leave no bias to train; leave out less")
+        return tuple(kept)
+
+    def factors(self, site: Site) -> tuple[Factor, ...]:
+        """See :meth:`Host.factors`."""
+        return (Factor("bias", (site.out_features,), None),)
+
+    def forward(
+        self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
+    ) -> Tensor:
+        """See :meth:`Host.forward`."""
+        return output + factors[0]
+
+    def merged(
+        self, site: Site, weight: Tensor, bias: Tensor | None, factors: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`Host.merged`: the site's own parameter is the bias, as a matrix of one column."""
+        return weight + factors[0][:, None], bias

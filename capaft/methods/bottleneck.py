@@ -1,0 +1,89 @@
+"""What adapter layers share: a bottleneck `U phi(D x + a) + b`, wherever in a block it stands."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from capaft import block_sites
+from capaft.block_sites import Block
+from capaft.errors import UsageError
+from capaft.factor import Factor
+from capaft.methods.host import Host, number, whole
+from capaft.sites import Site
+from capaft.targets import Targets
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "swish": F.silu,
+    "tanh": F.tanh,
+    "identity": lambda x: x,
+}
+
+
+@dataclass(frozen=True)
+class Bottleneck(Host):
+    """An adapter layer.
+
+    Attributes:
+        bottleneck: its hidden width before copies.
+        activation: phi, one of `ACTIVATIONS`.
+        bias: whether its two projections have biases.
+        scaling: what its output is multiplied by.
+    """
+
+    size: ClassVar[str] = "bottleneck"
+    unmergeable: ClassVar[str] = "an adapter layer has an activation between its projections, so it is no matrix"
+
+    bottleneck: int = 64
+    activation: str = "relu"
+    bias: bool = True
+    scaling: float = 1.0
+
+    def __post_init__(self) -> None:
+        whole("bottleneck", self.bottleneck)
+        object.__setattr__(self, "scaling", number("scaling", self.scaling))
+        if self.activation not in ACTIVATIONS:
+            raise UsageError(f"--activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation}")
+        if not isinstance(self.bias, bool):
+            raise UsageError(f"--bias must be true or false, got {self.bias}")
+
+    @abstractmethod
+    def places(self, block: Block) -> list[Site]:
+        """The sites of one block, each with its path in the model for a name."""
+
+    def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
+        """See :meth:`Host.sites`: every block's places, or those that the targets' names match."""
+        return block_sites.find(model, targets, rename, self.places)
+
+    def factors(self, site: Site) -> tuple[Factor, ...]:
+        """See :meth:`Host.factors`. The up bias has no hidden axis: however many copies, it is added once."""
+        weights = (
+            Factor("down", (self.bottleneck, site.in_features), 0, "uniform", site.in_features),
+            Factor("up", (site.out_features, self.bottleneck), 1),
+        )
+        biases = (Factor("down_bias", (self.bottleneck,), 0), Factor("up_bias", (site.out_features,), None))
+        return weights + (biases if self.bias else ())
+
+    def forward(
+        self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
+    ) -> Tensor:
+        """See :meth:`Host.forward`. By default the bottleneck takes what its module gives, and is added to it."""
+        return output + self.change(inputs if site.source else output, factors)
+
+    def change(self, x: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
+        """What the bottleneck makes of x, `(..., in) -> (..., out)`."""
+        down, up, *biases = factors
+        before, after = biases or (None, None)
+        hidden = ACTIVATIONS[self.activation](F.linear(x, down, before))
+        return self.scaling * F.linear(hidden, up, after)
+
+    def product(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """See :meth:`Host.product`: of the bottleneck without its activation."""
+        return self.scaling * factors[1], factors[0]

@@ -1,0 +1,101 @@
+"""DoRA: LoRA for the direction of a weight, and a magnitude of its own for every output.
+
+Liu et al. 2024, arXiv 2402.09353, eq. 5: `W' = m (W + dW) / ||W + dW||`, the norm taken over each output's row and, as
+in their section 4.3, without gradient. The magnitude is trained as its difference from the base weight's, so that it
+starts at 0 like any other factor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from capaft.errors import UsageError
+from capaft.factor import Factor
+from capaft.methods.host import Host, number, whole
+from capaft.sites import Site, stored
+
+
+@dataclass(frozen=True)
+class Dora(Host):
+    """DoRA.
+
+    Attributes:
+        rank: r, the hidden width before copies.
+        alpha: the directional update is multiplied by alpha / rank; None stands for twice the rank.
+    """
+
+    name: ClassVar[str] = "dora"
+    summary: ClassVar[str] = "a low-rank update of each weight's direction, and a magnitude for each output"
+    equation: ClassVar[str] = "y = m (W + (alpha/r) U D) x / ||W + (alpha/r) U D||"
+    paper: ClassVar[str] = "arXiv 2402.09353"
+    size: ClassVar[str] = "rank"
+    default_targets: ClassVar[str] = "qv"
+
+    rank: int = 8
+    alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        whole("rank", self.rank)
+        object.__setattr__(self, "alpha", number("alpha", 2.0 * self.rank if self.alpha is None else self.alpha))
+
+    @property
+    def scale(self) -> float:
+        """Alpha / rank; copies do not enter it."""
+        assert self.alpha is not None
+        return self.alpha / self.rank
+
+    def factors(self, site: Site) -> tuple[Factor, ...]:
+        """See :meth:`Host.factors`."""
+        return (
+            Factor("down", (self.rank, site.in_features), 0, "uniform", site.in_features),
+            Factor("up", (site.out_features, self.rank), 1),
+            Factor("magnitude", (site.out_features,), None),
+        )
+
+    def forward(
+        self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
+    ) -> Tensor:
+        """See :meth:`Host.forward`."""
+        down, up, _ = factors
+        weight = stored(module, "weight")
+        if not weight.is_floating_point():
+            raise UsageError(f"dora needs the norms of {site.module}, which is quantised; choose lora")
+        with torch.autocast(output.device.type, enabled=False):
+            ratio = self._ratio(site.matrix(weight), factors).to(output.dtype)
+        bias = getattr(module, "bias", None)
+        if bias is not None and site.rows:
+            bias = site.rows.take(bias, 0)
+        product = output if bias is None else output - bias
+        return output + (ratio - 1) * product + ratio * self.scale * F.linear(F.linear(inputs, down), up)
+
+    def merged(
+        self, site: Site, weight: Tensor, bias: Tensor | None, factors: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`Host.merged`."""
+        down, up, _ = factors
+        return self._ratio(weight, factors)[:, None].to(weight.dtype) * weight.addmm(up, down, alpha=self.scale), bias
+
+    def product(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """See :meth:`Host.product`: the update of the direction, before its length is set."""
+        down, up, _ = factors
+        return self.scale * up, down
+
+    def _ratio(self, weight: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
+        """`m / ||W + dW||` for each output, `(out,)`, in float32 or better.
+
+        `||W + dW||^2 = ||W||^2 + 2 <W, dW> + ||dW||^2` row by row, from the factors: `dW` is never formed.
+        """
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        weight, (down, up, magnitude) = weight.detach().to(exact), (each.to(exact) for each in factors)
+        own = weight.square().sum(1)
+        with torch.no_grad():
+            cross = 2 * self.scale * ((weight @ down.T) * up).sum(1)
+            square = self.scale**2 * ((up @ (down @ down.T)) * up).sum(1)
+            tiny = torch.finfo(exact).tiny
+            length = (own + cross + square).clamp_min(tiny).sqrt()
+        return (own.clamp_min(tiny).sqrt() + magnitude) / length

@@ -1,0 +1,31 @@
+"""Adapter layers after the attention and after the feed-forward part, before their residual connections.
+
+Houlsby et al. 2019, arXiv 1902.00751, figure 2; AdapterHub's `double_seq_bn`: `y + U phi(D y)` on the output y of the
+projection that each part ends in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from capaft.block_sites import Block
+from capaft.methods.bottleneck import Bottleneck
+from capaft.sites import Site
+
+
+@dataclass(frozen=True)
+class Houlsby(Bottleneck):
+    """Two adapter layers a block."""
+
+    name: ClassVar[str] = "houlsby"
+    summary: ClassVar[str] = "an adapter layer after each attention and each feed-forward part"
+    equation: ClassVar[str] = "y' = y + U phi(D y + a) + b"
+    paper: ClassVar[str] = "arXiv 1902.00751"
+
+    activation: str = "swish"
+
+    def places(self, block: Block) -> list[Site]:
+        """See :meth:`Bottleneck.places`."""
+        ends = (*block.attention, block.feed_forward)
+        return [Site(end, end, block.width, block.width, "block", "") for end in ends]

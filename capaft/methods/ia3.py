@@ -1,0 +1,77 @@
+"""IA3: keys, values and the inner activations of feed-forward parts, each rescaled by a trained vector.
+
+Liu et al. 2022, arXiv 2205.05638, section 3.3. The vectors are trained as their difference from 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from capaft import block_sites, weight_sites
+from capaft.errors import UsageError
+from capaft.factor import Factor
+from capaft.methods.host import Host
+from capaft.sites import Site, canonical
+from capaft.targets import Targets
+
+
+@dataclass(frozen=True)
+class Ia3(Host):
+    """IA3: it has no options."""
+
+    name: ClassVar[str] = "ia3"
+    summary: ClassVar[str] = "keys, values and inner activations rescaled"
+    equation: ClassVar[str] = "y = (1 + s) * W x, in feed-forward parts W ((1 + s) * x)"
+    paper: ClassVar[str] = "arXiv 2205.05638"
+    narrow: ClassVar[str] = "it rescales outputs one by one, so masked copies only add up to another vector"
+
+    def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
+        """See :meth:`Host.sites`. By default keys and values, and the last projections of feed-forward parts."""
+        ends = _feed_forward_ends(model, bool(targets.modules))
+        if not targets.modules:
+            chosen = ",".join(["kv", *sorted(ends)])
+            found = weight_sites.find(model, replace(targets, modules=chosen), rename)
+        else:
+            found = weight_sites.find(model, targets, rename)
+        for site in found:
+            if site.parametrised:
+                raise UsageError(
+                    f"ia3 cannot rescale {site.module}, which is read but not called; --exclude-modules it"
+                )
+        return tuple(replace(site, scales="input") if canonical(model, site.module) in ends else site for site in found)
+
+    def factors(self, site: Site) -> tuple[Factor, ...]:
+        """See :meth:`Host.factors`."""
+        return (Factor("scale", (site.in_features if site.scales == "input" else site.out_features,), None),)
+
+    def before(self, site: Site, inputs: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
+        """See :meth:`Host.before`."""
+        return inputs + inputs * factors[0]
+
+    def forward(
+        self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
+    ) -> Tensor:
+        """See :meth:`Host.forward`."""
+        return output if site.scales == "input" else output + output * factors[0]
+
+    def merged(
+        self, site: Site, weight: Tensor, bias: Tensor | None, factors: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`Host.merged`."""
+        scale = 1 + factors[0]
+        if site.scales == "input":
+            return weight * scale, bias
+        return weight * scale[:, None], None if bias is None else bias * scale
+
+
+def _feed_forward_ends(model: nn.Module, anyhow: bool) -> set[str]:
+    """Canonical paths of the projections that feed-forward parts end in."""
+    try:
+        return {canonical(model, block.feed_forward) for block in block_sites.blocks(model)}
+    except UsageError:
+        if anyhow:
+            return set()
+        raise

@@ -1,0 +1,30 @@
+"""An adapter layer beside the feed-forward part: it takes that part's input, and is added to its output.
+
+He et al. 2022, arXiv 2110.04366, section 3.3 (the scaled parallel adapter); AdapterHub's `par_bn`, with a scale of 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from capaft.block_sites import Block
+from capaft.methods.bottleneck import Bottleneck
+from capaft.sites import Site
+
+
+@dataclass(frozen=True)
+class Parallel(Bottleneck):
+    """One adapter layer a block, in parallel."""
+
+    name: ClassVar[str] = "parallel"
+    summary: ClassVar[str] = "an adapter layer beside each feed-forward part"
+    equation: ClassVar[str] = "y' = FFN(x) + s (U phi(D x + a) + b)"
+    paper: ClassVar[str] = "arXiv 2110.04366"
+
+    scaling: float = 4.0
+
+    def places(self, block: Block) -> list[Site]:
+        """See :meth:`Bottleneck.places`."""
+        end = block.feed_forward
+        return [Site(end, end, block.enters_width, block.width, "block", "", source=block.enters)]

@@ -1,0 +1,40 @@
+"""One adapter layer a block, after the feed-forward part.
+
+Pfeiffer et al. 2021, arXiv 2005.00247, figure 3; AdapterHub's `seq_bn`. Where the part ends in a norm of the sum of
+its output and the residual (`z = norm(x)`), the adapter takes z and is added before the norm, which is applied again:
+`norm(x + U phi(D z))`. Blocks that normalise at their entrance have no such norm; there the adapter takes the block's
+output z, and is added to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from capaft.block_sites import Block
+from capaft.methods.bottleneck import Bottleneck
+from capaft.sites import Site
+
+
+@dataclass(frozen=True)
+class Pfeiffer(Bottleneck):
+    """One adapter layer a block."""
+
+    name: ClassVar[str] = "pfeiffer"
+    summary: ClassVar[str] = "an adapter layer after each block"
+    equation: ClassVar[str] = "z' = norm(x + U phi(D z + a) + b), z = norm(x)"
+    paper: ClassVar[str] = "arXiv 2005.00247"
+
+    def places(self, block: Block) -> list[Site]:
+        """See :meth:`Bottleneck.places`."""
+        place = block.norm or block.path
+        return [Site(place, place, block.width, block.width, "block", "", normalises=bool(block.norm))]
+
+    def forward(
+        self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
+    ) -> Tensor:
+        """See :meth:`Host.forward`."""
+        change = self.change(output, factors)
+        return module.forward(inputs + change) if site.normalises else output + change

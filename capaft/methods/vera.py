@@ -1,0 +1,52 @@
+"""VeRA: one frozen random pair of factors for all layers, and two trained vectors for each.
+
+Kopiczko et al. 2024, arXiv 2310.11454, eq. 2: `y = W x + b * (U (d * (D x)))`. The frozen pair is shared by all sites
+of one shape and drawn from the seed, so it is no part of the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from capaft.factor import Factor
+from capaft.methods.host import whole
+from capaft.methods.low_rank import LowRank
+from capaft.sites import Site
+
+
+@dataclass(frozen=True)
+class Vera(LowRank):
+    """VeRA.
+
+    Attributes:
+        rank: r, the hidden width before copies. Only two vectors are trained, so it may be large.
+    """
+
+    name: ClassVar[str] = "vera"
+    summary: ClassVar[str] = "two trained vectors around a frozen random pair of factors"
+    equation: ClassVar[str] = "y = W x + b * (U (d * (D x)))"
+    paper: ClassVar[str] = "arXiv 2310.11454"
+    size: ClassVar[str] = "rank"
+
+    rank: int = 256
+
+    def __post_init__(self) -> None:
+        whole("rank", self.rank)
+
+    def factors(self, site: Site) -> tuple[Factor, ...]:
+        """See :meth:`Host.factors`. `d` starts at 0.1 and `b` at 0, as in the paper."""
+        wide = 1 if site.kind == "embedding" else site.in_features
+        return (
+            Factor("down", (self.rank, site.in_features), 0, "uniform", wide, frozen=True),
+            Factor("up", (site.out_features, self.rank), 1, "uniform", self.rank, frozen=True),
+            Factor("inner", (self.rank,), 0, 0.1),
+            Factor("outer", (site.out_features,), None),
+        )
+
+    def update(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, float]:
+        """See :meth:`LowRank.update`."""
+        down, up, inner, outer = factors
+        return outer[:, None] * up, inner[:, None] * down, 1.0

@@ -1,0 +1,154 @@
+"""Which layers the user means: presets, names, a regular expression, numbers of blocks, and what to leave out."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import regex
+
+from capaft.errors import UsageError
+
+PRESETS = ("qv", "kv", "all-linear", "attention", "mlp", "conv", "embeddings", "experts")
+
+# A pattern may come from a stranger's adapter file: bounds on its length, its compiled size and its seconds.
+MAX_TARGETS = 1000
+MAX_PATTERN_COST = 200_000
+MAX_PATTERN_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the user asked to adapt.
+
+    Attributes:
+        modules: presets, module names or path endings, separated by commas; or `re:<regular expression>`, searched in
+            canonical paths. Empty leaves the choice to the host.
+        exclude: what is left out of it, in the same language.
+        layers: numbers of the blocks that are adapted, such as `0-5,11`; empty for all.
+    """
+
+    modules: str = ""
+    exclude: str = ""
+    layers: str = ""
+
+    def __post_init__(self) -> None:
+        for option, text in (("target-modules", self.modules), ("exclude-modules", self.exclude)):
+            if len(text) > MAX_TARGETS:
+                raise UsageError(
+                    f"--{option} has more than {MAX_TARGETS} characters; a short re:PATTERN can say as much"
+                )
+        if self.modules and not self.words:
+            raise UsageError(f"--target-modules {self.modules} names nothing; give names, a preset or re:PATTERN")
+        self.blocks()
+
+    def __str__(self) -> str:
+        excluded = f" without {self.exclude}" if self.exclude else ""
+        return (
+            (self.modules or "the method's own places")
+            + excluded
+            + (f" in blocks {self.layers}" if self.layers else "")
+        )
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What is asked for, word by word; a regular expression is one word."""
+        return words(self.modules)
+
+    def blocks(self) -> frozenset[int] | None:
+        """The numbers that `layers` names, or None for all.
+
+        Raises:
+            UsageError: it is no list of numbers and ranges.
+        """
+        if not self.layers:
+            return None
+        found: set[int] = set()
+        for piece in self.layers.split(","):
+            match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", piece)
+            if not match or int(match[2] or match[1]) < int(match[1]):
+                raise UsageError(f"--layers {self.layers} is not a list of block numbers such as 0-5,11")
+            found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+        return frozenset(found)
+
+    def allow(self, paths: Iterable[str]) -> Callable[[str], bool]:
+        """Whether a site of that canonical path stays, after what is left out.
+
+        Args:
+            paths: the paths of all candidates, to tell a block number that does not exist.
+
+        Raises:
+            UsageError: a block does not exist, or a pattern cannot be used.
+        """
+        wanted = self.blocks()
+        if wanted is not None:
+            there = {number for path in paths if (number := block_number(path)) is not None}
+            if missing := sorted(wanted - there):
+                last = f"the last one is {max(there)}" if there else "it has no numbered blocks"
+                raise UsageError(f"--layers {self.layers}: the model has no block {missing[0]}; {last}")
+        excluded = [matcher(word, "exclude-modules") for word in words(self.exclude)]
+        return lambda path: (
+            (wanted is None or block_number(path) in wanted) and not any(match(path) for match in excluded)
+        )
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a pattern; a regular expression is one word, commas and all."""
+    if text.startswith("re:"):
+        return (text,)
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def block_number(path: str) -> int | None:
+    """The first number in a path: the block that a module stands in."""
+    return next((int(piece) for piece in path.split(".") if piece.isdecimal()), None)
+
+
+def in_attention(path: str) -> bool:
+    """Whether a module is part of an attention, by the name that it or a module around it has."""
+    return any("attn" in piece or "attention" in piece for piece in path.lower().split("."))
+
+
+def matcher(word: str, option: str = "target-modules") -> Callable[[str], bool]:
+    """A predicate on canonical paths for one word: `attention`, `mlp`, a name or ending, or a regular expression.
+
+    Raises:
+        UsageError: the regular expression does not compile, or takes too long.
+    """
+    if word == "attention":
+        return in_attention
+    if word == "mlp":
+        return lambda path: block_number(path) is not None and not in_attention(path)
+    if word.startswith("re:"):
+        return _search(word, option)
+    return lambda path: path == word or path.endswith("." + word)
+
+
+def _search(word: str, option: str) -> Callable[[str], bool]:
+    """A bounded search.
+
+    Only `regex` knows a time limit, but nested repetitions grow exponentially when it compiles them, and it has
+    recursive patterns that fill memory; so the repetitions are counted first, and `re`, which has none, must agree.
+    """
+    text = word[3:]
+    repeats = re.findall(r"[*+?]|\{[^}]*", text)
+    counts = [int(count) for repeat in repeats for count in re.findall(r"\d+", repeat)]
+    if len(text) * 2 ** len(repeats) * math.prod(max(count, 1) for count in counts) > MAX_PATTERN_COST:
+        raise UsageError(f"--{option} {word} repeats too much to be searched safely; simplify it")
+    try:
+        re.compile(text)
+        pattern = regex.compile(text)
+    except (re.error, regex.error, RecursionError, OverflowError) as error:
+        raise UsageError(f"--{option} {word} is not a regular expression: {error}") from None
+    deadline = time.monotonic() + MAX_PATTERN_SECONDS
+
+    def match(path: str) -> bool:
+        try:
+            return pattern.search(path, timeout=max(deadline - time.monotonic(), 0.01)) is not None
+        except TimeoutError:
+            raise UsageError(f"--{option} {word} takes too long to match {path}; simplify it") from None
+
+    return match

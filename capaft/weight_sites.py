@@ -1,0 +1,185 @@
+"""Sites that are weights: linear layers and what is like them, slices of fused ones, kernels, embeddings, experts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+
+from torch import nn
+
+from capaft.errors import UsageError
+from capaft.fused import parts
+from capaft.layers import is_plain, is_router, is_transposed, kind_of, read_without_calling, widths
+from capaft.sites import Kind, Site, canonical, in_head, renamed, stored
+from capaft.targets import PRESETS, Targets, matcher
+
+# The kind of layer that a preset takes; names and regular expressions take any.
+KINDS: dict[str, Kind] = {
+    "qv": "linear",
+    "kv": "linear",
+    "all-linear": "linear",
+    "attention": "linear",
+    "mlp": "linear",
+    "conv": "conv",
+    "embeddings": "embedding",
+}
+
+
+def find(model: nn.Module, targets: Targets, rename: dict[str, str] | None = None) -> tuple[Site, ...]:
+    """Resolve targets to weights, sorted by canonical path.
+
+    Layers of the output head are never sites. Modules that share one weight are one site. Routers, which return more
+    than a product, have to be named.
+
+    Args:
+        model: the base model.
+        targets: what is asked for; nothing means `qv`.
+        rename: `{old: new}` pieces of module paths: where the model at hand says `new`, the sites are seeded as `old`.
+
+    Raises:
+        UsageError: nothing matches, only the output head does, a weight is tied to one that is no target, or a
+            pattern cannot be used. The message says what there is.
+    """
+    layers = _Layers(model, rename or {})
+    found: dict[str, Site] = {}
+    for word in targets.words or ("qv",):
+        sites = list(layers.experts() if word == "experts" else layers.matching(word))
+        if not sites:
+            raise UsageError(layers.nothing(word))
+        sites.sort(key=lambda site: site.path)
+        for one, other in pairwise(sites):
+            if one.path == other.path:
+                raise UsageError(f"--rename calls both {one.module} and {other.module} {one.path}; name longer pieces")
+        found = {site.path: site for site in sites} | found
+    for one, other in pairwise(sorted(found.values(), key=lambda site: (site.module, site.path))):
+        if one.module == other.module and one.parameter == other.parameter and not one.part:
+            raise UsageError(
+                f"--target-modules {targets.modules} adapts {one.module} twice, as a whole and in part; drop one"
+            )
+    allowed = targets.allow(found)
+    kept = [site for path, site in sorted(found.items()) if allowed(path)]
+    if not kept:
+        raise UsageError("--exclude-modules and --layers leave no layer to adapt; leave out less")
+    kept = _untied(model, kept, strict=any(word not in PRESETS or word == "embeddings" for word in targets.words))
+    hidden = read_without_calling(model)
+    return tuple(replace(site, parametrised=_is_hidden(model, site, hidden)) for site in kept)
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """The layers of a model, and how words match them."""
+
+    model: nn.Module
+    rename: dict[str, str]
+
+    @cached_property
+    def kinds(self) -> dict[str, Kind]:
+        """The kind of every layer that could be a site, by its path in the model."""
+        return {path: kind for path, module in self.model.named_modules() if (kind := kind_of(module))}
+
+    @cached_property
+    def head(self) -> set[str]:
+        """Paths of the layers that are of the output head."""
+        return {path for path in self.kinds if in_head(self.model, path)}
+
+    def name(self, path: str) -> str:
+        """The canonical path of a module, under its old name."""
+        return renamed(canonical(self.model, path), self.rename)
+
+    def matching(self, word: str) -> Iterator[Site]:
+        """The sites of one word: a preset, a name or ending, or a regular expression."""
+        match = None if word in ("qv", "kv", "all-linear", "conv", "embeddings") else matcher(word)
+        for path, kind in self.kinds.items():
+            module = self.model.get_submodule(path)
+            if path in self.head or KINDS.get(word, kind) != kind:
+                continue
+            if match is not None and not match(self.name(path)):
+                continue
+            if word in KINDS and isinstance(module, nn.Linear) and is_router(module):
+                continue
+            wide_in, wide_out = widths(module)
+            site = Site(self.name(path), path, wide_in, wide_out, kind, transposed=is_transposed(module))
+            rows = parts(self.model, path, word) if word in ("qv", "kv") else {}
+            if rows == {}:
+                yield site
+            for part, which in (rows or {}).items():
+                yield replace(site, path=f"{site.path}#{part}", out_features=which.count, rows=which)
+
+    def experts(self) -> Iterator[Site]:
+        """The experts of mixtures: every matrix of a packed stack, and linear layers that are experts one by one."""
+        for path, module in self.model.named_modules():
+            packed = hasattr(module, "num_experts") or "expert" in type(module).__name__.lower()
+            for name, parameter in module.named_parameters(recurse=False):
+                if not packed or parameter.ndim != 3:
+                    continue
+                if not parameter.is_floating_point():
+                    raise UsageError(f"the experts of {path} are quantised and packed; load the model unquantised")
+                rows, columns = parameter.shape[1:]
+                transposed = bool(getattr(module, "is_transposed", False))
+                wide_in, wide_out = (rows, columns) if transposed else (columns, rows)
+                for index in range(len(parameter)):
+                    label = f"{self.name(path)}#{name}.{index}"
+                    yield Site(label, path, wide_in, wide_out, "experts", name, transposed, index=index)
+        yield from (s for s in self.matching("all-linear") if ".experts." in f".{s.path}.")
+
+    def nothing(self, word: str) -> str:
+        """Why a word matches nothing, and what could be said instead."""
+        kind = type(self.model).__name__
+        if word == "experts":
+            return f"{kind} has no experts that can be reached, neither packed nor as linear layers; drop experts"
+        wanted = KINDS.get(word, "linear")
+        inside = [path for path, kind in self.kinds.items() if path not in self.head and kind == wanted]
+        if not inside:
+            other = next((preset for preset in ("conv", "all-linear") if KINDS[preset] in self.kinds.values()), None)
+            hint = f"--target-modules {other}, " if other and KINDS[other] != wanted else ""
+            return f"{kind} has no {wanted} layers to adapt; choose {hint}--method full or head"
+        if word not in PRESETS and any(matcher(word)(self.name(path)) for path in self.head):
+            return (
+                f"--target-modules {word} matches the output head of {kind}, which is trained as it is; choose layers "
+                "of the body, or --modules-to-save"
+            )
+        what = {"qv": "query and value projections", "kv": "key and value projections"}.get(
+            word
+        ) or f"--target-modules {word}"
+        names = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in inside}))
+        return (
+            f"no layer of {kind} matches {what}; its {wanted} layers are named: {names}. "
+            "Choose some with --target-modules NAME,NAME or all-linear"
+        )
+
+
+def _untied(model: nn.Module, sites: list[Site], strict: bool) -> list[Site]:
+    """One site for each weight: modules that share one stand together, those shared with no target are left out."""
+    owners: dict[int, list[str]] = defaultdict(list)
+    for path, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners[id(parameter)].append(path)
+    by_weight: dict[tuple[object, ...], list[Site]] = defaultdict(list)
+    for site in sites:
+        by_weight[id(site.stored(model)), site.part].append(site)
+    kept = []
+    for (weight, _), tied in by_weight.items():
+        targeted = {site.module for site in tied}
+        outside = [path for path in owners[weight] if path not in targeted]  # type: ignore[index]
+        if outside and strict:
+            raise UsageError(
+                f"{tied[0].module} shares its weight with {outside[0]}, which an update would reach as well; leave it "
+                "out with --exclude-modules, or load the model untied"
+            )
+        if not outside:
+            kept.append(replace(tied[0], also=tuple(site.module for site in tied[1:])))
+    if not kept:
+        raise UsageError("every layer asked for shares its weight with one that is not; load the model untied")
+    return kept
+
+
+def _is_hidden(model: nn.Module, site: Site, read: set[str]) -> bool:
+    """Whether a hook on the module would miss the weight or mistake what becomes of it."""
+    if site.kind == "experts":
+        return True
+    is_float = stored(model.get_submodule(site.module), site.parameter).is_floating_point()
+    return is_float and any(path in read or not is_plain(model.get_submodule(path)) for path in site.modules)
