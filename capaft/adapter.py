@@ -144,6 +144,10 @@ class Adapter(nn.Module):
             flag = canonical(model, name) in trained if others else self._flags.get(name, parameter.requires_grad)
             parameter.requires_grad_(flag)
 
+    def forward(self, *inputs: Any) -> Any:
+        """Nothing: some containers, `nn.Sequential` for one, call all their children in turn."""
+        return inputs[0] if len(inputs) == 1 else inputs
+
     def before_forward(self, module: nn.Module, args: Any) -> None:
         """Hook of the root: expand all factors for the forward that starts."""
         if not self.enabled:

@@ -11,10 +11,11 @@ from torch import nn
 
 from capaft.adapter import Adapter, adapters
 from capaft.errors import UsageError
+from capaft.layers import has_own_backward
 from capaft.methods.stack import Stack, parse
 from capaft.plan import CHILD_PREFIX, Plan, base_parameters, plan
 from capaft.site_adapter import AttentionAdapter, SiteAdapter
-from capaft.sites import Site, canonical
+from capaft.sites import Site, canonical, input_embeddings
 from capaft.targets import Targets
 
 
@@ -80,6 +81,8 @@ def attach_plan(model: nn.Module, decided: Plan, *, name: str = "default", dropo
         before = model.register_forward_pre_hook(adapter.before_forward)
         after = model.register_forward_hook(adapter.after_forward, always_call=True)
         adapter.handles += [before, after]
+        if has_own_backward(model) and (embeddings := input_embeddings(model)) is not None:
+            adapter.handles.append(embeddings.register_forward_hook(_ask_for_gradient))
     return adapter
 
 
@@ -179,6 +182,12 @@ def disabled(model: nn.Module) -> Iterator[None]:
     finally:
         for adapter, enabled in before.items():
             adapter.enabled = enabled
+
+
+def _ask_for_gradient(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+    """Hook of the input embeddings, where an autograd function gives gradients only if its input asks for one."""
+    if torch.is_grad_enabled() and not output.requires_grad:
+        output.requires_grad_(True)
 
 
 def _home(model: nn.Module) -> torch.device:

@@ -41,6 +41,11 @@ def kind_of(module: nn.Module) -> Kind | None:
     return "linear" if quantised and not isinstance(module, nn.Bilinear) else None
 
 
+def is_pointwise(module: nn.Module) -> bool:
+    """Whether a convolution is a linear layer by another name: one that looks at a single position."""
+    return isinstance(module, nn.Conv1d) and module.kernel_size == (1,) and module.stride == (1,)
+
+
 def is_router(module: nn.Module) -> bool:
     """Whether a linear layer returns several things, as the routers of mixtures of experts do."""
     forward = type(module).forward
@@ -84,13 +89,30 @@ def read_without_calling(model: nn.Module) -> set[str]:
     """Paths of modules whose weight some class around them reads by name: `self.q_proj.weight`, say."""
     found: set[str] = set()
     for path, module in model.named_modules():
-        names = _weights_read(type(module))
+        cls: Any = type(module)
+        names = _weights_read(cls)
         if names:
             prefix = path + "." if path else ""
             found |= {
                 prefix + below for below, _ in module.named_modules() if below and below.rsplit(".", 1)[-1] in names
             }
     return found
+
+
+def has_own_backward(model: nn.Module) -> bool:
+    """Whether some class of a model calls an autograd function of its own, as reversible layers do.
+
+    Such a function gives gradients to what it reaches only if its input asks for one.
+    """
+    classes: set[Any] = {type(m) for m in model.modules() if not type(m).__module__.startswith("capaft.")}
+    return any(_calls_autograd(cls) for cls in classes)
+
+
+@cache
+def _calls_autograd(cls: Any) -> bool:
+    named = (function.__globals__.get(name) for function in _functions(cls) for name in function.__code__.co_names)
+    own = (each for each in named if isinstance(each, type) and not each.__module__.startswith("torch."))
+    return any(issubclass(each, torch.autograd.Function) for each in own)
 
 
 @cache

@@ -17,13 +17,14 @@ from capaft.sites import stored
 
 def parametrise(module: nn.Module, parameter: str) -> None:
     """Let a module read one of its parameters as its adapters change it; the parameter itself stays in its place."""
-    module.__class__ = _parametrised(type(module), parameter)
+    cls: Any = type(module)
+    module.__class__ = _parametrised(cls, parameter)
 
 
 def restore(module: nn.Module) -> None:
     """Undo :func:`parametrise` for parameters that no adapter changes any more."""
     wanted = {getattr(child, "parametrises", "") for child in module.children()}
-    cls: type[nn.Module] = type(module)
+    cls: Any = type(module)
     changed = []
     while isinstance(parameter := cls.__dict__.get("capaft_reads"), str):
         changed.append(parameter)

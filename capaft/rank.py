@@ -30,7 +30,7 @@ class SiteRank:
         stable_rank: squared Frobenius norm over squared spectral norm.
         top_r_energy: share of the squared Frobenius norm in the r largest singular values.
         delta_norm: Frobenius norm of the update.
-        relative_norm: that norm over the Frobenius norm of the base weight.
+        relative_norm: that norm over the Frobenius norm of the base weight; None where the site is no weight, or zeros.
         spectrum: the singular values, descending.
     """
 
@@ -42,7 +42,7 @@ class SiteRank:
     stable_rank: float
     top_r_energy: float
     delta_norm: float
-    relative_norm: float
+    relative_norm: float | None
     spectrum: tuple[float, ...]
 
     def record(self) -> dict[str, Any]:
@@ -78,8 +78,8 @@ def inspect(model: nn.Module, name: str = "default") -> list[SiteRank]:
         left, right = product
         values = singular_values(left.cpu(), right.cpu())
         rank = host.factors(site)[0].shape[0]
-        weight_norm = float(torch.linalg.matrix_norm(site.weight(model).detach().float())) if site.parameter else 0.0
-        reports.append(_report(site.path, rank, right.shape[0], values, (len(left), right.shape[1]), weight_norm))
+        norm = float(torch.linalg.matrix_norm(site.weight(model).detach().float())) if site.parameter else None
+        reports.append(_report(site.path, rank, right.shape[0], values, (len(left), right.shape[1]), norm))
     if not reports:
         raise UsageError(f"method {adapter.plan.stack.method} has no low-rank update to inspect")
     return reports
@@ -87,17 +87,22 @@ def inspect(model: nn.Module, name: str = "default") -> list[SiteRank]:
 
 def summarise(reports: list[SiteRank]) -> dict[str, Any]:
     """Means over the sites, and the extremes of the numerical rank."""
-    names = ("effective_rank", "stable_rank", "top_r_energy", "delta_norm", "relative_norm")
+    names = ["effective_rank", "stable_rank", "top_r_energy", "delta_norm"]
+    if all(report.relative_norm is not None for report in reports):
+        names.append("relative_norm")
     means = {f"mean_{name}": sum(getattr(r, name) for r in reports) / len(reports) for name in names}
     ranks = [r.numerical_rank for r in reports]
     return {"sites": len(reports), "min_numerical_rank": min(ranks), "max_numerical_rank": max(ranks)} | means
 
 
-def _report(site: str, rank: int, hidden: int, values: Tensor, shape: tuple[int, int], weight_norm: float) -> SiteRank:
+def _report(
+    site: str, rank: int, hidden: int, values: Tensor, shape: tuple[int, int], weight_norm: float | None
+) -> SiteRank:
     energy = values.square()
     total, largest = float(energy.sum()), float(values.max())
+    relative = total**0.5 / weight_norm if weight_norm else None
     if total == 0:
-        return SiteRank(site, rank, hidden, 0, 0.0, 0.0, 0.0, 0.0, 0.0, tuple(values.tolist()))
+        return SiteRank(site, rank, hidden, 0, 0.0, 0.0, 0.0, 0.0, relative, tuple(values.tolist()))
     share = values / values.sum()
     entropy = -float(torch.special.xlogy(share, share).sum())
     norm = total**0.5
@@ -110,6 +115,6 @@ def _report(site: str, rank: int, hidden: int, values: Tensor, shape: tuple[int,
         stable_rank=total / largest**2,
         top_r_energy=float(energy[:rank].sum()) / total,
         delta_norm=norm,
-        relative_norm=norm / weight_norm if weight_norm else float("inf"),
+        relative_norm=relative,
         spectrum=tuple(values.tolist()),
     )

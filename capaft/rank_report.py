@@ -42,14 +42,15 @@ def show(reports: list[SiteRank], summary: dict[str, Any]) -> None:
             f"{r.stable_rank:.2f}",
             f"{r.top_r_energy:.4f}",
             f"{r.delta_norm:.3g}",
-            f"{r.relative_norm:.3g}",
+            "-" if r.relative_norm is None else f"{r.relative_norm:.3g}",
             sparkline(r.spectrum),
         )
     console.print(table)
     console.print(
         f"{summary['sites']} sites: numerical rank {summary['min_numerical_rank']} to "
         f"{summary['max_numerical_rank']}, mean effective rank {summary['mean_effective_rank']:.2f}, "
-        f"mean stable rank {summary['mean_stable_rank']:.2f}, mean |dW|/|W| {summary['mean_relative_norm']:.3g}",
+        f"mean stable rank {summary['mean_stable_rank']:.2f}"
+        + (f", mean |dW|/|W| {summary['mean_relative_norm']:.3g}" if "mean_relative_norm" in summary else ""),
         highlight=False,
     )
 

@@ -50,6 +50,10 @@ class SiteAdapter(nn.Module):
         changes = site.parametrised or (bool(site.parameter) and site.kind not in (*self.host.kinds, "bias"))
         return site.parameter if changes else ""
 
+    def forward(self, *inputs: Any) -> Any:
+        """Nothing; see :meth:`Adapter.forward`."""
+        return inputs[0] if len(inputs) == 1 else inputs
+
     def install(self, module: nn.Module, source: nn.Module | None) -> None:
         """Take up its place beside a module.
 

@@ -161,6 +161,15 @@ def in_head(model: nn.Module, path: str) -> bool:
     return not stripped(path).startswith(backbone(model))
 
 
+def input_embeddings(model: nn.Module) -> nn.Module | None:
+    """The module that embeds the model's input, or None where it has none or does not say."""
+    try:
+        found: Any = getattr(unwrapped(model), "get_input_embeddings", lambda: None)()
+    except (NotImplementedError, AttributeError):
+        return None
+    return found if isinstance(found, nn.Module) else None
+
+
 def stripped(path: str) -> str:
     """A path without wrapper prefixes."""
     return ".".join(part for part in path.split(".") if part + "." not in WRAPPERS)

@@ -12,7 +12,7 @@ from torch import nn
 
 from capaft.errors import UsageError
 from capaft.fused import parts
-from capaft.layers import is_plain, is_router, is_transposed, kind_of, read_without_calling, widths
+from capaft.layers import is_plain, is_pointwise, is_router, is_transposed, kind_of, read_without_calling, widths
 from capaft.sites import Kind, Site, canonical, in_head, renamed, stored
 from capaft.targets import PRESETS, Targets, matcher
 
@@ -94,7 +94,8 @@ class _Layers:
         match = None if word in ("qv", "kv", "all-linear", "conv", "embeddings") else matcher(word)
         for path, kind in self.kinds.items():
             module = self.model.get_submodule(path)
-            if path in self.head or KINDS.get(word, kind) != kind:
+            as_linear = KINDS.get(word) == "linear" and is_pointwise(module)
+            if path in self.head or (KINDS.get(word, kind) != kind and not as_linear):
                 continue
             if match is not None and not match(self.name(path)):
                 continue

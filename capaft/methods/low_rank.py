@@ -27,12 +27,15 @@ class LowRank(Host):
     def forward(
         self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
     ) -> Tensor:
-        """See :meth:`Host.forward`. One `addmm` adds and scales, so no second full-size tensor is made."""
+        """See :meth:`Host.forward`. One `addmm` adds and scales, so that no second full-size tensor is made."""
         up, down, scale = self.update(site, factors)
         if site.kind == "conv":
             return output + scale * _convolved(module, inputs, down, up)
         hidden = F.embedding(inputs, down.T) if site.kind == "embedding" else F.linear(inputs, down)
-        flat = output.reshape(-1, output.shape[-1])
+        if not output.is_contiguous():
+            # Strides stay as they are: another layout would have the next layer round otherwise.
+            return output.add(F.linear(hidden, up), alpha=scale)
+        flat = output.view(-1, output.shape[-1])
         return flat.addmm(hidden.reshape(-1, hidden.shape[-1]), up.T, alpha=scale).view(output.shape)
 
     def merged(

@@ -1,0 +1,536 @@
+"""Any model type that the installed transformers maps for a head: tiny, randomly initialised, with inputs for one step.
+
+Nothing here knows a model type. A configuration is shrunk by what its entries mean, as far as their names and values
+tell; where that gives no model that runs, a few other ways of shrinking are tried in turn, and the first that runs is
+it. Only entries with a default of their own are touched: what a configuration derives, it derives again.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, dataclass, fields, replace
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.models.auto import modeling_auto
+
+HEADS = {
+    "sequence classification": "SEQUENCE_CLASSIFICATION",
+    "token classification": "TOKEN_CLASSIFICATION",
+    "question answering": "QUESTION_ANSWERING",
+    "multiple choice": "MULTIPLE_CHOICE",
+    "causal LM": "CAUSAL_LM",
+    "masked LM": "MASKED_LM",
+    "seq2seq": "SEQ_TO_SEQ_CAUSAL_LM",
+    "image classification": "IMAGE_CLASSIFICATION",
+    "audio classification": "AUDIO_CLASSIFICATION",
+}
+BATCH, CHOICES, LABELS, POSITIONS = 2, 2, 2, 64
+MAX_SIZE = 50_000_000
+# Inputs are tokens from here to there; special tokens that are not in the vocabulary any more move above.
+PLAIN, SPECIAL = 10, 90
+
+
+class Pair(NamedTuple):
+    """A model type under a head."""
+
+    head: str
+    model_type: str
+    model_class: Any
+    config_class: type[PreTrainedConfig]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """One way of shrinking.
+
+    Attributes:
+        width: of the model; feed-forward layers have twice that.
+        heads: attention heads, `groups` of which are keys and values.
+        head: width of one head.
+        layers: layers of a stack, at least, where there is one of each kind; 0 for as many as there were.
+        expand: inner width of a state space layer, in widths.
+        vocabulary: its size.
+        wide: leave all widths and heads at their defaults.
+        fill: give entries without a value, which not every configuration derives, what a large value shrinks to.
+    """
+
+    width: int = 64
+    heads: int = 4
+    groups: int = 2
+    head: int = 16
+    layers: int = 2
+    expand: int = 1
+    vocabulary: int = 128
+    wide: bool = False
+    fill: bool = False
+
+
+VARIANTS = (
+    Rules(),
+    Rules(fill=True),
+    Rules(groups=4),
+    Rules(groups=1),
+    Rules(groups=1, fill=True),
+    Rules(expand=2, head=32),
+    Rules(width=128, head=32),
+    Rules(width=96, head=24),
+    Rules(vocabulary=16384),
+    Rules(layers=4),
+    Rules(layers=0),
+    Rules(wide=True),
+    Rules(wide=True, layers=0),
+)
+
+
+def pairs() -> Iterator[Pair]:
+    """Every model type under every head that transformers maps it for, in the order of the mappings."""
+    for head, name in HEADS.items():
+        mapping = getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING")
+        for model_type in getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING_NAMES"):
+            config_class = CONFIG_MAPPING[model_type]
+            found = mapping[config_class]
+            yield Pair(head, model_type, found[0] if isinstance(found, tuple) else found, config_class)
+
+
+def shrunken(config_class: type[PreTrainedConfig], rules: Rules = VARIANTS[0], head: str = "") -> PreTrainedConfig:
+    """A tiny configuration with layers of each kind and without dropout."""
+    config = _like(config_class(), rules, {}, num_labels=LABELS)
+    if head == "causal LM" and getattr(config, "is_decoder", True) is False:
+        config.is_decoder = True
+    return config
+
+
+def build(model_class: Any, config: PreTrainedConfig) -> nn.Module:
+    """The model of a configuration, float32, on the CPU, in eval mode; the same numbers every time.
+
+    As the auto classes do, it takes the part of the configuration that the class is made for. A matrix that starts at
+    zero would hide every gradient behind it, so it gets small random numbers.
+    """
+    config = _part(config, model_class.config_class) or config
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in model_class(config).parameters())
+    if size > MAX_SIZE:
+        raise ValueError(f"{size:,} parameters are not tiny")
+    torch.manual_seed(0)
+    model = model_class(config).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                parameter.normal_(std=0.02)
+    return model
+
+
+def _part(config: PreTrainedConfig, wanted: type[PreTrainedConfig]) -> PreTrainedConfig | None:
+    """The configuration or its first part that is of a class."""
+    if isinstance(config, wanted):
+        return config
+    return next((found for part in _parts(config) if (found := _part(part, wanted))), None)
+
+
+def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    return (part for name in config.sub_configs if isinstance(part := getattr(config, name, None), PreTrainedConfig))
+
+
+def inputs(model: nn.Module, head: str) -> dict[str, Tensor]:
+    """Arguments for one forward: of those that the signature allows, the first that the model accepts.
+
+    Raises:
+        Exception: whatever the model raised for the first, plainest ones.
+    """
+    first: Exception | None = None
+    for arguments in _arguments(model, head):
+        try:
+            with torch.no_grad():
+                logits(model(**arguments))
+        except Exception as error:
+            first = first or error
+        else:
+            return arguments
+    raise first or ValueError(f"nothing to feed {type(model).__name__} with")
+
+
+def logits(output: Any) -> Tensor:
+    """What a model says about its inputs, as one tensor."""
+    numbers = {n: v for n, v in output.items() if isinstance(v, Tensor) and v.is_floating_point() and v.ndim > 1}
+    named = [value for name, value in numbers.items() if re.search("logits|score|log_prob", name)]
+    found = named or list(numbers.values())[:1]
+    return found[0] if len(found) == 1 else torch.cat([value.flatten(1) for value in found], 1)
+
+
+class Runnable(NamedTuple):
+    """A pair that runs.
+
+    Attributes:
+        rules: how its configuration is shrunk.
+        model: the model, in eval mode.
+        inputs: what it runs on.
+        training: its backward runs in train mode only.
+    """
+
+    rules: Rules
+    model: nn.Module
+    inputs: dict[str, Tensor]
+    training: bool
+
+
+def model_of(pair: Pair, rules: Rules) -> nn.Module:
+    """The model of a pair, the same every time."""
+    return build(pair.model_class, shrunken(pair.config_class, rules, pair.head))
+
+
+def runnable(pair: Pair) -> Runnable:
+    """The first shrunken model of a pair whose forward and backward run, deterministically.
+
+    Raises:
+        Exception: what the first way of shrinking failed with.
+    """
+    first: Exception | None = None
+    for rules in VARIANTS:
+        try:
+            model = model_of(pair, rules)
+            arguments = inputs(model, pair.head)
+            return Runnable(rules, model, arguments, _training(model, arguments))
+        except Exception as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def loss(values: Tensor) -> Tensor:
+    """The mean of the logits with random signs, so that every gradient is as large; masked ones are left out."""
+    signs = _random(*values.shape).sign()
+    return (values * signs)[values.isfinite()].mean()
+
+
+def _training(model: nn.Module, arguments: dict[str, Tensor]) -> bool:
+    """Run a model forwards, twice, and backwards; whether that needed train mode."""
+    with torch.no_grad():
+        one, other = (logits(model(**arguments)) for _ in range(2))
+    if not torch.equal(one, other):
+        raise ValueError("two forwards differ" if one.isfinite().all() else "logits are not finite")
+    if not one.isfinite().any():
+        raise ValueError("logits are not finite")
+    try:
+        loss(logits(model(**arguments))).backward()
+    except AssertionError:
+        loss(logits(model.train()(**arguments))).backward()
+    training = model.training
+    model.eval().zero_grad()
+    return training
+
+
+# Shrinking -----------------------------------------------------------------------------------------------------------
+
+
+def _like(full: PreTrainedConfig, rules: Rules, moved: dict[int, int], **more: Any) -> PreTrainedConfig:
+    """The shrunken configuration and its parts; `moved` says where special tokens went, in all of them."""
+    full.allow_global_per_layer_attribute_access = True
+    kept = _kept_layers(full, rules)
+    rules = replace(rules, layers=len(kept) or rules.layers)
+    changed: dict[str, Any] = {}
+    for field in fields(type(full)):
+        name, value = field.name, getattr(full, field.name, None)
+        if value is None and name == "pad_token_id":
+            changed[name] = 0
+        elif value in (None, {}) and rules.fill:
+            changed |= _filled(field, full, rules)
+        elif name == "use_cache":
+            changed[name] = False
+        if value is None or not field.init or name in changed or name in ("id2label", "label2id", "num_labels"):
+            continue
+        if isinstance(value, PreTrainedConfig):
+            changed[name] = _like(value, rules, moved)
+        elif TOKEN.search(name) or _has_default(field, value):
+            changed[name] = _entry(name, value, full, rules, moved)
+        if kept and isinstance(value, list | tuple) and (selected := _selected(value, _depth(full), kept)) is not None:
+            changed[name] = type(value)(selected)
+        elif name == "rope_parameters" and isinstance(value, dict):
+            changed |= _rope(value, full, rules)
+    if rules.fill and not {"rope_parameters", "rope_theta"} & {field.name for field in fields(type(full))}:
+        more.setdefault("rope_theta", 10000.0)
+    return type(full)(**changed, **more)
+
+
+def _filled(field: Field[Any], full: PreTrainedConfig, rules: Rules) -> dict[str, Any]:
+    """A value for an entry that has none, where its meaning or other entries suggest one."""
+    options = getattr(full, field.name.removeprefix("default_") + "s", None)
+    if field.name.startswith("default_") and options:
+        return {field.name: options[0]}
+    if field.name == "layer_types":
+        return {field.name: ["full_attention"] * rules.layers}
+    if field.name == "rope_parameters":
+        kinds = set(getattr(full, "layer_types", None) or ())
+        return {field.name: {kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in kinds}}
+    meaning = _meaning(field.name)
+    if meaning is None or not re.search("int|float", str(field.type)) or TOKEN.search(field.name):
+        return {}
+    return {field.name: meaning(field.name, 2**20, full, rules)}
+
+
+def _has_default(field: Field[Any], value: Any) -> bool:
+    """The value is the entry's own default, and not what the configuration makes of `None` or `"auto"`."""
+    own = field.default not in (None, MISSING) or field.default_factory is not MISSING
+    return own and isinstance(value, str) == isinstance(field.default, str)
+
+
+def _depth(config: PreTrainedConfig) -> int:
+    """Layers of the stack, if their number is an entry and does not follow from others."""
+    name = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    return getattr(config, name) if name in {f.name for f in fields(type(config))} else 0
+
+
+def _kept_layers(full: PreTrainedConfig, rules: Rules) -> list[int]:
+    """Which layers of a stack stay: the first of each kind, as far as its lists tell kinds apart."""
+    depth = _depth(full)
+    if not rules.layers:
+        return list(range(depth))
+    lists = [v for f in fields(type(full)) if isinstance(v := getattr(full, f.name, None), list | tuple)]
+    kinds: list[Any] = []
+    kept = []
+    for layer in range(depth):
+        kind = [layer in v if _is_indices(v, depth) else v[layer] for v in lists if _is_per_layer(v, depth)]
+        if kind not in kinds:
+            kinds.append(kind)
+            kept.append(layer)
+    kept = kept[:4]
+    return sorted(kept + [layer for layer in range(depth) if layer not in kept][: max(rules.layers - len(kept), 0)])
+
+
+def _is_indices(values: Any, depth: int) -> bool:
+    """A list of layers' numbers."""
+    whole = all(isinstance(value, int) and not isinstance(value, bool) for value in values)
+    return whole and len(values) > 1 and list(values) == sorted(set(values)) and 0 <= values[0] <= values[-1] < depth
+
+
+def _is_per_layer(values: Any, depth: int) -> bool:
+    return len(values) == depth or _is_indices(values, depth)
+
+
+def _selected(values: Any, depth: int, kept: list[int]) -> list[Any] | None:
+    """What is left of a per-layer list when only some layers are; None for other lists."""
+    if not _is_per_layer(values, depth):
+        return None
+    if _is_indices(values, depth):
+        return [index for index, layer in enumerate(kept) if layer in values]
+    return [values[layer] for layer in kept]
+
+
+def _rope(rope: dict[str, Any], full: PreTrainedConfig, rules: Rules) -> dict[str, Any]:
+    """Sections of a rotary embedding divide half a head's width, so they shrink with it."""
+    sections = rope.get("mrope_section")
+    heads = getattr(full, "num_attention_heads", None)
+    before = getattr(full, "head_dim", None) or (full.hidden_size // heads if heads else 0)
+    if not sections or not before or rules.wide:
+        return {}
+    share = min(rules.head / before, 1)
+    ends = [round(sum(sections[: index + 1]) * share) for index in range(len(sections))]
+    parts = [end - start for start, end in pairwise([0, *ends])]
+    return {"rope_parameters": rope | {"mrope_section": parts}}
+
+
+def _entry(name: str, value: Any, full: PreTrainedConfig, rules: Rules, moved: dict[int, int]) -> Any:
+    """An entry's value, shrunk by the first meaning that its name has; lists entry by entry."""
+    if isinstance(value, list | tuple):
+        if len(value) > 1 and not rules.wide and sum(_numbers(value)) == getattr(full, "hidden_size", None):
+            return type(value)([rules.width // len(value)] * len(value))
+        if value and all(isinstance(each, int) and each >= 8 for each in value) and _meaning(name) is _width:
+            unit = 2 ** math.floor(math.log2(min(value)))
+            scaled = [_power(each) * min(32, unit) // unit for each in value]
+            return value if rules.wide else type(value)(min(each, 4 * rules.width) for each in scaled)
+        return type(value)(_entry(name, each, full, rules, moved) for each in value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    if RANDOM.search(name):
+        return type(value)(0)
+    if isinstance(value, float):
+        return min(value, 1.0) if name == "depth_coefficient" else value
+    if TOKEN.search(name):
+        return value if value < SPECIAL else moved.setdefault(value, SPECIAL + len(moved))
+    meaning = _meaning(name)
+    return meaning(name, value, full, rules) if meaning else value
+
+
+def _numbers(values: Any) -> list[int]:
+    return [value for value in values if isinstance(value, int)]
+
+
+def _power(value: int) -> int:
+    """The power of two below: everything divides everything."""
+    return 2 ** math.floor(math.log2(value))
+
+
+def _at_most(limit: int | str) -> Callable[..., int]:
+    def rule(name: str, value: int, full: PreTrainedConfig, rules: Rules) -> int:
+        return min(value, limit if isinstance(limit, int) else getattr(rules, limit))
+
+    return rule
+
+
+def _same(name: str, value: int, full: PreTrainedConfig, rules: Rules) -> int:
+    return value
+
+
+def _layers(name: str, value: int, full: PreTrainedConfig, rules: Rules) -> int:
+    return min(value, rules.layers) if rules.layers else value
+
+
+def _heads(name: str, value: int, full: PreTrainedConfig, rules: Rules) -> int:
+    return value if rules.wide or value < 1 else min(_power(value), rules.heads)
+
+
+def _groups(name: str, value: int, full: PreTrainedConfig, rules: Rules) -> int:
+    if rules.wide:
+        return value
+    every = value == getattr(full, "num_attention_heads", None)
+    return rules.heads if every else min(value, rules.groups)
+
+
+def _narrow(name: str, value: int, full: PreTrainedConfig, rules: Rules) -> int:
+    return value if rules.wide else min(value, rules.head)
+
+
+def _width(name: str, value: int, full: PreTrainedConfig, rules: Rules) -> int:
+    if rules.wide or value < 32:
+        return value
+    return min(_power(value), rules.width * (2 if FEED_FORWARD.search(name) else 1))
+
+
+RANDOM = re.compile(r"drop|noise|mask_(time|feature)_prob")
+TOKEN = re.compile(r"_token_id$|_token_index$|_tokens$|^(pad|unk|bos|eos|mask|lang|eod|tag_pad|subs_pad)_(id|index)$")
+FEED_FORWARD = re.compile(r"intermediate|ffn|inner|feed_forward|mlp|ff$")
+MEANINGS: tuple[tuple[str, Callable[..., int]], ...] = (
+    (r"vocab|bucket|labels$|num_clusters|unit_embeddings$", _at_most("vocabulary")),
+    (r"(audio|acoustic|speech)\w*chunk|hop|sampl|mel_bins|batch_size|_rate$", _same),
+    (r"kernel|stride|padding|feat_extract|encoder_blocks|num_stages|window_layers", _same),
+    (r"kv_shared_layers|nextn|mtp_layers", _at_most(0)),
+    (r"dense_replace|dense_layers|offset$|start_index|sparse_(en|de)coder_layers", _at_most(1)),
+    (r"period|interval|_step$|pattern|every|frequency|layer_group_size", _at_most(2)),
+    (r"layers?$|depths?$|blocks$|repeats$|layers_per_|attends_per|layers_per_stack|numb_of_layers", _layers),
+    (r"per_tok|top_?k|moe_k$", _at_most(2)),
+    (r"shared_experts$", _at_most(1)),
+    (r"experts$|expert_num", _at_most(4)),
+    (r"groups?$", _at_most(2)),
+    (r"head_?dim|dim_head|d_head|d_kv|kv_channels|head_size$|rotary_dim|rope_dim|d_rel$", _narrow),
+    (r"(kv|key_value|key|kv_n)_?heads$|query_groups", _groups),
+    (r"heads?$|heads_per", _heads),
+    (r"compress_ratio", _at_most(2)),
+    (r"pos_shape|num_filters|clip", _at_most(4)),
+    (r"^window_size", _at_most(2)),
+    (r"image_size|crop_size|train_size", _at_most(64)),
+    (r"patch_size", _at_most(16)),
+    (r"position_emb|positions$|n_ctx|max_seq_len|max_length|context_length|max_pos_emb", _at_most(POSITIONS)),
+    (r"_context$|context_left", _at_most(4)),
+    (r"budget|window|local_attention|chunk|block_size|landmarks|segment_means|radius|context_size", _at_most(16)),
+    (r"state|rank", _narrow),
+    (r"expand$", _at_most("expand")),
+    (
+        r"size|dim|d_model|d_ssm|ff$|d_inner|n_embd|channel|filters|width|hidden|intermediate|ffn|latents|embed|head_ratio",
+        _width,
+    ),
+)
+
+
+def _meaning(name: str) -> Callable[..., int] | None:
+    return next((rule for pattern, rule in MEANINGS if re.search(pattern, name)), None)
+
+
+# Feeding -------------------------------------------------------------------------------------------------------------
+
+
+def _arguments(model: nn.Module, head: str) -> Iterator[dict[str, Tensor]]:
+    """Arguments to try: as few as there can be, then all that are known, over a few shapes."""
+    known = inspect.signature(model.forward).parameters
+    required = {n for n, p in known.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+    main = getattr(model, "main_input_name", "input_ids")
+    if head == "image classification":
+        shapes = [{main: image} for image in _images(model)]
+        if main == "input_ids" or "input_ids" in known:
+            shapes += [_text("input_ids", 16, known, 0, _ends(model.config))]
+    elif head == "audio classification":
+        shapes = [{main: sound} for sound in _sounds(model)]
+    else:
+        main = "input_ids" if "input_ids" in known else main
+        choices = CHOICES if head == "multiple choice" else 0
+        shapes = [_text(main, length, known, choices, _ends(model.config)) for length in (16, 64, 8)]
+        books = [{main: _tokens(BATCH * n, 16)} for n in _numbers_of(model.config, "num_codebooks")]
+        shapes += books
+    for more in (required, set(known)):
+        for arguments in shapes:
+            extra = {name: value for name, value in _extras(model).items() if name in more}
+            yield extra | arguments
+
+
+def _random(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def _tokens(*shape: int, below: int = SPECIAL, end: int | None = None) -> Tensor:
+    """Tokens, the last of which ends the text."""
+    tokens = torch.randint(PLAIN, below, shape, generator=torch.Generator().manual_seed(1))
+    if end is not None:
+        tokens[..., -1] = end
+    return tokens
+
+
+def _ends(config: Any) -> dict[str, int]:
+    """Where a vocabulary ends, and what ends a text."""
+    ends = _numbers_of(config, "eos_token_id")
+    return {"below": min([SPECIAL, *_numbers_of(config, "vocab_size")])} | ({"end": ends[0]} if ends else {})
+
+
+def _text(main: str, length: int, known: Any, choices: int, ends: dict[str, int]) -> dict[str, Tensor]:
+    shape = (BATCH, choices, length) if choices else (BATCH, length)
+    corner = torch.arange(length).expand(shape) % 16
+    possible = {
+        "attention_mask": torch.ones(shape, dtype=torch.long),
+        "global_attention_mask": (torch.arange(length) == 0).long().expand(shape),
+        "decoder_input_ids": _tokens(*shape, **ends),
+        "bbox": torch.stack([corner, corner, corner + 8, corner + 8], -1),
+    }
+    return {main: _tokens(*shape, **ends)} | {name: value for name, value in possible.items() if name in known}
+
+
+def _numbers_of(config: Any, *names: str) -> list[int]:
+    """Every number that a configuration or a part of it has under one of the names."""
+    own = [getattr(config, name, None) for name in names]
+    flat = [each for value in own for each in (value if isinstance(value, list | tuple) else [value])]
+    return _numbers(flat) + [number for part in _parts(config) for number in _numbers_of(part, *names)]
+
+
+def _images(model: Any) -> list[Tensor]:
+    """Square images of the configured side and of others, and one as a row of patches."""
+    channels = (_numbers_of(model.config, "num_channels", "in_channels") or [3])[0]
+    sides = dict.fromkeys([*_numbers_of(model.config, "image_size", "input_size")[:1], 64, 224])
+    patches = [_random(BATCH, 16, channels * side**2) for side in _numbers_of(model.config, "patch_size")[:1]]
+    return [_random(BATCH, channels, side, side) for side in sides] + patches
+
+
+def _sounds(model: Any) -> list[Tensor]:
+    """Spectrograms, either way up, and a wave."""
+    features = dict.fromkeys(_numbers_of(model.config, "num_mel_bins", "feature_projection_input_dim", "input_dim"))
+    longest = [2 * n for n in _numbers_of(model.config, "max_source_positions")]
+    frames = dict.fromkeys([*longest, *_numbers_of(model.config, "max_length"), 64])
+    framed = [shape for f in features for t in frames for shape in ((BATCH, f, t), (BATCH, t, f))]
+    return [_random(*shape) for shape in [*framed, (BATCH, 4000)]]
+
+
+def _extras(model: Any) -> dict[str, Tensor]:
+    """Further inputs by their names."""
+    image, sound = _images(model)[0], _sounds(model)[0]
+    return {
+        "pixel_values": image,
+        "image": image,
+        "spatial_shapes": torch.full((BATCH, 2), 4),
+        "pixel_attention_mask": torch.ones(BATCH, 16, dtype=torch.long),
+        "input_features": sound,
+        "decoder_input_ids": _tokens(BATCH, 8),
+        "visual_feats": _random(BATCH, 4, *_numbers_of(model.config, "visual_feat_dim")[:1]),
+        "visual_pos": _random(BATCH, 4, *_numbers_of(model.config, "visual_pos_dim")[:1]),
+    }
