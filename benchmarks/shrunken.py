@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto import modeling_auto
+from transformers.pytorch_utils import Conv1D
 
 HEADS = {
     "sequence classification": "SEQUENCE_CLASSIFICATION",
@@ -110,17 +111,17 @@ def shrunken(config_class: type[PreTrainedConfig], rules: Rules = VARIANTS[0], h
 def build(model_class: Any, config: PreTrainedConfig) -> nn.Module:
     """The model of a configuration, float32, on the CPU, in eval mode; the same numbers every time.
 
-    As the auto classes do, it takes the part of the configuration that the class is made for. A matrix that starts at
-    zero would hide every gradient behind it, so it gets small random numbers.
+    As the auto classes do, it takes the part of the configuration that the class is made for. Usual initial values let
+    signals vanish in a narrow model, to exact zeros behind some convolutions, and every check hold: so layers keep the
+    size of their inputs here, and no matrix starts at zero.
     """
-    config = _part(config, model_class.config_class) or config
-    with torch.device("meta"):
-        size = sum(parameter.numel() for parameter in model_class(config).parameters())
-    if size > MAX_SIZE:
-        raise ValueError(f"{size:,} parameters are not tiny")
     torch.manual_seed(0)
-    model = model_class(config).float().eval()
+    model = model_class(_part(config, model_class.config_class) or config).float().eval()
     with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear | Conv1D | nn.modules.conv._ConvNd):
+                fan_in = module.weight.shape[0] if isinstance(module, Conv1D) else module.weight[0].numel()
+                module.weight.normal_(std=fan_in**-0.5)
         for parameter in model.parameters():
             if parameter.ndim > 1 and not parameter.any():
                 parameter.normal_(std=0.02)
@@ -194,6 +195,7 @@ def runnable(pair: Pair) -> Runnable:
     first: Exception | None = None
     for rules in VARIANTS:
         try:
+            _check_size(pair, rules)
             model = model_of(pair, rules)
             arguments = inputs(model, pair.head)
             return Runnable(rules, model, arguments, _training(model, arguments))
@@ -201,6 +203,16 @@ def runnable(pair: Pair) -> Runnable:
             first = first or error
     assert first is not None
     raise first
+
+
+def _check_size(pair: Pair, rules: Rules) -> None:
+    """Refuse a model that is large, before it is made."""
+    config = shrunken(pair.config_class, rules, pair.head)
+    with torch.device("meta"):
+        model = pair.model_class(_part(config, pair.model_class.config_class) or config)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    if size > MAX_SIZE:
+        raise ValueError(f"{size:,} parameters are not tiny")
 
 
 def loss(values: Tensor) -> Tensor:
@@ -431,7 +443,7 @@ MEANINGS: tuple[tuple[str, Callable[..., int]], ...] = (
     (r"state|rank", _narrow),
     (r"expand$", _at_most("expand")),
     (
-        r"size|dim|d_model|d_ssm|ff$|d_inner|n_embd|channel|filters|width|hidden|intermediate|ffn|latents|embed|head_ratio",
+        r"size|dim|d_model|d_ssm|ff$|d_inner|n_embd|channel|filters|width|hidden|intermediate|ffn|latents|embed",
         _width,
     ),
 )
