@@ -62,6 +62,8 @@ def attach_plan(model: nn.Module, decided: Plan, *, name: str = "default", dropo
         raise UsageError(f"an adapter's name must be an identifier, got {name!r}")
     if not 0 <= dropout < 1:
         raise UsageError(f"--dropout must be in [0, 1), got {dropout}")
+    if dropout and not (decided.stack.host and decided.stack.host.drops):
+        raise UsageError(f"--dropout has no meaning for {decided.stack.method}, which has no input of its own; drop it")
     for path, parameter in base_parameters(model).items():
         if parameter.is_meta and canonical(model, path) in decided.trained:
             raise UsageError(f"{path} is offloaded and cannot be trained; keep it on a device with device_map")

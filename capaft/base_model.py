@@ -92,7 +92,7 @@ def load(
                 **config,
             )
     except expected as error:
-        raise UsageError(_explain(name or source, source, error)) from None
+        raise UsageError(explain(name or source, source, error)) from None
     if gguf:
         # The title that the file gives itself is no path, and no part of a plain configuration.
         vars(model.config).pop("_model_name_or_path", None)
@@ -177,7 +177,7 @@ def initialise(model: nn.Module, names: Iterable[str], seed: int) -> None:
                 parameter.zero_()
 
 
-def _explain(name: str, source: str, error: Exception) -> str:
+def explain(name: str, source: str, error: Exception) -> str:
     """One line for the many ways in which a checkpoint fails to load."""
     path = Path(source)
     said = printable(" ".join(str(error).split())[:300])

@@ -182,13 +182,23 @@ def info(
         print("\n".join(printable(line) for line in adapter_file.describe(read)))
 
 
-@app.command()
-def methods(json: Json = False) -> None:
-    """List the methods and what they compose with."""
-    with _reporting():
+@app.command(epilog="Examples: `capaft methods` · `capaft methods --model ./dir`")
+def methods(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="Say what each comes to on this model; its weights are not read.", metavar="DIR|ID"
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the methods, their options and what they compose with."""
+    with _reporting() as console:
+        _quiet_libraries(console)
         from capaft import method_table
 
-        print(json_module.dumps(method_table.rows()) if json else method_table.text())
+        base = None if model is None else method_table.skeleton(model)
+        print(json_module.dumps(method_table.rows(base)) if json else method_table.text(base))
 
 
 @app.command()

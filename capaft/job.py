@@ -14,7 +14,7 @@ from capaft.base_model import BaseModel
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.methods import HOSTS
-from capaft.methods.stack import CAPABOOST_OPTIONS, NOLA_OPTIONS, Stack, parse
+from capaft.methods.stack import CAPABOOST_OPTIONS, NOLA_OPTIONS, Stack, canonical, parse
 from capaft.plan import Plan, plan
 from capaft.recipe import recipe
 from capaft.settings import did_you_mean
@@ -135,13 +135,14 @@ def _numbers(config: TrainConfig, k: tuple[int, ...] | None) -> dict[str, Any]:
     hosts = HOSTS.values()
     known = {option.name for host in hosts for option in host.options()} | NOLA_OPTIONS | CAPABOOST_OPTIONS
     numbers = {name: getattr(config, name) for name in known if hasattr(config, name)} | {"k": config.k or k}
+    host = HOSTS.get(canonical(config.method).partition("+")[0])
+    own = {option.name for option in host.options()} if host else set()
     for entry in config.method_option or ():
         name, _, text = entry.partition("=")
-        kinds = [kind for host in hosts if name in (kind := typing.get_type_hints(host))]
-        if name not in known or not kinds:
-            raise UsageError(f"--method-option {entry}: no method has an option {name}{did_you_mean(name, known)}")
+        if host is None or name not in own:
+            raise UsageError(f"--method-option {entry}: {config.method} has no option {name}{did_you_mean(name, own)}")
         try:
-            numbers[name] = parse_setting(kinds[0][name], text)
+            numbers[name] = parse_setting(typing.get_type_hints(host)[name], text)
         except ValueError as error:
             raise UsageError(f"--method-option {name} {error}") from None
     return numbers
@@ -186,10 +187,14 @@ def settled(config: TrainConfig, job: Job) -> TrainConfig:
     """The configuration with every choice filled in that was left to capaft, so that a saved run repeats exactly."""
     stack = job.plan.stack
     numbers: dict[str, Any] = {"k": stack.k} if stack.k else {}
+    others: list[str] = []
     for option in stack.host.options() if stack.host else ():
+        value = getattr(stack.host, option.name)
         if hasattr(config, option.name):
-            value = getattr(stack.host, option.name)
             numbers[option.name] = None if value == () else value
+        else:
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            others.append(f"{option.name}={shown}")
     return replace(
         config,
         method=job.plan.stack.method,
@@ -199,6 +204,7 @@ def settled(config: TrainConfig, job: Job) -> TrainConfig:
         metric=job.task.metric,
         baseline=job.baseline,
         budget=None,
+        method_option=tuple(others) or None,
         target_modules=job.plan.targets.modules or None,
         **numbers,
     )

@@ -98,6 +98,8 @@ def parse(kind: Any, text: str | Sequence[str]) -> Any:
             return word
         hint = did_you_mean(word.lower(), get_args(wanted))
         raise ValueError(f"must be one of {', '.join(get_args(wanted))}, got {text!r}{hint}")
+    if wanted not in _KINDS:
+        raise ValueError("has a type that cannot be written here")
     _, words, pattern, make = _KINDS[wanted]
     value = make(word) if re.fullmatch(pattern, word) else None
     if value in (None, math.inf, -math.inf):

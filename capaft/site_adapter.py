@@ -66,7 +66,7 @@ class SiteAdapter(nn.Module):
             return
         if source is not None:
             self.handles.append(source.register_forward_pre_hook(self.take, with_kwargs=True))
-        if self.site.scales == "input":
+        if self.site.scales == "input" or self.site.normalises:
             self.handles.append(module.register_forward_pre_hook(self.before, with_kwargs=True))
         self.handles.append(module.register_forward_hook(self.after, with_kwargs=True))
 
@@ -88,7 +88,7 @@ class SiteAdapter(nn.Module):
         if not adapter.enabled:
             return None
         inputs = args[0] if args else next(iter(kwargs.values()))
-        changed = self.host.before(self.site, inputs, self.factors(inputs))
+        changed = self.host.before(self.site, module, inputs, self.factors(inputs))
         return ((changed, *args[1:]), kwargs) if args else (args, kwargs | {next(iter(kwargs)): changed})
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

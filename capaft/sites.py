@@ -158,7 +158,14 @@ def in_head(model: nn.Module, path: str) -> bool:
     output: Any = getattr(unwrapped(model), "get_output_embeddings", lambda: None)()
     if isinstance(output, nn.Module) and any(model.get_submodule(path) is each for each in output.modules()):
         return True
-    return not stripped(path).startswith(backbone(model))
+    inside = backbone(model)
+    if inside:
+        return not stripped(path).startswith(inside)
+    # A model that does not tell its body from its head: a layer at its top that is as wide as there are labels.
+    bare = unwrapped(model)
+    labels = getattr(getattr(bare, "config", None), "num_labels", None)
+    layer: Any = model.get_submodule(path)
+    return "For" in type(bare).__name__ and "." not in stripped(path) and getattr(layer, "out_features", None) == labels
 
 
 def input_embeddings(model: nn.Module) -> nn.Module | None:

@@ -1,14 +1,18 @@
 """The mathematics a second time, the slow way: float64, one site, one copy and one basis vector after another.
 
 Only the raw words of the seeded streams come from capaft; they have known-answer tests of their own. What a new
-host or basis needs here is its formula, straight from its paper.
+host or basis needs here is its formula, straight from its paper. Everything is differentiable in the numbers, so a
+twin's gradients are autograd's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from math import ceil, prod, sqrt
 from typing import Any
 
@@ -16,6 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from capaft import rng
 from capaft.attach import Adapter
@@ -24,6 +31,8 @@ from capaft.sites import Site
 
 Array = NDArray[np.float64]
 Stream = Callable[..., NDArray[np.uint64]]
+# By role, the factors of one masked copy; those that are not copied are in every one of them.
+Copy = dict[str, Tensor]
 
 
 # Values, from words.
@@ -69,11 +78,12 @@ def hadamard_basis(stream: Stream, n: int, k: int) -> Array:
 
 
 def group_basis(stream: Stream, n: int, k: int) -> Array:
+    """Before the columns are made as long as 1; that takes all the numbers which a coefficient is in."""
     group = buckets(stream("group", n), k)
     sign = signs(stream("group.signs", ceil(n / 64)), n)
     basis = np.zeros((n, k))
     for i, j in enumerate(group):
-        basis[i, j] = sign[i] / sqrt(group.count(j))
+        basis[i, j] = sign[i]
     return basis
 
 
@@ -81,8 +91,17 @@ BASES = {"uniform": uniform_basis, "hadamard": hadamard_basis, "group": group_ba
 
 
 @cache
-def basis(kind: str, seed: int, site: str, role: str, n: int, k: int) -> Array:
-    return BASES[kind](_stream(seed, site, role), n, k)
+def basis(kind: str, seed: int, sites: tuple[tuple[str, int], ...], role: str, k: int) -> dict[str, Array]:
+    """G for each of the sites, with their sizes, that one vector of coefficients makes."""
+    found = {site: BASES[kind](_stream(seed, site, role), n, k) for site, n in sites}
+    length = sum((each**2).sum(0) for each in found.values()) if kind == "group" else np.ones(k)
+    return {site: each / np.sqrt(length) for site, each in found.items()}
+
+
+@cache
+def initial(seed: int, site: str, role: str, n: int, fan_in: int) -> Array:
+    """U(-1, 1) / sqrt(fan_in)."""
+    return uniforms(_stream(seed, site, role)("init", ceil(n / 4)), n) / sqrt(fan_in)
 
 
 # Masks.
@@ -100,112 +119,466 @@ def masks(seed: int, site: str, role: str, n: int, copies: int, density: float, 
     return np.array([[i in each for i in range(n)] for each in chosen])
 
 
-# Hosts: the shapes of their factors, how these start, and what they add to a layer's output.
+# Hosts: their factors, how these start, and what they do to a layer.
 
 
-class Lora:
-    @staticmethod
-    def shapes(site: Site, host: Any) -> dict[str, tuple[int, ...]]:
-        return {"down": (host.rank, site.in_features), "up": (site.out_features, host.rank)}
+@dataclass(frozen=True)
+class Part:
+    """A factor as its paper has it.
 
-    @staticmethod
-    def initial_bound(site: Site) -> dict[str, float]:
-        return {"down": 1 / sqrt(site.in_features), "up": 0.0}
+    Attributes:
+        shape: before copies.
+        fan_in: it starts at U(-1, 1) / sqrt(fan_in); 0 where it starts at a constant.
+        start: that constant.
+        copied: whether masked copies have a hidden axis to widen.
+        frozen: drawn once for all sites of that shape, and never trained.
+    """
 
-    @staticmethod
-    def forward(x: Tensor, y: Tensor, copies: list[dict[str, Tensor]], host: Any) -> Tensor:
-        for copy in copies:
-            y = y + host.alpha / host.rank * ((x @ copy["down"].T) @ copy["up"].T)
+    shape: tuple[int, ...]
+    fan_in: int = 0
+    start: float = 0.0
+    copied: bool = True
+    frozen: bool = False
+
+
+class Twin(ABC):
+    """A host."""
+
+    @abstractmethod
+    def parts(self, site: Site, host: Any) -> dict[str, Part]:
+        """Its factors at a site, by role."""
+
+    @abstractmethod
+    def place(self, base: Any, site: Site, host: Any, copies: list[Copy]) -> None:
+        """Put it into a float64 model."""
+
+
+class Changes(Twin):
+    """A host that is a change of a weight: beside the output of a plain linear layer, and in the weight elsewhere."""
+
+    @abstractmethod
+    def output(self, site: Site, host: Any, copies: list[Copy], x: Tensor, y: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        """The layer's output, from its input, its output before, weight `(out, in)` and bias."""
+
+    @abstractmethod
+    def merged(self, site: Site, host: Any, copies: list[Copy], w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight and bias of a layer that does what layer and adapter do together."""
+
+    def place(self, base: Any, site: Site, host: Any, copies: list[Copy]) -> None:
+        w, b = matrix(base, site), offset(base, site)
+        if site.kind not in ("linear", "bias") or site.parametrised:
+            replace(base, site, *self.merged(site, host, copies, w, b))
+            return
+        for path in site.modules:
+            module = base.get_submodule(path)
+            if site.scales == "input":
+                module.register_forward_pre_hook(lambda _, args: (args[0] * (1 + copies[0]["scale"]),))
+            else:
+                module.register_forward_hook(partial(self._after, site, host, copies, w, b))
+
+    def _after(self, site: Site, host: Any, copies: list[Copy], w: Tensor, b: Tensor, *called: Any) -> Tensor:
+        _, (x, *_), y = called
+        changed = y.clone()
+        changed[..., rows(site, y.shape[-1])] = self.output(
+            site, host, copies, x, y[..., rows(site, y.shape[-1])], w, b
+        )
+        return changed
+
+
+class Lora(Changes):
+    """`W + (alpha / r) sum_j U_j D_j`."""
+
+    def parts(self, site: Site, host: Any) -> dict[str, Part]:
+        # Of an embedding's inputs one is on.
+        down = Part((host.rank, site.in_features), fan_in=1 if site.kind == "embedding" else site.in_features)
+        return {"down": down, "up": Part((site.out_features, host.rank))}
+
+    def output(self, site: Site, host: Any, copies: list[Copy], x: Tensor, y: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        for each in copies:
+            y = y + host.alpha / host.rank * ((x @ each["down"].T) @ each["up"].T)
         return y
 
-    @staticmethod
-    def update(copies: list[dict[str, Tensor]], host: Any) -> Tensor:
-        return sum(host.alpha / host.rank * copy["up"] @ copy["down"] for copy in copies)
+    def merged(self, site: Site, host: Any, copies: list[Copy], w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return w + sum(host.alpha / host.rank * each["up"] @ each["down"] for each in copies), b
 
 
-HOSTS = {"lora": Lora}
+class Dora(Lora):
+    """`m (W + dW) / ||W + dW||` with the norm of each row a constant for the gradient; m starts at `||W||`."""
+
+    def parts(self, site: Site, host: Any) -> dict[str, Part]:
+        return super().parts(site, host) | {"magnitude": Part((site.out_features,), copied=False)}
+
+    def ratio(self, site: Site, host: Any, copies: list[Copy], w: Tensor) -> Tensor:
+        changed = super().merged(site, host, copies, w, w)[0]
+        return (w.norm(dim=1) + copies[0]["magnitude"]) / changed.norm(dim=1).detach()
+
+    def output(self, site: Site, host: Any, copies: list[Copy], x: Tensor, y: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return b + self.ratio(site, host, copies, w) * super().output(site, host, copies, x, y - b, w, b)
+
+    def merged(self, site: Site, host: Any, copies: list[Copy], w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        changed = super().merged(site, host, copies, w, b)[0]
+        return self.ratio(site, host, copies, w)[:, None] * changed, b
+
+
+class Vera(Changes):
+    """`W + sum_j diag(b) U_j diag(d_j) D_j`; U and D are random, and one for all layers of a shape."""
+
+    def parts(self, site: Site, host: Any) -> dict[str, Part]:
+        fan_in = 1 if site.kind == "embedding" else site.in_features
+        return {
+            "down": Part((host.rank, site.in_features), fan_in, frozen=True),
+            "up": Part((site.out_features, host.rank), host.rank, frozen=True),
+            "inner": Part((host.rank,), start=0.1),
+            "outer": Part((site.out_features,), copied=False),
+        }
+
+    def output(self, site: Site, host: Any, copies: list[Copy], x: Tensor, y: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        for each in copies:
+            y = y + each["outer"] * ((each["inner"] * (x @ each["down"].T)) @ each["up"].T)
+        return y
+
+    def merged(self, site: Site, host: Any, copies: list[Copy], w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        for each in copies:
+            w = w + each["outer"].diag() @ each["up"] @ each["inner"].diag() @ each["down"]
+        return w, b
+
+
+class Ia3(Changes):
+    """Keys, values and feed-forward activations times `1 + s`; the last before the projection that they enter."""
+
+    def parts(self, site: Site, host: Any) -> dict[str, Part]:
+        width = site.in_features if site.scales == "input" else site.out_features
+        return {"scale": Part((width,), copied=False)}
+
+    def output(self, site: Site, host: Any, copies: list[Copy], x: Tensor, y: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return y * (1 + copies[0]["scale"])
+
+    def merged(self, site: Site, host: Any, copies: list[Copy], w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        scale = (1 + copies[0]["scale"]).diag()
+        return (w @ scale, b) if site.scales == "input" else (scale @ w, scale @ b)
+
+
+class Bitfit(Changes):
+    """`b + c`; the site's weight is the bias itself, as one column."""
+
+    def parts(self, site: Site, host: Any) -> dict[str, Part]:
+        return {"bias": Part((site.out_features,), copied=False)}
+
+    def output(self, site: Site, host: Any, copies: list[Copy], x: Tensor, y: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return y + copies[0]["bias"]
+
+    def merged(self, site: Site, host: Any, copies: list[Copy], w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return w + copies[0]["bias"][:, None], b + copies[0]["bias"]
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": lambda z: z * (z > 0),
+    "gelu": lambda z: z * (1 + torch.erf(z / sqrt(2))) / 2,
+    "swish": lambda z: z / (1 + torch.exp(-z)),
+    "tanh": lambda z: 1 - 2 / (1 + torch.exp(2 * z)),
+    "identity": lambda z: z,
+}
+
+
+class Bottleneck(Twin):
+    """`s (sum_j U_j phi(D_j x + a_j) + b)`, added to what the module gives; x is that, or the source's input."""
+
+    def parts(self, site: Site, host: Any) -> dict[str, Part]:
+        down = Part((host.bottleneck, site.in_features), fan_in=site.in_features)
+        parts = {"down": down, "up": Part((site.out_features, host.bottleneck))}
+        biases = {"down_bias": Part((host.bottleneck,)), "up_bias": Part((site.out_features,), copied=False)}
+        return parts | (biases if host.bias else {})
+
+    def change(self, host: Any, copies: list[Copy], x: Tensor) -> Tensor:
+        total: Any = copies[0].get("up_bias", 0.0)
+        for each in copies:
+            hidden = x @ each["down"].T + each.get("down_bias", 0.0)
+            total = total + ACTIVATIONS[host.activation](hidden) @ each["up"].T
+        return host.scaling * total
+
+    def place(self, base: Any, site: Site, host: Any, copies: list[Copy]) -> None:
+        taken: list[Tensor] = []
+        if site.source:
+            base.get_submodule(site.source).register_forward_pre_hook(lambda _, args: taken.append(args[0]))
+
+        def after(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> Any:
+            y = output if isinstance(output, Tensor) else output[0]
+            y = self.joined(module, y, self.change(host, copies, taken.pop() if site.source else y), site)
+            return y if isinstance(output, Tensor) else (y, *output[1:])
+
+        base.get_submodule(site.module).register_forward_hook(after)
+
+    def joined(self, module: Any, y: Tensor, change: Tensor, site: Site) -> Tensor:
+        """The module's output y with the change."""
+        return y + change
+
+
+class Pfeiffer(Bottleneck):
+    """Before the norm that its module is, where it is one: `norm(x + change)`."""
+
+    def place(self, base: Any, site: Site, host: Any, copies: list[Copy]) -> None:
+        # What other adapters have added to the residual sum stays part of it.
+        if site.normalises:
+            base.get_submodule(site.module).register_forward_pre_hook(lambda m, args: setattr(m, "naive_sum", args[0]))
+        super().place(base, site, host, copies)
+
+    def joined(self, module: Any, y: Tensor, change: Tensor, site: Site) -> Tensor:
+        if not site.normalises:
+            return y + change
+        module.naive_sum = module.naive_sum + change
+        centred = module.naive_sum - module.naive_sum.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + module.eps).sqrt() * module.weight + module.bias
+
+
+class Prefix(Twin):
+    """`real + g (joint - real)`; in joint, d*l virtual tokens take part in the softmax with the real ones."""
+
+    def parts(self, site: Site, host: Any) -> dict[str, Part]:
+        return {
+            "key": Part((host.prefix_length, site.in_features), fan_in=site.in_features),
+            "value": Part((host.prefix_length, site.out_features), fan_in=site.out_features),
+            "gate": Part((1,), copied=False),
+        }
+
+    def place(self, base: Any, site: Site, host: Any, copies: list[Copy]) -> None:
+        base.config._attn_implementation = "naive"
+        module = base.get_submodule(site.module)
+        tokens = [torch.cat([each[role] for each in copies]) for role in ("key", "value")]
+        module.naive_prefixes = [*getattr(module, "naive_prefixes", []), (*tokens, copies[0]["gate"])]
+
+
+def attend(prefixes: list[Any], query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """Attention of `(batch, heads, T, head)` under prefixes, the last of which wraps the others."""
+    if not prefixes:
+        scores = scaling * query @ key.transpose(2, 3) + mask[..., : key.shape[2]]
+        weights = torch.exp(scores - scores.amax(-1, keepdim=True))
+        return weights / weights.sum(-1, keepdim=True) @ value
+    *inner, (keys, values, gate) = prefixes
+    groups = query.shape[1] // (keys.shape[1] // key.shape[3])
+    wide = []
+    for virtual, real in ((keys, key), (values, value)):
+        heads = torch.stack(virtual.split(real.shape[3], dim=1)).repeat_interleave(groups, 0)
+        wide.append(torch.cat([heads.expand(len(real), -1, -1, -1), real], dim=2))
+    real = attend(inner, query, key, value, mask, scaling)
+    joint = attend(inner, query, *wide, F.pad(mask, (len(keys), 0)), scaling)
+    return real + gate * (joint - real)
+
+
+def _attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    groups = query.shape[1] // key.shape[1]
+    key, value = (each.repeat_interleave(groups, 1) for each in (key, value))
+    mask = query.new_zeros(1) if mask is None else mask
+    mask = mask.expand(*mask.shape[:-1], key.shape[2]) if mask.ndim == 1 else mask
+    return attend(getattr(module, "naive_prefixes", []), query, key, value, mask, scaling).transpose(1, 2), None
+
+
+AttentionInterface.register("naive", _attention)
+AttentionMaskInterface.register("naive", eager_mask)
+
+HOSTS: dict[str, Twin] = {
+    "lora": Lora(),
+    "dora": Dora(),
+    "vera": Vera(),
+    "houlsby": Bottleneck(),
+    "pfeiffer": Pfeiffer(),
+    "parallel": Bottleneck(),
+    "prefix": Prefix(),
+    "ia3": Ia3(),
+    "bitfit": Bitfit(),
+}
+
+
+# Weights as matrices `(out, in)`, and the part of one that is a site.
+
+
+def rows(site: Site, width: int) -> list[int]:
+    """The outputs of a layer that are the site's."""
+    if site.rows is None:
+        return list(range(width))
+    return [g * site.rows.stride + site.rows.start + i for g in range(site.rows.groups) for i in range(site.rows.block)]
+
+
+def _as_matrix(site: Site, weight: Tensor) -> Tensor:
+    if weight.ndim == 1:
+        return weight.view(-1, 1)
+    return weight.T if site.transposed else weight.reshape(len(weight), -1)
+
+
+def matrix(base: nn.Module, site: Site) -> Tensor:
+    """The site's weight, a copy; a column of zeros where the site is none."""
+    if not site.parameter:
+        return torch.zeros(site.out_features, 1)
+    weight = getattr(base.get_submodule(site.module), site.parameter)
+    weight = _as_matrix(site, weight if site.index is None else weight[site.index])
+    return weight[rows(site, len(weight))].detach().cpu().clone()
+
+
+def offset(base: nn.Module, site: Site) -> Tensor:
+    """The site's bias, a copy; 0 where the layer has none."""
+    bias = getattr(base.get_submodule(site.module), "bias", None)
+    if bias is None:
+        return torch.zeros(site.out_features, dtype=torch.float64)
+    bias = bias.detach().cpu()
+    return bias[rows(site, len(bias))].clone() if site.rows else bias.clone()
+
+
+def replace(base: nn.Module, site: Site, weight: Tensor, bias: Tensor) -> None:
+    """Give a layer another weight and bias at the site, which are tensors of a graph."""
+    for path in site.modules:
+        module = base.get_submodule(path)
+        whole = getattr(module, site.parameter)
+        target = whole if site.index is None else whole[site.index]
+        flat = _as_matrix(site, target).clone()
+        flat[rows(site, len(flat))] = weight
+        target = (flat.T if site.transposed and target.ndim > 1 else flat).reshape(target.shape)
+        if site.index is not None:
+            target = torch.stack([target if i == site.index else each for i, each in enumerate(whole)])
+        _set(module, site.parameter, target)
+        if site.parameter == "weight" and getattr(module, "bias", None) is not None and site.rows is None:
+            _set(module, "bias", bias)
+
+
+def _set(module: nn.Module, name: str, value: Tensor) -> None:
+    """A plain attribute in the place of a parameter."""
+    module._parameters.pop(name, None)
+    setattr(module, name, value)
 
 
 # Adapters.
 
 
+def parts(plan: Plan, site: Site) -> dict[str, Part]:
+    assert plan.stack.host is not None
+    return HOSTS[plan.stack.host.name].parts(site, plan.stack.host)
+
+
 def shapes(plan: Plan, site: Site) -> dict[str, tuple[int, ...]]:
-    return HOSTS[plan.stack.host.name].shapes(site, plan.stack.host)
+    """The factors that are trained."""
+    return {role: part.shape for role, part in parts(plan, site).items() if not part.frozen}
+
+
+def coefficients(plan: Plan, part: Part) -> int:
+    """How many coefficients NOLA has for a factor; 0 where its entries are trained, as are those of short vectors."""
+    k = plan.stack.k[0 if part.fan_in else 1] if plan.stack.k else 0
+    return 0 if len(part.shape) == 1 and part.shape[0] <= k else k
+
+
+def spans(plan: Plan, role: str) -> dict[str, slice]:
+    """Where in a role's numbers those of each site are: sites in the order of shape, fan-in and path."""
+    found: dict[str, slice] = {}
+    end, shared = 0, None
+    sites = sorted(plan.sites, key=lambda s: (parts(plan, s)[role].shape, max(1, parts(plan, s)[role].fan_in), s.path))
+    for site in sites:
+        part = parts(plan, site)[role]
+        k = coefficients(plan, part)
+        if k and plan.stack.scope == "model" and shared:
+            found[site.path] = shared
+            continue
+        count = k or int(site_masks(plan, site, role).any(0).sum())
+        found[site.path] = slice(end, end + count)
+        end += count
+        shared = found[site.path] if k else shared
+    return found
+
+
+def total(plan: Plan) -> int:
+    """How many numbers an adapter trains."""
+    return sum(max(span.stop for span in spans(plan, role).values()) for role in shapes(plan, plan.sites[0]))
 
 
 def count(plan: Plan, site: Site, role: str) -> int:
-    """How many numbers a site trains for a factor."""
-    n, stack = prod(shapes(plan, site)[role]), plan.stack
-    if stack.k:
-        return stack.k[0 if role == "down" else 1]
-    return int(site_masks(plan, site, role).any(0).sum()) if stack.copies else n
+    """How many numbers a site trains for a factor, or shares with others."""
+    span = spans(plan, role)[site.path]
+    return span.stop - span.start
+
+
+def is_drawn(plan: Plan, part: Part) -> bool:
+    """Whether a factor depends on the seed."""
+    return bool(part.fan_in or coefficients(plan, part) or (plan.stack.copies and part.copied))
 
 
 def site_masks(plan: Plan, site: Site, role: str) -> NDArray[np.bool_]:
-    n, copies = prod(shapes(plan, site)[role]), plan.stack.copies
-    if copies is None:
+    part, copies = parts(plan, site)[role], plan.stack.copies
+    n = prod(part.shape)
+    if copies is None or not part.copied:
         return np.ones((1, n), dtype=bool)
     return masks(plan.seed, site.path, role, n, copies.copies, copies.density, copies.masks)
 
 
-def factor(adapter: Adapter, site: Site, role: str) -> Array:
+def factor(plan: Plan, site: Site, role: str, numbers: Mapping[str, Tensor]) -> Tensor:
     """The factor before it is copied, flat."""
-    plan, stack = adapter.plan, adapter.plan.stack
-    n = prod(shapes(plan, site)[role])
-    numbers = adapter.numbers[role].detach().double().cpu().flatten().numpy()
-    start = 0
-    for other in sorted(plan.sites, key=lambda other: (shapes(plan, other)[role], other.path)):
-        if other.path == site.path:
-            break
-        start += count(plan, other, role)
-    own = numbers[start : start + count(plan, site, role)]
-    if stack.k is None:
-        flat = np.zeros(n)
-        flat[site_masks(plan, site, role).any(0)] = own
+    part = parts(plan, site)[role]
+    n = prod(part.shape)
+    start = torch.full((n,), part.start, dtype=torch.float64)
+    if part.fan_in:
+        start = torch.from_numpy(initial(plan.seed, "" if part.frozen else site.path, role, n, part.fan_in))
+    if part.frozen:
+        return start
+    own = numbers[role].flatten()[spans(plan, role)[site.path]]
+    k = coefficients(plan, part)
+    if not k:
+        flat = torch.zeros(n, dtype=torch.float64)
+        flat[torch.from_numpy(site_masks(plan, site, role).any(0))] = own
         return flat
-    bound = HOSTS[stack.host.name].initial_bound(site)[role]
-    total = uniforms(_stream(plan.seed, site.path, role)("init", ceil(n / 4)), n) * bound
-    for coefficient, vector in zip(own, basis(stack.basis, plan.seed, site.path, role, n, len(own)).T, strict=True):
-        total = total + coefficient * vector
-    return total
+    alike = plan.sites if plan.stack.scope == "model" else (site,)
+    sizes = [(each.path, parts(plan, each)[role]) for each in alike]
+    together = tuple((path, prod(each.shape)) for path, each in sizes if coefficients(plan, each))
+    vectors = torch.from_numpy(basis(plan.stack.basis, plan.seed, together, role, k)[site.path])
+    for j in range(k):
+        start = start + own[j] * vectors[:, j]
+    return start
 
 
-def copies(adapter: Adapter, site: Site) -> list[dict[str, Tensor]]:
+def copies_of(adapter: Adapter, site: Site, numbers: Mapping[str, Tensor] | None = None) -> list[Copy]:
     """Every copy's masked factors by role."""
-    roles = {
-        role: (factor(adapter, site, role) * site_masks(adapter.plan, site, role), shape)
-        for role, shape in shapes(adapter.plan, site).items()
-    }
-    width = adapter.plan.stack.copies.copies if adapter.plan.stack.copies else 1
-    return [
-        {role: torch.from_numpy(masked[j]).view(shape) for role, (masked, shape) in roles.items()} for j in range(width)
-    ]
+    plan, capaboost = adapter.plan, adapter.plan.stack.copies
+    numbers = numbers or {role: each.detach().cpu().double() for role, each in adapter.numbers.items()}
+    scale = 1 / sqrt(capaboost.density) if capaboost and capaboost.rescale == "variance" else 1.0
+    found: list[Copy] = [{} for _ in range(capaboost.copies if capaboost else 1)]
+    for role, part in parts(plan, site).items():
+        flat = factor(plan, site, role, numbers)
+        kept = torch.from_numpy(site_masks(plan, site, role))
+        for j, each in enumerate(found):
+            each[role] = (flat * kept[j] * scale if part.copied else flat).view(part.shape)
+    return found
+
+
+def merged(adapter: Adapter, site: Site, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """A site's weight `(out, in)` and bias after merging."""
+    host: Any = adapter.plan.stack.host
+    twin = HOSTS[host.name]
+    assert isinstance(twin, Changes)
+    return twin.merged(site, host, copies_of(adapter, site), weight.double(), bias.double())
 
 
 def update(adapter: Adapter, site: Site) -> Tensor:
-    """dW of a site, `(out, in)`."""
-    return HOSTS[adapter.plan.stack.host.name].update(copies(adapter, site), adapter.plan.stack.host)
+    """dW of a site, `(out, in)`, for hosts that add one."""
+    return merged(adapter, site, torch.zeros(site.out_features, site.in_features), torch.zeros(site.out_features))[0]
 
 
-def adapted(base: nn.Module, *adapters: Adapter) -> nn.Module:
-    """The base model in float64 with the adapters' part added to every site's output; `base` is changed in place."""
+def adapted(base: Any, *adapters: Adapter, numbers: Mapping[str, Tensor] | None = None) -> Any:
+    """The base model in float64 with the adapters in it; `base` is changed in place.
+
+    Args:
+        base: the base model.
+        *adapters: what is put into it.
+        numbers: float64 numbers that stand for the adapter's own, so that a gradient can be had.
+    """
     base = base.cpu().double()
+    if hasattr(base, "config"):
+        # Its own: copies of a tiny model share one. The faster products of experts know no float64.
+        config = copy.deepcopy(base.config)
+        config._experts_implementation = "eager"
+        for module in base.modules():
+            if hasattr(module, "config"):
+                module.config = config
     for adapter in adapters:
+        host: Any = adapter.plan.stack.host
         for site in adapter.plan.sites:
-            base.get_submodule(site.module).register_forward_hook(_hook(adapter, site))
+            HOSTS[host.name].place(base, site, host, copies_of(adapter, site, numbers))
     return base
-
-
-def _hook(adapter: Adapter, site: Site) -> Callable[..., Tensor]:
-    host, wide = adapter.plan.stack.host, copies(adapter, site)
-
-    def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        outputs = slice(site.start, site.start + site.out_features)
-        changed = output.clone()
-        changed[..., outputs] = HOSTS[host.name].forward(args[0], output[..., outputs], wide, host)
-        return changed
-
-    return add
 
 
 def _stream(seed: int, site: str, role: str) -> Stream:

@@ -9,21 +9,43 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 import struct
+from collections import defaultdict
 from decimal import Decimal
 from functools import cache
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Key = tuple[int, int]
-Sites = list[tuple[str, int, int]]  # path, out, in
 MASK = 2**64 - 1
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8", "int4": "U8"}
 BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
+
+
+class Site(NamedTuple):
+    """One entry of section 9, and the two things about it that its shape does not tell."""
+
+    path: str
+    wide_out: int
+    wide_in: int
+    is_embedding: bool = False
+    scales_input: bool = False
+
+
+class Factor(NamedTuple):
+    """One row of the table of section 4."""
+
+    name: str
+    shape: tuple[int, ...]
+    hidden_axis: int | None = None
+    start: str | float = 0.0
+    fan_in: int = 1
+    frozen: bool = False
 
 
 class Damaged(ValueError):  # noqa: N818
@@ -117,8 +139,8 @@ def transform_size(n: int, k: int) -> int:
     return size
 
 
-def basis(kind: str, streams: tuple[int, str, str], n: int, k: int) -> Array:
-    """G, `(n, k)`, entry by entry."""
+def basis(kind: str, streams: tuple[int, str, str], n: int, k: int, sizes: Array | None = None) -> Array:
+    """G, `(n, k)`, entry by entry. `sizes`: of the groups, where several factors share their coefficients."""
     if kind == "hadamard":
         half = transform_size(n, k) // 2
         low = order(key_of(*streams, "hadamard.columns"), half)
@@ -132,24 +154,25 @@ def basis(kind: str, streams: tuple[int, str, str], n: int, k: int) -> Array:
         return np.stack([uniform(key, n, j * stride) for j in range(k)], axis=1) / math.sqrt(k)
     group = buckets(key_of(*streams, "group"), n, k)
     sign = signs(key_of(*streams, "group.signs"), n)
+    sizes = np.bincount(group, minlength=k) if sizes is None else sizes
     matrix = np.zeros((n, k))
     for i in range(n):
-        matrix[i, group[i]] = sign[i] / math.sqrt((group == group[i]).sum())
+        matrix[i, group[i]] = sign[i] / math.sqrt(sizes[group[i]])
     return matrix
 
 
-def theta0(factor: str, streams: tuple[int, str, str], n: int, wide_in: int) -> Array:
-    if factor == "up":
-        return np.zeros(n)
-    scale = np.float32(1 / math.sqrt(wide_in))
+def theta0(start: str | float, streams: tuple[int, str, str], n: int, fan_in: int) -> Array:
+    if not isinstance(start, str):
+        return np.full(n, np.float32(start), np.float64)
+    scale = np.float32(1 / math.sqrt(fan_in))
     return (uniform(key_of(*streams, "init"), n).astype(np.float32) * scale).astype(np.float64)
 
 
-def streams_read(method: dict[str, Any], factor: str, n: int) -> dict[str, int]:
+def streams_read(method: dict[str, Any], start: str | float, n: int) -> dict[str, int]:
     """By purpose, how many words are read (section 3)."""
-    read = {"init": -(-n // 4)} if factor == "down" else {}
+    read = {"init": -(-n // 4)} if start == "uniform" else {}
     if "k" in method:
-        k = method["k"][factor == "up"]
+        k = method["k"][start != "uniform"]
         read |= {
             "hadamard": {
                 "hadamard.columns": transform_size(n, k) // 2,
@@ -216,29 +239,73 @@ def decode(save_dtype: str, name: str, stored: dict[str, bytes]) -> Array:
     return whole.astype(np.float32) * np.repeat(scales, 128)[: len(whole)]
 
 
+# Hosts and their factors (sections 4 and 9)
+
+
+def rank_at(method: dict[str, Any], path: str) -> int:
+    """r, the hidden width of one copy at a site. (The presets that a pattern may be are left out.)"""
+    whole = path.partition("#")[0]
+    for entry in method.get("rank_pattern", ()):
+        word, _, rank = entry.rpartition("=")
+        if re.search(word[3:], whole) if word.startswith("re:") else f".{whole}".endswith(f".{word}"):
+            return int(rank)
+    return next((method[name] for name in ("rank", "bottleneck", "prefix_length") if name in method), 0)
+
+
+def factors_of(method: dict[str, Any], site: Site) -> list[Factor]:
+    path, out, wide, is_embedding, scales_input = site
+    host, r = method["method"].partition("+")[0], rank_at(method, path)
+    fan_in = 1 if is_embedding else wide
+    pair = [Factor("down", (r, wide), 0, "uniform", fan_in), Factor("up", (out, r), 1)]
+    match host:
+        case "lora":
+            return pair
+        case "dora":
+            return [*pair, Factor("magnitude", (out,))]
+        case "vera":
+            up = Factor("up", (out, r), 1, "uniform", r, frozen=True)
+            return [pair[0]._replace(frozen=True), up, Factor("inner", (r,), 0, 0.1), Factor("outer", (out,))]
+        case "ia3":
+            return [Factor("scale", (wide if scales_input else out,))]
+        case "bitfit":
+            return [Factor("bias", (out,))]
+        case "prefix":
+            key, value = (Factor(name, (r, w), 0, "uniform", w) for name, w in (("key", wide), ("value", out)))
+            return [key, value, Factor("gate", (1,))]
+        case _:
+            biases = [Factor("down_bias", (r,), 0), Factor("up_bias", (out,))]
+            return pair + biases if method["bias"] else pair
+
+
+def own(method: dict[str, Any], factor: Factor) -> dict[str, Any]:
+    """The method as one factor sees it: without `k` or `copies` where they are not for it."""
+    n, without = math.prod(factor.shape), set()
+    if factor.frozen or ("k" in method and len(factor.shape) == 1 and n <= method["k"][factor.start != "uniform"]):
+        without.add("k")
+    if factor.hidden_axis is None:
+        without.add("copies")
+    return {name: value for name, value in method.items() if name not in without}
+
+
 # A file and a model (sections 4, 8, 9, 10)
 
 
-def shape_of(factor: str, rank: int, site: tuple[str, int, int]) -> tuple[int, int]:
-    _, wide_out, wide_in = site
-    return (rank, wide_in) if factor == "down" else (wide_out, rank)
-
-
-def check_sites(header: dict[str, Any], sites: Sites) -> None:
+def check_sites(header: dict[str, Any], sites: list[Site]) -> None:
     check(len(sites) == header["sites"], "number of sites")
-    text = json.dumps(sorted([list(site) for site in sites]), separators=(",", ":"))
+    text = json.dumps(sorted([list(site[:3]) for site in sites]), separators=(",", ":"))
     check(digest(text.encode()).hex() == header["digest"]["sites"], "digest of the sites")
 
 
-def streams_digest(header: dict[str, Any], sites: Sites) -> str:
-    method, read = header["method"], []
+def streams_digest(header: dict[str, Any], sites: list[Site]) -> str:
+    method, read = header["method"], set()
     for site in sites:
-        for factor in ("down", "up"):
-            n = math.prod(shape_of(factor, method["rank"], site))
-            read += [(site[0], factor, *entry) for entry in streams_read(method, factor, n).items()]
+        for factor in factors_of(method, site):
+            for purpose, count in streams_read(own(method, factor), factor.start, math.prod(factor.shape)).items():
+                path = "" if factor.frozen and purpose == "init" else site.path
+                read.add((path, factor.name, purpose, count))
     hashed = b""
-    for site, factor, purpose, count in sorted(read):
-        key = key_of(header["seed"], site, factor, purpose)
+    for path, name, purpose, count in sorted(read):
+        key = key_of(header["seed"], path, name, purpose)
         hashed += struct.pack("<QQ", word(key, 0), word(key, count - 1))
     return digest(hashed).hex()
 
@@ -255,39 +322,74 @@ def check_base(header: dict[str, Any], weights: dict[str, Array]) -> None:
     check(bool((abs(stored - wanted) <= 1e-6 + 0.02 * abs(wanted)).all()), "weights of the base model")
 
 
-def factors(
-    header: dict[str, Any], numbers: dict[str, Array], factor: str, sites: Sites
-) -> dict[str, tuple[Array, Array]]:
-    """By path, the factor and its masks `(d, *shape)`, float64."""
-    method, found, at = header["method"], {}, 0
-    row = numbers[factor].astype(np.float64)
-    for shape in sorted({shape_of(factor, method["rank"], site) for site in sites}):
-        for site in sorted(site for site in sites if shape_of(factor, method["rank"], site) == shape):
-            n, streams = math.prod(shape), (header["seed"], site[0], factor)
-            drawn = masks(method, streams, n)
-            kept = drawn.any(axis=0)
-            count = method["k"][factor == "up"] if "k" in method else int(kept.sum())
-            mine, at = row[at : at + count], at + count
-            check(len(mine) == count and np.isfinite(mine).all(), "numbers")
-            if "k" in method:
-                flat = theta0(factor, streams, n, site[2]) + basis(method["basis"], streams, n, count) @ mine
-            else:
-                flat = np.zeros(n)
-                flat[kept] = mine
-            found[site[0]] = flat.reshape(shape), drawn.reshape(-1, *shape)
-    check(at + (at % 2 if header["save_dtype"] == "int4" else 0) == len(row), "number of numbers")
-    return found
-
-
-def updates(header: dict[str, Any], numbers: dict[str, Array], sites: Sites) -> dict[str, Array]:
-    """dW of every site, `(out, in)`, float64, after steps 4, 5, 7 and 8."""
+def factors(header: dict[str, Any], numbers: dict[str, Array], sites: list[Site]) -> dict[str, dict[str, Array]]:
+    """By path and name, the widened factors, float64; steps 4, 5, 7 and 8."""
     check_sites(header, sites)
     check(streams_digest(header, sites) == header["digest"]["streams"], "digest of the streams")
-    downs, ups = (factors(header, numbers, factor, sites) for factor in ("down", "up"))
-    found = {}
-    for path, _, _ in sites:
-        (down, down_masks), (up, up_masks) = downs[path], ups[path]
-        copies = zip(up_masks, down_masks, strict=True)
-        total = sum((up * mine) @ (down * other) for mine, other in copies)
-        found[path] = header["method"]["alpha"] / header["method"]["rank"] * total
+    found: dict[str, dict[str, Array]] = {site.path: {} for site in sites}
+    by_name: dict[str, list[tuple[Factor, str]]] = defaultdict(list)
+    for site in sites:
+        for factor in factors_of(header["method"], site):
+            by_name[factor.name].append((factor, site.path))
+    for name, listed in by_name.items():
+        row = numbers.get(name, np.zeros(0)).astype(np.float64)
+        listed.sort(key=lambda each: (each[0].shape, each[0].fan_in, each[1]))
+        used = expand(header, row, listed, found)
+        check(used + (used % 2 if header["save_dtype"] == "int4" else 0) == len(row), "number of numbers")
+    check({name for name in numbers if not name.startswith("head:")} <= set(by_name), "names of the tensors")
     return found
+
+
+def expand(
+    header: dict[str, Any], row: Array, listed: list[tuple[Factor, str]], found: dict[str, dict[str, Array]]
+) -> int:
+    """Fill in the factors of one name, listed in the order of their numbers; how many numbers they take."""
+    at, shared, sizes = 0, None, None
+    if header["method"].get("scope") == "model" and header["method"]["basis"] == "group":
+        sharing = [(factor, path) for factor, path in listed if "k" in own(header["method"], factor)]
+        k = header["method"]["k"][listed[0][0].start != "uniform"]
+        keys = [(key_of(header["seed"], path, each.name, "group"), math.prod(each.shape)) for each, path in sharing]
+        sizes = sum(np.bincount(buckets(key, n, k), minlength=k) for key, n in keys)
+    for factor, path in listed:
+        method, n, streams = own(header["method"], factor), math.prod(factor.shape), (header["seed"], path, factor.name)
+        drawn = masks(method, streams, n)
+        kept = drawn.any(axis=0)
+        start = theta0(factor.start, (header["seed"], "" if factor.frozen else path, factor.name), n, factor.fan_in)
+        if factor.frozen:
+            flat = start
+        elif "k" in method:
+            k = method["k"][factor.start != "uniform"]
+            if shared is None or method["scope"] == "site":
+                shared, at = row[at : at + k], at + k
+            check(len(shared) == k and np.isfinite(shared).all(), "numbers")
+            flat = start + basis(method["basis"], streams, n, k, sizes) @ shared
+        else:
+            mine, at, flat = row[at : at + kept.sum()], at + int(kept.sum()), np.zeros(n)
+            check(len(mine) == kept.sum() and np.isfinite(mine).all(), "numbers")
+            flat[kept] = mine
+        if "copies" not in method:
+            found[path][factor.name] = flat.reshape(factor.shape)
+            continue
+        scale = 1 / math.sqrt(method["density"]) if method["mask_rescale"] == "variance" else 1
+        copies = [(scale * mask * flat).reshape(factor.shape) for mask in drawn]
+        found[path][factor.name] = np.concatenate(copies, axis=factor.hidden_axis)
+    return at
+
+
+def merged(header: dict[str, Any], weight: Array, site: Site, parts: dict[str, Array]) -> Array:
+    """What becomes of a site's weight `(out, in)`, for hosts that only change weights."""
+    method, wide = header["method"], list(parts.values())
+    match method["method"].partition("+")[0]:
+        case "ia3":
+            return weight * (1 + (wide[0] if site.scales_input else wide[0][:, None]))
+        case "bitfit":
+            return weight + wide[0][:, None]
+        case "vera":
+            down, up, inner, outer = wide
+            return weight + (outer[:, None] * up) @ (inner[:, None] * down)
+    r = rank_at(method, site.path)
+    new = weight + method["alpha"] / (math.sqrt(r) if method.get("rslora") else r) * parts["up"] @ parts["down"]
+    if "magnitude" in parts:
+        length = np.sqrt((weight**2).sum(1)) + parts["magnitude"]
+        new *= (length / np.sqrt((new**2).sum(1)))[:, None]
+    return new

@@ -49,6 +49,17 @@ STACKS: dict[str, dict[str, Any]] = {
     "capaboost": {"method": "capaboost", "copies": 3, "density": 0.29},
     "partition": {"method": "capaboost", "copies": 2, "masks": "partition"},
     "everything": {"method": "lora+nola+capaboost", "k": 9, "targets": "re:layer\\.1\\.", "seed": 2**64 - 1},
+    "blocks": {"method": "nola", "targets": "all-linear", "exclude": "query,mlp", "layers": "1"},
+    "ranks": {"method": "lora", "rslora": True, "rank_pattern": ("value=5", "re:^encoder=2")},
+    "shared": {"method": "lora+nola+capaboost", "scope": "model", "basis": "group", "mask_rescale": "variance"},
+    "dora": {"method": "dora+nola", "k": (9, 40), "scope": "model", "targets": "mlp"},
+    "vera": {"method": "vera+capaboost", "rank": 40},
+    "ia3": {"method": "ia3"},
+    "bitfit": {"method": "bitfit+nola", "modules_to_save": "pooler", "exclude": "re:^pooler"},
+    "houlsby": {"method": "houlsby+capaboost", "bottleneck": 4, "scaling": 2},
+    "pfeiffer": {"method": "pfeiffer", "bottleneck": 4, "activation": "tanh", "bias": False},
+    "parallel": {"method": "parallel", "bottleneck": 4},
+    "prefix": {"method": "prefix+nola"},
 }
 
 
@@ -59,7 +70,7 @@ def adapted(method: str = "nola", model: nn.Module | None = None, **options: Any
     scramble(adapter)
     with torch.no_grad():
         for name in adapter.plan.trained:
-            model.get_parameter(name if method != "full" else _full_name(model, name)).add_(0.01)
+            model.get_parameter(_full_name(model, name)).add_(0.01)
     return model
 
 
@@ -103,7 +114,7 @@ def test_round_trip(stack: str, dtype: SaveDtype, path: Path) -> None:
     assert (file.base, file.task) == (Base("tiny", "main"), TASK)
     adapter = load(fresh, path)
     plan = capaft.adapters(model)["default"].plan
-    assert (adapter.plan.stack, adapter.plan.seed) == (plan.stack, plan.seed)
+    assert (adapter.plan.stack, adapter.plan.seed, adapter.plan.targets) == (plan.stack, plan.seed, plan.targets)
     assert (adapter.plan.sites, adapter.plan.trained) == (plan.sites, plan.trained)
     stored = {key: decode(key, encode(key, n, dtype), tuple(n.shape), dtype) for key, n in numbers(model).items()}
     assert equal(numbers(fresh), stored)
@@ -192,26 +203,26 @@ def _stream(what: str, name: str, like: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("options", "dtype", "digest"),
     [
-        ({"method": "nola", "k": 16}, "float32", "b93edf239b9589cb319ca0716f14d5c3333805cde4434dc68a73650c50a96355"),
+        ({"method": "nola", "k": 16}, "float32", "7de2a69240427d80ade0a61fa54059be60564f69e1d633f863a5abf79f005fdb"),
         (
             {"method": "lora+nola+capaboost", "k": (7, 5), "basis": "uniform"},
             "bfloat16",
-            "bcbe0f4e53100f79b639ecae908175ce2a6e3f156d1dd83589b7b7c2dc8e084a",
+            "fe20ea14797ce0966f9dd32823080272c2adbae0080fbb95c03f4c3ff1eac833",
         ),
         (
             {"method": "nola", "k": 8, "basis": "group"},
             "float16",
-            "1862c0065e66125d97d15076725b60e6bd28e9b35ba925547ce572a154997f3b",
+            "6f0e39090aaa89ba27d7bb9e71122703d2624a7ad31f8bec7ffcb9a380152584",
         ),
         (
             {"method": "capaboost", "copies": 3, "density": 0.29},
             "int4",
-            "d9ebe5f0abf0a0e974a6f307ec704c63da1f10c6cd442d56c8447d8dda8a1068",
+            "4e5e66656faaa2ded558a95c1f09a448ab7efc10f67c4f93ae4adc066bc0abe2",
         ),
         (
             {"method": "capaboost", "copies": 2, "masks": "partition", "targets": "query,key,value"},
             "int8",
-            "b08c2cb2310ee5052cf8c656e3dd7b9f7f57545b06b4798f1170f17ea91be71f",
+            "f0605ba4b6c4df1183a55c2c5efb77fbe91c9db2020fa6a8fdb9297da3019eef",
         ),
     ],
 )
@@ -494,7 +505,10 @@ def _method(**numbers: Any) -> Change:
 
 
 def _whole(method: str, **numbers: Any) -> Change:
-    return lambda header, _: header.update(method={"method": method, "rank": 3, "alpha": 3.0, **numbers})
+    """Another stack, complete."""
+    record = {"rank": 3, "alpha": 3.0, "rslora": False, "rank_pattern": []}
+    record |= {"mask_rescale": "none"} if "copies" in numbers else {}
+    return lambda header, _: header.update(method={"method": method, **record, **numbers})
 
 
 def _tensor(name: str, dtype: str, shape: list[int], raw: bytes) -> Change:
@@ -522,6 +536,22 @@ HOSTILE: dict[str, Change] = {
     "alpha text": _method(alpha="3"),
     "alpha that is whole": _method(alpha=3),
     "alpha of hundreds of digits": _method(alpha=10**400),
+    "rslora of another type": _method(rslora=1),
+    "rank pattern of another type": _method(rank_pattern=5),
+    "rank pattern text": _method(rank_pattern="query=3"),
+    "rank pattern nested": _method(rank_pattern=[["query=3"]]),
+    "rank pattern without a rank": _method(rank_pattern=["query"]),
+    "rank pattern of rank zero": _method(rank_pattern=["query=0"]),
+    "rank pattern of another rank": _method(rank_pattern=["query=2"]),
+    "rank pattern beyond the layer": _method(rank_pattern=["query=1000000000"]),
+    "rank pattern of thousands of digits": _method(rank_pattern=["query=" + "9" * 5000]),
+    "rank pattern not canonical": _method(rank_pattern=["query=03"]),
+    "rank pattern in other digits": _method(rank_pattern=["query=\u0663"]),
+    "rank pattern of a megabyte": _method(rank_pattern=["re:a+b+c+=3"] * 10**5),
+    "rank pattern that backtracks": _method(rank_pattern=[r"re:(?:[a-z.]|\w|.)+(?<!y|e)$=3"]),
+    "scope unknown": _method(scope="block"),
+    "scope list": _method(scope=["site"]),
+    "scope of the model": _method(scope="model"),
     "basis list": _method(basis=["hadamard"]),
     "basis object": _method(basis={}),
     "basis unknown": _method(basis="fourier"),
@@ -538,21 +568,34 @@ HOSTILE: dict[str, Change] = {
     "density text": _whole("lora+capaboost", copies=2, density="0.5", masks="random"),
     "density list": _whole("lora+capaboost", copies=2, density=[0.5], masks="random"),
     "masks list": _whole("lora+capaboost", copies=2, density=0.5, masks=[]),
+    "rescaling list": _whole("lora+capaboost", copies=2, density=0.5, masks="random", mask_rescale=[]),
+    "rescaling unknown": _whole("lora+capaboost", copies=2, density=0.5, masks="random", mask_rescale="mean"),
     "density beside a partition": _whole("lora+capaboost", copies=2, density=0.25, masks="partition"),
     "dense factors that are not there": _whole("lora"),
-    "targets that catch everything": _put("targets", value="all-linear"),
-    "targets that catch nothing": _put("targets", value="nowhere"),
-    "targets empty": _put("targets", value=""),
-    "targets of several lines": _put("targets", value="a\nb\x1b[2J\udc80"),
-    "targets of a megabyte": _put("targets", value="a," * 2**19),
-    "pattern that backtracks": _put("targets", value=r"re:(?:[a-z.]|\w|.)+(?<!y|e)$"),
-    "pattern that backtracks often": _put("targets", value=r"re:(?:\w|[a-z])+\.(?:\w|[a-z]|\.)+\d$"),
-    "pattern that recurses": _put("targets", value="re:(?R)a|b(?R)"),
-    "pattern that fills memory": _put("targets", value="re:a{1000000000}"),
-    "pattern that fills memory in two steps": _put("targets", value="re:(?:(?:ab?){9999}){9999}"),
-    "pattern of nested repeats": _put("targets", value="re:" + "(?:" * 90 + "a" + ")+" * 90),
-    "pattern of nested groups": _put("targets", value="re:" + "(" * 490 + "a" + ")" * 490),
-    "pattern that is none": _put("targets", value="re:("),
+    "targets that catch everything": _put("targets", "modules", value="all-linear"),
+    "targets that catch nothing": _put("targets", "modules", value="nowhere"),
+    "targets of several lines": _put("targets", "modules", value="a\nb\x1b[2J\udc80"),
+    "targets of a megabyte": _put("targets", "modules", value="a," * 2**19),
+    "pattern that backtracks": _put("targets", "modules", value=r"re:(?:[a-z.]|\w|.)+(?<!y|e)$"),
+    "pattern that backtracks often": _put("targets", "modules", value=r"re:(?:\w|[a-z])+\.(?:\w|[a-z]|\.)+\d$"),
+    "pattern that recurses": _put("targets", "modules", value="re:(?R)a|b(?R)"),
+    "pattern that fills memory": _put("targets", "modules", value="re:a{1000000000}"),
+    "pattern that fills memory in two steps": _put("targets", "modules", value="re:(?:(?:ab?){9999}){9999}"),
+    "pattern of nested repeats": _put("targets", "modules", value="re:" + "(?:" * 90 + "a" + ")+" * 90),
+    "pattern of nested groups": _put("targets", "modules", value="re:" + "(" * 490 + "a" + ")" * 490),
+    "pattern that is none": _put("targets", "modules", value="re:("),
+    "targets of the old form": _put("targets", value="qv"),
+    "exclude everything": _put("targets", "exclude", value="re:."),
+    "exclude some": _put("targets", "exclude", value="query"),
+    "exclude of a megabyte": _put("targets", "exclude", value="a," * 2**19),
+    "exclude that backtracks": _put("targets", "exclude", value=r"re:(?:[a-z.]|\w|.)+(?<!y|e)$"),
+    "exclude that is none": _put("targets", "exclude", value="re:("),
+    "layers some": _put("targets", "layers", value="1"),
+    "layers that are not there": _put("targets", "layers", value="0-2"),
+    "layers backwards": _put("targets", "layers", value="1-0"),
+    "layers of a billion": _put("targets", "layers", value="0-1000000000"),
+    "layers of many ranges": _put("targets", "layers", value="0-99999," * 2000 + "0"),
+    "layers null": _put("targets", "layers", value=None),
     "seed negative": _put("seed", value=-1),
     "seed too large": _put("seed", value=2**64),
     "seed fractional": _put("seed", value=0.0),
@@ -604,7 +647,9 @@ def test_hostile_files_are_refused(kind: str, good: bytes, path: Path) -> None:
 def test_a_basis_that_cannot_be_is_refused(good: bytes, path: Path) -> None:
     """Numbers and streams are what the header says, but no such adapter can have been written."""
     sites = [
-        (f"encoder.layer.{layer}.attention.self.{name}", 32, 32) for layer in (0, 1) for name in ("query", "value")
+        naive_reader.Site(f"encoder.layer.{layer}.attention.self.{name}", 32, 32)
+        for layer in (0, 1)
+        for name in ("query", "value")
     ]
 
     def empty_groups(header: dict[str, Any], tensors: dict[str, tuple[str, list[int], bytes]]) -> None:
@@ -615,6 +660,41 @@ def test_a_basis_that_cannot_be_is_refused(good: bytes, path: Path) -> None:
     refused(path, forged(good, empty_groups), r"leaves \d+ of 100 coefficients without any", UsageError)
 
 
+ADAPTER_LAYER = {"method": "houlsby", "bottleneck": 3, "activation": "relu", "bias": True, "scaling": 1.0}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"activation": ["relu"]},
+        {"activation": "sine"},
+        {"bias": 1},
+        {"scaling": 1},
+        {"scaling": "1"},
+        {"bottleneck": 0},
+    ],
+)
+def test_hostile_adapter_layers_are_refused(wrong: dict[str, Any], good: bytes, path: Path) -> None:
+    refused(path, forged(good, _put("method", value=ADAPTER_LAYER | wrong)))
+
+
+@pytest.mark.parametrize(("method", "size"), [("houlsby", "bottleneck"), ("prefix", "prefix_length"), ("vera", "rank")])
+def test_a_small_file_cannot_ask_for_huge_factors(method: str, size: str, path: Path) -> None:
+    """Their coefficients are few whatever the hidden width, and every digest holds."""
+    model = adapted(f"{method}+nola", **{size: 10})
+    save(model, path)
+    sites = [
+        naive_reader.Site(site.path, site.out_features, site.in_features)
+        for site in capaft.adapters(model)["default"].plan.sites
+    ]
+
+    def huge(header: dict[str, Any], _: Any) -> None:
+        header["method"][size] = 2**27
+        header["digest"]["streams"] = naive_reader.streams_digest(header, sites)
+
+    refused(path, forged(path.read_bytes(), huge), "hidden width of 134217728")
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -623,8 +703,9 @@ JSON = st.recursive(
 PLACES = [
     *(("base", key) for key in ("name", "revision", "weights")),
     *(("digest", key) for key in ("sites", "streams")),
-    *(("method", key) for key in ("method", "rank", "alpha", "k", "basis")),
+    *(("method", key) for key in ("method", "rank", "alpha", "rslora", "rank_pattern", "k", "basis", "scope")),
     *(("task", key) for key in ("labels", "max_length", "metric", "name")),
+    *(("targets", key) for key in ("exclude", "layers", "modules")),
     *((key,) for key in ("base", "contract", "digest", "format", "method", "save_dtype", "seed", "sites", "targets")),
 ]
 
@@ -639,8 +720,9 @@ def test_any_value_anywhere_is_refused_or_does_no_harm(
     with bounded(), contextlib.suppress(AdapterFileError):
         described = read(file)
         load(model := bert(), described)
-        # Only what nothing random depends on can have been another value.
-        assert place[0] in ("base", "task") or place[-1] == "alpha" or described.header == unpack(good)[0]
+        # Only what nothing random depends on can have been another value, and targets that find the same sites.
+        harmless = place[0] in ("base", "targets", "task") or place[-1] in ("alpha", "rank_pattern", "rslora")
+        assert harmless or described.header == unpack(good)[0]
         assert equal(numbers(model), numbers(adapted()))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+from collections.abc import Callable
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -13,17 +15,21 @@ import naive_reader
 import numpy as np
 import pytest
 import torch
+from naive_reader import Site
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
+    GPTNeoXConfig,
+    GPTNeoXModel,
     PreTrainedModel,
 )
 
 import capaft
 from capaft.adapter_file import Base, Task, save
+from capaft.methods import HOSTS as HOST_CLASSES
 from capaft.storage import SAVE_DTYPES
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "adapter-format.md").read_text(encoding="utf-8")
@@ -42,10 +48,13 @@ COPIES: dict[str, dict[str, Any]] = {
 }
 
 
-def bert() -> tuple[PreTrainedModel, str, dict[str, Tensor]]:
+Found = tuple[PreTrainedModel, str, dict[str, Tensor]]
+
+
+def bert() -> Found:
     """A model, a target pattern, and the weight `(out, in)` of every site that it should find; three shapes of site."""
     config = BertConfig(
-        vocab_size=20, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40, num_labels=3
+        vocab_size=32, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40, num_labels=3
     )
     model = BertForSequenceClassification(config)
     weights = {}
@@ -58,7 +67,7 @@ def bert() -> tuple[PreTrainedModel, str, dict[str, Tensor]]:
     return model, r"re:(self\.(query|value)|1\.(intermediate|output)\.dense)$", weights
 
 
-def gpt2() -> tuple[PreTrainedModel, str, dict[str, Tensor]]:
+def gpt2() -> Found:
     """Query and value lie side by side in one transposed weight."""
     config = GPT2Config(vocab_size=20, n_positions=8, n_embd=32, n_layer=2, n_head=2, num_labels=3, pad_token_id=0)
     model = GPT2ForSequenceClassification(config)
@@ -67,6 +76,34 @@ def gpt2() -> tuple[PreTrainedModel, str, dict[str, Tensor]]:
         weights[f"h.{number}.attn.c_attn#q"] = layer.attn.c_attn.weight.T[:32]
         weights[f"h.{number}.attn.c_attn#v"] = layer.attn.c_attn.weight.T[64:]
     return model, "qv", weights
+
+
+def neox() -> Found:
+    """Every head holds its query, key and value side by side."""
+    config = GPTNeoXConfig(
+        vocab_size=20, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=40
+    )
+    model = GPTNeoXModel(config)
+    heads = model.layers[0].attention.query_key_value.weight.view(4, 3, 8, 32)
+    rows = {part: heads[:, number].reshape(32, 32) for number, part in enumerate("qkv")}
+    return model, "kv", {f"layers.0.attention.query_key_value#{part}": rows[part] for part in "kv"}
+
+
+def others() -> Found:
+    """Linear layers beside embeddings of the same shape but another fan-in, and a kernel."""
+    model = bert()[0]
+    model.bert.encoder.conv = nn.Conv2d(4, 6, (2, 3))
+    embeddings = model.bert.embeddings
+    weights = {
+        f"encoder.layer.{number}.attention.self.query": layer.attention.self.query.weight
+        for number, layer in enumerate(model.bert.encoder.layer)
+    }
+    weights |= {
+        f"embeddings.{name}": getattr(embeddings, name).weight.T
+        for name in ("word_embeddings", "position_embeddings", "token_type_embeddings")
+    }
+    weights["encoder.conv"] = model.bert.encoder.conv.weight.flatten(1)
+    return model, "query,embeddings,conv", weights
 
 
 MODELS = {"bert": bert, "gpt2": gpt2}
@@ -79,6 +116,33 @@ def fill(model: nn.Module, adapter: capaft.attach.Adapter) -> None:
             parameter.copy_(torch.from_numpy(draw.standard_normal(tuple(parameter.shape))))
 
 
+def sites_of(weights: dict[str, Tensor], ends: str = "nothing") -> list[Site]:
+    return [
+        Site(path, *weight.shape, is_embedding="embeddings" in path, scales_input=re.search(ends, path) is not None)
+        for path, weight in weights.items()
+    ]
+
+
+def compare(adapter: capaft.attach.Adapter, path: Path, sites: list[Site], weights: dict[str, Tensor]) -> None:
+    """Both readers find the same factors, and the same weights if weights are what the host changes."""
+    header, numbers = naive_reader.read(path.read_bytes())
+    found = naive_reader.factors(header, numbers, sites)
+    host, by_path = adapter.plan.stack.host, {site.path: site for site in sites}
+    assert host is not None
+    assert [site.path for site in adapter.plan.sites] == sorted(found)
+    for site, factors in adapter.factors_of_sites():
+        naive = found[site.path]
+        assert list(naive) == [factor.name for factor in host.factors(site)]
+        for factor, wanted in zip(factors, naive.values(), strict=True):
+            np.testing.assert_allclose(factor.numpy(), wanted, rtol=1e-5, atol=3e-6 * abs(wanted).max())
+        if host.unmergeable:
+            continue
+        weight = weights[site.path].detach().double()
+        real, _ = host.merged(site, weight, None, tuple(factor.double() for factor in factors))
+        slow = naive_reader.merged(header, weight.numpy(), by_path[site.path], naive)
+        np.testing.assert_allclose(real.numpy(), slow, rtol=1e-5, atol=3e-6 * abs(slow).max())
+
+
 @pytest.mark.parametrize("architecture", MODELS)
 @pytest.mark.parametrize(("numbers", "copies"), list(product(NUMBERS, COPIES)))
 def test_both_readers_find_the_same_updates(architecture: str, numbers: str, copies: str, tmp_path: Path) -> None:
@@ -88,22 +152,88 @@ def test_both_readers_find_the_same_updates(architecture: str, numbers: str, cop
     head = [name for name, _ in model.named_parameters() if name.startswith(("classifier", "score"))]
     options = NUMBERS[numbers] | COPIES[copies] | {"targets": targets, "head": head, "seed": 2**64 - 1}
     fill(model, capaft.attach(model, method, rank=3, alpha=5, **options))
-    sites = [(path, *weight.shape) for path, weight in weights.items()]
     for dtype in SAVE_DTYPES:
         save(model, path, dtype=dtype)
         header, found = naive_reader.read(path.read_bytes())
         naive_reader.check_base(header, {path: weight.detach().numpy() for path, weight in weights.items()})
-        updates = naive_reader.updates(header, found, sites)
         adapter = capaft.load(base, path)
-        assert [site.path for site, _, _ in adapter.products()] == sorted(updates)
-        for site, left, right in adapter.products():
-            naive = updates[site.path]
-            np.testing.assert_allclose((left @ right).numpy(), naive, rtol=1e-5, atol=3e-6 * abs(naive).max())
+        compare(adapter, path, sites_of(weights), weights)
         for name, parameter in adapter.trained(base).items():
             size = parameter.numel()
             assert found[name][:size].tolist() == parameter.flatten().tolist()
             assert len(found[name]) == size + (size % 2 if dtype == "int4" else 0)
         capaft.detach(base)
+
+
+HOSTS: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 3, "rslora": True, "rank_pattern": ("self.query=5", "re:1.*dense$=2")},
+    "dora": {"rank": 3, "alpha": 5},
+    "vera": {"rank": 30},
+    "ia3": {},
+    "bitfit": {"targets": ""},
+    "houlsby": {"bottleneck": 4, "targets": ""},
+    "pfeiffer": {"bottleneck": 4, "bias": False, "targets": ""},
+    "parallel": {"bottleneck": 4, "scaling": 2, "targets": ""},
+    "prefix": {"prefix_length": 3, "targets": ""},
+}
+# With the first, vectors of 32 entries are trained themselves, and those of 40 are not.
+SCOPED = {"dense": {}} | {
+    f"{basis}-{scope}": {"k": k, "basis": basis, "scope": scope}
+    for scope in ("site", "model")
+    for basis, k in (("hadamard", (7, 36)), ("uniform", (7, 3)), ("group", (7, 4)))
+}
+RESCALED = {"plain": {}} | {
+    masks: {"copies": 2, "density": 0.7, "masks": masks, "mask_rescale": "variance"}
+    for masks in ("random", "partition")
+}
+
+
+@pytest.mark.parametrize(
+    ("host", "numbers", "copies"),
+    [each for each in product(HOSTS, SCOPED, RESCALED) if each[2] == "plain" or not HOST_CLASSES[each[0]].narrow],
+)
+def test_both_readers_agree_on_every_host(host: str, numbers: str, copies: str, tmp_path: Path) -> None:
+    model, targets, weights = bert()
+    path = tmp_path / "adapter.safetensors"
+    method = "+".join([host, *["nola"][: numbers != "dense"], *["capaboost"][: copies != "plain"]])
+    options = {"targets": targets, "seed": 3} | HOSTS[host] | SCOPED[numbers] | RESCALED[copies]
+    adapter = capaft.attach(model, method, **options)
+    fill(model, adapter)
+    save(model, path)
+    sites = sites_of(weights, r"\d\.output\.dense$" if host == "ia3" else "nothing")
+    if host == "bitfit":
+        biases = {name: bias for name, bias in model.bert.named_parameters() if name.endswith(".bias")}
+        weights = {name.removesuffix(".bias"): bias[:, None] for name, bias in biases.items()}
+        sites = sites_of(weights)
+    elif not options["targets"]:
+        sites = [Site(site.path, site.out_features, site.in_features) for site in adapter.plan.sites]
+    compare(adapter, path, sites, weights)
+
+
+@pytest.mark.parametrize("model", [others, neox])
+@pytest.mark.parametrize("host", ["lora", "dora", "vera"])
+def test_whatever_the_layout_of_a_weight_it_is_a_matrix(host: str, model: Callable[[], Found], tmp_path: Path) -> None:
+    base, targets, weights = model()
+    path = tmp_path / "adapter.safetensors"
+    adapter = capaft.attach(base, f"{host}+nola", rank=2, k=(7, 5), targets=targets)
+    fill(base, adapter)
+    save(base, path)
+    header, _ = naive_reader.read(path.read_bytes())
+    naive_reader.check_base(header, {path: weight.detach().numpy() for path, weight in weights.items()})
+    compare(adapter, path, sites_of(weights), weights)
+
+
+@pytest.mark.parametrize("host", ["head", "houlsby", "prefix"])
+def test_without_weights_for_sites_the_linear_layers_tell_the_base(host: str, tmp_path: Path) -> None:
+    model, path = bert()[0], tmp_path / "adapter.safetensors"
+    linear = {name: each.weight.detach().numpy() for name, each in model.bert.named_modules() if is_linear(each)}
+    capaft.attach(model, host)
+    save(model, path)
+    naive_reader.check_base(naive_reader.read(path.read_bytes())[0], linear)
+
+
+def is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear)
 
 
 # The worked example
@@ -119,7 +249,8 @@ class OneLayer(nn.Module):
             self.query.weight.copy_((torch.arange(12) / 8 - 0.75).view(3, 4))
 
 
-SITES = [("query", 3, 4)]
+SITES = [Site("query", 3, 4)]
+WEIGHT = np.arange(12).reshape(3, 4) / 8 - 0.75
 
 
 @pytest.fixture
@@ -152,9 +283,9 @@ def worked_example(data: bytes) -> list[str]:
         f"{len(outer) - len(outer.rstrip())} spaces",
         data[8 + length :].hex(" "),
     ]
-    for factor, n, k in (("down", 8, 3), ("up", 6, 2)):
+    for factor, start, n, k in (("down", "uniform", 8, 3), ("up", 0.0, 6, 2)):
         streams = (7, "query", factor)
-        for purpose, count in sorted(naive_reader.streams_read(header["method"], factor, n).items()):
+        for purpose, count in sorted(naive_reader.streams_read(header["method"], start, n).items()):
             key = naive_reader.key_of(*streams, purpose)
             first, last = naive_reader.word(key, 0), naive_reader.word(key, count - 1)
             cells = [factor, purpose, f"{key[0]:016x}", f"{key[1]:016x}", str(count), f"{first:016x}", f"{last:016x}"]
@@ -164,13 +295,14 @@ def worked_example(data: bytes) -> list[str]:
         lines.append(f"p = {columns}, t = {top}")
         lines.append(f"e = {naive_reader.signs(naive_reader.key_of(*streams, 'hadamard.signs'), n).tolist()}")
         basis = naive_reader.basis("hadamard", streams, n, k)
-        initial = naive_reader.theta0(factor, streams, n, 4)
+        initial = naive_reader.theta0(start, streams, n, 4)
         drawn = naive_reader.masks(header["method"], streams, n)
         lines += [f"G sqrt(3 k) = {(basis * np.sqrt(3 * k)).round().astype(int).tolist()}"]
         lines += [f"theta0 = {shown(initial)}"] if factor == "down" else []
         lines += [f"theta0 + G c = {shown(initial + basis @ numbers[factor])}"]
         lines += [f"kept = {[np.flatnonzero(row).tolist() for row in drawn]}"]
-    update = naive_reader.updates(header, numbers, SITES)["query"]
+    parts = naive_reader.factors(header, numbers, SITES)["query"]
+    update = naive_reader.merged(header, WEIGHT, SITES[0], parts) - WEIGHT
     return lines + [f"dW[{i}] = {shown(row)}" for i, row in enumerate(update)]
 
 
@@ -181,10 +313,9 @@ def test_the_worked_example_is_real(example: bytes) -> None:
 
 def test_the_worked_example_fits_its_base_model(example: bytes) -> None:
     header, _ = naive_reader.read(example)
-    weight = np.arange(12).reshape(3, 4) / 8 - 0.75
-    naive_reader.check_base(header, {"query": weight})
+    naive_reader.check_base(header, {"query": WEIGHT})
     with pytest.raises(naive_reader.Damaged):
-        naive_reader.check_base(header, {"query": -weight})
+        naive_reader.check_base(header, {"query": -WEIGHT})
 
 
 # What the naive reader refuses: its checks are real
@@ -198,10 +329,10 @@ def test_no_byte_can_be_changed(example: bytes) -> None:
             naive_reader.read(example[:at])
 
 
-@pytest.mark.parametrize("sites", [[], [("key", 3, 4)], [("query", 4, 3)], [*SITES, ("value", 3, 4)]])
-def test_no_other_sites_will_do(example: bytes, sites: list[tuple[str, int, int]]) -> None:
+@pytest.mark.parametrize("sites", [[], [Site("key", 3, 4)], [Site("query", 4, 3)], [*SITES, Site("value", 3, 4)]])
+def test_no_other_sites_will_do(example: bytes, sites: list[Site]) -> None:
     with pytest.raises(naive_reader.Damaged):
-        naive_reader.updates(*naive_reader.read(example), sites)
+        naive_reader.factors(*naive_reader.read(example), sites)
 
 
 @pytest.mark.parametrize(("entry", "value"), [("seed", 8), ("k", [4, 2]), ("copies", 3), ("masks", "partition")])
@@ -209,4 +340,4 @@ def test_no_other_streams_will_do(example: bytes, entry: str, value: Any) -> Non
     header, numbers = naive_reader.read(example)
     (header if entry == "seed" else header["method"])[entry] = value
     with pytest.raises(naive_reader.Damaged):
-        naive_reader.updates(header, numbers, SITES)
+        naive_reader.factors(header, numbers, SITES)

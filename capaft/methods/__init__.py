@@ -7,7 +7,9 @@ shows one.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Container
 from importlib.metadata import entry_points
+from typing import Any
 
 from capaft.methods.bitfit import Bitfit
 from capaft.methods.dora import Dora
@@ -21,6 +23,10 @@ from capaft.methods.prefix import Prefix
 from capaft.methods.vera import Vera
 
 ENTRY_POINTS = "capaft.methods"
+# What these words mean in a stack, in its record and to `capaft.attach` is not a host's to change.
+RESERVED_NAMES = frozenset(["nola", "capaboost", "head", "full", "adapter"])
+OF_STACKS = frozenset(["method", "k", "basis", "scope", "copies", "density", "masks", "mask_rescale"])
+OF_ATTACH = frozenset(["name", "targets", "exclude", "layers", "seed", "head", "modules_to_save", "rename", "dropout"])
 OWN: tuple[type[Host], ...] = (Lora, Dora, Vera, Houlsby, Pfeiffer, Parallel, Prefix, Ia3, Bitfit)
 
 
@@ -30,15 +36,28 @@ def _registered() -> dict[str, type[Host]]:
     for entry in entry_points(group=ENTRY_POINTS):
         try:
             host = entry.load()
-            if not (isinstance(host, type) and issubclass(host, Host)):
-                raise TypeError("it is no capaft.methods.host.Host")
-            if host.name in hosts or not host.name.isidentifier():
-                raise ValueError(f"its name {host.name!r} is taken or no identifier")
+            _check(host, hosts)
         except Exception as error:  # A stranger's package must not keep capaft from working.
-            warnings.warn(f"the method {entry.name} of {entry.value} cannot be used: {error}", stacklevel=2)
+            why = " ".join(str(error).split())
+            warnings.warn(f"the method {entry.name} of {entry.value} cannot be used: {why}", stacklevel=2)
             continue
         hosts[host.name] = host
     return hosts
+
+
+def _check(host: Any, taken: Container[str]) -> None:
+    """Refuse, by an exception of any kind, what a stack or a list of the methods could not work with."""
+    if not (isinstance(host, type) and issubclass(host, Host)):
+        raise TypeError("it is no capaft.methods.host.Host")
+    if host.name in taken or host.name in RESERVED_NAMES:
+        raise ValueError(f"its name {host.name!r} is taken")
+    if not host.name.isidentifier() or host.name != host.name.lower():
+        raise ValueError(f"its name {host.name!r} is no lower-case identifier")
+    if reserved := (OF_STACKS | OF_ATTACH) & {option.name for option in host.options()}:
+        raise ValueError(f"its option {min(reserved)} means something else")
+    for said in ("summary", "equation", "paper"):
+        getattr(host, said)
+    host()
 
 
 HOSTS: dict[str, type[Host]] = _registered()

@@ -35,6 +35,7 @@ class Dora(Host):
     paper: ClassVar[str] = "arXiv 2402.09353"
     size: ClassVar[str] = "rank"
     default_targets: ClassVar[str] = "qv"
+    drops: ClassVar[bool] = True
 
     rank: int = 8
     alpha: float | None = None
@@ -51,8 +52,9 @@ class Dora(Host):
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
         """See :meth:`Host.factors`."""
+        fan_in = 1 if site.kind == "embedding" else site.in_features
         return (
-            Factor("down", (self.rank, site.in_features), 0, "uniform", site.in_features),
+            Factor("down", (self.rank, site.in_features), 0, "uniform", fan_in),
             Factor("up", (site.out_features, self.rank), 1),
             Factor("magnitude", (site.out_features,), None),
         )

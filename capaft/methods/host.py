@@ -30,6 +30,7 @@ class Host(ABC):
         narrow: why masked copies have no meaning for it; empty if they have one.
         unmergeable: why its update cannot be added to the base weights; empty if it can.
         default_targets: what is adapted where the user does not say; empty where the method itself knows its places.
+        drops: whether it has an input of its own that dropout can zero part of.
         kinds: kinds of layer whose output it can adapt beside the layer; others have their weight changed instead.
     """
 
@@ -41,6 +42,7 @@ class Host(ABC):
     narrow: ClassVar[str] = ""
     unmergeable: ClassVar[str] = ""
     default_targets: ClassVar[str] = ""
+    drops: ClassVar[bool] = False
     kinds: ClassVar[frozenset[str]] = frozenset(["linear"])
 
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
@@ -73,7 +75,7 @@ class Host(ABC):
             factors: the widened factors, in the order of :meth:`factors`.
         """
 
-    def before(self, site: Site, inputs: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
+    def before(self, site: Site, module: nn.Module, inputs: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
         """The input that the base module gets at a site that scales its input; see :class:`capaft.sites.Site`."""
         return inputs
 

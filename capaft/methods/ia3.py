@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from capaft import block_sites, weight_sites
 from capaft.errors import UsageError
 from capaft.factor import Factor
+from capaft.layers import kind_of
 from capaft.methods.host import Host
-from capaft.sites import Site, canonical
+from capaft.sites import Site, canonical, stored
 from capaft.targets import Targets
 
 
@@ -26,14 +27,23 @@ class Ia3(Host):
     summary: ClassVar[str] = "keys, values and inner activations rescaled"
     equation: ClassVar[str] = "y = (1 + s) * W x, in feed-forward parts W ((1 + s) * x)"
     paper: ClassVar[str] = "arXiv 2205.05638"
+    kinds: ClassVar[frozenset[str]] = frozenset(["linear", "conv", "embedding"])
     narrow: ClassVar[str] = "it rescales outputs one by one, so masked copies only add up to another vector"
 
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
         """See :meth:`Host.sites`. By default keys and values, and the last projections of feed-forward parts."""
         ends = _feed_forward_ends(model, bool(targets.modules))
         if not targets.modules:
-            chosen = ",".join(["kv", *sorted(ends)])
-            found = weight_sites.find(model, replace(targets, modules=chosen), rename)
+            for block in block_sites.blocks(model):
+                if kind_of(model.get_submodule(block.feed_forward)) != "linear":
+                    raise UsageError(
+                        f"ia3 cannot rescale inside {block.feed_forward}, whose experts are packed; choose its layers "
+                        "with --target-modules kv"
+                    )
+            # Not by the names of the ends: there may be more of them than a pattern has room for, and renamed ones.
+            outputs = {site.path for site in weight_sites.find(model, replace(targets, modules="kv"), rename)}
+            inner = weight_sites.find(model, replace(targets, modules="kv,mlp"), rename)
+            found = tuple(site for site in inner if site.path in outputs or canonical(model, site.module) in ends)
         else:
             found = weight_sites.find(model, targets, rename)
         for site in found:
@@ -47,7 +57,7 @@ class Ia3(Host):
         """See :meth:`Host.factors`."""
         return (Factor("scale", (site.in_features if site.scales == "input" else site.out_features,), None),)
 
-    def before(self, site: Site, inputs: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
+    def before(self, site: Site, module: nn.Module, inputs: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
         """See :meth:`Host.before`."""
         return inputs + inputs * factors[0]
 
@@ -55,7 +65,11 @@ class Ia3(Host):
         self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
     ) -> Tensor:
         """See :meth:`Host.forward`."""
-        return output if site.scales == "input" else output + output * factors[0]
+        if site.scales == "input":
+            return output
+        # A convolution's channels stand before its positions.
+        scale = factors[0].view(-1, *[1] * (stored(module, "weight").ndim - 2)) if site.kind == "conv" else factors[0]
+        return output + output * scale
 
     def merged(
         self, site: Site, weight: Tensor, bias: Tensor | None, factors: tuple[Tensor, ...]

@@ -18,6 +18,7 @@ class LowRank(Host):
     """A host whose update of a weight is a scaled product of an up and a down factor."""
 
     default_targets: ClassVar[str] = "qv"
+    drops: ClassVar[bool] = True
     kinds: ClassVar[frozenset[str]] = frozenset(["linear", "conv", "embedding"])
 
     @abstractmethod

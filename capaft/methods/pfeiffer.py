@@ -36,5 +36,8 @@ class Pfeiffer(Bottleneck):
         self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
     ) -> Tensor:
         """See :meth:`Host.forward`."""
-        change = self.change(output, factors)
-        return module.forward(inputs + change) if site.normalises else output + change
+        return output if site.normalises else output + self.change(output, factors)
+
+    def before(self, site: Site, module: nn.Module, inputs: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
+        """See :meth:`Host.before`: what enters the norm, so that several adapters add up in it."""
+        return inputs + self.change(module.forward(inputs), factors)
