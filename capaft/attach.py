@@ -186,10 +186,11 @@ def disabled(model: nn.Module) -> Iterator[None]:
             adapter.enabled = enabled
 
 
-def _ask_for_gradient(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+def _ask_for_gradient(module: nn.Module, args: Any, output: Any) -> None:
     """Hook of the input embeddings, where an autograd function gives gradients only if its input asks for one."""
-    if torch.is_grad_enabled() and not output.requires_grad:
-        output.requires_grad_(True)
+    first = output if isinstance(output, torch.Tensor) else output[0]
+    if torch.is_grad_enabled() and first.is_floating_point() and not first.requires_grad:
+        first.requires_grad_(True)
 
 
 def _home(model: nn.Module) -> torch.device:

@@ -16,7 +16,7 @@ from capaft.errors import UsageError
 from capaft.fused import output_projection
 from capaft.layers import is_router, kind_of, widths
 from capaft.sites import Site, canonical, in_head, renamed
-from capaft.targets import Targets, in_attention, matcher
+from capaft.targets import Targets, in_attention, select
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,7 @@ def find(
         for block in blocks(model)
         for site in places(block)
     ]
-    matches = [matcher(word) for word in targets.words]
-    wanted = [site for site in sites if not matches or any(match(site.path) for match in matches)]
-    if not wanted:
-        ends = ", ".join(sorted({site.path.rsplit(".", 1)[-1] for site in sites}))
-        raise UsageError(f"--target-modules {targets.modules} matches none of the method's places: {ends}")
-    allowed = targets.allow([site.path for site in wanted])
-    kept = sorted((site for site in wanted if allowed(site.path)), key=lambda site: site.path)
-    if not kept:
-        raise UsageError("--exclude-modules and --layers leave no layer to adapt; leave out less")
-    return tuple(kept)
+    return select(targets, sites, "places of the method")
 
 
 def _block(path: str, block: nn.Module) -> Block | None:

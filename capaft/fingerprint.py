@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import math
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from accelerate.utils import align_module_device
 from torch import nn
 
 from capaft import rng
+from capaft.errors import UsageError
 from capaft.factor import words_used
 from capaft.plan import Plan
 from capaft.rng import Streams
@@ -59,7 +61,9 @@ def base_samples(model: nn.Module, decided: Plan) -> str | None:
     """
     if decided.stack.method == "full":
         return None
-    sites = tuple(site for site in decided.sites if site.parameter) or find(model, Targets("all-linear"))
+    sites = tuple(site for site in decided.sites if site.parameter) or _weights(model, decided.rename)
+    if not sites:
+        return None
     drawn = rng.words(rng.fold_in(decided.seed, "", "base", "fingerprint"), 2 * SAMPLES) >> np.uint64(32)
     samples = []
     for first, second in zip(drawn[0::2].tolist(), drawn[1::2].tolist(), strict=True):
@@ -73,6 +77,14 @@ def base_samples(model: nn.Module, decided: Plan) -> str | None:
             row, column = divmod(entry, site.in_features)
             samples.append(float(weight[row, column].detach()))
     return base64.b64encode(np.array(samples, dtype="<f2").tobytes()).decode()
+
+
+def _weights(model: nn.Module, rename: dict[str, str]) -> tuple[Site, ...]:
+    """The linear layers of a model, or where it has none its convolutions, or its embeddings."""
+    for preset in ("all-linear", "conv", "embeddings"):
+        with suppress(UsageError):
+            return find(model, Targets(preset), rename)
+    return ()
 
 
 def same_base(stored: str, found: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -17,6 +17,8 @@ from capaft.targets import Targets, matcher
 
 # An adapter stands in its model, and beside its modules, as a child of this name.
 CHILD_PREFIX = "capaft_"
+# A file of few coefficients must not ask for factors of any size: beyond this, a hidden width is bound to the layer's.
+MAX_HIDDEN = 4096
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Plan:
         targets: what the sites were found by.
         sites: the sites, sorted by path.
         trained: canonical names of base parameters that are trained themselves: a new head, or all for `full`.
+        rename: pieces of module paths that the sites are named by instead; see :func:`capaft.weight_sites.find`.
     """
 
     stack: Stack
@@ -36,6 +39,7 @@ class Plan:
     targets: Targets
     sites: tuple[Site, ...]
     trained: tuple[str, ...]
+    rename: dict[str, str] = field(default_factory=dict)
 
     def groups(self) -> dict[str, list[tuple[Factor, list[Site]]]]:
         """By role, the kinds of factor in ascending order of their shapes, each with its sites sorted by path.
@@ -107,7 +111,7 @@ def plan(
     if modules_to_save and stack.method != "full":
         trained = tuple(sorted({*trained, *_of_modules(names, modules_to_save)}))
     if stack.host is None:
-        return Plan(stack, seed, Targets(), (), trained)
+        return Plan(stack, seed, Targets(), (), trained, rename or {})
     if not targets.modules:
         targets = replace(targets, modules=stack.host.default_targets)
     sites = stack.host.sites(model, targets, rename)
@@ -116,7 +120,7 @@ def plan(
             name = canonical(model, f"{module}.{site.parameter}")
             if site.parameter and name in trained:
                 raise UsageError(f"{module} is both adapted and trained as it is; leave it out of one of them")
-    decided = Plan(stack, seed, targets, sites, trained)
+    decided = Plan(stack, seed, targets, sites, trained, rename or {})
     _check_widths(decided)
     return decided
 
@@ -143,6 +147,8 @@ def _check_widths(decided: Plan) -> None:
             if factor.hidden_axis is None:
                 continue
             width = factor.shape[factor.hidden_axis] * (copies.copies if copies else 1)
+            if width > max(MAX_HIDDEN, 4 * widest):
+                raise UsageError(f"a hidden width of {width} is more than {site.path} can use; lower it, or --copies")
             if site.parameter and width > widest and not factor.frozen and len(factor.shape) > 1:
                 raise UsageError(
                     f"a hidden width of {width} (rank times copies) exceeds the layer {site.path}, {widest} wide; "

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import regex
 
 from capaft.errors import UsageError
+from capaft.sites import Site
 
 PRESETS = ("qv", "kv", "all-linear", "attention", "mlp", "conv", "embeddings", "experts")
 
@@ -36,11 +37,10 @@ class Targets:
     layers: str = ""
 
     def __post_init__(self) -> None:
-        for option, text in (("target-modules", self.modules), ("exclude-modules", self.exclude)):
+        texts = {"target-modules": self.modules, "exclude-modules": self.exclude, "layers": self.layers}
+        for option, text in texts.items():
             if len(text) > MAX_TARGETS:
-                raise UsageError(
-                    f"--{option} has more than {MAX_TARGETS} characters; a short re:PATTERN can say as much"
-                )
+                raise UsageError(f"--{option} has more than {MAX_TARGETS} characters; it can be said in fewer")
         if self.modules and not self.words:
             raise UsageError(f"--target-modules {self.modules} names nothing; give names, a preset or re:PATTERN")
         self.blocks()
@@ -68,7 +68,7 @@ class Targets:
             return None
         found: set[int] = set()
         for piece in self.layers.split(","):
-            match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", piece)
+            match = re.fullmatch(r"\s*([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", piece)
             if not match or int(match[2] or match[1]) < int(match[1]):
                 raise UsageError(f"--layers {self.layers} is not a list of block numbers such as 0-5,11")
             found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
@@ -91,8 +91,32 @@ class Targets:
                 raise UsageError(f"--layers {self.layers}: the model has no block {missing[0]}; {last}")
         excluded = [matcher(word, "exclude-modules") for word in words(self.exclude)]
         return lambda path: (
-            (wanted is None or block_number(path) in wanted) and not any(match(path) for match in excluded)
+            (wanted is None or block_number(path) in wanted)
+            and not any(match(path) or match(path.partition("#")[0]) for match in excluded)
         )
+
+
+def select(targets: Targets, sites: list[Site], places: str) -> tuple[Site, ...]:
+    """The sites that targets mean, of all that a method could have, sorted by path.
+
+    Args:
+        targets: what is asked for; nothing means all.
+        sites: every place that the method has in the model.
+        places: what these are called in a message.
+
+    Raises:
+        UsageError: none is left.
+    """
+    matches = [matcher(word) for word in targets.words]
+    wanted = [site for site in sites if not matches or any(match(site.path) for match in matches)]
+    if not wanted:
+        ends = ", ".join(sorted({site.path.rsplit(".", 1)[-1] for site in sites}))
+        raise UsageError(f"--target-modules {targets.modules} matches none of the {places}, which are named: {ends}")
+    allowed = targets.allow([site.path for site in wanted])
+    kept = sorted((site for site in wanted if allowed(site.path)), key=lambda site: site.path)
+    if not kept:
+        raise UsageError(f"--exclude-modules and --layers leave none of the {places} to adapt; leave out less")
+    return tuple(kept)
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -104,7 +128,7 @@ def words(text: str) -> tuple[str, ...]:
 
 def block_number(path: str) -> int | None:
     """The first number in a path: the block that a module stands in."""
-    return next((int(piece) for piece in path.split(".") if piece.isdecimal()), None)
+    return next((int(piece) for piece in path.partition("#")[0].split(".") if piece.isdecimal()), None)
 
 
 def in_attention(path: str) -> bool:
@@ -118,6 +142,8 @@ def matcher(word: str, option: str = "target-modules") -> Callable[[str], bool]:
     Raises:
         UsageError: the regular expression does not compile, or takes too long.
     """
+    if word == "all-linear":
+        return lambda path: True
     if word == "attention":
         return in_attention
     if word == "mlp":

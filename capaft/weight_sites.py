@@ -62,7 +62,7 @@ def find(model: nn.Module, targets: Targets, rename: dict[str, str] | None = Non
     allowed = targets.allow(found)
     kept = [site for path, site in sorted(found.items()) if allowed(path)]
     if not kept:
-        raise UsageError("--exclude-modules and --layers leave no layer to adapt; leave out less")
+        raise UsageError("--exclude-modules and --layers leave none of the layers to adapt; leave out less")
     kept = _untied(model, kept, strict=any(word not in PRESETS or word == "embeddings" for word in targets.words))
     hidden = read_without_calling(model)
     return tuple(replace(site, parametrised=_is_hidden(model, site, hidden)) for site in kept)

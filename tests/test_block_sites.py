@@ -82,9 +82,9 @@ def test_some_of_the_places(targets: str) -> None:
 
 
 def test_places_that_are_none() -> None:
-    with pytest.raises(UsageError, match="query matches none of the method's places: dense"):
+    with pytest.raises(UsageError, match="query matches none of the places of the method, which are named: dense"):
         capaft.attach(tiny.bert(), "houlsby", targets="query")
-    with pytest.raises(UsageError, match="leave no layer to adapt"):
+    with pytest.raises(UsageError, match="leave none of the places of the method to adapt"):
         capaft.attach(tiny.bert(), "houlsby", exclude="dense")
 
 
@@ -99,7 +99,7 @@ def test_pfeiffer_in_bert_is_added_before_the_norm_and_takes_what_the_norm_gives
     adapter = tiny.scramble(capaft.attach(model, "pfeiffer", bottleneck=3))
     norm = model.bert.encoder.layer[1].output.LayerNorm
     seen: list[Tensor] = []
-    norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]), prepend=True)
     norm.register_forward_hook(lambda _, args, output: seen.append(output))
     tiny.logits(model)
     x, found = seen

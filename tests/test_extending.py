@@ -126,6 +126,7 @@ def test_the_use_from_python(site: Path, tmp_path: Path) -> None:
     assert "there is no method loha" in done.err
 
 
+@pytest.mark.slow
 def test_in_a_notebook(tmp_path: Path) -> None:
     (line,) = re.findall(r'`capaft\.methods\.(HOSTS\["loha"\] = Loha)`', PAGE)
     code = f"{LOHA}\nfrom capaft.methods import HOSTS\n{line}\nimport capaft, tiny\ncapaft.attach(tiny.bert(), 'loha')"
@@ -166,6 +167,7 @@ def test_a_run_from_the_command_line_repeats_itself(site: Path, reviews: Path, t
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
 def test_what_a_budget_chose_is_kept(reviews: Path, tmp_path: Path) -> None:
     """Also where the option that it chooses has no flag of its own."""
     wide = LOHA.replace("rank:", "width:").replace("self.rank", "self.width").replace('"rank"', '"width"')

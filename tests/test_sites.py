@@ -271,7 +271,7 @@ def test_presets_exclusions_and_blocks(targets: Targets, expected: int) -> None:
         ({"layers": "x"}, "--layers x is not a list"),
         ({"layers": "0,"}, "--layers 0, is not a list"),
         ({"exclude": "re:("}, r"--exclude-modules re:\( is not a regular expression"),
-        ({"exclude": "qv,attention,query,value"}, "leave no layer to adapt"),
+        ({"exclude": "qv,attention,query,value"}, "leave none of the layers to adapt"),
         ({"exclude": "x" * 1001}, "--exclude-modules has more than 1000 characters"),
     ],
     ids=str,

@@ -12,7 +12,7 @@ from capaft.factor import Factor
 from capaft.layers import kind_of, read_without_calling
 from capaft.methods.host import Host
 from capaft.sites import Site, canonical, in_head, renamed
-from capaft.targets import Targets, matcher
+from capaft.targets import Targets, select
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,9 @@ class Bitfit(Host):
                 continue
             name = renamed(canonical(model, path), rename)
             sites.append(Site(name, path, 1, len(bias), "bias", "bias", parametrised=path in read))
-        matches = [matcher(word) for word in targets.words if word != "all-linear"]
-        wanted = [site for site in sites if not matches or any(match(site.path) for match in matches)]
-        if not wanted:
-            raise UsageError(f"{type(model).__name__} has no biases to train there; choose another method or targets")
-        allowed = targets.allow([site.path for site in wanted])
-        kept = sorted((site for site in wanted if allowed(site.path)), key=lambda site: site.path)
-        if not kept:
-            raise UsageError("--exclude-modules and --layers leave no bias to train; leave out less")
-        return tuple(kept)
+        if not sites:
+            raise UsageError(f"{type(model).__name__} has no biases to train; choose another method")
+        return select(targets, sites, "biases")
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
         """See :meth:`Host.factors`."""

@@ -49,7 +49,7 @@ class Bottleneck(Host):
     def __post_init__(self) -> None:
         whole("bottleneck", self.bottleneck)
         object.__setattr__(self, "scaling", number("scaling", self.scaling))
-        if self.activation not in ACTIVATIONS:
+        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             raise UsageError(f"--activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation}")
         if not isinstance(self.bias, bool):
             raise UsageError(f"--bias must be true or false, got {self.bias}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ from capaft.factor import Factor
 from capaft.methods.host import number, whole
 from capaft.methods.low_rank import LowRank
 from capaft.sites import Site
-from capaft.targets import matcher
+from capaft.targets import MAX_TARGETS, matcher
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,14 @@ class Lora(LowRank):
     def __post_init__(self) -> None:
         whole("rank", self.rank)
         object.__setattr__(self, "alpha", number("alpha", 2.0 * self.rank if self.alpha is None else self.alpha))
+        if not isinstance(self.rslora, bool):
+            raise UsageError(f"--rslora must be true or false, got {self.rslora}")
+        if not isinstance(self.rank_pattern, (list, tuple)) or len(str(self.rank_pattern)) > MAX_TARGETS:
+            raise UsageError(f"--rank-pattern must be a list of NAME=RANK of at most {MAX_TARGETS} characters")
         object.__setattr__(self, "rank_pattern", tuple(self.rank_pattern))
         for entry in self.rank_pattern:
             word, _, rank = str(entry).rpartition("=")
-            if not word or not rank.isdecimal() or int(rank) < 1:
+            if not word or not re.fullmatch("[1-9][0-9]{0,8}", rank):
                 raise UsageError(f"--rank-pattern {entry} is not NAME=RANK or re:PATTERN=RANK")
             matcher(word, "rank-pattern")
 

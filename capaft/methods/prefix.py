@@ -14,11 +14,10 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from capaft import attention
-from capaft.errors import UsageError
 from capaft.factor import Factor
 from capaft.methods.host import Host, whole
 from capaft.sites import Site, canonical, renamed
-from capaft.targets import Targets, matcher
+from capaft.targets import Targets, select
 
 
 @dataclass(frozen=True)
@@ -47,15 +46,7 @@ class Prefix(Host):
             Site(renamed(canonical(model, path), rename), path, key, value, "attention", "")
             for path, (key, value) in attention.attention_modules(model).items()
         ]
-        matches = [matcher(word) for word in targets.words]
-        wanted = [site for site in sites if not matches or any(match(site.path) for match in matches)]
-        if not wanted:
-            raise UsageError(f"--target-modules {targets.modules} matches no attention of {type(model).__name__}")
-        allowed = targets.allow([site.path for site in wanted])
-        kept = sorted((site for site in wanted if allowed(site.path)), key=lambda site: site.path)
-        if not kept:
-            raise UsageError("--exclude-modules and --layers leave no attention to adapt; leave out less")
-        return tuple(kept)
+        return select(targets, sites, "attentions")
 
     def prepare(self, model: nn.Module) -> list[Any]:
         """See :meth:`Host.prepare`: the model's attention goes through capaft."""
