@@ -60,10 +60,7 @@ def attach_plan(model: nn.Module, decided: Plan, *, name: str = "default", dropo
         raise UsageError(f"the model already has an adapter named {name}; detach it or choose another name")
     if not name.isidentifier():
         raise UsageError(f"an adapter's name must be an identifier, got {name!r}")
-    if not 0 <= dropout < 1:
-        raise UsageError(f"--dropout must be in [0, 1), got {dropout}")
-    if dropout and not (decided.stack.host and decided.stack.host.drops):
-        raise UsageError(f"--dropout has no meaning for {decided.stack.method}, which has no input of its own; drop it")
+    check_dropout(decided.stack, dropout)
     for path, parameter in base_parameters(model).items():
         if parameter.is_meta and canonical(model, path) in decided.trained:
             raise UsageError(f"{path} is offloaded and cannot be trained; keep it on a device with device_map")
@@ -86,6 +83,18 @@ def attach_plan(model: nn.Module, decided: Plan, *, name: str = "default", dropo
         if has_own_backward(model) and (embeddings := input_embeddings(model)) is not None:
             adapter.handles.append(embeddings.register_forward_hook(_ask_for_gradient))
     return adapter
+
+
+def check_dropout(stack: Stack, dropout: float) -> None:
+    """Refuse a dropout that is none, or that a method has no place for.
+
+    Raises:
+        UsageError: says which.
+    """
+    if not 0 <= dropout < 1:
+        raise UsageError(f"--dropout must be in [0, 1), got {dropout}")
+    if dropout and not (stack.host and stack.host.drops):
+        raise UsageError(f"--dropout has no meaning for {stack.method}, which has no input of its own; drop it")
 
 
 def detach(model: nn.Module, name: str = "default") -> Adapter:

@@ -18,7 +18,7 @@ from capaft.errors import UsageError
 from capaft.factor import words_used
 from capaft.plan import Plan
 from capaft.rng import Streams
-from capaft.sites import Site
+from capaft.sites import Site, canonical
 from capaft.targets import Targets
 from capaft.weight_sites import find
 
@@ -56,12 +56,19 @@ def streams_digest(decided: Plan) -> str:
 def base_samples(model: nn.Module, decided: Plan) -> str | None:
     """64 seeded sample weights of the base model at the sites, base64 of float16.
 
-    Where the sites are no weights (`head`, adapter layers), of all linear layers. None where there is nothing to
-    compare: method `full` replaces every weight, and a quantised weight has no single value.
+    Where the sites are no weights (`head`, adapter layers, biases, which often are 0), of all linear layers that are not
+    trained as they are. None where there is nothing to compare: method `full` replaces every weight, and a quantised
+    weight has no single value.
     """
     if decided.stack.method == "full":
         return None
-    sites = tuple(site for site in decided.sites if site.parameter) or _weights(model, decided.rename)
+    sites = tuple(site for site in decided.sites if site.parameter and site.kind != "bias")
+    if not sites:
+        sites = tuple(
+            site
+            for site in _weights(model, decided.rename)
+            if canonical(model, f"{site.module}.{site.parameter}") not in decided.trained
+        )
     if not sites:
         return None
     drawn = rng.words(rng.fold_in(decided.seed, "", "base", "fingerprint"), 2 * SAMPLES) >> np.uint64(32)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capaft import budget, columns, data, demo
+from capaft.attach import check_dropout
 from capaft.base_model import BaseModel
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
@@ -80,6 +81,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     """
     is_demo = config.model is None and config.data is None
     stack = parse(config.method, **_numbers(config, demo.K if is_demo else None))
+    check_dropout(stack, config.dropout)
     adapts_weights = stack.host is not None and bool(stack.host.default_targets)
     targets = Targets(
         config.target_modules or (demo.TARGET_MODULES if is_demo and adapts_weights else ""),

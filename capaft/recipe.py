@@ -1,6 +1,7 @@
 """How long and how fast each kind of method trains, unless the user says otherwise.
 
-Found on the embedded demo alone, NOLA's by several trials and the others' by one; docs/log.md has the figures.
+Found on the embedded demo alone, NOLA's by several trials and the others' by one or two; docs/log.md has the figures.
+A host brings the rate of its own dense factors.
 Coefficients of a random basis want a far larger step than the entries of a factor, since each is spread thin over the
 whole factor.
 """
@@ -35,4 +36,5 @@ def recipe(stack: Stack) -> Recipe:
         return Recipe(lr=2e-3, head_lr=2e-3, epochs=5)
     if stack.k is not None:
         return Recipe(lr=1e-2, head_lr=2e-3, epochs=5)
-    return Recipe(lr=2e-3, head_lr=2e-3, epochs=5)
+    assert stack.host is not None
+    return Recipe(lr=stack.host.learning_rate, head_lr=2e-3, epochs=5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,8 @@ from capaft import card, fitted_head, job, run_directory
 from capaft.attach import attach_plan
 from capaft.config import TrainConfig
 from capaft.files import write_atomically
+from capaft.job import Job
+from capaft.methods.host import Host
 from capaft.methods.stack import canonical
 from capaft.settings import dump
 from capaft.train import train
@@ -32,7 +35,7 @@ def execute(config: TrainConfig, console: Console) -> dict[str, Any]:
     decided = job.prepare(config, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
     adapter_numbers, own_numbers = decided.adapter_numbers, decided.own_numbers
     before = start_head(decided, config, console)
-    adapter = attach_plan(decided.base.model, decided.plan)
+    adapter = attach_plan(decided.base.model, decided.plan, dropout=config.dropout)
     run_directory.clear(run)
     # Where a run went is not part of how to repeat it.
     repeatable = replace(job.settled(config, decided), output=None, overwrite=False)
@@ -52,17 +55,24 @@ def execute(config: TrainConfig, console: Console) -> dict[str, Any]:
         **{key: value for key, value in asdict(outcome).items() if key != "value"},
         "seed": config.seed,
         "labels": list(decided.task.labels),
-        "next": [
-            f"capaft eval {run.path}",
-            f"capaft merge {run.path} --output {run.path}/merged",
-            f"capaft inspect-rank {run.path}",
-        ],
+        "next": _next(run.path, decided),
     }
     if decided.plan.stack.host is None:
         results["next"].pop()
     write_atomically(run.results, json.dumps(results, indent=2) + "\n")
     write_atomically(run.card, card.write(results, f"capaft train --config {run.config}"))
     return results
+
+
+def _next(path: Path, decided: Job) -> list[str]:
+    """Commands that make sense after a run."""
+    host = decided.plan.stack.host
+    found = [f"capaft eval {path}"]
+    if host is None or not host.unmergeable:
+        found.append(f"capaft merge {path} --output {path}/merged")
+    if host is not None and type(host).product is not Host.product:
+        found.append(f"capaft inspect-rank {path}")
+    return found
 
 
 def start_head(decided: job.Job, config: TrainConfig, console: Console) -> float | None:

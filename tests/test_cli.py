@@ -14,6 +14,8 @@ import torch
 from conftest import QUICK, invoke
 from safetensors.torch import load_file
 
+from capaft.methods import HOSTS
+
 TRAIN_KEYS = {
     "output",
     "metric",
@@ -193,3 +195,56 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(run: Path) -> None:
         [sys.executable, "-m", "capaft", "eval", str(run), "--json"], capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout)["metric"] == "accuracy"
+
+
+EVERY = {
+    "lora": (
+        "lora+nola+capaboost",
+        "--rslora",
+        "--rank-pattern",
+        "value=2",
+        "--dropout",
+        "0.1",
+        "--lora-plus-ratio",
+        "4",
+    ),
+    "dora": ("dora+capaboost", "--layers", "4-5", "--masks", "partition", "--mask-rescale", "variance"),
+    "vera": ("vera+nola", "--exclude-modules", "value", "--scope", "model"),
+    "houlsby": ("houlsby+nola+capaboost", "--bottleneck", "4", "--activation", "gelu", "--modules-to-save", "pooler"),
+    "pfeiffer": ("pfeiffer+capaboost", "--bottleneck", "4", "--no-bias", "--copies", "3"),
+    "parallel": ("parallel+nola", "--bottleneck", "4", "--scaling", "2"),
+    "prefix": ("prefix+nola+capaboost", "--prefix-length", "3"),
+    "ia3": ("ia3",),
+    "bitfit": ("bitfit+nola", "--basis", "uniform"),
+}
+
+
+def test_every_host_is_run_below() -> None:
+    assert set(EVERY) == set(HOSTS)
+
+
+@pytest.mark.parametrize("host", EVERY)
+def test_every_host_trains_repeats_scores_and_merges_or_says_why_not(host: str, reviews: Path, tmp_path: Path) -> None:
+    method, *options = EVERY[host]
+    quick = ("--epochs", "1", "--batch-size", "8", "--k", "16", "--max-train-examples", "24", "--max-length", "24")
+    done = invoke(
+        "train", "--data", reviews, "--output", tmp_path / "a", "--json", "--method", method, *quick, *options
+    )
+    assert done.code == 0, done.err
+    results = json.loads(done.out)
+    repeated = invoke("train", "--config", tmp_path / "a" / "run.yaml", "--output", tmp_path / "b", "--json")
+    assert repeated.code == 0, repeated.err
+    assert (tmp_path / "a" / "adapter.safetensors").read_bytes() == (
+        tmp_path / "b" / "adapter.safetensors"
+    ).read_bytes()
+    scored = json.loads(invoke("eval", tmp_path / "a", "--json").out)
+    assert scored["value"] == results["value"]
+    merged = invoke("merge", tmp_path / "a", "--output", tmp_path / "merged", "--json")
+    if reason := HOSTS[host].unmergeable:
+        assert merged.code == 2
+        assert f"{host} cannot be merged: {reason}" in " ".join(merged.err.split())
+        assert not (tmp_path / "merged").exists()
+    else:
+        assert json.loads(merged.out)["sites"] > 0, merged.err
+    inspected = invoke("inspect-rank", tmp_path / "a", "--json")
+    assert inspected.code == (2 if host in ("prefix", "ia3", "bitfit") else 0), inspected.err
