@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from capaft.errors import UsageError
 from capaft.factor import Expansion, Seeded
-from capaft.plan import CHILD_PREFIX, Plan, base_parameters
+from capaft.plan import CHILD_PREFIX, Plan, base_parameters, own_name
 from capaft.rng import Streams
-from capaft.sites import Site, canonical
+from capaft.sites import Site, is_quantised
 
 Factors = tuple[Tensor, ...]
 
@@ -106,7 +106,9 @@ class Adapter(nn.Module):
             flat = self.numbers[role].view(-1) if role in self.numbers else torch.empty(0)
             for expansion, (span, positions) in zip(self._maps(role), spans, strict=True):
                 assert isinstance(expansion, Expansion)
-                wide = expansion(flat[span].view(expansion.numbers_shape)).to(dtype)
+                wide = expansion(flat[span].view(expansion.numbers_shape))
+                # What all sites share is cast once, and stays one.
+                wide = wide[:1].to(dtype).expand(wide.shape) if wide.stride(0) == 0 else wide.to(dtype)
                 for position, factor in zip(positions, wide.unbind(0), strict=True):
                     found[position].append(factor)
         return [tuple(factors) for factors in found]
@@ -124,24 +126,27 @@ class Adapter(nn.Module):
     def trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Every trained parameter by its name in the adapter file: a role, or `head:<parameter>`."""
         wanted = set(self.plan.trained)
-        own = {canonical(model, name): p for name, p in model.named_parameters()} if wanted else {}
+        own = {own_name(model, n, self.plan.rename): p for n, p in model.named_parameters()} if wanted else {}
         return dict(self.numbers) | {f"head:{name}": own[name] for name in self.plan.trained}
+
+    def trains(self, model: nn.Module, name: str) -> bool:
+        """Whether a parameter of the base model, by its name there, is trained as it is."""
+        return own_name(model, name, self.plan.rename) in self.plan.trained
 
     def freeze(self, model: nn.Module) -> None:
         """Leave only what the model's adapters train trainable; remember how it was before the first of them."""
         others = tuple(adapters(model).values())
         base = base_parameters(model)
         self._flags = others[0]._flags if others else {name: p.requires_grad for name, p in base.items()}
-        trained = {name for adapter in (self, *others) for name in adapter.plan.trained}
         for name, parameter in base.items():
-            parameter.requires_grad_(canonical(model, name) in trained)
+            parameter.requires_grad_(any(each.trains(model, name) for each in (self, *others)))
 
     def thaw(self, model: nn.Module) -> None:
         """Undo :meth:`freeze`, as far as the adapters that are left allow."""
         others = tuple(adapters(model).values())
-        trained = {name for adapter in others for name in adapter.plan.trained}
         for name, parameter in base_parameters(model).items():
-            flag = canonical(model, name) in trained if others else self._flags.get(name, parameter.requires_grad)
+            kept = any(each.trains(model, name) for each in others)
+            flag = kept if others else self._flags.get(name, parameter.requires_grad)
             parameter.requires_grad_(flag)
 
     def forward(self, *inputs: Any) -> Any:
@@ -219,7 +224,7 @@ class Adapter(nn.Module):
         place = next(iter(self.numbers.values())) if weight.is_meta else weight
         if torch.is_autocast_enabled(place.device.type):
             return torch.get_autocast_dtype(place.device.type)
-        return weight.dtype if weight.is_floating_point() else torch.float32
+        return torch.float32 if is_quantised(weight) else weight.dtype
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
         """Follow the model to its device, but stay float32 when it is cast: a few kilobytes are not worth rounding."""

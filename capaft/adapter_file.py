@@ -308,7 +308,10 @@ def _check_base(model: nn.Module, file: AdapterFile, decided: Plan, allow_mismat
     if decided.stack.method == "full":
         return
     if stored is None or found is None:
-        warnings.warn(f"{file.path}: a quantised base model cannot be compared with the one trained on", stacklevel=3)
+        warnings.warn(
+            f"{file.path}: a quantised base model, or one trained as it is, cannot be compared with the one trained on",
+            stacklevel=3,
+        )
         return
     try:
         same = same_base(stored, found)

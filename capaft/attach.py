@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,9 +14,9 @@ from capaft.adapter import Adapter, adapters
 from capaft.errors import UsageError
 from capaft.layers import has_own_backward
 from capaft.methods.stack import Stack, parse
-from capaft.plan import CHILD_PREFIX, Plan, base_parameters, plan
+from capaft.plan import CHILD_PREFIX, Plan, base_parameters, own_name, plan
 from capaft.site_adapter import AttentionAdapter, SiteAdapter
-from capaft.sites import Site, canonical, input_embeddings
+from capaft.sites import Site, input_embeddings
 from capaft.targets import Targets
 
 
@@ -62,7 +63,7 @@ def attach_plan(model: nn.Module, decided: Plan, *, name: str = "default", dropo
         raise UsageError(f"an adapter's name must be an identifier, got {name!r}")
     check_dropout(decided.stack, dropout)
     for path, parameter in base_parameters(model).items():
-        if parameter.is_meta and canonical(model, path) in decided.trained:
+        if parameter.is_meta and own_name(model, path, decided.rename) in decided.trained:
             raise UsageError(f"{path} is offloaded and cannot be trained; keep it on a device with device_map")
     adapter = Adapter(decided, dropout)
     adapter.to(_home(model))
@@ -75,6 +76,8 @@ def attach_plan(model: nn.Module, decided: Plan, *, name: str = "default", dropo
             beside = (AttentionAdapter if site.kind == "attention" else SiteAdapter)(adapter, index)
             module.add_module(_child(name, site), beside)
             beside.install(module, model.get_submodule(site.source) if site.source else None)
+    if dropout and (silent := [site.path for site in decided.sites if not takes_dropout(decided, site)]):
+        warnings.warn(f"no dropout at {', '.join(silent[:3])}{' and others' if silent[3:] else ''}", stacklevel=3)
     model.add_module(CHILD_PREFIX + name, adapter)
     if decided.sites:
         before = model.register_forward_pre_hook(adapter.before_forward)
@@ -83,6 +86,12 @@ def attach_plan(model: nn.Module, decided: Plan, *, name: str = "default", dropo
         if has_own_backward(model) and (embeddings := input_embeddings(model)) is not None:
             adapter.handles.append(embeddings.register_forward_hook(_ask_for_gradient))
     return adapter
+
+
+def takes_dropout(decided: Plan, site: Site) -> bool:
+    """Whether a site has an input that dropout can zero part of: not if its weight is changed, or if it looks up."""
+    host = decided.stack.host
+    return host is not None and not site.parametrised and site.kind in host.kinds - {"embedding"}
 
 
 def check_dropout(stack: Stack, dropout: float) -> None:

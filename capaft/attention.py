@@ -86,6 +86,30 @@ def attention_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
     return {path: _widths(path, module) for path, module in _callers(model).items()}
 
 
+class Route:
+    """A model's routing, to be removed like a hook; see :func:`route`.
+
+    It holds the configurations and no closure over them, so that a copy of a model undoes its own routing.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        found: dict[int, Any] = {}
+        for path, module in _callers(model).items():
+            _check_base(path, module)
+            found[id(module.config)] = module.config
+        for config in found.values():
+            name = ROUTED + config._attn_implementation
+            _register(name)
+            config._attn_implementation_internal = name
+        self.configs = list(found.values())
+
+    def remove(self) -> None:
+        """Undo the route; once more does nothing."""
+        while self.configs:
+            config = self.configs.pop()
+            config._attn_implementation_internal = config._attn_implementation.removeprefix(ROUTED)
+
+
 def route(model: nn.Module) -> Callable[[], None]:
     """Let the children of the model's attention modules that have a method `attend` take part in the attention.
 
@@ -99,21 +123,7 @@ def route(model: nn.Module) -> Callable[[], None]:
     Raises:
         UsageError: no module goes through the interface, or one uses an implementation other than sdpa and eager.
     """
-    configs: dict[int, Any] = {}
-    for path, module in _callers(model).items():
-        _check_base(path, module)
-        configs[id(module.config)] = module.config
-    for config in configs.values():
-        name = ROUTED + config._attn_implementation
-        _register(name)
-        config._attn_implementation_internal = name
-
-    def undo() -> None:
-        while configs:
-            config = configs.popitem()[1]
-            config._attn_implementation_internal = config._attn_implementation.removeprefix(ROUTED)
-
-    return undo
+    return Route(model).remove
 
 
 def with_virtual_tokens(
@@ -265,17 +275,6 @@ def _callers(model: nn.Module) -> dict[str, Any]:
             f"{type(model).__name__} does not use; choose another method"
         )
     return found
-
-
-class Route:
-    """A model's routing, to be removed like a hook."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._undo = route(model)
-
-    def remove(self) -> None:
-        """Undo :func:`route`."""
-        self._undo()
 
 
 def _check_base(path: str, module: Any) -> None:

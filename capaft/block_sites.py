@@ -14,7 +14,7 @@ from torch import nn
 
 from capaft.errors import UsageError
 from capaft.fused import output_projection
-from capaft.layers import is_router, kind_of, widths
+from capaft.layers import is_router, kind_of, packs_experts, widths
 from capaft.sites import Site, canonical, in_head, renamed
 from capaft.targets import Targets, in_attention, select
 
@@ -137,7 +137,7 @@ def _end(block: nn.Module, attention: str) -> str | None:
 def _experts(block: nn.Module) -> str:
     """The child of a block that mixes packed experts; empty if none does."""
     for name, child in block.named_children():
-        if not in_attention(name) and any(each.ndim == 3 for each in child.parameters()):
+        if not in_attention(name) and any(packs_experts(each) for each in child.modules()):
             return name
     return ""
 

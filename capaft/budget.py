@@ -46,27 +46,37 @@ def fit(model: nn.Module, stack: Stack, budget: int, **placing: Any) -> Stack:
     """
     if stack.host is None or not (stack.k or stack.host.size):
         raise UsageError(f"--budget has no meaning for --method {stack.method}, which has one size only; drop it")
-    decided = plan(model, _sized(stack, 1), **placing)
+    # The sites do not depend on the size, nor on masks, which may keep nothing of the smallest factors.
+    decided = plan(model, _sized(replace(stack, copies=None), 1), **placing)
+    sizes = range(1, _widest(replace(decided, stack=stack)) + 1) if not stack.k else (1,)
+    least = next((size for size in sizes if _keeps(replace(decided, stack=_sized(stack, size)))), sizes[-1])
 
     def count(size: int) -> int:
         return trained_numbers(replace(decided, stack=_sized(stack, size)))
 
-    smallest = count(1)
+    smallest = count(least)
     if smallest > budget:
         raise UsageError(f"--budget {budget} is below the {smallest} numbers that the smallest {stack.method} trains")
-    most = budget if stack.k else _widest(decided)
+    most = budget if stack.k else sizes[-1]
     # Nearly proportional, so start from the proportion; what of it does not grow (biases, unions of masks) is little.
-    size = max(1, min(most, budget // smallest))
+    size = max(least, min(most, least * budget // smallest))
     step = 1
     while size < most and count(min(most, size + step)) <= budget:
         size, step = min(most, size + step), 2 * step
     high = min(most, size + step)
-    while size > 1 and count(size) > budget:
-        high, size = size, size // 2
+    while size > least and count(size) > budget:
+        high, size = size, max(least, size // 2)
     while high - size > 1:
         middle = (size + high) // 2
         size, high = (middle, high) if count(middle) <= budget else (size, middle)
     return _sized(stack, size)
+
+
+def _keeps(decided: Plan) -> bool:
+    """Whether masks leave something of every factor."""
+    groups = [group for role in decided.groups().values() for group in role]
+    copies = [(decided.stack.copies_of(factor), factor.size) for factor, _ in groups]
+    return all(each is None or each.masks == "partition" or each.kept(size) for each, size in copies)
 
 
 def _widest(decided: Plan) -> int:

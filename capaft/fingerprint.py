@@ -16,9 +16,9 @@ from torch import nn
 from capaft import rng
 from capaft.errors import UsageError
 from capaft.factor import words_used
-from capaft.plan import Plan
+from capaft.plan import Plan, own_name
 from capaft.rng import Streams
-from capaft.sites import Site, canonical
+from capaft.sites import Site, is_quantised
 from capaft.targets import Targets
 from capaft.weight_sites import find
 
@@ -56,9 +56,9 @@ def streams_digest(decided: Plan) -> str:
 def base_samples(model: nn.Module, decided: Plan) -> str | None:
     """64 seeded sample weights of the base model at the sites, base64 of float16.
 
-    Where the sites are no weights (`head`, adapter layers, biases, which often are 0), of all linear layers that are not
-    trained as they are. None where there is nothing to compare: method `full` replaces every weight, and a quantised
-    weight has no single value.
+    Where the sites are no weights (`head`, adapter layers, biases, which often are 0), of all linear layers that are
+    not trained as they are. None where there is nothing to compare: method `full` replaces every weight, and a
+    quantised weight has no single value.
     """
     if decided.stack.method == "full":
         return None
@@ -67,7 +67,7 @@ def base_samples(model: nn.Module, decided: Plan) -> str | None:
         sites = tuple(
             site
             for site in _weights(model, decided.rename)
-            if canonical(model, f"{site.module}.{site.parameter}") not in decided.trained
+            if own_name(model, f"{site.module}.{site.parameter}", decided.rename) not in decided.trained
         )
     if not sites:
         return None
@@ -77,7 +77,7 @@ def base_samples(model: nn.Module, decided: Plan) -> str | None:
         site = sites[first * len(sites) >> 32]
         # Fetches a weight that accelerate has offloaded.
         with align_module_device(model.get_submodule(site.module)):
-            if not site.stored(model).is_floating_point():
+            if is_quantised(site.stored(model)):
                 return None
             weight = site.weight(model)
             entry = second * weight.numel() >> 32

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from capaft.sites import Kind, stored
+from capaft.sites import Kind, is_quantised, stored
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Reading these of a weight tells what it is; it is not a product.
@@ -44,6 +44,12 @@ def kind_of(module: nn.Module) -> Kind | None:
 def is_pointwise(module: nn.Module) -> bool:
     """Whether a convolution is a linear layer by another name: one that looks at a single position."""
     return isinstance(module, nn.Conv1d) and module.kernel_size == (1,) and module.stride == (1,)
+
+
+def packs_experts(module: nn.Module) -> bool:
+    """Whether a module holds the weights of several experts in one parameter."""
+    packed = hasattr(module, "num_experts") or "expert" in type(module).__name__.lower()
+    return packed and any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
 
 
 def is_router(module: nn.Module) -> bool:
@@ -78,7 +84,7 @@ def is_plain(module: Any) -> bool:
         return own and module.groups == 1 and module.padding_mode == "zeros"
     if isinstance(module, nn.Embedding):
         return type(module).forward is nn.Embedding.forward and module.max_norm is None
-    if not isinstance(module, nn.Linear) or not torch.is_floating_point(stored(module, "weight")):
+    if not isinstance(module, nn.Linear) or is_quantised(stored(module, "weight")):
         return True
     forward = type(module).forward
     code = inspect.unwrap(forward).__code__

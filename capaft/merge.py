@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
+from capaft.adapter import Adapter, adapters
 from capaft.attach import detach, get
 from capaft.errors import UsageError
+from capaft.sites import is_quantised
 
 
 def merge(model: nn.Module, name: str = "default") -> int:
@@ -47,17 +51,20 @@ def merge(model: nn.Module, name: str = "default") -> int:
                 owners.setdefault(parameter.data_ptr(), []).append(f"{path}.{key}")
     for site in adapter.plan.sites:
         weight = site.stored(model)
-        if not weight.is_floating_point():
+        if is_quantised(weight):
             raise UsageError(f"{site.module} is quantised; load the base model unquantised to merge into it")
         if weight.is_meta:
             raise UsageError(f"{site.module} is offloaded; load the base model without offloading to merge into it")
         shared = owners.get(weight.data_ptr(), [])
         if len(shared) > len(site.modules):
             raise UsageError(f"{' and '.join(shared)} are one tied weight; an update cannot be merged into one")
+    _refuse_order(model, adapter)
     with torch.no_grad():
         for site, factors in adapter.factors_of_sites():
             assert host is not None
             weight, bias = site.stored(model), model.get_submodule(site.module)._parameters.get("bias")
+            if site.index is not None:
+                weight, site = weight[site.index], replace(site, index=None)
             exact = torch.promote_types(weight.dtype, torch.float32)
             whole = weight.to(exact, copy=True)
             own = None if bias is None else (site.rows.take(bias, 0) if site.rows else bias).to(exact)
@@ -71,3 +78,24 @@ def merge(model: nn.Module, name: str = "default") -> int:
     count = len(adapter.plan.sites)
     detach(model, name)
     return count
+
+
+def _refuse_order(model: nn.Module, adapter: Adapter) -> None:
+    """Refuse to merge what would then come before another adapter that it came after.
+
+    Raises:
+        UsageError: the two do not commute, or the later one depends on the base weights.
+    """
+    mine = {module for site in adapter.plan.sites for module in site.modules}
+    names = list(adapters(model))
+    first = adapters(model)[names[0]]
+    for name, other in adapters(model).items():
+        one, two = adapter.plan.stack.host, other.plan.stack.host
+        shared = mine & {module for site in other.plan.sites for module in site.modules}
+        if other is adapter or not shared or one is None or two is None or (one.additive and two.additive):
+            continue
+        if adapter is not first or two.name == "dora":
+            raise UsageError(
+                f"{min(shared)} also has the adapter {name} ({two.name}), and the two do not add up; merge {names[0]} "
+                f"first, or detach {name}"
+            )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from capaft.sites import stored
@@ -24,12 +25,8 @@ def parametrise(module: nn.Module, parameter: str) -> None:
 def restore(module: nn.Module) -> None:
     """Undo :func:`parametrise` for parameters that no adapter changes any more."""
     wanted = {getattr(child, "parametrises", "") for child in module.children()}
-    cls: Any = type(module)
-    changed = []
-    while isinstance(parameter := cls.__dict__.get("capaft_reads"), str):
-        changed.append(parameter)
-        (cls,) = cls.__bases__
-    for parameter in reversed(changed):
+    cls, changed = _unparametrised(type(module))
+    for parameter in changed:
         if parameter in wanted:
             cls = _parametrised(cls, parameter)
     module.__class__ = cls
@@ -41,10 +38,42 @@ def _parametrised(cls: Any, parameter: str) -> Any:
 
     def read(module: Any) -> Tensor:
         value = stored(module, parameter)
+        layers: dict[int, list[Any]] = {}
         for child in module._modules.values():
-            if getattr(child, "parametrises", "") == parameter:
+            if getattr(child, "parametrises", "") != parameter:
+                continue
+            if child.layer is None:
                 value = child.changed(value)
-        return value
+            else:
+                layers.setdefault(child.layer, []).append(child)
+        if not layers:
+            return value
+        # Packed matrices are changed one by one and packed once: writing each into the whole would copy it each time.
+        matrices = list(value.unbind(0))
+        for layer, children in layers.items():
+            for child in children:
+                matrices[layer] = child.changed(matrices[layer])
+        return torch.stack(matrices)
 
-    members = {parameter: property(read), "capaft_reads": parameter, "__module__": cls.__module__}
-    return type(cls.__name__, (cls,), members)
+    def reduce(module: Any, protocol: Any) -> tuple[Any, ...]:
+        # Pickle cannot find a class that is made here.
+        return _rebuild, _unparametrised(type(module)), module.__getstate__()
+
+    members = {"capaft_reads": parameter, "__module__": cls.__module__, "__reduce_ex__": reduce}
+    return type(cls.__name__, (cls,), {parameter: property(read), **members})
+
+
+def _unparametrised(cls: Any) -> tuple[Any, tuple[str, ...]]:
+    """The class that a module had of its own, and the parameters that are changed, innermost first."""
+    changed: list[str] = []
+    while isinstance(parameter := cls.__dict__.get("capaft_reads"), str):
+        changed.append(parameter)
+        (cls,) = cls.__bases__
+    return cls, tuple(reversed(changed))
+
+
+def _rebuild(cls: Any, parameters: tuple[str, ...]) -> Any:
+    """An empty module of a class, parametrised again."""
+    for parameter in parameters:
+        cls = _parametrised(cls, parameter)
+    return cls.__new__(cls)

@@ -12,7 +12,7 @@ from capaft.errors import UsageError
 from capaft.factor import Factor, numbers_bounds
 from capaft.methods.stack import Stack
 from capaft.rng import MAX_SEED
-from capaft.sites import Site, canonical
+from capaft.sites import Site, canonical, renamed
 from capaft.targets import Targets, matcher
 
 # An adapter stands in its model, and beside its modules, as a child of this name.
@@ -103,8 +103,8 @@ def plan(
     if not 0 <= seed <= MAX_SEED:
         raise UsageError(f"--seed must be in [0, 2**64), got {seed}")
     targets = targets if isinstance(targets, Targets) else Targets(targets)
-    names = {canonical(model, name) for name in base_parameters(model)}
-    trained = tuple(sorted(names if stack.method == "full" else {canonical(model, name) for name in head}))
+    names = {own_name(model, name, rename) for name in base_parameters(model)}
+    trained = tuple(sorted(names if stack.method == "full" else {own_name(model, name, rename) for name in head}))
     for name in trained:
         if name not in names:
             raise UsageError(f"the model has no parameter {name} to train; check the head's names")
@@ -117,7 +117,7 @@ def plan(
     sites = stack.host.sites(model, targets, rename)
     for site in sites:
         for module in site.modules:
-            name = canonical(model, f"{module}.{site.parameter}")
+            name = own_name(model, f"{module}.{site.parameter}", rename)
             if site.parameter and name in trained:
                 raise UsageError(f"{module} is both adapted and trained as it is; leave it out of one of them")
     decided = Plan(stack, seed, targets, sites, trained, rename or {})
@@ -155,7 +155,15 @@ def _check_widths(decided: Plan) -> None:
                     "lower --rank or --copies, or narrow --target-modules"
                 )
             if copies and copies.masks == "random" and copies.kept(factor.size) == 0:
-                raise UsageError(f"--density {copies.density} keeps none of a factor's {factor.size} numbers")
+                raise UsageError(
+                    f"--density {copies.density} keeps none of the {factor.size} numbers of {factor.name} at "
+                    f"{site.path}; raise it, or make the method larger"
+                )
+
+
+def own_name(model: nn.Module, name: str, rename: dict[str, str] | None) -> str:
+    """The name of a parameter as an adapter file has it: canonical, and the old one where modules were renamed."""
+    return renamed(canonical(model, name), rename)
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -57,8 +57,6 @@ def execute(config: TrainConfig, console: Console) -> dict[str, Any]:
         "labels": list(decided.task.labels),
         "next": _next(run.path, decided),
     }
-    if decided.plan.stack.host is None:
-        results["next"].pop()
     write_atomically(run.results, json.dumps(results, indent=2) + "\n")
     write_atomically(run.card, card.write(results, f"capaft train --config {run.config}"))
     return results

@@ -6,8 +6,10 @@ output; or, where code reads a weight without calling the module, one that chang
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from capaft.adapter import Adapter, Factors
@@ -30,6 +32,9 @@ class SiteAdapter(nn.Module):
         self.index = index
         self.handles: list[Any] = []
         self.taken: Tensor | None = None
+        # Of packed matrices the site sees its own; without that, as it would see it alone.
+        self.layer = self.site.index
+        self.alone = replace(self.site, index=None)
 
     @property
     def site(self) -> Site:
@@ -124,12 +129,12 @@ class SiteAdapter(nn.Module):
         return runs.slice_scatter(part, -1, rows.start, rows.start + rows.block).flatten(-2)
 
     def changed(self, weight: Tensor) -> Tensor:
-        """A parameter as the model should read it."""
+        """A parameter, of packed ones the site's own matrix, as the model should read it."""
         if not self.owner[0].enabled:
             return weight
-        site = self.site
-        matrix, _ = self.host.merged(site, site.matrix(weight), None, self.factors(weight))
-        return site.replaced(weight, matrix)
+        with torch.autocast(weight.device.type, enabled=False):
+            matrix, _ = self.host.merged(self.site, self.alone.matrix(weight), None, self.factors(weight))
+            return self.alone.replaced(weight, matrix)
 
     def factors(self, like: Tensor) -> Factors:
         """The site's factors, in the dtype and on the device of a tensor."""

@@ -132,6 +132,11 @@ def stored(module: nn.Module, parameter: str) -> Any:
     return getattr(module, parameter) if found is None else found
 
 
+def is_quantised(weight: Tensor) -> bool:
+    """Whether a weight holds codes and not numbers: float8 too means nothing without its scale."""
+    return weight.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def canonical(model: nn.Module, path: str) -> str:
     """A parameter's or module's path without wrapper prefixes and without the model's `base_model_prefix`."""
     prefix = getattr(unwrapped(model), "base_model_prefix", "")

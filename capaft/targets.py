@@ -90,6 +90,9 @@ class Targets:
                 last = f"the last one is {max(there)}" if there else "it has no numbered blocks"
                 raise UsageError(f"--layers {self.layers}: the model has no block {missing[0]}; {last}")
         excluded = [matcher(word, "exclude-modules") for word in words(self.exclude)]
+        for word, match in zip(words(self.exclude), excluded, strict=True):
+            if not word.startswith("re:") and not any(match(path) or match(path.partition("#")[0]) for path in paths):
+                raise UsageError(f"--exclude-modules {word} matches none of the layers; give names, or re:PATTERN")
         return lambda path: (
             (wanted is None or block_number(path) in wanted)
             and not any(match(path) or match(path.partition("#")[0]) for match in excluded)

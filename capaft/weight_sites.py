@@ -12,8 +12,17 @@ from torch import nn
 
 from capaft.errors import UsageError
 from capaft.fused import parts
-from capaft.layers import is_plain, is_pointwise, is_router, is_transposed, kind_of, read_without_calling, widths
-from capaft.sites import Kind, Site, canonical, in_head, renamed, stored
+from capaft.layers import (
+    is_plain,
+    is_pointwise,
+    is_router,
+    is_transposed,
+    kind_of,
+    packs_experts,
+    read_without_calling,
+    widths,
+)
+from capaft.sites import Kind, Site, canonical, in_head, is_quantised, renamed
 from capaft.targets import PRESETS, Targets, matcher
 
 # The kind of layer that a preset takes; names and regular expressions take any.
@@ -112,11 +121,12 @@ class _Layers:
     def experts(self) -> Iterator[Site]:
         """The experts of mixtures: every matrix of a packed stack, and linear layers that are experts one by one."""
         for path, module in self.model.named_modules():
-            packed = hasattr(module, "num_experts") or "expert" in type(module).__name__.lower()
+            if not packs_experts(module):
+                continue
             for name, parameter in module.named_parameters(recurse=False):
-                if not packed or parameter.ndim != 3:
+                if parameter.ndim != 3:
                     continue
-                if not parameter.is_floating_point():
+                if is_quantised(parameter):
                     raise UsageError(f"the experts of {path} are quantised and packed; load the model unquantised")
                 rows, columns = parameter.shape[1:]
                 transposed = bool(getattr(module, "is_transposed", False))
@@ -182,5 +192,6 @@ def _is_hidden(model: nn.Module, site: Site, read: set[str]) -> bool:
     """Whether a hook on the module would miss the weight or mistake what becomes of it."""
     if site.kind == "experts":
         return True
-    is_float = stored(model.get_submodule(site.module), site.parameter).is_floating_point()
-    return is_float and any(path in read or not is_plain(model.get_submodule(path)) for path in site.modules)
+    if is_quantised(site.stored(model)):
+        return False
+    return any(path in read or not is_plain(model.get_submodule(path)) for path in site.modules)

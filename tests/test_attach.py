@@ -558,7 +558,7 @@ def test_full_beside_an_adapter_trains_the_base_alone() -> None:
         ("lora", {"head": ["classifier.wait"]}, "no parameter classifier.wait to train"),
         ("lora", {"rank": 33}, r"hidden width of 33 .* exceeds the layer encoder.layer.0.*, 32 wide"),
         ("capaboost", {"rank": 16, "copies": 3}, "hidden width of 48"),
-        ("capaboost", {"rank": 1, "density": 0.01}, "--density 0.01 keeps none of a factor's 32 numbers"),
+        ("capaboost", {"rank": 1, "density": 0.01}, "--density 0.01 keeps none of the 32 numbers of down"),
     ],
 )
 def test_what_cannot_be_planned(method: str, options: dict[str, Any], message: str) -> None:
@@ -573,3 +573,67 @@ def test_the_largest_seed() -> None:
     model, adapter = adapted(seed=2**64 - 1)
     assert adapter.plan.seed == 2**64 - 1
     assert tiny.logits(model).isfinite().all()
+
+
+def test_a_copy_with_a_prefix_lets_go_of_its_own_attention_only() -> None:
+    model = tiny.bert()
+    model.config = copy.deepcopy(model.config)
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config = model.config
+    tiny.scramble(capaft.attach(model, "prefix", prefix_length=2))
+    wanted = tiny.logits(model)
+    other = copy.deepcopy(model)
+    capaft.detach(other)
+    assert torch.equal(tiny.logits(model), wanted)
+    assert not torch.equal(tiny.logits(other), wanted)
+    assert "capaft" not in other.config._attn_implementation
+    assert "capaft" in model.config._attn_implementation
+
+
+@pytest.mark.parametrize(("method", "targets"), [("dora", "embeddings"), ("lora", "qv"), ("prefix", "")])
+def test_a_model_with_an_adapter_can_be_pickled(method: str, targets: str) -> None:
+    model = tiny.bert()
+    tiny.scramble(capaft.attach(model, method, targets=targets))
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    other = torch.load(stream, weights_only=False)
+    assert torch.equal(tiny.logits(other), tiny.logits(model))
+    capaft.detach(other)
+    assert torch.equal(tiny.logits(other), tiny.logits(tiny.bert()))
+
+
+@pytest.mark.parametrize("method", ["lora", "vera", "dora"])
+def test_autocast_leaves_embeddings_as_they_are(method: str) -> None:
+    model = tiny.bert()
+    with torch.autocast("cpu", torch.bfloat16):
+        before = tiny.logits(model)
+        capaft.attach(model, method, targets="embeddings")
+        assert torch.equal(tiny.logits(model), before)
+
+
+def test_codes_of_float8_are_not_taken_for_numbers() -> None:
+    class Float8Linear(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(8, 8, bias=False)
+            self.weight = nn.Parameter(self.weight.data.to(torch.float8_e4m3fn), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ (self.weight.float() * 0.1).T
+
+    model, x = nn.ModuleDict({"query": Float8Linear()}), torch.randn(2, 8)
+    before = model["query"](x)
+    adapter = tiny.scramble(capaft.attach(model, "lora", rank=2, targets="query"))
+    ((site, (down, up)),) = adapter.factors_of_sites()
+    assert not site.parametrised
+    torch.testing.assert_close(model["query"](x), before + 2 * x @ down.T @ up.T)
+    with pytest.raises(UsageError, match="quantised"):
+        capaft.merge(model)
+    with pytest.raises(UsageError, match="dora needs the norms of query, which is quantised; choose lora"):
+        capaft.attach(nn.ModuleDict({"query": Float8Linear()}), "dora", targets="query")
+
+
+def test_dropout_that_has_no_place_is_told() -> None:
+    with pytest.warns(UserWarning, match="no dropout at embeddings.word_embeddings"):
+        capaft.attach(tiny.bert(), "lora", targets="word_embeddings,query", dropout=0.1)

@@ -17,6 +17,14 @@ from capaft.errors import UsageError
 
 T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": 2}
 EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1, **GROUPED}
+CONFORMER = {
+    "num_hidden_layers": 1,
+    "conv_dim": [8],
+    "conv_kernel": [3],
+    "conv_stride": [2],
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+}
 # A model, how many blocks it has, and in one of them: the ends of attentions, of the feed-forward part, and its norm.
 FAMILIES: list[tuple[str, dict[str, Any], int, str, str, str]] = [
     ("BertModel", {}, 2, "attention.output.dense", "output.dense", "output.LayerNorm"),
@@ -31,6 +39,7 @@ FAMILIES: list[tuple[str, dict[str, Any], int, str, str, str]] = [
     ("OPTForCausalLM", {"ffn_dim": 64, "word_embed_proj_dim": 32}, 2, "self_attn.out_proj", "fc2", ""),
     ("MixtralForCausalLM", EXPERTS, 2, "self_attn.o_proj", "mlp", ""),
     ("ViTForImageClassification", {"image_size": 8, "patch_size": 4}, 2, "attention.o_proj", "mlp.fc2", ""),
+    ("Wav2Vec2ConformerModel", CONFORMER, 1, "self_attn.linear_out", "ffn2.output_dense", ""),
     ("BartModel", {"d_model": 32, **BART}, 4, "self_attn.out_proj", "fc2", ""),
     ("T5ForConditionalGeneration", T5, 4, "layer.0.SelfAttention.o", "layer.1.DenseReluDense.wo", ""),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 from math import prod
 from typing import Any
@@ -91,3 +92,15 @@ def test_counting_draws_nothing_where_nothing_is_random(monkeypatch: pytest.Monk
         shapes = [shape for site in decided.sites for shape in naive.shapes(decided, site).values()]
         wanted = 192 * len(shapes) if stack.k else sum(map(prod, shapes))
         assert trained_numbers(decided) == wanted
+
+
+@pytest.mark.parametrize("host", ["houlsby", "pfeiffer", "vera", "prefix", "dora"])
+@pytest.mark.parametrize("copies", COPIES)
+def test_other_hosts_are_fitted_too(host: str, copies: str) -> None:
+    stack = parse(f"{host}{'' if copies == 'plain' else '+capaboost'}", **COPIES[copies])
+    found = fit(tiny.bert(), stack, 3000)
+    size = getattr(found.host, found.host.size)
+    sized = partial(parse, found.method, **COPIES[copies])
+    assert trained_numbers(plan(tiny.bert(), found)) <= 3000
+    if host in ("houlsby", "pfeiffer", "prefix") or (size + 1) * COPIES[copies].get("copies", 1) <= 32:
+        assert trained_numbers(plan(tiny.bert(), sized(**{found.host.size: size + 1}))) > 3000

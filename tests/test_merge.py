@@ -137,3 +137,33 @@ def test_a_quantised_weight_is_refused() -> None:
 def test_an_unknown_name() -> None:
     with pytest.raises(UsageError, match="no adapter named default"):
         capaft.merge(tiny.bert())
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "merged", "works"),
+    [
+        ("lora", "vera", "first", True),
+        ("lora", "vera", "second", True),
+        ("lora", "ia3", "first", True),
+        ("lora", "ia3", "second", False),
+        ("ia3", "lora", "first", True),
+        ("ia3", "lora", "second", False),
+        ("lora", "dora", "first", False),
+        ("dora", "lora", "first", True),
+        ("bitfit", "ia3", "first", True),
+    ],
+)
+def test_an_adapter_is_merged_only_where_that_changes_nothing(
+    first: str, second: str, merged: str, works: bool
+) -> None:
+    model = tiny.bert()
+    for name, method in (("first", first), ("second", second)):
+        targets = "" if method == "bitfit" else "key,value"
+        tiny.scramble(capaft.attach(model, method, name=name, rank=3, targets=targets), seed=len(name))
+    wanted = tiny.logits(model)
+    if works:
+        capaft.merge(model, merged)
+    else:
+        with pytest.raises(UsageError, match=r"the two do not add up; merge first first, or detach"):
+            capaft.merge(model, merged)
+    torch.testing.assert_close(tiny.logits(model), wanted, rtol=0, atol=1e-5)

@@ -64,3 +64,22 @@ def test_coefficients_of_the_whole_model() -> None:
     assert {role: tuple(numbers.shape) for role, numbers in adapter.numbers.items()} == {"down": (1, 9), "up": (1, 7)}
     assert len(adapter.plan.sites) == 13
     assert adapter.plan.bounds() == {"down": (9, 9), "up": (7, 7)}
+
+
+def test_renamed_modules_that_are_trained_as_they_are(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    model = tiny.bert()
+    tiny.scramble(capaft.attach(model, "lora", modules_to_save="pooler"))
+    tiny.train(model)
+    capaft.save(model, tmp_path / "adapter.safetensors")
+    fresh = tiny.bert()
+    fresh.bert.pooler.dense2 = fresh.bert.pooler.dense
+    del fresh.bert.pooler.dense
+    fresh.bert.pooler.__dict__["dense"] = fresh.bert.pooler.dense2
+    adapter = capaft.load(fresh, tmp_path / "adapter.safetensors", rename={"pooler.dense": "pooler.dense2"})
+    assert adapter.plan.trained == ("pooler.dense.bias", "pooler.dense.weight")
+    assert torch.equal(tiny.logits(fresh), tiny.logits(model))
+
+
+def test_a_rank_pattern_that_matches_nothing() -> None:
+    with pytest.raises(UsageError, match="--rank-pattern qurey=3 matches none of the adapted layers"):
+        plan(tiny.bert(), parse("lora", rank_pattern=("qurey=3",)))

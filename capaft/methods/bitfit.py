@@ -23,6 +23,7 @@ class Bitfit(Host):
     summary: ClassVar[str] = "the biases of linear layers and layer norms"
     equation: ClassVar[str] = "y = W x + b + c"
     paper: ClassVar[str] = "arXiv 2106.10199"
+    additive: ClassVar[bool] = True
     narrow: ClassVar[str] = "a bias is added once, so masked copies only add up to another bias"
 
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:

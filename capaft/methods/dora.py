@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from capaft.errors import UsageError
 from capaft.factor import Factor
 from capaft.methods.host import Host, number, whole
-from capaft.sites import Site, stored
+from capaft.sites import Site, is_quantised, stored
+from capaft.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,18 @@ class Dora(Host):
         assert self.alpha is not None
         return self.alpha / self.rank
 
+    def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
+        """See :meth:`Host.sites`.
+
+        Raises:
+            UsageError: also where a layer is quantised, since its norms are not at hand.
+        """
+        found = super().sites(model, targets, rename)
+        for site in found:
+            if is_quantised(site.stored(model)):
+                raise UsageError(f"dora needs the norms of {site.module}, which is quantised; choose lora")
+        return found
+
     def factors(self, site: Site) -> tuple[Factor, ...]:
         """See :meth:`Host.factors`."""
         fan_in = 1 if site.kind == "embedding" else site.in_features
@@ -65,8 +78,6 @@ class Dora(Host):
         """See :meth:`Host.forward`."""
         down, up, _ = factors
         weight = stored(module, "weight")
-        if not weight.is_floating_point():
-            raise UsageError(f"dora needs the norms of {site.module}, which is quantised; choose lora")
         with torch.autocast(output.device.type, enabled=False):
             ratio = self._ratio(site.matrix(weight), factors).to(output.dtype)
         bias = getattr(module, "bias", None)

@@ -7,14 +7,14 @@ import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from capaft.errors import UsageError
 from capaft.factor import Factor
 from capaft.methods.host import number, whole
 from capaft.methods.low_rank import LowRank
 from capaft.sites import Site
-from capaft.targets import MAX_TARGETS, matcher
+from capaft.targets import MAX_TARGETS, Targets, matcher
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,19 @@ class Lora(LowRank):
             if not word or not re.fullmatch("[1-9][0-9]{0,8}", rank):
                 raise UsageError(f"--rank-pattern {entry} is not NAME=RANK or re:PATTERN=RANK")
             matcher(word, "rank-pattern")
+
+    def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
+        """See :meth:`Host.sites`.
+
+        Raises:
+            UsageError: also where an entry of the rank pattern is about none of the sites.
+        """
+        found = super().sites(model, targets, rename)
+        for entry in self.rank_pattern:
+            match = matcher(entry.rpartition("=")[0], "rank-pattern")
+            if not any(match(site.path.partition("#")[0]) for site in found):
+                raise UsageError(f"--rank-pattern {entry} matches none of the adapted layers")
+        return found
 
     def rank_at(self, site: Site) -> int:
         """The rank of one site."""

@@ -18,6 +18,7 @@ class LowRank(Host):
     """A host whose update of a weight is a scaled product of an up and a down factor."""
 
     default_targets: ClassVar[str] = "qv"
+    additive: ClassVar[bool] = True
     drops: ClassVar[bool] = True
     kinds: ClassVar[frozenset[str]] = frozenset(["linear", "conv", "embedding"])
 
@@ -33,9 +34,10 @@ class LowRank(Host):
         if site.kind == "conv":
             return output + scale * _convolved(module, inputs, down, up)
         hidden = F.embedding(inputs, down.T) if site.kind == "embedding" else F.linear(inputs, down)
-        if not output.is_contiguous():
-            # Strides stay as they are: another layout would have the next layer round otherwise.
-            return output.add(F.linear(hidden, up), alpha=scale)
+        if not output.is_contiguous() or site.kind == "embedding":
+            # Strides stay as they are: another layout would have the next layer round otherwise. And a lookup has a
+            # dtype of its own under autocast, which `addmm` would change.
+            return output.add(F.linear(hidden, up).to(output.dtype), alpha=scale)
         flat = output.view(-1, output.shape[-1])
         return flat.addmm(hidden.reshape(-1, hidden.shape[-1]), up.T, alpha=scale).view(output.shape)
 
