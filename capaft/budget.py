@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from capaft.errors import UsageError
 from capaft.methods.stack import Stack
-from capaft.plan import Plan, plan
+from capaft.plan import Plan, hidden_limit, plan
 from capaft.rng import Streams
 
 
@@ -48,7 +49,7 @@ def fit(model: nn.Module, stack: Stack, budget: int, **placing: Any) -> Stack:
         raise UsageError(f"--budget has no meaning for --method {stack.method}, which has one size only; drop it")
     # The sites do not depend on the size, nor on masks, which may keep nothing of the smallest factors.
     decided = plan(model, _sized(replace(stack, copies=None), 1), **placing)
-    sizes = range(1, _widest(replace(decided, stack=stack)) + 1) if not stack.k else (1,)
+    sizes: Sequence[int] = (1,) if stack.k else range(1, _widest(replace(decided, stack=stack)) + 1)
     least = next((size for size in sizes if _keeps(replace(decided, stack=_sized(stack, size)))), sizes[-1])
 
     def count(size: int) -> int:
@@ -80,9 +81,10 @@ def _keeps(decided: Plan) -> bool:
 
 
 def _widest(decided: Plan) -> int:
-    """The largest rank that every layer is wide enough for, copies counted."""
-    widest = min(max(site.in_features, site.out_features) for site in decided.sites)
-    return max(1, widest // (decided.stack.copies.copies if decided.stack.copies else 1))
+    """The largest rank that every layer has room for, copies counted."""
+    host, copies = decided.stack.host, decided.stack.copies
+    assert host is not None
+    return max(1, min(hidden_limit(site, host) for site in decided.sites) // (copies.copies if copies else 1))
 
 
 def _sized(stack: Stack, size: int) -> Stack:

@@ -10,6 +10,7 @@ from torch import nn
 
 from capaft.errors import UsageError
 from capaft.factor import Factor, numbers_bounds
+from capaft.methods.host import Host
 from capaft.methods.stack import Stack
 from capaft.rng import MAX_SEED
 from capaft.sites import Site, canonical, renamed
@@ -141,24 +142,34 @@ def _check_widths(decided: Plan) -> None:
     """Refuse a bottleneck wider than its layer, and masks that keep nothing."""
     stack = decided.stack
     for site in decided.sites:
-        widest = max(site.in_features, site.out_features)
-        for factor in stack.host.factors(site) if stack.host else ():
+        assert stack.host is not None
+        limit = hidden_limit(site, stack.host)
+        for factor in stack.host.factors(site):
             copies = stack.copies_of(factor)
             if factor.hidden_axis is None:
                 continue
             width = factor.shape[factor.hidden_axis] * (copies.copies if copies else 1)
-            if width > max(MAX_HIDDEN, 4 * widest):
-                raise UsageError(f"a hidden width of {width} is more than {site.path} can use; lower it, or --copies")
-            if site.parameter and width > widest and not factor.frozen and len(factor.shape) > 1:
+            if width > limit:
                 raise UsageError(
-                    f"a hidden width of {width} (rank times copies) exceeds the layer {site.path}, {widest} wide; "
-                    "lower --rank or --copies, or narrow --target-modules"
+                    f"a hidden width of {width} (rank times copies) exceeds the layer {site.path}, which has room for "
+                    f"{limit}; lower --{stack.host.size.replace('_', '-')} or --copies, or narrow --target-modules"
                 )
             if copies and copies.masks == "random" and copies.kept(factor.size) == 0:
                 raise UsageError(
                     f"--density {copies.density} keeps none of the {factor.size} numbers of {factor.name} at "
                     f"{site.path}; raise it, or make the method larger"
                 )
+
+
+def hidden_limit(site: Site, host: Host) -> int:
+    """The widest that a host may make itself at a site, copies counted.
+
+    A trained update of a weight needs no more than the weight's own width. What is no such update may be wider, but a
+    stranger's file must not ask for any amount of memory.
+    """
+    widest = max(site.in_features, site.out_features)
+    trained = any(len(f.shape) > 1 and f.hidden_axis is not None and not f.frozen for f in host.factors(site))
+    return widest if site.parameter and trained else max(MAX_HIDDEN, 4 * widest)
 
 
 def own_name(model: nn.Module, name: str, rename: dict[str, str] | None) -> str:

@@ -556,7 +556,7 @@ def test_full_beside_an_adapter_trains_the_base_alone() -> None:
         ("lora", {"seed": -1}, r"--seed must be in \[0, 2\*\*64\), got -1"),
         ("lora", {"seed": 2**64}, r"--seed must be"),
         ("lora", {"head": ["classifier.wait"]}, "no parameter classifier.wait to train"),
-        ("lora", {"rank": 33}, r"hidden width of 33 .* exceeds the layer encoder.layer.0.*, 32 wide"),
+        ("lora", {"rank": 33}, r"hidden width of 33 .* exceeds the layer encoder.layer.0.*, which has room for 32"),
         ("capaboost", {"rank": 16, "copies": 3}, "hidden width of 48"),
         ("capaboost", {"rank": 1, "density": 0.01}, "--density 0.01 keeps none of the 32 numbers of down"),
     ],
