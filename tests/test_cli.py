@@ -56,8 +56,8 @@ def test_help_is_fast_and_imports_no_torch() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
-    # The processor's time and the best of five: other work may share the cores while tests run.
-    assert min(processor_seconds() for _ in range(5)) < 0.3
+    # The processor's time and the best of ten: other work may share the cores while tests run.
+    assert min(processor_seconds() for _ in range(10)) < 0.3
 
 
 def test_a_run_leaves_every_file(run: Path, results: dict) -> None:
