@@ -87,12 +87,11 @@ def parts(model: nn.Module, path: str, wanted: str) -> dict[str, Rows] | None:
     return {letter: rows[letter] for letter in wanted}
 
 
-def output_projection(module: nn.Module, width: int | None = None) -> str | None:
-    """Path, inside an attention, of the linear layer that makes its output; of a given width, if one is given."""
-    linear = {name: widths(each)[1] for name, each in module.named_modules() if name and kind_of(each) == "linear"}
-    fitting = [name for name, out in linear.items() if width in (None, out)]
-    named = [name for name in fitting if name.rsplit(".", 1)[-1] in OUTPUTS]
-    return named[-1] if named else fitting[-1] if fitting and width is not None else None
+def output_projection(module: nn.Module) -> str | None:
+    """Path, inside an attention, of the linear layer that makes its output, by its name."""
+    linear = (name for name, each in module.named_modules() if name and kind_of(each) == "linear")
+    named = [name for name in linear if name.rsplit(".", 1)[-1] in OUTPUTS]
+    return named[-1] if named else None
 
 
 def _layout(model: nn.Module, around: str, parent: Any, name: str) -> tuple[int, int, int] | None:
@@ -100,7 +99,7 @@ def _layout(model: nn.Module, around: str, parent: Any, name: str) -> tuple[int,
     module = parent.get_submodule(name)
     wide_in, wide_out = widths(module)
     query = _query_width(model, around, parent, name, wide_in)
-    if query is None or (wide_out - query) % 2 or not 0 < wide_out - query <= 2 * query:
+    if (wide_out - query) % 2 or not 0 < wide_out - query <= 2 * query:
         return None
     key_value = (wide_out - query) // 2
     is_contiguous = (
@@ -122,7 +121,7 @@ def _layout(model: nn.Module, around: str, parent: Any, name: str) -> tuple[int,
     return (query, key_value, groups) if groups and heads % groups == 0 else None
 
 
-def _query_width(model: nn.Module, around: str, parent: nn.Module, name: str, wide_in: int) -> int | None:
+def _query_width(model: nn.Module, around: str, parent: nn.Module, name: str, wide_in: int) -> int:
     """The width that the attention's output projection takes in; without one, the input's."""
     siblings = {child: each for child, each in parent.named_children() if child != name and kind_of(each) == "linear"}
     named = [each for child, each in siblings.items() if child in OUTPUTS]
