@@ -53,7 +53,8 @@ class Adapter(nn.Module):
     Attributes:
         plan: what the adapter is.
         numbers: one float32 parameter a role: `(S, k)` for NOLA, `(1, k)` where the model shares the coefficients, flat
-            for dense factors and for roles that mix; in the order of :meth:`Plan.groups`.
+            for dense factors and for roles that mix; in the order of :meth:`Plan.groups`. The role `head` is of the
+            coefficients that move a model's head.
         dropout: share of the adapter's input that is zeroed while the model trains.
         enabled: False while the base model is wanted alone.
     """
@@ -69,13 +70,13 @@ class Adapter(nn.Module):
         self.handles: list[Any] = []
         # By role and group, the numbers that its map takes, and the positions of its sites.
         self._spans: dict[str, list[tuple[slice, list[int]]]] = {}
-        position = {site.path: index for index, site in enumerate(decided.sites)}
+        position = {site: index for index, (_, site) in enumerate(decided.placed)}
         for role, groups in decided.groups().items():
             maps, starts, spans, end = nn.ModuleList(), [], [], 0
             shared: slice | None = None
             for factor, sites in groups:
-                streams = [Streams(decided.seed, site.path, role) for site in sites]
-                coefficients = decided.stack.coefficients(factor)
+                streams = [Streams(decided.seed, site.path, factor.name) for site in sites]
+                coefficients = decided.coefficients(factor)
                 expansion, start = Expansion.build(factor, streams, coefficients, decided.stack.copies_of(factor))
                 maps.append(expansion)
                 is_shared = coefficients is not None and coefficients.scope == "model"
@@ -84,7 +85,7 @@ class Adapter(nn.Module):
                     starts.append(start)
                     end = span.stop
                 shared = span if is_shared else shared
-                spans.append((span, [position[site.path] for site in sites]))
+                spans.append((span, [position[site] for site in sites]))
             bases = [each.source.basis for each in maps if isinstance(each.source, Seeded) and each.source.shared]
             for basis in bases:
                 basis.settle(bases)
@@ -96,11 +97,11 @@ class Adapter(nn.Module):
         self._flags: dict[str, bool] = {}
         self._current: list[Factors] | None = None
         self._kept: dict[bool, tuple[list[Factors], list[Tensor], torch.dtype]] = {}
-        self._unfired: set[int] | None = set(range(len(decided.sites)))
+        self._unfired: set[int] | None = set(range(len(decided.placed)))
 
     def expand(self, dtype: torch.dtype = torch.float32) -> list[Factors]:
-        """Every site's factors, in the order of the plan's sites, differentiable in the numbers."""
-        found: list[list[Tensor]] = [[] for _ in self.plan.sites]
+        """The factors of every place, in the order of :attr:`Plan.placed`, differentiable in the numbers."""
+        found: list[list[Tensor]] = [[] for _ in self.plan.placed]
         for role, spans in self._spans.items():
             # A role that is frozen has no numbers; its maps need none.
             flat = self.numbers[role].view(-1) if role in self.numbers else torch.empty(0)
@@ -121,7 +122,7 @@ class Adapter(nn.Module):
     def factors_of_sites(self) -> Iterator[tuple[Site, Factors]]:
         """Each site with its factors, float32, without gradient; nothing for `head` and `full`."""
         with torch.no_grad():
-            yield from zip(self.plan.sites, self.expand(), strict=True)
+            yield from zip(self.plan.sites, self.expand(), strict=False)
 
     def trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Every trained parameter by its name in the adapter file: a role, or `head:<parameter>`."""
@@ -171,12 +172,13 @@ class Adapter(nn.Module):
         self._current = None
         if torch.compiler.is_compiling() or self._unfired is None or not self.enabled:
             return
-        silent = [self.plan.sites[index].path for index in sorted(self._unfired)]
+        silent = [self.plan.placed[index][1].path for index in sorted(self._unfired)]
         if output is None or len(silent) == 0:
             self._unfired = None if output is not None else self._unfired
             return
+        none_fired = bool(self.plan.sites) and self._unfired.issuperset(range(len(self.plan.sites)))
         self._unfired = None
-        if len(silent) == len(self.plan.sites):
+        if none_fired:
             raise UsageError("no adapted layer took part in the forward; choose other layers with --target-modules")
         shown = ", ".join(silent[:3]) + (f" and {len(silent) - 3} more" if len(silent) > 3 else "")
         warnings.warn(f"adapted but not called in the first forward: {shown}", stacklevel=2)
@@ -219,7 +221,7 @@ class Adapter(nn.Module):
 
     def _compute_dtype(self, model: nn.Module) -> torch.dtype:
         """The dtype that the sites compute in, so that all factors are cast at once."""
-        site = self.plan.sites[0]
+        _, site = self.plan.placed[0]
         weight = site.stored(model) if site.parameter else next(model.get_submodule(site.module).parameters())
         place = next(iter(self.numbers.values())) if weight.is_meta else weight
         if torch.is_autocast_enabled(place.device.type):

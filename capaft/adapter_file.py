@@ -8,7 +8,7 @@ the header's schema, sizes and digests before it draws or allocates anything in 
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from capaft.adapter import Adapter
 from capaft.attach import attach_plan, detach, get
 from capaft.errors import AdapterFileError, TrainingError, UsageError
 from capaft.files import write_atomically
-from capaft.fingerprint import base_samples, same_base, sites_digest, streams_digest, tensors_digest
-from capaft.header import FORMAT, canonical_json, header_digest, open_safetensors, parse_header
+from capaft.fingerprint import base_samples, head_samples, same_base, sites_digest, streams_digest, tensors_digest
+from capaft.header import FORMAT, canonical_json, header_digest, open_safetensors, parse_header, wrong_options
 from capaft.methods.stack import parse
 from capaft.plan import Plan, plan
 from capaft.storage import SAVE_DTYPES, SCALE, SaveDtype, decode, encode, layout
@@ -41,12 +41,21 @@ class Base:
 
 @dataclass(frozen=True)
 class Task:
-    """What the adapter was trained for; what evaluation needs beside the numbers."""
+    """What the adapter was trained for; what evaluation needs beside the numbers.
+
+    Attributes:
+        name: what the task is called.
+        labels: class names, in the order of the model's outputs.
+        max_length: tokens that inputs were cut to.
+        metric: the score that picked the numbers.
+        options: the task's own options: texts, numbers, truth values or None, at most 32 of them.
+    """
 
     name: str
     labels: tuple[str, ...]
     max_length: int
     metric: str
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,7 @@ def save(
         Bytes written.
 
     Raises:
-        UsageError: no such adapter, or an unknown dtype.
+        UsageError: no such adapter, an unknown dtype, or options of the task that a file cannot hold.
         TrainingError: a number is not finite, or the file cannot be written.
 
     Example:
@@ -117,6 +126,8 @@ def save(
     """
     if dtype not in SAVE_DTYPES:
         raise UsageError(f"--save-dtype must be one of {', '.join(SAVE_DTYPES)}, got {dtype}")
+    if task and (problem := wrong_options(task.options)):
+        raise UsageError(f"{problem}; {path} was not written")
     adapter = get(model, name)
     base = base or Base(getattr(model, "name_or_path", None) or None)
     tensors: dict[str, Tensor] = {}
@@ -126,6 +137,7 @@ def save(
             raise TrainingError(f"{key} holds numbers that are not finite as {dtype}; {path} was not written")
         tensors |= stored
     decided = adapter.plan
+    head = decided.head.record()
     header: dict[str, Any] = {
         "base": {"name": base.name, "revision": base.revision, "weights": base_samples(model, decided)},
         "contract": rng.CONTRACT_VERSION,
@@ -135,6 +147,7 @@ def save(
             "tensors": tensors_digest(tensors),
         },
         "format": FORMAT,
+        "head": head and head | {"weights": head_samples(model, decided)},
         "method": decided.stack.record(),
         "save_dtype": dtype,
         "seed": decided.seed,
@@ -259,25 +272,34 @@ def _fill(adapter: Adapter, model: nn.Module, file: AdapterFile) -> None:
 def describe(file: AdapterFile) -> list[str]:
     """What a file is, as lines for people."""
     header, task, base = file.header, file.task, file.base
+    options = task.options if task else {}
     settings = ", ".join(f"{key} {value}" for key, value in header["method"].items() if key != "method")
     return [
         f"{file.path}: {file.size:,} bytes, intact",
         f"method    {header['method']['method']}{f' ({settings})' if settings else ''}",
         f"base      {base.name}{f' at {base.revision}' if base.revision else ''}",
         f"sites     {header['sites']} for {Targets(**header['targets'])}" if header["sites"] else "sites     none",
+        *([_head_line(header["head"])] if header["head"] else []),
         f"tensors   {', '.join(sorted(file.tensors))} as {header['save_dtype']}",
         f"seed      {header['seed']} (seed contract {header['contract']})",
         *([f"task      {task.name}, {len(task.labels)} labels: {', '.join(task.labels[:12])}"] if task else []),
+        *([f"options   {', '.join(f'{key} {value}' for key, value in options.items())}"] if options else []),
     ]
+
+
+def _head_line(head: dict[str, Any]) -> str:
+    what = f"{head['k']:,} coefficients each for" if head["k"] else "frozen:"
+    return f"head      {what} {', '.join(head['parameters'])}"
 
 
 def _plan(model: nn.Module, file: AdapterFile, rename: dict[str, str] | None) -> Plan:
     header, targets = file.header, Targets()
     try:
         stack = parse(**header["method"])
-        head = [key.removeprefix(HEAD) for key in _parameters(file) if key.startswith(HEAD)]
+        trained = [key.removeprefix(HEAD) for key in _parameters(file) if key.startswith(HEAD)]
         targets = Targets(**header["targets"])
-        decided = plan(model, stack, targets=targets, seed=header["seed"], head=head, rename=rename)
+        head = _head_options(header["head"])
+        decided = plan(model, stack, targets=targets, seed=header["seed"], trained=trained, rename=rename, **head)
     except (UsageError, ValueError) as error:
         raise AdapterFileError(
             f"{file.path} does not fit {type(model).__name__}: {error}; pass the --model it was trained on"
@@ -288,7 +310,20 @@ def _plan(model: nn.Module, file: AdapterFile, rename: dict[str, str] | None) ->
             f"{len(decided.sites)} that {type(model).__name__} has for {targets}; pass the --model it "
             "was trained on, or --rename old=new if modules were renamed"
         )
+    if decided.head.record() != (header["head"] and {key: header["head"][key] for key in ("k", "parameters")}):
+        raise AdapterFileError(
+            f"{file.path} was trained with a head of other shapes than {type(model).__name__} has; pass the --model it "
+            "was trained on"
+        )
     return decided
+
+
+def _head_options(head: dict[str, Any] | None) -> dict[str, Any]:
+    """What :func:`capaft.plan.plan` is told of a head, as a header has it."""
+    if head is None:
+        return {}
+    mode = {"head_mode": "nola", "head_k": head["k"]} if head["k"] else {"head_mode": "frozen"}
+    return {"head": list(head["parameters"]), **mode}
 
 
 def _check_sizes(model: nn.Module, file: AdapterFile, decided: Plan) -> None:
@@ -304,24 +339,35 @@ def _check_sizes(model: nn.Module, file: AdapterFile, decided: Plan) -> None:
 
 
 def _check_base(model: nn.Module, file: AdapterFile, decided: Plan, allow_mismatch: bool) -> None:
-    stored, found = file.header["base"]["weights"], base_samples(model, decided)
     if decided.stack.method == "full":
         return
-    if stored is None or found is None:
-        warnings.warn(
-            f"{file.path}: a quantised base model, or one trained as it is, cannot be compared with the one trained on",
-            stacklevel=3,
-        )
-        return
-    try:
-        same = same_base(stored, found)
-    except ValueError:
-        raise AdapterFileError(f"{file.path} is damaged: its base model's samples cannot be read") from None
-    if not same and not allow_mismatch:
+    header = file.header
+    if not _agree(file, header["base"]["weights"], base_samples(model, decided)) and not allow_mismatch:
         raise AdapterFileError(
             f"{file.path} was trained on other base weights than these (it names {file.base.name}); pass that "
             "--model, or --allow-base-mismatch to use it anyway"
         )
+    head = header["head"]
+    if head and not _agree(file, head["weights"], head_samples(model, decided)) and not allow_mismatch:
+        raise AdapterFileError(
+            f"{file.path} was trained from other values of the head than this model's; load the model as it was then, "
+            f"a new head by capaft.base_model.initialise with seed {decided.seed}, or pass --allow-base-mismatch to "
+            "use it anyway"
+        )
+
+
+def _agree(file: AdapterFile, stored: str | None, found: str | None) -> bool:
+    """Whether samples in a file are the model's; what cannot be compared gets a notice."""
+    if stored is None or found is None:
+        warnings.warn(
+            f"{file.path}: a quantised base model, or one trained as it is, cannot be compared with the one trained on",
+            stacklevel=4,
+        )
+        return True
+    try:
+        return same_base(stored, found)
+    except ValueError:
+        raise AdapterFileError(f"{file.path} is damaged: its base model's samples cannot be read") from None
 
 
 def _parameters(file: AdapterFile) -> list[str]:

@@ -19,6 +19,9 @@ from capaft.site_adapter import AttentionAdapter, SiteAdapter
 from capaft.sites import Site, input_embeddings
 from capaft.targets import Targets
 
+# What of the options is not the stack's, but says where it goes.
+PLACING = ("seed", "head", "head_mode", "head_k", "modules_to_save", "rename")
+
 
 def attach(model: nn.Module, method: str | Stack, *, name: str = "default", **options: Any) -> Adapter:
     """Freeze a model and attach an adapter to it.
@@ -27,9 +30,9 @@ def attach(model: nn.Module, method: str | Stack, *, name: str = "default", **op
         model: the base model; changed in place.
         method: a method stack such as `"nola"`, or one already parsed.
         name: the adapter's name on this model.
-        **options: `targets`, `exclude`, `layers` of :class:`capaft.targets.Targets`; `seed`, `head`,
-            `modules_to_save` and `rename` of :func:`capaft.plan.plan`; `dropout` of the adapter's input while the
-            model trains; the rest are the stack's numbers.
+        **options: `targets`, `exclude`, `layers` of :class:`capaft.targets.Targets`; `seed`, `head`, `head_mode`,
+            `head_k`, `modules_to_save` and `rename` of :func:`capaft.plan.plan`; `dropout` of the adapter's input while
+            the model trains; the rest are the stack's numbers, if it is not parsed yet.
 
     Returns:
         The adapter, also reachable as a child module of the model.
@@ -50,7 +53,9 @@ def attach(model: nn.Module, method: str | Stack, *, name: str = "default", **op
     targets = options.pop("targets", "")
     if not isinstance(targets, Targets):
         targets = Targets(targets, options.pop("exclude", ""), options.pop("layers", ""))
-    placing = {key: options.pop(key) for key in ("seed", "head", "modules_to_save", "rename") if key in options}
+    placing = {key: options.pop(key) for key in PLACING if key in options}
+    if isinstance(method, Stack) and options:
+        raise UsageError(f"the stack is parsed already; give its numbers to parse: {', '.join(sorted(options))}")
     stack = method if isinstance(method, Stack) else parse(method, **options)
     return attach_plan(model, plan(model, stack, targets=targets, **placing), name=name, dropout=dropout)
 
@@ -70,7 +75,7 @@ def attach_plan(model: nn.Module, decided: Plan, *, name: str = "default", dropo
     adapter.freeze(model)
     if decided.stack.host:
         adapter.handles += decided.stack.host.prepare(model)
-    for index, site in enumerate(decided.sites):
+    for index, (_, site) in enumerate(decided.placed):
         for path in site.modules:
             module = model.get_submodule(path)
             beside = (AttentionAdapter if site.kind == "attention" else SiteAdapter)(adapter, index)
@@ -79,7 +84,7 @@ def attach_plan(model: nn.Module, decided: Plan, *, name: str = "default", dropo
     if dropout and (silent := [site.path for site in decided.sites if not takes_dropout(decided, site)]):
         warnings.warn(f"no dropout at {', '.join(silent[:3])}{' and others' if silent[3:] else ''}", stacklevel=3)
     model.add_module(CHILD_PREFIX + name, adapter)
-    if decided.sites:
+    if decided.placed:
         before = model.register_forward_pre_hook(adapter.before_forward)
         after = model.register_forward_hook(adapter.after_forward, always_call=True)
         adapter.handles += [before, after]
@@ -109,7 +114,7 @@ def check_dropout(stack: Stack, dropout: float) -> None:
 def detach(model: nn.Module, name: str = "default") -> Adapter:
     """Take an adapter off: hooks, modules and frozen flags are as they were before :func:`attach`.
 
-    A trained head stays trained, since it is the model's own parameter.
+    A head that was trained whole stays trained, since it is the model's own; one with coefficients is what it was.
 
     Raises:
         UsageError: there is no such adapter.
@@ -126,7 +131,7 @@ def detach(model: nn.Module, name: str = "default") -> Adapter:
         True
     """
     adapter = get(model, name)
-    for site in adapter.plan.sites:
+    for _, site in adapter.plan.placed:
         for path in site.modules:
             module = model.get_submodule(path)
             child = _child(name, site)
@@ -177,7 +182,7 @@ def get(model: nn.Module, name: str = "default") -> Adapter:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """The base model alone, for as long as the context lasts. A trained head stays in place.
+    """The base model alone, for as long as the context lasts. A head that was trained whole stays in place.
 
     Example:
         >>> import torch
@@ -222,6 +227,9 @@ def _home(model: nn.Module) -> torch.device:
 def _child(name: str, site: Site) -> str:
     """Name of a site's child module; a fused projection has one for each part, packed experts one for each matrix.
 
+    A module of the head has one for each parameter, beside any other that it may have.
+
     No adapter's name has a `#`, so none of these clashes with another or with the adapter itself.
     """
-    return f"{CHILD_PREFIX}{name}#" + site.part.replace(".", ":")
+    part = f"head:{site.parameter}" if site.kind == "head" else site.part
+    return f"{CHILD_PREFIX}{name}#" + part.replace(".", ":")

@@ -26,15 +26,15 @@ class BaseModel:
     """A loaded base model.
 
     Attributes:
-        model: the model with a head for the task, float32, on the CPU.
-        tokenizer: its tokenizer.
+        model: the model with a head for the task, on the CPU.
+        processor: what prepares its inputs: a tokenizer, an image processor or a feature extractor.
         base: its name and revision, as an adapter file records them.
         head: canonical names of the head's parameters, which are trained as they are.
         new_head: the checkpoint brought no head for this task.
     """
 
     model: Any
-    tokenizer: Any
+    processor: Any
     base: Base
     head: tuple[str, ...]
     new_head: bool
@@ -49,16 +49,22 @@ def load(
     name: str | None,
     *,
     seed: int,
+    processor_class: Any = None,
+    own_head: bool = True,
+    base_dtype: str = "float32",
     revision: str | None = None,
     trust_remote_code: bool = False,
     **config: Any,
 ) -> BaseModel:
-    """Load a base model and its tokenizer, and give what is new in its head seeded initial values.
+    """Load a base model and its processor, and give what is new in its head seeded initial values.
 
     Args:
         auto_class: the transformers auto class of the task.
         name: a directory, a GGUF file or a hub id; None for the embedded demo model.
         seed: the seed of a new head.
+        processor_class: the auto class of its processor; None for tokenizers.
+        own_head: the head is the task's, and trained even if the checkpoint brought it; otherwise only what is new.
+        base_dtype: what the weights are held in: a dtype of torch, or `8bit` or `4bit` (bitsandbytes).
         revision: hub revision.
         trust_remote_code: let the checkpoint run its own code.
         **config: configuration entries the task sets, such as `id2label`.
@@ -68,6 +74,7 @@ def load(
     """
     from transformers import AutoTokenizer
 
+    processor_class = processor_class or AutoTokenizer
     source = locate(name)
     path = Path(source)
     gguf = path.is_file() and path.suffix == GGUF
@@ -77,15 +84,16 @@ def load(
         common["gguf_file"] = path.name
     elif not path.is_dir():
         common["local_files_only"] = hub.offline()
+    weights = _held_in(base_dtype)
     # What a damaged GGUF file makes its reader trip over can be anything.
     expected = Exception if gguf else (OSError, ValueError, KeyError, ImportError, RuntimeError)
     try:
         # The progress bar of that reader heeds no switch.
         with redirect_stderr(io.StringIO()) if gguf else nullcontext():
-            tokenizer = AutoTokenizer.from_pretrained(str(path.parent) if gguf else source, **common)
+            processor = processor_class.from_pretrained(str(path.parent) if gguf else source, **common)
             model, report = auto_class.from_pretrained(
                 str(path.parent) if gguf else source,
-                dtype=torch.float32,
+                **weights,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 **common,
@@ -109,8 +117,32 @@ def load(
             "damaged, or transformers cannot convert it; take the model's directory or hub id instead"
         )
     initialise(model, (key for key in parameters if key in new), seed)
-    head = tuple(key for key in parameters if key in new | outside)
-    return BaseModel(model, tokenizer, Base(name or demo.MODEL_NAME, revision), head, bool(new & outside))
+    head = tuple(key for key in parameters if key in (new | outside if own_head else new))
+    return BaseModel(model, processor, Base(name or demo.MODEL_NAME, revision), head, bool(new & outside))
+
+
+def configuration(name: str | None, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """A base model's configuration, as transformers has it, without its weights.
+
+    Raises:
+        UsageError: there is no such model, or no network.
+    """
+    from transformers import AutoConfig
+
+    source = locate(name)
+    path = Path(source)
+    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    gguf = path.is_file() and path.suffix == GGUF
+    if gguf:
+        _dense_gguf(name or source, path)
+        common["gguf_file"] = path.name
+    elif not path.is_dir():
+        common["local_files_only"] = hub.offline()
+    expected = Exception if gguf else (OSError, ValueError, KeyError, ImportError, RuntimeError)
+    try:
+        return AutoConfig.from_pretrained(str(path.parent) if gguf else source, **common)
+    except expected as error:
+        raise UsageError(explain(name or source, source, error)) from None
 
 
 def locate(name: str | None) -> str:
@@ -131,6 +163,25 @@ def locate(name: str | None) -> str:
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(GGUF):
         raise UsageError(f"--model {name}: there is no such {'file' if name.endswith(GGUF) else 'directory'}")
     return name
+
+
+def _held_in(base_dtype: str) -> dict[str, Any]:
+    """What transformers is told about the numbers of the weights.
+
+    Raises:
+        UsageError: they should be quantised, and what does that is not installed or has no device to do it on.
+    """
+    if base_dtype not in ("8bit", "4bit"):
+        return {"dtype": getattr(torch, base_dtype)}
+    from importlib.util import find_spec
+
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise UsageError(f"--base-dtype {base_dtype} needs the package bitsandbytes; pip install bitsandbytes")
+    kind = {"load_in_8bit": True} if base_dtype == "8bit" else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    compute = {} if base_dtype == "8bit" else {"bnb_4bit_compute_dtype": torch.bfloat16}
+    return {"dtype": torch.bfloat16, "quantization_config": BitsAndBytesConfig(**kind, **compute)}
 
 
 def _dense_gguf(name: str, path: Path) -> dict[str, Any]:

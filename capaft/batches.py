@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,6 +31,27 @@ def training(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int)
         batches += [pool[first : first + batch_size].tolist() for first in range(0, len(pool), batch_size)]
     turn = rng.permutation(rng.fold_in(seed, "", "data", f"batches.{epoch}"), len(batches))
     return [batches[index] for index in turn]
+
+
+def parts(
+    indices: Sequence[int], rank: int, processes: int, micro_batch_size: int | None
+) -> list[tuple[Sequence[int], bool]]:
+    """One process's share of a batch, cut into micro-batches; all processes have equally many.
+
+    Args:
+        indices: the whole batch.
+        rank: number of the process.
+        processes: how many share it.
+        micro_batch_size: examples in a forward at most; None for the whole share.
+
+    Returns:
+        Micro-batches, and whether each is this process's own; one that is not only keeps step with the others.
+    """
+    size = micro_batch_size or -(-len(indices) // processes)
+    count = -(-(-(-len(indices) // processes)) // size)
+    own = indices[rank::processes]
+    cut = [(own[first : first + size], True) for first in range(0, len(own), size)]
+    return cut + [(indices[:1], False)] * (count - len(cut))
 
 
 def evaluation(lengths: NDArray[np.int64], batch_size: int) -> list[list[int]]:

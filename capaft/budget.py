@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from capaft.errors import UsageError
+from capaft.head import Head
 from capaft.methods.stack import Stack
 from capaft.plan import Plan, hidden_limit, plan
 from capaft.rng import Streams
@@ -16,6 +17,7 @@ from capaft.rng import Streams
 
 def trained_numbers(decided: Plan) -> int:
     """Numbers that the plan's adapter trains, a head not counted; random masks are drawn to count their union."""
+    decided = replace(decided, head=Head())
     bounds = decided.bounds()
     if all(low == high for low, high in bounds.values()):
         return sum(low for low, _ in bounds.values())

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capaft import __version__
+from capaft import __version__, launch, presets
 from capaft.config import TrainConfig
-from capaft.errors import CapaftError, UsageError, printable
+from capaft.errors import CapaftError, TrainingError, UsageError, printable
 from capaft.settings import dump, resolve, signature
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ AllowMismatch = Annotated[
 @signature(TrainConfig)
 def train(
     config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="Settings of a published experiment; `capaft presets` lists them.")
+    ] = None,
     json: Json = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Decide everything, train nothing, and say what would be.")
@@ -63,20 +66,25 @@ def train(
     with _reporting() as console:
         if config is not None and not config.is_file():
             raise UsageError(f"--config {config}: there is no such file")
-        settings, _ = resolve(TrainConfig, flags=flags, environ=os.environ, file=config)
+        sources = {"file": config, "preset": presets.find(preset) if preset else None}
+        settings, origins = resolve(TrainConfig, flags=flags, environ=os.environ, **sources)
         if print_config:
             print(dump(settings), end="")
             return
+        if not dry_run and launch.wanted(settings.processes):
+            raise typer.Exit(launch.launch(settings.processes, sys.argv[1:]))
         _quiet_libraries(console)
         from capaft import dry_run as dry
-        from capaft.run import execute
+        from capaft.run import execute, resumed_settings
 
         if dry_run:
             decided = dry.describe(settings, console)
             print(json_module.dumps(decided) if json else dry.text(decided))
             return
-        results = execute(settings, console)
-        print(json_module.dumps(results) if json else _summary(results))
+        given = {name for name, origin in origins.items() if origin != "default"}
+        results = execute(resumed_settings(settings, given), console, sys.argv[1:])
+        if _is_first():
+            print(json_module.dumps(results) if json else _summary(results))
 
 
 @app.command(
@@ -93,6 +101,14 @@ def evaluate(
     pair_column: Annotated[str | None, typer.Option(help="Column that holds the second text.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column that holds the label.")] = None,
     metric: Annotated[str | None, typer.Option(help="Metric (default: the one it was trained for).")] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Options of the task to change, such as num_beams=4.", metavar="NAME=VALUE"),
+    ] = None,
+    max_examples: Annotated[int | None, typer.Option(help="Score on this many examples at most.", min=1)] = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="Write what was predicted to this JSON lines file.")
+    ] = None,
     rename: Rename = None,
     allow_base_mismatch: AllowMismatch = False,
     json: Json = False,
@@ -105,12 +121,20 @@ def evaluate(
 
         saved = open_run(run, model=model, rename=_pairs(rename), allow_base_mismatch=allow_base_mismatch)
         chosen = {"text": text_column, "pair": pair_column, "label": label_column}
-        results = scoring.score(saved, data, metric=metric, **chosen)
-        print(
-            json_module.dumps(results)
-            if json
-            else f"{results['metric']} {results['value']:.4f} on {results['examples']} examples"
+        results = scoring.score(
+            saved,
+            data,
+            metric=metric,
+            options=_pairs(options, "--set NAME=VALUE"),
+            max_examples=max_examples,
+            predictions=predictions,
+            **chosen,
         )
+        if json:
+            print(json_module.dumps(results))
+            return
+        others = "  ".join(f"{k} {v:.4f}" for k, v in results["scores"].items() if k != results["metric"])
+        print(f"{results['metric']} {results['value']:.4f} on {results['examples']} examples  ({others})")
 
 
 @app.command(epilog="Example: `capaft merge runs/lora+nola-1 --output merged`")
@@ -201,6 +225,15 @@ def methods(
         print(json_module.dumps(method_table.rows(base)) if json else method_table.text(base))
 
 
+@app.command(name="presets", epilog="Example: `capaft train --preset nola-glue-rte --print-config`")
+def list_presets(json: Json = False) -> None:
+    """List the published experiments that --preset knows."""
+    with _reporting():
+        found = presets.summaries()
+        width = max(map(len, found))
+        print(json_module.dumps(found) if json else "\n".join(f"{k:{width}}  {v}" for k, v in found.items()))
+
+
 @app.command()
 def env(json: Json = False) -> None:
     """Print the versions and the device that a run would use."""
@@ -244,8 +277,11 @@ def _reporting() -> Iterator[Console]:
         sys.stdout.flush()
     except CapaftError as error:
         prefix = "stopped" if error.exit_code == 130 else "error"
-        for line in str(error).splitlines():
-            console.print(f"{prefix}: {line}", highlight=False, markup=False, soft_wrap=True)
+        # All processes of a run find the same fault in what they were given; a failure may be one's own.
+        if _is_first() or type(error) is TrainingError:
+            console.quiet = False
+            for line in str(error).splitlines():
+                console.print(f"{prefix}: {line}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         console.print("stopped: interrupted", highlight=False)
@@ -275,22 +311,28 @@ def _quiet_libraries(console: Console) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _pairs(renames: list[str] | None) -> dict[str, str]:
-    """`["old=new", ...]` as a dictionary."""
+def _pairs(given: list[str] | None, form: str = "--rename OLD=NEW") -> dict[str, str]:
+    """`["a=b", ...]` as a dictionary."""
     pairs = {}
-    for each in renames or []:
-        old, equals, new = each.partition("=")
-        if not (old and equals and new):
-            raise UsageError(f"--rename {each} must be old=new")
-        pairs[old] = new
+    for each in given or []:
+        first, equals, second = each.partition("=")
+        if not (first and equals and second):
+            raise UsageError(f"{form.split()[0]} {each} must be {form.split()[1].lower()}")
+        pairs[first] = second
     return pairs
+
+
+def _is_first() -> bool:
+    """Whether this process speaks for those that train together."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _summary(results: dict[str, Any]) -> str:
     """What a person wants to read when a run is over."""
     before = "" if results["baseline"] is None else f", up from {results['baseline']:.4f} with the base frozen"
+    others = "  ".join(f"{k} {v:.4f}" for k, v in results["scores"].items() if k not in ("loss", results["metric"]))
     lines = [
-        f"{results['metric']} {results['value']:.4f}{before}",
+        f"{results['metric']} {results['value']:.4f}{before}{f'  ({others})' if others else ''}",
         f"{results['trainable_parameters']:,} trained numbers ({results['adapter_parameters']:,} of the adapter, "
         f"{results['head_parameters']:,} of the head) in {results['adapter_bytes']:,} bytes",
         f"{results['seconds']:.0f} s, {results['examples_per_second']:.0f} examples/s, "

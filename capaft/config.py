@@ -10,9 +10,11 @@ from typing import Literal
 from capaft.settings import Check, Count, Settings, setting
 
 _source = partial(setting, panel="Model and data")
+_task = partial(setting, panel="Task")
 _method = partial(setting, panel="Method")
 _optimisation = partial(setting, panel="Optimisation")
 _evaluation = partial(setting, panel="Evaluation")
+_machine = partial(setting, panel="Machine")
 _output = partial(setting, panel="Output")
 
 
@@ -36,9 +38,15 @@ class TrainConfig(Settings):
     data: str | None = _source(
         None, "Data set, as a file, a directory or a hub id (default: the embedded demo).", metavar="path|id"
     )
-    text_column: str | None = _source(None, "Column that holds the text (default: found by name and type).")
-    pair_column: str | None = _source(None, "Column that holds the second text of a pair (default: found by name).")
-    label_column: str | None = _source(None, "Column that holds the label (default: found by name and type).")
+    text_column: str | None = _source(
+        None, "Column that goes in: text, tokens, prompt, messages, question, image or audio (default: found)."
+    )
+    pair_column: str | None = _source(
+        None, "Column of its second part: the other text of a pair, the context of a question (default: found)."
+    )
+    label_column: str | None = _source(
+        None, "Column that should come out: label, tags, answers, completion or summary (default: found)."
+    )
     validation_split: float = _source(
         0.1,
         "Share of the training data set aside where there is no validation split.",
@@ -47,7 +55,61 @@ class TrainConfig(Settings):
     max_train_examples: int | None = _source(
         None, "Train on this many examples at most (default: all of them).", check=_at_least(1)
     )
-    max_length: int = _source(128, "Tokens an example is cut to.", check=_at_least(2))
+    max_eval_examples: int | None = _source(
+        None, "Evaluate on this many examples at most (default: all of them).", check=_at_least(1)
+    )
+    shots: int | None = _source(None, "Train on this many examples of each class (default: all).", check=_at_least(1))
+    max_length: int | None = _source(
+        None, "Tokens an example is cut to (default: set by the task; 128, for questions 384).", check=_at_least(2)
+    )
+    show: int = _source(0, "Print this many training examples, decoded, before training.", check=_at_least(0))
+
+    task: Literal[
+        "auto",
+        "text-classification",
+        "token-classification",
+        "question-answering",
+        "multiple-choice",
+        "causal-lm",
+        "seq2seq",
+        "masked-lm",
+        "image-classification",
+        "audio-classification",
+    ] = _task("auto", "What to train for (auto: told by the data's columns and the model).")
+    head: Literal["full", "nola", "frozen"] = _task(
+        "full", "How the head is trained: as it is, as coefficients of a random basis, or not at all."
+    )
+    head_k: int = _task(1024, "Coefficients of each large matrix of the head under --head nola.", check=_at_least(1))
+    problem: Literal["auto", "single", "multi", "regression"] = _task(
+        "auto", "Text classification: one label of several, any number of labels, or a number."
+    )
+    stride: int = _task(128, "Question answering: tokens by which windows of a long context overlap.", check=_at_least(0))
+    n_best: int = _task(20, "Question answering: candidates for start and end that are combined.", check=_at_least(1))
+    max_answer_length: int = _task(30, "Question answering: tokens in an answer at most.", check=_at_least(1))
+    no_answer_threshold: float = _task(
+        0.0, "Question answering: how much better than any answer no answer must score to be given (SQuAD v2)."
+    )
+    packing: bool = _task(True, "Language modelling: join texts and cut them into blocks of the maximum length.")
+    chat_template: bool = _task(
+        True, "Language modelling: put prompts and answers into the model's own chat template, if it has one."
+    )
+    source_prefix: str | None = _task(
+        None, 'Generation: text put before each source, such as "summarize: " (default: none).', metavar="text"
+    )
+    separator: str | None = _task(
+        None, "Generation without a chat template: text between prompt and completion (default: a line break)."
+    )
+    max_target_length: int = _task(128, "Sequence to sequence: tokens a target is cut to.", check=_at_least(2))
+    max_new_tokens: int = _task(128, "Generation: tokens generated at most.", check=_at_least(1))
+    num_beams: int = _task(1, "Generation: beams of the search; 1 is greedy.", check=_at_least(1))
+    length_penalty: float = _task(1.0, "Generation: above 0 beam search prefers longer texts, below 0 shorter ones.")
+    no_repeat_ngram_size: int = _task(
+        0, "Generation: word groups of this many tokens occur once; 0 does not mind.", check=_at_least(0)
+    )
+    mlm_probability: float = _task(
+        0.15, "Masked language modelling: share of the tokens to predict.", check=("in (0, 1)", lambda p: 0 < p < 1)
+    )
+    augment: bool = _task(True, "Images: crop and flip at random in training (digits and the like want --no-augment).")
 
     method: str = _method(
         "nola",
@@ -128,7 +190,15 @@ class TrainConfig(Settings):
     epochs: int | None = _optimisation(
         None, "Passes over the training data (default: set by the method).", check=_at_least(1)
     )
-    batch_size: int = _optimisation(32, "Examples in an optimiser step.", check=_at_least(1))
+    max_steps: int | None = _optimisation(
+        None, "Optimiser steps, instead of epochs (default: set by the epochs).", check=_at_least(1)
+    )
+    batch_size: int = _optimisation(32, "Examples in an optimiser step, all processes together.", check=_at_least(1))
+    micro_batch_size: int | None = _optimisation(
+        None,
+        "Examples in a forward; a step's gradients add up exactly over them (default: the process's whole share).",
+        check=_at_least(1),
+    )
     lr: float | None = _optimisation(None, "Peak learning rate (default: set by the method).", check=_POSITIVE)
     head_lr: float | None = _optimisation(
         None, "Peak learning rate of the head (default: set by the method).", check=_POSITIVE
@@ -136,25 +206,58 @@ class TrainConfig(Settings):
     head_init: Literal["fitted", "seeded"] = _optimisation(
         "fitted", "Where a new head starts: fitted on the frozen base's features, or at random from the seed."
     )
-    warmup: float = _optimisation(0.06, "Share of the steps in which the learning rate rises.", check=_FRACTION)
+    optimizer: Literal["adamw", "adamw-8bit", "adafactor", "sgd"] = _optimisation(
+        "adamw", "Optimiser; the 8-bit one needs the package bitsandbytes."
+    )
+    warmup: float = _optimisation(
+        0.06, "Steps in which the learning rate rises, as a share of all; from 1 on, as their number.", check=_at_least(0)
+    )
     lora_plus_ratio: float = _optimisation(
         1.0, "How many times faster the up factors learn than the down factors (LoRA+).", check=_POSITIVE
     )
     weight_decay: float = _optimisation(0.0, "Decoupled weight decay.", check=_at_least(0))
-    schedule: Literal["linear", "cosine", "constant"] = _optimisation(
-        "linear", "Course of the learning rate after the warm-up."
+    schedule: Literal["linear", "cosine", "constant", "polynomial", "inverse-sqrt", "cosine-restarts", "wsd"] = (
+        _optimisation("linear", "Course of the learning rate after the warm-up.")
     )
     clip: float = _optimisation(1.0, "Largest norm of the gradient; 0 leaves it alone.", check=_at_least(0))
     label_smoothing: float = _optimisation(0.0, "Share of the target spread over all labels.", check=_FRACTION)
 
-    metric: str | None = _evaluation(None, "Metric that picks the best epoch (default: set by the task).")
+    metric: str | None = _evaluation(
+        None, "Metric that picks the best adapter (default: set by the task, for GLUE its official one)."
+    )
+    eval_epochs: int = _evaluation(1, "Epochs between evaluations.", check=_at_least(1))
+    eval_steps: int | None = _evaluation(
+        None, "Steps between evaluations, instead of epochs (default: set by the epochs).", check=_at_least(1)
+    )
+    patience: int | None = _evaluation(
+        None, "Stop after this many evaluations without a better score (default: never).", check=_at_least(1)
+    )
+    min_delta: float = _evaluation(0.0, "How much better a score must be to count.", check=_at_least(0))
     baseline: bool | None = _evaluation(
         None, "Score the frozen base first, under a head fitted on its features (default: in the demo only)."
     )
-    eval_batch_size: int = _evaluation(64, "Examples scored at a time.", check=_at_least(1))
+    eval_batch_size: int = _evaluation(64, "Examples scored at a time, in each process.", check=_at_least(1))
+
+    precision: Literal["fp32", "bf16", "fp16"] = _machine(
+        "fp32", "What products are computed in; trained numbers stay float32."
+    )
+    base_dtype: Literal["float32", "bfloat16", "float16", "8bit", "4bit"] = _machine(
+        "float32", "What the frozen weights are held in; 8bit and 4bit need the package bitsandbytes."
+    )
+    gradient_checkpointing: bool = _machine(
+        False, "Compute activations again in the backward instead of keeping them: slower, much less memory."
+    )
+    processes: int = _machine(1, "Processes to train in, each with a device of its own if there are any.", check=_at_least(1))
 
     output: str | None = _output(
         None, "Directory of the run (default: the next free runs/<method>-<n>).", metavar="dir"
+    )
+    checkpoint_seconds: float = _output(
+        60.0, "Seconds between checkpoints; one is also left at every evaluation.", check=_at_least(0)
+    )
+    resume: bool = _output(False, "Go on with the run in --output from its last checkpoint, or start it.")
+    tracker: tuple[str, ...] | None = _output(
+        None, "Also log to tensorboard, wandb or others that Accelerate knows (default: none).", metavar="name,..."
     )
     save_dtype: Literal["float32", "bfloat16", "float16", "int8", "int4"] = _output(
         "float32", "Number format of the adapter file."
@@ -175,4 +278,16 @@ class TrainConfig(Settings):
                 f"{given['density']} and {given['masks']} cannot be used together: "
                 f"{self.copies} disjoint masks keep 1/{self.copies} each; drop the density"
             )
+        if "eval_steps" in given and "eval_epochs" in given:
+            found.append(f"{given['eval_steps']} and {given['eval_epochs']} cannot be used together; drop one")
+        if "max_steps" in given and "epochs" in given:
+            found.append(f"{given['max_steps']} and {given['epochs']} cannot be used together; drop one")
+        if self.resume and self.overwrite:
+            found.append("--resume and --overwrite cannot be used together: one goes on with a run, the other drops it")
+        if self.micro_batch_size and self.micro_batch_size > self.batch_size:
+            found.append(
+                f"--micro-batch-size {self.micro_batch_size} is more than --batch-size {self.batch_size}; lower it"
+            )
+        if self.head == "frozen" and self.method == "head":
+            found.append("--head frozen and --method head cannot be used together: nothing would be trained")
         return found

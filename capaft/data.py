@@ -2,36 +2,31 @@
 
 A source is a file, a directory, or an id on the Hugging Face hub. Each becomes named splits; one rule then
 says which is the validation split, and cuts one off the training rows where there is none. What is on disk
-wins over the hub.
+wins over the hub, and a file whose name ends in brackets over a slice.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import logging
 import os
 import re
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
 import numpy as np
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from capaft import hub, rng
+from capaft import hub, idx, rng, slices
+from capaft.directory import read_directory, without_progress_bars
 from capaft.errors import UsageError
 from capaft.readers import SUFFIXES, one_line, read
+from capaft.split_names import TRAIN, VALIDATION, validation_name
 
 logger = logging.getLogger(__name__)
 
-TRAIN = "train"
-VALIDATION = "validation"
-# The first of these that a source has is its validation split.
-VALIDATION_NAMES = (VALIDATION, "validation_matched", "valid", "val", "dev", "test")
-
-_FILE_ROLE = re.compile(r"train|valid|val(?![a-z])|dev|test")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+){0,2}")
 
 
@@ -41,8 +36,10 @@ def load(
     """Load a data set with exactly the splits "train" and "validation".
 
     Args:
-        spec: a file, a directory (of split files, with one file, or from `save_to_disk`), or a hub id such as
-            `imdb`, `glue/sst2`, `user/name` or `user/name/config`.
+        spec: a file, a directory (of split files, with one file, of classes of images or recordings, of idx files,
+            or from `save_to_disk`), or a hub id such as `imdb`, `glue/sst2`, `user/name` or `user/name/config`;
+            then perhaps a slice, `[a:b]` with counts or percentages, which takes a part of the training rows
+            before anything is cut off them.
         validation_split: share of the training rows that becomes the validation split if the source has none.
         seed: decides which rows these are.
         revision: branch, tag or commit of a data set on the hub.
@@ -60,7 +57,7 @@ def load(
         logger.info("validation: %d of %d rows of train", len(validation), len(train) + len(validation))
     else:
         validation = splits[name]
-        _check_alike(spec, train, validation, name)
+        _check_not_empty(spec, train, validation, name)
         logger.info("validation: the %d rows of %s", len(validation), name)
     return datasets.DatasetDict({TRAIN: train, VALIDATION: validation})
 
@@ -71,11 +68,44 @@ def sample(rows: datasets.Dataset, count: int, seed: int) -> datasets.Dataset:
     return rows.select(np.sort(chosen))
 
 
+def shots(rows: datasets.Dataset, classes: Sequence[int], count: int, seed: int) -> datasets.Dataset:
+    """A seeded sample of `count` rows of each class, in their original order; a scarcer class gives all its rows.
+
+    What a class gives depends on the seed and its own rows alone, and a smaller sample is a part of a larger one.
+    A class with fewer rows is logged as a warning.
+
+    Args:
+        rows: what is drawn from.
+        classes: the class of each row.
+        count: how many rows of each class.
+        seed: decides which rows these are.
+
+    Raises:
+        UsageError: `count` is not positive.
+    """
+    if count < 1:
+        raise UsageError(f"the number of rows of each class must be 1 or more, got {count}")
+    if len(classes) != len(rows):
+        raise ValueError(f"{len(classes)} classes were given for {len(rows)} rows")
+    of_row = np.asarray(classes, dtype=np.int64)
+    chosen = []
+    scarce = []
+    for each in np.unique(of_row):
+        there = np.flatnonzero(of_row == each)
+        chosen.append(there[rng.permutation(rng.fold_in(seed, "", "data", f"shots.{each}"), len(there))[:count]])
+        if len(there) < count:
+            scarce.append(f"{len(there)} of class {each}")
+    if scarce:
+        more = f" and {len(scarce) - 10} classes more" if len(scarce) > 10 else ""
+        logger.warning("there are not %d rows of every class: %s%s", count, ", ".join(scarce[:10]), more)
+    return rows.select(np.sort(np.concatenate(chosen))) if chosen else rows
+
+
 def load_evaluation(spec: str, *, revision: str | None = None) -> datasets.Dataset:
     """Load the rows to score a model on: the validation split if the source has one, else all its rows.
 
     Args:
-        spec: as in :func:`load`.
+        spec: as in :func:`load`; a slice leaves the validation split whole here too.
         revision: as in :func:`load`.
 
     Raises:
@@ -89,16 +119,41 @@ def load_evaluation(spec: str, *, revision: str | None = None) -> datasets.Datas
 
 
 def _open(spec: str, revision: str | None) -> dict[str, datasets.Dataset]:
-    """The splits of a source under their own names; one file alone is "train"."""
+    """The splits of a source under their own names, with what a slice leaves of train; one file alone is train."""
+    if spec and os.path.exists(os.path.expanduser(spec)):
+        source, part = spec, None
+    else:
+        source, part = slices.split_off(spec)
+    splits = {name: _undecoded(rows) for name, rows in _read_source(source, revision).items()}
+    if part is not None and TRAIN in splits:
+        chosen = part.rows(len(splits[TRAIN]))
+        if len(chosen) == 0:
+            raise UsageError(f"{spec}: this slice takes none of the {len(splits[TRAIN])} training rows")
+        logger.info("%s: %d of %d training rows", spec, len(chosen), len(splits[TRAIN]))
+        splits[TRAIN] = splits[TRAIN].select(chosen)
+    return splits
+
+
+def _read_source(spec: str, revision: str | None) -> dict[str, datasets.Dataset]:
     path = Path(os.path.expanduser(spec))
     if spec and os.path.exists(path):
         try:
-            return _read_directory(path) if path.is_dir() else {TRAIN: read(path)}
+            if path.is_dir():
+                return read_directory(path)
+            return {TRAIN: idx.read_file(path) if idx.is_idx(path) else read(path)}
         except OSError as error:
             raise UsageError(f"{spec}: cannot read this ({one_line(error)})") from error
     if spec.startswith((".", "/", "~")) or path.suffix.lower() in SUFFIXES or not _HUB_ID.fullmatch(spec):
         raise UsageError(f"{spec!r}: no such file or directory{_similar(path)}; give an existing one with --data")
     return _fetch(spec, revision)
+
+
+def _undecoded(rows: datasets.Dataset) -> datasets.Dataset:
+    """The rows with images and recordings as the files they are in; `capaft.media` opens them."""
+    for name, feature in rows.features.items():
+        if isinstance(feature, datasets.Image | datasets.Audio) and feature.decode:
+            rows = rows.cast_column(name, dataclasses.replace(feature, decode=False))
+    return rows
 
 
 def _similar(path: Path) -> str:
@@ -109,58 +164,6 @@ def _similar(path: Path) -> str:
         return ""
     close = difflib.get_close_matches(path.name, neighbours, n=1, cutoff=0.75)
     return f" (did you mean {path.parent / close[0]}?)" if close else ""
-
-
-def _read_directory(path: Path) -> dict[str, datasets.Dataset]:
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _read_saved(path)
-    visible = sorted(p for p in path.iterdir() if not p.name.startswith("."))
-    files = [p for p in visible if p.suffix.lower() in SUFFIXES and p.is_file()]
-    roles: dict[str, list[Path]] = defaultdict(list)
-    for file in files:
-        match = _FILE_ROLE.match(file.name.lower())
-        if match and "mismatched" not in file.name.lower():
-            roles["validation" if match[0].startswith("val") else match[0]].append(file)
-    if not roles and len(files) == 1:
-        return {TRAIN: read(files[0])}
-    if not roles:
-        there = ", ".join(p.name for p in visible[:8]) or "nothing"
-        raise UsageError(
-            f"{path}: neither files named train, validation or test nor exactly one data file "
-            f"({' '.join(SUFFIXES)}) in this directory; it holds {there}"
-        )
-    splits = {TRAIN: _read_shards(TRAIN, roles[TRAIN], ())} if TRAIN in roles else {}
-    chosen = next((name for name in VALIDATION_NAMES if name in roles), None)
-    if chosen is not None:
-        splits[chosen] = _read_shards(chosen, roles[chosen], _text_columns(splits.get(TRAIN)))
-    return splits
-
-
-def _read_shards(role: str, files: list[Path], text_columns: tuple[str, ...]) -> datasets.Dataset:
-    """The files of one split, which may differ in their numbers only (`train-00000-of-00002.parquet`)."""
-    if len({re.sub(r"\d+", "#", file.name) for file in files}) > 1:
-        names = ", ".join(file.name for file in files)
-        raise UsageError(f"{files[0].parent}: several files could be the {role} split: {names}; keep one of them")
-    first = read(files[0], text_columns)
-    rest = [read(file, _text_columns(first)) for file in files[1:]]
-    for file, shard in zip(files[1:], rest, strict=True):
-        if shard.features != first.features:
-            raise UsageError(f"{file}: its columns or their types are not those of {files[0].name}")
-    return datasets.concatenate_datasets([first, *rest]) if rest else first
-
-
-def _text_columns(dataset: datasets.Dataset | None) -> tuple[str, ...]:
-    features = {} if dataset is None else dataset.features
-    return tuple(name for name, feature in features.items() if feature == datasets.Value("string"))
-
-
-def _read_saved(path: Path) -> dict[str, datasets.Dataset]:
-    try:
-        with _without_progress_bars():
-            saved = datasets.load_from_disk(str(path))
-    except Exception as error:  # a damaged directory surfaces as any of a dozen types
-        raise UsageError(f"{path}: cannot read what save_to_disk wrote here ({one_line(error)})") from error
-    return dict(saved) if isinstance(saved, datasets.DatasetDict) else {TRAIN: saved}
 
 
 def _fetch(spec: str, revision: str | None) -> dict[str, datasets.Dataset]:
@@ -175,7 +178,7 @@ def _fetch(spec: str, revision: str | None) -> dict[str, datasets.Dataset]:
         # `datasets` would read a local directory of that name; the prefix says that the hub is meant.
         name = f"hf://datasets/{repository}" if os.path.isdir(repository) else repository
         try:
-            with _without_progress_bars(), _cache_only(offline):
+            with without_progress_bars(), _cache_only(offline):
                 return dict(datasets.load_dataset(name, configuration, revision=revision))
         except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
             failure = failure or one_line(error)
@@ -200,22 +203,8 @@ def _cache_only(enabled: bool) -> Iterator[None]:
         datasets.config.HF_HUB_OFFLINE = before
 
 
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    before = datasets.are_progress_bars_disabled(), are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not before[0]:
-            datasets.enable_progress_bars()
-        if not before[1]:
-            enable_progress_bars()
-
-
 def _validation_name(splits: dict[str, datasets.Dataset]) -> str | None:
-    name = next((name for name in VALIDATION_NAMES if name in splits), None)
+    name = validation_name(splits)
     if name == "test" and _unlabelled(splits[name], splits.get(TRAIN)):
         logger.info("the test split has no labels and is left aside")
         return None
@@ -242,14 +231,9 @@ def _cut(spec: str, rows: datasets.Dataset, share: float, seed: int) -> tuple[da
     return rows.select(np.sort(shuffled[size:])), rows.select(np.sort(shuffled[:size]))
 
 
-def _check_alike(spec: str, train: datasets.Dataset, validation: datasets.Dataset, name: str) -> None:
+def _check_not_empty(spec: str, train: datasets.Dataset, validation: datasets.Dataset, name: str) -> None:
     if 0 in (len(train), len(validation)):
         raise UsageError(f"{spec}: there are no rows in the split {name if len(train) else TRAIN}")
-    if set(train.column_names) != set(validation.column_names):
-        raise UsageError(
-            f"{spec}: the columns differ: train has {', '.join(train.column_names)}; "
-            f"{name} has {', '.join(validation.column_names)}"
-        )
 
 
 def _listed(splits: dict[str, datasets.Dataset]) -> str:

@@ -20,10 +20,14 @@ def describe(config: TrainConfig, console: Console) -> dict[str, Any]:
     Raises:
         UsageError: something cannot be used as given.
     """
-    run = run_directory.choose(config.output, canonical(config.method), overwrite=config.overwrite)
+    run = run_directory.choose(
+        config.output, canonical(config.method), overwrite=config.overwrite, resume=config.resume
+    )
     decided = job.prepare(config, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
     own = decided.base.named_parameters()
     tensors = {f"head:{name}": tuple(own[name].shape) for name in decided.plan.trained}
+    if decided.plan.head.numbers:
+        tensors["head"] = (decided.plan.head.numbers,)
     if decided.plan.stack.host:
         tensors["adapter"] = (decided.adapter_numbers,)
     stored = [entry for name, shape in tensors.items() for entry in layout(name, shape, config.save_dtype).values()]

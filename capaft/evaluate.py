@@ -1,43 +1,94 @@
-"""Scoring a model on a data set, in training and afterwards alike, so that both give the same number."""
+"""Scoring a model on a data set, in training and afterwards alike, so that both give the same numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from capaft import batches
-from capaft.tasks.text_classification import Features, TextClassification
+from capaft.base_model import BaseModel
+from capaft.processes import Processes
+from capaft.tasks.task import Batch, Features, Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        scores: all of the task's scores by name, and `loss`.
+        predictions: what the task kept of each feature, in their order.
+    """
+
+    scores: dict[str, float]
+    predictions: Sequence[Any]
 
 
 def evaluate(
-    task: TextClassification, model: nn.Module, tokenizer: Any, features: Features, batch_size: int
-) -> tuple[float, float]:
-    """The task's metric and the mean cross-entropy over a data set.
+    task: Task,
+    base: BaseModel,
+    model: nn.Module,
+    features: Features,
+    batch_size: int,
+    *,
+    processes: Processes,
+    autocast: AbstractContextManager[Any] | None = None,
+) -> Evaluation:
+    """All scores of a model over a data set, and the mean loss of its terms.
 
     Args:
         task: the task.
-        model: the model, on the device it runs on; its training mode is restored.
-        tokenizer: pads the batches.
-        features: what to score, with labels.
-        batch_size: examples in a forward.
+        base: the base model, whose processor pads the batches.
+        model: what is called, on the device it runs on; its training mode is restored.
+        features: what to score, with references.
+        batch_size: features in a forward.
+        processes: those that share the work; each returns the whole.
+        autocast: the context that forwards run in.
     """
-    device = next(model.parameters()).device
+    device = home(model)
     was_training = model.training
     model.eval()
-    order: list[int] = []
-    chunks = []
-    with torch.inference_mode():
-        for indices in batches.evaluation(features.lengths, batch_size):
-            batch = task.collate(tokenizer, features, indices)
-            batch.pop("labels")
-            chunks.append(model(**{key: value.to(device) for key, value in batch.items()}).logits.float().cpu())
-            order += indices
+    found: list[tuple[int, Any]] = []
+    total = terms = 0.0
+    with torch.inference_mode(), autocast or nullcontext():
+        for indices, is_own in _share(features, batch_size, processes):
+            batch = on_device(task.collate(base, features, indices, training=False), device)
+            outputs = model(**batch.inputs)
+            if is_own:
+                total += float(task.loss(outputs, batch.targets, 0.0))
+                terms += batch.terms
+            predictions = task.predict(base, model, features, indices, batch, outputs)
+            found += zip(indices, predictions, strict=True) if is_own else ()
     model.train(was_training)
-    logits = torch.empty_like(torch.cat(chunks))
-    logits[torch.tensor(order)] = torch.cat(chunks)
-    loss = F.cross_entropy(logits, torch.from_numpy(features.labels))
-    return task.score(logits, np.asarray(features.labels)), float(loss)
+    total, terms = processes.totals(total, terms)
+    ordered = [prediction for _, prediction in sorted(processes.gather(found), key=lambda each: each[0])]
+    return Evaluation({"loss": total / max(terms, 1.0), **task.score(features, ordered)}, ordered)
+
+
+def _share(features: Features, batch_size: int, processes: Processes) -> list[tuple[list[int], bool]]:
+    """This process's batches; where others have one more, the last again, not to be counted.
+
+    The forwards of a sharded model wait for one another, so all processes make equally many.
+    """
+    every = batches.evaluation(features.lengths, batch_size)
+    own = [(indices, True) for indices in every[processes.rank :: processes.count]]
+    missing = -(-len(every) // processes.count) - len(own)
+    return own + [(every[-1], False)] * missing
+
+
+def home(model: nn.Module) -> torch.device:
+    """Where a model's inputs go: to its first weight that lies anywhere."""
+    devices = [parameter.device for parameter in model.parameters()]
+    return next((device for device in devices if device.type != "meta"), devices[0])
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch, moved."""
+    inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
+    targets = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.targets.items()}
+    return Batch(inputs, targets, batch.terms)

@@ -30,9 +30,27 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
+        flush_directory(path.parent)
     except OSError as error:
         if temporary:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
         reason = error.strerror or str(error)
         raise TrainingError(f"cannot write {path}: {reason}; what was there before is unchanged") from None
+
+
+def flush_directory(directory: Path) -> None:
+    """Make sure that the names in a directory are on the disk, where the system can be asked to.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    if os.name != "posix":
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        # Some network file systems do not know how to flush a directory.
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)

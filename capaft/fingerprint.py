@@ -37,17 +37,17 @@ def sites_digest(sites: tuple[Site, ...]) -> str:
 def streams_digest(decided: Plan) -> str:
     """Digest of the first and last word of every random stream, ordered by site, factor and purpose."""
     streams: set[tuple[str, str, str, int]] = set()
-    for role, groups in decided.groups().items():
+    for groups in decided.groups().values():
         for factor, sites in groups:
-            used = words_used(factor, decided.stack.coefficients(factor), decided.stack.copies_of(factor))
-            for own in (Streams(decided.seed, site.path, role) for site in sites):
+            used = words_used(factor, decided.coefficients(factor), decided.stack.copies_of(factor))
+            for own in (Streams(decided.seed, site.path, factor.name) for site in sites):
                 streams |= {
-                    ((factor.origin(own) if purpose == "init" else own).site, role, purpose, count)
+                    ((factor.origin(own) if purpose == "init" else own).site, factor.name, purpose, count)
                     for purpose, count in used.items()
                 }
     state = hashlib.blake2b(digest_size=16)
-    for site, role, purpose, count in sorted(streams):
-        key = Streams(decided.seed, site, role).key(purpose)
+    for site, name, purpose, count in sorted(streams):
+        key = Streams(decided.seed, site, name).key(purpose)
         for position in (0, count - 1):
             state.update(rng.words(key, 1, position).astype("<u8").tobytes())
     return state.hexdigest()
@@ -69,9 +69,17 @@ def base_samples(model: nn.Module, decided: Plan) -> str | None:
             for site in _weights(model, decided.rename)
             if own_name(model, f"{site.module}.{site.parameter}", decided.rename) not in decided.trained
         )
-    if not sites:
-        return None
-    drawn = rng.words(rng.fold_in(decided.seed, "", "base", "fingerprint"), 2 * SAMPLES) >> np.uint64(32)
+    return _samples(model, sites, decided.seed, "base") if sites else None
+
+
+def head_samples(model: nn.Module, decided: Plan) -> str | None:
+    """The same of what the head's parameters hold that are not trained themselves; None where that is quantised."""
+    return _samples(model, decided.head.parameters, decided.seed, "head")
+
+
+def _samples(model: nn.Module, sites: tuple[Site, ...], seed: int, what: str) -> str | None:
+    """64 seeded sample weights of sites, base64 of float16; None where one is quantised."""
+    drawn = rng.words(rng.fold_in(seed, "", what, "fingerprint"), 2 * SAMPLES) >> np.uint64(32)
     samples = []
     for first, second in zip(drawn[0::2].tolist(), drawn[1::2].tolist(), strict=True):
         site = sites[first * len(sites) >> 32]

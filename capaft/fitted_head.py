@@ -1,15 +1,15 @@
 """A linear head fitted on the frozen base's features: the baseline of a run, and where its own head starts.
 
-Logistic regression on what the model's head sees is what the frozen base can do by itself, found in seconds. Training
-goes on from it, since gradients through a random head first distort the features that it should learn to use (Kumar et
-al. 2022, "Fine-tuning can distort pretrained features", arXiv 2202.10054).
+Logistic regression (or ridge regression, for numbers) on what the model's head sees is what the frozen base can do by
+itself, found in seconds. Training goes on from it, since gradients through a random head first distort the features
+that it should learn to use (Kumar et al. 2022, "Fine-tuning can distort pretrained features", arXiv 2202.10054).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,11 @@ from capaft import batches, rng
 from capaft.base_model import BaseModel
 from capaft.errors import UsageError
 from capaft.sites import backbone
-from capaft.tasks.text_classification import Features, TextClassification
+from capaft.tasks.task import Batch, Features, Task
 
 # More examples hardly move a linear head, and would be slow to fit.
 EXAMPLES = 4096
-# Strongest first.
+# Weights of the loss against a penalty of 1; strongest penalty first.
 PENALTIES = (3e-3, 1e-2, 3e-2, 1e-1)
 
 
@@ -34,36 +34,51 @@ class FittedHead:
     """A linear map from the head's inputs to logits.
 
     Attributes:
-        weight: `(classes, width)`.
-        bias: `(classes,)`.
+        weight: `(outputs, width)`.
+        bias: `(outputs,)`.
     """
 
     weight: NDArray[np.float64]
     bias: NDArray[np.float64]
 
-    def score(self, task: TextClassification, base: BaseModel, features: Features, batch_size: int) -> float:
+    def score(self, task: Task, base: BaseModel, features: Features, batch_size: int) -> float:
         """The task's metric of the frozen base under this head."""
-        inputs = _inputs(task, base, features, range(len(features)), batch_size)
-        return task.score(torch.from_numpy(inputs @ self.weight.T + self.bias), features.labels)
+        predictions: dict[int, Any] = {}
+        for indices in batches.evaluation(features.lengths, batch_size):
+            batch = task.collate(base, features, indices, training=False)
+            inputs = _inputs(base, batch)
+            assert inputs is not None, "this head was fitted on such inputs"
+            outputs = SimpleNamespace(logits=torch.from_numpy(inputs @ self.weight.T + self.bias))
+            found = task.predict(base, base.model, features, indices, batch, outputs)
+            predictions |= zip(indices, found, strict=True)
+        return task.score(features, [predictions[index] for index in range(len(features))])[task.metric]
 
     def install(self, base: BaseModel) -> bool:
         """Give the model's head these values, if it is a single linear layer; say whether it is."""
-        heads = _heads(base.model)
-        if len(heads) != 1 or not isinstance(heads[0], nn.Linear) or heads[0].bias is None:
+        layer = _entrance(base.model)
+        if len(_layers(base.model)) != 1 or not isinstance(layer, nn.Linear) or layer.bias is None:
             return False
         with torch.no_grad():
-            heads[0].weight.copy_(torch.from_numpy(self.weight))
-            heads[0].bias.copy_(torch.from_numpy(self.bias))
+            layer.weight.copy_(torch.from_numpy(self.weight))
+            layer.bias.copy_(torch.from_numpy(self.bias))
         return True
 
 
+def fits(task: Task, train: Features) -> bool:
+    """Whether a linear head can be fitted: every example has one class, or one number, and the head is the task's."""
+    truth = train.references
+    if not task.own_head or not isinstance(truth, np.ndarray) or truth.shape != (len(train),):
+        return False
+    return np.issubdtype(truth.dtype, np.integer) if task.labels else np.issubdtype(truth.dtype, np.floating)
+
+
 def fit(
-    task: TextClassification, base: BaseModel, train: Features, batch_size: int, seed: int
-) -> tuple[FittedHead, FittedHead]:
-    """Logistic regression on standardised inputs of the head, its penalty chosen on a fifth held out.
+    task: Task, base: BaseModel, train: Features, batch_size: int, seed: int
+) -> tuple[FittedHead, FittedHead] | None:
+    """Regression on standardised inputs of the head, its penalty chosen on a fifth held out.
 
     Args:
-        task: the task.
+        task: the task, which :func:`fits`.
         base: the base model, untouched.
         train: examples to fit on; a seeded sample of them if there are many.
         batch_size: examples in a forward.
@@ -72,91 +87,87 @@ def fit(
     Returns:
         The best head, which is the baseline; and the one with the strongest penalty within one standard error of it
         (Breiman et al. 1984), from which training starts: it has not yet learnt the training examples by heart, so
-        their losses still say something to the adapter.
+        their losses still say something to the adapter. None if the model has no head apart from its backbone, or
+        one that reads more than one vector an example.
 
     Raises:
-        UsageError: the model has no head apart from its backbone, or the examples have one class only.
+        UsageError: the examples have one class only.
     """
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.preprocessing import StandardScaler
 
     chosen = rng.permutation(rng.fold_in(seed, "", "data", "head"), len(train))[:EXAMPLES]
-    labels = train.labels[chosen]
-    if len(np.unique(labels)) < 2:
+    truth = train.references[chosen]
+    if task.labels and len(np.unique(truth)) < 2:
         raise UsageError("the training examples have one class only; raise --max-train-examples, or add others")
-    inputs = _inputs(task, base, train, chosen.tolist(), batch_size)
+    inputs = None
+    for rows in batches.evaluation(train.lengths[chosen], batch_size):
+        seen = _inputs(base, task.collate(base, train, chosen[rows].tolist(), training=False))
+        if seen is None:
+            return None
+        inputs = np.zeros((len(chosen), seen.shape[1])) if inputs is None else inputs
+        inputs[rows] = seen
     scaler = StandardScaler().fit(inputs)
     inputs = scaler.transform(inputs)
+    held_out = len(truth) // 5
 
-    def fitted(penalty: float, rows: slice) -> Any:
-        return LogisticRegression(C=penalty, max_iter=500).fit(inputs[rows], labels[rows])
+    def fitted(penalty: float, first: int = 0) -> Any:
+        model = LogisticRegression(C=penalty, max_iter=500) if task.labels else Ridge(alpha=1 / penalty)
+        return model.fit(inputs[first:], truth[first:])
 
-    best, careful = _penalties(fitted, inputs, labels)
-    heads = {each: fitted(each, slice(None)) for each in {best, careful}}
-    return _unscaled(heads[best], scaler, len(task.labels)), _unscaled(heads[careful], scaler, len(task.labels))
+    def quality(penalty: float) -> NDArray[Any]:
+        guess, right = fitted(penalty, held_out).predict(inputs[:held_out]), truth[:held_out]
+        return guess == right if task.labels else -np.square(guess - right)
+
+    # With nothing to choose by, a strong penalty is safe.
+    best = careful = PENALTIES[0]
+    if held_out and len(np.unique(truth[held_out:])) > 1:
+        best, careful = _penalties(quality)
+    heads = {each: _unscaled(fitted(each), scaler, len(task.labels)) for each in {best, careful}}
+    return heads[best], heads[careful]
 
 
-def _penalties(
-    fitted: Callable[[float, slice], Any], inputs: NDArray[np.float64], labels: NDArray[np.int64]
-) -> tuple[float, float]:
-    """The best penalty on the first fifth of the rows, and the strongest within one standard error of it."""
-    cut = len(labels) // 5
-    if not cut or len(np.unique(labels[cut:])) < 2:
-        # Nothing to choose by; a strong penalty is safe.
-        return PENALTIES[0], PENALTIES[0]
-    scores = np.array([fitted(each, slice(cut, None)).score(inputs[:cut], labels[:cut]) for each in PENALTIES])
-    error = np.sqrt(scores.max() * (1 - scores.max()) / cut)
-    return PENALTIES[int(np.argmax(scores))], PENALTIES[int(np.argmax(scores >= scores.max() - error))]
+def _penalties(quality: Callable[[float], NDArray[Any]]) -> tuple[float, float]:
+    """The best penalty by the mean quality of held-out rows, and the strongest within one standard error of it."""
+    found = np.array([quality(each) for each in PENALTIES], dtype=np.float64)
+    means = found.mean(1)
+    best = int(np.argmax(means))
+    error = found[best].std() / np.sqrt(found.shape[1])
+    return PENALTIES[best], PENALTIES[int(np.argmax(means >= means[best] - error))]
 
 
 def _unscaled(found: Any, scaler: Any, classes: int) -> FittedHead:
-    """A fitted regression as a linear map of the inputs as they were, with a row for every class."""
-    weight, bias = found.coef_, found.intercept_
-    if len(weight) == 1:
+    """A fitted regression as a linear map of the inputs as they were, with a row for every class, or one without."""
+    weight, bias = np.atleast_2d(found.coef_), np.atleast_1d(found.intercept_)
+    if classes and len(weight) == 1:
         # Two classes share one row of coefficients: the logit of the second over the first.
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    full_weight = np.zeros((classes, weight.shape[1]))
-    full_bias = np.full(classes, bias.min() - 1.0)
-    full_weight[found.classes_] = weight / scaler.scale_
-    full_bias[found.classes_] = bias - (weight / scaler.scale_) @ scaler.mean_
+    present = found.classes_ if classes else [0]
+    full_weight = np.zeros((classes or 1, weight.shape[1]))
+    full_bias = np.full(classes or 1, bias.min() - 1.0)
+    full_weight[present] = weight / scaler.scale_
+    full_bias[present] = bias - (weight / scaler.scale_) @ scaler.mean_
     return FittedHead(full_weight, full_bias)
 
 
-def _inputs(
-    task: TextClassification, base: BaseModel, features: Features, rows: Any, batch_size: int
-) -> NDArray[np.float64]:
-    """The head's inputs for those rows, in their order, `(rows, width)`."""
+def _inputs(base: BaseModel, batch: Batch) -> NDArray[np.float64] | None:
+    """The head's inputs for a batch, `(examples, width)`, or None if they are not one vector an example."""
+    layer = _entrance(base.model)
+    if layer is None:
+        return None
     device = next(base.model.parameters()).device
-    rows = list(rows)
-    found: dict[int, NDArray[np.float64]] = {}
+    captured: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda module, args: captured.append(args[0]))
     was_training = base.model.training
     base.model.eval()
-    with torch.inference_mode(), _captured(base.model) as captured:
-        for batch_rows in batches.evaluation(features.lengths[rows], batch_size):
-            indices = [rows[each] for each in batch_rows]
-            batch = task.collate(base.tokenizer, features, indices)
-            batch.pop("labels")
-            base.model(**{key: value.to(device) for key, value in batch.items()})
-            seen = _pooled(captured.pop(), batch["attention_mask"]).double().cpu().numpy()
-            found |= zip(indices, seen, strict=True)
-    base.model.train(was_training)
-    return np.stack([found[index] for index in rows])
-
-
-@contextmanager
-def _captured(model: nn.Module) -> Iterator[list[Any]]:
-    """Collects `(head module, its input)` of every forward."""
-    heads = _heads(model)
-    if not heads:
-        raise UsageError(
-            f"{type(model).__name__} has no head apart from its backbone; use --head-init seeded and --no-baseline"
-        )
-    captured: list[Any] = []
-    handle = heads[0].register_forward_pre_hook(lambda module, args: captured.append((module, args[0])))
     try:
-        yield captured
+        with torch.inference_mode():
+            base.model(**{key: value.to(device) for key, value in batch.inputs.items()})
     finally:
         handle.remove()
+        base.model.train(was_training)
+    vectors = _pooled(layer, captured[0], batch.inputs.get("attention_mask"))
+    return None if vectors is None else vectors.double().cpu().numpy()
 
 
 def _heads(model: nn.Module) -> list[nn.Module]:
@@ -167,11 +178,24 @@ def _heads(model: nn.Module) -> list[nn.Module]:
     return [child for name, child in model.named_children() if name != inside and any(True for _ in child.parameters())]
 
 
-def _pooled(seen: tuple[nn.Module, Tensor], attention_mask: Tensor) -> Tensor:
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """The modules of the heads that have numbers of their own."""
+    inside = (module for head in _heads(model) for module in head.modules())
+    return [module for module in inside if any(True for _ in module.parameters(recurse=False))]
+
+
+def _entrance(model: nn.Module) -> nn.Module | None:
+    """The module whose inputs a linear head would read: the head's only layer, or else all of the first head."""
+    layers = _layers(model)
+    return layers[0] if len(layers) == 1 else next(iter(_heads(model)), None)
+
+
+def _pooled(module: nn.Module, hidden: Tensor, attention_mask: Tensor | None) -> Tensor | None:
     """One vector an example: transformers' linear heads read the last token, its head blocks the first."""
-    module, hidden = seen
     if hidden.ndim == 2:
         return hidden
+    if attention_mask is None or attention_mask.shape != hidden.shape[:2]:
+        return None
     if not isinstance(module, nn.Linear):
         return hidden[:, 0]
     mask = attention_mask.to(hidden.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +20,7 @@ _SCHEMA: dict[str, Any] = {
     "contract": int,
     "digest": {"header": str, "sites": str, "streams": str, "tensors": str},
     "format": int,
+    "head": (dict, None),
     "method": dict,
     "save_dtype": str,
     "seed": int,
@@ -26,7 +28,9 @@ _SCHEMA: dict[str, Any] = {
     "targets": {"exclude": str, "layers": str, "modules": str},
     "task": (dict, None),
 }
-_TASK_SCHEMA: dict[str, Any] = {"labels": list, "max_length": int, "metric": str, "name": str}
+_HEAD_SCHEMA: dict[str, Any] = {"k": int, "parameters": dict, "weights": (str, None)}
+_TASK_SCHEMA: dict[str, Any] = {"labels": list, "max_length": int, "metric": str, "name": str, "options": dict}
+MAX_OPTIONS = 32
 
 
 def open_safetensors(path: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any], str]:
@@ -88,6 +92,9 @@ def parse_header(path: Path, text: str) -> dict[str, Any]:
         problem = _mismatch(header["task"], _TASK_SCHEMA, "task")
         if not problem and not all(isinstance(label, str) for label in header["task"]["labels"]):
             problem = "a label is not text"
+        problem = problem or wrong_options(header["task"]["options"])
+    if not problem and header["head"] is not None:
+        problem = _mismatch(header["head"], _HEAD_SCHEMA, "head") or _wrong_head(header["head"])
     if not problem:
         expected = header["digest"].pop("header")
         if header_digest(header) != expected:
@@ -123,6 +130,28 @@ def _mismatch(value: Any, schema: dict[str, Any], where: str) -> str | None:
         kinds = kind if isinstance(kind, tuple) else (kind,)
         if not any(value[key] is None if k is None else type(value[key]) is k for k in kinds):
             return f"{key} in its {where} is of the wrong type"
+    return None
+
+
+def wrong_options(options: dict[Any, Any]) -> str | None:
+    """What a file cannot hold of a task's own options, or None."""
+    if len(options) > MAX_OPTIONS:
+        return f"a task has more than {MAX_OPTIONS} options"
+    for name, value in options.items():
+        if type(name) is not str or not (value is None or type(value) in (str, int, float, bool)):
+            return f"the task's option {name} is no text, number or truth value"
+        if type(value) is float and not math.isfinite(value):
+            return f"the task's option {name} is not finite"
+    return None
+
+
+def _wrong_head(head: dict[str, Any]) -> str | None:
+    """What is wrong with a head of the right keys, or None."""
+    shapes = head["parameters"].values()
+    if head["k"] < 0 or not shapes:
+        return "its head has no parameters, or fewer than no coefficients"
+    if not all(type(shape) is list and [type(side) for side in shape] == [int, int] for shape in shapes):
+        return "its head has a shape that is not two whole numbers"
     return None
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capaft import budget, columns, data, demo
+from capaft import base_model, budget, data, demo
+from capaft.adapter_file import Task as TaskRecord
 from capaft.attach import check_dropout
 from capaft.base_model import BaseModel
+from capaft.columns import Columns
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.methods import HOSTS
@@ -21,10 +24,12 @@ from capaft.recipe import recipe
 from capaft.settings import did_you_mean
 from capaft.settings import parse as parse_setting
 from capaft.targets import Targets
-from capaft.tasks.text_classification import Features, TextClassification
+from capaft.tasks import task_class
+from capaft.tasks.recognise import recognise
+from capaft.tasks.task import Features, Task
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict
 
 DEMO_DATA = "demo"
 
@@ -37,22 +42,24 @@ class Job:
         task: the task, with its labels.
         base: the loaded base model.
         plan: the adapter, decided but not drawn.
-        train: tokenised training examples.
-        validation: tokenised validation examples.
+        train: training examples as the model takes them.
+        validation: validation examples.
         data: what the user called the data set.
-        epochs: passes over the training examples.
+        steps: optimiser steps of the whole run.
+        epochs: passes over the training examples; None where steps were asked for.
         lr: peak learning rate of the adapter's numbers.
         head_lr: peak learning rate of the head.
         baseline: score the frozen base first.
     """
 
-    task: TextClassification
+    task: Task
     base: BaseModel
     plan: Plan
     train: Features
     validation: Features
     data: str
-    epochs: int
+    steps: int
+    epochs: int | None
     lr: float
     head_lr: float
     baseline: bool
@@ -66,7 +73,18 @@ class Job:
     def own_numbers(self) -> int:
         """Trained numbers that are the model's own: the head's, or all for `full`."""
         sizes = {name: p.numel() for name, p in self.base.named_parameters().items()}
-        return sum(sizes[name] for name in self.plan.trained)
+        return sum(sizes[name] for name in self.plan.trained) + self.plan.head.numbers
+
+    @property
+    def head_names(self) -> set[str]:
+        """Names of the trained parameters, as in the adapter file, that belong to the head."""
+        return {"head"} | {f"head:{name}" for name in self.base.head}
+
+    @property
+    def record(self) -> TaskRecord:
+        """The task as an adapter file has it."""
+        task = self.task
+        return TaskRecord(task.name, task.labels, task.max_length, task.metric, task.options())
 
 
 def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
@@ -82,40 +100,40 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     is_demo = config.model is None and config.data is None
     stack = parse(config.method, **_numbers(config, demo.K if is_demo else None))
     check_dropout(stack, config.dropout)
+    rows = load_data(config)
+    task, found = _decide_task(config, rows, say)
+    train_rows = _chosen(config, task, rows["train"], found["train"], say)
+    validation_rows = rows["validation"]
+    if config.max_eval_examples and config.max_eval_examples < len(validation_rows):
+        validation_rows = data.sample(validation_rows, config.max_eval_examples, config.seed)
+    base = task.load_model(
+        config.model,
+        seed=config.seed,
+        base_dtype=config.base_dtype,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    train = task.features(base, train_rows, found["train"], training=True)
+    validation = task.features(base, validation_rows, found["validation"], training=False)
+    _describe_data(config, task, train, validation, found["train"], say)
+    for index in range(min(config.show, len(train))):
+        say(f"example {index + 1}: {task.show(base, train, index)}")
+    if stack.method == "head" and not base.head:
+        raise UsageError(f"--method head has nothing to train: {task.name} makes no new head; choose another method")
     adapts_weights = stack.host is not None and bool(stack.host.default_targets)
     targets = Targets(
         config.target_modules or (demo.TARGET_MODULES if is_demo and adapts_weights else ""),
         config.exclude_modules or "",
         config.layers or "",
     )
-    rows = load_data(config)
-    found = columns.recognise(
-        rows["train"], text=config.text_column, pair=config.pair_column, label=config.label_column
-    )
-    labels = tuple(columns.labels(rows["train"], found))
-    if config.max_train_examples and config.max_train_examples < len(rows["train"]):
-        rows["train"] = data.sample(rows["train"], config.max_train_examples, config.seed)
-    task = TextClassification(labels, config.max_length, config.metric or "accuracy")
-    # A wrong label should be told before minutes of loading.
-    columns.encode_labels(rows["validation"], found, list(labels))
-    base = task.load_model(
-        config.model,
-        seed=config.seed,
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
-    )
-    train = task.features(base.tokenizer, rows["train"], found)
-    validation = task.features(base.tokenizer, rows["validation"], found)
-    say(f"data   {config.data or 'the demo'}: {len(train)} training and {len(validation)} validation examples")
-    say(f"       {found.describe()}; {len(labels)} classes")
-    if cut := train.truncated + validation.truncated:
-        say(f"       {cut} examples are longer than {config.max_length} tokens and are cut (--max-length)")
     placing: dict[str, Any] = {"targets": targets, "seed": config.seed, "head": base.head}
-    placing["modules_to_save"] = config.modules_to_save or ""
+    placing |= {"modules_to_save": config.modules_to_save or "", "head_mode": config.head, "head_k": config.head_k}
     if config.budget is not None:
         stack = budget.fit(base.model, stack, config.budget, **placing)
     decided = plan(base.model, stack, **placing)
     rates = recipe(stack)
+    per_epoch = math.ceil(len(train) / config.batch_size)
+    epochs = None if config.max_steps else config.epochs or rates.epochs
     job = Job(
         task=task,
         base=base,
@@ -123,13 +141,74 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
         train=train,
         validation=validation,
         data=config.data or DEMO_DATA,
-        epochs=config.epochs or rates.epochs,
+        steps=config.max_steps or (epochs or 1) * per_epoch,
+        epochs=epochs,
         lr=config.lr or rates.lr,
         head_lr=config.head_lr or rates.head_lr,
         baseline=config.baseline if config.baseline is not None else config.data is None,
     )
     _describe(job, stack, say)
     return job
+
+
+def _decide_task(
+    config: TrainConfig, rows: DatasetDict, say: Callable[[str], None]
+) -> tuple[Task, dict[str, Columns]]:
+    """The task, and the columns of each split."""
+    given = given_columns(config)
+    sketch = base_model.configuration(
+        config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
+    name = config.task if config.task != "auto" else recognise(rows["train"], sketch, given)
+    say(f"task   {name}{'' if config.task == name else ', told by the data and the model (--task chooses)'}")
+    kind = task_class(name)
+    found = {"train": kind.recognise(rows["train"], given)}
+    found["validation"] = kind.recognise(rows["validation"], there(rows["validation"], given))
+    task = kind.decide(rows["train"], found["train"], config)
+    # A wrong label should be told before minutes of loading.
+    task.check_labels(rows["validation"], found["validation"])
+    return task, found
+
+
+def given_columns(config: TrainConfig) -> dict[str, str | None]:
+    """The columns that the user named, by role."""
+    return {"text": config.text_column, "pair": config.pair_column, "label": config.label_column}
+
+
+def there(rows: Dataset, given: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Those of the named columns that a split has: a second split may call its references otherwise."""
+    return {role: name if name in rows.column_names else None for role, name in given.items()}
+
+
+def _chosen(
+    config: TrainConfig, task: Task, rows: Dataset, found: Columns, say: Callable[[str], None]
+) -> Dataset:
+    """The training rows that are wanted: so many of each class, so many in all."""
+    if config.shots:
+        classes = task.classes_of(rows, found)
+        if classes is None:
+            raise UsageError(f"--shots has no meaning for this {task.name}: no class a row; use --max-train-examples")
+        rows = data.shots(rows, classes, config.shots, config.seed)
+        if len(rows) < config.shots * len(task.labels):
+            say(f"data   some classes have fewer than {config.shots} examples: {len(rows)} in all")
+    if config.max_train_examples and config.max_train_examples < len(rows):
+        rows = data.sample(rows, config.max_train_examples, config.seed)
+    return rows
+
+
+def _describe_data(
+    config: TrainConfig,
+    task: Task,
+    train: Features,
+    validation: Features,
+    found: Columns,
+    say: Callable[[str], None],
+) -> None:
+    classes = f"; {len(task.labels)} classes" if task.labels else ""
+    say(f"data   {config.data or 'the demo'}: {len(train)} training and {len(validation)} validation examples")
+    say(f"       {found.describe()}{classes}")
+    if cut := train.truncated + validation.truncated:
+        say(f"       {cut} examples are longer than {task.max_length} tokens and are cut (--max-length)")
 
 
 def _numbers(config: TrainConfig, k: tuple[int, ...] | None) -> dict[str, Any]:
@@ -175,7 +254,7 @@ def _describe(job: Job, stack: Stack, say: Callable[[str], None]) -> None:
         )
     else:
         say(f"method {stack.method}")
-    if stack.method != "full":
+    if stack.method != "full" and job.own_numbers:
         say(f"       and {job.own_numbers:,} of the head")
     if stack.k:
         factors = [f for groups in job.plan.groups().values() for f, _ in groups if stack.coefficients(f)]
@@ -197,13 +276,16 @@ def settled(config: TrainConfig, job: Job) -> TrainConfig:
         else:
             shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             others.append(f"{option.name}={shown}")
+    # The task's fields that are settings of that name.
+    settings = {each.name for each in fields(config)}
+    numbers |= {each.name: getattr(job.task, each.name) for each in fields(job.task) if each.name in settings}
     return replace(
         config,
         method=job.plan.stack.method,
+        task=job.task.name,
         epochs=job.epochs,
         lr=job.lr,
         head_lr=job.head_lr,
-        metric=job.task.metric,
         baseline=job.baseline,
         budget=None,
         method_option=tuple(others) or None,

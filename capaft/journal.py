@@ -6,7 +6,9 @@ Everything goes to stderr and to `metrics.jsonl`; stdout belongs to results.
 from __future__ import annotations
 
 import json
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -15,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from capaft.errors import TrainingError
+from capaft.files import write_atomically
 
 
 class Journal:
@@ -24,17 +27,33 @@ class Journal:
         console: where people read, on stderr.
         file: `metrics.jsonl`.
         steps: optimiser steps in the whole run.
-        quiet: record, but show nothing (all processes but the first).
+        done: steps done before, whose records are kept; what is recorded beyond them is cut off.
+        seconds: spent on those.
+        quiet: record, but show nothing and write nothing (all processes but the first).
+        track: also told every record, with its step.
     """
 
     # A plain line roughly this often where there is no terminal to draw on.
     PLAIN_SECONDS = 15.0
 
-    def __init__(self, console: Console, file: Path, steps: int, *, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        console: Console,
+        file: Path,
+        steps: int,
+        *,
+        done: int = 0,
+        seconds: float = 0.0,
+        quiet: bool = False,
+        track: Callable[[dict[str, Any], int], None] | None = None,
+    ) -> None:
         self.console = console
         self.steps = steps
         self.quiet = quiet
-        self.records: list[dict[str, Any]] = []
+        self.records = _kept(file, done) if done else []
+        self._done = done
+        self._before = seconds
+        self._track = track
         self._file = file
         self._stream: TextIO | None = None
         self._started = self._spoke = time.perf_counter()
@@ -51,11 +70,13 @@ class Journal:
         self._bar: TaskID | None = None
 
     def __enter__(self) -> Journal:
-        self._stream = None if self.quiet else _open(self._file)
+        if not self.quiet:
+            write_atomically(self._file, "".join(json.dumps(record) + "\n" for record in self.records))
+            self._stream = _open(self._file)
         self._started = self._spoke = time.perf_counter()
         if self._progress:
             self._progress.start()
-            self._bar = self._progress.add_task("", total=self.steps)
+            self._bar = self._progress.add_task("", total=self.steps, completed=self._done)
         return self
 
     def __exit__(
@@ -68,44 +89,61 @@ class Journal:
 
     @property
     def seconds(self) -> float:
-        """Seconds since training began."""
-        return time.perf_counter() - self._started
+        """Seconds of training, those of earlier starts included."""
+        return self._before + time.perf_counter() - self._started
 
     @property
     def examples_per_second(self) -> float:
-        """Training examples per second, evaluations included in the time."""
-        return self._examples / max(self.seconds, 1e-9)
+        """Training examples per second since this start, evaluations included in the time."""
+        return self._examples / max(self.seconds - self._before, 1e-9)
 
     def step(self, step: int, epoch: float, loss: float, lr: float, examples: int) -> None:
         """Record one optimiser step."""
         self._examples += examples
-        left = self.seconds / step * (self.steps - step)
-        self._write(
-            step=step,
-            epoch=round(epoch, 4),
-            loss=loss,
-            lr=lr,
-            examples_per_second=round(self.examples_per_second, 2),
-            seconds_left=round(left, 1),
-        )
+        self._write(step=step, epoch=round(epoch, 4), loss=loss, lr=lr, **self._pace(step))
         said = f"loss {loss:.4f}  lr {lr:.1e}  {self.examples_per_second:.0f} examples/s"
         if self._progress and self._bar is not None:
             self._progress.update(self._bar, completed=step, description=said)
         elif not self.quiet and time.perf_counter() - self._spoke > self.PLAIN_SECONDS:
             self._spoke = time.perf_counter()
+            left = self._pace(step)["seconds_left"]
             self.console.print(f"step {step}/{self.steps}  {said}  {left:.0f} s left", highlight=False)
 
-    def evaluation(self, step: int, epoch: float, metric: str, value: float, loss: float, best: bool) -> None:
-        """Record one evaluation."""
-        self._write(step=step, epoch=round(epoch, 4), metric=metric, value=value, validation_loss=loss, best=best)
+    def evaluation(self, step: int, epoch: float, metric: str, scores: dict[str, float], best: bool) -> None:
+        """Record one evaluation: all scores, that of the metric as `value`, and the loss as `validation_loss`."""
+        value, loss = scores[metric], scores["loss"]
+        others = {name: score for name, score in scores.items() if name != "loss"}
+        self._write(
+            step=step,
+            epoch=round(epoch, 4),
+            metric=metric,
+            value=value,
+            validation_loss=loss,
+            best=best,
+            scores=others,
+            **self._pace(step),
+        )
         if not self.quiet:
             mark = "  best so far, saved" if best else ""
             self.console.print(
-                f"epoch {epoch:g}  {metric} {value:.4f}  validation loss {loss:.4f}{mark}", highlight=False
+                f"epoch {epoch:.4g}  {metric} {value:.4f}  validation loss {loss:.4f}{mark}", highlight=False
             )
+
+    def _pace(self, step: int) -> dict[str, float]:
+        """What every record holds of speed, of time left and of memory."""
+        left = (self.seconds - self._before) / max(1, step - self._done) * (self.steps - step)
+        return {
+            "examples_per_second": round(self.examples_per_second, 2),
+            "seconds_left": round(left, 1),
+            "peak_memory_bytes": peak_memory(),
+        }
 
     def _write(self, **record: Any) -> None:
         self.records.append(record)
+        if self._track:
+            scores = record.get("scores", {})
+            numbers = {name: value for name, value in (record | scores).items() if isinstance(value, int | float)}
+            self._track(numbers, record["step"])
         if self._stream:
             try:
                 self._stream.write(json.dumps(record) + "\n")
@@ -116,8 +154,38 @@ class Journal:
                 ) from None
 
 
+def peak_memory() -> int:
+    """Highest memory use so far in bytes: of the accelerator, or of the process on a CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _kept(file: Path, done: int) -> list[dict[str, Any]]:
+    """The records up to a step; a line that was being written when the run died is dropped."""
+    records = []
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if record["step"] > done:
+            break
+        records.append(record)
+    return records
+
+
 def _open(file: Path) -> TextIO:
     try:
-        return file.open("w", encoding="utf-8")
+        return file.open("a", encoding="utf-8")
     except OSError as error:
         raise TrainingError(f"cannot write {file}: {error.strerror or error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ def merge(model: nn.Module, name: str = "default") -> int:
         name: the adapter's name.
 
     Returns:
-        How many sites were merged.
+        How many sites were merged, not counting the head's parameters.
 
     Raises:
         UsageError: there is no such adapter, its method is no change of weights, a weight is quantised or
@@ -49,7 +50,7 @@ def merge(model: nn.Module, name: str = "default") -> int:
         for key, parameter in module._parameters.items():
             if parameter is not None:
                 owners.setdefault(parameter.data_ptr(), []).append(f"{path}.{key}")
-    for site in adapter.plan.sites:
+    for _, site in adapter.plan.placed:
         weight = site.stored(model)
         if is_quantised(weight):
             raise UsageError(f"{site.module} is quantised; load the base model unquantised to merge into it")
@@ -60,8 +61,7 @@ def merge(model: nn.Module, name: str = "default") -> int:
             raise UsageError(f"{' and '.join(shared)} are one tied weight; an update cannot be merged into one")
     _refuse_order(model, adapter)
     with torch.no_grad():
-        for site, factors in adapter.factors_of_sites():
-            assert host is not None
+        for (host, site), factors in zip(adapter.plan.placed, adapter.expand(), strict=True):
             weight, bias = site.stored(model), model.get_submodule(site.module)._parameters.get("bias")
             if site.index is not None:
                 weight, site = weight[site.index], replace(site, index=None)
@@ -86,13 +86,13 @@ def _refuse_order(model: nn.Module, adapter: Adapter) -> None:
     Raises:
         UsageError: the two do not commute, or the later one depends on the base weights.
     """
-    mine = {module for site in adapter.plan.sites for module in site.modules}
     names = list(adapters(model))
     first = adapters(model)[names[0]]
-    for name, other in adapters(model).items():
-        one, two = adapter.plan.stack.host, other.plan.stack.host
-        shared = mine & {module for site in other.plan.sites for module in site.modules}
-        if other is adapter or not shared or one is None or two is None or (one.additive and two.additive):
+    others = {name: other for name, other in adapters(model).items() if other is not adapter}
+    theirs = [(name, *place) for name, other in others.items() for place in other.plan.placed]
+    for (one, site), (name, two, other_site) in product(adapter.plan.placed, theirs):
+        shared = set(site.modules) & set(other_site.modules)
+        if not shared or (one.additive and two.additive):
             continue
         if adapter is not first or two.name == "dora":
             raise UsageError(

@@ -45,7 +45,7 @@ def write(saved: Saved, output: str, *, overwrite: bool = False) -> int:
         try:
             aside.chmod(0o755)
             saved.model.save_pretrained(aside)  # type: ignore[operator]
-            saved.base.tokenizer.save_pretrained(aside)
+            saved.base.processor.save_pretrained(aside)
             write_atomically(aside / "README.md", _card(saved))
             if path.exists():
                 shutil.rmtree(path)
@@ -71,10 +71,8 @@ pipeline_tag: {saved.task.name}
 The weights of {base} with a {method} adapter added by capaft. It loads with transformers alone:
 
 ```python
-from transformers import AutoModelForSequenceClassification
+from transformers import {saved.task.auto_class}
 
-model = AutoModelForSequenceClassification.from_pretrained("path/to/this/directory")
+model = {saved.task.auto_class}.from_pretrained("path/to/this/directory")
 ```
-
-Labels: {", ".join(saved.task.labels)}.
-"""
+{f"{chr(10)}Labels: {', '.join(saved.task.labels)}.{chr(10)}" if saved.task.labels else ""}"""

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from capaft.errors import UsageError
-from capaft.factor import Factor, numbers_bounds
-from capaft.methods.host import Host
+from capaft.factor import Coefficients, Factor, numbers_bounds
+from capaft.head import DEFAULT_K, MODES, ROLE, Head
+from capaft.methods.host import Host, whole
 from capaft.methods.stack import Stack
 from capaft.rng import MAX_SEED
 from capaft.sites import Site, canonical, renamed
@@ -33,6 +34,7 @@ class Plan:
         sites: the sites, sorted by path.
         trained: canonical names of base parameters that are trained themselves: a new head, or all for `full`.
         rename: pieces of module paths that the sites are named by instead; see :func:`capaft.weight_sites.find`.
+        head: the head's parameters that are not trained themselves, and their coefficients if they have any.
     """
 
     stack: Stack
@@ -41,20 +43,35 @@ class Plan:
     sites: tuple[Site, ...]
     trained: tuple[str, ...]
     rename: dict[str, str] = field(default_factory=dict)
+    head: Head = field(default_factory=Head)
+
+    @property
+    def placed(self) -> tuple[tuple[Host, Site], ...]:
+        """Every place where the model is changed, with the host that changes it: the sites, then the head's."""
+        stack = ((self.stack.host, site) for site in self.sites if self.stack.host)
+        return (*stack, *((self.head, site) for site in self.head.moved))
+
+    def coefficients(self, factor: Factor) -> Coefficients | None:
+        """NOLA's numbers for a factor of the stack or of the head, or None where the factor itself is trained."""
+        return self.head.coefficients if factor.name.startswith(f"{ROLE}:") else self.stack.coefficients(factor)
 
     def groups(self) -> dict[str, list[tuple[Factor, list[Site]]]]:
         """By role, the kinds of factor in ascending order of their shapes, each with its sites sorted by path.
 
-        This is the order of the numbers in a role's parameter and in the adapter file.
+        This is the order of the numbers in a role's parameter and in the adapter file. The head's parameters, which
+        are few and rarely alike, stand in the order of their names.
         """
         found: dict[str, dict[Factor, list[Site]]] = defaultdict(lambda: defaultdict(list))
         for site in self.sites:
             for factor in self.stack.host.factors(site) if self.stack.host else ():
                 found[factor.name][factor].append(site)
-        return {
+        assert ROLE not in found, "a host's factor cannot be called what the head's coefficients are"
+        roles = {
             role: sorted(groups.items(), key=lambda group: (group[0].shape, group[0].fan_in))
             for role, groups in found.items()
         }
+        head = [(factor, [site]) for site in self.head.moved for factor in self.head.factors(site)]
+        return roles | ({ROLE: head} if head else {})
 
     def bounds(self) -> dict[str, tuple[int, int]]:
         """By role, the fewest and the most numbers that the plan can come to, without drawing anything.
@@ -65,7 +82,7 @@ class Plan:
         for role, groups in self.groups().items():
             low = high = shared = 0
             for factor, sites in groups:
-                coefficients, copies = self.stack.coefficients(factor), self.stack.copies_of(factor)
+                coefficients, copies = self.coefficients(factor), self.stack.copies_of(factor)
                 least, most = numbers_bounds(factor, coefficients, copies, len(sites))
                 if coefficients and coefficients.scope == "model":
                     shared = least
@@ -83,6 +100,9 @@ def plan(
     targets: str | Targets = "",
     seed: int = 0,
     head: Iterable[str] = (),
+    head_mode: str = "full",
+    head_k: int = DEFAULT_K,
+    trained: Iterable[str] = (),
     modules_to_save: str = "",
     rename: dict[str, str] | None = None,
 ) -> Plan:
@@ -93,37 +113,71 @@ def plan(
         stack: the method stack.
         targets: what to adapt; see :class:`capaft.targets.Targets`. Nothing leaves it to the method.
         seed: the seed of every random number of the adapter, `0 <= seed < 2**64`.
-        head: names of base parameters that are trained as they are (a new classifier).
+        head: names of the base parameters that are the head (a new classifier).
+        head_mode: `full` trains them as they are. `nola` moves those of more than `head_k` numbers along a seeded
+            basis, and `frozen` trains none; what the model holds then must be had again to load the adapter, from the
+            checkpoint or by :func:`capaft.base_model.initialise`.
+        head_k: coefficients of a parameter of the head under `nola`.
+        trained: names of further base parameters that are trained as they are, whatever becomes of the head.
         modules_to_save: modules of which all parameters are trained as they are, as names or `re:<pattern>`.
         rename: `{old: new}` pieces of module paths; see :func:`capaft.weight_sites.find`.
 
     Raises:
-        UsageError: no site matches, the seed is out of range, a parameter of `head` does not exist, or the hidden
-            width exceeds the layers it is meant for.
+        UsageError: no site matches, the seed is out of range, a parameter of `head` does not exist or cannot have
+            coefficients, nothing is trained, or the hidden width exceeds the layers it is meant for.
     """
     if not 0 <= seed <= MAX_SEED:
         raise UsageError(f"--seed must be in [0, 2**64), got {seed}")
     targets = targets if isinstance(targets, Targets) else Targets(targets)
-    names = {own_name(model, name, rename) for name in base_parameters(model)}
-    trained = tuple(sorted(names if stack.method == "full" else {own_name(model, name, rename) for name in head}))
-    for name in trained:
+    names = {own_name(model, name, rename): name for name in base_parameters(model)}
+    of_head, as_is = ({own_name(model, name, rename) for name in each} for each in (head, trained))
+    for name in sorted(of_head | as_is):
         if name not in names:
             raise UsageError(f"the model has no parameter {name} to train; check the head's names")
     if modules_to_save and stack.method != "full":
-        trained = tuple(sorted({*trained, *_of_modules(names, modules_to_save)}))
+        as_is |= _of_modules(set(names), modules_to_save)
+    own, rest = _head(model, stack, {name: names[name] for name in of_head - as_is}, head_mode, head_k)
+    as_is = set(names) if stack.method == "full" else as_is | rest
+    if stack.method == "head" and own.parameters and not own.k and not as_is:
+        raise UsageError("--head frozen leaves --method head nothing to train; choose another of either")
+    decided = Plan(stack, seed, Targets(), (), tuple(sorted(as_is)), rename or {}, own)
     if stack.host is None:
-        return Plan(stack, seed, Targets(), (), trained, rename or {})
+        return decided
     if not targets.modules:
         targets = replace(targets, modules=stack.host.default_targets)
     sites = stack.host.sites(model, targets, rename)
     for site in sites:
         for module in site.modules:
             name = own_name(model, f"{module}.{site.parameter}", rename)
-            if site.parameter and name in trained:
-                raise UsageError(f"{module} is both adapted and trained as it is; leave it out of one of them")
-    decided = Plan(stack, seed, targets, sites, trained, rename or {})
+            if site.parameter and name in as_is | of_head:
+                what = "trained as it is" if name in as_is else "part of the head"
+                raise UsageError(f"{module} is both adapted and {what}; leave it out of one of them")
+    decided = replace(decided, targets=targets, sites=sites)
     _check_widths(decided)
     return decided
+
+
+def _head(model: nn.Module, stack: Stack, names: dict[str, str], mode: str, k: int) -> tuple[Head, set[str]]:
+    """What of a head has coefficients or stays as it is, and the names of what is trained whole.
+
+    Args:
+        model: the base model.
+        stack: the method stack, for its basis.
+        names: by canonical name, the parameters' names in the model.
+        mode: see :func:`plan`.
+        k: see :func:`plan`.
+    """
+    whole("head-k", k)
+    if mode not in MODES:
+        raise UsageError(f"--head must be one of {', '.join(MODES)}, got {mode}")
+    if mode == "full":
+        return Head(), set(names)
+    if stack.method == "full":
+        raise UsageError(f"--head {mode} has no meaning for --method full, which trains every weight; drop one")
+    sizes = {name: parameter.numel() for name, parameter in base_parameters(model).items()}
+    rest = {name for name, own in names.items() if mode == "nola" and sizes[own] <= k}
+    kept = {name: own for name, own in names.items() if name not in rest}
+    return Head.of(model, kept, k if mode == "nola" else 0, stack.basis), rest
 
 
 def _of_modules(names: set[str], modules: str) -> set[str]:

@@ -19,9 +19,11 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from capaft import squad_file
 from capaft.errors import UsageError
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+TEXT = ".txt"
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".feather", TEXT)
 
 # Narrower than what int() and float() take: "007", "+1", "nan" and what is too long for 64 bits stay text.
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
@@ -34,7 +36,8 @@ def read(path: Path, text_columns: Collection[str] = ()) -> datasets.Dataset:
 
     CSV is comma-separated with double quotes, TSV is tab-separated and knows no quotes. Both start with a
     line of column names, and their columns become integers or floats where every cell allows it. JSON is one
-    record a line or one list of records.
+    record a line, one list of records, or a file like SQuAD's. Arrow is a file or a stream. Text is one row a
+    line, in a column `text`, without the blank lines.
 
     Args:
         path: an existing file; its suffix, one of `SUFFIXES`, says what it is.
@@ -51,6 +54,10 @@ def read(path: Path, text_columns: Collection[str] = ()) -> datasets.Dataset:
             table = _read_delimited(path, "\t", csv.QUOTE_NONE, text_columns)
         elif suffix == ".parquet":
             table = _read_parquet(path)
+        elif suffix in (".arrow", ".feather"):
+            table = _read_arrow(path)
+        elif suffix == TEXT:
+            table = pa.table({"text": [line.rstrip("\r\n") for line in _lines(path) if line.strip()]})
         elif suffix in SUFFIXES:
             table = _read_json(path)
         else:
@@ -58,7 +65,7 @@ def read(path: Path, text_columns: Collection[str] = ()) -> datasets.Dataset:
         if table.num_rows == 0:
             raise UsageError(f"{path}: there are no rows in this file")
         return datasets.Dataset(table)
-    # pyarrow raises all of these, and `datasets` a KeyError for odd metadata in a Parquet file.
+    # pyarrow raises all of these, and `datasets` a KeyError for odd metadata in a Parquet or Arrow file.
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
         raise UsageError(f"{path}: cannot read this file ({one_line(error)})") from error
 
@@ -140,9 +147,11 @@ def _read_json(path: Path) -> pa.Table:
         raise UsageError(f"{path}: the file is empty")
     records: list[dict[str, Any]] = []
     parsed: Iterable[tuple[int, Any]]
+    unit = "record"
     if first.startswith("["):
         parsed = enumerate(_parse(path, "".join(lines), "the list"), start=1)
-        unit = "record"
+    elif (document := _squad(path, lines)) is not None:
+        parsed = enumerate(squad_file.records(path, document), start=1)
     else:
         parsed = ((n, _parse(path, line, f"line {n}")) for n, line in enumerate(lines, start=1) if line.strip())
         unit = "line"
@@ -152,6 +161,16 @@ def _read_json(path: Path) -> pa.Table:
         records.append(record)
     names = dict.fromkeys(name for record in records for name in record)
     return pa.table({name: _json_column(path, name, [row.get(name) for row in records]) for name in names})
+
+
+def _squad(path: Path, lines: list[str]) -> Any:
+    """The whole file where it is one document of SQuAD's kind, else None."""
+    try:
+        document = json.loads("".join(lines)) if path.suffix.lower() == ".json" else None
+    except (ValueError, RecursionError):
+        # As records, one a line, it may be right, and if not, the error can name the line.
+        return None
+    return document if squad_file.is_squad(document) else None
 
 
 def _parse(path: Path, text: str, what: str) -> Any:
@@ -176,10 +195,28 @@ def _read_parquet(path: Path) -> pa.Table:
     if path.stat().st_size == 0:
         raise UsageError(f"{path}: the file is empty")
     # Not `read_table`, which makes columns out of `key=value` in the names of the directories above.
-    table = pq.ParquetFile(path).read()
+    return _plainly_typed(pq.ParquetFile(path).read())
+
+
+def _read_arrow(path: Path) -> pa.Table:
+    content = path.read_bytes()
+    if not content:
+        raise UsageError(f"{path}: the file is empty")
+    if content.startswith(b"FEA1"):
+        raise UsageError(f"{path}: this is the first version of Feather; write the file anew with a current pandas")
+    # `datasets` writes streams, pandas and polars write files; both come under both suffixes.
+    is_file = content.startswith(b"ARROW1")
+    reader = pa.ipc.open_file(content) if is_file else pa.ipc.open_stream(content)
+    table = reader.read_all()
+    table.validate(full=True)
+    return _plainly_typed(table)
+
+
+def _plainly_typed(table: pa.Table) -> pa.Table:
+    """The table with text for what is text under another name: pandas' categories, polars' views."""
     for position, field in enumerate(table.schema):
-        # pandas' categories; `datasets` has no feature for them.
-        if pa.types.is_dictionary(field.type):
-            column = table.column(position).cast(field.type.value_type)
-            table = table.set_column(position, field.name, column)
+        plain = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        plain = pa.string() if pa.types.is_string_view(plain) else plain
+        if plain != field.type:
+            table = table.set_column(position, field.name, table.column(position).cast(plain))
     return table

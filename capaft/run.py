@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
-from capaft import card, fitted_head, job, run_directory
+from capaft import card, checkpoint, fitted_head, job, run_directory
 from capaft.attach import attach_plan
+from capaft.checkpoint import Checkpoint
 from capaft.config import TrainConfig
+from capaft.errors import UsageError
 from capaft.files import write_atomically
 from capaft.job import Job
+from capaft.machine import accelerator_for
 from capaft.methods.host import Host
 from capaft.methods.stack import canonical
-from capaft.settings import dump
+from capaft.processes import Processes
+from capaft.run_directory import RunDirectory
+from capaft.settings import dump, resolve
 from capaft.train import train
 
+# What says where and how a run goes on, not what it is.
+_NOT_REPEATED = {"output": None, "overwrite": False, "resume": False, "processes": 1, "show": 0}
 
-def execute(config: TrainConfig, console: Console) -> dict[str, Any]:
-    """Train, and write the run directory.
+
+def execute(config: TrainConfig, console: Console, command: Sequence[str] = ()) -> dict[str, Any]:
+    """Train, and write the run directory; or go on with a run that was interrupted.
+
+    Args:
+        config: the resolved configuration.
+        console: where people read.
+        command: the command line that was typed, for the model card.
 
     Returns:
         The results, as `results.json` holds them.
@@ -30,21 +45,51 @@ def execute(config: TrainConfig, console: Console) -> dict[str, Any]:
     Raises:
         UsageError: the configuration or the data cannot be used; nothing was written.
         TrainingError: the run could not go on; the best adapter so far is on disk.
+        Interrupted: Ctrl-C; the run can be resumed.
     """
-    run = run_directory.choose(config.output, canonical(config.method), overwrite=config.overwrite)
+    accelerator = accelerator_for(config)
+    processes = Processes.here()
+    console.quiet = console.quiet or not processes.is_first
+    # Which directory is free, the first process says: the others look when it has already made it.
+    chosen = processes.from_first(_choose(config) if processes.is_first else None)
+    run = RunDirectory(chosen)
+    resumes = config.resume and run.config.exists()
+    if resumes and run.results.exists():
+        console.print(f"{run.path} is finished; nothing is left to do", highlight=False)
+        return json.loads(run.results.read_text(encoding="utf-8"))
     decided = job.prepare(config, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+    repeatable = replace(job.settled(config, decided), **_NOT_REPEATED)
+    resumed = checkpoint.newest(run.checkpoints) if resumes else None
+    if resumes:
+        _check_same(run, repeatable)
     adapter_numbers, own_numbers = decided.adapter_numbers, decided.own_numbers
-    before = start_head(decided, config, console)
+    before = resumed.progress.baseline if resumed else start_head(decided, config, console, processes)
     adapter = attach_plan(decided.base.model, decided.plan, dropout=config.dropout)
-    run_directory.clear(run)
-    # Where a run went is not part of how to repeat it.
-    repeatable = replace(job.settled(config, decided), output=None, overwrite=False)
-    write_atomically(run.config, dump(repeatable))
-    outcome = train(decided, adapter, config, run, console)
+    if processes.is_first and not resumed:
+        run_directory.clear(run)
+        write_atomically(run.config, dump(repeatable))
+    if config.tracker:
+        accelerator.project_configuration.logging_dir = str(run.trackers)
+        settings = {name: str(value) for name, value in asdict(repeatable).items()}
+        accelerator.init_trackers("capaft", config=settings)
+    outcome = train(
+        decided,
+        adapter,
+        config,
+        run,
+        console,
+        accelerator=accelerator,
+        processes=processes,
+        resumed=resumed,
+        baseline=before,
+    )
+    if config.tracker:
+        accelerator.end_training()
     results = {
         "output": str(run.path),
         "model": decided.base.base.name,
         "data": decided.data,
+        "task": decided.task.name,
         "method": decided.plan.stack.method,
         "metric": decided.task.metric,
         "value": outcome.value,
@@ -54,12 +99,52 @@ def execute(config: TrainConfig, console: Console) -> dict[str, Any]:
         "head_parameters": own_numbers,
         **{key: value for key, value in asdict(outcome).items() if key != "value"},
         "seed": config.seed,
+        "train_examples": len(decided.train),
+        "validation_examples": len(decided.validation),
         "labels": list(decided.task.labels),
         "next": _next(run.path, decided),
     }
-    write_atomically(run.results, json.dumps(results, indent=2) + "\n")
-    write_atomically(run.card, card.write(results, f"capaft train --config {run.config}"))
+    if processes.is_first:
+        write_atomically(run.card, card.write(results, command, run.config))
+        write_atomically(run.results, json.dumps(results, indent=2) + "\n")
     return results
+
+
+def _choose(config: TrainConfig) -> Path:
+    return run_directory.choose(
+        config.output, canonical(config.method), overwrite=config.overwrite, resume=config.resume
+    ).path
+
+
+def resumed_settings(config: TrainConfig, given: set[str]) -> TrainConfig:
+    """The settings of the run that `--resume` goes on with, where the command says nothing but which run it is.
+
+    Args:
+        config: the resolved configuration.
+        given: names of the settings that were given anywhere.
+    """
+    run = RunDirectory(Path(config.output or "").expanduser())
+    if not config.resume or config.output is None or given - set(_NOT_REPEATED) or not run.config.exists():
+        return config
+    saved, _ = resolve(TrainConfig, flags={}, environ={}, file=run.config)
+    return replace(saved, **{name: getattr(config, name) for name in _NOT_REPEATED})
+
+
+def _check_same(run: RunDirectory, now: TrainConfig) -> None:
+    """Refuse to go on with a run under other settings.
+
+    Raises:
+        UsageError: names the first setting that differs.
+    """
+    saved, _ = resolve(TrainConfig, flags={}, environ={}, file=run.config)
+    for each in fields(TrainConfig):
+        then, here = getattr(saved, each.name), getattr(now, each.name)
+        if then != here:
+            flag = f"--{each.name.replace('_', '-')}"
+            raise UsageError(
+                f"--resume goes on with {run.path}, which has {flag} {then} and not {here}; drop {flag}, or start anew "
+                "in another --output"
+            )
 
 
 def _next(path: Path, decided: Job) -> list[str]:
@@ -73,24 +158,33 @@ def _next(path: Path, decided: Job) -> list[str]:
     return found
 
 
-def start_head(decided: job.Job, config: TrainConfig, console: Console) -> float | None:
+def start_head(decided: Job, config: TrainConfig, console: Console, processes: Processes) -> float | None:
     """Fit a head on the frozen base where it is wanted: as the head's start, as the baseline, or as both.
 
+    The first process fits it and the others take its numbers, so that all start from the same bits.
+
     Returns:
-        The baseline's score, or None where it was not asked for.
+        The baseline's score, or None where it was not asked for or the task has none.
     """
-    if not decided.baseline and (config.head_init == "seeded" or not decided.base.new_head):
+    starts = config.head_init == "fitted" and config.head == "full" and decided.base.new_head
+    if not (decided.baseline or starts) or not fitted_head.fits(decided.task, decided.train):
         return None
-    started = time.perf_counter()
-    best, careful = fitted_head.fit(decided.task, decided.base, decided.train, config.eval_batch_size, config.seed)
     before = None
-    if decided.baseline:
-        before = best.score(decided.task, decided.base, decided.validation, config.eval_batch_size)
-        console.print(
-            f"before {decided.task.metric} {before:.4f} with a head fitted on the frozen base "
-            f"({time.perf_counter() - started:.0f} s)",
-            highlight=False,
-        )
-    if config.head_init == "fitted" and decided.base.new_head:
-        careful.install(decided.base)
-    return before
+    if processes.is_first:
+        started = time.perf_counter()
+        found = fitted_head.fit(decided.task, decided.base, decided.train, config.eval_batch_size, config.seed)
+        if found and decided.baseline:
+            before = found[0].score(decided.task, decided.base, decided.validation, config.eval_batch_size)
+            console.print(
+                f"before {decided.task.metric} {before:.4f} with a head fitted on the frozen base "
+                f"({time.perf_counter() - started:.0f} s)",
+                highlight=False,
+            )
+        if found and starts:
+            found[1].install(decided.base)
+    own = decided.base.named_parameters()
+    numbers = processes.from_first([own[name].detach().cpu() for name in decided.base.head])
+    with torch.no_grad():
+        for name, values in zip(decided.base.head, numbers, strict=True):
+            own[name].copy_(values)
+    return processes.from_first(before)

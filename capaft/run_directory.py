@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from capaft.errors import UsageError
 from capaft.settings import did_you_mean
 
 ADAPTER = "adapter.safetensors"
+LAST = "last.safetensors"
 CONFIG = "run.yaml"
 RUNS = Path("runs")
 
@@ -23,6 +25,26 @@ class RunDirectory:
     def adapter(self) -> Path:
         """The adapter file."""
         return self.path / ADAPTER
+
+    @property
+    def last(self) -> Path:
+        """The adapter of the last evaluation."""
+        return self.path / LAST
+
+    @property
+    def checkpoints(self) -> Path:
+        """The directory of checkpoints; see :mod:`capaft.checkpoint`."""
+        return self.path / "checkpoints"
+
+    @property
+    def predictions(self) -> Path:
+        """What the best adapter predicted for the validation split, where the task says."""
+        return self.path / "predictions.jsonl"
+
+    @property
+    def trackers(self) -> Path:
+        """Where trackers put their files."""
+        return self.path / "trackers"
 
     @property
     def config(self) -> Path:
@@ -50,17 +72,27 @@ class RunDirectory:
         return self.path / "README.md"
 
     def files(self) -> tuple[Path, ...]:
-        """Everything a run writes."""
-        return (self.adapter, self.config, self.metrics, self.results, self.plot, self.card)
+        """Every file that a run writes, beside its checkpoints."""
+        return (
+            self.adapter,
+            self.last,
+            self.config,
+            self.metrics,
+            self.predictions,
+            self.results,
+            self.plot,
+            self.card,
+        )
 
 
-def choose(output: str | None, method: str, *, overwrite: bool) -> RunDirectory:
+def choose(output: str | None, method: str, *, overwrite: bool, resume: bool = False) -> RunDirectory:
     """The directory of a new run, not yet made.
 
     Args:
         output: what the user asked for; None for the next free `runs/<method>-<n>`.
         method: canonical name of the method stack.
         overwrite: replace a run that is there.
+        resume: go on with a run that is there.
 
     Raises:
         UsageError: something else is there, or a run that `overwrite` does not cover.
@@ -78,8 +110,10 @@ def choose(output: str | None, method: str, *, overwrite: bool) -> RunDirectory:
         raise UsageError(
             f"--output {output} holds something else ({present[0].name}, ...); name a directory that is new or empty"
         )
-    if present and not overwrite:
-        raise UsageError(f"--output {output} holds a run; name another directory, or replace it with --overwrite")
+    if present and not (overwrite or resume):
+        raise UsageError(
+            f"--output {output} holds a run; name another directory, go on with --resume, or replace it with --overwrite"
+        )
     return RunDirectory(path)
 
 
@@ -93,6 +127,9 @@ def clear(run: RunDirectory) -> None:
         run.path.mkdir(parents=True, exist_ok=True)
         for file in run.files():
             file.unlink(missing_ok=True)
+        for directory in (run.checkpoints, run.trackers):
+            if directory.exists():
+                shutil.rmtree(directory)
     except OSError as error:
         raise UsageError(f"--output {run.path} cannot be written: {error.strerror or error}") from None
 
@@ -114,7 +151,7 @@ def find(given: str) -> tuple[Path, RunDirectory | None]:
         return run.adapter, run
     if path.is_file():
         beside = RunDirectory(path.parent)
-        return path, beside if path.name == ADAPTER and beside.config.exists() else None
+        return path, beside if path.name in (ADAPTER, LAST) and beside.config.exists() else None
     runs = [str(each.parent) for each in sorted(RUNS.glob(f"*/{ADAPTER}"))]
     hint = did_you_mean(str(path), runs)
     raise UsageError(f"there is no run or adapter file {given}{hint or '; give a run directory or an adapter file'}")

@@ -11,10 +11,11 @@ from capaft import adapter_file, run_directory
 from capaft.adapter_file import AdapterFile
 from capaft.base_model import BaseModel
 from capaft.config import TrainConfig
-from capaft.errors import UsageError
+from capaft.errors import AdapterFileError, UsageError
 from capaft.run_directory import RunDirectory
 from capaft.settings import resolve
-from capaft.tasks.text_classification import TextClassification
+from capaft.tasks import TASKS, task_class
+from capaft.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Saved:
     file: AdapterFile
     run: RunDirectory | None
     config: TrainConfig | None
-    task: TextClassification
+    task: Task
     base: BaseModel
 
     @property
@@ -63,16 +64,20 @@ def open_run(
     path, run = run_directory.find(given)
     file = adapter_file.read(path)
     record = file.task
-    if record is None or record.name != TextClassification.name:
-        raise UsageError(f"{path} was not trained for {TextClassification.name}; open it with capaft.load in Python")
+    if record is None or record.name not in TASKS:
+        raise UsageError(f"{path} was not trained for a task of this capaft; open it with capaft.load in Python")
     config = _config(run.config) if run else None
     named = model or (config.model if config else file.base.name)
     if named is None and config is None:
         raise UsageError(f"{path} does not name its base model; pass --model")
-    task = TextClassification(record.labels, record.max_length, record.metric)
+    try:
+        task = task_class(record.name)(record.labels, record.max_length, record.metric, **record.options)
+    except TypeError:
+        raise AdapterFileError(f"{path}: its task has options that this capaft does not know; upgrade it") from None
     base = task.load_model(
         named,
         seed=file.header["seed"],
+        base_dtype=config.base_dtype if config else "float32",
         revision=None if model else file.base.revision,
         trust_remote_code=config.trust_remote_code if config else False,
     )

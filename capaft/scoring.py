@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import typing
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
-from capaft import columns, data, job
+from capaft import data, job
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.evaluate import evaluate
+from capaft.files import write_atomically
+from capaft.machine import accelerator_for
+from capaft.processes import Processes
 from capaft.saved import Saved
+from capaft.settings import did_you_mean, parse
+from capaft.tasks.task import Task
 
 
 def score(
@@ -19,6 +26,9 @@ def score(
     given: str | None,
     *,
     metric: str | None = None,
+    options: Mapping[str, str] | None = None,
+    max_examples: int | None = None,
+    predictions: Path | None = None,
     text: str | None = None,
     pair: str | None = None,
     label: str | None = None,
@@ -29,12 +39,15 @@ def score(
         saved: the opened run.
         given: a data set; None for the run's own validation split.
         metric: another metric than the run's.
+        options: options of the task to change, as text.
+        max_examples: score on a seeded sample of this many.
+        predictions: where to write what was predicted, one JSON record a line.
         text: column of the text; by default the run's, else found by name.
         pair: column of the second text.
         label: column of the label.
 
     Returns:
-        `metric`, `value`, `loss` and `examples`.
+        `metric`, `value`, `loss`, `scores` and `examples`.
 
     Raises:
         UsageError: there is no data to score on, or it does not fit the task.
@@ -44,17 +57,56 @@ def score(
         if saved.config is None:
             raise UsageError("an adapter file alone does not know its data; pass --data")
         rows = job.load_data(config)["validation"]
+        max_examples = max_examples or config.max_eval_examples
     else:
         rows = data.load_evaluation(given)
+    if max_examples and max_examples < len(rows):
+        rows = data.sample(rows, max_examples, config.seed)
     own = given is None or given == config.data
-    found = columns.recognise(
-        rows,
-        text=text or (config.text_column if own else None),
-        pair=pair or (config.pair_column if own else None),
-        label=label or (config.label_column if own else None),
+    named = {"text": text, "pair": pair, "label": label}
+    usual = job.there(rows, job.given_columns(config)) if own else {}
+    task = _changed(saved.task, metric, options or {})
+    found = task.recognise(rows, {role: name or usual.get(role) for role, name in named.items()})
+    features = task.features(saved.base, rows, found, training=False)
+    accelerator = accelerator_for(replace(config, tracker=None))
+    result = evaluate(
+        task,
+        saved.base,
+        saved.model.to(accelerator.device),
+        features,
+        config.eval_batch_size,
+        processes=Processes.here(),
+        autocast=accelerator.autocast(),
     )
-    task = replace(saved.task, metric=metric) if metric else saved.task
-    features = task.features(saved.base.tokenizer, rows, found)
-    model = saved.model.to(Accelerator().device)
-    value, loss = evaluate(task, model, saved.base.tokenizer, features, config.eval_batch_size)
-    return {"metric": task.metric, "value": value, "loss": loss, "examples": len(features)}
+    if predictions:
+        records = task.report(features, result.predictions)
+        if not records:
+            raise UsageError(f"--predictions has no meaning for {task.name}, which predicts nothing to read; drop it")
+        write_atomically(predictions, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))
+    return {
+        "metric": task.metric,
+        "value": result.scores[task.metric],
+        "loss": result.scores["loss"],
+        "scores": result.scores,
+        "examples": len(features),
+    }
+
+
+def _changed(task: Task, metric: str | None, options: Mapping[str, str]) -> Task:
+    """The task with another metric, or other options, given as text.
+
+    Raises:
+        UsageError: it has no such option, or the value does not fit.
+    """
+    kinds = typing.get_type_hints(type(task))
+    known = [*task.options(), "max_length"]
+    changed: dict[str, Any] = {"metric": metric} if metric else {}
+    for name, text in options.items():
+        key = name.replace("-", "_")
+        if key not in known:
+            raise UsageError(f"--set {name}: {task.name} has no option {name}{did_you_mean(key, known)}")
+        try:
+            changed[key] = parse(kinds[key], text)
+        except ValueError as error:
+            raise UsageError(f"--set {name} {error}") from None
+    return replace(task, **changed)

@@ -179,15 +179,17 @@ def resolve(
     flags: Mapping[str, str | bool | None],
     environ: Mapping[str, str],
     file: Path | None = None,
+    preset: Path | None = None,
     prefix: str = "CAPAFT_",
 ) -> tuple[S, dict[str, str]]:
-    """Read settings from flags, else the environment, else a YAML file, else the defaults.
+    """Read settings from flags, else the environment, else a YAML file, else a preset, else the defaults.
 
     Args:
         cls: The dataclass to make.
         flags: Values by field name, as `signature` hands them to a command; None is not given.
         environ: Variables; those that start with `prefix` must go on with a setting's name in capitals.
         file: A YAML mapping from names (with `_` or `-`) to values.
+        preset: Another, which `file` overrides.
         prefix: What the variables of `cls` start with.
 
     Returns:
@@ -199,7 +201,7 @@ def resolve(
     fields = {field.name: field for field in dataclasses.fields(cls)}
     kinds = typing.get_type_hints(cls, include_extras=True)
     errors: list[str] = []
-    written = _from_yaml(file, fields, errors) if file else []
+    written = [each for source in (preset, file) if source for each in _from_yaml(source, fields, errors)]
     typed = _from_env(environ, fields, prefix, errors) + _from_flags(flags)
     values: dict[str, Any] = {}
     for name, text, _, label in written + typed:

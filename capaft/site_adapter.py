@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from capaft.adapter import Adapter, Factors
-from capaft.methods.host import Host
 from capaft.parametrise import parametrise, restore
-from capaft.sites import Site
 
 
 class SiteAdapter(nn.Module):
@@ -30,23 +28,13 @@ class SiteAdapter(nn.Module):
         # In a tuple, since as a submodule the adapter would be its own descendant.
         self.owner = (adapter,)
         self.index = index
+        # Where it stands, and the method that it carries out.
+        self.host, self.site = adapter.plan.placed[index]
         self.handles: list[Any] = []
         self.taken: Tensor | None = None
         # Of packed matrices the site sees its own; without that, as it would see it alone.
         self.layer = self.site.index
         self.alone = replace(self.site, index=None)
-
-    @property
-    def site(self) -> Site:
-        """Where it stands."""
-        return self.owner[0].plan.sites[self.index]
-
-    @property
-    def host(self) -> Host:
-        """The method that it carries out."""
-        host = self.owner[0].plan.stack.host
-        assert host is not None
-        return host
 
     @property
     def parametrises(self) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
-Kind = Literal["linear", "conv", "embedding", "experts", "bias", "block", "attention"]
+Kind = Literal["linear", "conv", "embedding", "experts", "bias", "block", "attention", "head"]
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ class Site:
     def _view(self, weight: Tensor) -> Tensor:
         if self.index is not None:
             weight = weight[self.index]
-        if weight.ndim == 1:
-            return weight[:, None]
+        if weight.ndim < 2:
+            return weight.reshape(-1, 1)
         matrix = weight.T if self.transposed else weight.flatten(1)
         return self.rows.view(matrix, 0) if self.rows else matrix
 

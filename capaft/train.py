@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import math
-import signal
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from capaft import adapter_file, batches, rng
+from capaft import adapter_file, batches, checkpoint, optimiser, rng, schedule
 from capaft.adapter import Adapter
-from capaft.adapter_file import Task
+from capaft.best import Best
+from capaft.checkpoint import Checkpoint, Progress
 from capaft.config import TrainConfig
-from capaft.errors import Interrupted, TrainingError, UsageError
-from capaft.evaluate import evaluate
+from capaft.errors import Interrupted, TrainingError
+from capaft.evaluate import evaluate, on_device
 from capaft.files import write_atomically
+from capaft.interrupt import interruptible, memory_guard
 from capaft.job import Job
-from capaft.journal import Journal
+from capaft.journal import Journal, peak_memory
 from capaft.loss_plot import draw
+from capaft.processes import Processes
 from capaft.run_directory import RunDirectory
+from capaft.tasks.task import Batch
 
 # Losses are fetched from the device this many steps at a time, so that it never waits for the host.
 FETCH_STEPS = 10
@@ -40,130 +40,222 @@ class Outcome:
 
     Attributes:
         value: the metric of the saved adapter on validation.
+        scores: all its scores.
+        best_step: optimiser steps after which it was saved.
         seconds: of training, evaluations included.
         examples_per_second: over the same time.
         adapter_bytes: size of the adapter file.
         peak_memory_bytes: highest memory use: of the accelerator, or of the process on a CPU.
         epochs: passes over the data.
-        steps: optimiser steps.
+        steps: optimiser steps; fewer than planned if no better score came.
+        processes: how many trained.
+        bytes_per_step: what each process sent to others in a step.
     """
 
     value: float
+    scores: dict[str, float]
+    best_step: int
     seconds: float
     examples_per_second: float
     adapter_bytes: int
     peak_memory_bytes: int
-    epochs: int
+    epochs: float
     steps: int
+    processes: int
+    bytes_per_step: int
 
 
-def train(job: Job, adapter: Adapter, config: TrainConfig, run: RunDirectory, console: Console) -> Outcome:
+def train(
+    job: Job,
+    adapter: Adapter,
+    config: TrainConfig,
+    run: RunDirectory,
+    console: Console,
+    *,
+    accelerator: Accelerator | None = None,
+    processes: Processes | None = None,
+    resumed: Checkpoint | None = None,
+    baseline: float | None = None,
+) -> Outcome:
     """Train an adapter that is attached to the job's model, and leave the best one in the run's directory.
+
+    Args:
+        job: what to train on.
+        adapter: attached to the job's model, which is where it should be trained.
+        config: the resolved configuration.
+        run: the run's directory.
+        console: where people read.
+        accelerator: precision, loss scaling and trackers.
+        processes: those that train together.
+        resumed: a checkpoint of this run to go on from.
+        baseline: kept in checkpoints.
 
     Raises:
         TrainingError: the loss is not finite, memory or disk ran out; the best adapter so far stays on disk.
-        Interrupted: Ctrl-C; the best adapter so far, or else the present one, is on disk.
+        Interrupted: Ctrl-C; a checkpoint, and the best adapter so far or else the present one, are on disk.
     """
-    accelerator = Accelerator()
-    if accelerator.num_processes > 1:
-        raise UsageError("training runs in one process; start it with `capaft train` and not with a launcher")
+    accelerator, processes = accelerator or Accelerator(), processes or Processes.here()
     model: nn.Module = job.base.model.to(accelerator.device)
+    if config.gradient_checkpointing:
+        job.base.model.gradient_checkpointing_enable({"use_reentrant": False})
     per_epoch = math.ceil(len(job.train) / config.batch_size)
-    steps = job.epochs * per_epoch
-    trained = list(adapter.trained(model).values())
-    optimizer = torch.optim.AdamW(_groups(job, adapter, model, config), weight_decay=0.0)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _course(step, steps, config))
-    prepared, optimizer = accelerator.prepare(model, optimizer)
-    record = Task(job.task.name, job.task.labels, job.task.max_length, job.task.metric)
-    if accelerator.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-
-    def save() -> int:
-        return adapter_file.save(model, run.adapter, base=job.base.base, task=record, dtype=config.save_dtype)
-
-    best, size, step = -math.inf, 0, 0
+    course = schedule.course(config.schedule, schedule.warmup_steps(config.warmup, job.steps), job.steps)
+    evaluate_every = config.eval_steps or config.eval_epochs * per_epoch
+    trained = adapter.trained(model)
+    groups = optimiser.groups(adapter, model, job.head_names, job.lr, job.head_lr, config)
+    optimizer = accelerator.prepare(optimiser.build(config.optimizer, groups))
+    made_with = _made_with(processes)
+    progress = Progress(baseline=baseline)
+    if resumed:
+        resumed.restore(trained, optimizer, accelerator.scaler)
+        progress = resumed.progress
+        _compare(resumed.made_with, made_with, console)
+    journal = Journal(
+        console,
+        run.metrics,
+        job.steps,
+        done=progress.step,
+        seconds=progress.seconds,
+        quiet=not processes.is_first,
+        track=(lambda values, step: accelerator.log(values, step=step)) if config.tracker else None,
+    )
+    best, step, saved_at = progress.best, progress.step, time.monotonic()
     pending: list[tuple[int, float, float, int, Tensor]] = []
-    with Journal(console, run.metrics, steps) as journal, _interruptible() as interrupted, _memory_guard():
-        for epoch in range(job.epochs):
-            prepared.train()
-            for indices in batches.training(job.train.lengths, config.batch_size, config.seed, epoch):
-                torch.manual_seed(_dropout_seed(config.seed, step))
-                batch = job.task.collate(job.base.tokenizer, job.train, indices)
-                batch = {key: value.to(accelerator.device) for key, value in batch.items()}
-                labels = batch.pop("labels")
-                logits = prepared(**batch).logits.float()
-                loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-                accelerator.backward(loss)
-                if config.clip:
-                    accelerator.clip_grad_norm_(trained, config.clip)
-                lr = float(scheduler.get_last_lr()[0])
-                optimizer.step()
-                scheduler.step()
-                optimizer.zero_grad()
-                step += 1
-                pending.append((step, step / per_epoch, lr, len(indices), loss.detach()))
-                if len(pending) == FETCH_STEPS or step % per_epoch == 0:
-                    _report(journal, pending)
-                if interrupted():
-                    if best == -math.inf:
-                        save()
-                    raise Interrupted(f"stopped at step {step} of {steps}; {run.adapter} holds the best adapter so far")
-            value, validation_loss = evaluate(
-                job.task, model, job.base.tokenizer, job.validation, config.eval_batch_size
-            )
-            better = value > best
-            if better:
-                best, size = value, save()
-            journal.evaluation(step, epoch + 1, job.task.metric, value, validation_loss, better)
-            write_atomically(run.plot, draw(journal.records, job.task.metric))
+
+    def leave_checkpoint() -> None:
+        nonlocal saved_at
+        if processes.is_first:
+            now = Progress(step, best, journal.seconds, baseline)
+            checkpoint.write(run.checkpoints, now, trained, optimizer, accelerator.scaler, made_with)
+        saved_at = time.monotonic()
+
+    def save(path: Any) -> None:
+        if processes.is_first:
+            adapter_file.save(model, path, base=job.base.base, task=job.record, dtype=config.save_dtype)
+
+    with journal, interruptible() as interrupted, memory_guard():
+        model.train()
+        while step < job.steps and not _waited_enough(best, config):
+            epoch, position = divmod(step, per_epoch)
+            if position == 0 or step == progress.step:
+                order = batches.training(job.train.lengths, config.batch_size, config.seed, epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * course(step)
+            micro_batches = _collated(job, order[position], step, config, processes)
+            counted = sum(batch.terms for batch, is_own in micro_batches if is_own)
+            is_due = processes.is_first and time.monotonic() - saved_at >= config.checkpoint_seconds
+            # All processes stop, and write, at the same step.
+            terms, stop, due = processes.totals(counted, interrupted(), is_due)
+            loss = _backward(job, model, micro_batches, terms, step, config, accelerator, processes)
+            processes.add_up(list(trained.values()))
+            if config.clip:
+                accelerator.clip_grad_norm_(list(trained.values()), config.clip)
+            lr = float(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            pending.append((step, step / per_epoch, lr, len(order[position]), loss))
+            evaluates = step % evaluate_every == 0 or step == job.steps
+            if len(pending) == FETCH_STEPS or evaluates or stop or due:
+                _report(journal, pending, processes)
+            if evaluates:
+                found = evaluate(
+                    job.task,
+                    job.base,
+                    model,
+                    job.validation,
+                    config.eval_batch_size,
+                    processes=processes,
+                    autocast=accelerator.autocast(),
+                )
+                value = found.scores[job.task.metric]
+                best = best.after(
+                    step, value, found.scores, more_is_better=job.task.more_is_better, min_delta=config.min_delta
+                )
+                if best.step == step:
+                    save(run.adapter)
+                    _write_predictions(job, found.predictions, run, processes)
+                save(run.last)
+                journal.evaluation(step, step / per_epoch, job.task.metric, found.scores, best.step == step)
+                if processes.is_first:
+                    write_atomically(run.plot, draw(journal.records, job.task.metric))
+            if evaluates or due or stop:
+                leave_checkpoint()
+            if stop and step < job.steps:
+                if best.value is None:
+                    save(run.adapter)
+                raise Interrupted(f"stopped at step {step} of {job.steps}; go on with --resume --output {run.path}")
         seconds, speed = journal.seconds, journal.examples_per_second
+    scores = best.scores
     if config.save_dtype != "float32":
-        best = _value_as_saved(job, adapter, run, config)
-    return Outcome(best, seconds, speed, size, _peak_memory(accelerator.device), job.epochs, steps)
+        scores = _scores_as_saved(job, adapter, run, config, accelerator, processes)
+    return Outcome(
+        value=scores[job.task.metric],
+        scores=scores,
+        best_step=best.step,
+        seconds=seconds,
+        examples_per_second=speed,
+        adapter_bytes=run.adapter.stat().st_size if processes.is_first else 0,
+        peak_memory_bytes=peak_memory(),
+        epochs=step / per_epoch,
+        steps=step,
+        processes=processes.count,
+        bytes_per_step=processes.bytes_sent // max(1, step - progress.step),
+    )
 
 
-def _groups(job: Job, adapter: Adapter, model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Optimiser groups: the head learns at its own rate, up factors faster if asked to; decay is for matrices only.
+def _collated(
+    job: Job, indices: Sequence[int], step: int, config: TrainConfig, processes: Processes
+) -> list[tuple[Batch, bool]]:
+    """This process's micro-batches of a batch, and whether each counts or only keeps step with other processes'."""
+    found = []
+    parts = batches.parts(indices, processes.rank, processes.count, config.micro_batch_size)
+    for number, (part, is_own) in enumerate(parts):
+        torch.manual_seed(_seed(config.seed, "collate", step, processes.rank, number))
+        found.append((job.task.collate(job.base, job.train, part, training=True), is_own))
+    return found
 
-    LoRA+ (Hayou et al. 2024, arXiv 2402.12354) has the up factors learn faster than the down factors. Decay pulls
-    coefficients towards the initial factor, which is not the prior that it is for weights.
+
+def _backward(
+    job: Job,
+    model: nn.Module,
+    micro_batches: Sequence[tuple[Batch, bool]],
+    terms: float,
+    step: int,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    processes: Processes,
+) -> Tensor:
+    """This process's part of the gradients of a batch's mean loss, and of that loss itself.
+
+    Each micro-batch's sum is divided by the terms of the whole batch, over all processes: then the gradients add up to
+    those of the big batch exactly, however it is cut and however its terms are spread.
     """
-    head = {f"head:{name}" for name in job.base.head}
-    matrices = {role for role, parts in job.plan.groups().items() if any(len(f.shape) > 1 for f, _ in parts)}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in adapter.trained(model).items():
-        is_coefficient = name in adapter.numbers and job.plan.stack.k is not None
-        is_vector = name not in matrices if name in adapter.numbers else parameter.ndim < 2
-        decay = 0.0 if is_coefficient or is_vector else config.weight_decay
-        faster = config.lora_plus_ratio if name == "up" else 1.0
-        groups.setdefault((job.head_lr if name in head else job.lr * faster, decay), []).append(parameter)
-    # The adapter's own rate leads, since it is the one shown.
-    ordered = sorted(groups.items(), key=lambda each: each[0][0] != job.lr)
-    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in ordered]
+    total = torch.zeros((), device=accelerator.device)
+    for number, (batch, is_own) in enumerate(micro_batches):
+        torch.manual_seed(_seed(config.seed, "dropout", step, processes.rank, number))
+        moved = on_device(batch, accelerator.device)
+        with accelerator.autocast():
+            outputs = model(**moved.inputs)
+        loss = job.task.loss(outputs, moved.targets, config.label_smoothing) / max(terms, 1.0)
+        accelerator.backward(loss if is_own else loss * 0)
+        total += loss.detach() if is_own else 0
+    return total
 
 
-def _course(step: int, steps: int, config: TrainConfig) -> float:
-    """The learning rate at a step, relative to its peak: linear warm-up, then the schedule."""
-    warm = math.ceil(config.warmup * steps)
-    if step < warm:
-        return (step + 1) / warm
-    done = (step - warm) / max(1, steps - warm)
-    match config.schedule:
-        case "constant":
-            return 1.0
-        case "cosine":
-            return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-        case "linear":
-            return max(0.0, 1 - done)
+def _seed(seed: int, purpose: str, step: int, rank: int, number: int) -> int:
+    """What torch's generator starts from for one micro-batch of one process."""
+    key = rng.fold_in(seed, "", "train", f"{purpose}.{step}.{rank}.{number}")
+    return int(rng.words(key, 1)[0] >> 1)
 
 
-def _dropout_seed(seed: int, step: int) -> int:
-    return int(rng.words(rng.fold_in(seed, "", "train", f"dropout.{step}"), 1)[0] >> 1)
+def _waited_enough(best: Best, config: TrainConfig) -> bool:
+    return config.patience is not None and best.waited >= config.patience
 
 
-def _report(journal: Journal, pending: list[tuple[int, float, float, int, Tensor]]) -> None:
+def _report(journal: Journal, pending: list[tuple[int, float, float, int, Tensor]], processes: Processes) -> None:
     """Fetch the losses of the steps just done and record them; stop if one is not finite."""
-    losses = torch.stack([loss for *_, loss in pending]).tolist()
+    losses = processes.sum_of(torch.stack([loss for *_, loss in pending])).tolist()
     for (step, epoch, lr, examples, _), loss in zip(pending, losses, strict=True):
         if not math.isfinite(loss):
             raise TrainingError(
@@ -174,52 +266,45 @@ def _report(journal: Journal, pending: list[tuple[int, float, float, int, Tensor
     pending.clear()
 
 
-def _value_as_saved(job: Job, adapter: Adapter, run: RunDirectory, config: TrainConfig) -> float:
-    """The metric of the rounded numbers in the file, which is what users will get."""
+def _write_predictions(job: Job, predictions: Sequence[Any], run: RunDirectory, processes: Processes) -> None:
+    """What the task says of its predictions, one JSON record a line."""
+    if processes.is_first and (records := job.task.report(job.validation, predictions)):
+        write_atomically(run.predictions, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))
+
+
+def _scores_as_saved(
+    job: Job, adapter: Adapter, run: RunDirectory, config: TrainConfig, accelerator: Accelerator, processes: Processes
+) -> dict[str, float]:
+    """The scores of the rounded numbers in the file, which is what users will get."""
     model = job.base.model
+    processes.totals(0)  # The first process may still be writing the file.
     adapter_file.restore(model, run.adapter)
-    return evaluate(job.task, model, job.base.tokenizer, job.validation, config.eval_batch_size)[0]
+    found = evaluate(
+        job.task,
+        job.base,
+        model,
+        job.validation,
+        config.eval_batch_size,
+        processes=processes,
+        autocast=accelerator.autocast(),
+    )
+    return found.scores
 
 
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    import resource
+def _made_with(processes: Processes) -> dict[str, str]:
+    """What has to be the same for a resumed run to end with the same bytes."""
+    import transformers
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-@contextmanager
-def _memory_guard() -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise TrainingError("the accelerator is out of memory; lower --batch-size or --max-length") from None
-    except MemoryError:
-        raise TrainingError("out of memory; lower --batch-size or --max-length") from None
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error):
-            raise TrainingError("out of memory; lower --batch-size or --max-length") from None
-        raise
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": str(torch.get_num_threads()),
+        "processes": str(processes.count),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
 
 
-@contextmanager
-def _interruptible() -> Iterator[Any]:
-    """Turns the first Ctrl-C into a question the loop can ask; a second one stops at once."""
-    asked = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    # Only the main thread may take over signals; elsewhere Ctrl-C stays with the caller.
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, ask) if main else None
-    try:
-        yield lambda: asked
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, before)
+def _compare(before: dict[str, str], now: dict[str, str], console: Console) -> None:
+    changed = [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
+    if changed:
+        console.print(f"warning: not the same bytes as without the interruption: {', '.join(changed)}", highlight=False)

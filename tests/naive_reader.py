@@ -303,6 +303,8 @@ def streams_digest(header: dict[str, Any], sites: list[Site]) -> str:
             for purpose, count in streams_read(own(method, factor), factor.start, math.prod(factor.shape)).items():
                 path = "" if factor.frozen and purpose == "init" else site.path
                 read.add((path, factor.name, purpose, count))
+    for (_, path, name), (n, k) in moved(header).items():
+        read |= {(path, name, *each) for each in streams_read(of_head(header, k), 0.0, n).items()}
     hashed = b""
     for path, name, purpose, count in sorted(read):
         key = key_of(header["seed"], path, name, purpose)
@@ -312,8 +314,19 @@ def streams_digest(header: dict[str, Any], sites: list[Site]) -> str:
 
 def check_base(header: dict[str, Any], weights: dict[str, Array]) -> None:
     """Compare with the sites' weights `(out, in)` by path."""
-    stored = np.frombuffer(base64.b64decode(header["base"]["weights"]), "<f2").astype(float)
-    drawn = [each >> 32 for each in words(key_of(header["seed"], "", "base", "fingerprint"), 128)]
+    check_samples(header, "base", weights)
+
+
+def check_head(header: dict[str, Any], weights: dict[str, Array]) -> None:
+    """Compare with what the model holds of the head's parameters that are not stored whole, by name."""
+    shapes = {name: [len(weight), weight[0].size] for name, weight in weights.items()}
+    check(shapes == header["head"]["parameters"], "shapes of the head")
+    check_samples(header, "head", weights)
+
+
+def check_samples(header: dict[str, Any], what: str, weights: dict[str, Array]) -> None:
+    stored = np.frombuffer(base64.b64decode(header[what]["weights"]), "<f2").astype(float)
+    drawn = [each >> 32 for each in words(key_of(header["seed"], "", what, "fingerprint"), 128)]
     paths, found = sorted(weights), []
     for first, second in zip(drawn[0::2], drawn[1::2], strict=True):
         weight = weights[paths[first * len(paths) >> 32]]
@@ -336,7 +349,41 @@ def factors(header: dict[str, Any], numbers: dict[str, Array], sites: list[Site]
         listed.sort(key=lambda each: (each[0].shape, each[0].fan_in, each[1]))
         used = expand(header, row, listed, found)
         check(used + (used % 2 if header["save_dtype"] == "int4" else 0) == len(row), "number of numbers")
-    check({name for name in numbers if not name.startswith("head:")} <= set(by_name), "names of the tensors")
+    known = set(by_name) | ({"head"} if moved(header) else set())
+    check({name for name in numbers if not name.startswith("head:")} <= known, "names of the tensors")
+    return found
+
+
+# The head (sections 2, 4, 8)
+
+
+def moved(header: dict[str, Any]) -> dict[tuple[str, str, str], tuple[int, int]]:
+    """By name, site and factor, the entries and the coefficients of every parameter of the head that has any."""
+    head = header["head"] or {"k": 0, "parameters": {}}
+    found = {}
+    for name, (out, wide) in sorted(head["parameters"].items()):
+        path, _, leaf = name.rpartition(".")
+        found[name, path, f"head:{leaf}"] = (out * wide, head["k"])
+    return found if head["k"] else {}
+
+
+def of_head(header: dict[str, Any], k: int) -> dict[str, Any]:
+    """The method as the head sees it: its basis is the stack's, and nothing is copied."""
+    return {"k": [k, k], "basis": header["method"].get("basis", "hadamard")}
+
+
+def head(header: dict[str, Any], numbers: dict[str, Array]) -> dict[str, Array]:
+    """By name, what is added to a parameter of the head, as a matrix `(out, in)`, float64."""
+    found, listed = {}, moved(header)
+    rows = numbers.get("head", np.zeros(0)).astype(np.float64)
+    count = sum(k for _, k in listed.values())
+    check(len(rows) == count + (count % 2 if header["save_dtype"] == "int4" else 0), "number of numbers")
+    check(bool(np.isfinite(rows).all()), "numbers")
+    for at, ((name, path, factor), (n, k)) in enumerate(listed.items()):
+        check(n > k, "coefficients")
+        method = of_head(header, k)
+        matrix = basis(method["basis"], (header["seed"], path, factor), n, k)
+        found[name] = (matrix @ rows[at * k : (at + 1) * k]).reshape(header["head"]["parameters"][name])
     return found
 
 

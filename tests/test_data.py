@@ -17,13 +17,14 @@ from typing import Any
 import datasets
 import pandas as pd
 import pyarrow as pa
+import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from capaft import hub
-from capaft.data import load, load_evaluation
+from capaft.data import load, load_evaluation, shots
 from capaft.errors import UsageError
 from capaft.readers import read
 
@@ -72,6 +73,16 @@ def write_parquet(path: Path, rows: list[Row]) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
+def write_arrow(path: Path, rows: list[Row]) -> None:
+    table = pa.Table.from_pylist(rows)
+    with pa.ipc.new_stream(path, table.schema) as stream:
+        stream.write_table(table)
+
+
+def write_feather(path: Path, rows: list[Row]) -> None:
+    feather.write_feather(pa.Table.from_pylist(rows), path)
+
+
 WRITERS: dict[str, Callable[[Path, list[Row]], None]] = {
     ".csv": write_csv,
     ".tsv": write_tsv,
@@ -79,6 +90,8 @@ WRITERS: dict[str, Callable[[Path, list[Row]], None]] = {
     ".ndjson": write_jsonl,
     ".json": write_json,
     ".parquet": write_parquet,
+    ".arrow": write_arrow,
+    ".feather": write_feather,
 }
 every_kind = pytest.mark.parametrize("suffix", WRITERS)
 
@@ -131,7 +144,7 @@ def test_kinds_agree(tmp_path: Path, texts: list[tuple[str, str]], data: st.Data
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=8))
 def test_kinds_that_carry_lines_agree(tmp_path: Path, texts: list[str]) -> None:
     rows = [{"text": f"{text} word", "label": "x"} for text in texts]
-    for suffix in (".csv", ".jsonl", ".json", ".parquet"):
+    for suffix in (".csv", ".jsonl", ".json", ".parquet", ".arrow", ".feather"):
         assert list(read(write(tmp_path / f"x{suffix}", rows))) == rows
 
 
@@ -268,6 +281,12 @@ def test_empty_file(tmp_path: Path, suffix: str) -> None:
         ("x.json", b"  \n", "the file is empty"),
         ("x.json", b'{\n"text": "a"\n}', "one list of records"),
         ("x.parquet", b"PAR1 and then nothing of the kind", "cannot read this file"),
+        ("x.arrow", b"ARROW1 and then nothing of the kind", "cannot read this file"),
+        ("x.arrow", b"nothing of the kind", "cannot read this file"),
+        ("x.feather", b"FEA1 and more", "this is the first version of Feather; write the file anew"),
+        ("x.txt", b"", "the file is empty"),
+        ("x.txt", b" \n\n", "no rows"),
+        ("x.txt", b"a\ncaf\xe9\n", "line 2 is not UTF-8; save the file as UTF-8"),
         ("x.xlsx", b"PK", "not a data file that capaft reads; give one of .csv .tsv"),
         ("noext", b"text,label\na,0\n", "not a data file that capaft reads"),
     ],
@@ -382,11 +401,11 @@ def test_saved_to_disk_and_damaged(tmp_path: Path) -> None:
 
 def test_directory_without_data(tmp_path: Path) -> None:
     fails(tmp_path, "neither files named train", "it holds nothing")
-    (tmp_path / "notes.txt").write_text("")
-    fails(tmp_path, "it holds notes.txt")
+    (tmp_path / "notes.md").write_text("")
+    fails(tmp_path, "nor classes of images or recordings", "it holds notes.md")
     write(tmp_path / "a.csv", ROWS)
     write(tmp_path / "b.csv", ROWS)
-    fails(tmp_path, "nor exactly one data file", "it holds a.csv, b.csv, notes.txt")
+    fails(tmp_path, "nor exactly one data file", "it holds a.csv, b.csv, notes.md")
 
 
 def test_directory_without_train(tmp_path: Path) -> None:
@@ -404,10 +423,122 @@ def test_several_files_for_one_split(tmp_path: Path) -> None:
     fails(tmp_path, "several files could be the train split: train.csv, train_more.csv")
 
 
-def test_columns_differ(tmp_path: Path) -> None:
+def test_columns_may_differ(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", [{"mr": "a", "ref": "b"}] * 3)
+    write(tmp_path / "test.jsonl", [{"mr": "a", "refs": ["b", "c"]}])
+    splits = load(str(tmp_path))
+    assert splits["train"].column_names == ["mr", "ref"]
+    assert list(splits["validation"]) == [{"mr": "a", "refs": ["b", "c"]}]
+
+
+def test_text_files_are_data_where_there_is_no_other(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("one\ntwo\n")
+    (tmp_path / "valid.txt").write_text("three\n")
+    splits = load(str(tmp_path))
+    assert (splits["train"]["text"][:], splits["validation"]["text"][:]) == (["one", "two"], ["three"])
     write(tmp_path / "train.csv", ROWS)
-    write(tmp_path / "validation.csv", [{"text": "a", "class": 0}])
-    fails(tmp_path, "train has text, label; validation has text, class")
+    assert len(load(str(tmp_path))["train"]) == 18
+    (tmp_path / "train.csv").rename(tmp_path / "reviews.csv")
+    assert len(load(str(tmp_path))["train"]) == 18
+
+
+# Slices
+
+
+def test_slice_of_a_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "reviews.csv", ROWS)
+    splits = load(f"{path}[5:15]")
+    assert sorted([*splits["train"], *splits["validation"]], key=ROWS.index) == ROWS[5:15]
+    assert list(load_evaluation(f"{path}[-25%:]")) == ROWS[15:]
+    assert len(load_evaluation(f"{path}[:]")) == 20
+
+
+def test_slice_leaves_the_validation_split_whole(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", ROWS[:12])
+    write(tmp_path / "dev.csv", ROWS[12:])
+    splits = load(f"{tmp_path}[:3]")
+    assert (list(splits["train"]), list(splits["validation"])) == (ROWS[:3], ROWS[12:])
+    assert list(load_evaluation(f"{tmp_path}[:3]")) == ROWS[12:]
+
+
+def test_slice_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = {"train": ROWS, "test": ROWS[:3]}, {"train": ROWS, "validation": ROWS[:4]}
+    fake_hub(monkeypatch, {("imdb", None): one, ("glue", "sst2"): two})
+    for spec, counts in {"imdb[:25%]": (5, 3), "glue/sst2[:7]": (7, 4), "glue/sst2[3:-3]": (14, 4)}.items():
+        splits = load(spec)
+        assert (len(splits["train"]), len(splits["validation"])) == counts
+
+
+def test_a_file_of_the_name_goes_before_a_slice(tmp_path: Path) -> None:
+    directory = tmp_path / "odd[:5]"
+    write(directory / "reviews.csv", ROWS)
+    assert len(load(str(directory))["train"]) == 18
+    assert len(load(f"{directory}[:10]")["train"]) == 9
+    assert len(load(f"{write(tmp_path / 'x[1].csv', ROWS)}[:10]")["train"]) == 9
+
+
+@pytest.mark.parametrize("slice_", ["[5%]", "[:5", "[]", "[1:2:3]", "[:101%]", "[:-101%]", "[a:b]", "[:1.5]", "[: 3]"])
+@pytest.mark.parametrize("source", ["imdb", "glue/sst2", "FILE"])
+def test_bad_slice(tmp_path: Path, source: str, slice_: str) -> None:
+    spec = source.replace("FILE", str(write(tmp_path / "x.csv", ROWS))) + slice_
+    fails(spec, f"{spec}: what is in brackets must be [a:b]", "such as [:1000]")
+
+
+def test_slice_that_takes_too_few(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", ROWS)
+    fails(f"{path}[20:]", "x.csv[20:]: this slice takes none of the 20 training rows")
+    fails(f"{path}[:1]", "x.csv[:1]: 1 row(s) cannot be split")
+    fails(f"{tmp_path / 'y.csv'}[:1]", "no such file", "did you mean", "x.csv")
+
+
+# Images and recordings
+
+
+def test_encoded_columns_are_not_decoded(tmp_path: Path) -> None:
+    features = datasets.Features(image=datasets.Image(), audio=datasets.Audio(sampling_rate=8000))
+    file = {"bytes": b"whatever", "path": None}
+    table = pa.table({name: pa.array([file] * 4, datasets.Image.pa_type) for name in features})
+    rows = datasets.Dataset(table, datasets.DatasetInfo(features=features))
+    rows.save_to_disk(tmp_path / "saved")
+    rows.to_parquet(tmp_path / "x.parquet")
+    for source in (tmp_path / "saved", tmp_path / "x.parquet"):
+        splits = load(str(source))
+        assert splits["train"][0] == {"image": file, "audio": file}
+        assert splits["train"].features["audio"].sampling_rate == 8000
+
+
+# Samples
+
+
+@settings(max_examples=60, deadline=None)
+@given(classes=st.lists(st.integers(-1, 4), max_size=50), count=st.integers(1, 12), seed=st.integers(0, 2**64 - 1))
+def test_shots_of_every_class(classes: list[int], count: int, seed: int) -> None:
+    rows = datasets.Dataset.from_dict({"row": list(range(len(classes)))})
+    chosen = shots(rows, classes, count, seed)["row"][:]
+    assert chosen == sorted(set(chosen))
+    for each in set(classes):
+        assert sum(classes[row] == each for row in chosen) == min(count, classes.count(each))
+    assert shots(rows, classes, count, seed)["row"][:] == chosen
+    assert set(chosen) <= set(shots(rows, classes, count + 1, seed)["row"][:])
+
+
+def test_shots_of_a_class_depend_on_that_class_alone() -> None:
+    rows = datasets.Dataset.from_dict({"row": list(range(60))})
+    few = [0] * 30 + [1] * 30
+    many = [0] * 30 + [1, 2] * 15
+    of_class_0 = [[row for row in shots(rows, classes, 5, 3)["row"] if row < 30] for classes in (few, many)]
+    assert of_class_0[0] == of_class_0[1] == [5, 12, 16, 26, 28]
+    assert shots(rows, few, 5, 4)["row"][:] != shots(rows, few, 5, 3)["row"][:]
+
+
+def test_shots_say_which_class_is_scarce(caplog: pytest.LogCaptureFixture) -> None:
+    rows = datasets.Dataset.from_dict({"row": list(range(10))})
+    assert len(shots(rows, [0] * 8 + [1] * 2, 4, 0)) == 6
+    assert caplog.messages == ["there are not 4 rows of every class: 2 of class 1"]
+    with pytest.raises(UsageError, match="must be 1 or more, got 0"):
+        shots(rows, [0] * 10, 0, 0)
+    with pytest.raises(ValueError, match="3 classes were given for 10 rows"):
+        shots(rows, [0] * 3, 1, 0)
 
 
 def test_shards_differ(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ FLOORS = (
     "sites targets layers fused weight_sites block_sites attention",
     "methods.host methods.low_rank methods.bottleneck methods.lora methods.dora methods.vera methods.houlsby "
     "methods.pfeiffer methods.parallel methods.prefix methods.ia3 methods.bitfit methods methods.stack",
-    "plan adapter parametrise site_adapter attach",
+    "head plan adapter parametrise site_adapter attach",
     "storage fingerprint header adapter_file merge rank budget demo base_model",
     "readers columns data tasks tasks.text_classification config",
     "batches evaluate fitted_head recipe run_directory journal loss_plot job train card run saved merged scoring "

@@ -25,6 +25,8 @@ from transformers import (
     GPTNeoXConfig,
     GPTNeoXModel,
     PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 import capaft
@@ -165,6 +167,85 @@ def test_both_readers_find_the_same_updates(architecture: str, numbers: str, cop
         capaft.detach(base)
 
 
+def roberta() -> RobertaForSequenceClassification:
+    """A head of two layers, the first of them large."""
+    config = RobertaConfig(
+        vocab_size=20,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=12,
+        num_labels=3,
+    )
+    return RobertaForSequenceClassification(config)
+
+
+@pytest.mark.parametrize("dtype", SAVE_DTYPES)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("head", {}),
+        ("lora", {"rank": 2}),
+        ("nola", {"rank": 2, "k": (9, 5), "basis": "uniform"}),
+        ("houlsby+nola+capaboost", {"bottleneck": 2, "k": 5, "basis": "group", "scope": "model"}),
+    ],
+)
+def test_both_readers_find_the_same_head(method: str, options: dict[str, Any], dtype: str, tmp_path: Path) -> None:
+    model, path = roberta(), tmp_path / "adapter.safetensors"
+    names = [name for name, _ in model.named_parameters() if name.startswith("classifier")]
+    before = {name: model.get_parameter(name).detach().clone() for name in names}
+    adapter = capaft.attach(model, method, head=names, head_mode="nola", head_k=5, seed=11, **options)
+    fill(model, adapter)
+    save(model, path, dtype=dtype)
+    capaft.adapter_file.restore(model, path)
+    header, numbers = naive_reader.read(path.read_bytes())
+    moved = ["classifier.dense.bias", "classifier.dense.weight", "classifier.out_proj.weight"]
+    assert list(header["head"]["parameters"]) == moved
+    naive_reader.check_head(header, {name: before[name].numpy().reshape(len(before[name]), -1) for name in moved})
+    with pytest.raises(naive_reader.Damaged):
+        naive_reader.check_head(header, {name: np.ones(header["head"]["parameters"][name]) for name in moved})
+    sites = [Site(site.path, site.out_features, site.in_features) for site in adapter.plan.sites]
+    naive_reader.factors(header, numbers, sites)
+    found = naive_reader.head(header, numbers)
+    assert list(found) == moved
+    for name, change in found.items():
+        wanted = before[name].double().numpy() + change.reshape(tuple(before[name].shape))
+        layer = model.get_submodule(name.rpartition(".")[0])
+        real = getattr(layer, name.rpartition(".")[2]).detach().numpy()
+        np.testing.assert_allclose(real, wanted, rtol=1e-5, atol=3e-6 * abs(wanted).max())
+    as_is = numbers["head:classifier.out_proj.bias"][:3]
+    assert as_is.tolist() == model.classifier.out_proj.bias.tolist()
+
+
+def test_the_naive_reader_checks_the_head(tmp_path: Path) -> None:
+    model, path = roberta(), tmp_path / "adapter.safetensors"
+    capaft.attach(model, "lora", rank=2, head=["classifier.dense.weight"], head_mode="nola", head_k=6)
+    save(model, path)
+    header, numbers = naive_reader.read(path.read_bytes())
+    sites = sites_of({f"encoder.layer.0.attention.self.{name}": torch.zeros(16, 16) for name in ("query", "value")})
+    naive_reader.factors(header, numbers, sites)
+    for change in ({"k": 7}, {"parameters": {"classifier.dense.weight": [16, 17]}}, {"k": 0}):
+        other = copy.deepcopy(header)
+        other["head"] |= change
+        with pytest.raises(naive_reader.Damaged):
+            naive_reader.factors(other, numbers, sites)
+    header["head"]["k"] = 5
+    with pytest.raises(naive_reader.Damaged):
+        naive_reader.head(header, numbers)
+
+
+def test_a_frozen_head_has_no_numbers(tmp_path: Path) -> None:
+    model, path = roberta(), tmp_path / "adapter.safetensors"
+    weights = {n: p.detach().reshape(len(p), -1).numpy() for n, p in model.named_parameters() if n.startswith("class")}
+    capaft.attach(model, "lora", rank=2, head=list(weights), head_mode="frozen")
+    save(model, path)
+    header, numbers = naive_reader.read(path.read_bytes())
+    naive_reader.check_head(header, weights)
+    assert naive_reader.head(header, numbers) == {}
+    assert set(numbers) == {"down", "up"}
+
+
 HOSTS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 3, "rslora": True, "rank_pattern": ("self.query=5", "re:1.*dense$=2")},
     "dora": {"rank": 3, "alpha": 5},
@@ -260,7 +341,7 @@ def example(tmp_path: Path) -> bytes:
     with torch.no_grad():
         adapter.numbers["down"].copy_(torch.tensor([[0.5, -1.0, 0.25]]))
         adapter.numbers["up"].copy_(torch.tensor([[1.0, -0.5]]))
-    task = Task("text-classification", ("bad", "très bon"), 128, "accuracy")
+    task = Task("text-classification", ("bad", "très bon"), 128, "accuracy", {"problem": "single"})
     path = tmp_path / "adapter.safetensors"
     save(model, path, base=Base("one-layer"), task=task)
     return path.read_bytes()

@@ -1,65 +1,365 @@
+"""Columns are found by name and by type, texts become tokens, and results are read by people."""
+
 from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
-from transformers import AutoTokenizer
+from datasets import ClassLabel, Dataset, Features, Value
+from transformers import AutoTokenizer, BertConfig, GPT2Config, GPT2Model
 
 from capaft import demo
+from capaft.adapter_file import Base
+from capaft.base_model import BaseModel
 from capaft.columns import Columns
+from capaft.config import TrainConfig
 from capaft.errors import UsageError
-from capaft.tasks.text_classification import METRICS, TextClassification
+from capaft.tasks.text_classification import TextClassification
 
+LONG = [f"a sentence of its own, number {i}" for i in range(8)]
+WORDS = ["yes", "no"] * 4
+INTEGERS = [0, 1] * 4
 TASK = TextClassification(("no", "yes"), 12)
 
 
+def table(**columns: list[Any]) -> Dataset:
+    return Dataset.from_dict(columns)
+
+
+def recognise(dataset: Dataset, **given: str | None) -> Columns:
+    return TextClassification.recognise(dataset, given)
+
+
+def said(error: pytest.ExceptionInfo[UsageError], *parts: str) -> None:
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+# By name
+
+
+@pytest.mark.parametrize("name", ["sentence", "text", "Text", "review", "content", "tweet", "Comment Text"])
+def test_text_by_name(name: str) -> None:
+    assert recognise(table(other=LONG, label=INTEGERS, **{name: LONG})) == Columns(name, None, "label")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("sentence1", "sentence2"),
+        ("Sentence_1", "Sentence_2"),
+        ("question1", "question2"),
+        ("question", "sentence"),
+        ("premise", "hypothesis"),
+        ("text1", "text2"),
+        ("text_a", "text_b"),
+        ("query", "passage"),
+        ("#1 String", "#2 String"),
+    ],
+)
+def test_pair_by_name(first: str, second: str) -> None:
+    dataset = table(idx=list(range(8)), **{second: LONG, first: LONG}, label=INTEGERS)
+    assert recognise(dataset) == Columns(first, second, "label")
+    assert recognise(dataset, pair=second) == Columns(first, second, "label")
+
+
+@pytest.mark.parametrize(
+    "name", ["label", "labels", "Label", "class", "category", "target", "intent", "sentiment", "y", "score", "stars"]
+)
+@pytest.mark.parametrize("values", [INTEGERS, WORDS, [True, False] * 4, [0.0, 1.0] * 4])
+def test_label_by_name(name: str, values: list[Any]) -> None:
+    assert recognise(table(text=LONG, size=INTEGERS, source=WORDS, **{name: values})).label == name
+
+
+def test_names_have_an_order() -> None:
+    dataset = table(title=LONG, content=LONG, topic=WORDS, label=INTEGERS)
+    assert recognise(dataset) == Columns("content", None, "label")
+
+
+def test_two_names_of_one_rank_are_ambiguous() -> None:
+    with pytest.raises(UsageError) as error:
+        recognise(table(text=LONG, sentence=LONG, label=INTEGERS))
+    said(error, "which column is the text", "'text' and 'sentence'", "--text-column", "label (int64)")
+    with pytest.raises(UsageError) as error:
+        recognise(table(text=LONG, intent=WORDS, topic=WORDS))
+    said(error, "which column is the label", "'intent' and 'topic'", "--label-column", "text (string)")
+
+
+def test_several_labels_a_row() -> None:
+    assert recognise(table(text=LONG, labels=[[0, 1]] * 8)) == Columns("text", None, "labels")
+    assert recognise(table(text=LONG, labels=[{"a": 1}] * 8, b=INTEGERS)) == Columns("text", None, "b")
+
+
+# By type
+
+
+@pytest.mark.parametrize("values", [INTEGERS, WORDS, [True, False] * 4, [0.0, 1.0] * 4])
+def test_by_type(values: list[Any]) -> None:
+    assert recognise(table(what=LONG, how=values)) == Columns("what", None, "how")
+
+
+@pytest.mark.parametrize("name", ["idx", "id", "ID", "guid", "index", "Unnamed: 0", "tweet_id", "pairID", "#1 ID"])
+def test_id_is_neither(name: str) -> None:
+    assert recognise(table(**{name: LONG}, a=LONG, b=INTEGERS)) == Columns("a", None, "b")
+    assert recognise(table(**{name: INTEGERS}, a=LONG, b=INTEGERS)) == Columns("a", None, "b")
+
+
+def test_words_that_only_end_like_ids_are_columns() -> None:
+    assert recognise(table(paid=LONG, valid=INTEGERS)) == Columns("paid", None, "valid")
+
+
+def test_the_only_text_may_repeat_itself() -> None:
+    assert recognise(table(a=WORDS, label=INTEGERS)) == Columns("a", None, "label")
+    assert recognise(table(a=WORDS, b=INTEGERS)) == Columns("a", None, "b")
+
+
+def test_class_label_by_type() -> None:
+    features = Features({"a": Value("large_string"), "b": ClassLabel(names=["no", "yes"])})
+    assert recognise(Dataset.from_dict({"a": LONG, "b": INTEGERS}, features=features)) == Columns("a", None, "b")
+
+
+@pytest.mark.parametrize(
+    ("columns", "parts"),
+    [
+        ({"a": LONG, "b": LONG, "label": INTEGERS}, ["text", "several columns", "a (string), b (string)"]),
+        ({"a": INTEGERS, "label": INTEGERS}, ["text", "there is no column of text", "a (int64)"]),
+        ({"a": LONG, "b": INTEGERS, "c": INTEGERS}, ["label", "several columns", "b (int64), c (int64)"]),
+        ({"a": LONG, "b": INTEGERS, "c": WORDS}, ["label", "several columns", "--label-column"]),
+        ({"text": LONG}, ["label", "no column looks like one", "--label-column"]),
+        ({"text": LONG, "a": [[1]] * 8}, ["label", "no column looks like one", "a (nested)"]),
+        ({"a": [{"b": 1}] * 8, "label": INTEGERS}, ["text", "a (nested)"]),
+    ],
+)
+def test_what_cannot_be_told(columns: dict[str, list[Any]], parts: list[str]) -> None:
+    with pytest.raises(UsageError) as error:
+        recognise(table(**columns))
+    said(error, "cannot tell which column is the", *parts)
+
+
+# As given
+
+
+def test_given_columns() -> None:
+    dataset = table(sentence1=LONG, sentence2=LONG, label=INTEGERS, stars=INTEGERS, idx=WORDS)
+    assert recognise(dataset, text="sentence1") == Columns("sentence1", None, "label")
+    assert recognise(dataset, text="sentence2", pair="sentence1") == Columns("sentence2", "sentence1", "label")
+    assert recognise(dataset, label="stars") == Columns("sentence1", "sentence2", "stars")
+    assert recognise(dataset, text="idx", label="label") == Columns("idx", None, "label")
+    assert recognise(table(a=LONG, b=LONG, c=INTEGERS), pair="b") == Columns("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        (
+            {"label": "lable"},
+            ["--label-column lable", "no such column", "text (string), label", "did you mean label?"],
+        ),
+        ({"text": "nothing"}, ["--text-column nothing", "the columns are text (string), label (int64)"]),
+        ({"pair": "txt"}, ["--pair-column txt", "did you mean text?"]),
+        ({"text": "label"}, ["--text-column label", "does not hold text"]),
+        ({"label": "box"}, ["--label-column box", "does not hold a label, labels or a number a row"]),
+        ({"text": "text", "pair": "text"}, ["--pair-column text", "another role", "different"]),
+        ({"text": "text", "label": "text"}, ["--label-column text", "another role", "different"]),
+        ({"label": "label,lable"}, ["--label-column lable", "did you mean label?"]),
+        ({"label": "label,tags"}, ["--label-column tags", "does not hold 0 or 1"]),
+    ],
+)
+def test_given_columns_that_are_wrong(given: dict[str, str], parts: list[str]) -> None:
+    with pytest.raises(UsageError) as error:
+        recognise(table(text=LONG, label=INTEGERS, tags=[["a"]] * 8, box=[{"a": 1}] * 8), **given)
+    said(error, *parts)
+
+
+def test_a_column_for_each_label_is_named() -> None:
+    dataset = table(comment_text=LONG, rude=INTEGERS, loud=INTEGERS)
+    assert recognise(dataset, label="rude, loud") == Columns("comment_text", None, None, ("rude", "loud"))
+    assert recognise(table(text=LONG, **{"a,b": INTEGERS}), label="a,b") == Columns("text", None, "a,b")
+
+
+# The problem
+
+
+def decide(dataset: Dataset, **settings: Any) -> TextClassification:
+    return TextClassification.decide(dataset, recognise(dataset), TrainConfig(**settings))
+
+
+@pytest.mark.parametrize(
+    ("values", "problem", "labels"),
+    [
+        (INTEGERS, "single", ("0", "1")),
+        (WORDS, "single", ("no", "yes")),
+        ([1.0, 0.0] * 4, "single", ("0", "1")),
+        ([0.5, 1.0] * 4, "regression", ()),
+        ([["a", "b"], []] * 4, "multi", ("a", "b")),
+    ],
+)
+def test_the_label_tells_the_problem(values: list[Any], problem: str, labels: tuple[str, ...]) -> None:
+    found = decide(table(text=LONG, label=values))
+    assert (found.problem, found.labels) == (problem, labels)
+    assert found.options() == {"problem": problem, "separator": ""}
+
+
+def test_the_problem_as_given() -> None:
+    assert decide(table(text=LONG, label=INTEGERS), problem="regression").labels == ()
+    found = decide(table(text=LONG, label=["a;b", ""] * 4), problem="multi", separator=";")
+    assert found.labels == ("a", "b")
+    assert TextClassification(found.labels, found.max_length, found.metric, **found.options()) == found
+    with pytest.raises(UsageError, match="--problem regression, or"):
+        decide(table(text=LONG, label=[0.5, 1.0] * 4), problem="single")
+
+
+def test_metrics_belong_to_problems() -> None:
+    assert [TextClassification(problem=p).metric for p in ("single", "multi", "regression")] == [
+        "accuracy",
+        "f1",
+        "pearson",
+    ]
+    with pytest.raises(UsageError, match=r"--metric must be one of accuracy, f1, matthews for text-.*got pearson"):
+        TextClassification(metric="pearson")
+    with pytest.raises(UsageError, match="--problem must be single, multi or regression, got auto"):
+        TextClassification(problem="auto")
+
+
+def test_glue_has_metrics_of_its_own() -> None:
+    rows = table(sentence=LONG, label=INTEGERS)
+    assert decide(rows).metric == "accuracy"
+    assert decide(rows, data="glue/cola").metric == "matthews"
+    assert decide(rows, data="glue/cola", metric="f1").metric == "f1"
+    assert decide(table(sentence=LONG, label=[0.5, 1.0] * 4), data="glue/stsb").metric == "pearson_spearman"
+    assert decide(rows, data="glue/stsb").metric == "accuracy"
+
+
+def test_labels_of_another_split_are_checked() -> None:
+    rows = table(text=LONG[:2], label=["no", "maybe"])
+    with pytest.raises(UsageError, match="no label 'maybe'"):
+        TASK.check_labels(rows, Columns("text", None, "label"))
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "kind"),
+    [
+        (TextClassification(("a", "b", "c")), 3, "single_label_classification"),
+        (TextClassification(("a", "b", "c"), problem="multi"), 3, "multi_label_classification"),
+        (TextClassification(problem="regression"), 1, "regression"),
+    ],
+)
+def test_what_the_model_is_told(task: TextClassification, outputs: int, kind: str) -> None:
+    config = BertConfig(**task.model_config())
+    assert (config.num_labels, config.problem_type) == (outputs, kind)
+    assert len(config.id2label) == outputs
+
+
+# Features
+
+
 @pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(demo.base_model())
+def base() -> BaseModel:
+    tokenizer = AutoTokenizer.from_pretrained(demo.base_model())
+    return BaseModel(None, tokenizer, Base("tokenizer alone"), (), True)
 
 
-def rows(**columns: list) -> Dataset:
-    return Dataset.from_dict({"label": ["no", "yes"], **columns})
+def features(base: BaseModel, **texts: list[str]) -> Any:
+    columns = Columns("a", "b" if "b" in texts else None, "label")
+    return TASK.features(base, table(label=["no", "yes"], **texts), columns, training=True)
 
 
-def test_pairs_get_segments_and_truncation_is_counted(tokenizer) -> None:
-    found = TASK.features(
-        tokenizer, rows(a=["short", "word " * 50], b=["one", "word " * 50]), Columns("a", "b", "label")
-    )
+def test_pairs_get_segments_and_truncation_is_counted(base: BaseModel) -> None:
+    found = features(base, a=["short", "word " * 50], b=["one", "word " * 50])
     assert found.truncated == 1
     assert found.lengths.tolist() == [5, 12]
-    assert found.token_type_ids[0] == [0, 0, 0, 1, 1]
-    assert found.labels.tolist() == [0, 1]
+    assert found.inputs["token_type_ids"][0] == [0, 0, 0, 1, 1]
+    assert found.references.tolist() == [0, 1]
 
 
-def test_a_text_of_exactly_the_limit_is_not_cut(tokenizer) -> None:
-    text = "word " * 10
-    assert TASK.features(tokenizer, rows(a=[text, text]), Columns("a", None, "label")).truncated == 0
+def test_a_text_of_exactly_the_limit_is_not_cut(base: BaseModel) -> None:
+    assert features(base, a=["word " * 10] * 2).truncated == 0
 
 
-def test_batches_are_padded_to_their_longest(tokenizer) -> None:
-    found = TASK.features(tokenizer, rows(a=["one", "one two three"]), Columns("a", None, "label"))
-    batch = TASK.collate(tokenizer, found, [1, 0])
-    assert batch["input_ids"].shape == (2, 5)
-    assert batch["attention_mask"].sum(1).tolist() == [5, 3]
-    assert batch["labels"].tolist() == [1, 0]
+def test_batches_are_padded_to_their_longest(base: BaseModel) -> None:
+    batch = TASK.collate(base, features(base, a=["one", "one two three"]), [1, 0], training=True)
+    assert batch.inputs["input_ids"].shape == (2, 5)
+    assert batch.inputs["attention_mask"].sum(1).tolist() == [5, 3]
+    assert batch.targets["labels"].tolist() == [1, 0]
+    assert batch.terms == 2
 
 
-def test_metrics_against_their_definitions() -> None:
-    truth, predicted = np.array([0, 0, 1, 1, 1, 0]), np.array([0, 1, 1, 1, 0, 0])
-    tp, fp, fn, tn = 2, 1, 1, 2
-    assert METRICS["accuracy"](truth, predicted) == pytest.approx((tp + tn) / 6)
-    assert METRICS["f1"](truth, predicted) == pytest.approx(2 * tp / (2 * tp + fp + fn))
-    expected = (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-    assert METRICS["matthews"](truth, predicted) == pytest.approx(expected)
-    assert METRICS["f1"](np.array([0, 1, 2]), np.array([0, 2, 2])) == pytest.approx((1 + 0 + 2 / 3) / 3)
+@pytest.mark.parametrize(
+    ("values", "problem"), [(INTEGERS, "single"), ([["a", "b"], []] * 4, "multi"), ([0.5, 2.0] * 4, "regression")]
+)
+def test_losses_of_parts_add_up(base: BaseModel, values: list[Any], problem: str) -> None:
+    rows = table(text=LONG, label=values)
+    task = decide(rows, problem=problem)
+    found = task.features(base, rows, recognise(rows), training=True)
+    logits = torch.randn(8, task.model_config()["num_labels"], generator=torch.Generator().manual_seed(0))
+
+    def loss(indices: list[int]) -> tuple[float, int]:
+        batch = task.collate(base, found, indices, training=True)
+        outputs = SimpleNamespace(logits=logits[indices])
+        return task.loss(outputs, batch.targets, 0.1).item(), batch.terms
+
+    parts = [loss([0, 1, 2]), loss([3]), loss([4, 5, 6, 7])]
+    assert loss(list(range(8))) == (pytest.approx(sum(part for part, _ in parts)), sum(terms for _, terms in parts))
 
 
-def test_score_takes_the_largest_logit() -> None:
-    assert TASK.score(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), np.array([0, 1])) == 1.0
+# What comes out
 
 
-def test_unknown_metric() -> None:
-    with pytest.raises(UsageError, match="accuracy, f1, matthews"):
-        TextClassification(("a", "b"), 12, "bleu")
+def outcome(base: BaseModel, rows: Dataset, logits: list[list[float]]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    task = decide(rows)
+    found = task.features(base, rows, recognise(rows), training=False)
+    batch = task.collate(base, found, range(len(rows)), training=False)
+    outputs = SimpleNamespace(logits=torch.tensor(logits, dtype=torch.bfloat16))
+    predictions = task.predict(base, torch.nn.Identity(), found, range(len(rows)), batch, outputs)
+    return task.score(found, predictions), task.report(found, predictions)
+
+
+def test_single_labels_are_scored_and_reported(base: BaseModel) -> None:
+    rows = table(premise=["a", "b", "c"], hypothesis=["d", "e", "f"], label=["no", "yes", "no"])
+    scores, report = outcome(base, rows, [[2, 1], [0, 3], [0, 1]])
+    assert scores == pytest.approx({"accuracy": 2 / 3, "f1": 2 / 3, "matthews": 0.5})
+    assert report[0] == {"text": "a", "pair": "d", "label": "no", "predicted": "no"}
+    assert [row["predicted"] for row in report] == ["no", "yes", "yes"]
+
+
+def test_several_labels_are_scored_and_reported(base: BaseModel) -> None:
+    scores, report = outcome(base, table(text=["x", "y"], label=[["a", "b"], []]), [[1, -1], [-1, -1]])
+    assert scores == pytest.approx({"f1": 2 / 3, "f1_macro": 0.5, "accuracy": 0.5})
+    assert report == [
+        {"text": "x", "label": ["a", "b"], "predicted": ["a"]},
+        {"text": "y", "label": [], "predicted": []},
+    ]
+
+
+def test_numbers_are_scored_and_reported(base: BaseModel) -> None:
+    scores, report = outcome(base, table(text=["x", "y"], label=[0.5, 1.5]), [[1.0], [3.0]])
+    assert scores["pearson"] == pytest.approx(1.0)
+    assert scores["mse"] == pytest.approx((0.25 + 2.25) / 2)
+    assert report[1] == {"text": "y", "label": 1.5, "predicted": 3.0}
+
+
+def test_an_example_is_shown_as_the_model_gets_it(base: BaseModel) -> None:
+    assert TASK.show(base, features(base, a=["One", "two"]), 1) == "[CLS] two [SEP] -> yes"
+
+
+# Models
+
+
+def test_a_language_model_gets_something_to_pad_with(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(demo.base_model())
+    tokenizer.pad_token = None
+    tokenizer.eos_token = "[SEP]"
+    tokenizer.save_pretrained(tmp_path)
+    GPT2Model(GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    loaded = TASK.load_model(str(tmp_path), seed=0)
+    found = features(loaded, a=["one", "one two three"])
+    batch = TASK.collate(loaded, found, [0, 1], training=True)
+    together = loaded.model(**batch.inputs).logits
+    alone = loaded.model(**TASK.collate(loaded, found, [0], training=True).inputs).logits
+    np.testing.assert_allclose(together[:1].detach(), alone.detach(), atol=1e-5)

@@ -26,7 +26,9 @@ ENTRY_POINTS = "capaft.methods"
 # What these words mean in a stack, in its record and to `capaft.attach` is not a host's to change.
 RESERVED_NAMES = frozenset(["nola", "capaboost", "head", "full", "adapter"])
 OF_STACKS = frozenset(["method", "k", "basis", "scope", "copies", "density", "masks", "mask_rescale"])
-OF_ATTACH = frozenset(["name", "targets", "exclude", "layers", "seed", "head", "modules_to_save", "rename", "dropout"])
+OF_ATTACH = frozenset(["name", "targets", "exclude", "layers", "seed", "rename", "dropout"]) | frozenset(
+    ["head", "head_mode", "head_k", "modules_to_save"]
+)
 OWN: tuple[type[Host], ...] = (Lora, Dora, Vera, Houlsby, Pfeiffer, Parallel, Prefix, Ia3, Bitfit)
 
 

@@ -1,144 +1,261 @@
-"""Text classification: one sentence or a pair of sentences to one of several classes."""
+"""Text classification: a text or a pair of texts to one of several classes, to any number of them, or to a number."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from capaft.base_model import BaseModel, load
-from capaft.columns import Columns, encode_labels
-from capaft.columns import texts as column_texts
+from capaft.base_model import BaseModel
+from capaft.columns import Columns, ask, find, is_id, is_text, kind, plain, texts, values
+from capaft.config import TrainConfig
 from capaft.errors import UsageError
+from capaft.tasks.glue import official_metric
+from capaft.tasks.multi_label import MultiLabel
+from capaft.tasks.problem import MAX_CLASSES, Problem
+from capaft.tasks.regression import Regression
+from capaft.tasks.single_label import SingleLabel
+from capaft.tasks.task import Batch, Features, Task
 
-Labels = NDArray[np.int64]
+if TYPE_CHECKING:
+    from datasets import Dataset
 
-
-def accuracy(truth: Labels, predicted: Labels) -> float:
-    """Share of examples whose class is right."""
-    from sklearn.metrics import accuracy_score
-
-    return float(accuracy_score(truth, predicted))
-
-
-def f1(truth: Labels, predicted: Labels) -> float:
-    """F1 of class 1 for two classes (as GLUE scores MRPC), the unweighted mean over classes for more."""
-    from sklearn.metrics import f1_score
-
-    average = "binary" if max(truth.max(), predicted.max()) <= 1 else "macro"
-    return float(f1_score(truth, predicted, average=average, zero_division=0))
-
-
-def matthews(truth: Labels, predicted: Labels) -> float:
-    """Matthews correlation coefficient (as GLUE scores CoLA)."""
-    from sklearn.metrics import matthews_corrcoef
-
-    return float(matthews_corrcoef(truth, predicted))
-
-
-METRICS: dict[str, Callable[[Labels, Labels], float]] = {"accuracy": accuracy, "f1": f1, "matthews": matthews}
-
-
-@dataclass(frozen=True)
-class Features:
-    """A tokenised data set.
-
-    Attributes:
-        input_ids: token ids of each example.
-        token_type_ids: segment ids of each example, or None where the tokenizer has none.
-        labels: class of each example, `(examples,)`.
-        truncated: how many examples were cut to the maximum length.
-    """
-
-    input_ids: list[list[int]]
-    token_type_ids: list[list[int]] | None
-    labels: Labels
-    truncated: int
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens in each example."""
-        return np.array([len(ids) for ids in self.input_ids], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
+# Names are compared in lower case without punctuation. Earlier pairs and groups are preferred to later ones; within a
+# group no name is better than another.
+_PAIRS = (
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("text1", "text2"),
+    ("texta", "textb"),
+    ("1string", "2string"),
+    ("query", "passage"),
+    ("question", "passage"),
+)
+_TEXTS = (
+    ("sentence", "text"),
+    ("review", "content", "tweet", "comment", "utterance", "message", "document", "post", "body"),
+    ("reviewtext", "commenttext", "headline", "question", "query", "description", "abstract", "title"),
+)
+_LABELS = (
+    ("label", "labels"),
+    ("class", "category", "target", "intent", "sentiment", "topic", "y", "goldlabel", "isduplicate"),
+    ("classes", "categories", "topics", "genres", "emotions", "score", "similarityscore", "rating", "stars"),
+)
+_LONGEST_CLASS_NAME = 60
 
 
 @dataclass(frozen=True)
-class TextClassification:
+class TextClassification(Task):
     """The task.
 
     Attributes:
-        labels: class names, in the order of the model's outputs.
-        max_length: tokens that longer texts are cut to.
-        metric: name of the score that evaluation gives.
+        problem: what a label is: `single`, `multi` or `regression`.
+        separator: what stands between the labels of a row where `multi` has them in one text.
     """
 
     name: ClassVar[str] = "text-classification"
+    summary: ClassVar[str] = "A text or a pair of texts to one class, to any number of classes, or to a number."
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    metrics: ClassVar[tuple[str, ...]] = tuple(
+        dict.fromkeys(SingleLabel.metrics + MultiLabel.metrics + Regression.metrics)
+    )
 
-    labels: tuple[str, ...]
-    max_length: int
-    metric: str = "accuracy"
+    problem: str = "single"
+    separator: str = ""
 
     def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            raise UsageError(f"--metric must be one of {', '.join(METRICS)}, got {self.metric}")
+        if self.problem not in ("single", "multi", "regression"):
+            raise UsageError(f"--problem must be single, multi or regression, got {self.problem}")
+        names = self._problem.metrics
+        object.__setattr__(self, "metric", self.metric or names[0])
+        if self.metric not in names:
+            raise UsageError(
+                f"--metric must be one of {', '.join(names)} for {self.name} (--problem {self.problem}), "
+                f"got {self.metric}"
+            )
 
-    def load_model(self, name: str | None, **options: Any) -> BaseModel:
-        """The base model with a classification head; see :func:`capaft.base_model.load` for the options."""
-        from transformers import AutoModelForSequenceClassification
+    @property
+    def _problem(self) -> Problem:
+        match self.problem:
+            case "multi":
+                return MultiLabel(self.separator)
+            case "regression":
+                return Regression()
+            case _:
+                return SingleLabel()
 
-        loaded = load(
-            AutoModelForSequenceClassification,
-            name,
-            num_labels=len(self.labels),
-            id2label=dict(enumerate(self.labels)),
-            label2id={label: index for index, label in enumerate(self.labels)},
-            problem_type="single_label_classification",
-            **options,
-        )
-        tokenizer, config = loaded.tokenizer, loaded.model.config
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        if tokenizer.pad_token_id is None:
-            raise UsageError("the tokenizer has neither a padding nor an end-of-text token; add one to the checkpoint")
-        if getattr(config, "pad_token_id", None) is None:
-            config.pad_token_id = tokenizer.pad_token_id
-        return loaded
+    @classmethod
+    def recognise(cls, rows: Dataset, given: Mapping[str, str | None]) -> Columns:
+        """Find the columns by name, then by type. A given name is taken; a given text without a pair is single.
 
-    def features(self, tokenizer: Any, rows: Any, columns: Columns) -> Features:
-        """Tokenise a data set.
-
-        Raises:
-            UsageError: a text or a label is missing, or a label is none of the task's.
+        Several labels that have a column each, of 0 and 1, are told from one another by being named: `a,b,c`.
         """
-        labels = encode_labels(rows, columns, list(self.labels))
-        texts, pairs = column_texts(rows, columns)
+        text, pair, label = given.get("text"), given.get("pair"), given.get("label")
+        choices = _choices(rows, label)
+        if choices:
+            for each in choices:
+                find(rows, "label", each, (), _is_flag, "0 or 1", (text, pair))
+            label = None
+        else:
+            label = find(rows, "label", label, _LABELS, _is_label, "a label, labels or a number a row", (text, pair))
+        taken = (label, *choices)
+        text = find(rows, "text", text, (), is_text, "text", taken)
+        pair = find(rows, "pair", pair, (), is_text, "text", (*taken, text))
+        if text is None:
+            taken = (*taken, pair)
+            words = [n for n, feature in rows.features.items() if is_text(feature) and n not in taken and not is_id(n)]
+            text, pair = _pair_by_name(words, pair)
+            text = text or find(rows, "text", None, _TEXTS, is_text, "text", taken) or _text_by_type(rows, words)
+        if label is None and not choices:
+            label = _label_by_type(rows, (text, pair))
+        return Columns(text, pair, label, choices)
+
+    @classmethod
+    def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
+        """The task of those rows: their label tells the problem if it is not given; GLUE has metrics of its own."""
+        problem = _told_by(rows, columns) if config.problem == "auto" else config.problem
+        task = super().decide(rows, columns, replace(config, metric=None, problem=problem))
+        official = official_metric(config.data or "")
+        metric = config.metric or (official if official in task._problem.metrics else "")
+        return replace(task, labels=task._problem.classes(rows, columns), metric=metric)
+
+    def check_labels(self, rows: Dataset, columns: Columns) -> None:
+        """Encode the labels, and leave it at that."""
+        self._problem.encode(rows, columns, self.labels)
+
+    def check_labels(self, rows: Dataset, columns: Columns) -> None:
+        """Encode the labels, and leave it at that."""
+        self._problem.encode(rows, columns, self.labels)
+
+    def classes_of(self, rows: Dataset, columns: Columns) -> Sequence[int] | None:
+        """See :meth:`Task.classes_of`."""
+        return self._problem.encode(rows, columns, self.labels).tolist() if self.problem == "single" else None
+
+    def model_config(self) -> dict[str, Any]:
+        """A number is one output without a name."""
+        outputs = super().model_config() if self.labels else {"num_labels": 1}
+        return {**outputs, "problem_type": self._problem.problem_type}
+
+    def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
+        """Tokenise a split. References are the targets, `(rows, ...)`; sources the texts, by `text` and `pair`."""
+        targets = self._problem.encode(rows, columns, self.labels)
+        first, second = texts(rows, columns)
+        tokenizer = base.processor
         limit = min(self.max_length, tokenizer.model_max_length)
-        encoded = tokenizer(texts, pairs, truncation=True, max_length=limit, return_attention_mask=False)
-        ids = encoded["input_ids"]
-        at_limit = [i for i, tokens in enumerate(ids) if len(tokens) >= limit]
+        encoded = tokenizer(first, second, truncation=True, max_length=limit, return_attention_mask=False)
+        lengths = np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
+        at_limit = np.flatnonzero(lengths >= limit).tolist()
         truncated = 0
         if at_limit:
             again = tokenizer(
-                [texts[i] for i in at_limit], [pairs[i] for i in at_limit] if pairs else None, verbose=False
+                [first[i] for i in at_limit], [second[i] for i in at_limit] if second else None, verbose=False
             )
-            truncated = sum(len(tokens) > limit for tokens in again["input_ids"])
-        return Features(ids, encoded.get("token_type_ids"), np.array(labels, dtype=np.int64), truncated)
+            truncated = sum(len(ids) > limit for ids in again["input_ids"])
+        sources = [{"text": text} for text in first]
+        if second:
+            sources = [{"text": text, "pair": pair} for text, pair in zip(first, second, strict=True)]
+        return Features(dict(encoded), lengths, targets, truncated, sources)
 
-    def collate(self, tokenizer: Any, features: Features, indices: Sequence[int]) -> dict[str, Tensor]:
-        """One batch, padded to its longest example: the model's inputs, `(batch, tokens)`, and `labels`, `(batch,)`."""
-        batch = {"input_ids": [features.input_ids[i] for i in indices]}
-        if features.token_type_ids is not None:
-            batch["token_type_ids"] = [features.token_type_ids[i] for i in indices]
-        padded = tokenizer.pad(batch, return_tensors="pt")
-        return {**padded, "labels": torch.from_numpy(features.labels[list(indices)])}
+    def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
+        """Inputs `(batch, tokens)`, padded to the longest, and `labels`, `(batch, ...)`."""
+        picked = {name: [column[i] for i in indices] for name, column in features.inputs.items()}
+        padded = base.processor.pad(picked, return_tensors="pt")
+        targets = torch.from_numpy(features.references[list(indices)])
+        return Batch(dict(padded), {"labels": targets}, len(indices))
 
-    def score(self, logits: Tensor, labels: Labels) -> float:
-        """The metric, from logits `(examples, classes)`."""
-        return METRICS[self.metric](labels, logits.argmax(-1).numpy())
+    def loss(self, outputs: Any, targets: Mapping[str, Tensor], smoothing: float) -> Tensor:
+        """The problem's loss, whose terms are examples."""
+        return self._problem.loss(outputs.logits.float(), targets["labels"], smoothing)
+
+    def predict(
+        self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch, outputs: Any
+    ) -> list[Any]:
+        """The logits of each example, `(outputs,)`."""
+        return list(outputs.logits.float().cpu().numpy())
+
+    def score(self, features: Features, predictions: Sequence[Any]) -> dict[str, float]:
+        """The problem's scores, from the logits of all examples."""
+        return self._problem.scores(features.references, self._problem.predicted(np.stack(predictions)))
+
+    def report(self, features: Features, predictions: Sequence[Any]) -> list[dict[str, Any]]:
+        """The texts of each row, its label, and the one predicted."""
+        predicted = self._problem.predicted(np.stack(predictions))
+        return [
+            {**source, "label": self._named(truth), "predicted": self._named(answer)}
+            for source, truth, answer in zip(features.sources, features.references, predicted, strict=True)
+        ]
+
+    def show(self, base: BaseModel, features: Features, index: int) -> str:
+        """The text as the model gets it, and its label."""
+        text = base.processor.decode(features.inputs["input_ids"][index])
+        return f"{text} -> {self._named(features.references[index])}"
+
+    def _named(self, target: Any) -> Any:
+        return self._problem.named(target, self.labels)
+
+
+def _is_flag(feature: Any) -> bool:
+    return kind(feature) in ("integer", "bool", "float", "class")
+
+
+def _is_label(feature: Any) -> bool:
+    return kind(feature) != "other"
+
+
+def _choices(rows: Dataset, label: str | None) -> tuple[str, ...]:
+    """The columns that a list of names stands for, if it is one and not itself the name of a column."""
+    if label is None or "," not in label or label in rows.column_names:
+        return ()
+    return tuple(dict.fromkeys(name.strip() for name in label.split(",")))
+
+
+def _told_by(rows: Dataset, columns: Columns) -> Literal["single", "multi", "regression"]:
+    """The problem that a column of labels makes."""
+    if columns.label is None or kind(rows.features[columns.label]) == "list":
+        return "multi"
+    if kind(rows.features[columns.label]) == "float":
+        # NaN is not greater than anything, and told as a missing label later.
+        fractions = (value % 1 > 0 for value in values(rows, columns.label) if value is not None)
+        return "regression" if any(fractions) else "single"
+    return "single"
+
+
+def _pair_by_name(words: Sequence[str], pair: str | None) -> tuple[str | None, str | None]:
+    """Both columns of a pair, or the first one that belongs to a given second."""
+    names = {plain(name): name for name in words}
+    for first, second in _PAIRS:
+        if first in names and (second == plain(pair) if pair else second in names):
+            return names[first], pair or names[second]
+    return None, pair
+
+
+def _text_by_type(rows: Dataset, words: Sequence[str]) -> str:
+    found = list(words)
+    if len(found) > 1:
+        found = [name for name in found if not _like_classes(rows, name)]
+    if len(found) != 1:
+        ask(rows, "text", "several columns could be" if words else "there is no column of text")
+    return found[0]
+
+
+def _label_by_type(rows: Dataset, taken: Sequence[str | None]) -> str:
+    kinds = {n: kind(feature) for n, feature in rows.features.items() if n not in taken and not is_id(n)}
+    usual = ("class", "integer", "bool")
+    found = [n for n, held in kinds.items() if held in usual or (held == "text" and _like_classes(rows, n))]
+    found = found or [name for name, held in kinds.items() if held == "float"]
+    if len(found) != 1:
+        ask(rows, "label", "several columns could be" if found else "no column looks like one")
+    return found[0]
+
+
+def _like_classes(rows: Dataset, name: str) -> bool:
+    """Whether a column of text holds few different values, each twice on average, and none of them long."""
+    distinct = rows.unique(name)
+    few = len(distinct) <= min(MAX_CLASSES, len(rows) // 2)
+    return few and all(len(value or "") <= _LONGEST_CLASS_NAME for value in distinct)

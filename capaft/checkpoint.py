@@ -1,0 +1,171 @@
+"""Checkpoints: what a run needs to go on exactly where it was. Tensors as safetensors, the rest as JSON, no pickle.
+
+A checkpoint is a directory that is written aside, flushed to the disk and renamed, so it is there whole or not at all.
+Batches and dropout are functions of the seed and the step, so no state of a generator is in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from capaft.best import Best
+from capaft.errors import TrainingError, UsageError
+from capaft.files import flush_directory, write_atomically
+
+TENSORS = "tensors.safetensors"
+STATE = "state.json"
+# The one before the last stays, in case a disk loses what it said it had written.
+KEPT = 2
+_NAME = re.compile(r"step-(\d{9})")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        step: optimiser steps done.
+        best: the best evaluation so far.
+        seconds: spent training, over all starts.
+        baseline: score of the frozen base, if it was measured.
+    """
+
+    step: int = 0
+    best: Best = field(default_factory=Best)
+    seconds: float = 0.0
+    baseline: float | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that has been read.
+
+    Attributes:
+        progress: how far the run was.
+        made_with: versions and threads of the run that wrote it.
+        tensors: parameters as `parameter.<name>`, optimiser state as `optimizer.<index>.<key>`.
+        optimizer: what of the optimiser's state is no tensor, by `<index>.<key>`.
+        scaler: state of the loss scaler of fp16; empty otherwise.
+    """
+
+    progress: Progress
+    made_with: dict[str, str]
+    tensors: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+
+    def restore(self, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, scaler: Any) -> None:
+        """Give parameters, optimiser and scaler the state they had.
+
+        Raises:
+            UsageError: they are not those of the run that wrote it.
+        """
+        parameters = {name: self.tensors.get(f"parameter.{name}") for name in trained}
+        for name, parameter in trained.items():
+            stored = parameters[name]
+            if stored is None or stored.shape != parameter.shape:
+                raise UsageError(f"the checkpoint does not fit this run: {name} differs; start anew with --overwrite")
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(parameters[name])
+        optimizer.load_state_dict(self._optimizer_state(optimizer))
+        if scaler is not None and self.scaler:
+            scaler.load_state_dict(self.scaler)
+
+    def _optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        state: dict[int, dict[str, Any]] = {}
+        values = {name.removeprefix("optimizer."): t for name, t in self.tensors.items() if name.startswith("optimizer.")}
+        for name, value in (values | self.optimizer).items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = value
+        return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+
+
+def write(
+    directory: Path,
+    progress: Progress,
+    trained: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    scaler: Any,
+    made_with: dict[str, str],
+) -> None:
+    """Leave a checkpoint in a run's directory of checkpoints, and drop all but the last before it.
+
+    Raises:
+        TrainingError: the disk is full or cannot be written; older checkpoints are untouched.
+    """
+    tensors = {f"parameter.{name}": parameter.detach().cpu().contiguous() for name, parameter in trained.items()}
+    plain: dict[str, Any] = {}
+    for index, values in optimizer.state_dict()["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous()
+            else:
+                plain[f"{index}.{key}"] = value
+    state = {
+        "progress": asdict(progress),
+        "made_with": made_with,
+        "optimizer": plain,
+        "scaler": scaler.state_dict() if scaler is not None else {},
+    }
+    name = f"step-{progress.step:09d}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=directory))
+        try:
+            write_atomically(aside / TENSORS, safetensors.torch.save(tensors))
+            write_atomically(aside / STATE, json.dumps(state, indent=1) + "\n")
+            flush_directory(aside)
+            final = directory / name
+            if final.exists():
+                shutil.rmtree(final)
+            aside.rename(final)
+            flush_directory(directory)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        for old in _all(directory)[KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise TrainingError(f"cannot write {directory / name}: {error.strerror or error}; older ones are kept") from None
+
+
+def newest(directory: Path) -> Checkpoint | None:
+    """The last checkpoint that can be read, or None.
+
+    Raises:
+        UsageError: there are checkpoints, and none can be read.
+    """
+    found = _all(directory)
+    for path in found:
+        try:
+            state = json.loads((path / STATE).read_text(encoding="utf-8"))
+            tensors = safetensors.torch.load((path / TENSORS).read_bytes())
+            progress = state["progress"]
+            return Checkpoint(
+                Progress(**progress | {"best": Best(**progress["best"])}),
+                state["made_with"],
+                tensors,
+                state["optimizer"],
+                state["scaler"],
+            )
+        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
+            continue
+    if found:
+        raise UsageError(f"no checkpoint in {directory} can be read; start anew with --overwrite")
+    return None
+
+
+def _all(directory: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first; what was being written when the run died is none."""
+    return sorted((path for path in directory.glob("step-*") if _NAME.fullmatch(path.name)), reverse=True)

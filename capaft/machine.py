@@ -1,0 +1,46 @@
+"""What a run computes with: device, precision, loss scaling and trackers, as Accelerate sets them up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from capaft.config import TrainConfig
+from capaft.errors import UsageError
+
+
+def accelerator_for(config: TrainConfig) -> Accelerator:
+    """The accelerator of a run.
+
+    Raises:
+        UsageError: the precision or a tracker cannot be had here.
+    """
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        raise UsageError("--precision fp16 needs an accelerator; choose bf16 or fp32")
+    options: dict[str, Any] = {"mixed_precision": {"fp32": "no"}.get(config.precision, config.precision)}
+    if config.tracker:
+        options["log_with"] = _trackers(config.tracker)
+    try:
+        return Accelerator(**options)
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"Accelerate cannot be set up: {' '.join(str(error).split())}") from None
+
+
+def _trackers(names: tuple[str, ...]) -> list[str]:
+    """The trackers by name.
+
+    Raises:
+        UsageError: Accelerate does not know one, or its package is not installed.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known = sorted(str(name) for name in LOGGER_TYPE_TO_CLASS)
+    there = {str(name) for name in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--tracker {name}: there is none of that name; there are {', '.join(known)}")
+        if name not in there:
+            raise UsageError(f"--tracker {name} needs its package; pip install {name}")
+    return list(names)

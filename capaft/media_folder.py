@@ -1,0 +1,150 @@
+"""Directories named after classes that hold images or recordings -> `datasets.Dataset`.
+
+A row holds the path of its file, and no file is opened before its row is used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+
+from capaft.errors import UsageError
+from capaft.split_names import TRAIN, role, validation_name
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = {
+    "image": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tiff", ".tif"),
+    "audio": (".wav", ".flac", ".mp3", ".ogg"),
+}
+_KINDS = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
+
+# Split -> class -> its files.
+Tree = dict[str, dict[str, list[Path]]]
+
+
+@dataclass(frozen=True)
+class _Directory:
+    path: Path
+    inner: list[Path]
+    media: list[Path]
+    others: int
+
+
+def scan(path: Path) -> Tree:
+    """The media below a directory: `train/cat/1.png` and `test/cat/2.png`, or `cat/1.png`. Empty if there are none.
+
+    Raises:
+        UsageError: there are some where their split or class cannot be told.
+    """
+    top = _look(path)
+    groups = [_look(each) for each in top.inner]
+    classes = {group.path: [_look(each) for each in group.inner] for group in groups}
+    _check_has_class(top.media)
+    if any(role(group.path.name) and _with_media(classes[group.path]) for group in groups):
+        return _tree_of_splits(groups, classes)
+    found = _with_media(groups)
+    for inner in _with_media(each for group in groups for each in classes[group.path]):
+        raise UsageError(
+            f"{inner.path}: its {_kind(inner.media[0])} files stand too deep; the class must be a directory in "
+            f"{path} or in its train directory, or give another directory with --data"
+        )
+    if found and all(role(group.path.name) for group in found):
+        _check_has_class(found[0].media)
+    return {TRAIN: _files(found)} if found else {}
+
+
+def read(path: Path, tree: Tree) -> dict[str, datasets.Dataset]:
+    """The train and validation splits of what :func:`scan` found, with `image` or `audio`, and `label`.
+
+    Raises:
+        UsageError: it mixes images and recordings, a class is not among those of the train split, or a name is not
+            UTF-8.
+    """
+    wanted = (TRAIN, validation_name(tree))
+    splits = {name: tree[name] for name in wanted if name in tree}
+    files = [file for classes in splits.values() for group in classes.values() for file in group]
+    kinds = {_kind(file): file for file in files}
+    if len(kinds) > 1:
+        raise UsageError(f"{path}: holds images and recordings ({' and '.join(map(str, kinds.values()))}); part them")
+    names = sorted(next(iter(splits.values())))
+    for classes in splits.values():
+        _check_known(classes, names)
+    return {split: _dataset(next(iter(kinds)), classes, names) for split, classes in splits.items()}
+
+
+def _look(path: Path) -> _Directory:
+    with os.scandir(path) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        inner = sorted(path / entry.name for entry in visible if entry.is_dir())
+        files = sorted(path / entry.name for entry in visible if entry.is_file())
+    media = [file for file in files if file.suffix.lower() in _KINDS]
+    return _Directory(path, inner, media, len(files) - len(media))
+
+
+def _tree_of_splits(groups: list[_Directory], classes: dict[Path, list[_Directory]]) -> Tree:
+    tree: Tree = {}
+    for group in groups:
+        name = role(group.path.name)
+        found = _with_media(classes[group.path])
+        if found and name in tree:
+            raise UsageError(f"{group.path}: there is another directory for the {name} split; keep one of them")
+        if name is None and (found or group.media):
+            raise UsageError(f"{group.path}: stands beside directories of splits and is none; move it away")
+        if found:
+            _check_has_class(group.media)
+            tree[str(name)] = _files(found)
+        elif group.media:
+            logger.info("%s: its files have no class and are left aside", group.path)
+    return tree
+
+
+def _files(classes: list[_Directory]) -> dict[str, list[Path]]:
+    for each in classes:
+        if each.others:
+            logger.info("%s: %d files of other kinds are left aside", each.path, each.others)
+    return {each.path.name: each.media for each in classes}
+
+
+def _with_media(directories: Iterable[_Directory]) -> list[_Directory]:
+    return [each for each in directories if each.media]
+
+
+def _kind(file: Path) -> str:
+    return _KINDS[file.suffix.lower()]
+
+
+def _check_has_class(files: list[Path]) -> None:
+    if files:
+        raise UsageError(
+            f"{files[0]}: this file has no class; put those of each class into a directory with the name of the class"
+        )
+
+
+def _check_known(classes: dict[str, list[Path]], names: list[str]) -> None:
+    unknown = next((name for name in sorted(classes) if name not in names), None)
+    if unknown is not None:
+        close = difflib.get_close_matches(unknown, names, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UsageError(f"{classes[unknown][0].parent}: the train split has no class {unknown}{hint}; move it away")
+
+
+def _dataset(kind: str, classes: dict[str, list[Path]], names: list[str]) -> datasets.Dataset:
+    rows = [(os.path.abspath(file), names.index(name)) for name in sorted(classes) for file in classes[name]]
+    paths, labels = zip(*rows, strict=True)
+    feature = datasets.Image(decode=False) if kind == "image" else datasets.Audio(decode=False)
+    for path in paths:
+        # What Python puts for bytes that are not UTF-8; Arrow cannot hold it.
+        if any("\ud800" <= each <= "\udfff" for each in path):
+            raise UsageError(f"{path!r}: the name of this file is not UTF-8; rename it")
+    files = pa.StructArray.from_arrays([pa.nulls(len(rows), pa.binary()), pa.array(paths)], ["bytes", "path"])
+    table = pa.table({kind: files, "label": pa.array(labels, pa.int64())})
+    features = datasets.Features({kind: feature, "label": datasets.ClassLabel(names=names)})
+    return datasets.Dataset(table, datasets.DatasetInfo(features=features))

@@ -1,0 +1,73 @@
+"""Optimisers by name, and which trained numbers learn at which rate, with which decay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+from capaft.adapter import Adapter
+from capaft.config import TrainConfig
+from capaft.errors import UsageError
+from capaft.head import ROLE
+
+MOMENTUM = 0.9
+
+
+def groups(
+    adapter: Adapter, model: nn.Module, head: set[str], lr: float, head_lr: float, config: TrainConfig
+) -> list[dict[str, Any]]:
+    """Optimiser groups: the head learns at its own rate, up factors faster if asked to; decay is for matrices only.
+
+    LoRA+ (Hayou et al. 2024, arXiv 2402.12354) has the up factors learn faster than the down factors. Decay pulls
+    coefficients towards the initial factor, which is not the prior that it is for weights.
+
+    Args:
+        adapter: the attached adapter.
+        model: its model.
+        head: names of the trained parameters, as in the adapter file, that belong to the head.
+        lr: peak rate of the adapter's numbers.
+        head_lr: peak rate of the head's.
+        config: weight decay and the ratio of LoRA+.
+    """
+    decided = adapter.plan
+    matrices = {role for role, parts in decided.groups().items() if any(len(f.shape) > 1 for f, _ in parts)}
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in adapter.trained(model).items():
+        is_coefficient = name in adapter.numbers and (decided.stack.k is not None or name == ROLE)
+        is_vector = name not in matrices if name in adapter.numbers else parameter.ndim < 2
+        decay = 0.0 if is_coefficient or is_vector else config.weight_decay
+        faster = config.lora_plus_ratio if name == "up" else 1.0
+        found.setdefault((head_lr if name in head else lr * faster, decay), []).append(parameter)
+    # The adapter's own rate leads, since it is the one shown.
+    ordered = sorted(found.items(), key=lambda each: each[0][0] != lr)
+    return [{"params": params, "lr": rate, "peak": rate, "weight_decay": decay} for (rate, decay), params in ordered]
+
+
+def build(name: str, params: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimiser of that name.
+
+    Raises:
+        UsageError: it needs a package that is not installed.
+    """
+    if name == "adamw-8bit" and find_spec("bitsandbytes") is None:
+        raise UsageError("--optimizer adamw-8bit needs the package bitsandbytes; pip install bitsandbytes")
+    return _MAKERS[name](params)
+
+
+def _eight_bit(params: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    import bitsandbytes
+
+    return bitsandbytes.optim.AdamW8bit(params, weight_decay=0.0)
+
+
+_MAKERS: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
+    "adamw": lambda params: torch.optim.AdamW(params, weight_decay=0.0),
+    "adamw-8bit": _eight_bit,
+    # Shazeer & Stern 2018, arXiv 1804.04235.
+    "adafactor": lambda params: torch.optim.Adafactor(params, weight_decay=0.0),
+    "sgd": lambda params: torch.optim.SGD(params, momentum=MOMENTUM, weight_decay=0.0),
+}

@@ -1,0 +1,89 @@
+"""What the processes of a run say to one another: counts, gradients of the trained numbers, predictions.
+
+The base model is never wrapped and nothing of it travels. Every process derives the same basis and masks from the seed
+and holds the same trained numbers; after each backward the gradients of those, a few kilobytes in one piece, are added
+up, so that all processes take the same step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass
+class Processes:
+    """This process among those of the run; alone, nothing is communicated.
+
+    Attributes:
+        rank: number of this process, from 0.
+        count: how many there are.
+        bytes_sent: what each process has sent of gradients and counts so far.
+    """
+
+    rank: int
+    count: int
+    bytes_sent: int = 0
+    _host: Any = field(default=None, repr=False)
+
+    @staticmethod
+    def here() -> Processes:
+        """Those of the process group that is set up, or this one alone."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return Processes(0, 1)
+        # Counts stay on the host: reading them from an accelerator would make it wait.
+        host = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else dist.group.WORLD
+        return Processes(dist.get_rank(), dist.get_world_size(), _host=host)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def totals(self, *numbers: float) -> list[float]:
+        """Each number, summed over the processes."""
+        if self.count == 1:
+            return list(numbers)
+        total = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(total, group=self._host)
+        self.bytes_sent += total.nbytes
+        return [float(each) for each in total.tolist()]
+
+    def add_up(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Make each parameter's gradient the sum of all processes' gradients, bit for bit the same in each."""
+        if self.count == 1:
+            return
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([each.flatten() for each in gradients])
+        dist.all_reduce(flat)
+        self.bytes_sent += flat.nbytes
+        pieces = flat.split([p.numel() for p in parameters])
+        for parameter, piece in zip(parameters, pieces, strict=True):
+            parameter.grad = piece.view_as(parameter)
+
+    def sum_of(self, tensor: Tensor) -> Tensor:
+        """A tensor, summed over the processes."""
+        if self.count > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, items: Iterable[Any]) -> list[Any]:
+        """The items of all processes, in the order of the processes."""
+        if self.count == 1:
+            return list(items)
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, list(items), group=self._host)
+        return [item for part in found for item in part]
+
+    def from_first(self, value: Any) -> Any:
+        """The first process's value, in all of them."""
+        if self.count == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._host)
+        return box[0]

@@ -1,0 +1,53 @@
+"""The course of the learning rate, as a pure function of the step: nothing to save, nothing to restore."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+Schedule = Literal["linear", "cosine", "constant", "polynomial", "inverse-sqrt", "cosine-restarts", "wsd"]
+# Power of `polynomial`, turns of `cosine-restarts`, and the share of the run in which `wsd` decays.
+POWER = 2.0
+TURNS = 4
+DECAY = 0.1
+
+
+def warmup_steps(warmup: float, steps: int) -> int:
+    """Steps in which the rate rises: a share of all below 1, their number from 1 on."""
+    return math.ceil(warmup * steps) if warmup < 1 else round(warmup)
+
+
+def course(schedule: Schedule, warmup: int, steps: int) -> Callable[[int], float]:
+    """The learning rate at a step, counted from 0, relative to its peak: a linear rise, then the schedule.
+
+    `wsd` stays at the peak and falls linearly in the last tenth of the run (Hu et al. 2024, arXiv 2404.06395);
+    `inverse-sqrt` is that of Vaswani et al. 2017; `cosine-restarts` that of Loshchilov & Hutter 2017, in four turns.
+
+    Args:
+        schedule: its name.
+        warmup: steps in which the rate rises.
+        steps: optimiser steps in the whole run.
+    """
+
+    def at(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        done = min(1.0, (step - warmup) / max(1, steps - warmup))
+        match schedule:
+            case "constant":
+                return 1.0
+            case "linear":
+                return 1 - done
+            case "polynomial":
+                return float((1 - done) ** POWER)
+            case "cosine":
+                return 0.5 * (1 + math.cos(math.pi * done))
+            case "cosine-restarts":
+                return 0.5 * (1 + math.cos(math.pi * (done * TURNS % 1))) if done < 1 else 0.0
+            case "inverse-sqrt":
+                return math.sqrt(max(1, warmup) / max(1, step + 1))
+            case "wsd":
+                return min(1.0, (1 - done) / DECAY)
+
+    return at

@@ -1,0 +1,73 @@
+"""The answers of a row: read from either of the forms that data sets have them in, and found in the context.
+
+SQuAD's own files hold a list of `{"text", "answer_start"}`, the hub's copies a pair of lists; no answers say that the
+context has none (SQuAD v2).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from datasets import Dataset
+
+from capaft.errors import UsageError
+
+_FIELDS = {"text", "answer_start"}
+
+
+class Answer(NamedTuple):
+    """A text, and the character of the context at which it is said to begin."""
+
+    text: str
+    start: int
+
+
+def holds_answers(feature: Any) -> bool:
+    """Whether a column with this `datasets` feature can hold answers."""
+    inner = getattr(feature, "feature", feature)
+    return isinstance(inner, Mapping) and inner.keys() >= _FIELDS
+
+
+def read(rows: Dataset, column: str) -> list[list[Answer]]:
+    """The answers of each row; blank ones are none.
+
+    Raises:
+        UsageError: a row has no value, or a text without its start; names the row.
+    """
+    return [_answers(value, f"row {index + 1}") for index, value in enumerate(rows.with_format(None)[column][:])]
+
+
+def place(context: str, answer: Answer) -> tuple[int, int] | None:
+    """The characters of the context that are the answer, the first and one past the last.
+
+    Starts that count bytes, or that were kept when the context was cleaned, miss by a little: the answer is then the
+    nearest place that reads the same, preferably in the same case and with the same white space.
+
+    Returns:
+        None if there is no such place.
+    """
+    text = answer.text.strip()
+    start = answer.start + answer.text.index(text)
+    if context.startswith(text, start):
+        return start, start + len(text)
+    alike = re.finditer(r"\s+".join(map(re.escape, text.split())), context, re.IGNORECASE)
+    nearest = min(alike, key=lambda found: (found[0] != text, abs(found.start() - start)), default=None)
+    return nearest and nearest.span()
+
+
+def _answers(value: Any, row: str) -> list[Answer]:
+    pairs = value if isinstance(value, list) else [value]
+    found = []
+    for pair in pairs:
+        texts, starts = (pair or {}).get("text"), (pair or {}).get("answer_start")
+        if isinstance(texts, str):
+            texts, starts = [texts], [starts]
+        if texts is None or starts is None or len(texts) != len(starts) or None in (*texts, *starts):
+            raise UsageError(
+                f"{row}: its answers are not texts with an answer_start each; fill them in, or leave "
+                "both lists empty if there is no answer"
+            )
+        found += [Answer(text, start) for text, start in zip(texts, starts, strict=True) if text.strip()]
+    return found

@@ -1,0 +1,128 @@
+"""Audio classification: a recording to one of several classes."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from capaft.base_model import BaseModel
+from capaft.columns import Columns
+from capaft.media import open_audio
+from capaft.tasks.media_classification import MediaClassification, opened
+from capaft.tasks.task import Batch, Features
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Samples = NDArray[np.float32]
+
+# What is shorter is filled up with silence: wav2vec 2.0 cannot make a single frame of less than 25 ms.
+_LEAST_SECONDS = 0.1
+# Recordings read at a time to learn how long they are.
+_READ = 100
+
+
+@dataclass(frozen=True)
+class AudioClassification(MediaClassification):
+    """Recordings are read when a batch is made, resampled, cut, and prepared by the checkpoint's feature extractor.
+
+    Attributes:
+        max_seconds: what longer recordings are cut to, from their beginning.
+    """
+
+    name: ClassVar[str] = "audio-classification"
+    summary: ClassVar[str] = "A recording to one of several classes."
+    auto_class: ClassVar[str] = "AutoModelForAudioClassification"
+    processor: ClassVar[str] = "AutoFeatureExtractor"
+    medium: ClassVar[str] = "audio"
+    usual_names: ClassVar[tuple[tuple[str, ...], ...]] = (
+        ("audio", "recording", "sound", "speech"),
+        ("audiopath", "audiofile", "filename", "filepath", "file", "path"),
+    )
+    feature_type: ClassVar[type] = datasets.Audio
+
+    max_seconds: float = 10.0
+
+    @classmethod
+    def fits(cls, feature: Any) -> bool:
+        """Recordings, files or their paths, and arrays of samples with their rate."""
+        if isinstance(feature, datasets.Value):
+            return feature.dtype.endswith(("string", "binary"))
+        if isinstance(feature, dict):
+            return bool(feature.keys() & {"bytes", "path", "array"})
+        return isinstance(feature, datasets.Audio)
+
+    def load_model(self, name: str | None, **options: Any) -> BaseModel:
+        """See :meth:`Task.load_model`.
+
+        What wav2vec 2.0 and its kin leave out at random in training is left in. Masked stretches (SpecAugment) come
+        from numpy's generator, which no seed of a run reaches, and fail on short recordings. A layer that is skipped
+        (LayerDrop) has an adapter that does not learn.
+        """
+        loaded = super().load_model(name, **options)
+        for setting, value in {"apply_spec_augment": False, "layerdrop": 0.0}.items():
+            if hasattr(loaded.model.config, setting):
+                setattr(loaded.model.config, setting, value)
+        return loaded
+
+    def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
+        """See :meth:`MediaClassification.features`. Every recording is read once, to learn how long it is.
+
+        Raises:
+            UsageError: a recording cannot be read; names the row and, if it has one, the file.
+        """
+        found = super().features(base, rows, columns, training=training)
+        seconds: list[float] = []
+        for first in range(0, len(found), _READ):
+            indices = range(first, min(first + _READ, len(found)))
+            seconds += [len(samples) / rate for samples, rate in opened(found, self.medium, indices, open_audio)]
+        rate = base.processor.sampling_rate
+        lengths = np.minimum(np.array(seconds), self.max_seconds) * rate
+        truncated = sum(each > self.max_seconds for each in seconds)
+        return replace(found, lengths=lengths.astype(np.int64), truncated=truncated)
+
+    def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
+        """Inputs as the feature extractor makes them: `input_values` `(batch, samples)` or `input_features`.
+
+        Padded to the longest, with an attention mask where the checkpoint was trained with one, or to the one length
+        that the model takes. As target `labels`, `(batch,)`.
+
+        Raises:
+            UsageError: a recording cannot be read; names the row and, if it has one, the file.
+        """
+        rate = base.processor.sampling_rate
+        recordings = [
+            prepared(samples, own_rate, rate, self.max_seconds)
+            for samples, own_rate in opened(features, self.medium, indices, open_audio)
+        ]
+        inputs = base.processor(recordings, sampling_rate=rate, return_tensors="pt", **_padding(base.processor))
+        return Batch(dict(inputs), {"labels": torch.from_numpy(features.references[list(indices)])}, len(indices))
+
+
+def prepared(samples: Samples, rate: int, wanted: int, max_seconds: float) -> Samples:
+    """A recording of at most so many seconds at the wanted sampling rate, `(samples,)`.
+
+    Resampled by a polyphase filter: zero phase, Kaiser window (Crochiere and Rabiner 1983, "Multirate digital signal
+    processing", chapter 2).
+    """
+    from scipy.signal import resample_poly
+
+    samples = samples[: max(1, int(max_seconds * rate))]
+    if rate != wanted:
+        common = math.gcd(rate, wanted)
+        samples = resample_poly(samples, wanted // common, rate // common).astype(np.float32)
+    return np.pad(samples, (0, max(0, int(_LEAST_SECONDS * wanted) - len(samples))))
+
+
+def _padding(extractor: Any) -> dict[str, Any]:
+    """What an extractor is told about padding: that there is some, unless it has its own length (Whisper's does)."""
+    padding = inspect.signature(type(extractor).__call__).parameters.get("padding")
+    return {} if padding is not None and padding.default == "max_length" else {"padding": True}

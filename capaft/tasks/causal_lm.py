@@ -1,0 +1,190 @@
+"""Causal language modelling: plain text, prompts with completions, or chats; the model's own head, frozen."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+from torch import nn
+from torch.nn import functional as F
+
+from capaft.base_model import BaseModel
+from capaft.columns import Columns, find
+from capaft.config import TrainConfig
+from capaft.errors import UsageError
+from capaft.tasks import chat, plain_text, text_pairs, text_scores, token_loss
+from capaft.tasks.example import Example, plain
+from capaft.tasks.generation import Generation
+from capaft.tasks.task import Batch, Features
+from capaft.tasks.token_limit import positions, token_limit
+from capaft.tasks.token_loss import IGNORED, padded
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+TEXT, PROMPT, MESSAGES = LAYOUTS = ("text", "prompt", "messages")
+_CHATS = (("messages",), ("conversations", "conversation"), ("chat", "dialog", "dialogue"))
+
+
+@dataclass(frozen=True)
+class CausalLM(Generation):
+    """The task. An example longer than the maximum length loses its end.
+
+    Attributes:
+        packing: join plain texts, each with its end token, and cut them into blocks of the maximum length.
+        chat_template: put prompts and completions into the model's chat template, if it has one.
+        separator: what stands between prompt and completion otherwise.
+        layout: `text`, where all tokens count in the loss; `prompt`, where the completion and its end do; `messages`,
+            where what the assistant says does.
+    """
+
+    name: ClassVar[str] = "causal-lm"
+    summary: ClassVar[str] = "text in, what follows it out: plain text, prompts with completions, or chats"
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    metrics: ClassVar[tuple[str, ...]] = token_loss.METRICS + text_scores.METRICS
+    own_head: ClassVar[bool] = False
+
+    packing: bool = True
+    chat_template: bool = True
+    separator: str = "\n"
+    layout: str = TEXT
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layout not in LAYOUTS:
+            raise UsageError(f"the layout of causal-lm must be one of {', '.join(LAYOUTS)}, got {self.layout}")
+        if self.layout == TEXT and self.generates:
+            raise UsageError(
+                f"--metric {self.metric} compares completions, and plain text has none; "
+                f"choose one of {', '.join(token_loss.METRICS)}, or name their column with --label-column"
+            )
+
+    @classmethod
+    def recognise(cls, rows: Dataset, given: Mapping[str, str | None]) -> Columns:
+        """Chats, else prompts with completions, else plain text."""
+        text = given.get("text")
+        if given.get("label") is None and (text is None or chat.is_chat(rows.features.get(text))):
+            messages = find(rows, "text", text, _CHATS, chat.is_chat, "messages")
+            if messages is not None:
+                return Columns(messages)
+        return text_pairs.recognise(rows, given) or plain_text.recognise(rows, given)
+
+    @classmethod
+    def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
+        """As the settings say, with the layout of the rows."""
+        is_chat = chat.is_chat(rows.features.get(columns.text))
+        layout = MESSAGES if is_chat else TEXT if columns.label is None else PROMPT
+        # Which metrics there are depends on the layout.
+        chosen = super().decide(rows, columns, dataclasses.replace(config, metric=None))
+        return dataclasses.replace(chosen, layout=layout, metric=config.metric or "")
+
+    def check_labels(self, rows: Dataset, columns: Columns) -> None:
+        """Make sure that there are completions where there should be, and chats or texts as in training.
+
+        Raises:
+            UsageError: there are not.
+        """
+        self._check_layout(rows, columns)
+        if self.layout == PROMPT:
+            text_pairs.check(rows, columns)
+
+    def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
+        """Blocks or texts; prompts with completions; or chats.
+
+        A training example whose completion lies beyond the maximum length is left out, and counted as truncated. In
+        evaluation a row with several references has the loss of the first, and columns without a label have none.
+
+        Raises:
+            UsageError: a value is missing, there is no template for chats, or no completion fits.
+        """
+        self._check_layout(rows, columns)
+        limit = token_limit(base, self.max_length)
+        if self.layout == TEXT:
+            return self._plain(base.processor, rows, columns, limit)
+        examples = self._examples(base.processor, rows, columns, training)
+        fitting = [each for each in examples if any(token != IGNORED for token in each.labels[:limit])]
+        if not fitting and (training or any(each.references for each in examples)):
+            raise UsageError(
+                f"no prompt leaves any of {limit} tokens for its completion, for the shortest takes "
+                f"{min(len(each.prompt) for each in examples)}; raise --max-length or shorten the prompts"
+            )
+        kept = fitting if training else examples
+        ids = [each.ids[:limit] for each in kept]
+        inputs: dict[str, Sequence[Any]] = {"input_ids": ids, "labels": [each.labels[:limit] for each in kept]}
+        return Features(
+            inputs if training else inputs | {"prompt_ids": [each.prompt for each in kept]},
+            np.array([len(each) for each in ids], dtype=np.int64),
+            [each.references for each in kept],
+            sum(len(each.ids) > limit for each in examples),
+            [each.source for each in kept],
+        )
+
+    def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
+        """Tokens `(batch, longest)`, padded on the right, and at each position the token that follows, if it counts.
+
+        Models that can leave out logits (`logits_to_keep`) give those alone of positions where some token counts.
+        """
+        ids = [features.inputs["input_ids"][i] for i in indices]
+        counted = features.inputs.get("labels", features.inputs["input_ids"])
+        labels = F.pad(padded((counted[i] for i in indices), IGNORED)[:, 1:], (0, 1), value=IGNORED)
+        inputs = {
+            "input_ids": padded(ids, base.processor.pad_token_id),
+            "attention_mask": padded(([1] * len(each) for each in ids), 0),
+        }
+        places = (labels != IGNORED).any(0).nonzero().squeeze(1)
+        if 0 < len(places) < labels.shape[1] - 1 and _leaves_logits_out(base.model):
+            inputs["logits_to_keep"] = places
+            labels = labels[:, places]
+        return Batch(inputs, {"labels": labels}, int((labels != IGNORED).sum()))
+
+    def written(
+        self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch
+    ) -> list[str]:
+        """What the model makes of the prompts, padded on the left so that all end where it begins."""
+        room = positions(base)
+        new = min(self.max_new_tokens, room // 2)
+        longest = min(room - new, token_limit(base, self.max_length))
+        prompts = [features.inputs["prompt_ids"][i][-longest:] for i in indices]
+        device = batch.inputs["input_ids"].device
+        ids = padded(prompts, base.processor.pad_token_id, left=True)
+        mask = padded(([1] * len(each) for each in prompts), 0, left=True)
+        stops = chat.ends(base.processor)
+        return self.generated(base, model, new, stops, input_ids=ids.to(device), attention_mask=mask.to(device))
+
+    def show(self, base: BaseModel, features: Features, index: int) -> str:
+        """The text, with ⟦brackets⟧ around what counts in the loss."""
+        ids = features.inputs["input_ids"][index]
+        labels = features.inputs.get("labels", features.inputs["input_ids"])[index]
+        return token_loss.marked(base.processor, ids, (label != IGNORED for label in labels))
+
+    def _check_layout(self, rows: Dataset, columns: Columns) -> None:
+        if (self.layout == MESSAGES) != chat.is_chat(rows.features.get(columns.text)):
+            wanted = "chats" if self.layout == MESSAGES else "texts"
+            raise UsageError(f"column {columns.text!r} does not hold {wanted}, as the training data did; name another")
+
+    def _plain(self, tokenizer: Any, rows: Dataset, columns: Columns, limit: int) -> Features:
+        """Texts between the special tokens that the tokenizer puts before one and its end; empty ones are left out."""
+        lead, end = plain_text.frame(tokenizer)[0], plain_text.end_of_text(tokenizer)
+        whole = [[*lead, *ids, end] for ids in plain_text.tokenised(tokenizer, rows, columns)]
+        found: Sequence[Any] = plain_text.blocks(whole, limit) if self.packing else [ids[:limit] for ids in whole]
+        truncated = 0 if self.packing else sum(len(ids) > limit for ids in whole)
+        return Features({"input_ids": found}, np.array([len(ids) for ids in found], dtype=np.int64), None, truncated)
+
+    def _examples(self, tokenizer: Any, rows: Dataset, columns: Columns, training: bool) -> list[Example]:
+        if self.layout == MESSAGES:
+            return chat.conversations(tokenizer, rows, columns.text)
+        pairs = text_pairs.read(rows, columns, self.source_prefix, each=training)
+        if self.chat_template and chat.has_template(tokenizer):
+            stops = chat.ends(tokenizer)
+            return [chat.exchange(tokenizer, pair, stops) for pair in pairs]
+        return plain(tokenizer, pairs, self.separator)
+
+
+def _leaves_logits_out(model: Any) -> bool:
+    """Whether a model takes `logits_to_keep`; on several devices the places would be on the wrong one."""
+    is_spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
+    return not is_spread and "logits_to_keep" in inspect.signature(type(model).forward).parameters

@@ -1,0 +1,178 @@
+"""Chats in the words of the model's own template, and which of their tokens the assistant says.
+
+Templates with `{% generation %}` mark those tokens themselves. With any other template the chat up to an answer is
+rendered twice, once as the prompt that asks for the answer and once with it: what the second adds to the first is the
+answer. This is what the model sees when it generates, so it holds for templates that render earlier turns differently,
+as those of reasoning models do; such turns become examples of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from capaft.columns import is_text, values
+from capaft.errors import UsageError, printable
+from capaft.tasks.example import Example, continued
+from capaft.tasks.plain_text import without_specials
+from capaft.tasks.text_pairs import Pair
+from capaft.tasks.token_loss import IGNORED
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Message = dict[str, str]
+
+# What ShareGPT and its kin call the speakers.
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
+_KEYS = (("role", "content"), ("from", "value"))
+_MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+def is_chat(feature: Any) -> bool:
+    """Whether a column holds a list of messages, `{"role", "content"}` or `{"from", "value"}`, a row."""
+    fields = getattr(feature, "feature", None)
+    return isinstance(fields, dict) and any(all(is_text(fields.get(key)) for key in keys) for keys in _KEYS)
+
+
+def conversation(messages: Sequence[dict[str, Any]] | None, where: str) -> list[Message]:
+    """The messages with their roles as templates call them, up to the last of the assistant.
+
+    Raises:
+        UsageError: a message lacks its speaker or its text, or the assistant answers nothing.
+    """
+    found = []
+    for number, message in enumerate(messages or (), start=1):
+        role, content = next(((message[a], message[b]) for a, b in _KEYS if a in message), (None, None))
+        if role is None or content is None:
+            raise UsageError(f"{where}: message {number} has no speaker or no text; complete it or drop the row")
+        found.append({"role": _ROLES.get(role, role), "content": content})
+    answers = [number for number, message in enumerate(found) if number and message["role"] == "assistant"]
+    if not answers:
+        raise UsageError(f"{where}: the assistant answers to nothing in it, so there is nothing to learn; drop the row")
+    return found[: answers[-1] + 1]
+
+
+def has_template(tokenizer: Any) -> bool:
+    """Whether the model was made for chats."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def ends(tokenizer: Any) -> set[int]:
+    """The tokens that end an answer: the end of a text, and what the template puts after what the assistant says."""
+    found = {tokenizer.eos_token_id} - {None}
+    if has_template(tokenizer):
+        whole = _rendered(tokenizer, [_user("question"), _assistant("answer")], "the model")
+        special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+        after = without_specials(tokenizer, [whole.rpartition("answer")[2]])[0]
+        found |= set([token for token in after if token in special][:1])
+    return found
+
+
+def conversations(tokenizer: Any, rows: Dataset, column: str) -> list[Example]:
+    """The examples of a column of chats.
+
+    Raises:
+        UsageError: the model has no chat template, or as :func:`conversation` and :func:`examples`; names the row.
+    """
+    if not has_template(tokenizer):
+        raise UsageError(
+            f"column {column!r} holds chats, and this model has no chat template to put them into; "
+            "take a model that was made for chats, or columns of prompts and completions"
+        )
+    stops = ends(tokenizer)
+    found = []
+    for row, messages in enumerate(values(rows, column), start=1):
+        found += examples(tokenizer, conversation(messages, f"row {row}"), stops, f"row {row}")
+    return found
+
+
+def examples(tokenizer: Any, messages: Sequence[Message], stops: set[int], where: str) -> list[Example]:
+    """One example for all answers of a chat, or several where the template does not render them in one text.
+
+    Args:
+        tokenizer: has a chat template.
+        messages: of which the last is an answer.
+        stops: tokens that end an answer; what the template puts after them does not count.
+        where: names the row in messages.
+
+    Raises:
+        UsageError: the template refuses the chat, or does not put an answer after the prompt that asks for it.
+    """
+    if _MARKERS.search(tokenizer.get_chat_template()) and tokenizer.is_fast:
+        return [_marked(tokenizer, messages, where)]
+    found: list[Example] = []
+    answers = [number for number, message in enumerate(messages) if number and message["role"] == "assistant"]
+    for number in reversed(answers):
+        turn = _answered(tokenizer, messages[: number + 1], stops, where)
+        whole = next((each for each in found if each.ids[: len(turn.ids)] == turn.ids), None)
+        if whole is None:
+            found.append(turn)
+        else:
+            whole.labels[len(turn.prompt) : len(turn.ids)] = turn.labels[len(turn.prompt) :]
+    return found[::-1]
+
+
+def exchange(tokenizer: Any, pair: Pair, stops: set[int]) -> Example:
+    """A source and its first reference as a chat.
+
+    Raises:
+        UsageError: as :func:`examples`.
+    """
+    question, where = [_user(pair.source)], f"row {pair.row}"
+    if not pair.references:
+        return continued(without_specials(tokenizer, [_asked(tokenizer, question, where)])[0], [], pair.source, ())
+    (found,) = examples(tokenizer, [*question, _assistant(pair.references[0])], stops, where)
+    return dataclasses.replace(found, source=pair.source, references=pair.references)
+
+
+def _asked(tokenizer: Any, messages: Sequence[Message], where: str) -> str:
+    """The text that asks the model for its answer to the messages."""
+    return _rendered(tokenizer, messages, where, add_generation_prompt=True)
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def _assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def _answered(tokenizer: Any, messages: Sequence[Message], stops: set[int], where: str) -> Example:
+    """The example of the last answer alone."""
+    before, after = _asked(tokenizer, messages[:-1], where), _rendered(tokenizer, messages, where)
+    if not after.startswith(before):
+        raise UsageError(
+            f"{where}: the model's chat template does not put an answer after the prompt that asks for it; "
+            "use a template with {% generation %} markers, or --no-chat-template with prompts and completions"
+        )
+    prompt, ids = without_specials(tokenizer, [before, after])
+    answer = ids[len(prompt) :]
+    if ids[: len(prompt)] != prompt:
+        # White space on both sides of the seam makes one token; a prompt ends there all the same.
+        answer = without_specials(tokenizer, [after[len(before) :]])[0]
+    stop = max((place for place, token in enumerate(answer, start=1) if token in stops), default=len(answer))
+    return continued(prompt, answer[:stop], before, (messages[-1]["content"],))
+
+
+def _marked(tokenizer: Any, messages: Sequence[Message], where: str) -> Example:
+    """The example in which the template's own markers say what counts."""
+    before = _asked(tokenizer, messages[:-1], where)
+    found = _rendered(tokenizer, messages, where, tokenize=True, return_assistant_tokens_mask=True)
+    ids = found["input_ids"]
+    labels = [token if counts else IGNORED for token, counts in zip(ids, found["assistant_masks"], strict=True)]
+    prompt = without_specials(tokenizer, [before])[0]
+    return Example(ids, labels, prompt, before, (messages[-1]["content"],))
+
+
+def _rendered(tokenizer: Any, messages: Sequence[Message], where: str, **options: Any) -> Any:
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(list(messages), **{"tokenize": False, "return_dict": True, **options})
+    except (TemplateError, TypeError, ValueError) as error:
+        said = printable(" ".join(str(error).split())[:200])
+        raise UsageError(f"{where}: the model's chat template does not take this chat: {said}") from None

@@ -1,0 +1,32 @@
+"""The metrics that the GLUE benchmark scores its tasks by (Wang et al. 2019, arXiv 1804.07461, table 1).
+
+Where it gives two, F1 stands for MRPC and QQP, and the mean of both correlations for STS-B, as in its leaderboard.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+_METRICS = {
+    "cola": "matthews",
+    "sst2": "accuracy",
+    "mrpc": "f1",
+    "stsb": "pearson_spearman",
+    "qqp": "f1",
+    "mnli": "accuracy",
+    "mnlimatched": "accuracy",
+    "mnlimismatched": "accuracy",
+    "qnli": "accuracy",
+    "rte": "accuracy",
+    "wnli": "accuracy",
+}
+
+
+def official_metric(data: str) -> str | None:
+    """The metric of the GLUE task that a data set's path or hub id names, such as `glue/cola`; None for other data."""
+    parts = re.split(r"[/\\]", data.lower())
+    for benchmark, task in pairwise(parts):
+        if benchmark in ("glue", "glue_data"):
+            return _METRICS.get(re.sub(r"[\W_]", "", task))
+    return None

@@ -1,0 +1,131 @@
+"""Masked language modelling: words of a text are hidden, and the model is to say which they were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from capaft.base_model import BaseModel
+from capaft.columns import Columns
+from capaft.errors import UsageError
+from capaft.tasks import plain_text, token_loss
+from capaft.tasks.task import Batch, Features, Task
+from capaft.tasks.token_limit import token_limit
+from capaft.tasks.token_loss import IGNORED, Counted, padded
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class MaskedLM(Task):
+    """The task.
+
+    Attributes:
+        packing: join texts, with separators between, and cut them into blocks of the maximum length.
+        mlm_probability: share of the tokens to predict.
+    """
+
+    name: ClassVar[str] = "masked-lm"
+    summary: ClassVar[str] = "text with hidden words in, the words out"
+    auto_class: ClassVar[str] = "AutoModelForMaskedLM"
+    metrics: ClassVar[tuple[str, ...]] = token_loss.METRICS
+    own_head: ClassVar[bool] = False
+
+    packing: bool = True
+    mlm_probability: float = 0.15
+
+    @classmethod
+    def recognise(cls, rows: Dataset, given: Mapping[str, str | None]) -> Columns:
+        """The column of text."""
+        return plain_text.recognise(rows, given)
+
+    def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
+        """Blocks or texts, between the tokenizer's special tokens; empty texts are left out.
+
+        Raises:
+            UsageError: a row has no text, or the tokenizer no token to mask with.
+        """
+        tokenizer = base.processor
+        if tokenizer.mask_token_id is None:
+            raise UsageError("the tokenizer has no mask token, so this is no model for masked-lm; try causal-lm")
+        before, after = plain_text.frame(tokenizer)
+        room = token_limit(base, self.max_length) - len(before) - len(after)
+        if room < 1:
+            raise UsageError(f"--max-length {self.max_length} has no room for words beside special tokens; raise it")
+        whole = plain_text.tokenised(tokenizer, rows, columns)
+        truncated = 0
+        found: Sequence[Sequence[int]]
+        if self.packing:
+            between = plain_text.end_of_text(tokenizer)
+            joined = [[*ids, between] for ids in whole[:-1]] + whole[-1:]
+            found = [block.tolist() for block in plain_text.blocks(joined, room)]
+        else:
+            truncated = sum(len(ids) > room for ids in whole)
+            found = [ids[:room] for ids in whole]
+        ids = [[*before, *each, *after] for each in found]
+        return Features({"input_ids": ids}, np.array([len(each) for each in ids], dtype=np.int64), None, truncated)
+
+    def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
+        """Tokens `(batch, longest)`, some of them masked, and what those were.
+
+        In evaluation a feature's masks depend on nothing but its index.
+        """
+        pairs = [self._masked(base, features, i, training=training) for i in indices]
+        labels = padded((wanted for _, wanted in pairs), IGNORED)
+        inputs = {
+            "input_ids": padded((ids for ids, _ in pairs), base.processor.pad_token_id),
+            "attention_mask": padded(([1] * len(ids) for ids, _ in pairs), 0),
+        }
+        return Batch(inputs, {"labels": labels}, int((labels != IGNORED).sum()))
+
+    def loss(self, outputs: Any, targets: Mapping[str, Tensor], smoothing: float) -> Tensor:
+        """The sum of the cross-entropy over the masked tokens."""
+        return token_loss.total(outputs.logits, targets["labels"], smoothing)
+
+    def predict(
+        self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch, outputs: Any
+    ) -> list[Counted]:
+        """The loss of each feature, how many tokens it masks, and how many of them are right."""
+        return token_loss.each(outputs.logits, batch.targets["labels"])
+
+    def score(self, features: Features, predictions: Sequence[Counted]) -> dict[str, float]:
+        """Perplexity, loss and accuracy of the masked tokens."""
+        return token_loss.scores(predictions)
+
+    def show(self, base: BaseModel, features: Features, index: int) -> str:
+        """The text, with ⟦brackets⟧ around what would be masked in evaluation."""
+        _, wanted = self._masked(base, features, index, training=False)
+        return token_loss.marked(base.processor, features.inputs["input_ids"][index], (wanted != IGNORED).tolist())
+
+    def _masked(self, base: BaseModel, features: Features, index: int, *, training: bool) -> tuple[Tensor, Tensor]:
+        generator = None if training else torch.Generator().manual_seed(index)
+        return mask(torch.tensor(features.inputs["input_ids"][index]), base.processor, self.mlm_probability, generator)
+
+
+def mask(
+    ids: Tensor, tokenizer: Any, probability: float, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Hide tokens (Devlin et al. 2018): of those drawn 80 % become the mask, 10 % any token, 10 % stay.
+
+    Args:
+        ids: the tokens, `(tokens,)`; special ones are not drawn.
+        tokenizer: knows which these are.
+        probability: share of the others that is drawn.
+        generator: what draws; None for torch's global one.
+
+    Returns:
+        The tokens with some hidden, and what those drawn were, `IGNORED` elsewhere.
+    """
+    special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
+    drawn = (torch.rand(ids.shape, generator=generator) < probability) & ~special
+    fate = torch.rand(ids.shape, generator=generator)
+    any_token = torch.randint(len(tokenizer), ids.shape, generator=generator)
+    hidden = torch.where(drawn & (fate < 0.8), tokenizer.mask_token_id, ids)
+    hidden = torch.where(drawn & (fate >= 0.9), any_token, hidden)
+    return hidden, torch.where(drawn, ids, IGNORED)

@@ -1,0 +1,294 @@
+"""Multiple choice: a context, and several endings or answers of which one is right."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from capaft.base_model import BaseModel
+from capaft.columns import Columns, ask, find, is_text, kind, listed, place, texts, values
+from capaft.config import TrainConfig
+from capaft.errors import UsageError
+from capaft.tasks.problem import missing
+from capaft.tasks.task import Batch, Features, Task
+from capaft.tasks.token_limit import token_limit
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# In lower case without punctuation: the contexts and questions of SWAG, HellaSwag, COPA, RACE, CosmosQA, ARC, PIQA, ...
+_CONTEXTS = (
+    ("sent1",),
+    ("context", "ctx", "premise", "article", "passage", "story", "dialogue"),
+    ("question", "questionstem", "query", "prompt", "goal", "sentence", "text"),
+)
+_STARTS = (("sent2",), ("question",), ("questionstem",), ("query",))
+_LISTS = (("endings",), ("choices",), ("options",), ("answers",), ("candidates",), ("alternatives",))
+_LABELS = (
+    ("label", "labels"),
+    ("answerkey", "answeridx", "answerindex", "correctansweridx", "correctanswerid", "correctoption", "cop"),
+    ("answer", "correctanswer", "gold", "goldlabel", "target"),
+)
+# `ending0`, `choice1`, `option_a`, `answerA`, `sol1`, `opa`, or no more than `A`.
+_CHOICE = re.compile(
+    r"(?P<stem>(?i:ending|choice|option|answer|candidate|alternative|solution|sol|op))[\W_]*(?P<mark>\d+|[A-Ja-j])|[A-J]"
+)
+
+
+@dataclass(frozen=True)
+class MultipleChoice(Task):
+    """The model reads the context with each choice in turn and scores it; a softmax over the choices of a row follows.
+
+    After the context comes the choice, or the start that all choices share (SWAG's `sent2`, a question) and then the
+    choice. Rows may have different numbers of choices. The score is `accuracy`.
+
+    A label is the number of a choice, a letter from A, or the name that the row gives the choice (ARC). Numbers count
+    from 0, unless the training rows show that they count from 1: none is 0 and one is the number of choices.
+
+    Attributes:
+        one_based: whether numbers count from 1.
+    """
+
+    name: ClassVar[str] = "multiple-choice"
+    summary: ClassVar[str] = "A context and several endings or answers to the right one."
+    auto_class: ClassVar[str] = "AutoModelForMultipleChoice"
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+
+    one_based: bool = False
+
+    @classmethod
+    def recognise(cls, rows: Dataset, given: Mapping[str, str | None]) -> Columns:
+        """Find the columns by name; a given context without a given start has none.
+
+        The choices have no flag: they are one column of lists, or columns that are numbered or lettered.
+
+        Raises:
+            UsageError: a given column is not there or not usable, or one that is not given cannot be told.
+        """
+        found = find(rows, "choices", None, _LISTS, _holds_lists, "lists of choices")
+        choices = (found,) if found else _numbered(rows)
+        text, pair, label = given.get("text"), given.get("pair"), given.get("label")
+        label = find(rows, "label", label, _LABELS, _holds_label, "numbers or letters", (text, pair, *choices))
+        text = find(rows, "text", text, _CONTEXTS, is_text, "text", (pair, label, *choices))
+        if text is None or label is None:
+            ask(rows, "text" if text is None else "label", "no column has a usual name")
+        if pair or not given.get("text"):
+            pair = find(rows, "pair", pair, _STARTS, is_text, "text", (text, label, *choices))
+        return Columns(text, pair, label, choices)
+
+    @classmethod
+    def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
+        """The task, once it is clear from where the numbers in the training rows count.
+
+        Raises:
+            UsageError: a row has fewer than two choices, or one is missing.
+        """
+        numbers = [_number(label) for label in _labels(rows, columns)]
+        sizes = [len(choices) for choices, _ in _choices(rows, columns)]
+        one_based = 0 not in numbers and any(number == size for number, size in zip(numbers, sizes, strict=True))
+        return dataclasses.replace(super().decide(rows, columns, config), one_based=one_based)
+
+    def check_labels(self, rows: Dataset, columns: Columns) -> None:
+        """As :meth:`Task.check_labels`: every label is one of its row's choices."""
+        self._encoded(rows, columns)
+
+    def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
+        """Tokenise each row's context with each of its choices; where both are too long, the longer is cut.
+
+        Inputs are lists of a row's choices; its length is that of the longest. References are the indices of the
+        right ones.
+
+        Raises:
+            UsageError: a row has no context, fewer than two choices, or a label that is none of them.
+        """
+        labels = self._encoded(rows, columns)
+        contexts, starts = texts(rows, columns)
+        choices = [each for each, _ in _choices(rows, columns)]
+        row_of = [row for row, each in enumerate(choices) for _ in each]
+        first = [contexts[row] for row in row_of]
+        second = [choice for each in choices for choice in each]
+        if starts is not None:
+            second = [f"{starts[row]} {choice}" for row, choice in zip(row_of, second, strict=True)]
+
+        tokenizer, limit = base.processor, token_limit(base, self.max_length)
+        encoded = tokenizer(first, second, truncation=True, max_length=limit, return_attention_mask=False)
+        at_limit = [at for at, ids in enumerate(encoded["input_ids"]) if len(ids) >= limit]
+        truncated: set[int] = set()
+        if at_limit:
+            again = tokenizer([first[at] for at in at_limit], [second[at] for at in at_limit], verbose=False)
+            truncated = {row_of[at] for at, ids in zip(at_limit, again["input_ids"], strict=True) if len(ids) > limit}
+
+        ends = np.cumsum([0, *map(len, choices)]).tolist()
+        inputs: dict[str, Sequence[Any]] = {
+            name: [column[start:end] for start, end in pairwise(ends)] for name, column in encoded.items()
+        }
+        sources = [{"context": context, "choices": each} for context, each in zip(contexts, choices, strict=True)]
+        if starts is not None:
+            sources = [{**source, "start": start} for source, start in zip(sources, starts, strict=True)]
+        lengths = np.array([max(map(len, row)) for row in inputs["input_ids"]], dtype=np.int64)
+        return Features(inputs, lengths, labels, len(truncated), sources)
+
+    def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
+        """Inputs `(batch, choices, tokens)`, `labels`, `(batch,)`, and which choices are `present`, `(batch, choices)`.
+
+        A row with fewer choices than another repeats its first one in the place of the others.
+        """
+        sizes = [len(features.inputs["input_ids"][index]) for index in indices]
+        most = max(sizes)
+        flat: dict[str, list[Any]] = {name: [] for name in features.inputs}
+        for name, rows in features.inputs.items():
+            for index in indices:
+                flat[name] += rows[index] + rows[index][:1] * (most - len(rows[index]))
+        padded = base.processor.pad(flat, return_attention_mask=True, return_tensors="pt")
+        inputs = {name: tensor.view(len(indices), most, -1) for name, tensor in padded.items()}
+        labels = torch.tensor([features.references[index] for index in indices])
+        present = torch.arange(most) < torch.tensor(sizes)[:, None]
+        return Batch(inputs, {"labels": labels, "present": present}, len(indices))
+
+    def loss(self, outputs: Any, targets: Mapping[str, Tensor], smoothing: float) -> Tensor:
+        """The sum of the cross-entropy over the rows; smoothing spreads over the choices that a row has."""
+        present = targets["present"]
+        log_probabilities = _among(outputs.logits, present).log_softmax(-1).masked_fill(~present, 0.0)
+        right = log_probabilities.gather(-1, targets["labels"][:, None]).squeeze(-1)
+        mean = log_probabilities.sum(-1) / present.sum(-1)
+        return -((1 - smoothing) * right + smoothing * mean).sum()
+
+    def predict(
+        self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch, outputs: Any
+    ) -> list[int]:
+        """The index of the choice with the largest logit."""
+        return _among(outputs.logits, batch.targets["present"]).argmax(-1).tolist()
+
+    def score(self, features: Features, predictions: Sequence[Any]) -> dict[str, float]:
+        """The share of rows whose choice is right."""
+        from sklearn.metrics import accuracy_score
+
+        return {"accuracy": float(accuracy_score(features.references, predictions))}
+
+    def report(self, features: Features, predictions: Sequence[Any]) -> list[dict[str, Any]]:
+        """The texts of each row, its right choice, and the predicted one."""
+        return [
+            {**source, "label": source["choices"][truth], "predicted": source["choices"][found]}
+            for source, truth, found in zip(features.sources, features.references, predictions, strict=True)
+        ]
+
+    def show(self, base: BaseModel, features: Features, index: int) -> str:
+        """Each choice as the model gets it, in a line of its own; a star marks the right one."""
+        shown = map(base.processor.decode, features.inputs["input_ids"][index])
+        return "\n".join(f"{'*' if at == features.references[index] else '-'} {each}" for at, each in enumerate(shown))
+
+    def _encoded(self, rows: Dataset, columns: Columns) -> list[int]:
+        """The index of each row's right choice."""
+        return [
+            self._index(rows, columns, row, label, *choices)
+            for row, (label, choices) in enumerate(zip(_labels(rows, columns), _choices(rows, columns), strict=True))
+        ]
+
+    def _index(
+        self, rows: Dataset, columns: Columns, row: int, label: Any, choices: Sequence[str], names: Sequence[str]
+    ) -> int:
+        """The index of the choice that a label means."""
+        if label in (None, "", -1, "-1"):
+            raise missing(rows, columns, row)
+        number = _number(label)
+        if str(label) in names:
+            index = names.index(str(label))
+        elif number is not None:
+            index = number - self.one_based
+        else:
+            index = ord(label.upper()) - ord("A") if re.fullmatch("[A-Za-z]", label) else -1
+        if not 0 <= index < len(choices):
+            first, last = int(self.one_based), len(choices) - 1
+            known = ", ".join(names) or f"{first} to {first + last} or A to {chr(ord('A') + last)}"
+            raise UsageError(
+                f"{place(rows, columns, row)}: the label {label!r} is none of the row's choices, which are {known}; "
+                "correct it or drop the row"
+            )
+        return index
+
+
+def _among(logits: Tensor, present: Tensor) -> Tensor:
+    """Logits `(batch, choices)` in float32, minus infinity where a row has no such choice."""
+    return logits.float().masked_fill(~present, -torch.inf)
+
+
+def _holds_label(feature: Any) -> bool:
+    return kind(feature) in ("class", "integer", "text")
+
+
+def _holds_lists(feature: Any) -> bool:
+    """Whether a column holds lists of texts, or as in ARC beside the texts their names."""
+    if isinstance(feature, Mapping):
+        return {"text", "label"} <= feature.keys() and _holds_lists(feature["text"]) and _holds_lists(feature["label"])
+    return kind(feature) == "list" and is_text(feature.feature)
+
+
+def _numbered(rows: Dataset) -> tuple[str, ...]:
+    """The columns of single choices, in their order.
+
+    Raises:
+        UsageError: there are none, or several sets of them.
+    """
+    sets: dict[str, dict[int, str]] = {}
+    for name, feature in rows.features.items():
+        if (match := _CHOICE.fullmatch(name)) and is_text(feature):
+            mark = match["mark"] or name
+            at = int(mark) if mark.isdecimal() else ord(mark.upper()) - ord("A")
+            sets.setdefault((match["stem"] or "").lower(), {})[at] = name
+    # A gap would give the numbers of labels another meaning.
+    found = [each for each in sets.values() if len(each) > 1 and _follow(sorted(each))]
+    if len(found) != 1:
+        why = f"; {' and '.join(repr(min(each.values())) for each in found)} begin some" if len(found) > 1 else ""
+        raise UsageError(
+            "cannot tell the columns of choices: call them choice0, choice1, ..., or give one column of lists called "
+            f"choices{why}; the columns are {listed(rows)}"
+        )
+    return tuple(found[0][at] for at in sorted(found[0]))
+
+
+def _follow(numbers: list[int]) -> bool:
+    """Whether numbers begin at 0 or 1 and leave none out."""
+    return numbers[0] in (0, 1) and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+def _labels(rows: Dataset, columns: Columns) -> list[Any]:
+    assert columns.label is not None
+    return values(rows, columns.label)
+
+
+def _number(label: Any) -> int | None:
+    """A label as a number, if it is one."""
+    return int(label) if isinstance(label, int) or re.fullmatch(r"\d+", label or "") else None
+
+
+def _choices(rows: Dataset, columns: Columns) -> list[tuple[list[str], list[str]]]:
+    """The choices of each row, and their names where the data has any.
+
+    Where each choice has a column of its own, a row may leave the last ones empty.
+
+    Raises:
+        UsageError: a row has fewer than two choices, or one is missing.
+    """
+    found: list[tuple[list[str], list[str]]] = []
+    if len(columns.choices) > 1:
+        for each in zip(*(values(rows, name) for name in columns.choices), strict=True):
+            size = max((at + 1 for at, choice in enumerate(each) if choice is not None), default=0)
+            found.append((list(each[:size]), []))
+    else:
+        for each in values(rows, columns.choices[0]):
+            named = each if isinstance(each, dict) else {"text": each, "label": []}
+            found.append((named["text"] or [], named["label"] or []))
+    for row, (choices, _) in enumerate(found):
+        if len(choices) < 2 or None in choices:
+            what = "a choice is missing" if None in choices else "there are fewer than two choices"
+            where = f"column{'s' if columns.choices[1:] else ''} {', '.join(columns.choices)}"
+            raise UsageError(f"{place(rows, columns, row)}: {what} in {where}; fill it in or drop the row")
+    return found

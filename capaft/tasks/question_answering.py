@@ -1,0 +1,337 @@
+"""Extractive question answering: the span of a context that answers a question, or nothing (SQuAD v1 and v2).
+
+A model gives every token a logit as the answer's start and one as its end. Long contexts are cut into windows
+(:mod:`capaft.tasks.windows`); where the answer is not in a window, both point at its null token, [CLS].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from capaft.base_model import BaseModel
+from capaft.columns import Columns, find
+from capaft.columns import texts as column_texts
+from capaft.config import TrainConfig
+from capaft.errors import UsageError
+from capaft.tasks import answers, squad_metrics, windows
+from capaft.tasks.task import Batch, Features, Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_QUESTIONS = (("question",), ("query",))
+_CONTEXTS = (("context",), ("passage", "paragraph"), ("document", "article"))
+_ANSWERS = (("answers",), ("answer",))
+# The position of an answer that is somewhere, but cannot be told where: no term of the loss.
+_UNKNOWN = -100
+
+
+class Span(NamedTuple):
+    """A window's best answer: its first and last token, their logits' sum, and the sum of the null token's."""
+
+    first: int
+    last: int
+    score: float
+    null: float
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What predictions are compared with: rows, and which window is a part of which.
+
+    Attributes:
+        windows: of all rows.
+        ids: the rows' own, or their numbers from 1.
+        questions: of each row.
+        contexts: of each row.
+        references: texts of each row's answers; none if its context has none.
+    """
+
+    windows: list[windows.Window]
+    ids: list[str]
+    questions: list[str]
+    contexts: list[str]
+    references: list[list[str]]
+
+
+@dataclass(frozen=True)
+class QuestionAnswering(Task):
+    """The task. Scores are fractions in [0, 1].
+
+    Attributes:
+        stride: tokens of the context that neighbouring windows share.
+        n_best: candidates for start and for end that are combined.
+        max_answer_length: tokens in an answer at most.
+        no_answer_threshold: how much better than any answer no answer must score to be given.
+        no_answer: some questions have no answer (SQuAD v2).
+    """
+
+    name: ClassVar[str] = "question-answering"
+    summary: ClassVar[str] = "a question and a context in, the part of the context that answers it out"
+    auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
+    metrics: ClassVar[tuple[str, ...]] = (
+        "f1",
+        "exact_match",
+        "f1_answerable",
+        "exact_match_answerable",
+        "no_answer_accuracy",
+    )
+
+    max_length: int = 384
+    stride: int = 128
+    n_best: int = 20
+    max_answer_length: int = 30
+    no_answer_threshold: float = 0.0
+    no_answer: bool = False
+
+    @classmethod
+    def recognise(cls, rows: Dataset, given: Mapping[str, str | None]) -> Columns:
+        """Find the questions (`text`), the contexts (`pair`) and the answers (`label`).
+
+        Raises:
+            UsageError: one of them is not there.
+        """
+
+        def column(role: str, names: Sequence[Sequence[str]], fits: Any, what: str) -> str:
+            name = find(rows, role, given.get(role), names, fits, what)
+            if name is None:
+                columns = ", ".join(rows.column_names)
+                raise UsageError(
+                    f"cannot tell which column holds the {what}; choose with --{role}-column among {columns}"
+                )
+            return name
+
+        question = column("text", _QUESTIONS, _is_text, "questions")
+        context = column("pair", _CONTEXTS, _is_text, "contexts")
+        if question == context:
+            raise UsageError(f"--text-column and --pair-column are both {question}; questions and contexts are two")
+        label = column("label", _ANSWERS, answers.holds_answers, "answers (each a text and an answer_start)")
+        return Columns(question, context, label)
+
+    @classmethod
+    def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
+        """The task that training rows and a configuration describe: a row without answers makes it SQuAD v2."""
+        decided = super().decide(rows, columns, config)
+        return dataclasses.replace(decided, no_answer=not all(answers.read(rows, str(columns.label))))
+
+    def check_labels(self, rows: Dataset, columns: Columns) -> None:
+        """Make sure that every row has an answer where every training row had one.
+
+        Raises:
+            UsageError: names the first row that has none.
+        """
+        if self.no_answer:
+            return
+        found = answers.read(rows, str(columns.label))
+        if not all(found):
+            raise UsageError(
+                f"row {found.index([]) + 1}: there is no answer in column {columns.label!r}, but every training row "
+                "has one; fill it in or drop the row"
+            )
+
+    def model_config(self) -> dict[str, Any]:
+        """Two logits a token, also for a checkpoint that classified into more."""
+        return {"num_labels": 2}
+
+    def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
+        """Windows of all rows, with the first and last token of each row's first answer.
+
+        Training rows whose answer is nowhere in the context are left out with a warning; other rows of the kind are
+        scored by its text, and left out of the loss.
+
+        Raises:
+            UsageError: a value is missing or cannot be used (names the row), or no row has what the metric scores.
+        """
+        questions, contexts = column_texts(rows, columns)
+        assert contexts is not None, "recognise() found them"
+        found = answers.read(rows, str(columns.label))
+        self.check_labels(rows, columns)
+        if not training:
+            self._check_metric(found)
+        places = [_places(context, given) for context, given in zip(contexts, found, strict=True)]
+        lost = {row for row, place in enumerate(places) if found[row] and place is None} if training else set()
+        if lost:
+            said = f"{len(lost)} of {len(rows)} rows are left out: the answer is not in the context"
+            if len(lost) == len(rows):
+                raise UsageError(f"{said}; extractive question answering needs answers that are")
+            warnings.warn(f"{said}; the first is row {min(lost) + 1} ({questions[min(lost)]})", stacklevel=2)
+        limit = min(self.max_length, base.processor.model_max_length)
+        cut = [
+            each
+            for each in windows.cut(base.processor, questions, contexts, limit, self.stride)
+            if each.row not in lost
+        ]
+        positions = np.full((len(cut), 2), _UNKNOWN, dtype=np.int64)
+        for index, window in enumerate(cut):
+            place = places[window.row]
+            if place or not found[window.row]:
+                positions[index] = (place and window.tokens(*place)) or (window.null, window.null)
+        inputs: dict[str, Sequence[Any]] = {
+            "input_ids": [each.input_ids for each in cut],
+            "start": positions[:, 0].tolist(),
+            "end": positions[:, 1].tolist(),
+        }
+        if _takes_token_types(base):
+            inputs["token_type_ids"] = [each.token_type_ids for each in cut]
+        ids = rows["id"][:] if "id" in rows.column_names else range(1, len(rows) + 1)
+        references = [[answer.text for answer in given] for given in found]
+        return Features(
+            inputs,
+            np.array([len(each.input_ids) for each in cut], dtype=np.int64),
+            Asked(cut, list(map(str, ids)), questions, contexts, references),
+        )
+
+    def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
+        """Inputs `(batch, tokens)`; targets `start` and `end`, `(batch,)`, and `mask`, what is no padding."""
+        names = [name for name in ("input_ids", "token_type_ids") if name in features.inputs]
+        chosen = {name: [features.inputs[name][index] for index in indices] for name in names}
+        padded = dict(base.processor.pad(chosen, return_attention_mask=True, return_tensors="pt"))
+        mask = padded["attention_mask"].bool()
+        targets = {"mask": mask}
+        for name in ("start", "end"):
+            positions = torch.tensor([features.inputs[name][index] for index in indices])
+            targets[name] = torch.where(positions < 0, positions, positions + _padding(mask))
+        return Batch(padded, targets, int((targets["start"] >= 0).sum()))
+
+    def loss(self, outputs: Any, targets: Mapping[str, Tensor], smoothing: float) -> Tensor:
+        """The mean of the cross-entropies of start and end, summed over windows.
+
+        Padding is no class, so a window's loss is the same in any batch.
+        """
+        start = _cross_entropy(outputs.start_logits, targets["start"], targets["mask"], smoothing)
+        end = _cross_entropy(outputs.end_logits, targets["end"], targets["mask"], smoothing)
+        return (start + end) / 2
+
+    def predict(
+        self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch, outputs: Any
+    ) -> list[Span]:
+        """The best answer in each window, and how its null token scores."""
+        cut = [features.references.windows[index] for index in indices]
+        start, end = outputs.start_logits.float().cpu(), outputs.end_logits.float().cpu()
+        padding = _padding(batch.inputs["attention_mask"].cpu()).tolist()
+        return [
+            best_span(start[row, shift:], end[row, shift:], window, self.n_best, self.max_answer_length)
+            for row, (window, shift) in enumerate(zip(cut, padding, strict=True))
+        ]
+
+    def score(self, features: Features, predictions: Sequence[Span]) -> dict[str, float]:
+        """`f1` and `exact_match`; with no-answer questions also of those with an answer, and the accuracy on others."""
+        asked: Asked = features.references
+        pairs = list(zip(self._answers(asked, predictions), asked.references, strict=True))
+        exact = np.array([squad_metrics.exact_match(*pair) for pair in pairs])
+        f1 = np.array([squad_metrics.f1(*pair) for pair in pairs])
+        scores = {"f1": f1.mean(), "exact_match": exact.mean()}
+        answerable = np.array([bool(wanted) for wanted in asked.references])
+        if self.no_answer and answerable.any():
+            scores |= {"f1_answerable": f1[answerable].mean(), "exact_match_answerable": exact[answerable].mean()}
+        if self.no_answer and not answerable.all():
+            scores["no_answer_accuracy"] = exact[~answerable].mean()
+        return {name: float(value) for name, value in scores.items()}
+
+    def report(self, features: Features, predictions: Sequence[Span]) -> list[dict[str, Any]]:
+        """Of each row its id, question, predicted answer and reference answers."""
+        asked: Asked = features.references
+        names = ("id", "question", "predicted", "references")
+        columns = (asked.ids, asked.questions, self._answers(asked, predictions), asked.references)
+        return [dict(zip(names, record, strict=True)) for record in zip(*columns, strict=True)]
+
+    def show(self, base: BaseModel, features: Features, index: int) -> str:
+        """The decoded window, and the tokens that start and end point at."""
+        ids, start, end = (features.inputs[name][index] for name in ("input_ids", "start", "end"))
+        answer = base.processor.decode(ids[start : end + 1]) if start >= 0 else "(unknown)"
+        return f"{base.processor.decode(ids)} -> {answer}"
+
+    def _check_metric(self, found: Sequence[Sequence[answers.Answer]]) -> None:
+        """Refuse a metric of questions that there are none of."""
+        if self.metric == "no_answer_accuracy" and all(found):
+            raise UsageError(f"--metric {self.metric} needs questions without an answer, and every question has one")
+        if self.metric.endswith("_answerable") and not (self.no_answer and any(found)):
+            raise UsageError(f"--metric {self.metric} needs questions of both kinds, with an answer and without")
+
+    def _answers(self, asked: Asked, predictions: Sequence[Span]) -> list[str]:
+        """The answer to each row: that of its best window, or nothing if every window's null token scores better.
+
+        As in run_squad.py of BERT (Devlin et al. 2019), the null score of a row is the lowest of its windows.
+        """
+        best: dict[int, tuple[float, str]] = {}
+        null: dict[int, float] = {}
+        for window, span in zip(asked.windows, predictions, strict=True):
+            row = window.row
+            null[row] = min(null.get(row, np.inf), span.null)
+            if row not in best or span.score > best[row][0]:
+                found = np.isfinite(span.score)
+                best[row] = (span.score, window.text(asked.contexts[row], span.first, span.last) if found else "")
+        silent = {row for row in best if self.no_answer and null[row] - best[row][0] > self.no_answer_threshold}
+        return ["" if row in silent else best[row][1] for row in sorted(best)]
+
+
+def best_span(start: Tensor, end: Tensor, window: windows.Window, n_best: int, max_length: int) -> Span:
+    """The best of a window's answers, among the likeliest starts and ends within the context.
+
+    Args:
+        start: logits, `(tokens or more,)`; what is beyond the window's tokens is padding.
+        end: logits, likewise.
+        window: the window.
+        n_best: how many starts are combined with how many ends.
+        max_length: tokens in an answer at most.
+
+    Returns:
+        The span; its score is -inf if no start and end go together.
+    """
+    null = float(start[window.null] + end[window.null])
+    places = torch.from_numpy(np.flatnonzero(window.answerable()))
+    firsts, lasts = (
+        places[logits[places].topk(min(n_best, len(places))).indices].unsqueeze(dim)
+        for logits, dim in ((start, 1), (end, 0))
+    )
+    scores = start[firsts] + end[lasts]
+    scores = scores.masked_fill((lasts < firsts) | (lasts - firsts >= max_length), -torch.inf)
+    if not scores.numel():
+        return Span(0, 0, -np.inf, null)
+    first, last = divmod(int(scores.argmax()), scores.shape[1])
+    return Span(int(firsts[first, 0]), int(lasts[0, last]), float(scores[first, last]), null)
+
+
+def _is_text(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string")
+
+
+def _places(context: str, given: Sequence[answers.Answer]) -> tuple[int, int] | None:
+    """Where the first of a row's answers is that can be found."""
+    return next((place for answer in given if (place := answers.place(context, answer))), None)
+
+
+def _takes_token_types(base: BaseModel) -> bool:
+    # A tokenizer of BERT's make offers them to models that have no segments, too.
+    offered = "token_type_ids" in base.processor.model_input_names
+    return offered and "token_type_ids" in inspect.signature(base.model.forward).parameters
+
+
+def _padding(mask: Tensor) -> Tensor:
+    """How many tokens of padding come first in each row of an attention mask, `(batch,)`."""
+    return mask.int().argmax(-1)
+
+
+def _cross_entropy(logits: Tensor, positions: Tensor, mask: Tensor, smoothing: float) -> Tensor:
+    """The sum over the batch; the classes of each row are its tokens.
+
+    Args:
+        logits: `(batch, tokens)`.
+        positions: `(batch,)`; rows below 0 do not count.
+        mask: which tokens are no padding, `(batch, tokens)`.
+        smoothing: share of the target that is spread over them evenly.
+    """
+    negative = -logits.float().masked_fill(~mask, -torch.inf).log_softmax(-1)
+    even = negative.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1)
+    right = negative.gather(-1, positions.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    losses = (1 - smoothing) * right + smoothing * even
+    return losses.masked_fill(positions < 0, 0.0).sum()

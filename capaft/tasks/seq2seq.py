@@ -1,0 +1,116 @@
+"""Sequence to sequence: a text in, a text out, by an encoder and a decoder; the model's own head, frozen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+from torch import nn
+
+from capaft.base_model import BaseModel
+from capaft.columns import Columns, listed
+from capaft.config import TrainConfig
+from capaft.errors import UsageError
+from capaft.tasks import plain_text, text_pairs, text_scores, token_loss
+from capaft.tasks.generation import Generation
+from capaft.tasks.task import Batch, Features
+from capaft.tasks.token_limit import positions, token_limit
+from capaft.tasks.token_loss import IGNORED, padded
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Seq2Seq(Generation):
+    """The task. The default metric is ROUGE-L where the targets are called summaries, BLEU otherwise.
+
+    Attributes:
+        max_target_length: tokens that longer targets are cut to.
+    """
+
+    name: ClassVar[str] = "seq2seq"
+    summary: ClassVar[str] = "a text in, a text out: summaries, translations, answers"
+    auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
+    metrics: ClassVar[tuple[str, ...]] = text_scores.METRICS + token_loss.METRICS
+    own_head: ClassVar[bool] = False
+
+    max_target_length: int = 128
+
+    @classmethod
+    def recognise(cls, rows: Dataset, given: Mapping[str, str | None]) -> Columns:
+        """Source and target, by name or by the keys of a column `translation`; a given source may be alone."""
+        found = text_pairs.recognise(rows, given)
+        if found is None and (given.get("text") is None or given.get("label") is not None):
+            raise UsageError(
+                f"cannot tell source and target; choose them with --text-column and --label-column among {listed(rows)}"
+            )
+        return found or plain_text.recognise(rows, given)
+
+    @classmethod
+    def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
+        """As the settings say, with the metric that suits the target."""
+        usual = "rougeL" if text_pairs.are_summaries(columns) else "bleu"
+        return super().decide(rows, columns, dataclasses.replace(config, metric=config.metric or usual))
+
+    def check_labels(self, rows: Dataset, columns: Columns) -> None:
+        """Make sure that there are targets.
+
+        Raises:
+            UsageError: there are not.
+        """
+        text_pairs.check(rows, columns)
+
+    def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
+        """Sources and targets; in training an example of each reference, in evaluation the loss of the first."""
+        pairs = text_pairs.read(rows, columns, self.source_prefix, each=training)
+        limit, target_limit = token_limit(base, self.max_length), token_limit(base, self.max_target_length)
+        sources, long_sources = _cut(base.processor, limit, text=[pair.source for pair in pairs])
+        targets: list[list[int]] = [[IGNORED]] * len(pairs)
+        long_targets = [False] * len(pairs)
+        if columns.label is not None:
+            firsts = [pair.references[0] for pair in pairs]
+            targets, long_targets = _cut(base.processor, target_limit, text_target=firsts)
+        return Features(
+            {"input_ids": sources, "labels": targets},
+            np.array([len(ids) for ids in sources], dtype=np.int64),
+            [pair.references for pair in pairs],
+            sum(either or other for either, other in zip(long_sources, long_targets, strict=True)),
+            [pair.source for pair in pairs],
+        )
+
+    def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
+        """Sources `(batch, longest)`; targets `(batch, longest)`, and the same one place later as decoder inputs."""
+        ids = [features.inputs["input_ids"][i] for i in indices]
+        labels = padded((features.inputs["labels"][i] for i in indices), IGNORED)
+        inputs = {
+            "input_ids": padded(ids, base.processor.pad_token_id),
+            "attention_mask": padded(([1] * len(each) for each in ids), 0),
+            "decoder_input_ids": base.model.prepare_decoder_input_ids_from_labels(labels=labels),
+        }
+        return Batch(inputs, {"labels": labels}, int((labels != IGNORED).sum()))
+
+    def written(
+        self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch
+    ) -> list[str]:
+        """What the model makes of the sources."""
+        sources = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
+        return self.generated(base, model, min(self.max_new_tokens, positions(base) - 1), set(), **sources)
+
+    def show(self, base: BaseModel, features: Features, index: int) -> str:
+        """The source, and the target in ⟦brackets⟧."""
+        source, target = (
+            base.processor.decode([token for token in features.inputs[name][index] if token != IGNORED])
+            for name in ("input_ids", "labels")
+        )
+        return f"{source} ⟦{target}⟧"
+
+
+def _cut(tokenizer: Any, limit: int, **texts: list[str]) -> tuple[list[list[int]], list[bool]]:
+    """Token ids, at most `limit` of each text with its special tokens, and which texts have more."""
+    ids = tokenizer(**texts, truncation=True, max_length=limit, return_attention_mask=False)["input_ids"]
+    whole = tokenizer(**texts, return_attention_mask=False, verbose=False)["input_ids"]
+    return ids, [len(tokens) > limit for tokens in whole]

@@ -1,0 +1,101 @@
+"""One class of several: cross-entropy, accuracy, F1 and Matthews correlation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from capaft.columns import Columns, kind, listed, place
+from capaft.errors import UsageError
+from capaft.tasks.problem import MAX_CLASSES, Problem, label_values, missing, positions, unknown
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class SingleLabel(Problem):
+    """Targets are the indices of classes, `(examples,)`."""
+
+    problem_type = "single_label_classification"
+    metrics = ("accuracy", "f1", "matthews")
+
+    def classes(self, rows: Dataset, columns: Columns) -> tuple[str, ...]:
+        """A `ClassLabel` keeps its order; integers and whole floats ascend; the rest is sorted as text.
+
+        Raises:
+            UsageError: a row has no label, or the column does not hold from two to `MAX_CLASSES` classes, fewer
+                than there are rows.
+        """
+        names = _names(rows, columns)
+        present = set(names)
+        if len(present) == 1:
+            raise UsageError(
+                f"every label in column {columns.label!r} is {names[0]!r}; give rows of two classes or more"
+            )
+        feature = rows.features[columns.label]
+        if isinstance(feature, datasets.ClassLabel):
+            return tuple(feature.names)
+        if len(present) > MAX_CLASSES or len(present) == len(names):
+            raise UsageError(
+                f"column {columns.label!r} has {len(present)} different values in {len(names)} rows and does not "
+                f"look like a label; choose one with --label-column among {listed(rows)}"
+            )
+        return tuple(sorted(present, key=int if kind(feature) in ("integer", "float") else None))
+
+    def encode(self, rows: Dataset, columns: Columns, labels: Sequence[str]) -> NDArray[np.int64]:
+        """The index of each row's class, `(rows,)`."""
+        names = _names(rows, columns)
+        index = positions(labels, integers=kind(rows.features[columns.label]) == "integer")
+        for row, name in enumerate(names):
+            if name not in index:
+                raise unknown(rows, columns, row, name, labels)
+        return np.array([index[name] for name in names], dtype=np.int64)
+
+    def loss(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        """Cross-entropy."""
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum")
+
+    def predicted(self, logits: NDArray[Any]) -> NDArray[Any]:
+        """The class of the largest logit."""
+        return logits.argmax(-1)
+
+    def scores(self, truth: NDArray[Any], predicted: NDArray[Any]) -> dict[str, float]:
+        """F1 is that of class 1 for two classes (as GLUE scores MRPC), the unweighted mean over classes for more."""
+        from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+        average = "binary" if max(truth.max(), predicted.max()) <= 1 else "macro"
+        return {
+            "accuracy": float(accuracy_score(truth, predicted)),
+            "f1": float(f1_score(truth, predicted, average=average, zero_division=0)),
+            "matthews": float(matthews_corrcoef(truth, predicted)),
+        }
+
+    def named(self, target: Any, labels: Sequence[str]) -> str:
+        """The class."""
+        return labels[int(target)]
+
+
+def _names(rows: Dataset, columns: Columns) -> list[str]:
+    """The name of each row's class, whatever type the column has."""
+    feature = rows.features[columns.label]
+    held = kind(feature)
+    if held in ("list", "other"):
+        raise UsageError(f"column {columns.label!r} does not hold one label a row; lists want --problem multi")
+    names = []
+    for row, value in enumerate(label_values(rows, columns)):
+        # NaN is the value that differs from itself.
+        if value in (None, "") or value != value or (held == "class" and not 0 <= value < len(feature.names)):
+            raise missing(rows, columns, row)
+        if held == "float" and value % 1 != 0:
+            raise UsageError(
+                f"{place(rows, columns, row)}: the label {value} is a fraction and no class; use --problem regression, "
+                "or choose a column of classes with --label-column"
+            )
+        names.append(feature.names[value] if held == "class" else str(int(value) if held == "float" else value))
+    return names

@@ -1,0 +1,137 @@
+"""Texts that go in and texts that should come out: which columns hold them, and how a row is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import datasets
+
+from capaft.columns import Columns, find, is_text, plain, texts, values
+from capaft.errors import UsageError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Usual names of what goes in, and of what should come out, the preferred ones first.
+_PAIRS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("prompt", ("completion", "response", "answer", "output")),
+    ("instruction", ("output", "response", "completion", "answer")),
+    ("question", ("answer", "response")),
+    ("mr", ("ref", "refs", "references")),
+    ("meaningrepresentation", ("humanreference", "target", "references")),
+    ("source", ("target", "targets", "references")),
+    ("src", ("tgt", "trg", "ref", "refs")),
+    ("document", ("summary",)),
+    ("article", ("highlights", "summary", "abstract")),
+    ("dialogue", ("summary",)),
+    ("report", ("summary",)),
+    ("text", ("summary", "target", "completion")),
+    ("input", ("output", "target", "completion", "response")),
+    ("inputs", ("targets", "outputs")),
+    ("query", ("response", "answer")),
+    ("context", ("response",)),
+)
+_FURTHER = {"instruction": (("input", "context"),)}
+_SUMMARIES = ("summary", "highlights", "abstract")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A row as a task reads it.
+
+    Attributes:
+        row: its number, from 1.
+        source: the prefix, the text and, on a line of its own, the further text if there is any.
+        references: what should come out: one text, or several that are equally right.
+    """
+
+    row: int
+    source: str
+    references: tuple[str, ...]
+
+
+def recognise(rows: Dataset, given: Mapping[str, str | None]) -> Columns | None:
+    """The columns of source and target, or None where neither names nor the user tell them.
+
+    Columns of a dictionary `translation` go by its keys: the first is the source, the second the target. A given
+    source without a target has one only if they are a usual pair.
+
+    Raises:
+        UsageError: a given column is not there or holds no text.
+    """
+    flat = _flat(rows)
+    text, pair, label = (given.get(role) for role in ("text", "pair", "label"))
+    languages = [plain(name) for name in flat.column_names if name not in rows.column_names]
+    table = tuple((first, tuple(each for each in languages if each != first)) for first in languages) or _PAIRS
+    usual = [
+        (first, seconds)
+        for first, seconds in table
+        if (text is None or plain(text) == first) and (label is None or plain(label) in seconds)
+    ]
+    # A source of an unusual name says nothing of what its target is called.
+    for first, seconds in usual or (table if label is not None else ()):
+        source = find(flat, "text", text, ((first,),), is_text, "text", (label,))
+        target = find(flat, "label", label, [(each,) for each in seconds], _is_target, "text or a list of texts")
+        further = find(flat, "pair", pair, _FURTHER.get(first, ()), is_text, "text", (source, target))
+        if source is not None and target is not None:
+            return Columns(source, further, target)
+    return None
+
+
+def are_summaries(columns: Columns) -> bool:
+    """Whether the target's name says that it sums up the source."""
+    return columns.label is not None and columns.label.lower().endswith(_SUMMARIES)
+
+
+def check(rows: Dataset, columns: Columns) -> None:
+    """Make sure that there are references to compare with.
+
+    Raises:
+        UsageError: no column holds them, or as :func:`read`.
+    """
+    if columns.label is None:
+        listed = ", ".join(_flat(rows).column_names)
+        raise UsageError(f"no column holds what should come out; choose one with --label-column among {listed}")
+    read(rows, columns, "", each=False)
+
+
+def read(rows: Dataset, columns: Columns, prefix: str, *, each: bool) -> list[Pair]:
+    """The pairs of a split.
+
+    Args:
+        rows: the split.
+        columns: its columns; without a label there are no references.
+        prefix: put before each source.
+        each: make one pair of each reference, not one of each row.
+
+    Raises:
+        UsageError: a row has no source, or no target.
+    """
+    flat = _flat(rows)
+    firsts, _ = texts(flat, Columns(columns.text))
+    further = [""] * len(firsts) if columns.pair is None else values(flat, columns.pair)
+    sources = [prefix + (f"{text}\n{more}" if more else text) for text, more in zip(firsts, further, strict=True)]
+    if columns.label is None:
+        return [Pair(row, source, ()) for row, source in enumerate(sources, start=1)]
+    found = []
+    for row, (source, value) in enumerate(zip(sources, values(flat, columns.label), strict=True), start=1):
+        several = (value,) if isinstance(value, str) else tuple(text for text in value or () if text is not None)
+        if not several:
+            raise UsageError(f"row {row}: no text in column {columns.label!r}; fill it in or drop the row")
+        found += [Pair(row, source, (text,)) for text in several] if each else [Pair(row, source, several)]
+    return found
+
+
+def _is_target(feature: Any) -> bool:
+    return is_text(getattr(feature, "feature", feature))
+
+
+def _flat(rows: Dataset) -> Dataset:
+    """The rows, with the languages of a `translation` as columns of their own."""
+    nested = [name for name in rows.column_names if name.lower() == "translation"]
+    if not nested or not isinstance(rows.features[nested[0]], dict | datasets.Translation):
+        return rows
+    only = rows.select_columns(nested).flatten()
+    return only.rename_columns({name: name.removeprefix(f"{nested[0]}.") for name in only.column_names})

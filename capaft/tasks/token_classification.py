@@ -1,0 +1,291 @@
+"""Token classification: every word of a text to one of several tags, such as named entities or parts of speech."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from capaft.base_model import BaseModel
+from capaft.columns import Columns, ask, find, is_text, kind, listed, values
+from capaft.errors import UsageError
+from capaft.tasks.problem import MAX_CLASSES, positions, unknown
+from capaft.tasks.task import Batch, Features, Task
+from capaft.tasks.token_limit import token_limit
+from capaft.tasks.token_loss import IGNORED, total
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# In lower case without punctuation. Of a corpus tagged several times, as CoNLL-2003 is, the entities are meant.
+_WORDS = (("tokens",), ("words",), ("token", "word", "form", "text", "sentence"))
+_TAGS = (
+    ("nertags",),
+    ("tags",),
+    ("labels", "label"),
+    ("ner", "nerlabels", "iobtags", "biotags", "entities"),
+    ("upos", "upostags"),
+    ("postags", "pos"),
+    ("xpos",),
+    ("chunktags",),
+)
+# IOB1, IOB2, IOE, IOBES, BILOU (L ends a chunk, U is one) and BMEWO (M is inside, W is one): a letter, and a type.
+_CHUNK_TAG = re.compile(r"O|[BIESLUMW](-.+)?")
+_AS_IOBES = str.maketrans("LUMW", "ESIS")
+# The class predicted for a word that the model has not seen.
+_NONE = -1
+
+
+@dataclass(frozen=True)
+class TokenClassification(Task):
+    """A word's first token carries its tag; the model's outputs for its other tokens count nowhere.
+
+    Scores: `accuracy` is the share of words whose tag is right. Where all labels belong to a chunking scheme (IOB1,
+    IOB2, IOE, IOBES, BILOU, BMEWO), `precision`, `recall` and `f1` are those of whole entities of all types together,
+    as conlleval counts them (Tjong Kim Sang and De Meulder, 2003; seqeval's default). Elsewhere, as for parts of
+    speech or tags without names, they are the unweighted means over the tags that occur.
+
+    All words are scored. One that has no token, because its row was cut or the tokenizer leaves it out, counts as
+    predicted "O" where that is a label, and as wrong where it is not.
+    """
+
+    name: ClassVar[str] = "token-classification"
+    summary: ClassVar[str] = "The words of a text to a tag each: named entities, parts of speech."
+    auto_class: ClassVar[str] = "AutoModelForTokenClassification"
+    metrics: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall", "accuracy")
+
+    @classmethod
+    def recognise(cls, rows: Dataset, given: Mapping[str, str | None]) -> Columns:
+        """Find the words and their tags: by name, else each as the only column that can be it."""
+        if given.get("pair"):
+            raise UsageError(f"--pair-column {given['pair']}: {cls.name} takes no second text; drop it")
+        label = given.get("label")
+        text = _column(rows, "text", given.get("text"), _WORDS, _holds_words, "lists of words", label)
+        label = _column(rows, "label", label, _TAGS, _holds_tags, "lists of tags", text)
+        return Columns(text, None, label)
+
+    @classmethod
+    def classes(cls, rows: Dataset, columns: Columns) -> tuple[str, ...]:
+        """The tags: a `ClassLabel` keeps its order, integers ascend, the rest is sorted as text.
+
+        Raises:
+            UsageError: a row cannot be used, or the rows do not have from two to `MAX_CLASSES` tags.
+        """
+        held = _held(rows, columns)
+        present = {name for row in _tag_names(rows, columns, _words(rows, columns)) for name in row}
+        if not 2 <= len(present) <= MAX_CLASSES:
+            raise UsageError(
+                f"column {columns.label!r} has {len(present)} different tags, and {cls.name} wants from 2 to "
+                f"{MAX_CLASSES}; choose one with --label-column among {listed(rows)}"
+            )
+        if isinstance(held, datasets.ClassLabel):
+            return tuple(held.names)
+        return tuple(sorted(present, key=int if kind(held) == "integer" else None))
+
+    def check_labels(self, rows: Dataset, columns: Columns) -> None:
+        """As :meth:`Task.check_labels`, and that there are as many tags as words."""
+        self._encoded(rows, columns, _words(rows, columns))
+
+    def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
+        """Tokenise word by word.
+
+        Inputs are those of the model, the `labels` of its tokens, and as `tagged` the words that have a token, by
+        their places in the row. References are the classes of all words, `(words,)` a row.
+
+        Raises:
+            UsageError: a row has no words, not as many tags as words, a tag that is none of the task's, or no word
+                with a token; or the tokenizer cannot tell which word a token is of.
+        """
+        tokenizer = base.processor
+        if not tokenizer.is_fast:
+            raise UsageError(
+                f"--model {base.base.name}: {self.name} needs a fast tokenizer, which knows the word of each "
+                f"token, and {type(tokenizer).__name__} is none; choose another model"
+            )
+        words = _words(rows, columns)
+        references = self._encoded(rows, columns, words)
+        encoded = tokenizer(
+            [[f" {word}" for word in row] for row in words] if _needs_space(tokenizer) else words,
+            is_split_into_words=True,
+            truncation=True,
+            max_length=token_limit(base, self.max_length),
+            return_attention_mask=False,
+        )
+        labels: list[list[int]] = []
+        tagged: list[list[int]] = []
+        for row, classes in enumerate(references):
+            firsts = [word if word != before else None for before, word in pairwise([None, *encoded.word_ids(row)])]
+            labels.append([IGNORED if word is None else int(classes[word]) for word in firsts])
+            tagged.append([word for word in firsts if word is not None])
+            if not tagged[row]:
+                raise UsageError(
+                    f"row {row + 1}: the tokenizer has no token for any word in column {columns.text!r}; drop the row"
+                )
+        return Features(
+            inputs={**encoded, "labels": labels, "tagged": tagged},
+            lengths=np.array([len(row) for row in labels], dtype=np.int64),
+            references=references,
+            truncated=sum(bool(each.overflowing) for each in encoded.encodings),
+            sources=[{"tokens": row} for row in words],
+        )
+
+    def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
+        """Inputs `(batch, tokens)`, and `labels`, `(batch, tokens)`: -100 but at the first tokens of words."""
+        names = features.inputs.keys() - {"labels", "tagged"}
+        picked = {name: [features.inputs[name][index] for index in indices] for name in names}
+        padded = base.processor.pad(picked, return_attention_mask=True, return_tensors="pt")
+        labels = torch.full_like(padded["input_ids"], IGNORED)
+        # Whichever side is padded, the mask is 1 at a row's own tokens, in their order.
+        labels[padded["attention_mask"].bool()] = torch.tensor(
+            [label for index in indices for label in features.inputs["labels"][index]]
+        )
+        return Batch(dict(padded), {"labels": labels}, int((labels != IGNORED).sum()))
+
+    def loss(self, outputs: Any, targets: Mapping[str, Tensor], smoothing: float) -> Tensor:
+        """The sum of the cross-entropy over the words that have a token."""
+        return total(outputs.logits, targets["labels"], smoothing)
+
+    def predict(
+        self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch, outputs: Any
+    ) -> list[NDArray[np.int32]]:
+        """The class of each word of a row, `(words,)`; for one without a token that of "O", or -1."""
+        outside = self.labels.index("O") if "O" in self.labels else _NONE
+        predictions = []
+        for index, classes, labels in zip(indices, outputs.logits.argmax(-1), batch.targets["labels"], strict=True):
+            prediction = np.full(len(features.references[index]), outside, dtype=np.int32)
+            prediction[features.inputs["tagged"][index]] = classes[labels != IGNORED].cpu().numpy()
+            predictions.append(prediction)
+        return predictions
+
+    def score(self, features: Features, predictions: Sequence[Any]) -> dict[str, float]:
+        """See the class."""
+        from sklearn.metrics import accuracy_score
+
+        of_entities = all(map(_CHUNK_TAG.fullmatch, self.labels))
+        precision, recall, f1 = (self._entities if of_entities else _means)(features.references, predictions)
+        accuracy = accuracy_score(np.concatenate(features.references), np.concatenate(predictions))
+        return {"f1": float(f1), "precision": float(precision), "recall": float(recall), "accuracy": float(accuracy)}
+
+    def report(self, features: Features, predictions: Sequence[Any]) -> list[dict[str, Any]]:
+        """The words of each row, their tags, and the predicted ones; none for a word that has no token."""
+        names = {**dict(enumerate(self.labels)), _NONE: None}
+        return [
+            {**source, "label": [names[int(each)] for each in truth], "predicted": [names[int(each)] for each in found]}
+            for source, truth, found in zip(features.sources, features.references, predictions, strict=True)
+        ]
+
+    def show(self, base: BaseModel, features: Features, index: int) -> str:
+        """The tokens, and after a stroke the tags of those that count."""
+        tokens = base.processor.convert_ids_to_tokens(features.inputs["input_ids"][index])
+        labels = features.inputs["labels"][index]
+        return " ".join(
+            token if label == IGNORED else f"{token}/{self.labels[label]}"
+            for token, label in zip(tokens, labels, strict=True)
+        )
+
+    def _encoded(self, rows: Dataset, columns: Columns, words: Sequence[Sequence[str]]) -> list[NDArray[np.int32]]:
+        """The class of each word, by row `(words,)`."""
+        index = positions(self.labels, integers=kind(_held(rows, columns)) == "integer")
+        names = _tag_names(rows, columns, words)
+        for row, tags in enumerate(names):
+            for tag in tags:
+                if tag not in index:
+                    raise unknown(rows, columns, row, tag, self.labels)
+        return [np.array([index[tag] for tag in tags], dtype=np.int32) for tags in names]
+
+    def _entities(self, truth: Sequence[Any], predictions: Sequence[Any]) -> tuple[float, float, float]:
+        """Precision, recall and F1 of entities."""
+        from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
+
+        names = {at: name[0].translate(_AS_IOBES) + name[1:] for at, name in enumerate(self.labels)} | {_NONE: "O"}
+        wanted, found = ([[names[int(each)] for each in row] for row in rows] for rows in (truth, predictions))
+        return precision_recall_fscore_support(wanted, found, average="micro", zero_division=0)[:3]
+
+
+def _means(truth: Sequence[Any], predictions: Sequence[Any]) -> tuple[float, float, float]:
+    """Precision, recall and F1, each as the mean over the classes that occur."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    wanted, found = np.concatenate(truth), np.concatenate(predictions)
+    occurring = np.setdiff1d(np.union1d(wanted, found), [_NONE])
+    return precision_recall_fscore_support(wanted, found, labels=occurring, average="macro", zero_division=0)[:3]
+
+
+def _needs_space(tokenizer: Any) -> bool:
+    """Whether a word in a list reads as in running text only with the space before it.
+
+    So it is with byte-level BPE, which takes a word without one for the rest of another. That space does what
+    `add_prefix_space` does in RoBERTa's tokenizer, whatever the tokenizer is made of.
+    """
+    running = tokenizer("a a", add_special_tokens=False)["input_ids"]
+    return running != tokenizer(["a", "a"], is_split_into_words=True, add_special_tokens=False)["input_ids"]
+
+
+def _column(
+    rows: Dataset,
+    role: str,
+    given: str | None,
+    names: Sequence[Sequence[str]],
+    fits: Callable[[Any], bool],
+    what: str,
+    taken: str | None,
+) -> str:
+    """The column of a role, by name or as the only one that fits; see :func:`capaft.columns.find`."""
+    if found := find(rows, role, given, names, fits, what, (taken,)):
+        return found
+    fitting = [name for name, feature in rows.features.items() if fits(feature) and name != taken]
+    if len(fitting) != 1:
+        ask(rows, role, "several columns could be" if fitting else f"no column holds {what}")
+    return fitting[0]
+
+
+def _holds_words(feature: Any) -> bool:
+    return kind(feature) == "list" and is_text(feature.feature)
+
+
+def _holds_tags(feature: Any) -> bool:
+    return kind(feature) == "list" and kind(feature.feature) in ("class", "integer", "text")
+
+
+def _held(rows: Dataset, columns: Columns) -> Any:
+    """The feature of a single tag."""
+    return rows.features[columns.label].feature
+
+
+def _words(rows: Dataset, columns: Columns) -> list[list[str]]:
+    """The words of each row; there is one at least."""
+    words = values(rows, columns.text)
+    for row, each in enumerate(words):
+        if not each or None in each:
+            what = "a word is missing" if each else "there are no words"
+            raise UsageError(f"row {row + 1}: {what} in column {columns.text!r}; fill it in or drop the row")
+    return words
+
+
+def _tag_names(rows: Dataset, columns: Columns, words: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The name of each word's tag, by row, whatever type the column has."""
+    assert columns.label is not None
+    tags: list[list[Any]] = [each or [] for each in values(rows, columns.label)]
+    names = getattr(_held(rows, columns), "names", None)
+    for row, each in enumerate(tags):
+        if len(each) != len(words[row]):
+            raise UsageError(
+                f"row {row + 1}: {len(words[row])} words in column {columns.text!r} but {len(each)} tags in column "
+                f"{columns.label!r}; give each word a tag or drop the row"
+            )
+        # Negative numbers mark words that are not to be scored.
+        if any(
+            tag in (None, "") or (names and tag >= len(names)) or (isinstance(tag, int) and tag < 0) for tag in each
+        ):
+            raise UsageError(
+                f"row {row + 1}: a word has no tag in column {columns.label!r}; fill it in or drop the row"
+            )
+    return [[names[tag] if names else str(tag) for tag in each] for each in tags]

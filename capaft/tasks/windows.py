@@ -1,0 +1,128 @@
+"""A question with its context, cut into windows that a model can take.
+
+Every window holds the question and what a tokenizer puts around a pair, as if its part of the context were the whole;
+neighbours overlap by the stride, so that no answer shorter than that is cut in every window. The question comes first
+whatever side is padded: a causal model reads the context knowing what to look for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capaft.errors import UsageError
+
+# Rows tokenised at a time: enough for all cores, few enough for what they give to be small.
+_ROWS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A part of a row.
+
+    Attributes:
+        row: index of the row.
+        input_ids: `(tokens,)`.
+        token_type_ids: `(tokens,)`.
+        null: the token that stands for "not here": [CLS], or the first where there is none.
+        first: the first of its tokens that belongs to the context.
+        begin: index of that token among the context's.
+        end: one past the index of its last one.
+        characters: what each token of the whole context stands for, `(context tokens, 2)`: the first character and
+            one past the last; the same for some tokens of some tokenizers, which stand for nothing.
+    """
+
+    row: int
+    input_ids: NDArray[np.int32]
+    token_type_ids: NDArray[np.int8]
+    null: int
+    first: int
+    begin: int
+    end: int
+    characters: NDArray[np.int32]
+
+    def tokens(self, start: int, end: int) -> tuple[int, int] | None:
+        """The first and the last token of the characters from `start` to before `end`, or None if some are outside."""
+        starts, ends = self.characters.T
+        inside = np.flatnonzero((starts < ends) & (ends > start) & (starts < end))
+        if not len(inside) or inside[0] < self.begin or inside[-1] >= self.end:
+            return None
+        shift = self.first - self.begin
+        return int(inside[0]) + shift, int(inside[-1]) + shift
+
+    def text(self, context: str, first: int, last: int) -> str:
+        """What the tokens from `first` to `last` stand for, without white space around it."""
+        shift = self.begin - self.first
+        return context[self.characters[first + shift, 0] : self.characters[last + shift, 1]].strip()
+
+    def answerable(self) -> NDArray[np.bool_]:
+        """Which tokens stand for some of the context, `(tokens,)`."""
+        mask = np.zeros(len(self.input_ids), dtype=np.bool_)
+        starts, ends = self.characters[self.begin : self.end].T
+        mask[self.first : self.first + self.end - self.begin] = starts < ends
+        return mask
+
+
+def cut(
+    tokenizer: Any, questions: Sequence[str], contexts: Sequence[str], max_length: int, stride: int
+) -> list[Window]:
+    """The windows of all rows, those of a row in order.
+
+    Args:
+        tokenizer: a fast one, which knows where in the text a token stands.
+        questions: of each row.
+        contexts: of each row.
+        max_length: tokens in a window at most.
+        stride: tokens of the context that neighbours share.
+
+    Raises:
+        UsageError: the tokenizer is slow; a question or context is empty, or so long that windows cannot advance.
+    """
+    if not tokenizer.is_fast:
+        raise UsageError("question answering needs a model with a fast tokenizer, which knows where its tokens stand")
+    found: list[Window] = []
+    for start in range(0, len(questions), _ROWS):
+        asked = [question.strip() for question in questions[start : start + _ROWS]]
+        encoded = tokenizer(asked, list(contexts[start : start + _ROWS]), verbose=False).encodings
+        for row, encoding in enumerate(encoded, start):
+            found += _windows(tokenizer, encoding, row, max_length, stride)
+    return found
+
+
+def _windows(tokenizer: Any, encoding: Any, row: int, max_length: int, stride: int) -> Iterator[Window]:
+    ids = np.array(encoding.ids, dtype=np.int32)
+    types = np.array(encoding.type_ids, dtype=np.int8)
+    text = np.array([-1 if each is None else each for each in encoding.sequence_ids], dtype=np.int8)
+    context = np.flatnonzero(text == 1)
+    if not len(context) or 0 not in text:
+        raise UsageError(
+            f"row {row + 1}: its {'question' if len(context) else 'context'} is empty; fill it in or drop the row"
+        )
+    first, size = int(context[0]), len(context)
+    around = len(ids) - size
+    room = max_length - around
+    if size > room and room <= stride:
+        raise UsageError(
+            f"row {row + 1}: its question leaves room for {max(room, 0)} tokens of the context in {max_length}, which "
+            f"must be more than the --stride {stride}; lower it, raise --max-length or drop the row"
+        )
+    classifier = np.flatnonzero((text < 0) & (ids == tokenizer.cls_token_id))
+    null = int(classifier[0]) if len(classifier) else 0
+    characters = np.array(encoding.offsets, dtype=np.int32)[context]
+    for begin in range(0, max(size - stride, 1), max(room - stride, 1)):
+        end = min(begin + room, size)
+        kept = np.r_[:first, first + begin : first + end, first + size : len(ids)]
+        yield Window(
+            row=row,
+            input_ids=ids[kept],
+            token_type_ids=types[kept],
+            null=null if null < first else null - size + end - begin,
+            first=first,
+            begin=begin,
+            end=end,
+            characters=characters,
+        )

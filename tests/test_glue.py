@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+
+from capaft.tasks.glue import official_metric
+
+
+@pytest.mark.parametrize(
+    ("data", "metric"),
+    [
+        ("glue/cola", "matthews"),
+        ("../shared/data/glue/cola", "matthews"),
+        ("nyu-mll/glue/cola", "matthews"),
+        ("/data/glue/cola/train.jsonl", "matthews"),
+        ("glue_data/CoLA", "matthews"),
+        ("glue/sst2/", "accuracy"),
+        ("GLUE/SST-2", "accuracy"),
+        (r"C:\glue\mrpc", "f1"),
+        ("glue/qqp", "f1"),
+        ("glue/stsb", "pearson_spearman"),
+        ("glue/STS-B", "pearson_spearman"),
+        ("glue/mnli", "accuracy"),
+        ("glue/mnli_matched", "accuracy"),
+        ("glue/qnli", "accuracy"),
+        ("glue/rte", "accuracy"),
+        ("glue/wnli", "accuracy"),
+        ("cola", None),
+        ("glue", None),
+        ("glue/other", None),
+        ("super_glue/rte", None),
+        ("not-glue/cola", None),
+        ("", None),
+    ],
+)
+def test_official_metric(data: str, metric: str | None) -> None:
+    assert official_metric(data) == metric

@@ -1,0 +1,493 @@
+"""Windows against the tokenizer's own, spans against a search of all pairs, scores against the official definitions."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, List, Value
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch.nn import functional as F
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoTokenizer,
+    DistilBertConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    T5Config,
+    XLNetConfig,
+)
+
+from capaft import demo
+from capaft.base_model import BaseModel
+from capaft.columns import Columns
+from capaft.config import TrainConfig
+from capaft.errors import UsageError
+from capaft.tasks import answers, squad_metrics, windows
+from capaft.tasks.answers import Answer
+from capaft.tasks.question_answering import QuestionAnswering, Span, best_span
+from tests.tiny import build
+
+COLUMNS = Columns("question", "context", "answers")
+CONTEXT = "The Tower of London was built in 1078. William the Conqueror, a Norman, built it. " + "It still stands. " * 9
+TASK = QuestionAnswering(max_length=32, stride=8)
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    """One token a byte, no special tokens around texts, padded on the left: as GPT-2 for generation."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(["<pad>"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", padding_side="left")
+
+
+def classifier_last() -> PreTrainedTokenizerFast:
+    """Words, and the special tokens where XLNet has them; padded on the left."""
+    words = sorted({*CONTEXT.replace(".", " . ").replace(",", " , ").split(), "Who", "When", "?"})
+    names = ["<unk>", "<sep>", "<cls>", "<pad>", *words]
+    tokenizer = Tokenizer(models.WordLevel({name: index for index, name in enumerate(names)}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <sep> <cls>", pair="$A:0 <sep>:0 $B:1 <sep>:1 <cls>:2", special_tokens=[("<sep>", 1), ("<cls>", 2)]
+    )
+    special = {name: f"<{name[:3]}>" for name in ("unk_token", "sep_token", "cls_token", "pad_token")}
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", model_input_names=names, **special)
+
+
+BERT = AutoTokenizer.from_pretrained(demo.base_model())
+TOKENIZERS = {"bert": BERT, "bytes": byte_level(), "classifier last": classifier_last()}
+LENGTHS = {"bert": 32, "bytes": 96, "classifier last": 24}
+
+
+def base(tokenizer, model=None) -> BaseModel:
+    model = model or SimpleNamespace(forward=lambda input_ids, attention_mask, token_type_ids: None)
+    return BaseModel(model, tokenizer, None, (), True)
+
+
+def rows(*given: tuple[str, str, list[tuple[str, int]]], **more: list) -> Dataset:
+    found = [{"text": [text for text, _ in each[2]], "answer_start": [start for _, start in each[2]]} for each in given]
+    table = {"question": [each[0] for each in given], "context": [each[1] for each in given], "answers": found, **more}
+    kinds = {"answers": {"text": List(Value("string")), "answer_start": List(Value("int32"))}}
+    kinds |= {name: Value("string") for name in table if name != "answers"}
+    return Dataset.from_dict(table, features=Features(kinds))
+
+
+def at(text: str, context: str = CONTEXT) -> tuple[str, int]:
+    return text, context.index(text)
+
+
+def wanted_windows(tokenizer, question, context, answer, max_length, stride):
+    """Ids, segments and positions as the example scripts of transformers find them, by the tokenizer's own windows."""
+    encoded = tokenizer(
+        question,
+        context,
+        truncation="only_second",
+        max_length=max_length,
+        stride=stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        return_token_type_ids=True,
+    )
+    found = []
+    for index, ids in enumerate(encoded["input_ids"]):
+        sequence, offsets = encoded.sequence_ids(index), encoded["offset_mapping"][index]
+        null = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
+        where = (null, null)
+        if answer is not None:
+            start, end = answer[1], answer[1] + len(answer[0])
+            tokens = [token for token in range(len(ids)) if sequence[token] == 1]
+            if offsets[tokens[0]][0] <= start and end <= offsets[tokens[-1]][1]:
+                first, last = tokens[0], tokens[-1]
+                while offsets[first][1] <= start:
+                    first += 1
+                while offsets[last][0] >= end:
+                    last -= 1
+                where = (first, last)
+        found.append((ids, encoded["token_type_ids"][index], *where))
+    return found
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("stride", [0, 3, 8])
+def test_windows_and_positions_are_those_of_the_tokenizer(name: str, stride: int) -> None:
+    tokenizer, length = TOKENIZERS[name], LENGTHS[name]
+    task = QuestionAnswering(max_length=length, stride=stride, no_answer=True)
+    data = [
+        ("Who?", CONTEXT, [at("William the Conqueror")]),
+        ("When?", CONTEXT, []),
+        ("When?", "in 1078", [("1078", 3)]),
+    ]
+    found = task.features(base(tokenizer), rows(*data), COLUMNS, training=True)
+    wanted = [
+        window
+        for question, context, given in data
+        for window in wanted_windows(tokenizer, question, context, (given or [None])[0], length, stride)
+    ]
+    got = zip(*(found.inputs[each] for each in ("input_ids", "start", "end")), strict=True)
+    assert [(ids.tolist(), *where) for ids, *where in got] == [(ids, *where) for ids, _, *where in wanted]
+    segments = [each.token_type_ids.tolist() for each in found.references.windows]
+    assert segments == [types for _, types, *_ in wanted]
+    assert ("token_type_ids" in found.inputs) == (name != "bytes")
+    assert found.lengths.tolist() == [len(ids) for ids, *_ in wanted]
+    assert len(found) > 3
+    assert found.truncated == 0
+
+
+WORDS = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S")), min_size=1, max_size=9)
+
+
+@settings(deadline=None, max_examples=60)
+@given(words=st.lists(WORDS, min_size=1, max_size=40), data=st.data(), name=st.sampled_from(["bert", "bytes"]))
+def test_positions_decode_to_the_answer_and_windows_cover_the_context(words, data, name) -> None:
+    tokenizer, context = TOKENIZERS[name], " ".join(words)
+    first = data.draw(st.integers(0, len(words) - 1))
+    last = data.draw(st.integers(first, min(first + 3, len(words) - 1)))
+    start = sum(map(len, words[:first])) + first
+    text = " ".join(words[first : last + 1])
+    task = QuestionAnswering(max_length=data.draw(st.integers(240, 300)), stride=200)
+    if name == "bert":
+        task = replace(task, max_length=data.draw(st.integers(70, 90)), stride=60)
+    found = task.features(base(tokenizer), rows(("Who?", context, [(text, start)])), COLUMNS, training=True)
+    cut = found.references.windows
+    assert [each.begin for each in cut[1:]] == [each.end - task.stride for each in cut[:-1]]
+    assert cut[0].begin == 0
+    assert cut[-1].end == len(cut[0].characters)
+    assert max(found.lengths) <= task.max_length
+    alone = tokenizer(text, add_special_tokens=False)["input_ids"]
+    for window, ids, one, two in zip(cut, *(found.inputs[each] for each in ("input_ids", "start", "end")), strict=True):
+        shown = ids[window.first : window.first + window.end - window.begin]
+        assert shown.tolist() == tokenizer(context, add_special_tokens=False)["input_ids"][window.begin : window.end]
+        if (one, two) == (window.null, window.null):
+            continue
+        assert window.text(context, one, two) == text
+        assert ids[one : two + 1].tolist() == alone
+    if len(alone) <= task.stride:
+        assert any(one != window.null for window, one in zip(cut, found.inputs["start"], strict=True))
+
+
+def test_spaces_that_belong_to_a_token_are_not_part_of_an_answer() -> None:
+    tokenizer = Tokenizer(models.BPE({"a": 0, "Ġ": 1, "Ġa": 2, "b": 3, "Ġb": 4}, [("Ġ", "a"), ("Ġ", "b")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    cut = windows.cut(PreTrainedTokenizerFast(tokenizer_object=tokenizer), ["a"], ["a b a"], 8, 2)[0]
+    assert cut.characters.tolist() == [[0, 1], [1, 3], [3, 5]]
+    assert cut.tokens(2, 3) == (2, 2)
+    assert cut.text("a b a", 2, 2) == "b"
+
+
+def test_tokens_that_stand_for_nothing_are_no_answers() -> None:
+    nothing = windows.Window(0, np.arange(5), np.zeros(5), 0, 1, 0, 4, np.array([[0, 0], [0, 3], [0, 0], [3, 5]]))
+    assert nothing.answerable().tolist() == [False, False, True, False, True]
+    assert nothing.tokens(0, 3) == (2, 2)
+    assert nothing.tokens(1, 5) == (2, 4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side(side: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(demo.base_model(), padding_side=side)
+    data = rows(("Who?", CONTEXT, [at("William")]), ("When?", "in 1078", [("1078", 3)]))
+    found = TASK.features(base(tokenizer), data, COLUMNS, training=True)
+    last = len(found) - 1
+    batch = TASK.collate(base(tokenizer), found, [0, last], training=True)
+    assert batch.terms == 2
+    assert batch.inputs["input_ids"].shape == (2, 32) == batch.targets["mask"].shape
+    for row, index in enumerate((0, last)):
+        positions = [int(batch.targets[name][row]) for name in ("start", "end")]
+        kept = batch.inputs["input_ids"][row][positions[0] : positions[1] + 1].tolist()
+        start, end = (found.inputs[name][index] for name in ("start", "end"))
+        assert kept == found.inputs["input_ids"][index][start : end + 1].tolist()
+    answer = tokenizer("1078", add_special_tokens=False)["input_ids"]
+    assert batch.inputs["input_ids"][1][batch.targets["start"][1] : batch.targets["end"][1] + 1].tolist() == answer
+
+
+def test_segments_go_only_to_models_that_take_them() -> None:
+    model = SimpleNamespace(forward=lambda input_ids, attention_mask: None)
+    found = TASK.features(base(BERT, model), rows(("When?", "in 1078", [("1078", 3)])), COLUMNS, training=True)
+    assert set(TASK.collate(base(BERT, model), found, [0], training=True).inputs) == {"input_ids", "attention_mask"}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_loss_is_that_of_unpadded_windows(side: str, smoothing: float) -> None:
+    lengths, width = [5, 3, 4], 5
+    start, end = torch.randn(2, 3, width, dtype=torch.float64).unbind()
+    positions = torch.tensor([[1, 3], [0, 2], [-100, -100]])
+    mask, shift = torch.zeros(3, width, dtype=torch.bool), [0, 0, 0]
+    for row, length in enumerate(lengths):
+        shift[row] = width - length if side == "left" else 0
+        mask[row, shift[row] : shift[row] + length] = True
+    moved = torch.where(positions < 0, positions, positions + torch.tensor(shift)[:, None])
+    outputs = SimpleNamespace(start_logits=start.requires_grad_(), end_logits=end)
+    loss = TASK.loss(outputs, {"mask": mask, "start": moved[:, 0], "end": moved[:, 1]}, smoothing)
+    wanted = sum(
+        F.cross_entropy(logits[row][mask[row]].float(), positions[row, which], label_smoothing=smoothing)
+        for which, logits in enumerate((start, end))
+        for row in range(2)
+    )
+    assert loss.dtype == torch.float32
+    assert float(loss.detach()) == pytest.approx(float(wanted.detach()) / 2, rel=1e-6)
+    loss.backward()
+    assert outputs.start_logits.grad.isfinite().all()
+    assert not outputs.start_logits.grad[2].any()
+
+
+def naive_answers(features, logits, task: QuestionAnswering) -> list[str]:
+    """Every pair of tokens of every window, by the rules of the official scripts."""
+    found = []
+    for row, context in enumerate(features.references.contexts):
+        candidates, nulls = [], []
+        for window, (start, end) in zip(features.references.windows, logits, strict=True):
+            if window.row != row:
+                continue
+            nulls.append(float(start[window.null] + end[window.null]))
+            inside = range(window.first, window.first + window.end - window.begin)
+            starts = sorted(inside, key=lambda token: -start[token])[: task.n_best]
+            ends = sorted(inside, key=lambda token: -end[token])[: task.n_best]
+            for first in starts:
+                for last in ends:
+                    if first <= last < first + task.max_answer_length:
+                        characters = window.characters[window.begin : window.end]
+                        text = context[characters[first - window.first, 0] : characters[last - window.first, 1]]
+                        candidates.append((float(start[first] + end[last]), text))
+        score, text = max(candidates, default=(-np.inf, ""))
+        found.append("" if task.no_answer and min(nulls) > score + task.no_answer_threshold else text)
+    return found
+
+
+@pytest.mark.parametrize("n_best", [2, 1000])
+@pytest.mark.parametrize("no_answer", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_answers_are_those_of_a_search_of_all_pairs(seed: int, no_answer: bool, n_best: int) -> None:
+    task = replace(TASK, n_best=n_best, no_answer=no_answer, max_answer_length=4, no_answer_threshold=0.3 * (seed % 2))
+    given = base(AutoTokenizer.from_pretrained(demo.base_model(), padding_side=["left", "right"][seed % 2]))
+    data = rows(*((f"Who {i}?", CONTEXT[:length], [("The", 0)]) for i, length in enumerate([9, 90, 200, 40, 160])))
+    found = task.features(given, data, COLUMNS, training=False)
+    generator = torch.Generator().manual_seed(seed)
+    logits = [torch.randn(2, int(length), generator=generator) for length in found.lengths]
+    for window, pair in zip(found.references.windows, logits, strict=True):
+        pair[:, window.null] += 1.5
+        # What is likeliest without being an answer: the question.
+        pair[:, 2] += 5
+    predictions = [None] * len(found)
+    for indices in (range(0, len(found), 2), range(1, len(found), 2)):
+        batch = task.collate(given, found, list(indices), training=False)
+        padded = torch.full((2, *batch.inputs["input_ids"].shape), 100.0)
+        for row, index in enumerate(indices):
+            padded[:, row, batch.targets["mask"][row]] = logits[index]
+        outputs = SimpleNamespace(start_logits=padded[0], end_logits=padded[1])
+        for index, span in zip(indices, task.predict(given, None, found, list(indices), batch, outputs), strict=True):
+            predictions[index] = pickle.loads(pickle.dumps(span))
+    wanted = naive_answers(found, logits, task)
+    report = task.report(found, predictions)
+    assert [record["predicted"] for record in report] == wanted
+    assert [record["id"] for record in report] == ["1", "2", "3", "4", "5"]
+    assert report[1]["question"] == "Who 1?"
+    assert report[1]["references"] == ["The"]
+    if no_answer and n_best > 2:
+        assert "" in wanted
+        assert set(wanted) != {""}
+
+
+def test_a_window_in_which_no_start_goes_with_an_end() -> None:
+    window = windows.Window(0, np.arange(4), np.zeros(4), 0, 1, 0, 3, np.array([[0, 1], [1, 2], [2, 3]]))
+    falling = torch.tensor([0.0, 1, 2, 3])
+    assert best_span(falling, -falling, window, 1, 30) == Span(3, 1, -np.inf, 0.0)._replace(first=3, last=1)
+    assert best_span(falling, -falling, window, 3, 30)[2] == 0.0
+    found = replace(TASK, n_best=1).features(base(BERT), rows(("Who?", "a b", [("a", 0)])), COLUMNS, training=False)
+    assert TASK.report(found, [Span(0, 0, -np.inf, 0.0)])[0]["predicted"] == ""
+
+
+# Published with the metric: answers, references, exact match, F1 counted by hand.
+SCORED = [
+    ("The Eiffel Tower!", ["Eiffel tower"], 1.0, 1.0),
+    ("an  Eiffel\ttower", ["the eiffel-tower"], 0.0, 0.0),
+    ("in Paris, France", ["Paris", "Paris France"], 0.0, 2 * (2 / 3) * 1 / (2 / 3 + 1)),
+    ("theatre and anthem", ["the theatre"], 0.0, 2 * (1 / 3) * 1 / (1 / 3 + 1)),
+    ("to be or not to be", ["be to be"], 0.0, 2 * (3 / 6) * (3 / 3) / (3 / 6 + 1)),
+    ("London", ["Paris", "Rome"], 0.0, 0.0),
+    ("", [], 1.0, 1.0),
+    ("something", [], 0.0, 0.0),
+    ("", ["Paris"], 0.0, 0.0),
+    ("U.S.", ["us"], 1.0, 1.0),
+    # Version 2 asks for nothing where all references are articles.
+    ("a", ["The"], 1.0, 1.0),
+    ("Paris", ["the", "Paris"], 1.0, 1.0),
+]
+
+
+@pytest.mark.parametrize(("answer", "references", "exact", "f1"), SCORED)
+def test_exact_match_and_f1(answer: str, references: list[str], exact: float, f1: float) -> None:
+    assert squad_metrics.exact_match(answer, references) == exact
+    assert squad_metrics.f1(answer, references) == pytest.approx(f1)
+
+
+def test_version_2_is_scored_by_kind_too() -> None:
+    data = rows(
+        ("Who?", "William did", [("William", 0)]),
+        ("When?", "William did", []),
+        ("Where?", "William did", []),
+        ("What?", "William did", [("did", 8)]),
+    )
+    task = QuestionAnswering.decide(data, COLUMNS, TrainConfig(max_length=16, no_answer_threshold=1.0))
+    assert task.no_answer
+    assert task.options()["no_answer_threshold"] == 1.0
+    found = task.features(base(BERT), data, COLUMNS, training=False)
+    silent, whole, right = Span(4, 4, 0.0, 2.0), Span(4, 5, 3.0, 3.5), Span(4, 4, 3.0, 4.0)
+    scores = task.score(found, [right, silent, whole, whole])
+    assert scores == pytest.approx(
+        {
+            "f1": (1 + 1 + 0 + 2 / 3) / 4,
+            "exact_match": 2 / 4,
+            "f1_answerable": (1 + 2 / 3) / 2,
+            "exact_match_answerable": 1 / 2,
+            "no_answer_accuracy": 1 / 2,
+        }
+    )
+    assert set(scores) == set(QuestionAnswering.metrics)
+    version_1 = QuestionAnswering.decide(data.select([0, 3]), COLUMNS, TrainConfig())
+    assert not version_1.no_answer
+    assert (version_1.max_length, version_1.metric) == (384, "f1")
+    found = version_1.features(base(BERT), data.select([0, 3]), COLUMNS, training=False)
+    assert version_1.score(found, [silent, whole]) == pytest.approx({"f1": (1 + 2 / 3) / 2, "exact_match": 1 / 2})
+
+
+def test_columns_are_told_by_name_and_by_what_they_hold() -> None:
+    pairs = Dataset.from_dict({"title": ["t"], "id": ["7"], "context": ["c"], "question": ["q"], "answers": [[]]})
+    structs = pairs.remove_columns("answers").add_column("answers", [[{"text": "c", "answer_start": 0}]])
+    lists = rows(("q", "c", [("c", 0)]))
+    for each in (structs, lists):
+        assert QuestionAnswering.recognise(each, {}) == COLUMNS
+        assert answers.read(each, "answers") == [[Answer("c", 0)]]
+    renamed = lists.rename_columns({"question": "query", "context": "passage", "answers": "gold"})
+    assert QuestionAnswering.recognise(renamed, {"label": "gold"}) == Columns("query", "passage", "gold")
+    with pytest.raises(UsageError, match="--label-column"):
+        QuestionAnswering.recognise(renamed, {})
+    with pytest.raises(UsageError, match="both question"):
+        QuestionAnswering.recognise(lists, {"pair": "question"})
+    with pytest.raises(UsageError, match="does not hold"):
+        QuestionAnswering.recognise(lists, {"label": "context"})
+
+
+def test_ids_are_the_rows_own() -> None:
+    found = TASK.features(base(BERT), rows(("Who?", "a b", [("a", 0)]), id=["5e"]), COLUMNS, training=False)
+    assert found.references.ids == ["5e"]
+    assert TASK.show(base(BERT), found, 0) == "[CLS] who? [SEP] a b [SEP] -> a"
+
+
+@pytest.mark.parametrize(
+    ("context", "answer", "wanted"),
+    [
+        ("a cat and a cat", Answer("cat", 12), (12, 15)),
+        ("a cat and a cat", Answer("cat", 10), (12, 15)),
+        ("a cat and a cat", Answer(" cat ", 1), (2, 5)),
+        ("May may May", Answer("may", 8), (4, 7)),
+        ("MAY be", Answer("may", 5), (0, 3)),
+        ("two\n words (x)", Answer("two words (x)", 0), (0, 14)),
+        ("café", Answer("cafe", 0), None),
+    ],
+)
+def test_answers_that_stand_elsewhere_are_found(context: str, answer: Answer, wanted: tuple[int, int] | None) -> None:
+    assert answers.place(context, answer) == wanted
+
+
+def test_rows_whose_answer_is_nowhere() -> None:
+    data = rows(("Who?", "a b", [("a", 0)]), ("What?", "a b", [("z", 0)]), ("When?", "a b", [("z", 0), ("b", 2)]))
+    with pytest.warns(UserWarning, match=r"1 of 3 rows are left out.*row 2 \(What\?\)"):
+        found = TASK.features(base(BERT), data, COLUMNS, training=True)
+    assert [each.row for each in found.references.windows] == [0, 2]
+    assert found.inputs["start"][1] > found.inputs["start"][0] > 0
+    with pytest.raises(UsageError, match="2 of 2"):
+        TASK.features(base(BERT), data.select([1, 1]), COLUMNS, training=True)
+    kept = TASK.features(base(BERT), data, COLUMNS, training=False)
+    batch = TASK.collate(base(BERT), kept, [0, 1, 2], training=False)
+    assert batch.terms == 2
+    assert TASK.show(base(BERT), kept, 1).endswith("(unknown)")
+    assert TASK.score(kept, [Span(4, 4, 1.0, 0.0)] * 3)["exact_match"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (("Who is it? " * 6, CONTEXT, [at("1078")]), "row 1: .*room for 5 tokens.*--stride 8"),
+        (("Who is it? " * 9, CONTEXT, [at("1078")]), "row 1: .*room for 0 tokens"),
+        (("Who?", "", [("1078", 0)]), "row 1: its context is empty"),
+        ((" ", CONTEXT, [at("1078")]), "row 1: its question is empty"),
+        ((None, CONTEXT, [at("1078")]), "row 1: no text in column 'question'"),
+        (("Who?", None, [at("1078")]), "row 1: no text in column 'context'"),
+        (("Who?", CONTEXT, []), "row 1: there is no answer"),
+        (("Who?", CONTEXT, [("1078", None)]), "row 1: its answers are not"),
+    ],
+)
+def test_rows_that_cannot_be_used(data, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        TASK.features(base(BERT), rows(data), COLUMNS, training=False)
+    assert "\n" not in str(error.value)
+
+
+def test_metrics_that_these_questions_do_not_have() -> None:
+    answered = rows(("Who?", "a b", [("a", 0)]))
+    for metric in ("no_answer_accuracy", "f1_answerable", "exact_match_answerable"):
+        task = replace(TASK, metric=metric)
+        task.features(base(BERT), answered, COLUMNS, training=True)
+        with pytest.raises(UsageError, match=f"--metric {metric} needs questions"):
+            task.features(base(BERT), answered, COLUMNS, training=False)
+
+
+def test_slow_tokenizers_are_refused() -> None:
+    with pytest.raises(UsageError, match="fast tokenizer"):
+        windows.cut(SimpleNamespace(is_fast=False), ["Who?"], ["a"], 8, 2)
+
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+MODELS = {
+    "llama": LlamaConfig(vocab_size=300, num_key_value_heads=2, **SIZES),
+    "gpt2": GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0),
+    "t5": T5Config(vocab_size=300, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0),
+    "xlnet": XLNetConfig(vocab_size=300, d_model=16, n_layer=1, n_head=2, d_inner=16),
+    "distilbert": DistilBertConfig(vocab_size=300, dim=16, n_layers=1, n_heads=2, hidden_dim=16),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_losses_and_answers_are_the_same_in_any_batch(kind: str) -> None:
+    model = build(AutoModelForQuestionAnswering.from_config, MODELS[kind])
+    tokenizer = {"xlnet": classifier_last, "distilbert": classifier_last}.get(kind, byte_level)()
+    if kind != "xlnet":
+        # Others count positions from the first token, be it padding or not.
+        tokenizer.padding_side = "right"
+    given = base(tokenizer, model)
+    task = QuestionAnswering(max_length=96 if tokenizer.cls_token is None else 24, stride=8)
+    data = rows(("Who?", CONTEXT, [at("William the Conqueror")]), ("When?", "in 1078", [("1078", 3)]))
+    found = task.features(given, data, COLUMNS, training=False)
+
+    def both(indices):
+        batch = task.collate(given, found, indices, training=False)
+        with torch.inference_mode():
+            outputs = model(**batch.inputs)
+        predictions = task.predict(given, model, found, indices, batch, outputs)
+        return float(task.loss(outputs, batch.targets, 0.1)), batch.terms, predictions
+
+    loss, terms, together = both(list(range(len(found))))
+    alone = [both([index]) for index in range(len(found))]
+    assert terms == len(found) > 2
+    assert loss == pytest.approx(sum(each[0] for each in alone), rel=1e-4)
+    for span, (_, _, other) in zip(together, alone, strict=True):
+        assert (span.first, span.last) == (other[0].first, other[0].last)
+        assert (span.score, span.null) == pytest.approx((other[0].score, other[0].null), abs=1e-4)
+
+
+def test_the_embedded_model_gets_a_head_of_two_outputs() -> None:
+    given = TASK.load_model(None, seed=0)
+    assert given.model.qa_outputs.out_features == 2
+    found = TASK.features(given, rows(("Who?", CONTEXT, [at("William")])), COLUMNS, training=True)
+    batch = TASK.collate(given, found, range(len(found)), training=True)
+    loss = TASK.loss(given.model(**batch.inputs), batch.targets, 0.0)
+    assert float(loss.detach()) / batch.terms == pytest.approx(np.log(32), rel=0.1)

@@ -1,0 +1,127 @@
+"""What one file of each newer kind becomes; `test_data.py` has the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import pyarrow as pa
+import pyarrow.feather as feather
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from capaft.errors import UsageError
+from capaft.readers import read
+
+TABLE = pa.table({"text": [f"text {i}" for i in range(3000)], "label": [i % 2 for i in range(3000)]})
+
+
+def write_stream(path: Path) -> None:
+    with pa.ipc.new_stream(path, TABLE.schema) as stream:
+        for batch in TABLE.to_batches(max_chunksize=1000):
+            stream.write_batch(batch)
+
+
+def write_file(path: Path) -> None:
+    with pa.ipc.new_file(path, TABLE.schema) as file:
+        file.write_table(TABLE)
+
+
+@pytest.mark.parametrize("suffix", [".arrow", ".feather", ".Arrow"])
+@pytest.mark.parametrize("kind", ["stream", "file", "lz4", "zstd"])
+def test_arrow(tmp_path: Path, suffix: str, kind: str) -> None:
+    path = tmp_path / f"x{suffix}"
+    if kind in ("stream", "file"):
+        {"stream": write_stream, "file": write_file}[kind](path)
+    else:
+        feather.write_feather(TABLE, path, compression=kind)
+    assert read(path)[:] == TABLE.to_pydict()
+
+
+def test_what_datasets_writes(tmp_path: Path) -> None:
+    names = datasets.ClassLabel(names=["bad", "good"])
+    rows = datasets.Dataset.from_dict(TABLE.to_pydict()).cast_column("label", names)
+    rows.save_to_disk(tmp_path / "saved")
+    (shard,) = (tmp_path / "saved").glob("*.arrow")
+    assert read(shard).features == rows.features
+    assert read(shard)[:] == TABLE.to_pydict()
+
+
+def test_types_of_pandas_and_polars(tmp_path: Path) -> None:
+    pd.DataFrame({"label": pd.Categorical(["x", "y"])}).to_feather(tmp_path / "pandas.feather")
+    assert read(tmp_path / "pandas.feather")["label"][:] == ["x", "y"]
+    feather.write_feather(pa.table({"text": pa.array(["a", None], pa.string_view())}), tmp_path / "polars.arrow")
+    assert read(tmp_path / "polars.arrow").features == {"text": datasets.Value("string")}
+    assert read(tmp_path / "polars.arrow")["text"][:] == ["a", None]
+
+
+@pytest.mark.parametrize("writer", [write_stream, write_file])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.floats(0, 0.99))
+def test_truncated_arrow(tmp_path: Path, writer: Any, share: float) -> None:
+    path = tmp_path / "x.arrow"
+    writer(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    if writer is write_file:
+        with pytest.raises(UsageError, match=r"x\.arrow: "):
+            read(path)
+    else:
+        # A stream may end after any batch, so that this cannot be told from a shorter one.
+        with contextlib.suppress(UsageError):
+            assert len(read(path)) % 1000 == 0
+
+
+@pytest.mark.parametrize("writer", [write_stream, write_file])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_arrow(tmp_path: Path, writer: Any, data: st.DataObject) -> None:
+    """Whatever is in the bytes, there are rows or there is a line that says why not."""
+    path = tmp_path / "x.feather"
+    writer(path)
+    content = bytearray(path.read_bytes())
+    for at in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=5)):
+        content[at] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    with contextlib.suppress(UsageError):
+        assert read(path).to_dict()
+
+
+def test_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_bytes('\ufeffone\r\n\n  \n two, "é"\u2028three\tfour \nNA'.encode())
+    assert list(read(path)) == [{"text": "one"}, {"text": ' two, "é"\u2028three\tfour '}, {"text": "NA"}]
+
+
+MESSAGES = [
+    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
+    {"messages": [{"role": "user", "content": "Bye"}]},
+]
+NESTED: list[list[dict[str, Any]]] = [
+    [{"answers": {"text": ["a"], "answer_start": [0]}}, {"answers": {"text": [], "answer_start": []}}],
+    MESSAGES,
+    [{"refs": ["a", "b"]}, {"refs": []}, {"refs": ["c"]}],
+    [{"tokens": ["a", "b"], "tags": [0, 1]}],
+]
+
+
+@pytest.mark.parametrize("rows", NESTED)
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_nested_json(tmp_path: Path, suffix: str, rows: list[dict[str, Any]]) -> None:
+    path = tmp_path / f"x{suffix}"
+    path.write_text(json.dumps(rows) if suffix == ".json" else "\n".join(map(json.dumps, rows)))
+    assert list(read(path)) == rows
+
+
+@pytest.mark.parametrize("values", [["a", ["b"]], [{"text": "a"}, {"text": ["b"]}], [["a"], [3]], [{"a": 1}, "b"]])
+def test_nested_json_of_several_types(tmp_path: Path, values: list[Any]) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(json.dumps({"column": value}) for value in values))
+    with pytest.raises(UsageError, match="column 'column' cannot be read as one type") as caught:
+        read(path)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,107 @@
+"""Tokenizers and tiny random models for tasks on text: bytes are tokens, so every expected number can be written down."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from datasets import Dataset
+from tiny import build
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from capaft.adapter_file import Base
+from capaft.base_model import BaseModel
+
+PAD, END, START, MASK, TURN, STOP = "<pad>", "<end>", "<start>", "<mask>", "<turn>", "<stop>"
+SPECIALS = {PAD: 0, END: 1, START: 2, MASK: 3, TURN: 4, STOP: 5}
+# Two line breaks are one token, whatever text they come from.
+BREAKS = 6 + 256
+SIZE = BREAKS + 1
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}<turn>{{ message['role'] }}\n{{ message['content'] }}<stop>\n{% endfor %}"
+    "{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
+)
+MARKED_TEMPLATE = (
+    "{% for message in messages %}<turn>{{ message['role'] }}\n{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] }}<stop>{% endgeneration %}{% else %}{{ message['content'] }}<stop>"
+    "{% endif %}\n{% endfor %}{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
+)
+# As Qwen3's: only the last answer keeps its thoughts.
+THINKING_TEMPLATE = (
+    "{% for message in messages %}<turn>{{ message['role'] }}\n{% if message['role'] == 'assistant' and loop.last %}"
+    "<think></think>{% endif %}{{ message['content'] }}<stop>\n{% endfor %}"
+    "{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
+)
+
+
+def tokenizer(template: str | None = None, *, framed: bool = False, masks: bool = False) -> Any:
+    """Every byte a token; with `framed`, a text stands between start and end as in BERT."""
+    letters = sorted(ByteLevel.alphabet())
+    vocabulary = SPECIALS | {letter: 6 + place for place, letter in enumerate(letters)} | {"ĊĊ": BREAKS}
+    made = Tokenizer(BPE(vocabulary, [("Ċ", "Ċ")]))
+    made.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = ByteLevelDecoder()
+    made.add_special_tokens(list(SPECIALS))
+    if framed:
+        ends = [(START, SPECIALS[START]), (END, SPECIALS[END])]
+        made.post_processor = TemplateProcessing(single=f"{START} $A {END}", pair=None, special_tokens=ends)
+    names = {"pad_token": PAD, "eos_token": END, **({"mask_token": MASK} if masks else {})}
+    found = PreTrainedTokenizerFast(tokenizer_object=made, **names)
+    found.chat_template = template
+    return found
+
+
+@cache
+def _model(kind: str) -> Any:
+    size = {"vocab_size": SIZE, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+    small = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    match kind:
+        case "llama":
+            shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+            return build(LlamaForCausalLM, LlamaConfig(**size, **shape, max_position_embeddings=512))
+        case "gpt2":
+            return build(GPT2LMHeadModel, GPT2Config(**size, n_embd=32, n_layer=2, n_head=4, n_positions=64))
+        case "t5":
+            shape = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4}
+            return build(T5ForConditionalGeneration, T5Config(**size, **shape, decoder_start_token_id=0))
+        case "bart":
+            heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 256}
+            start = {"decoder_start_token_id": 2, "forced_eos_token_id": None}
+            return build(BartForConditionalGeneration, BartConfig(**size, **small, **heads, **start))
+        case _:
+            shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+            return build(BertForMaskedLM, BertConfig(vocab_size=SIZE, pad_token_id=0, **shape))
+
+
+def base(kind: str, made: Any) -> BaseModel:
+    """A tiny model with a tokenizer; tests must not change it."""
+    return BaseModel(_model(kind), made, Base(kind, None), (), False)
+
+
+def ids(text: str) -> list[int]:
+    """A text's tokens by hand: its bytes, in the order of the byte-level alphabet."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = sorted(ByteLevel.alphabet())
+    return [6 + letters.index(bytes_to_unicode()[byte]) for byte in text.encode()]
+
+
+def table(**columns: list[Any]) -> Dataset:
+    return Dataset.from_dict(columns)
