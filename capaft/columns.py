@@ -33,7 +33,7 @@ class Columns:
         text: what goes in: a text, tokens, a question, an image, ...
         pair: its second part, if it has one: the other text, a context.
         label: what should come out, if anything is to be compared with.
-        choices: the answers to choose from, where each has a column of its own.
+        choices: columns of the answers to choose from, or the one that lists them; columns of several labels.
     """
 
     text: str

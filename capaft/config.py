@@ -45,7 +45,9 @@ class TrainConfig(Settings):
         None, "Column of its second part: the other text of a pair, the context of a question (default: found)."
     )
     label_column: str | None = _source(
-        None, "Column that should come out: label, tags, answers, completion or summary (default: found)."
+        None,
+        "Column that should come out: label, tags, answers, completion or summary; a,b,c for a column of 0 and 1 for "
+        "each label (default: found).",
     )
     validation_split: float = _source(
         0.1,
@@ -97,7 +99,9 @@ class TrainConfig(Settings):
         None, 'Generation: text put before each source, such as "summarize: " (default: none).', metavar="text"
     )
     separator: str | None = _task(
-        None, "Generation without a chat template: text between prompt and completion (default: a line break)."
+        None,
+        "Text between prompt and completion where there is no chat template (default: a line break), or between the "
+        "labels of a row that are one text (--problem multi).",
     )
     max_target_length: int = _task(128, "Sequence to sequence: tokens a target is cut to.", check=_at_least(2))
     max_new_tokens: int = _task(128, "Generation: tokens generated at most.", check=_at_least(1))

@@ -38,7 +38,8 @@ from capaft.errors import AdapterFileError, TrainingError, UsageError
 from capaft.storage import SAVE_DTYPES, SaveDtype, decode, encode
 
 HEAD = ("classifier.weight", "classifier.bias")
-TASK = Task("text-classification", ("bad", "so so", "très bon 😀"), 128, "accuracy")
+OPTIONS = {"problem": "single", "stride": 128, "threshold": 0.5, "packing": True, "prefix": None}
+TASK = Task("text-classification", ("bad", "so so", "très bon 😀"), 128, "accuracy", OPTIONS)
 STACKS: dict[str, dict[str, Any]] = {
     "head": {"method": "head"},
     "full": {"method": "full"},
@@ -60,6 +61,9 @@ STACKS: dict[str, dict[str, Any]] = {
     "pfeiffer": {"method": "pfeiffer", "bottleneck": 4, "activation": "tanh", "bias": False},
     "parallel": {"method": "parallel", "bottleneck": 4},
     "prefix": {"method": "prefix+nola"},
+    "head-nola": {"method": "head", "head_mode": "nola", "head_k": 20},
+    "lora-head-nola": {"method": "lora", "head_mode": "nola", "head_k": 2, "modules_to_save": "pooler"},
+    "frozen": {"method": "nola", "head_mode": "frozen"},
 }
 
 
@@ -126,14 +130,40 @@ def test_round_trip(stack: str, dtype: SaveDtype, path: Path) -> None:
         assert path.with_name("again").read_bytes() == path.read_bytes()
 
 
-@given(labels=st.lists(st.text(st.characters(exclude_categories=())), max_size=4), name=st.text() | st.none())
+ANY_TEXT = st.text(st.characters(exclude_categories=()))
+PLAIN = ANY_TEXT | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.none()
+
+
+@given(
+    labels=st.lists(ANY_TEXT, max_size=4),
+    name=st.text() | st.none(),
+    options=st.dictionaries(ANY_TEXT, PLAIN, max_size=32),
+)
 @settings(max_examples=50)
-def test_any_text_comes_back(labels: list[str], name: str | None, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_text_comes_back(
+    labels: list[str], name: str | None, options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     file, model = tmp_path_factory.getbasetemp() / "text.safetensors", _one_layer()
-    task = Task("text-classification", tuple(labels), 1, "f1")
+    task = Task("text-classification", tuple(labels), 1, "f1", options)
     capaft.attach(model, "nola", rank=1, k=2)
     save(model, file, base=Base(name, name), task=task)
     assert (read(file).task, read(file).base) == (task, Base(name, name))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({str(number): number for number in range(33)}, "a task has more than 32 options"),
+        ({"a": [1]}, "the task's option a is no text, number or truth value"),
+        ({"a": float("nan")}, "the task's option a is not finite"),
+        ({1: 1}, "the task's option 1 is no text"),
+    ],
+)
+def test_options_that_a_file_cannot_hold(options: Any, message: str, path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        save(adapted(), path, task=Task("text-classification", (), 1, "f1", options))
+    assert not path.exists()
+    assert Task("text-classification", (), 1, "f1").options == {}
 
 
 def test_a_wrapped_model_and_a_bare_encoder_have_the_same_sites(path: Path) -> None:
@@ -203,26 +233,31 @@ def _stream(what: str, name: str, like: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("options", "dtype", "digest"),
     [
-        ({"method": "nola", "k": 16}, "float32", "7de2a69240427d80ade0a61fa54059be60564f69e1d633f863a5abf79f005fdb"),
+        ({"method": "nola", "k": 16}, "float32", "f4142f8281b10d1fccd5e8c0e02ac53aabaaee8d017292ce9ac156926a01f56f"),
         (
             {"method": "lora+nola+capaboost", "k": (7, 5), "basis": "uniform"},
             "bfloat16",
-            "fe20ea14797ce0966f9dd32823080272c2adbae0080fbb95c03f4c3ff1eac833",
+            "edf69a1a6616235ff441097caf851423c9f5a659089bc2128b8694381c435b62",
         ),
         (
             {"method": "nola", "k": 8, "basis": "group"},
             "float16",
-            "6f0e39090aaa89ba27d7bb9e71122703d2624a7ad31f8bec7ffcb9a380152584",
+            "e22e369f9d440936c3ce703f72ae73beedcb69ff0791fe8601113c3322927c5c",
         ),
         (
             {"method": "capaboost", "copies": 3, "density": 0.29},
             "int4",
-            "4e5e66656faaa2ded558a95c1f09a448ab7efc10f67c4f93ae4adc066bc0abe2",
+            "9b98326557e0c4a440bd369d554d0de3fd8a551cd9f331566a07a450d5d920cb",
         ),
         (
             {"method": "capaboost", "copies": 2, "masks": "partition", "targets": "query,key,value"},
             "int8",
-            "f0605ba4b6c4df1183a55c2c5efb77fbe91c9db2020fa6a8fdb9297da3019eef",
+            "2e8d70825ba969728b51a8679bba848689a5c218dd703b6df62cbda0c3c74e7d",
+        ),
+        (
+            {"method": "lora", "head_mode": "nola", "head_k": 9},
+            "float32",
+            "3856e7b9592472e1796b24735b1f872cd92fe1c3ea039d7b6e4b8dcab3da5051",
         ),
     ],
 )
@@ -278,7 +313,7 @@ def test_the_header_stays_small_however_many_sites(targets: str, path: Path) -> 
     assert len(adapter.plan.sites) == {"qv": 120, "all-linear": 361}[targets]
     save(model, path, base=Base("some-organisation/some-model-with-a-long-name", "0" * 40), task=TASK)
     header = read(path).header
-    header["task"]["labels"] = []
+    header["task"]["labels"], header["task"]["options"] = [], {}
     assert len(json.dumps(header)) < 2048
 
 
@@ -519,6 +554,7 @@ def _both(*changes: Change) -> Change:
     return lambda header, tensors: [change(header, tensors) for change in changes]
 
 
+LARGE = {"classifier.weight": [3, 32]}
 HOSTILE: dict[str, Change] = {
     "a rank of a billion": _method(rank=10**9),
     "a rank beyond the layer": _method(rank=65),
@@ -616,6 +652,14 @@ HOSTILE: dict[str, Change] = {
     "labels that are no text": _put("task", "labels", value=[1, 2]),
     "task incomplete": _put("task", value={"labels": []}),
     "task of another type": _put("task", value=[]),
+    "task without options": lambda header, _: header["task"].pop("options"),
+    "options of another type": _put("task", "options", value=[]),
+    "options nested": _put("task", "options", value={"a": {}}),
+    "options of a thousand": _put("task", "options", value={str(number): 0 for number in range(1000)}),
+    "a head of another type": _put("head", value=[]),
+    "a head of no keys": _put("head", value={}),
+    "a head that is stored whole": _put("head", value={"k": 4, "parameters": LARGE, "weights": None}),
+    "a frozen head that is stored whole": _put("head", value={"k": 0, "parameters": LARGE, "weights": None}),
     "one key more": _put("comment", value=""),
     "one key less": lambda header, _: header.pop("seed"),
     "format text": _put("format", value="1"),
@@ -658,6 +702,77 @@ def test_a_basis_that_cannot_be_is_refused(good: bytes, path: Path) -> None:
         tensors["up"] = ("F32", [4, 100], bytes(1600))
 
     refused(path, forged(good, empty_groups), r"leaves \d+ of 100 coefficients without any", UsageError)
+
+
+@pytest.fixture(scope="module", params=["nola", "frozen"])
+def good_head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The same with a head of which little is stored."""
+    path = tmp_path_factory.mktemp("good") / "adapter.safetensors"
+    save(adapted(head_mode=request.param, head_k=20), path, base=Base("tiny"), task=TASK)
+    return path.read_bytes()
+
+
+def _head(**values: Any) -> Change:
+    return lambda header, _: header["head"].update(values)
+
+
+HOSTILE_HEADS: dict[str, Change] = {
+    "one key more": _head(mode="nola"),
+    "one key less": lambda header, _: header["head"].pop("k"),
+    "k negative": _head(k=-1),
+    "k fractional": _head(k=20.0),
+    "k true": _head(k=True),
+    "k of a trillion": _head(k=10**12),
+    "k of one too many": _head(k=21),
+    "k of all the entries": _head(k=96),
+    "no parameters": _head(parameters={}),
+    "parameters of another type": _head(parameters=["classifier.weight"]),
+    "a parameter that the model lacks": _head(parameters={"score.weight": [3, 32]}),
+    "a parameter of several lines": _head(parameters={"a\nb\x1b[2J": [3, 32]}),
+    "a parameter of a megabyte": _head(parameters={"a" * 2**20: [3, 32]}),
+    "another shape": _head(parameters={"classifier.weight": [32, 3]}),
+    "a huge shape": _head(parameters={"classifier.weight": [2**62, 2**62]}),
+    "a shape of one side": _head(parameters={"classifier.weight": [96]}),
+    "a shape of another type": _head(parameters={"classifier.weight": [3, 32.0]}),
+    "a shape that is text": _head(parameters={"classifier.weight": "ab"}),
+    "a small parameter": _head(parameters={"classifier.bias": [3, 1]}),
+    "one parameter more": _head(parameters=LARGE | {"pooler.dense.weight": [32, 32]}, k=20),
+    "a parameter that is adapted": _head(
+        parameters=LARGE | {"encoder.layer.0.attention.self.query.weight": [32, 32]}, k=20
+    ),
+    "a parameter stored whole": _tensor("head:classifier.weight", "F32", [3, 32], bytes(384)),
+    "samples that are no base64": _head(weights="?"),
+    "samples of another type": _head(weights=1),
+    "samples of another start": _head(weights=base64.b64encode(bytes(128)).decode()),
+    "no samples": _head(weights=""),
+    "coefficients of another shape": _tensor("head", "F32", [20], bytes(80)),
+    "coefficients of a million": _tensor("head", "F32", [1, 10**6], bytes(4 * 10**6)),
+    "coefficients of another dtype": _tensor("head", "F16", [1, 20], bytes(40)),
+    "coefficients that are not finite": _tensor("head", "F32", [1, 20], struct.pack("<f", float("inf")) * 20),
+    "another seed": _put("seed", value=1),
+    "method full": _put("method", value={"method": "full"}),
+    "method head": _put("method", value={"method": "head"}),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE_HEADS)
+def test_hostile_heads_are_refused(kind: str, good_head: bytes, path: Path) -> None:
+    refused(path, forged(good_head, HOSTILE_HEADS[kind]))
+
+
+@pytest.mark.parametrize("good_head", ["nola"], indirect=True)
+def test_coefficients_and_their_head_belong_together(good_head: bytes, path: Path) -> None:
+    for change in (lambda _, tensors: tensors.pop("head"), _put("head", value=None), _head(k=0)):
+        refused(path, forged(good_head, change), "its tensors are not those of its method")
+
+
+def test_every_flipped_bit_of_a_header_with_a_head_is_refused(good_head: bytes, path: Path) -> None:
+    for position in range(0, 8 * len(good_head), 37):
+        data = bytearray(good_head)
+        data[position // 8] ^= 1 << position % 8
+        path.write_bytes(data)
+        with pytest.raises(AdapterFileError):
+            read(path)
 
 
 ADAPTER_LAYER = {"method": "houlsby", "bottleneck": 3, "activation": "relu", "bias": True, "scaling": 1.0}
@@ -704,9 +819,10 @@ PLACES = [
     *(("base", key) for key in ("name", "revision", "weights")),
     *(("digest", key) for key in ("sites", "streams")),
     *(("method", key) for key in ("method", "rank", "alpha", "rslora", "rank_pattern", "k", "basis", "scope")),
-    *(("task", key) for key in ("labels", "max_length", "metric", "name")),
+    *(("task", key) for key in ("labels", "max_length", "metric", "name", "options")),
     *(("targets", key) for key in ("exclude", "layers", "modules")),
-    *((key,) for key in ("base", "contract", "digest", "format", "method", "save_dtype", "seed", "sites", "targets")),
+    *((key,) for key in ("base", "contract", "digest", "format", "head", "method", "save_dtype", "seed", "sites")),
+    ("targets",),
 ]
 
 

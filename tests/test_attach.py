@@ -569,6 +569,14 @@ def test_what_cannot_be_planned(method: str, options: dict[str, Any], message: s
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_numbers_beside_a_stack_that_is_parsed_already_are_refused() -> None:
+    model, stack = tiny.bert(), parse("nola", k=4)
+    with pytest.raises(UsageError, match="the stack is parsed already; give its numbers to parse: k, rnak"):
+        capaft.attach(model, stack, k=8, rnak=2, seed=3)
+    assert not capaft.adapters(model)
+    capaft.attach(model, stack, seed=3, dropout=0.1, targets="query", exclude="", layers="0", rename={}, head_k=9)
+
+
 def test_the_largest_seed() -> None:
     model, adapter = adapted(seed=2**64 - 1)
     assert adapter.plan.seed == 2**64 - 1

@@ -225,7 +225,7 @@ def test_the_naive_reader_checks_the_head(tmp_path: Path) -> None:
     header, numbers = naive_reader.read(path.read_bytes())
     sites = sites_of({f"encoder.layer.0.attention.self.{name}": torch.zeros(16, 16) for name in ("query", "value")})
     naive_reader.factors(header, numbers, sites)
-    for change in ({"k": 7}, {"parameters": {"classifier.dense.weight": [16, 17]}}, {"k": 0}):
+    for change in ({"k": 70}, {"parameters": {"classifier.dense.weight": [16, 17]}}, {"k": 0}):
         other = copy.deepcopy(header)
         other["head"] |= change
         with pytest.raises(naive_reader.Damaged):

@@ -242,6 +242,13 @@ def test_labels_of_another_split_are_checked() -> None:
         TASK.check_labels(rows, Columns("text", None, "label"))
 
 
+def test_rows_have_a_class_where_they_have_just_one() -> None:
+    rows = table(text=LONG, label=WORDS)
+    assert TASK.classes_of(rows, recognise(rows)) == [1, 0] * 4
+    several = table(text=LONG, label=[["a", "b"], []] * 4)
+    assert decide(several).classes_of(several, recognise(several)) is None
+
+
 @pytest.mark.parametrize(
     ("task", "outputs", "kind"),
     [
@@ -262,7 +269,7 @@ def test_what_the_model_is_told(task: TextClassification, outputs: int, kind: st
 @pytest.fixture(scope="module")
 def base() -> BaseModel:
     tokenizer = AutoTokenizer.from_pretrained(demo.base_model())
-    return BaseModel(None, tokenizer, Base("tokenizer alone"), (), True)
+    return BaseModel(SimpleNamespace(config=BertConfig()), tokenizer, Base("tokenizer alone"), (), True)
 
 
 def features(base: BaseModel, **texts: list[str]) -> Any:

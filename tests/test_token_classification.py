@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
-    CanineTokenizer,
+    ByT5Tokenizer,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForTokenClassification,
@@ -67,8 +68,6 @@ def wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def roberta(**options: Any) -> RobertaTokenizer:
-    import json
-
     trained = json.loads(byte_level(pre_tokenizers.ByteLevel()).to_str())["model"]
     return RobertaTokenizer(vocab=trained["vocab"], merges=[tuple(pair) for pair in trained["merges"]], **options)
 
@@ -157,8 +156,8 @@ def test_cut_rows_are_counted(minilm: BaseModel) -> None:
 
 
 def test_a_slow_tokenizer_is_refused() -> None:
-    with pytest.raises(UsageError, match="some/model: token-classification needs a fast tokenizer.*CanineTokenizer"):
-        TASK.features(based(CanineTokenizer()), rows(), COLUMNS, training=True)
+    with pytest.raises(UsageError, match=r"some/model: token-classification needs a fast tokenizer.*ByT5Tokenizer"):
+        TASK.features(based(ByT5Tokenizer()), rows(), COLUMNS, training=True)
 
 
 def test_show_marks_what_counts(minilm: BaseModel) -> None:
@@ -459,8 +458,7 @@ def test_a_small_model_learns_to_find_names(tmp_path: Any) -> None:
     )
     torch.manual_seed(0)
     RobertaForTokenClassification(config).save_pretrained(tmp_path)
-    task = decided(train)
-    task = TokenClassification(task.labels, 128)
+    task = TokenClassification(decided(train).labels)
     base = task.load_model(str(tmp_path), seed=0)
     features, wanted = (task.features(base, each, COLUMNS, training=True) for each in (train, held_out))
 
@@ -471,9 +469,9 @@ def test_a_small_model_learns_to_find_names(tmp_path: Any) -> None:
         return task.score(wanted, task.predict(base, base.model, wanted, range(len(wanted)), batch, given))
 
     before, losses = scores(), []
-    optimiser = torch.optim.AdamW(base.model.parameters(), lr=5e-3)
+    optimiser = torch.optim.AdamW(base.model.parameters(), lr=4e-3)
     base.model.train()
-    for step in range(60):
+    for step in range(90):
         batch = task.collate(base, features, [(step * 16 + at) % 128 for at in range(16)], training=True)
         loss = task.loss(base.model(**batch.inputs), batch.targets, 0.0) / batch.terms
         optimiser.zero_grad()

@@ -1,4 +1,4 @@
-"""Tokenizers and tiny random models for tasks on text: bytes are tokens, so every expected number can be written down."""
+"""Tokenizers and tiny random models for tasks on text: bytes are tokens, which are easily written down."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -41,7 +43,7 @@ PLAIN_TEMPLATE = (
 MARKED_TEMPLATE = (
     "{% for message in messages %}<turn>{{ message['role'] }}\n{% if message['role'] == 'assistant' %}"
     "{% generation %}{{ message['content'] }}<stop>{% endgeneration %}{% else %}{{ message['content'] }}<stop>"
-    "{% endif %}\n{% endfor %}{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
+    "{% endif %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
 )
 # As Qwen3's: only the last answer keeps its thoughts.
 THINKING_TEMPLATE = (
@@ -81,10 +83,12 @@ def _model(kind: str) -> Any:
         case "t5":
             shape = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4}
             return build(T5ForConditionalGeneration, T5Config(**size, **shape, decoder_start_token_id=0))
-        case "bart":
+        case "bart" | "m2m":
             heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 256}
             start = {"decoder_start_token_id": 2, "forced_eos_token_id": None}
-            return build(BartForConditionalGeneration, BartConfig(**size, **small, **heads, **start))
+            if kind == "bart":
+                return build(BartForConditionalGeneration, BartConfig(**size, **small, **heads, **start))
+            return build(M2M100ForConditionalGeneration, M2M100Config(**size, **small, **heads, **start))
         case _:
             shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
             return build(BertForMaskedLM, BertConfig(vocab_size=SIZE, pad_token_id=0, **shape))

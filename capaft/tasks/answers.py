@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
+from capaft.columns import values
 from capaft.errors import UsageError
 
 _FIELDS = {"text", "answer_start"}
@@ -36,7 +37,7 @@ def read(rows: Dataset, column: str) -> list[list[Answer]]:
     Raises:
         UsageError: a row has no value, or a text without its start; names the row.
     """
-    return [_answers(value, f"row {index + 1}") for index, value in enumerate(rows.with_format(None)[column][:])]
+    return [_answers(value, f"row {index + 1}") for index, value in enumerate(values(rows, column))]
 
 
 def place(context: str, answer: Answer) -> tuple[int, int] | None:
@@ -66,8 +67,8 @@ def _answers(value: Any, row: str) -> list[Answer]:
             texts, starts = [texts], [starts]
         if texts is None or starts is None or len(texts) != len(starts) or None in (*texts, *starts):
             raise UsageError(
-                f"{row}: its answers are not texts with an answer_start each; fill them in, or leave "
-                "both lists empty if there is no answer"
+                f"{row}: its answers are not texts with an answer_start each; fill them in, or leave both lists empty "
+                "if there is no answer"
             )
         found += [Answer(text, start) for text, start in zip(texts, starts, strict=True) if text.strip()]
     return found

@@ -65,13 +65,17 @@ class CausalLM(Generation):
 
     @classmethod
     def recognise(cls, rows: Dataset, given: Mapping[str, str | None]) -> Columns:
-        """Chats, else prompts with completions, else plain text."""
-        text = given.get("text")
-        if given.get("label") is None and (text is None or chat.is_chat(rows.features.get(text))):
-            messages = find(rows, "text", text, _CHATS, chat.is_chat, "messages")
-            if messages is not None:
-                return Columns(messages)
-        return text_pairs.recognise(rows, given) or plain_text.recognise(rows, given)
+        """Chats by name, else prompts with completions, else the only column of chats, else plain text."""
+        text, label = given.get("text"), given.get("label")
+        chats = [name for name, feature in rows.features.items() if chat.is_chat(feature)]
+        if label is None and (text in chats or text is None):
+            named = find(rows, "text", text, _CHATS, chat.is_chat, "messages")
+            if named is not None:
+                return Columns(named)
+        pair = text_pairs.recognise(rows, given)
+        if pair is None and text is None and len(chats) == 1:
+            return Columns(chats[0])
+        return pair or plain_text.recognise(rows, given)
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:

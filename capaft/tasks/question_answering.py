@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from capaft.base_model import BaseModel
-from capaft.columns import Columns, find
-from capaft.columns import texts as column_texts
+from capaft.columns import Columns, ask, find, is_text, texts, values
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.tasks import answers, squad_metrics, windows
 from capaft.tasks.task import Batch, Features, Task
+from capaft.tasks.token_limit import token_limit
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -95,27 +95,24 @@ class QuestionAnswering(Task):
 
     @classmethod
     def recognise(cls, rows: Dataset, given: Mapping[str, str | None]) -> Columns:
-        """Find the questions (`text`), the contexts (`pair`) and the answers (`label`).
+        """Find the questions (`text`), the contexts (`pair`) and the answers (`label`) by name.
 
         Raises:
-            UsageError: one of them is not there.
+            UsageError: a given column is not there or not usable, or one that is not given cannot be told.
         """
-
-        def column(role: str, names: Sequence[Sequence[str]], fits: Any, what: str) -> str:
-            name = find(rows, role, given.get(role), names, fits, what)
+        text, pair, label = given.get("text"), given.get("pair"), given.get("label")
+        label = find(rows, "label", label, _ANSWERS, answers.holds_answers, "answers (text and answer_start)")
+        text = find(rows, "text", text, _QUESTIONS, is_text, "text", (pair, label))
+        pair = find(rows, "pair", pair, _CONTEXTS, is_text, "text", (text, label))
+        wanted = {
+            "text": (text, "questions"),
+            "pair": (pair, "contexts"),
+            "label": (label, "answers with their starts"),
+        }
+        for role, (name, what) in wanted.items():
             if name is None:
-                columns = ", ".join(rows.column_names)
-                raise UsageError(
-                    f"cannot tell which column holds the {what}; choose with --{role}-column among {columns}"
-                )
-            return name
-
-        question = column("text", _QUESTIONS, _is_text, "questions")
-        context = column("pair", _CONTEXTS, _is_text, "contexts")
-        if question == context:
-            raise UsageError(f"--text-column and --pair-column are both {question}; questions and contexts are two")
-        label = column("label", _ANSWERS, answers.holds_answers, "answers (each a text and an answer_start)")
-        return Columns(question, context, label)
+                ask(rows, role, f"no column of a usual name holds {what}")
+        return Columns(str(text), pair, label)
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
@@ -151,42 +148,33 @@ class QuestionAnswering(Task):
         Raises:
             UsageError: a value is missing or cannot be used (names the row), or no row has what the metric scores.
         """
-        questions, contexts = column_texts(rows, columns)
+        self.check_labels(rows, columns)
+        questions, contexts = texts(rows, columns)
         assert contexts is not None, "recognise() found them"
         found = answers.read(rows, str(columns.label))
-        self.check_labels(rows, columns)
-        if not training:
+        places = [_place(context, given) for context, given in zip(contexts, found, strict=True)]
+        lost = {row for row, place in enumerate(places) if found[row] and place is None}
+        cut = windows.cut(base.processor, questions, contexts, token_limit(base, self.max_length), self.stride)
+        if training:
+            _warn(lost, len(rows))
+            cut = [window for window in cut if window.row not in lost]
+        else:
             self._check_metric(found)
-        places = [_places(context, given) for context, given in zip(contexts, found, strict=True)]
-        lost = {row for row, place in enumerate(places) if found[row] and place is None} if training else set()
-        if lost:
-            said = f"{len(lost)} of {len(rows)} rows are left out: the answer is not in the context"
-            if len(lost) == len(rows):
-                raise UsageError(f"{said}; extractive question answering needs answers that are")
-            warnings.warn(f"{said}; the first is row {min(lost) + 1} ({questions[min(lost)]})", stacklevel=2)
-        limit = min(self.max_length, base.processor.model_max_length)
-        cut = [
-            each
-            for each in windows.cut(base.processor, questions, contexts, limit, self.stride)
-            if each.row not in lost
+        positions = [
+            (_UNKNOWN, _UNKNOWN) if window.row in lost else _positions(window, places[window.row]) for window in cut
         ]
-        positions = np.full((len(cut), 2), _UNKNOWN, dtype=np.int64)
-        for index, window in enumerate(cut):
-            place = places[window.row]
-            if place or not found[window.row]:
-                positions[index] = (place and window.tokens(*place)) or (window.null, window.null)
         inputs: dict[str, Sequence[Any]] = {
-            "input_ids": [each.input_ids for each in cut],
-            "start": positions[:, 0].tolist(),
-            "end": positions[:, 1].tolist(),
+            "input_ids": [window.input_ids for window in cut],
+            "start": [start for start, _ in positions],
+            "end": [end for _, end in positions],
         }
         if _takes_token_types(base):
-            inputs["token_type_ids"] = [each.token_type_ids for each in cut]
-        ids = rows["id"][:] if "id" in rows.column_names else range(1, len(rows) + 1)
+            inputs["token_type_ids"] = [window.token_type_ids for window in cut]
+        ids = values(rows, "id") if "id" in rows.column_names else range(1, len(rows) + 1)
         references = [[answer.text for answer in given] for given in found]
         return Features(
             inputs,
-            np.array([len(each.input_ids) for each in cut], dtype=np.int64),
+            np.array([len(window.input_ids) for window in cut], dtype=np.int64),
             Asked(cut, list(map(str, ids)), questions, contexts, references),
         )
 
@@ -301,13 +289,28 @@ def best_span(start: Tensor, end: Tensor, window: windows.Window, n_best: int, m
     return Span(int(firsts[first, 0]), int(lasts[0, last]), float(scores[first, last]), null)
 
 
-def _is_text(feature: Any) -> bool:
-    return getattr(feature, "dtype", None) in ("string", "large_string")
-
-
-def _places(context: str, given: Sequence[answers.Answer]) -> tuple[int, int] | None:
-    """Where the first of a row's answers is that can be found."""
+def _place(context: str, given: Sequence[answers.Answer]) -> tuple[int, int] | None:
+    """The characters of the first of a row's answers that can be found."""
     return next((place for answer in given if (place := answers.place(context, answer))), None)
+
+
+def _positions(window: windows.Window, place: tuple[int, int] | None) -> tuple[int, int]:
+    """What start and end should point at: the answer, or the null token if it is not in the window."""
+    return (place and window.tokens(*place)) or (window.null, window.null)
+
+
+def _warn(lost: Collection[int], rows: int) -> None:
+    """Say how many rows cannot be trained on.
+
+    Raises:
+        UsageError: it is all of them.
+    """
+    if not lost:
+        return
+    said = f"{len(lost)} of {rows} training rows are left out, their answers are not in the context"
+    if len(lost) == rows:
+        raise UsageError(f"{said}; extractive question answering needs answers that are")
+    warnings.warn(f"{said}: row {min(lost) + 1}{' and others' if len(lost) > 1 else ''}", stacklevel=3)
 
 
 def _takes_token_types(base: BaseModel) -> bool:

@@ -89,8 +89,12 @@ class Seq2Seq(Generation):
         inputs = {
             "input_ids": padded(ids, base.processor.pad_token_id),
             "attention_mask": padded(([1] * len(each) for each in ids), 0),
-            "decoder_input_ids": base.model.prepare_decoder_input_ids_from_labels(labels=labels),
         }
+        if hasattr(base.model, "prepare_decoder_input_ids_from_labels"):
+            inputs["decoder_input_ids"] = base.model.prepare_decoder_input_ids_from_labels(labels=labels)
+        else:
+            # Some families, M2M-100 and NLLB among them, only make decoder inputs of labels on their own.
+            inputs["labels"] = labels
         return Batch(inputs, {"labels": labels}, int((labels != IGNORED).sum()))
 
     def written(

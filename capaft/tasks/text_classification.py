@@ -20,6 +20,7 @@ from capaft.tasks.problem import MAX_CLASSES, Problem
 from capaft.tasks.regression import Regression
 from capaft.tasks.single_label import SingleLabel
 from capaft.tasks.task import Batch, Features, Task
+from capaft.tasks.token_limit import token_limit
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -129,10 +130,6 @@ class TextClassification(Task):
         """Encode the labels, and leave it at that."""
         self._problem.encode(rows, columns, self.labels)
 
-    def check_labels(self, rows: Dataset, columns: Columns) -> None:
-        """Encode the labels, and leave it at that."""
-        self._problem.encode(rows, columns, self.labels)
-
     def classes_of(self, rows: Dataset, columns: Columns) -> Sequence[int] | None:
         """See :meth:`Task.classes_of`."""
         return self._problem.encode(rows, columns, self.labels).tolist() if self.problem == "single" else None
@@ -147,7 +144,7 @@ class TextClassification(Task):
         targets = self._problem.encode(rows, columns, self.labels)
         first, second = texts(rows, columns)
         tokenizer = base.processor
-        limit = min(self.max_length, tokenizer.model_max_length)
+        limit = token_limit(base, self.max_length)
         encoded = tokenizer(first, second, truncation=True, max_length=limit, return_attention_mask=False)
         lengths = np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
         at_limit = np.flatnonzero(lengths >= limit).tolist()

@@ -63,6 +63,8 @@ def recognise(rows: Dataset, given: Mapping[str, str | None]) -> Columns | None:
     """
     flat = _flat(rows)
     text, pair, label = (given.get(role) for role in ("text", "pair", "label"))
+    if text is not None:
+        find(flat, "text", text, (), is_text, "text")
     languages = [plain(name) for name in flat.column_names if name not in rows.column_names]
     table = tuple((first, tuple(each for each in languages if each != first)) for first in languages) or _PAIRS
     usual = [
@@ -129,9 +131,11 @@ def _is_target(feature: Any) -> bool:
 
 
 def _flat(rows: Dataset) -> Dataset:
-    """The rows, with the languages of a `translation` as columns of their own."""
-    nested = [name for name in rows.column_names if name.lower() == "translation"]
-    if not nested or not isinstance(rows.features[nested[0]], dict | datasets.Translation):
+    """The rows, or the languages of their `translation` as columns, in the order in which it declares them."""
+    name = next((name for name in rows.column_names if name.lower() == "translation"), "")
+    feature = rows.features.get(name)
+    languages = feature.languages if isinstance(feature, datasets.Translation) else feature
+    if not isinstance(languages, list | tuple | dict):
         return rows
-    only = rows.select_columns(nested).flatten()
-    return only.rename_columns({name: name.removeprefix(f"{nested[0]}.") for name in only.column_names})
+    nested = {f"{name}.{language}": language for language in languages}
+    return rows.select_columns([name]).flatten().rename_columns(nested).select_columns(list(languages))

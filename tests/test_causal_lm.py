@@ -1,0 +1,261 @@
+"""Causal language modelling: which tokens count in each layout, and that what is summed and written is right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny_text import PLAIN_TEMPLATE, SPECIALS, base, ids, table, tokenizer
+from torch.nn import functional as F
+
+from capaft.columns import Columns
+from capaft.config import TrainConfig
+from capaft.errors import UsageError
+from capaft.tasks.causal_lm import CausalLM
+from capaft.tasks.token_loss import IGNORED
+
+END = [SPECIALS["<end>"]]
+PAIRS = Columns("prompt", None, "completion")
+TWO = table(prompt=["say a", "b"], completion=["aaa", "bb"])
+
+
+def decided(rows: Dataset, **settings: Any) -> CausalLM:
+    return CausalLM.decide(rows, CausalLM.recognise(rows, {}), TrainConfig(**settings))
+
+
+def features(task: CausalLM, rows: Dataset, model: Any = None, *, training: bool = True) -> Any:
+    model = model or base("llama", tokenizer())
+    return task.features(model, rows, CausalLM.recognise(rows, {}), training=training)
+
+
+CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "columns", "layout"),
+    [
+        (table(text=["a"]), {}, Columns("text"), "text"),
+        (table(text=["a"], label=[1]), {}, Columns("text"), "text"),
+        (TWO, {}, PAIRS, "prompt"),
+        (table(text=["a"], summary=["b"]), {}, Columns("text", None, "summary"), "prompt"),
+        (table(body=["a"], head=["b"]), {"text": "body"}, Columns("body"), "text"),
+        (table(body=["a"], head=["b"]), {"text": "body", "label": "head"}, Columns("body", None, "head"), "prompt"),
+        (table(prompt=["a"], messages=[CHAT]), {}, Columns("messages"), "messages"),
+        (table(talk=[CHAT]), {"text": "talk"}, Columns("talk"), "messages"),
+        (table(id=["a"], anything=[CHAT]), {}, Columns("anything"), "messages"),
+        (table(prompt=["a"], completion=["b"], history=[CHAT]), {}, PAIRS, "prompt"),
+    ],
+)
+def test_layouts_are_told_by_the_columns(rows: Dataset, given: dict[str, str], columns: Columns, layout: str) -> None:
+    assert CausalLM.recognise(rows, given) == columns
+    task = CausalLM.decide(rows, columns, TrainConfig())
+    assert (task.layout, task.metric) == (layout, "perplexity")
+    assert CausalLM(max_length=task.max_length, metric=task.metric, **task.options()) == task
+
+
+def test_settings_become_fields() -> None:
+    settings = {"separator": " => ", "num_beams": 3, "max_new_tokens": 7, "chat_template": False, "metric": "bleu"}
+    task = decided(TWO, **settings, source_prefix="say ", max_length=40)
+    assert {**task.options(), "metric": task.metric}.items() >= settings.items()
+    assert (task.source_prefix, task.max_length) == ("say ", 40)
+    assert task.generates
+
+
+def test_plain_text_has_no_completions_to_compare() -> None:
+    with pytest.raises(UsageError, match="--metric bleu compares completions"):
+        decided(table(text=["a"]), metric="bleu")
+    with pytest.raises(UsageError, match="--metric must be one of perplexity"):
+        decided(table(text=["a"]), metric="f1")
+    with pytest.raises(UsageError, match="layout"):
+        CausalLM(layout="poem")
+
+
+def test_packed_texts() -> None:
+    rows = table(text=["abc", "", "defgh"])
+    found = features(decided(rows, max_length=4), rows)
+    stream = [*ids("abc"), *END, *ids("defgh"), *END]
+    assert [block.tolist() for block in found.inputs["input_ids"]] == [stream[:4], stream[4:8], stream[8:]]
+    assert found.lengths.tolist() == [4, 4, 2]
+    assert found.truncated == 0
+    framed = features(decided(rows, max_length=99), rows, base("llama", tokenizer(framed=True)))
+    start = [SPECIALS["<start>"]]
+    assert framed.inputs["input_ids"][0].tolist() == [*start, *ids("abc"), *END, *start, *ids("defgh"), *END]
+
+
+def test_texts_row_by_row() -> None:
+    rows = table(text=["abc", "", "defgh"])
+    found = features(decided(rows, max_length=4, packing=False), rows)
+    assert found.inputs["input_ids"] == [[*ids("abc"), *END], ids("defg")]
+    assert found.truncated == 1
+
+
+def test_prompts_do_not_count() -> None:
+    found = features(decided(TWO), TWO)
+    prompts, completions = [ids("say a\n"), ids("b\n")], [ids("aaa") + END, ids("bb") + END]
+    assert found.inputs["input_ids"] == [prompts[0] + completions[0], prompts[1] + completions[1]]
+    assert found.inputs["labels"] == [[IGNORED] * 6 + completions[0], [IGNORED] * 2 + completions[1]]
+    assert features(decided(TWO), TWO, training=False).inputs["prompt_ids"] == prompts
+
+
+def test_separator_prefix_and_leading_tokens() -> None:
+    task = decided(TWO, separator="", source_prefix="> ")
+    found = features(task, TWO, base("llama", tokenizer(framed=True)))
+    assert found.inputs["input_ids"][1] == [SPECIALS["<start>"], *ids("> b"), *ids("bb"), *END]
+    assert found.sources == ["> say a", "> b"]
+
+
+def test_prompts_in_the_chat_template() -> None:
+    model = base("llama", tokenizer(PLAIN_TEMPLATE))
+    whole = features(decided(TWO), TWO, model).inputs
+    turn, stop = [SPECIALS["<turn>"]], [SPECIALS["<stop>"]]
+    asked = turn + ids("user\nb") + stop + ids("\n") + turn + ids("assistant\n")
+    assert whole["input_ids"][1] == asked + ids("bb") + stop
+    assert whole["labels"][1] == [IGNORED] * len(asked) + ids("bb") + stop
+    assert features(decided(TWO, chat_template=False), TWO, model).inputs == features(decided(TWO), TWO).inputs
+
+
+def test_several_references() -> None:
+    rows = table(mr=["a"], refs=[["xy", "z"]])
+    train, validation = (features(decided(rows), rows, training=training) for training in (True, False))
+    assert train.inputs["input_ids"] == [ids("a\nxy") + END, ids("a\nz") + END]
+    assert validation.inputs["input_ids"] == [ids("a\nxy") + END]
+    assert validation.references == [("xy", "z")]
+
+
+def test_what_is_too_long_loses_its_end() -> None:
+    rows = table(prompt=["a", "a long prompt"], completion=["xyz", "xyz"])
+    task = decided(rows, max_length=4)
+    train, validation = (features(task, rows, training=training) for training in (True, False))
+    # Of the second row nothing that counts is left: it cannot be learnt from, but it is scored.
+    assert train.inputs["input_ids"] == [ids("a\nxy")]
+    assert validation.inputs["input_ids"] == [ids("a\nxy"), ids("a lo")]
+    assert set(validation.inputs["labels"][1]) == {IGNORED}
+    assert (train.truncated, validation.truncated) == (2, 2)
+    with pytest.raises(UsageError, match=r"no prompt leaves any of 2 tokens .* shortest takes 2; raise --max-length"):
+        features(decided(rows, max_length=2), rows)
+
+
+def test_no_more_tokens_than_the_model_has_positions() -> None:
+    rows = table(text=["x" * 100])
+    found = features(decided(rows, max_length=99), rows, base("gpt2", tokenizer()))
+    assert found.lengths.tolist() == [64, 37]
+
+
+def test_chats_and_texts_are_not_mixed() -> None:
+    chats = table(text=[CHAT])
+    with pytest.raises(UsageError, match="'text' does not hold texts"):
+        decided(table(text=["a"])).check_labels(chats, Columns("text"))
+    with pytest.raises(UsageError, match="'prompt' does not hold chats"):
+        decided(chats).check_labels(TWO, PAIRS)
+    with pytest.raises(UsageError, match="no column holds what should come out"):
+        decided(TWO).check_labels(table(prompt=["a"]), Columns("prompt"))
+    decided(TWO).check_labels(TWO, PAIRS)
+    decided(chats).check_labels(chats, Columns("text"))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_that_of_next_tokens(smoothing: float) -> None:
+    model, task = base("llama", tokenizer()), decided(TWO)
+    found = features(task, TWO)
+    batch = task.collate(model, found, [0, 1], training=True)
+    assert batch.inputs["attention_mask"].sum(1).tolist() == [10, 5]
+    # Only places where some completion goes on: 5 to 8 of the longer row, 1 to 3 of the shorter.
+    assert batch.inputs["logits_to_keep"].tolist() == [1, 2, 3, 5, 6, 7, 8]
+    outputs = model.model(**batch.inputs)
+    expected, terms = 0.0, 0
+    for tokens, labels in zip(found.inputs["input_ids"], found.inputs["labels"], strict=True):
+        scores = model.model(input_ids=torch.tensor([tokens])).logits[0].double().log_softmax(-1)
+        for place in range(1, len(tokens)):
+            if labels[place] != IGNORED:
+                right, spread = scores[place - 1, labels[place]], scores[place - 1].mean()
+                expected -= ((1 - smoothing) * right + smoothing * spread).item()
+                terms += 1
+    assert batch.terms == terms == 7
+    assert float(task.loss(outputs, batch.targets, smoothing).detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_all_tokens_of_plain_text_count_but_the_first() -> None:
+    rows = table(text=["abc", "d"])
+    model, task = base("gpt2", tokenizer()), decided(rows, packing=False)
+    batch = task.collate(model, features(task, rows), [1, 0], training=True)
+    assert batch.targets["labels"].tolist() == [[*END, IGNORED, IGNORED, IGNORED], [*ids("bc"), *END, IGNORED]]
+    assert batch.terms == 4
+    logits = model.model(**batch.inputs).logits
+    expected = sum(
+        F.cross_entropy(logits[row, place], torch.tensor(label), reduction="sum")
+        for row, place, label in ((0, 0, END[0]), (1, 0, ids("b")[0]), (1, 1, ids("c")[0]), (1, 2, END[0]))
+    )
+    torch.testing.assert_close(task.loss(model.model(**batch.inputs), batch.targets, 0.0), expected)
+
+
+def test_a_batch_in_which_nothing_counts() -> None:
+    rows = table(text=["abcd"])
+    model, task = base("llama", tokenizer()), decided(rows, max_length=4)
+    batch = task.collate(model, features(task, rows), [1], training=True)
+    assert batch.terms == 0
+    assert task.loss(model.model(**batch.inputs), batch.targets, 0.0).item() == 0
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_batches_are_written_like_single_prompts(kind: str, beams: int) -> None:
+    rows = table(prompt=["say a", "b", "and so on"], completion=["x", "y", "z"])
+    model = base(kind, tokenizer())
+    task = decided(rows, metric="bleu", num_beams=beams, max_new_tokens=6)
+    found = features(task, rows, model, training=False)
+
+    def written(indices: list[int]) -> list[str]:
+        batch = task.collate(model, found, indices, training=False)
+        return [
+            text for *_, text in task.predict(model, model.model, found, indices, batch, model.model(**batch.inputs))
+        ]
+
+    with torch.inference_mode():
+        together = written([0, 1, 2])
+        assert together == [written([index])[0] for index in range(3)]
+    if beams == 1:
+        tokens = ids("b\n")
+        for _ in range(6):
+            tokens.append(int(model.model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
+        assert together[1] == model.processor.decode(tokens[2:], skip_special_tokens=True).strip()
+
+
+def test_nothing_is_written_unless_texts_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, task = base("llama", tokenizer()), decided(TWO)
+    found = features(task, TWO, training=False)
+    monkeypatch.setattr(type(model.model), "generate", None)
+    batch = task.collate(model, found, [0, 1], training=False)
+    with torch.inference_mode():
+        outputs = model.model(**batch.inputs)
+        predictions = task.predict(model, model.model, found, [0, 1], batch, outputs)
+    assert [text for *_, text in predictions] == [None, None]
+    assert sum(loss for loss, *_ in predictions) == pytest.approx(float(task.loss(outputs, batch.targets, 0.0)))
+    assert set(task.score(found, predictions)) == {"perplexity", "loss", "accuracy"}
+    assert task.report(found, predictions) == []
+
+
+def test_prompts_without_completions_can_be_continued() -> None:
+    model, task = base("llama", tokenizer()), decided(TWO, metric="rougeL", max_new_tokens=3)
+    rows = table(prompt=["say a", "b"])
+    found = task.features(model, rows, CausalLM.recognise(rows, {"text": "prompt"}), training=False)
+    batch = task.collate(model, found, [0, 1], training=False)
+    predictions = task.predict(model, model.model, found, [0, 1], batch, model.model(**batch.inputs))
+    assert task.score(found, predictions) == {}
+    assert [record["source"] for record in task.report(found, predictions)] == ["say a", "b"]
+
+
+def test_a_model_of_few_positions_still_has_room_to_write() -> None:
+    rows = table(prompt=["x" * 60], completion=["y"])
+    model, task = base("gpt2", tokenizer()), decided(rows, metric="bleu")
+    found = features(task, rows, model, training=False)
+    batch = task.collate(model, found, [0], training=False)
+    assert len(task.written(model, model.model, found, [0], batch)) == 1
+
+
+def test_show() -> None:
+    found = features(decided(TWO), TWO)
+    assert decided(TWO).show(base("llama", tokenizer()), found, 0) == "say a\n⟦aaa<end>⟧"
+    rows = table(text=["ab"])
+    assert decided(rows).show(base("llama", tokenizer()), features(decided(rows), rows), 0) == "⟦ab<end>⟧"

@@ -1,0 +1,37 @@
+"""Prompts and completions as tokens, against a naive construction byte by byte."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_text import SPECIALS, ids, tokenizer
+
+from capaft.tasks import example
+from capaft.tasks.text_pairs import Pair
+from capaft.tasks.token_loss import IGNORED
+
+TOKENIZER = tokenizer(framed=True)
+# Without line breaks, two of which are one token.
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\n<"), max_size=8)
+
+
+@settings(deadline=None)
+@given(TEXTS, TEXTS, TEXTS)
+def test_the_completion_and_its_end_count(source: str, separator: str, target: str) -> None:
+    (found,) = example.plain(TOKENIZER, [Pair(1, source, (target, "another"))], separator)
+    tokens = [SPECIALS["<start>"], *ids(source + separator), *ids(target), SPECIALS["<end>"]]
+    labels = [token if place > len((source + separator).encode()) else IGNORED for place, token in enumerate(tokens)]
+    assert (found.ids, found.labels) == (tokens, labels)
+    assert found.prompt == tokens[: 1 + len((source + separator).encode())]
+    assert (found.source, found.references) == (source, (target, "another"))
+
+
+def test_without_a_completion() -> None:
+    (found,) = example.plain(TOKENIZER, [Pair(1, "ab", ())], "")
+    assert found.ids == found.prompt == [SPECIALS["<start>"], *ids("ab")]
+    assert set(found.labels) == {IGNORED}
+
+
+def test_an_empty_prompt_begins_with_the_end_token() -> None:
+    (found,) = example.plain(tokenizer(), [Pair(1, "", ("x",))], "")
+    assert found.ids == [SPECIALS["<end>"], *ids("x"), SPECIALS["<end>"]]

@@ -1,0 +1,389 @@
+"""Every choice is read with its context, whatever their number, and the right one wins by learning."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset
+from transformers import AutoTokenizer, BertConfig, BertForMultipleChoice, ByT5Tokenizer, GPT2Config, GPT2LMHeadModel
+
+from capaft import demo
+from capaft.adapter_file import Base
+from capaft.base_model import BaseModel
+from capaft.columns import Columns
+from capaft.config import TrainConfig
+from capaft.errors import UsageError
+from capaft.tasks.multiple_choice import MultipleChoice
+
+TASK = MultipleChoice()
+COLUMNS = Columns("context", "question", "label", ("choices",))
+CONTEXTS = ["The cat sat on the mat.", "It rained all day in the old town by the river."]
+QUESTIONS = ["Who sat?", "What did it do?"]
+CHOICES = [["the cat", "the dog", "nobody at all, as far as one knows"], ["it rained", "snow"]]
+
+
+def rows(labels: Any = (0, 1), **columns: Any) -> Dataset:
+    given = {"context": CONTEXTS, "question": QUESTIONS, "choices": CHOICES, "label": list(labels)}
+    return Dataset.from_dict({**given, **columns})
+
+
+@pytest.fixture(scope="module")
+def minilm() -> BaseModel:
+    base = TASK.load_model(None, seed=0)
+    base.model.eval()
+    return base
+
+
+# Inputs
+
+
+def test_every_choice_is_read_after_the_start_that_all_share(minilm: BaseModel) -> None:
+    found = TASK.features(minilm, rows(), COLUMNS, training=True)
+    tokenizer = minilm.processor
+    for row in range(2):
+        first = tokenizer.tokenize(CONTEXTS[row])
+        for at, choice in enumerate(CHOICES[row]):
+            second = [*tokenizer.tokenize(QUESTIONS[row]), *tokenizer.tokenize(choice)]
+            ids = tokenizer.convert_tokens_to_ids(["[CLS]", *first, "[SEP]", *second, "[SEP]"])
+            assert found.inputs["input_ids"][row][at] == ids
+            assert found.inputs["token_type_ids"][row][at] == [0] * (len(first) + 2) + [1] * (len(second) + 1)
+    assert found.lengths.tolist() == [max(map(len, each)) for each in found.inputs["input_ids"]]
+    assert (found.references, found.truncated) == ([0, 1], 0)
+
+
+def test_without_a_start_the_choice_follows(minilm: BaseModel) -> None:
+    found = TASK.features(minilm, rows(), Columns("context", None, "label", ("choices",)), training=True)
+    context = CONTEXTS[1].lower()
+    assert TASK.show(minilm, found, 1) == f"- [CLS] {context} [SEP] it rained [SEP]\n* [CLS] {context} [SEP] snow [SEP]"
+
+
+def test_the_context_is_cut_and_the_endings_survive(minilm: BaseModel) -> None:
+    short = MultipleChoice(max_length=16)
+    data = rows(context=["long " * 40, "brief"], question=["", ""])
+    found = short.features(minilm, data, COLUMNS, training=True)
+    assert found.truncated == 1
+    assert found.lengths.tolist() == [16, 6]
+    for choice, ids in zip(CHOICES[0], found.inputs["input_ids"][0], strict=True):
+        ending = minilm.processor(choice, add_special_tokens=False)["input_ids"]
+        # Of the 13 tokens beside the special ones, half are an ending's at least.
+        kept = min(len(ending), 6)
+        assert ids[-kept - 1 : -1] == ending[:kept]
+
+
+def test_a_row_of_exactly_the_limit_is_not_cut(minilm: BaseModel) -> None:
+    data = rows(context=["one two", "one two three"], question=["", ""], choices=[["four", "five"]] * 2)
+    for limit, truncated in ((7, 0), (6, 1), (5, 2)):
+        task = MultipleChoice(max_length=limit)
+        assert task.features(minilm, data, COLUMNS, training=True).truncated == truncated
+
+
+def test_a_slow_tokenizer_will_do() -> None:
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=20))
+    base = BaseModel(SimpleNamespace(config=config), ByT5Tokenizer(), Base("some/model", None), (), True)
+    found = TASK.features(base, rows(context=["abc", "abc"], question=["", ""]), COLUMNS, training=True)
+    assert found.inputs["input_ids"][1][1][:3] == [ord(letter) + 3 for letter in "abc"]
+    assert (found.truncated, found.lengths.max()) == (1, 20)
+
+
+# Batches, loss and predictions
+
+
+def test_missing_choices_are_marked(minilm: BaseModel) -> None:
+    found = TASK.features(minilm, rows(), COLUMNS, training=True)
+    batch = TASK.collate(minilm, found, [1, 0], training=True)
+    width = int(found.lengths.max())
+    assert {name: tuple(tensor.shape) for name, tensor in batch.inputs.items()} == dict.fromkeys(
+        ("input_ids", "token_type_ids", "attention_mask"), (2, 3, width)
+    )
+    assert batch.targets["present"].tolist() == [[True, True, False], [True, True, True]]
+    assert batch.targets["labels"].tolist() == [1, 0]
+    assert batch.terms == 2
+    for at, index in enumerate([1, 0]):
+        for choice, ids in enumerate(found.inputs["input_ids"][index]):
+            assert batch.inputs["input_ids"][at, choice].tolist() == ids + [0] * (width - len(ids))
+            assert batch.inputs["attention_mask"][at, choice].sum() == len(ids)
+
+
+def test_logits_are_those_of_each_choice_alone(minilm: BaseModel) -> None:
+    found = TASK.features(minilm, rows(), COLUMNS, training=False)
+    batch = TASK.collate(minilm, found, [0, 1], training=False)
+    with torch.inference_mode():
+        together = minilm.model(**batch.inputs)
+        predictions = TASK.predict(minilm, minilm.model, found, [0, 1], batch, together)
+        for row in range(2):
+            alone = []
+            for choice in CHOICES[row]:
+                one = minilm.processor(CONTEXTS[row], f"{QUESTIONS[row]} {choice}", return_tensors="pt")
+                alone.append(minilm.model(**{name: tensor[None] for name, tensor in one.items()}).logits.item())
+            assert together.logits[row, : len(alone)].tolist() == pytest.approx(alone, abs=1e-5)
+            assert predictions[row] == alone.index(max(alone))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_loss_is_a_softmax_over_the_choices_there_are(smoothing: float) -> None:
+    logits = [[1.0, -0.5, 7.0], [0.3, 0.2, -1.0]]
+    targets = {
+        "labels": torch.tensor([1, 2]),
+        "present": torch.tensor([[True, True, False], [True, True, True]]),
+    }
+    expected = 0.0
+    for scores, label in ((logits[0][:2], 1), (logits[1], 2)):
+        losses = [math.log(sum(map(math.exp, scores))) - score for score in scores]
+        expected += (1 - smoothing) * losses[label] + smoothing * sum(losses) / len(losses)
+    given = torch.tensor(logits, requires_grad=True)
+    loss = TASK.loss(SimpleNamespace(logits=given), targets, smoothing)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert given.grad[0, 2] == 0
+    assert torch.isfinite(given.grad).all()
+
+
+def test_a_missing_choice_is_never_predicted() -> None:
+    targets = {"present": torch.tensor([[True, True, False], [True, True, True]])}
+    batch = SimpleNamespace(targets=targets)
+    given = SimpleNamespace(logits=torch.tensor([[1.0, 2.0, 9.0], [1.0, 2.0, 9.0]]))
+    assert TASK.predict(None, None, None, [0, 1], batch, given) == [1, 2]
+
+
+def test_score_and_report(minilm: BaseModel) -> None:
+    found = TASK.features(minilm, rows(), COLUMNS, training=False)
+    assert TASK.score(found, [0, 0]) == {"accuracy": 0.5}
+    assert TASK.report(found, [0, 0])[1] == {
+        "context": CONTEXTS[1],
+        "start": QUESTIONS[1],
+        "choices": CHOICES[1],
+        "label": "snow",
+        "predicted": "it rained",
+    }
+
+
+# Columns
+
+
+T, L = ["a", "b"], [["a", "b"], ["c", "d"]]
+NAMED = [{"text": ["a", "b"], "label": ["A", "B"]}] * 2
+
+
+def table(names: str, **columns: Any) -> Dataset:
+    return Dataset.from_dict({**dict.fromkeys(names.split(), T), **columns})
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (
+            table("video-id startphrase sent1 sent2 gold-source ending0 ending1 ending2 ending3", label=[0, 1]),
+            Columns("sent1", "sent2", "label", ("ending0", "ending1", "ending2", "ending3")),
+        ),
+        (
+            table("activity_label ctx_a ctx_b ctx source_id split label", endings=L, ind=[0, 1]),
+            Columns("ctx", None, "label", ("endings",)),
+        ),
+        (
+            table("premise choice1 choice2 question", idx=[0, 1], label=[0, 1]),
+            Columns("premise", "question", "label", ("choice1", "choice2")),
+        ),
+        (
+            table("example_id article answer question", options=L),
+            Columns("article", "question", "answer", ("options",)),
+        ),
+        (table("id question answerKey", choices=NAMED), Columns("question", None, "answerKey", ("choices",))),
+        (table("question_stem answerKey", choices=NAMED), Columns("question_stem", None, "answerKey", ("choices",))),
+        (table("question subject", choices=L, answer=[0, 1]), Columns("question", None, "answer", ("choices",))),
+        (table("A B C D question answer"), Columns("question", None, "answer", ("A", "B", "C", "D"))),
+        (
+            table("sentence option1 option2 answer"),
+            Columns("sentence", None, "answer", ("option1", "option2")),
+        ),
+        (
+            table("context question answerA answerB answerC label"),
+            Columns("context", "question", "label", ("answerA", "answerB", "answerC")),
+        ),
+        (table("goal sol1 sol2", label=[0, 1]), Columns("goal", None, "label", ("sol1", "sol2"))),
+        (
+            table("question exp opa opb opc opd", cop=[0, 1]),
+            Columns("question", None, "cop", ("opa", "opb", "opc", "opd")),
+        ),
+        (
+            table("prompt option_10 option_2 option_3 option_1 label", **{f"option_{n}": T for n in range(4, 10)}),
+            Columns("prompt", None, "label", tuple(f"option_{n}" for n in range(1, 11))),
+        ),
+    ],
+)
+def test_columns(data: Dataset, expected: Columns) -> None:
+    assert MultipleChoice.recognise(data, {}) == expected
+
+
+def test_given_columns() -> None:
+    data = table("a b c choice1 choice2")
+    given = {"text": "b", "label": "c"}
+    assert MultipleChoice.recognise(data, given) == Columns("b", None, "c", ("choice1", "choice2"))
+    found = MultipleChoice.recognise(data, {**given, "pair": "a"})
+    assert found == Columns("b", "a", "c", ("choice1", "choice2"))
+    swag = table("sent1 sent2 ending0 ending1 label")
+    assert MultipleChoice.recognise(swag, {"text": "sent1"}).pair is None
+
+
+@pytest.mark.parametrize(
+    ("data", "given", "message"),
+    [
+        (table("context label"), {}, "cannot tell the columns of choices: call them choice0, choice1"),
+        (table("context label ending0 ending2"), {}, "cannot tell the columns of choices"),
+        (table("context label ending0 ending1 option1 option2"), {}, "'ending0' and 'option1' begin some"),
+        (table("words label choice1 choice2"), {}, "which column is the text.*--text-column"),
+        (table("context choice1 choice2"), {}, "which column is the label.*--label-column"),
+        (table("context choice1 choice2 label"), {"pair": "contxt"}, "--pair-column contxt: there is no such column"),
+        (table("context choice1 choice2 label"), {"label": "choice1"}, "--label-column choice1: .*another role"),
+        (table("context choice1 choice2", label=[0.5, 1.0]), {"label": "label"}, "does not hold numbers or letters"),
+    ],
+)
+def test_columns_that_cannot_be_told(data: Dataset, given: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        MultipleChoice.recognise(data, given)
+    assert "\n" not in str(error.value)
+
+
+# Labels
+
+
+def decided(data: Dataset, columns: Columns = COLUMNS) -> MultipleChoice:
+    return MultipleChoice.decide(data, columns, TrainConfig(max_length=40))
+
+
+THREE = {"choices": [["a", "b", "c"]] * 2}
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([0, 2], [0, 2]),
+        ([1, 3], [0, 2]),
+        (["0", "2"], [0, 2]),
+        (["1", "3"], [0, 2]),
+        (["A", "c"], [0, 2]),
+        ([1, 2], [1, 2]),
+    ],
+)
+def test_labels(minilm: BaseModel, labels: list[Any], expected: list[int]) -> None:
+    task = decided(rows(labels, **THREE))
+    assert task.max_length == 40
+    assert task.features(minilm, rows(labels, **THREE), COLUMNS, training=True).references == expected
+    # What the training rows showed holds for others, and is kept with the adapter.
+    assert MultipleChoice(**task.options()) == MultipleChoice(one_based=task.one_based)
+    task.check_labels(rows([1, 1], **THREE), COLUMNS)
+
+
+def test_class_labels_are_indices(minilm: BaseModel) -> None:
+    data = rows([0, 2], **THREE).cast_column("label", ClassLabel(names=["A", "B", "C"]))
+    assert decided(data).features(minilm, data, COLUMNS, training=True).references == [0, 2]
+
+
+def test_rows_name_their_choices(minilm: BaseModel) -> None:
+    choices = [{"text": ["a", "b"], "label": ["A", "B"]}, {"text": ["c", "d", "e"], "label": ["1", "2", "3"]}]
+    data = rows(["B", "3"], choices=choices)
+    assert decided(data).features(minilm, data, COLUMNS, training=True).references == [1, 2]
+    with pytest.raises(UsageError, match=r"row 2 .*the label '4' is none of the row's choices, which are 1, 2, 3;"):
+        TASK.check_labels(rows(["B", "4"], choices=choices), COLUMNS)
+
+
+def test_columns_of_choices_may_end_early(minilm: BaseModel) -> None:
+    columns = Columns("context", None, "label", ("choice1", "choice2", "choice3"))
+    data = rows([0, 1], choice1=["a", "c"], choice2=["b", "d"], choice3=["e", None])
+    found = TASK.features(minilm, data, columns, training=True)
+    assert [source["choices"] for source in found.sources] == [["a", "b", "e"], ["c", "d"]]
+    with pytest.raises(UsageError, match=r"row 2 .*a choice is missing in columns choice1, choice2, choice3"):
+        TASK.check_labels(rows(choice1=["a", "c"], choice2=["b", None], choice3=["e", "f"]), columns)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            rows([0, 2]),
+            r"row 2 \('It rained .*'\): the label 2 is none of the row's choices, which are 0 to 1 or A to B",
+        ),
+        (rows(["A", "C"]), "row 2 .*the label 'C' is none of"),
+        (rows(["A", "it rained"]), "row 2 .*the label 'it rained' is none of"),
+        (rows([0, -1]), "row 2 .*no label in column 'label'"),
+        (rows(["0", ""]), "row 2 .*no label in column 'label'"),
+        (rows([0, None]), "row 2 .*no label in column 'label'"),
+        (rows(choices=[["a", "b"], ["c"]]), "row 2 .*there are fewer than two choices in column choices"),
+        (rows(choices=[["a", "b"], None]), "row 2 .*there are fewer than two choices"),
+        (rows(choices=[["a", "b"], ["c", None]]), "row 2 .*a choice is missing in column choices"),
+    ],
+)
+def test_rows_that_cannot_be_used(data: Dataset, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        TASK.check_labels(data, COLUMNS)
+    assert "\n" not in str(error.value)
+
+
+def test_a_row_without_a_context(minilm: BaseModel) -> None:
+    with pytest.raises(UsageError, match="row 2: no text in column 'question'"):
+        TASK.features(minilm, rows(question=["Who?", None]), COLUMNS, training=True)
+
+
+# Models
+
+
+def test_a_model_without_such_a_head_is_refused_in_one_line(tmp_path: Any) -> None:
+    GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=64)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(demo.base_model()).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=r"GPT2Config.*MultipleChoice") as error:
+        TASK.load_model(str(tmp_path), seed=0)
+    assert "\n" not in str(error.value)
+
+
+def test_a_small_model_learns_which_ending_agrees(minilm: BaseModel) -> None:
+    """The right ending is the one with a word of praise, among two or three."""
+    generator = np.random.default_rng(0)
+    good, bad, things = ("superb", "moving", "charming"), ("boring", "clumsy", "hollow"), ("film", "book", "album")
+    contexts, choices, labels = [], [], []
+    for _ in range(160):
+        label = int(generator.integers(2 + generator.integers(2)))
+        size = max(2, label + 1 + int(generator.integers(2)))
+        endings = [f"it is {generator.choice(good if at == label else bad)}" for at in range(size)]
+        contexts.append(f"I liked the {generator.choice(things)}")
+        choices.append(endings)
+        labels.append(label)
+    data = Dataset.from_dict({"context": contexts, "choices": choices, "label": labels})
+    columns = MultipleChoice.recognise(data, {})
+    task = decided(data, columns)
+    features = task.features(minilm, data, columns, training=True)
+    config = BertConfig(
+        vocab_size=len(minilm.processor),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    torch.manual_seed(0)
+    model = BertForMultipleChoice(config)
+    held_out = range(120, 160)
+
+    def accuracy() -> float:
+        batch = task.collate(minilm, features, held_out, training=False)
+        with torch.inference_mode():
+            predictions = task.predict(minilm, model, features, held_out, batch, model(**batch.inputs))
+        return float(np.mean(np.array(predictions) == np.array(labels)[120:]))
+
+    before, losses = accuracy(), []
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(40):
+        batch = task.collate(minilm, features, [(step * 20 + at) % 120 for at in range(20)], training=True)
+        loss = task.loss(model(**batch.inputs), batch.targets, 0.0) / batch.terms
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+    assert before < 0.8
+    assert accuracy() > 0.95

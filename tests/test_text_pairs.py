@@ -1,0 +1,102 @@
+"""Columns of sources and targets as data sets on the hub name them, and what is read from them."""
+
+from __future__ import annotations
+
+import pytest
+from datasets import Dataset, Features, Translation, Value
+from tiny_text import table
+
+from capaft.columns import Columns
+from capaft.errors import UsageError
+from capaft.tasks import text_pairs
+from capaft.tasks.text_pairs import Pair
+
+LANGUAGES = [{"en": "one", "de": "eins"}, {"en": "two", "de": "zwei"}]
+
+
+def rows_of(names: str) -> Dataset:
+    return table(**{name: [f"{name} 1", f"{name} 2"] for name in names.split()})
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("prompt completion", Columns("prompt", None, "completion")),
+        ("instruction input output text", Columns("instruction", "input", "output")),
+        ("instruction context response category", Columns("instruction", "context", "response")),
+        ("question answer", Columns("question", None, "answer")),
+        ("mr ref", Columns("mr", None, "ref")),
+        ("meaning_representation human_reference", Columns("meaning_representation", None, "human_reference")),
+        ("document summary id", Columns("document", None, "summary")),
+        ("article highlights id", Columns("article", None, "highlights")),
+        ("id dialogue summary", Columns("dialogue", None, "summary")),
+        ("text summary title", Columns("text", None, "summary")),
+        ("input output", Columns("input", None, "output")),
+        ("Source Target", Columns("Source", None, "Target")),
+    ],
+)
+def test_usual_names(names: str, expected: Columns) -> None:
+    assert text_pairs.recognise(rows_of(names), {}) == expected
+
+
+def test_what_is_given_goes_first() -> None:
+    rows = rows_of("prompt completion body heading")
+    assert text_pairs.recognise(rows, {"text": "body", "label": "heading"}) == Columns("body", None, "heading")
+    assert text_pairs.recognise(rows, {"label": "heading"}) == Columns("prompt", None, "heading")
+    assert text_pairs.recognise(rows, {"text": "prompt"}) == Columns("prompt", None, "completion")
+    assert text_pairs.recognise(rows, {"text": "body"}) is None
+    pairs = text_pairs.recognise(rows, {"text": "prompt", "pair": "body", "label": "heading"})
+    assert pairs == Columns("prompt", "body", "heading")
+
+
+def test_no_pair() -> None:
+    assert text_pairs.recognise(rows_of("text label"), {}) is None
+    assert text_pairs.recognise(table(question=["a"], answer=[1]), {}) is None
+    with pytest.raises(UsageError, match="does not hold text or a list of texts"):
+        text_pairs.recognise(table(question=["a"], answer=[1]), {"label": "answer"})
+
+
+@pytest.mark.parametrize("feature", [Translation(["en", "de"]), {"en": Value("string"), "de": Value("string")}])
+def test_translations_go_by_language(feature: object) -> None:
+    rows = Dataset.from_dict({"id": [1, 2], "translation": LANGUAGES}, Features(id=Value("int64"), translation=feature))
+    columns = text_pairs.recognise(rows, {})
+    assert columns == Columns("en", None, "de")
+    assert text_pairs.recognise(rows, {"text": "de"}) == Columns("de", None, "en")
+    assert text_pairs.recognise(rows, {"label": "en"}) == Columns("de", None, "en")
+    assert text_pairs.read(rows, columns, "", each=True) == [Pair(1, "one", ("eins",)), Pair(2, "two", ("zwei",))]
+    with pytest.raises(UsageError, match=r"--text-column fr.*the columns are en"):
+        text_pairs.recognise(rows, {"text": "fr"})
+
+
+def test_several_references() -> None:
+    rows = table(mr=["a", "b"], refs=[["x", "y"], ["z"]])
+    columns = text_pairs.recognise(rows, {})
+    assert columns == Columns("mr", None, "refs")
+    assert text_pairs.read(rows, columns, "say: ", each=False) == [
+        Pair(1, "say: a", ("x", "y")),
+        Pair(2, "say: b", ("z",)),
+    ]
+    assert [pair.references for pair in text_pairs.read(rows, columns, "", each=True)] == [("x",), ("y",), ("z",)]
+
+
+def test_a_further_text_stands_on_a_line_of_its_own() -> None:
+    rows = table(instruction=["add", "add"], input=["1 2", ""], output=["3", "?"])
+    columns = text_pairs.recognise(rows, {})
+    assert [pair.source for pair in text_pairs.read(rows, columns, "", each=False)] == ["add\n1 2", "add"]
+
+
+def test_missing_texts_name_their_row() -> None:
+    with pytest.raises(UsageError, match="row 2: no text in column 'ref'"):
+        text_pairs.check(table(mr=["a", "b"], ref=["x", None]), Columns("mr", None, "ref"))
+    with pytest.raises(UsageError, match="row 1: no text in column 'refs'"):
+        text_pairs.check(table(mr=["a", "b"], refs=[[], ["x"]]), Columns("mr", None, "refs"))
+    with pytest.raises(UsageError, match="row 1: no text in column 'mr'"):
+        text_pairs.check(table(mr=[None, "b"], ref=["x", "x"]), Columns("mr", None, "ref"))
+    with pytest.raises(UsageError, match="--label-column among mr"):
+        text_pairs.check(table(mr=["a"]), Columns("mr"))
+
+
+def test_summaries_are_known_by_their_name() -> None:
+    assert text_pairs.are_summaries(Columns("a", None, "Summary"))
+    assert text_pairs.are_summaries(Columns("a", None, "highlights"))
+    assert not text_pairs.are_summaries(Columns("a", None, "de"))

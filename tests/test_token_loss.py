@@ -1,0 +1,83 @@
+"""The summed loss against a loop in float64, and what is shown of it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tiny_text import tokenizer
+
+from capaft.tasks import token_loss
+from capaft.tasks.token_loss import IGNORED
+
+
+def case(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(3, 5, 7, generator=generator)
+    labels = torch.randint(7, (3, 5), generator=generator)
+    labels[0, :3] = labels[1] = IGNORED
+    return logits.to(dtype), labels
+
+
+def naive(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> float:
+    total = 0.0
+    for row, wanted in zip(logits.tolist(), labels.tolist(), strict=True):
+        for scores, label in zip(row, wanted, strict=True):
+            if label == IGNORED:
+                continue
+            log_sum = math.log(math.fsum(map(math.exp, scores)))
+            spread = math.fsum(log_sum - score for score in scores) / len(scores)
+            total += (1 - smoothing) * (log_sum - scores[label]) + smoothing * spread
+    return total
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_sum_is_that_of_a_loop(smoothing: float, dtype: torch.dtype) -> None:
+    logits, labels = case(dtype)
+    found = token_loss.total(logits, labels, smoothing)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(naive(logits, labels, smoothing), rel=1e-5)
+
+
+def test_sums_of_parts_add_up() -> None:
+    logits, labels = case()
+    parts = sum(token_loss.total(logits[i : i + 1], labels[i : i + 1], 0.1) for i in range(3))
+    torch.testing.assert_close(parts, token_loss.total(logits, labels, 0.1))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_nothing_counts(smoothing: float) -> None:
+    logits, labels = case()
+    logits.requires_grad_()
+    found = token_loss.total(logits, torch.full_like(labels, IGNORED), smoothing)
+    found.backward()
+    assert found.item() == 0
+    assert not logits.grad.any()
+
+
+def test_each_example_and_their_scores() -> None:
+    logits, labels = case()
+    found = token_loss.each(logits, labels)
+    right = (logits.argmax(-1) == labels).sum(1).tolist()
+    for row, (loss, tokens, hits) in enumerate(found):
+        assert loss == pytest.approx(naive(logits[row : row + 1], labels[row : row + 1], 0.0), rel=1e-5)
+        assert (tokens, hits) == ((labels[row] != IGNORED).sum(), right[row])
+    # The mean is over tokens, not over examples.
+    mean = naive(logits, labels, 0.0) / 7
+    assert token_loss.scores(found) == pytest.approx(
+        {"perplexity": math.exp(mean), "loss": mean, "accuracy": sum(right) / 7}, rel=1e-5
+    )
+    assert token_loss.scores([(0.0, 0, 0)]) == {}
+    assert math.isfinite(token_loss.scores([(1e6, 1, 0)])["perplexity"])
+
+
+def test_padding_on_either_side() -> None:
+    assert token_loss.padded([[1, 2], [3]], 9).tolist() == [[1, 2], [3, 9]]
+    assert token_loss.padded([[1, 2], [3]], 9, left=True).tolist() == [[1, 2], [9, 3]]
+
+
+def test_marked() -> None:
+    ids = tokenizer()("abcd")["input_ids"]
+    assert token_loss.marked(tokenizer(), ids, [False, True, True, False]) == "a⟦bc⟧d"

@@ -1,0 +1,135 @@
+"""Whole runs on tiny models from a directory: a tenth of a second each, in this process or in forks of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from tiny import build
+from transformers import AutoTokenizer, BertConfig, PreTrainedModel
+
+from capaft import demo, job, run, run_directory, train
+from capaft.attach import attach_plan
+from capaft.config import TrainConfig
+
+# What a process that killed itself leaves for its parent.
+KILLED = 9
+
+
+def bert(directory: Path, kind: type[PreTrainedModel], dropout: float = 0.0) -> Path:
+    """A BERT of two small layers with the embedded model's tokenizer, as a directory.
+
+    Args:
+        directory: where it goes.
+        kind: the class that is saved.
+        dropout: of the hidden states and of the attention.
+    """
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    drops = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    build(kind, BertConfig(**shape, **drops, max_position_embeddings=64)).save_pretrained(directory)
+    _tokenizer().save_pretrained(directory)
+    return directory
+
+
+@cache
+def _tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(demo.base_model())
+
+
+def config(model: Path, data: Path, **changes: Any) -> TrainConfig:
+    """Settings of a short run; 58 training examples of the reviews make 8 batches, the last of 2."""
+    small = {"epochs": 2, "batch_size": 8, "k": (16,), "rank": 2, "max_length": 16, "baseline": False, "warmup": 0.0}
+    return TrainConfig(model=str(model), data=str(data), **{**small, **changes})
+
+
+def trained(settings: TrainConfig, directory: Path) -> tuple[job.Job, train.Outcome, list[dict[str, Any]]]:
+    """The loop alone: its job, what came out, and the records."""
+    decided = job.prepare(settings, lambda line: None)
+    place = run_directory.RunDirectory(directory)
+    run_directory.clear(place)
+    adapter = attach_plan(decided.base.model, decided.plan, dropout=settings.dropout)
+    outcome = train.train(decided, adapter, settings, place, quiet())
+    return decided, outcome, records(directory)
+
+
+def execute(settings: TrainConfig, directory: Path, **changes: Any) -> dict[str, Any]:
+    """A whole run, as the command makes it; its results."""
+    from dataclasses import replace
+
+    return run.execute(replace(settings, output=str(directory), **changes), quiet())
+
+
+def quiet() -> Console:
+    return Console(stderr=True, quiet=True)
+
+
+def records(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(directory: Path) -> list[tuple[int, float]]:
+    """Steps and their losses, in the order of the records."""
+    return [(record["step"], record["loss"]) for record in records(directory) if "loss" in record]
+
+
+def outputs(directory: Path) -> dict[str, bytes]:
+    """The files that have to be the same, byte by byte, however often a run was interrupted."""
+    names = ("adapter.safetensors", "last.safetensors", "predictions.jsonl")
+    return {name: (directory / name).read_bytes() for name in names}
+
+
+def fork(work: Callable[[], Any]) -> int:
+    """Have a copy of this process do some work; its id. It exits with 0, or with 1 and a trace of what was raised."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if child := os.fork():
+        return child
+    code = 1
+    try:
+        work()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def wait(child: int) -> int:
+    """The exit code of a fork, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def fresh_accelerate() -> None:
+    """Have Accelerate look at the environment again, which it does once a process."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+
+
+def together(count: int, work: Callable[[int], Any], directory: Path) -> list[int]:
+    """Do work in forks that form a process group over gloo; their exit codes.
+
+    Args:
+        count: how many.
+        work: told the number of its process.
+        directory: where they find one another.
+    """
+
+    def in_group(rank: int) -> None:
+        meeting = f"file://{directory}/meeting"
+        torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=count)
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+        fresh_accelerate()
+        work(rank)
+
+    children = [fork(lambda rank=rank: in_group(rank)) for rank in range(count)]  # type: ignore[misc]
+    return [wait(child) for child in children]
