@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 
@@ -24,8 +25,11 @@ class Best:
     def after(
         self, step: int, value: float, scores: dict[str, float], *, more_is_better: bool, min_delta: float
     ) -> Best:
-        """The best one, after one more evaluation; it has `waited` 0 if that was better by more than `min_delta`."""
-        if self.value is not None:
+        """The best one, after one more evaluation; it has `waited` 0 if that was better by more than `min_delta`.
+
+        Anything is better than a score that is not defined, as some correlations of constants are not.
+        """
+        if self.value is not None and not math.isnan(self.value):
             gain = value - self.value if more_is_better else self.value - value
             if not gain > min_delta:
                 return replace(self, waited=self.waited + 1)

@@ -6,11 +6,10 @@ Batches and dropout are functions of the seed and the step, so no state of a gen
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import re
 import shutil
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,25 +118,27 @@ def write(
         "optimizer": plain,
         "scaler": scaler.state_dict() if scaler is not None else {},
     }
+    encoded = safetensors.torch.save(tensors)
+    state["digest"] = _digest(encoded, state)
     name = f"step-{progress.step:09d}"
+    final, aside = directory / name, directory / f".{name}"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=directory))
         try:
-            write_atomically(aside / TENSORS, safetensors.torch.save(tensors))
+            write_atomically(aside / TENSORS, encoded)
             write_atomically(aside / STATE, json.dumps(state, indent=1) + "\n")
-            flush_directory(aside)
-            final = directory / name
             if final.exists():
                 shutil.rmtree(final)
             aside.rename(final)
             flush_directory(directory)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        for old in _all(directory)[KEPT:]:
-            shutil.rmtree(old, ignore_errors=True)
+        # One of a later step could not be read when the run went on from an earlier one.
+        older = [path for path in _all(directory) if path.name < name]
+        for path in _all(directory):
+            if path not in (final, *older[: KEPT - 1]):
+                shutil.rmtree(path, ignore_errors=True)
     except OSError as error:
-        raise TrainingError(f"cannot write {directory / name}: {error.strerror or error}; older ones are kept") from None
+        raise TrainingError(f"cannot write {final}: {error.strerror or error}; older ones are kept") from None
 
 
 def newest(directory: Path) -> Checkpoint | None:
@@ -150,7 +151,10 @@ def newest(directory: Path) -> Checkpoint | None:
     for path in found:
         try:
             state = json.loads((path / STATE).read_text(encoding="utf-8"))
-            tensors = safetensors.torch.load((path / TENSORS).read_bytes())
+            encoded = (path / TENSORS).read_bytes()
+            if state.pop("digest") != _digest(encoded, state):
+                continue
+            tensors = safetensors.torch.load(encoded)
             progress = state["progress"]
             return Checkpoint(
                 Progress(**progress | {"best": Best(**progress["best"])}),
@@ -159,11 +163,16 @@ def newest(directory: Path) -> Checkpoint | None:
                 state["optimizer"],
                 state["scaler"],
             )
-        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError):
             continue
     if found:
         raise UsageError(f"no checkpoint in {directory} can be read; start anew with --overwrite")
     return None
+
+
+def _digest(tensors: bytes, state: dict[str, Any]) -> str:
+    """What tells that a disk gave back other bytes than it was given."""
+    return hashlib.blake2b(tensors + json.dumps(state).encode(), digest_size=16).hexdigest()
 
 
 def _all(directory: Path) -> list[Path]:

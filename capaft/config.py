@@ -114,6 +114,7 @@ class TrainConfig(Settings):
         0.15, "Masked language modelling: share of the tokens to predict.", check=("in (0, 1)", lambda p: 0 < p < 1)
     )
     augment: bool = _task(True, "Images: crop and flip at random in training (digits and the like want --no-augment).")
+    max_seconds: float = _task(10.0, "Audio: seconds that a recording is cut to.", check=_POSITIVE)
 
     method: str = _method(
         "nola",

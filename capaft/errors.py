@@ -35,6 +35,10 @@ class TrainingError(CapaftError):
     """A run that had started could not go on (NaN loss, out of memory, a full disk)."""
 
 
+class PeerError(TrainingError):
+    """Another process of this run could not go on; it has told why, or its launcher does."""
+
+
 class Interrupted(CapaftError):  # noqa: N818 - an interruption is not an error
     """Ctrl-C: the run saved what it had and stopped."""
 

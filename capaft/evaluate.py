@@ -44,14 +44,14 @@ def evaluate(
     Args:
         task: the task.
         base: the base model, whose processor pads the batches.
-        model: what is called, on the device it runs on; its training mode is restored.
+        model: what is called, on the device it runs on; the training mode of its modules is restored.
         features: what to score, with references.
         batch_size: features in a forward.
         processes: those that share the work; each returns the whole.
         autocast: the context that forwards run in.
     """
     device = home(model)
-    was_training = model.training
+    in_training = [module for module in model.modules() if module.training]
     model.eval()
     found: list[tuple[int, Any]] = []
     total = terms = 0.0
@@ -64,7 +64,8 @@ def evaluate(
                 terms += batch.terms
             predictions = task.predict(base, model, features, indices, batch, outputs)
             found += zip(indices, predictions, strict=True) if is_own else ()
-    model.train(was_training)
+    for module in in_training:
+        module.training = True
     total, terms = processes.totals(total, terms)
     ordered = [prediction for _, prediction in sorted(processes.gather(found), key=lambda each: each[0])]
     return Evaluation({"loss": total / max(terms, 1.0), **task.score(features, ordered)}, ordered)

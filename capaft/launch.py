@@ -9,11 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from types import FrameType
 
 # What a launcher sets for its processes; where it is there, one has already started this one.
 _STARTED = "WORLD_SIZE"
 _POLL_SECONDS = 0.05
-_GRACE_SECONDS = 30.0
+# How long the others have to end by themselves: after Ctrl-C they save, after a failure they notice.
+_SAVING_SECONDS = 60.0
+_NOTICING_SECONDS = 10.0
+_INTERRUPTED = 130
+# What is passed on; not all systems have all of them.
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def wanted(processes: int) -> bool:
@@ -24,46 +30,61 @@ def wanted(processes: int) -> bool:
 def launch(processes: int, arguments: Sequence[str]) -> int:
     """Run `capaft` with these arguments in so many processes, which find one another over the loopback.
 
+    Ctrl-C and requests to end are passed on to all of them, once each. If one is killed, it cannot say so, and a line
+    on stderr does.
+
     Args:
         processes: how many.
         arguments: the command line, without the program.
 
     Returns:
-        The exit code: that of the first process to fail, once the others were stopped.
+        The exit code: 0, or the highest of those that failed by themselves, or 1.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), _STARTED: str(processes)}
-    running = []
-    for rank in range(processes):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": threads}
-        command = [sys.executable, "-m", "capaft", *arguments]
-        # stdout is the first one's: results are printed once.
-        out = None if rank == 0 else subprocess.DEVNULL
-        running.append(subprocess.Popen(command, env=os.environ | common | own, stdout=out))
-    # Ctrl-C reaches the processes as well, which save and stop; this one waits for them.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    running: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for each in running:
+            each.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
     try:
+        for rank in range(processes):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": threads}
+            command = [sys.executable, "-m", "capaft", *arguments]
+            # stdout is the first one's: results are printed once. A terminal's Ctrl-C should reach none of them twice.
+            out = None if rank == 0 else subprocess.DEVNULL
+            group = 0 if os.name == "posix" else None
+            running.append(subprocess.Popen(command, env=os.environ | common | own, stdout=out, process_group=group))
         while True:
-            codes = [each.poll() for each in running]
-            failed = [code for code in codes if code]
-            if failed or all(code == 0 for code in codes):
+            ended = [each.poll() for each in running]
+            if any(ended) or None not in ended:
                 break
             time.sleep(_POLL_SECONDS)
-        _stop(running)
+        killed = {rank: -code for rank, code in enumerate(ended) if code and code < 0}
+        for rank, number in killed.items():
+            print(f"error: process {rank} was ended by {signal.Signals(number).name}", file=sys.stderr, flush=True)
+        _stop(running, _SAVING_SECONDS if _INTERRUPTED in ended else _NOTICING_SECONDS)
     finally:
-        signal.signal(signal.SIGINT, before)
-    return failed[0] if failed and failed[0] > 0 else (1 if failed else 0)
+        for each in running:
+            if each.poll() is None:
+                each.kill()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    codes = [each.returncode for each in running]
+    return max((code for code in codes if code > 0), default=1 if any(codes) else 0)
 
 
-def _stop(running: Sequence[subprocess.Popen[bytes]]) -> None:
+def _stop(running: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
     """Let the others end by themselves, as they do after Ctrl-C or the same error; then end them."""
-    deadline = time.monotonic() + _GRACE_SECONDS
+    deadline = time.monotonic() + seconds
     for each in running:
         try:
-            each.wait(max(0.1, deadline - time.monotonic()) if each.poll() is None else 0)
+            each.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             each.kill()
             each.wait()

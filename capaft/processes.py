@@ -7,7 +7,8 @@ up, so that all processes take the same step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +16,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from capaft.errors import PeerError
+
+# How the libraries underneath say that another process does not answer.
+_LOST = ("gloo", "NCCL", "Connection", "Broken pipe")
+
 
 @dataclass
 class Processes:
     """This process among those of the run; alone, nothing is communicated.
+
+    What asks the others raises `PeerError` if one of them has ended.
 
     Attributes:
         rank: number of this process, from 0.
@@ -50,7 +58,8 @@ class Processes:
         if self.count == 1:
             return list(numbers)
         total = torch.tensor(numbers, dtype=torch.float64)
-        dist.all_reduce(total, group=self._host)
+        with _answered():
+            dist.all_reduce(total, group=self._host)
         self.bytes_sent += total.nbytes
         return [float(each) for each in total.tolist()]
 
@@ -60,7 +69,8 @@ class Processes:
             return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = torch.cat([each.flatten() for each in gradients])
-        dist.all_reduce(flat)
+        with _answered():
+            dist.all_reduce(flat)
         self.bytes_sent += flat.nbytes
         pieces = flat.split([p.numel() for p in parameters])
         for parameter, piece in zip(parameters, pieces, strict=True):
@@ -69,7 +79,8 @@ class Processes:
     def sum_of(self, tensor: Tensor) -> Tensor:
         """A tensor, summed over the processes."""
         if self.count > 1:
-            dist.all_reduce(tensor)
+            with _answered():
+                dist.all_reduce(tensor)
         return tensor
 
     def gather(self, items: Iterable[Any]) -> list[Any]:
@@ -77,7 +88,8 @@ class Processes:
         if self.count == 1:
             return list(items)
         found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, list(items), group=self._host)
+        with _answered():
+            dist.all_gather_object(found, list(items), group=self._host)
         return [item for part in found for item in part]
 
     def from_first(self, value: Any) -> Any:
@@ -85,5 +97,21 @@ class Processes:
         if self.count == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self._host)
+        with _answered():
+            dist.broadcast_object_list(box, src=0, group=self._host)
         return box[0]
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    """Turns what comes of talking to a process that has ended into one line.
+
+    Raises:
+        PeerError: another process does not answer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if any(word in str(error) for word in _LOST):
+            raise PeerError("another process of this run has ended; its own message says why") from None
+        raise

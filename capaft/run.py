@@ -65,26 +65,31 @@ def execute(config: TrainConfig, console: Console, command: Sequence[str] = ()) 
     adapter_numbers, own_numbers = decided.adapter_numbers, decided.own_numbers
     before = resumed.progress.baseline if resumed else start_head(decided, config, console, processes)
     adapter = attach_plan(decided.base.model, decided.plan, dropout=config.dropout)
-    if processes.is_first and not resumed:
+    if processes.is_first and resumed:
+        run_directory.sweep(run)
+    elif processes.is_first:
         run_directory.clear(run)
         write_atomically(run.config, dump(repeatable))
     if config.tracker:
         accelerator.project_configuration.logging_dir = str(run.trackers)
         settings = {name: str(value) for name, value in asdict(repeatable).items()}
         accelerator.init_trackers("capaft", config=settings)
-    outcome = train(
-        decided,
-        adapter,
-        config,
-        run,
-        console,
-        accelerator=accelerator,
-        processes=processes,
-        resumed=resumed,
-        baseline=before,
-    )
-    if config.tracker:
-        accelerator.end_training()
+    try:
+        outcome = train(
+            decided,
+            adapter,
+            config,
+            run,
+            console,
+            accelerator=accelerator,
+            processes=processes,
+            resumed=resumed,
+            baseline=before,
+        )
+    finally:
+        # Trackers keep the last records back.
+        if config.tracker:
+            accelerator.end_training()
     results = {
         "output": str(run.path),
         "model": decided.base.base.name,

@@ -72,17 +72,22 @@ class RunDirectory:
         return self.path / "README.md"
 
     def files(self) -> tuple[Path, ...]:
-        """Every file that a run writes, beside its checkpoints."""
+        """Every file that a run writes, beside its checkpoints; what makes it one comes last."""
         return (
+            self.results,
             self.adapter,
             self.last,
-            self.config,
             self.metrics,
             self.predictions,
-            self.results,
             self.plot,
             self.card,
+            self.config,
         )
+
+    def leftovers(self) -> list[Path]:
+        """What was being written when the run was killed."""
+        found = [left for file in self.files() for left in self.path.glob(f".{file.name}.*")]
+        return found + list(self.checkpoints.glob(".step-*"))
 
 
 def choose(output: str | None, method: str, *, overwrite: bool, resume: bool = False) -> RunDirectory:
@@ -105,7 +110,7 @@ def choose(output: str | None, method: str, *, overwrite: bool, resume: bool = F
     path = Path(output).expanduser()
     if path.exists() and not path.is_dir():
         raise UsageError(f"--output {output} is a file; name a directory that is new or empty")
-    present = sorted(path.iterdir()) if path.is_dir() else []
+    present = sorted(set(path.iterdir()) - set(RunDirectory(path).leftovers())) if path.is_dir() else []
     if present and not (path / CONFIG).exists():
         raise UsageError(
             f"--output {output} holds something else ({present[0].name}, ...); name a directory that is new or empty"
@@ -123,13 +128,30 @@ def clear(run: RunDirectory) -> None:
     Raises:
         UsageError: the directory cannot be made.
     """
+    sweep(run)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        for file in run.files():
+        # Without its results a run is not taken for finished, and without its configuration for none.
+        *others, configuration = run.files()
+        for file in others:
             file.unlink(missing_ok=True)
         for directory in (run.checkpoints, run.trackers):
             if directory.exists():
                 shutil.rmtree(directory)
+        configuration.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output {run.path} cannot be written: {error.strerror or error}") from None
+
+
+def sweep(run: RunDirectory) -> None:
+    """Remove what was being written when the run was killed.
+
+    Raises:
+        UsageError: it cannot be removed.
+    """
+    try:
+        for left in run.leftovers():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
     except OSError as error:
         raise UsageError(f"--output {run.path} cannot be written: {error.strerror or error}") from None
 

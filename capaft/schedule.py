@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Literal
 
 Schedule = Literal["linear", "cosine", "constant", "polynomial", "inverse-sqrt", "cosine-restarts", "wsd"]
@@ -15,13 +16,15 @@ DECAY = 0.1
 
 def warmup_steps(warmup: float, steps: int) -> int:
     """Steps in which the rate rises: a share of all below 1, their number from 1 on."""
-    return math.ceil(warmup * steps) if warmup < 1 else round(warmup)
+    # A product of floats would make 8 steps of 0.07 * 100.
+    return math.ceil(Fraction(str(warmup)) * steps) if warmup < 1 else round(warmup)
 
 
 def course(schedule: Schedule, warmup: int, steps: int) -> Callable[[int], float]:
     """The learning rate at a step, counted from 0, relative to its peak: a linear rise, then the schedule.
 
-    `wsd` stays at the peak and falls linearly in the last tenth of the run (Hu et al. 2024, arXiv 2404.06395);
+    `wsd` stays at the peak and falls linearly in the last tenth of what follows the rise (Hu et al. 2024,
+    arXiv 2404.06395);
     `inverse-sqrt` is that of Vaswani et al. 2017; `cosine-restarts` that of Loshchilov & Hutter 2017, in four turns.
 
     Args:

@@ -19,7 +19,7 @@ from capaft.adapter import Adapter
 from capaft.best import Best
 from capaft.checkpoint import Checkpoint, Progress
 from capaft.config import TrainConfig
-from capaft.errors import Interrupted, TrainingError
+from capaft.errors import Interrupted, PeerError, TrainingError, UsageError
 from capaft.evaluate import evaluate, on_device
 from capaft.files import write_atomically
 from capaft.interrupt import interruptible, memory_guard
@@ -32,6 +32,8 @@ from capaft.tasks.task import Batch
 
 # Losses are fetched from the device this many steps at a time, so that it never waits for the host.
 FETCH_STEPS = 10
+# The curve is drawn again at an evaluation this long after the last drawing, which takes a second itself.
+DRAW_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,14 @@ def train(
         baseline: kept in checkpoints.
 
     Raises:
+        UsageError: the model cannot do without the activations that gradient checkpointing drops.
         TrainingError: the loss is not finite, memory or disk ran out; the best adapter so far stays on disk.
         Interrupted: Ctrl-C; a checkpoint, and the best adapter so far or else the present one, are on disk.
     """
     accelerator, processes = accelerator or Accelerator(), processes or Processes.here()
     model: nn.Module = job.base.model.to(accelerator.device)
     if config.gradient_checkpointing:
-        job.base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        _enable_checkpointing(job.base.model)
     per_epoch = math.ceil(len(job.train) / config.batch_size)
     course = schedule.course(config.schedule, schedule.warmup_steps(config.warmup, job.steps), job.steps)
     evaluate_every = config.eval_steps or config.eval_epochs * per_epoch
@@ -119,7 +122,8 @@ def train(
         quiet=not processes.is_first,
         track=(lambda values, step: accelerator.log(values, step=step)) if config.tracker else None,
     )
-    best, step, saved_at = progress.best, progress.step, time.monotonic()
+    best, step = progress.best, progress.step
+    saved_at = drawn_at = time.monotonic()
     pending: list[tuple[int, float, float, int, Tensor]] = []
 
     def leave_checkpoint() -> None:
@@ -133,8 +137,14 @@ def train(
         if processes.is_first:
             adapter_file.save(model, path, base=job.base.base, task=job.record, dtype=config.save_dtype)
 
+    def plot() -> None:
+        nonlocal drawn_at
+        if processes.is_first:
+            write_atomically(run.plot, draw(journal.records, job.task.metric))
+        drawn_at = time.monotonic()
+
     with journal, interruptible() as interrupted, memory_guard():
-        model.train()
+        _start_training(model)
         while step < job.steps and not _waited_enough(best, config):
             epoch, position = divmod(step, per_epoch)
             if position == 0 or step == progress.step:
@@ -177,15 +187,17 @@ def train(
                     _write_predictions(job, found.predictions, run, processes)
                 save(run.last)
                 journal.evaluation(step, step / per_epoch, job.task.metric, found.scores, best.step == step)
-                if processes.is_first:
-                    write_atomically(run.plot, draw(journal.records, job.task.metric))
+                if time.monotonic() - drawn_at >= DRAW_SECONDS:
+                    plot()
             if evaluates or due or stop:
                 leave_checkpoint()
             if stop and step < job.steps:
                 if best.value is None:
                     save(run.adapter)
+                plot()
                 raise Interrupted(f"stopped at step {step} of {job.steps}; go on with --resume --output {run.path}")
         seconds, speed = journal.seconds, journal.examples_per_second
+        plot()
     scores = best.scores
     if config.save_dtype != "float32":
         scores = _scores_as_saved(job, adapter, run, config, accelerator, processes)
@@ -202,6 +214,21 @@ def train(
         processes=processes.count,
         bytes_per_step=processes.bytes_sent // max(1, step - progress.step),
     )
+
+
+def _start_training(model: nn.Module) -> None:
+    """Training mode, but for layers that would go on averaging what they see: no adapter file holds their averages."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def _enable_checkpointing(model: Any) -> None:
+    try:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError:
+        raise UsageError(f"--gradient-checkpointing is not supported by {type(model).__name__}; drop it") from None
 
 
 def _collated(
@@ -258,7 +285,8 @@ def _report(journal: Journal, pending: list[tuple[int, float, float, int, Tensor
     losses = processes.sum_of(torch.stack([loss for *_, loss in pending])).tolist()
     for (step, epoch, lr, examples, _), loss in zip(pending, losses, strict=True):
         if not math.isfinite(loss):
-            raise TrainingError(
+            # All processes know; one tells.
+            raise (TrainingError if processes.is_first else PeerError)(
                 f"the loss is {loss} at step {step} (learning rate {lr:.1e}); lower --lr. "
                 "The best adapter of earlier evaluations, if any, is kept"
             )

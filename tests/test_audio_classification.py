@@ -135,6 +135,7 @@ def test_the_shortest_recordings_go_through_every_model(bases: dict[str, BaseMod
 
 def test_training_is_random_in_nothing_but_torch(tmp_path: Path) -> None:
     base = TASK.load_model(wav2vec2(tmp_path), seed=0)
+    assert base.model.wav2vec2.encoder.config.layerdrop == 0
     batch = collated(base, rows(tone(300, 0.5), tone(700, 0.3)))
     found = []
     for seed in (0, 1):

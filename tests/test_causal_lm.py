@@ -222,6 +222,17 @@ def test_batches_are_written_like_single_prompts(kind: str, beams: int) -> None:
         assert together[1] == model.processor.decode(tokens[2:], skip_special_tokens=True).strip()
 
 
+def test_plain_text_is_scored_and_not_reported() -> None:
+    rows = table(text=["abc", "d"])
+    model, task = base("gpt2", tokenizer()), decided(rows)
+    found = features(task, rows, training=False)
+    batch = task.collate(model, found, [0], training=False)
+    with torch.inference_mode():
+        predictions = task.predict(model, model.model, found, [0], batch, model.model(**batch.inputs))
+    assert set(task.score(found, predictions)) == {"perplexity", "loss", "accuracy"}
+    assert task.report(found, predictions) == []
+
+
 def test_nothing_is_written_unless_texts_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     model, task = base("llama", tokenizer()), decided(TWO)
     found = features(task, TWO, training=False)

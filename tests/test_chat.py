@@ -50,7 +50,7 @@ def test_every_answer_counts_and_nothing_else(template: str) -> None:
 
 
 def test_sharegpt() -> None:
-    said = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}, {"from": "human", "value": "bye"}]
+    said = [{"from": "Human", "value": "hi"}, {"from": "gpt", "value": "yo"}, {"from": "human", "value": "bye"}]
     (found,) = examples([said])
     # What comes after the last answer teaches nothing.
     assert (found.ids, found.labels) == by_hand([("user", "hi"), ("assistant", "yo")])

@@ -121,6 +121,11 @@ def test_a_batch_in_which_nothing_is_masked(model: Any) -> None:
     assert predictions == [(0.0, 0, 0)] * 2
 
 
+def test_evaluation_needs_something_to_predict(model: Any) -> None:
+    with pytest.raises(UsageError, match="none is masked"):
+        decided(mlm_probability=1e-9).features(model, ROWS, COLUMNS, training=False)
+
+
 def test_no_mask_token_and_no_room() -> None:
     with pytest.raises(UsageError, match=r"no mask token.*causal-lm"):
         decided().features(base("bert", tokenizer(framed=True)), ROWS, COLUMNS, training=True)

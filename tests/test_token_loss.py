@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 from tiny_text import tokenizer
+from transformers import AutoTokenizer
 
+from capaft import demo
 from capaft.tasks import token_loss
 from capaft.tasks.token_loss import IGNORED
 
@@ -81,3 +83,6 @@ def test_padding_on_either_side() -> None:
 def test_marked() -> None:
     ids = tokenizer()("abcd")["input_ids"]
     assert token_loss.marked(tokenizer(), ids, [False, True, True, False]) == "a⟦bc⟧d"
+    pieces = AutoTokenizer.from_pretrained(demo.base_model())
+    ids = pieces("the alimentum is", add_special_tokens=False)["input_ids"]
+    assert token_loss.marked(pieces, ids, [False, True, False, True]) == "the⟦ aliment⟧um⟦ is⟧"

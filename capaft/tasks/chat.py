@@ -48,7 +48,7 @@ def conversation(messages: Sequence[dict[str, Any]] | None, where: str) -> list[
         role, content = next(((message[a], message[b]) for a, b in _KEYS if a in message), (None, None))
         if role is None or content is None:
             raise UsageError(f"{where}: message {number} has no speaker or no text; complete it or drop the row")
-        found.append({"role": _ROLES.get(role, role), "content": content})
+        found.append({"role": _ROLES.get(role.lower(), role.lower()), "content": content})
     answers = [number for number, message in enumerate(found) if number and message["role"] == "assistant"]
     if not answers:
         raise UsageError(f"{where}: the assistant answers to nothing in it, so there is nothing to learn; drop the row")

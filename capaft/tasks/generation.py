@@ -98,6 +98,8 @@ class Generation(Task):
 
     def report(self, features: Features, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
         """Source, prediction and references, where the model wrote anything."""
+        if not features.references:
+            return []
         return [
             {"source": source, "prediction": text, "references": list(references)}
             for source, (*_, text), references in zip(features.sources, predictions, features.references, strict=True)

@@ -49,7 +49,7 @@ class MaskedLM(Task):
         """Blocks or texts, between the tokenizer's special tokens; empty texts are left out.
 
         Raises:
-            UsageError: a row has no text, or the tokenizer no token to mask with.
+            UsageError: a row has no text, the tokenizer no token to mask with, or evaluation nothing to mask.
         """
         tokenizer = base.processor
         if tokenizer.mask_token_id is None:
@@ -69,7 +69,11 @@ class MaskedLM(Task):
             truncated = sum(len(ids) > room for ids in whole)
             found = [ids[:room] for ids in whole]
         ids = [[*before, *each, *after] for each in found]
-        return Features({"input_ids": ids}, np.array([len(each) for each in ids], dtype=np.int64), None, truncated)
+        made = Features({"input_ids": ids}, np.array([len(each) for each in ids], dtype=np.int64), None, truncated)
+        masks = (self._masked(base, made, index, training=False)[1] for index in range(len(made)))
+        if not training and all((wanted == IGNORED).all() for wanted in masks):
+            raise UsageError("there are too few words to evaluate on: none is masked; add rows to the validation split")
+        return made
 
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
         """Tokens `(batch, longest)`, some of them masked, and what those were.

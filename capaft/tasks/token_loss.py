@@ -65,6 +65,16 @@ def scores(counted: Iterable[Counted]) -> dict[str, float]:
 
 def marked(tokenizer: Any, ids: Iterable[int], counts: Iterable[bool]) -> str:
     """Tokens as text, with ⟦brackets⟧ around those that count."""
-    runs = groupby(zip(ids, counts, strict=True), key=lambda each: bool(each[1]))
-    texts = ((tokenizer.decode([int(token) for token, _ in run]), does) for does, run in runs)
-    return "".join(f"⟦{text}⟧" if does else text for text, does in texts)
+    tokens = [int(token) for token in ids]
+
+    def text(count: int) -> str:
+        return str(tokenizer.decode(tokens[:count], clean_up_tokenization_spaces=False))
+
+    whole, shown, start, done = text(len(tokens)), "", 0, 0
+    for does, run in groupby(map(bool, counts)):
+        done += len(list(run))
+        # A run decoded on its own would lose the space before it.
+        end = len(text(done))
+        shown += f"⟦{whole[start:end]}⟧" if does else whole[start:end]
+        start = end
+    return shown

@@ -1,0 +1,86 @@
+"""What processes say to one another, tried by processes that do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_job import together
+
+from capaft.errors import PeerError
+from capaft.processes import Processes
+
+
+def parameters(rank: int) -> list[torch.nn.Parameter]:
+    """One with a gradient in each process, one in the first only, one in none."""
+    found = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (4,), (1,))]
+    found[0].grad = torch.full((2, 3), 1.0 + rank)
+    found[1].grad = torch.arange(4.0) if rank == 0 else None
+    return found
+
+
+def test_alone_nothing_is_said() -> None:
+    alone = Processes.here()
+    assert (alone.rank, alone.count, alone.is_first) == (0, 1, True)
+    assert alone.totals(1.5, True) == [1.5, 1]
+    assert alone.gather(iter("ab")) == ["a", "b"]
+    assert alone.from_first("x") == "x"
+    tensor = torch.ones(2)
+    assert alone.sum_of(tensor) is tensor
+    own = parameters(0)
+    alone.add_up(own)
+    assert own[2].grad is None
+    assert alone.bytes_sent == 0
+
+
+def test_three_processes(tmp_path: Path) -> None:
+    def talk(rank: int) -> None:
+        every = Processes.here()
+        own = parameters(rank)
+        every.add_up(own)
+        said: dict[str, Any] = {
+            "who": (every.rank, every.count, every.is_first),
+            "gradients": [p.grad.tolist() for p in own],  # type: ignore[union-attr]
+            "bytes": every.bytes_sent,
+            # More than float32 can tell from its neighbour.
+            "totals": every.totals(2**25 + rank, rank == 1),
+            "sum": every.sum_of(torch.tensor([1.0, rank])).tolist(),
+            "items": every.gather([(rank, "x")] * rank),
+            "first": every.from_first({"path": str(tmp_path)} if rank == 0 else None),
+        }
+        (tmp_path / f"{rank}.json").write_text(json.dumps(said))
+
+    assert together(3, talk, tmp_path) == [0, 0, 0]
+    for rank in range(3):
+        said = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert said["who"] == [rank, 3, rank == 0]
+        assert said["gradients"] == [[[6.0] * 3] * 2, [0.0, 1.0, 2.0, 3.0], [0.0]]
+        assert said["bytes"] == 4 * (6 + 4 + 1)
+        assert said["totals"] == [3 * 2**25 + 3, 1.0]
+        assert said["sum"] == [3.0, 3.0]
+        assert said["items"] == [[1, "x"], [2, "x"], [2, "x"]]
+        assert said["first"] == {"path": str(tmp_path)}
+
+
+@pytest.mark.parametrize("call", ["totals", "gather", "from_first", "sum_of"])
+def test_one_that_has_ended_is_noticed_at_once(call: str, tmp_path: Path) -> None:
+    def talk(rank: int) -> None:
+        every = Processes.here()
+        every.totals(0)
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with pytest.raises(PeerError, match="another process"):
+            getattr(every, call)({"totals": 1.0, "sum_of": torch.ones(1)}.get(call, []))
+
+    started = time.monotonic()
+    codes = together(3, talk, tmp_path)
+    assert codes[1] == -signal.SIGKILL
+    # Whose message is on its way through the one that ended may be lost in it: the third may wait for the first.
+    assert codes[0] == codes[2] == 0
+    assert time.monotonic() - started < 30
