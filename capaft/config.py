@@ -62,7 +62,9 @@ class TrainConfig(Settings):
     )
     shots: int | None = _source(None, "Train on this many examples of each class (default: all).", check=_at_least(1))
     max_length: int | None = _source(
-        None, "Tokens an example is cut to (default: set by the task; 128, for questions 384).", check=_at_least(2)
+        None,
+        "Tokens an example is cut to (default: set by the task; 128, for questions 384, to generate 512).",
+        check=_at_least(2),
     )
     show: int = _source(0, "Print this many training examples, decoded, before training.", check=_at_least(0))
 

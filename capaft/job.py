@@ -176,8 +176,9 @@ def given_columns(config: TrainConfig) -> dict[str, str | None]:
 
 
 def there(rows: Dataset, given: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Those of the named columns that a split has: a second split may call its references otherwise."""
-    return {role: name if name in rows.column_names else None for role, name in given.items()}
+    """Those of the named columns, or of the names within one, that a split has: a second one may call some otherwise."""
+    known = {*rows.column_names, *(name.rpartition(".")[2] for name in rows.flatten().column_names)}
+    return {role: name if name in known else None for role, name in given.items()}
 
 
 def _chosen(
@@ -208,7 +209,8 @@ def _describe_data(
     say(f"data   {config.data or 'the demo'}: {len(train)} training and {len(validation)} validation examples")
     say(f"       {found.describe()}{classes}")
     if cut := train.truncated + validation.truncated:
-        say(f"       {cut} examples are longer than {task.max_length} tokens and are cut (--max-length)")
+        flags = "--max-length, --max-target-length" if hasattr(task, "max_target_length") else "--max-length"
+        say(f"       {cut} examples are longer than {task.max_length} tokens and are cut ({flags})")
 
 
 def _numbers(config: TrainConfig, k: tuple[int, ...] | None) -> dict[str, Any]:

@@ -38,6 +38,8 @@ def _parametrised(cls: Any, parameter: str) -> Any:
 
     def read(module: Any) -> Tensor:
         value = stored(module, parameter)
+        if value.is_meta:
+            return value  # Offloaded: accelerate asks what is there before it fetches the numbers.
         layers: dict[int, list[Any]] = {}
         for child in module._modules.values():
             if getattr(child, "parametrises", "") != parameter:

@@ -24,6 +24,28 @@ def test_evaluation_takes_the_longest_first(lengths: np.ndarray, size: int) -> N
     assert (np.diff(lengths[order]) <= 0).all()
 
 
+@given(st.integers(1, 40), st.integers(1, 5), st.none() | st.integers(1, 12))
+def test_processes_share_a_batch_and_keep_step(size: int, processes: int, micro: int | None) -> None:
+    batch = list(range(100, 100 + size))
+    shares = [batches.parts(batch, rank, processes, micro) for rank in range(processes)]
+    counted = [index for share in shares for part, is_own in share if is_own for index in part]
+    assert sorted(counted) == batch
+    # All make equally many forwards, none of them larger than asked for and none of nothing.
+    assert len({len(share) for share in shares}) == 1
+    longest = micro or -(-size // processes)
+    assert all(1 <= len(part) <= longest for share in shares for part, _ in share)
+    assert all(set(part) <= set(batch) for share in shares for part, _ in share)
+    # As few as there can be.
+    assert len(shares[0]) == -(-(-(-size // processes)) // longest)
+    sizes = [sum(len(part) for part, is_own in share if is_own) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_one_example_for_two_processes() -> None:
+    assert batches.parts([7], 0, 2, None) == [([7], True)]
+    assert batches.parts([7], 1, 2, None) == [([7], False)]
+
+
 def test_epochs_and_seeds_differ_and_padding_is_saved() -> None:
     lengths = np.random.default_rng(0).integers(1, 200, 1000)
     first = batches.training(lengths, 16, 0, 0)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+from tiny_job import fork, killing_at, wait
 
 from capaft import files
 from capaft.errors import TrainingError
@@ -38,3 +40,27 @@ def test_a_failed_write_is_told_and_the_old_content_stays(
         files.write_atomically(file, b"new")
     assert file.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_killed_at_any_moment_the_file_is_the_old_one_or_the_new(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    seen, code, moment = set(), -1, 0
+    while code != 0:
+        files.write_atomically(file, b"old")
+
+        def killed(last: int = moment) -> None:
+            killing_at(last, tmp_path)
+            files.write_atomically(file, b"new")
+
+        code = wait(fork(killed))
+        assert code in (0, -signal.SIGKILL)
+        seen.add(file.read_bytes())
+        moment += 1
+    assert seen == {b"old", b"new"}
+    assert moment > 2
+
+
+def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match=r"cannot write .*: (Not a directory|File exists)"):
+        files.write_atomically(tmp_path / "file" / "new", b"")

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
 import capaft
-from capaft.adapter_file import describe, read, restore
+from capaft.adapter_file import Base, describe, read, restore
 from capaft.attach import Adapter, get
 from capaft.base_model import initialise
 from capaft.budget import fit, trained_numbers
@@ -745,3 +745,22 @@ def test_the_basis_group_may_be_too_small_for_its_coefficients() -> None:
     with pytest.raises(UsageError, match=r"leaves \d+ of 30 coefficients .* of factor head:bias at classifier\.dense"):
         adapted("roberta", "nola", basis="group", head_k=30)
     assert re.match("group", adapted("roberta", "nola", basis="group", head_k=4)[1].plan.head.basis)
+
+
+def test_a_head_that_accelerate_has_put_on_disk(tmp_path: Path) -> None:
+    base("roberta").save_pretrained(tmp_path / "model")
+    places = {"roberta": "cpu", "classifier.dense": "disk", "classifier.dropout": "cpu", "classifier.out_proj": "cpu"}
+    offloaded = RobertaForSequenceClassification.from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=tmp_path / "offload"
+    ).eval()
+    assert offloaded.classifier.dense.weight.is_meta
+    model, _ = adapted("roberta", "lora")
+    capaft.save(model, tmp_path / "adapter", base=Base("tiny"))
+    capaft.load(offloaded, tmp_path / "adapter")
+    assert torch.equal(tiny.logits(offloaded), tiny.logits(model))
+    capaft.save(offloaded, tmp_path / "again", base=Base("tiny"))
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "adapter").read_bytes()
+    with pytest.raises(UsageError, match=r"classifier\.dense is offloaded"):
+        capaft.merge(offloaded)
+    capaft.detach(offloaded)
+    assert type(offloaded.classifier.dense) is nn.Linear

@@ -71,8 +71,16 @@ def test_crops_and_other_sizes_are_the_processors(tmp_path: Path) -> None:
     assert own.shape == (2, 3, SIZE, SIZE)
 
 
-def test_pixels_do_not_depend_on_torchvision(base: BaseModel) -> None:
-    assert base.processor.backend == "pil"
+def test_pixels_do_not_depend_on_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    original = AutoImageProcessor.from_pretrained
+    monkeypatch.setattr(
+        AutoImageProcessor,
+        "from_pretrained",
+        lambda *args, **options: asked.append(options) or original(*args, **options),
+    )
+    assert TASK.load_model(vit(tmp_path), seed=0).processor.backend == "pil"
+    assert [options["backend"] for options in asked] == ["pil"]
 
 
 def test_grey_images_become_colour_for_models_of_colour(base: BaseModel) -> None:

@@ -79,8 +79,5 @@ def test_one_that_has_ended_is_noticed_at_once(call: str, tmp_path: Path) -> Non
             getattr(every, call)({"totals": 1.0, "sum_of": torch.ones(1)}.get(call, []))
 
     started = time.monotonic()
-    codes = together(3, talk, tmp_path)
-    assert codes[1] == -signal.SIGKILL
-    # Whose message is on its way through the one that ended may be lost in it: the third may wait for the first.
-    assert codes[0] == codes[2] == 0
+    assert together(2, talk, tmp_path) == [0, -signal.SIGKILL]
     assert time.monotonic() - started < 30

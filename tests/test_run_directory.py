@@ -29,9 +29,65 @@ def test_the_next_free_number() -> None:
 def test_overwriting_replaces_the_runs_own_files_only(tmp_path: Path) -> None:
     old = finished(tmp_path / "old")
     (old / "notes.txt").write_text("mine")
+    (old / ".adapter.safetensors.x1y2").touch()
+    for directory in ("checkpoints/step-000000001", "trackers/capaft"):
+        (old / directory).mkdir(parents=True)
     chosen = run_directory.choose(str(old), "lora", overwrite=True)
     run_directory.clear(chosen)
     assert [path.name for path in old.iterdir()] == ["notes.txt"]
+
+
+def test_a_run_that_is_there_is_told_how_to_go_on(tmp_path: Path) -> None:
+    old = finished(tmp_path / "old")
+    with pytest.raises(UsageError, match="go on with --resume, or replace it with --overwrite"):
+        run_directory.choose(str(old), "lora", overwrite=False)
+    assert run_directory.choose(str(old), "lora", overwrite=False, resume=True).path == old
+
+
+def test_what_a_killed_run_was_writing_is_nothing_of_somebody_elses(tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    new.mkdir()
+    (new / ".run.yaml.x1y2").touch()
+    chosen = run_directory.choose(str(new), "lora", overwrite=False, resume=True)
+    assert chosen == run_directory.choose(str(new), "lora", overwrite=False)
+    (new / ".bashrc").touch()
+    with pytest.raises(UsageError, match=r"holds something else \(.bashrc, ...\)"):
+        run_directory.choose(str(new), "lora", overwrite=True)
+
+
+def test_sweeping_leaves_all_that_is_whole(tmp_path: Path) -> None:
+    run = run_directory.RunDirectory(finished(tmp_path / "run"))
+    whole = [*run.files(), run.path / ".notes", run.checkpoints / "step-000000004" / "state.json"]
+    for file in whole:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    half = run.checkpoints / ".step-000000008" / ".state.json.x1y2"
+    for file in (half, run.path / ".metrics.jsonl.x1y2"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    run_directory.sweep(run)
+    assert {path for path in run.path.rglob("*") if path.is_file()} == set(whole)
+    assert not half.parent.exists()
+
+
+def test_a_run_that_is_being_replaced_is_never_taken_for_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_directory.RunDirectory(tmp_path / "run")
+    for file in (*run.files(), run.checkpoints / "step-000000004" / "state.json"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    real, there = Path.unlink, []
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        real(path, missing_ok)
+        there.append((run.config.exists(), run.results.exists(), run.checkpoints.exists()))
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    run_directory.clear(run)
+    assert there[0] == (True, False, True)
+    assert there[-1] == (False, False, False)
+    assert all(configuration for configuration, _, checkpoints in there if checkpoints)
 
 
 def test_a_file_is_no_directory(tmp_path: Path) -> None:

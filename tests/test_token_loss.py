@@ -85,4 +85,4 @@ def test_marked() -> None:
     assert token_loss.marked(tokenizer(), ids, [False, True, True, False]) == "a⟦bc⟧d"
     pieces = AutoTokenizer.from_pretrained(demo.base_model())
     ids = pieces("the alimentum is", add_special_tokens=False)["input_ids"]
-    assert token_loss.marked(pieces, ids, [False, True, False, True]) == "the⟦ aliment⟧um⟦ is⟧"
+    assert token_loss.marked(pieces, ids, [False, True, True, False, True]) == "the⟦ aliment⟧um⟦ is⟧"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,9 +20,6 @@ from transformers import AutoTokenizer, BertConfig, PreTrainedModel
 from capaft import demo, job, run, run_directory, train
 from capaft.attach import attach_plan
 from capaft.config import TrainConfig
-
-# What a process that killed itself leaves for its parent.
-KILLED = 9
 
 
 def bert(directory: Path, kind: type[PreTrainedModel], dropout: float = 0.0) -> Path:
@@ -105,6 +103,29 @@ def fork(work: Callable[[], Any]) -> int:
 def wait(child: int) -> int:
     """The exit code of a fork, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def killing_at(moment: int, directory: Path) -> None:
+    """Have this process, a fork, kill itself where it is about to change or read a directory for another time.
+
+    Args:
+        moment: how often it may open, make, move or remove something there before.
+        directory: where.
+    """
+    seen = 0
+
+    def listen(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal seen
+        if event not in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"):
+            return
+        path = str(arguments[0])
+        # Those who remove whole trees go by names relative to an open directory.
+        if path.startswith(str(directory)) or (event in ("os.remove", "os.rmdir") and not os.path.isabs(path)):
+            seen += 1
+            if seen > moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(listen)
 
 
 def fresh_accelerate() -> None:

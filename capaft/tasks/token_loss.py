@@ -47,9 +47,9 @@ def each(logits: Tensor, labels: Tensor) -> list[Counted]:
     for scores, wanted in zip(logits, labels, strict=True):
         counts = wanted != IGNORED
         scores, wanted = scores[counts].float(), wanted[counts]
-        loss = F.cross_entropy(scores, wanted, reduction="sum").double()
+        loss = F.cross_entropy(scores, wanted, reduction="sum")
         right = (scores.argmax(-1) == wanted).sum()
-        found.append(torch.stack([loss, counts.sum().double(), right.double()]))
+        found.append(torch.stack([loss, counts.sum().float(), right.float()]))
     return [(loss, int(tokens), int(right)) for loss, tokens, right in torch.stack(found).tolist()]
 
 
