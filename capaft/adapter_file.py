@@ -21,7 +21,16 @@ from capaft.adapter import Adapter
 from capaft.attach import attach_plan, detach, get
 from capaft.errors import AdapterFileError, TrainingError, UsageError
 from capaft.files import write_atomically
-from capaft.fingerprint import base_samples, head_samples, same_base, sites_digest, streams_digest, tensors_digest
+from capaft.fingerprint import (
+    Samples,
+    base_samples,
+    head_samples,
+    same_base,
+    samples_of,
+    sites_digest,
+    streams_digest,
+    tensors_digest,
+)
 from capaft.header import FORMAT, canonical_json, header_digest, open_safetensors, parse_header, wrong_options
 from capaft.methods.stack import parse
 from capaft.plan import Plan, plan
@@ -94,6 +103,7 @@ def save(
     base: Base | None = None,
     task: Task | None = None,
     dtype: SaveDtype = "float32",
+    samples: Samples | None = None,
 ) -> int:
     """Write an adapter to a file, atomically.
 
@@ -104,6 +114,7 @@ def save(
         base: the base model's name and revision; by default the model's own `name_or_path`.
         task: what it was trained for.
         dtype: how the numbers are stored; see :mod:`capaft.storage`.
+        samples: sample weights of the base model, where it can no longer be read because it lies in shares.
 
     Returns:
         Bytes written.
@@ -137,9 +148,10 @@ def save(
             raise TrainingError(f"{key} holds numbers that are not finite as {dtype}; {path} was not written")
         tensors |= stored
     decided = adapter.plan
+    samples = samples or samples_of(model, decided)
     head = decided.head.record()
     header: dict[str, Any] = {
-        "base": {"name": base.name, "revision": base.revision, "weights": base_samples(model, decided)},
+        "base": {"name": base.name, "revision": base.revision, "weights": samples.base},
         "contract": rng.CONTRACT_VERSION,
         "digest": {
             "sites": sites_digest(decided.sites),
@@ -147,7 +159,7 @@ def save(
             "tensors": tensors_digest(tensors),
         },
         "format": FORMAT,
-        "head": head and head | {"weights": head_samples(model, decided)},
+        "head": head and head | {"weights": samples.head},
         "method": decided.stack.record(),
         "save_dtype": dtype,
         "seed": decided.seed,

@@ -297,8 +297,10 @@ def _quiet_libraries(console: Console) -> None:
     import logging
     import warnings
 
+    import datasets
     import transformers
 
+    datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 

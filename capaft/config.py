@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 from capaft.settings import Check, Count, Settings, setting
 
@@ -29,6 +29,8 @@ _FRACTION = ("in [0, 1)", lambda value: 0 <= value < 1)
 @dataclass(frozen=True)
 class TrainConfig(Settings):
     """Everything `capaft train` can be told, each with a default; None leaves the choice to capaft."""
+
+    alternatives: ClassVar = (("epochs", "max_steps"), ("eval_epochs", "eval_steps"))
 
     model: str | None = _source(
         None, "Base model, as a directory, a GGUF file or a hub id (default: the embedded demo).", metavar="path|id"

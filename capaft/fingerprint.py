@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from contextlib import suppress
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,6 +52,18 @@ def streams_digest(decided: Plan) -> str:
         for position in (0, count - 1):
             state.update(rng.words(key, 1, position).astype("<u8").tobytes())
     return state.hexdigest()
+
+
+class Samples(NamedTuple):
+    """Sample weights of a model: those at the sites, and those of the head that are not trained themselves."""
+
+    base: str | None
+    head: str | None
+
+
+def samples_of(model: nn.Module, decided: Plan) -> Samples:
+    """What tells a base model from others, for an adapter of this plan."""
+    return Samples(base_samples(model, decided), head_samples(model, decided) if decided.head.record() else None)
 
 
 def base_samples(model: nn.Module, decided: Plan) -> str | None:

@@ -209,8 +209,7 @@ def _describe_data(
     say(f"data   {config.data or 'the demo'}: {len(train)} training and {len(validation)} validation examples")
     say(f"       {found.describe()}{classes}")
     if cut := train.truncated + validation.truncated:
-        flags = "--max-length, --max-target-length" if hasattr(task, "max_target_length") else "--max-length"
-        say(f"       {cut} examples are longer than {task.max_length} tokens and are cut ({flags})")
+        say(f"       {cut} examples are too long and are cut ({task.cut_by})")
 
 
 def _numbers(config: TrainConfig, k: tuple[int, ...] | None) -> dict[str, Any]:

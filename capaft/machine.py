@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
 
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
@@ -22,6 +23,8 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
     options: dict[str, Any] = {"mixed_precision": {"fp32": "no"}.get(config.precision, config.precision)}
     if config.tracker:
         options["log_with"] = _trackers(config.tracker)
+        # It asks for a directory here; which one it is, the run says before trackers start.
+        options["project_config"] = ProjectConfiguration(logging_dir="trackers")
     try:
         return Accelerator(**options)
     except (ImportError, ValueError) as error:

@@ -67,7 +67,8 @@ def _eight_bit(params: list[dict[str, Any]]) -> torch.optim.Optimizer:
 _MAKERS: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
     "adamw": lambda params: torch.optim.AdamW(params, weight_decay=0.0),
     "adamw-8bit": _eight_bit,
-    # Shazeer & Stern 2018, arXiv 1804.04235.
-    "adafactor": lambda params: torch.optim.Adafactor(params, weight_decay=0.0),
+    # Shazeer & Stern 2018, arXiv 1804.04235; its steps are relative to a parameter's size, but for this to sizes above
+    # 1 only: coefficients start at 0 and would hardly leave it.
+    "adafactor": lambda params: torch.optim.Adafactor(params, weight_decay=0.0, eps=(None, 1.0)),
     "sgd": lambda params: torch.optim.SGD(params, momentum=MOMENTUM, weight_decay=0.0),
 }

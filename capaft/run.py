@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from capaft import card, checkpoint, fitted_head, job, run_directory
+from capaft import card, checkpoint, fitted_head, job, run_directory, sharding
 from capaft.attach import attach_plan
 from capaft.checkpoint import Checkpoint
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.files import write_atomically
+from capaft.fingerprint import samples_of
 from capaft.job import Job
 from capaft.machine import accelerator_for
 from capaft.methods.host import Host
@@ -47,6 +48,7 @@ def execute(config: TrainConfig, console: Console, command: Sequence[str] = ()) 
         TrainingError: the run could not go on; the best adapter so far is on disk.
         Interrupted: Ctrl-C; the run can be resumed.
     """
+    in_shares = sharding.asked_for()
     accelerator = accelerator_for(config)
     processes = Processes.here()
     console.quiet = console.quiet or not processes.is_first
@@ -74,6 +76,11 @@ def execute(config: TrainConfig, console: Console, command: Sequence[str] = ()) 
         accelerator.project_configuration.logging_dir = str(run.trackers)
         settings = {name: str(value) for name, value in asdict(repeatable).items()}
         accelerator.init_trackers("capaft", config=settings)
+    samples = None
+    if in_shares and processes.count > 1:
+        # No process can read all weights afterwards.
+        samples = samples_of(decided.base.model, decided.plan)
+        sharding.shard(decided.base.model, adapter.trained(decided.base.model).values(), accelerator.device)
     try:
         outcome = train(
             decided,
@@ -85,6 +92,7 @@ def execute(config: TrainConfig, console: Console, command: Sequence[str] = ()) 
             processes=processes,
             resumed=resumed,
             baseline=before,
+            samples=samples,
         )
     finally:
         # Trackers keep the last records back.

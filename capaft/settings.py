@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 from capaft.errors import UsageError
 
@@ -32,6 +32,9 @@ Check = tuple[str, Callable[[Any], bool]]
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Base of the dataclasses that this module reads and writes."""
+
+    alternatives: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Settings of which one makes the other void: where both are given, the one from the stronger source counts."""
 
     def conflicts(self, given: Mapping[str, str]) -> list[str]:
         """Say what contradicts what, one line each; `given` maps what was set to how it was named."""
@@ -114,12 +117,13 @@ def did_you_mean(word: str, known: Collection[str], otherwise: str = "", start: 
 
 
 class _Given(NamedTuple):
-    """What a user wrote for a setting, where, and how a message about it begins."""
+    """What a user wrote for a setting, where, how a message about it begins, and what it means."""
 
     name: str
     text: str | list[str]
     source: str
     label: str
+    value: Any = None
 
 
 def _flag(name: str) -> str:
@@ -201,27 +205,44 @@ def resolve(
     fields = {field.name: field for field in dataclasses.fields(cls)}
     kinds = typing.get_type_hints(cls, include_extras=True)
     errors: list[str] = []
-    written = [each for source in (preset, file) if source for each in _from_yaml(source, fields, errors)]
-    typed = _from_env(environ, fields, prefix, errors) + _from_flags(flags)
-    values: dict[str, Any] = {}
-    for name, text, _, label in written + typed:
-        words, holds = fields[name].metadata["check"] or ("", bool)
-        try:
-            value = values[name] = parse(kinds[name], text)
-            if words and value is not None and not holds(value):
-                shown = text.strip() if isinstance(text, str) else ",".join(text)
-                raise ValueError(f"must be {words}, got {shown}")
-        except ValueError as error:
-            errors.append(f"{label} {error}")
+    files = [_from_yaml(source, fields, errors) if source else [] for source in (preset, file)]
+    layers = [*files, _from_env(environ, fields, prefix, errors), _from_flags(flags)]
+    for layer in layers:
+        for place, each in enumerate(layer):
+            words, holds = fields[each.name].metadata["check"] or ("", bool)
+            try:
+                value = parse(kinds[each.name], each.text)
+                if words and value is not None and not holds(value):
+                    shown = each.text.strip() if isinstance(each.text, str) else ",".join(each.text)
+                    raise ValueError(f"must be {words}, got {shown}")
+                layer[place] = each._replace(value=value)
+            except ValueError as error:
+                errors.append(f"{each.label} {error}")
     if errors:
         raise UsageError("\n".join(errors))
 
-    instance = cls(**values)
-    # A saved file spells out every default, so there a default is not the user's wish; a typed one is.
-    changed = [each for each in written if values[each.name] != fields[each.name].default]
-    if conflicts := instance.conflicts({each.name: each.label for each in changed + typed}):
+    layers = _without_rivals(layers, cls.alternatives)
+    given = {each.name: each for layer in layers for each in layer}
+    instance = cls(**{name: each.value for name, each in given.items()})
+    # What a preset says gives way. A saved file spells out every default, so there a default is not the user's wish;
+    # a typed one is.
+    _, written, *typed = layers
+    changed = [each for each in written if each.value != fields[each.name].default]
+    wishes = {each.name: each for layer in (changed, *typed) for each in layer}
+    if conflicts := instance.conflicts({name: each.label for name, each in wishes.items() if each.value is not None}):
         raise UsageError("\n".join(conflicts))
-    return instance, dict.fromkeys(fields, "default") | {each.name: each.source for each in written + typed}
+    return instance, dict.fromkeys(fields, "default") | {name: each.source for name, each in given.items()}
+
+
+def _without_rivals(layers: Sequence[list[_Given]], alternatives: Sequence[tuple[str, str]]) -> list[list[_Given]]:
+    """What was given in each source, the weakest first, without what an alternative in a stronger one makes void."""
+    kept = list(layers)
+    for pair in alternatives:
+        levels = (level for level, layer in enumerate(kept) for name, *_, value in layer if name in pair and value)
+        strongest = max(levels, default=0)
+        for level in range(strongest):
+            kept[level] = [each for each in kept[level] if each.name not in pair]
+    return kept
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from capaft.config import TrainConfig
 from capaft.errors import Interrupted, PeerError, TrainingError, UsageError
 from capaft.evaluate import evaluate, on_device
 from capaft.files import write_atomically
+from capaft.fingerprint import Samples
 from capaft.interrupt import interruptible, memory_guard
 from capaft.job import Job
 from capaft.journal import Journal, peak_memory
@@ -78,6 +79,7 @@ def train(
     processes: Processes | None = None,
     resumed: Checkpoint | None = None,
     baseline: float | None = None,
+    samples: Samples | None = None,
 ) -> Outcome:
     """Train an adapter that is attached to the job's model, and leave the best one in the run's directory.
 
@@ -91,6 +93,7 @@ def train(
         processes: those that train together.
         resumed: a checkpoint of this run to go on from.
         baseline: kept in checkpoints.
+        samples: of the base model, where it lies in shares; see :func:`capaft.adapter_file.save`.
 
     Raises:
         UsageError: the model cannot do without the activations that gradient checkpointing drops.
@@ -135,7 +138,8 @@ def train(
 
     def save(path: Any) -> None:
         if processes.is_first:
-            adapter_file.save(model, path, base=job.base.base, task=job.record, dtype=config.save_dtype)
+            told = {"base": job.base.base, "task": job.record, "dtype": config.save_dtype, "samples": samples}
+            adapter_file.save(model, path, **told)
 
     def plot() -> None:
         nonlocal drawn_at

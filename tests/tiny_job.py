@@ -42,6 +42,18 @@ def _tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(demo.base_model())
 
 
+def write_tags(file: Path) -> Path:
+    """40 sentences of one to nine words, each word with a tag: bigger batches have very uneven parts."""
+    words = "a film of great charm and little sense".split()
+    rows = [
+        {"tokens": [words[(start + at) % 8] for at in range(1 + 7 * start % 9)], "tags": []} for start in range(40)
+    ]
+    for row in rows:
+        row["tags"] = ["long" if len(word) > 4 else "short" for word in row["tokens"]]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
 def config(model: Path, data: Path, **changes: Any) -> TrainConfig:
     """Settings of a short run; 58 training examples of the reviews make 8 batches, the last of 2."""
     small = {"epochs": 2, "batch_size": 8, "k": (16,), "rank": 2, "max_length": 16, "baseline": False, "warmup": 0.0}

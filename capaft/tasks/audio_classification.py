@@ -42,6 +42,7 @@ class AudioClassification(MediaClassification):
     summary: ClassVar[str] = "A recording to one of several classes."
     auto_class: ClassVar[str] = "AutoModelForAudioClassification"
     processor: ClassVar[str] = "AutoFeatureExtractor"
+    cut_by: ClassVar[str] = "--max-seconds"
     medium: ClassVar[str] = "audio"
     usual_names: ClassVar[tuple[tuple[str, ...], ...]] = (
         ("audio", "recording", "sound", "speech"),

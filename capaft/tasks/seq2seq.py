@@ -36,6 +36,7 @@ class Seq2Seq(Generation):
     summary: ClassVar[str] = "a text in, a text out: summaries, translations, answers"
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
     metrics: ClassVar[tuple[str, ...]] = text_scores.METRICS + token_loss.METRICS
+    cut_by: ClassVar[str] = "--max-length, --max-target-length"
     own_head: ClassVar[bool] = False
 
     max_target_length: int = 128

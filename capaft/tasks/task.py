@@ -89,6 +89,8 @@ class Task(ABC):
     """The transformers auto class of what prepares its inputs."""
     metrics: ClassVar[tuple[str, ...]]
     """Names of its scores, the default first."""
+    cut_by: ClassVar[str] = "--max-length"
+    """The flags that say how much of an example is kept."""
     own_head: ClassVar[bool] = True
     """Whether the model's head belongs to the task and is trained even if the checkpoint brought one."""
 

@@ -1,0 +1,113 @@
+"""Scores of a model over a data set, against forwards of one example at a time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score
+from tiny_job import bert, config, together
+from torch import nn
+from torch.nn import functional as F
+from transformers import BertForSequenceClassification
+
+from capaft import job
+from capaft.evaluate import Evaluation, evaluate
+from capaft.processes import Processes
+
+
+@pytest.fixture(scope="module")
+def decided(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> job.Job:
+    """A job with 29 validation examples of different lengths, whose model has an opinion on each; not to be changed."""
+    model = bert(tmp_path_factory.mktemp("models") / "bert", BertForSequenceClassification, dropout=0.5)
+    made = job.prepare(config(model, reviews, validation_split=0.45), lambda line: None)
+    with torch.no_grad():
+        made.base.model.classifier.weight.mul_(20)
+    return made
+
+
+def scored(decided: job.Job, batch_size: int, processes: Processes | None = None, **options: Any) -> Evaluation:
+    model = decided.base.model
+    processes = processes or Processes.here()
+    return evaluate(decided.task, decided.base, model, decided.validation, batch_size, processes=processes, **options)
+
+
+def one_by_one(decided: job.Job) -> np.ndarray:
+    """Logits of each example, `(examples, 2)`, without padding."""
+    decided.base.model.eval()
+    with torch.no_grad():
+        found = [
+            decided.base.model(input_ids=torch.tensor([ids])).logits[0]
+            for ids in decided.validation.inputs["input_ids"]
+        ]
+    return torch.stack(found).numpy()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_scores_are_those_of_every_example_once(batch_size: int, decided: job.Job) -> None:
+    found = scored(decided, batch_size)
+    logits, truth = one_by_one(decided), decided.validation.references
+    np.testing.assert_allclose(np.stack(found.predictions), logits, rtol=1e-4, atol=1e-5)
+    assert found.scores["accuracy"] == accuracy_score(truth, logits.argmax(1))
+    assert found.scores["f1"] == f1_score(truth, logits.argmax(1))
+    assert 0 < found.scores["accuracy"] < 1
+    loss = F.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(truth))
+    assert found.scores["loss"] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_it_leaves_the_model_as_it_was(decided: job.Job) -> None:
+    model = decided.base.model
+    model.train()
+    model.bert.encoder.layer[0].eval()
+    modes = [module.training for module in model.modules()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first, second = scored(decided, 8), scored(decided, 8)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    # Dropout was off.
+    assert np.array_equal(np.stack(first.predictions), np.stack(second.predictions))
+
+
+def test_its_forwards_run_in_the_context_it_is_given(decided: job.Job) -> None:
+    seen = []
+
+    def look(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        seen.append(output.dtype)
+
+    handle = decided.base.model.bert.encoder.layer[0].attention.self.query.register_forward_hook(look)
+    try:
+        scored(decided, 64, autocast=torch.autocast("cpu", torch.bfloat16))
+        scored(decided, 64)
+    finally:
+        handle.remove()
+    assert seen == [torch.bfloat16, torch.float32]
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(2, 8), (3, 8), (3, 64)])
+def test_processes_share_the_work_and_each_has_the_whole(
+    count: int, batch_size: int, decided: job.Job, tmp_path: Path
+) -> None:
+    forwards = []
+    handle = decided.base.model.register_forward_hook(lambda *_: forwards.append(1))
+
+    def work(rank: int) -> None:
+        found = scored(decided, batch_size)
+        told = [found.scores, np.stack(found.predictions).tolist(), len(forwards)]
+        (tmp_path / f"{rank}.json").write_text(json.dumps(told))
+
+    try:
+        assert together(count, work, tmp_path) == [0] * count
+    finally:
+        handle.remove()
+    alone = scored(decided, batch_size)
+    for rank in range(count):
+        scores, predictions, made = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert scores.pop("loss") == pytest.approx(alone.scores["loss"], rel=1e-12)
+        assert scores == {name: score for name, score in alone.scores.items() if name != "loss"}
+        assert np.array_equal(np.float32(predictions), np.stack(alone.predictions))
+        # Those of a sharded model wait for one another.
+        assert made == -(-(-(-29 // batch_size)) // count)

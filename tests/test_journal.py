@@ -1,0 +1,140 @@
+"""The record of a run: every step once, also when the run was interrupted."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from capaft import journal
+from capaft.errors import TrainingError
+from capaft.journal import Journal
+
+PACE = {"examples_per_second", "seconds_left", "peak_memory_bytes"}
+
+
+def silent() -> Console:
+    return Console(file=io.StringIO())
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def write(file: Path, first: int, last: int, **options: Any) -> Journal:
+    """A journal of so many steps and an evaluation after every second one."""
+    with Journal(options.pop("console", silent()), file, 10, done=first, **options) as made:
+        for step in range(first + 1, last + 1):
+            made.step(step, step / 4, 1 / step, 1e-3, 8)
+            if step % 2 == 0:
+                made.evaluation(step, step / 4, "f1", {"loss": 0.5, "f1": 0.1 * step, "accuracy": 0.9}, step == 4)
+    return made
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What time it is, to be changed."""
+    now = [100.0]
+    monkeypatch.setattr(journal.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_every_record_has_speed_memory_and_time_left(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    made = write(file, 0, 4)
+    found = lines(file)
+    assert found == made.records
+    assert [record["step"] for record in found] == [1, 2, 2, 3, 4, 4]
+    assert all(record.keys() >= PACE | {"step", "epoch"} for record in found)
+    assert all(record["peak_memory_bytes"] > 2**20 for record in found)
+    assert {key: found[0][key] for key in ("epoch", "loss", "lr")} == {"epoch": 0.25, "loss": 1.0, "lr": 1e-3}
+    wanted = {"metric": "f1", "value": 0.4, "validation_loss": 0.5, "best": True}
+    assert found[-1].items() >= wanted.items()
+    assert found[-1]["scores"] == {"f1": 0.4, "accuracy": 0.9}
+
+
+def test_speed_and_time_left(tmp_path: Path, clock: list[float]) -> None:
+    with Journal(silent(), tmp_path / "m", 10, done=4, seconds=50.0) as made:
+        for step in (5, 6):
+            clock[0] += 3.0
+            made.step(step, 1.0, 0.5, 1e-3, 12)
+    # Two of six steps took six seconds, after the fifty of an earlier start.
+    assert made.records[-1]["seconds_left"] == 12.0
+    assert made.records[-1]["examples_per_second"] == 4.0
+    assert made.examples_per_second == 4.0
+    assert made.seconds == 56.0
+
+
+def test_going_on_cuts_off_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    whole, file = tmp_path / "whole", tmp_path / "metrics.jsonl"
+    write(whole, 0, 10)
+    write(file, 0, 7)
+    with file.open("a") as stream:
+        stream.write('{"step": 8, "lo')
+    write(file, 4, 10)
+
+    def told(path: Path) -> list[dict[str, Any]]:
+        return [{key: value for key, value in record.items() if key not in PACE} for record in lines(path)]
+
+    assert told(file) == told(whole)
+
+
+@pytest.mark.parametrize("content", ["", "\n", '{"step": 1', "\x00\x00", "no json"])
+def test_a_record_that_was_lost_is_no_reason_to_stop(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(content)
+    write(file, 2, 3)
+    assert [record["step"] for record in lines(file)] == [3]
+
+
+def test_a_new_run_begins_a_new_record(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    write(file, 0, 3)
+    write(file, 0, 1)
+    assert [record["step"] for record in lines(file)] == [1]
+
+
+def test_all_but_the_first_process_write_nothing(tmp_path: Path) -> None:
+    console = silent()
+    made = write(tmp_path / "metrics.jsonl", 0, 2, quiet=True, console=console)
+    assert list(tmp_path.iterdir()) == []
+    assert console.file.getvalue() == ""  # type: ignore[attr-defined]
+    assert len(made.records) == 3
+
+
+def test_trackers_are_told_the_numbers(tmp_path: Path) -> None:
+    told: list[tuple[int, dict[str, Any]]] = []
+    write(tmp_path / "m", 0, 2, track=lambda values, step: told.append((step, values)))
+    assert [step for step, _ in told] == [1, 2, 2]
+    assert all(isinstance(value, int | float) for _, values in told for value in values.values())
+    assert told[0][1]["loss"] == 1.0
+    assert told[2][1].items() >= {"f1": 0.2, "accuracy": 0.9, "validation_loss": 0.5, "value": 0.2}.items()
+
+
+def test_without_a_terminal_there_are_plain_lines_now_and_then(tmp_path: Path, clock: list[float]) -> None:
+    console = silent()
+    with Journal(console, tmp_path / "m", 100) as made:
+        for step in range(1, 41):
+            clock[0] += 1.0
+            made.step(step, 0.1, 0.5, 1e-3, 8)
+    said = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert said == [
+        "step 16/100  loss 0.5000  lr 1.0e-03  8 examples/s  84 s left",
+        "step 32/100  loss 0.5000  lr 1.0e-03  8 examples/s  68 s left",
+    ]
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    with Journal(silent(), tmp_path / "m", 10) as made:
+        made._stream = Full()
+        with pytest.raises(TrainingError, match="cannot write .*: No space left on device"):
+            made.step(1, 0.1, 0.5, 1e-3, 8)
+        made._stream = None
