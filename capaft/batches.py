@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -47,8 +48,9 @@ def parts(
     Returns:
         Micro-batches, and whether each is this process's own; one that is not only keeps step with the others.
     """
-    size = micro_batch_size or -(-len(indices) // processes)
-    count = -(-(-(-len(indices) // processes)) // size)
+    most = math.ceil(len(indices) / processes)
+    size = micro_batch_size or most
+    count = math.ceil(most / size)
     own = indices[rank::processes]
     cut = [(own[first : first + size], True) for first in range(0, len(own), size)]
     return cut + [(indices[:1], False)] * (count - len(cut))

@@ -31,7 +31,10 @@ def write(results: dict[str, Any], command: Sequence[str], config: Path) -> str:
         *((f"{name} on validation", f"{score:.4f}") for name, score in others.items()),
         ("frozen base, fitted head", "not measured" if baseline is None else f"{baseline:.4f}"),
         ("examples", f"{results['train_examples']:,} to train on, {results['validation_examples']:,} to validate on"),
-        ("training", f"{results['steps']:,} steps, {results['seconds']:.0f} s; the best after {results['best_step']:,}"),
+        (
+            "training",
+            f"{results['steps']:,} steps, {results['seconds']:.0f} s; the best after {results['best_step']:,}",
+        ),
         ("trained numbers", f"{results['trainable_parameters']:,}"),
         ("adapter file", f"{results['adapter_bytes']:,} bytes"),
         ("seed", str(results["seed"])),

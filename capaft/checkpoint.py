@@ -70,21 +70,23 @@ class Checkpoint:
         Raises:
             UsageError: they are not those of the run that wrote it.
         """
-        parameters = {name: self.tensors.get(f"parameter.{name}") for name in trained}
+        missing = torch.empty(0)
+        stored = {name: self.tensors.get(f"parameter.{name}", missing) for name in trained}
         for name, parameter in trained.items():
-            stored = parameters[name]
-            if stored is None or stored.shape != parameter.shape:
+            if stored[name] is missing or stored[name].shape != parameter.shape:
                 raise UsageError(f"the checkpoint does not fit this run: {name} differs; start anew with --overwrite")
         with torch.no_grad():
             for name, parameter in trained.items():
-                parameter.copy_(parameters[name])
+                parameter.copy_(stored[name])
         optimizer.load_state_dict(self._optimizer_state(optimizer))
         if scaler is not None and self.scaler:
             scaler.load_state_dict(self.scaler)
 
     def _optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         state: dict[int, dict[str, Any]] = {}
-        values = {name.removeprefix("optimizer."): t for name, t in self.tensors.items() if name.startswith("optimizer.")}
+        values = {
+            name.removeprefix("optimizer."): t for name, t in self.tensors.items() if name.startswith("optimizer.")
+        }
         for name, value in (values | self.optimizer).items():
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = value

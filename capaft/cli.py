@@ -66,8 +66,8 @@ def train(
     with _reporting() as console:
         if config is not None and not config.is_file():
             raise UsageError(f"--config {config}: there is no such file")
-        sources = {"file": config, "preset": presets.find(preset) if preset else None}
-        settings, origins = resolve(TrainConfig, flags=flags, environ=os.environ, **sources)
+        published = presets.find(preset) if preset else None
+        settings, origins = resolve(TrainConfig, flags=flags, environ=os.environ, file=config, preset=published)
         if print_config:
             print(dump(settings), end="")
             return

@@ -89,7 +89,9 @@ class TrainConfig(Settings):
     problem: Literal["auto", "single", "multi", "regression"] = _task(
         "auto", "Text classification: one label of several, any number of labels, or a number."
     )
-    stride: int = _task(128, "Question answering: tokens by which windows of a long context overlap.", check=_at_least(0))
+    stride: int = _task(
+        128, "Question answering: tokens by which windows of a long context overlap.", check=_at_least(0)
+    )
     n_best: int = _task(20, "Question answering: candidates for start and end that are combined.", check=_at_least(1))
     max_answer_length: int = _task(30, "Question answering: tokens in an answer at most.", check=_at_least(1))
     no_answer_threshold: float = _task(
@@ -219,7 +221,9 @@ class TrainConfig(Settings):
         "adamw", "Optimiser; the 8-bit one needs the package bitsandbytes."
     )
     warmup: float = _optimisation(
-        0.06, "Steps in which the learning rate rises, as a share of all; from 1 on, as their number.", check=_at_least(0)
+        0.06,
+        "Steps in which the learning rate rises, as a share of all; from 1 on, as their number.",
+        check=_at_least(0),
     )
     lora_plus_ratio: float = _optimisation(
         1.0, "How many times faster the up factors learn than the down factors (LoRA+).", check=_POSITIVE
@@ -256,7 +260,9 @@ class TrainConfig(Settings):
     gradient_checkpointing: bool = _machine(
         False, "Compute activations again in the backward instead of keeping them: slower, much less memory."
     )
-    processes: int = _machine(1, "Processes to train in, each with a device of its own if there are any.", check=_at_least(1))
+    processes: int = _machine(
+        1, "Processes to train in, each with a device of its own if there are any.", check=_at_least(1)
+    )
 
     output: str | None = _output(
         None, "Directory of the run (default: the next free runs/<method>-<n>).", metavar="dir"
@@ -279,12 +285,13 @@ class TrainConfig(Settings):
         picked = {"k"} if "nola" in self.method.split("+") else {"k", "rank", "bottleneck", "prefix_length"}
         if self.budget is not None:
             found += [
-                f"{given['budget']} and {given[name]} cannot be used together: a budget picks it; drop one"
+                f"{given.get('budget', '--budget')} and {given[name]} cannot be used together: a budget picks it; "
+                "drop one"
                 for name in sorted(picked & given.keys())
             ]
         if self.masks == "partition" and "density" in given and abs(self.density - 1 / self.copies) > 0.005:
             found.append(
-                f"{given['density']} and {given['masks']} cannot be used together: "
+                f"{given['density']} and {given.get('masks', '--masks')} cannot be used together: "
                 f"{self.copies} disjoint masks keep 1/{self.copies} each; drop the density"
             )
         if "eval_steps" in given and "eval_epochs" in given:

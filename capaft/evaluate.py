@@ -72,7 +72,7 @@ def evaluate(
 
 
 def _share(features: Features, batch_size: int, processes: Processes) -> list[tuple[list[int], bool]]:
-    """This process's batches; where others have one more, the last again, not to be counted.
+    """One process's batches; where others have one more, the last again, not to be counted.
 
     The forwards of a sharded model wait for one another, so all processes make equally many.
     """

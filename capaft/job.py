@@ -151,9 +151,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     return job
 
 
-def _decide_task(
-    config: TrainConfig, rows: DatasetDict, say: Callable[[str], None]
-) -> tuple[Task, dict[str, Columns]]:
+def _decide_task(config: TrainConfig, rows: DatasetDict, say: Callable[[str], None]) -> tuple[Task, dict[str, Columns]]:
     """The task, and the columns of each split."""
     given = given_columns(config)
     sketch = base_model.configuration(
@@ -176,14 +174,12 @@ def given_columns(config: TrainConfig) -> dict[str, str | None]:
 
 
 def there(rows: Dataset, given: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Those of the named columns, or of the names within one, that a split has: a second one may call some otherwise."""
+    """Those of the named columns, or names within one, that a split has: a second one may call some otherwise."""
     known = {*rows.column_names, *(name.rpartition(".")[2] for name in rows.flatten().column_names)}
     return {role: name if name in known else None for role, name in given.items()}
 
 
-def _chosen(
-    config: TrainConfig, task: Task, rows: Dataset, found: Columns, say: Callable[[str], None]
-) -> Dataset:
+def _chosen(config: TrainConfig, task: Task, rows: Dataset, found: Columns, say: Callable[[str], None]) -> Dataset:
     """The training rows that are wanted: so many of each class, so many in all."""
     if config.shots:
         classes = task.classes_of(rows, found)
@@ -283,7 +279,7 @@ def settled(config: TrainConfig, job: Job) -> TrainConfig:
     return replace(
         config,
         method=job.plan.stack.method,
-        task=job.task.name,
+        task=job.task.name,  # type: ignore[arg-type] # one of those that the setting takes
         epochs=job.epochs,
         lr=job.lr,
         head_lr=job.head_lr,

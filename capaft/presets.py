@@ -22,7 +22,9 @@ def find(name: str) -> Path:
         UsageError: there is none of that name.
     """
     if name not in names():
-        raise UsageError(f"--preset {name}: there is none{did_you_mean(name, names(), '; `capaft presets` lists them')}")
+        raise UsageError(
+            f"--preset {name}: there is none{did_you_mean(name, names(), '; `capaft presets` lists them')}"
+        )
     return DIRECTORY / f"{name}.yaml"
 
 

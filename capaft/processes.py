@@ -24,7 +24,7 @@ _LOST = ("gloo", "NCCL", "Connection", "Broken pipe")
 
 @dataclass
 class Processes:
-    """This process among those of the run; alone, nothing is communicated.
+    """One process among those of the run; alone, nothing is communicated.
 
     What asks the others raises `PeerError` if one of them has ended.
 

@@ -14,7 +14,6 @@ from rich.console import Console
 
 from capaft import card, checkpoint, fitted_head, job, run_directory, sharding
 from capaft.attach import attach_plan
-from capaft.checkpoint import Checkpoint
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.files import write_atomically
@@ -29,7 +28,7 @@ from capaft.settings import dump, resolve
 from capaft.train import train
 
 # What says where and how a run goes on, not what it is.
-_NOT_REPEATED = {"output": None, "overwrite": False, "resume": False, "processes": 1, "show": 0}
+_NOT_REPEATED: dict[str, Any] = {"output": None, "overwrite": False, "resume": False, "processes": 1, "show": 0}
 
 
 def execute(config: TrainConfig, console: Console, command: Sequence[str] = ()) -> dict[str, Any]:

@@ -117,7 +117,8 @@ def choose(output: str | None, method: str, *, overwrite: bool, resume: bool = F
         )
     if present and not (overwrite or resume):
         raise UsageError(
-            f"--output {output} holds a run; name another directory, go on with --resume, or replace it with --overwrite"
+            f"--output {output} holds a run; name another directory, go on with it by --resume, or replace it with "
+            "--overwrite"
         )
     return RunDirectory(path)
 

@@ -238,9 +238,8 @@ def _without_rivals(layers: Sequence[list[_Given]], alternatives: Sequence[tuple
     """What was given in each source, the weakest first, without what an alternative in a stronger one makes void."""
     kept = list(layers)
     for pair in alternatives:
-        levels = (level for level, layer in enumerate(kept) for name, *_, value in layer if name in pair and value)
-        strongest = max(levels, default=0)
-        for level in range(strongest):
+        levels = [n for n, layer in enumerate(kept) if any(e.name in pair and e.value is not None for e in layer)]
+        for level in range(max(levels, default=0)):
             kept[level] = [each for each in kept[level] if each.name not in pair]
     return kept
 

@@ -33,7 +33,9 @@ def asked_for() -> bool:
     if os.environ.pop(_FSDP, "").lower() != "true":
         return False
     if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise UsageError("FSDP 1 cannot leave the trained numbers whole; set fsdp_version: 2 in Accelerate's configuration")
+        raise UsageError(
+            "FSDP 1 cannot leave the trained numbers whole; set fsdp_version: 2 in Accelerate's configuration"
+        )
     return True
 
 
@@ -70,5 +72,5 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     """The repeated blocks: those that transformers would not split over devices, else those of the longest list."""
     names = set(getattr(model, "_no_split_modules", None) or ())
     found = [module for module in model.modules() if type(module).__name__ in names]
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return found or list(max(lists, key=len, default=nn.ModuleList()))
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return found or max(lists, key=len, default=[])

@@ -138,8 +138,9 @@ def train(
 
     def save(path: Any) -> None:
         if processes.is_first:
-            told = {"base": job.base.base, "task": job.record, "dtype": config.save_dtype, "samples": samples}
-            adapter_file.save(model, path, **told)
+            adapter_file.save(
+                model, path, base=job.base.base, task=job.record, dtype=config.save_dtype, samples=samples
+            )
 
     def plot() -> None:
         nonlocal drawn_at
@@ -238,7 +239,7 @@ def _enable_checkpointing(model: Any) -> None:
 def _collated(
     job: Job, indices: Sequence[int], step: int, config: TrainConfig, processes: Processes
 ) -> list[tuple[Batch, bool]]:
-    """This process's micro-batches of a batch, and whether each counts or only keeps step with other processes'."""
+    """One process's micro-batches of a batch, and whether each counts or only keeps step with other processes'."""
     found = []
     parts = batches.parts(indices, processes.rank, processes.count, config.micro_batch_size)
     for number, (part, is_own) in enumerate(parts):
@@ -257,7 +258,7 @@ def _backward(
     accelerator: Accelerator,
     processes: Processes,
 ) -> Tensor:
-    """This process's part of the gradients of a batch's mean loss, and of that loss itself.
+    """One process's part of the gradients of a batch's mean loss, and of that loss itself.
 
     Each micro-batch's sum is divided by the terms of the whole batch, over all processes: then the gradients add up to
     those of the big batch exactly, however it is cut and however its terms are spread.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,7 +38,7 @@ def test_processes_share_a_batch_and_keep_step(size: int, processes: int, micro:
     assert all(1 <= len(part) <= longest for share in shares for part, _ in share)
     assert all(set(part) <= set(batch) for share in shares for part, _ in share)
     # As few as there can be.
-    assert len(shares[0]) == -(-(-(-size // processes)) // longest)
+    assert len(shares[0]) == math.ceil(math.ceil(size / processes) / longest)
     sizes = [sum(len(part) for part, is_own in share if is_own) for share in shares]
     assert max(sizes) - min(sizes) <= 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -110,4 +111,4 @@ def test_processes_share_the_work_and_each_has_the_whole(
         assert scores == {name: score for name, score in alone.scores.items() if name != "loss"}
         assert np.array_equal(np.float32(predictions), np.stack(alone.predictions))
         # Those of a sharded model wait for one another.
-        assert made == -(-(-(-29 // batch_size)) // count)
+        assert made == math.ceil(math.ceil(29 / batch_size) / count)

@@ -79,7 +79,9 @@ def test_tensorboard_is_told_what_metrics_jsonl_is(model: Path, reviews: Path, t
 
     execute(config(model, reviews, epochs=1, tracker=("tensorboard",)), tmp_path / "run")
     assert not list(tmp_path.glob("*/*tfevents*")), "events belong under trackers/"
-    (events,) = {path.parent for path in (tmp_path / "run" / "trackers").rglob("*tfevents*") if path.parent.name == "capaft"}
+    (events,) = {
+        path.parent for path in (tmp_path / "run" / "trackers").rglob("*tfevents*") if path.parent.name == "capaft"
+    }
     found = EventAccumulator(str(events)).Reload()
     told = [(event.step, event.value) for event in found.Scalars("loss")]
     assert told == [(step, pytest.approx(loss)) for step, loss in losses(tmp_path / "run")]

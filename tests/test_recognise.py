@@ -19,7 +19,11 @@ def config(kind: str, *architectures: str) -> Any:
     return AutoConfig.for_model(kind, architectures=list(architectures))
 
 
-BERT, GPT, T5 = config("bert", "BertModel"), config("gpt2", "GPT2LMHeadModel"), config("t5", "T5ForConditionalGeneration")
+BERT, GPT, T5 = (
+    config("bert", "BertModel"),
+    config("gpt2", "GPT2LMHeadModel"),
+    config("t5", "T5ForConditionalGeneration"),
+)
 TEXTS = [f"text number {i}" for i in range(8)]
 CLASSES = ["a", "b"] * 4
 ANSWERS = [{"text": ["number"], "answer_start": [5]}] * 8

@@ -44,10 +44,8 @@ def _tokenizer() -> Any:
 
 def write_tags(file: Path) -> Path:
     """40 sentences of one to nine words, each word with a tag: bigger batches have very uneven parts."""
-    words = "a film of great charm and little sense".split()
-    rows = [
-        {"tokens": [words[(start + at) % 8] for at in range(1 + 7 * start % 9)], "tags": []} for start in range(40)
-    ]
+    words = ["a", "film", "of", "great", "charm", "and", "little", "sense"]
+    rows = [{"tokens": [words[(start + at) % 8] for at in range(1 + 7 * start % 9)], "tags": []} for start in range(40)]
     for row in rows:
         row["tags"] = ["long" if len(word) > 4 else "short" for word in row["tokens"]]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -117,12 +115,15 @@ def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def killing_at(moment: int, directory: Path) -> None:
+def killing_at(moment: int, directory: Path) -> Callable[[], int]:
     """Have this process, a fork, kill itself where it is about to change or read a directory for another time.
 
     Args:
         moment: how often it may open, make, move or remove something there before.
         directory: where.
+
+    Returns:
+        What tells how often it has.
     """
     seen = 0
 
@@ -138,6 +139,7 @@ def killing_at(moment: int, directory: Path) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(listen)
+    return lambda: seen
 
 
 def fresh_accelerate() -> None:

@@ -81,10 +81,6 @@ class MediaClassification(Task):
         """See :meth:`SingleLabel.classes`."""
         return SingleLabel().classes(rows, columns)
 
-    def check_labels(self, rows: Dataset, columns: Columns) -> None:
-        """Encode the labels, and leave it at that."""
-        self.classes_of(rows, columns)
-
     def classes_of(self, rows: Dataset, columns: Columns) -> Sequence[int]:
         """See :meth:`Task.classes_of`."""
         return SingleLabel().encode(rows, columns, self.labels).tolist()

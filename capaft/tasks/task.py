@@ -135,6 +135,7 @@ class Task(ABC):
         Raises:
             UsageError: names the first row that has another.
         """
+        self.classes_of(rows, columns)
 
     def classes_of(self, rows: Dataset, columns: Columns) -> Sequence[int] | None:
         """The class of each row, `(rows,)`; None where a row has no class, or several.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
-from capaft.columns import Columns, find, is_text, plain, texts, values
+from capaft.columns import Columns, find, is_text, kind, plain, values
 from capaft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,22 +19,26 @@ _PAIRS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("prompt", ("completion", "response", "answer", "output")),
     ("instruction", ("output", "response", "completion", "answer")),
     ("question", ("answer", "response")),
-    ("mr", ("ref", "refs", "references")),
-    ("meaningrepresentation", ("humanreference", "target", "references")),
-    ("source", ("target", "targets", "references")),
+    ("mr", ("references", "refs", "ref")),
+    ("meaningrepresentation", ("references", "humanreference", "target")),
+    ("tripleset", ("references", "target")),
+    ("source", ("references", "target", "targets")),
     ("src", ("tgt", "trg", "ref", "refs")),
     ("document", ("summary",)),
     ("article", ("highlights", "summary", "abstract")),
     ("dialogue", ("summary",)),
     ("report", ("summary",)),
     ("text", ("summary", "target", "completion")),
-    ("input", ("output", "target", "completion", "response")),
+    ("input", ("output", "references", "target", "completion", "response")),
     ("inputs", ("targets", "outputs")),
     ("query", ("response", "answer")),
     ("context", ("response",)),
 )
 _FURTHER = {"instruction": (("input", "context"),)}
 _SUMMARIES = ("summary", "highlights", "abstract")
+# What stands between the items of a source that is a list, and of lists within it: triples are "s : r : o | s : r : o",
+# as in the experiments of LoRA (Hu et al. 2021) on DART and WebNLG.
+_BETWEEN = (" | ", " : ")
 
 
 @dataclass(frozen=True)
@@ -56,15 +60,17 @@ def recognise(rows: Dataset, given: Mapping[str, str | None]) -> Columns | None:
     """The columns of source and target, or None where neither names nor the user tell them.
 
     Columns of a dictionary `translation` go by its keys: the first is the source, the second the target. A given
-    source without a target has one only if they are a usual pair.
+    source may be a list, as of triples; without a target it has one only if they are a usual pair. Of a target and
+    its references the references are taken where every row has some: GEM's rows for training have none.
 
     Raises:
         UsageError: a given column is not there or holds no text.
     """
     flat = _flat(rows)
     text, pair, label = (given.get(role) for role in ("text", "pair", "label"))
+    fits = is_text if text is None else _is_source
     if text is not None:
-        find(flat, "text", text, (), is_text, "text")
+        find(flat, "text", text, (), fits, "text or lists of texts")
     languages = [plain(name) for name in flat.column_names if name not in rows.column_names]
     table = tuple((first, tuple(each for each in languages if each != first)) for first in languages) or _PAIRS
     usual = [
@@ -74,8 +80,9 @@ def recognise(rows: Dataset, given: Mapping[str, str | None]) -> Columns | None:
     ]
     # A source of an unusual name says nothing of what its target is called.
     for first, seconds in usual or (table if label is not None else ()):
-        source = find(flat, "text", text, ((first,),), is_text, "text", (label,))
-        target = find(flat, "label", label, [(each,) for each in seconds], _is_target, "text or a list of texts")
+        source = find(flat, "text", text, ((first,),), fits, "text or lists of texts", (label,))
+        names = [(each,) for each in seconds if each != "references" or _has_references(flat)]
+        target = find(flat, "label", label, names, _is_target, "text or a list of texts")
         further = find(flat, "pair", pair, _FURTHER.get(first, ()), is_text, "text", (source, target))
         if source is not None and target is not None:
             return Columns(source, further, target)
@@ -112,7 +119,11 @@ def read(rows: Dataset, columns: Columns, prefix: str, *, each: bool) -> list[Pa
         UsageError: a row has no source, or no target.
     """
     flat = _flat(rows)
-    firsts, _ = texts(flat, Columns(columns.text))
+    firsts = [_joined(value, *_BETWEEN) for value in values(flat, columns.text)]
+    if None in firsts:
+        raise UsageError(
+            f"row {firsts.index(None) + 1}: no text in column {columns.text!r}; fill it in or drop the row"
+        )
     further = [""] * len(firsts) if columns.pair is None else values(flat, columns.pair)
     sources = [prefix + (f"{text}\n{more}" if more else text) for text, more in zip(firsts, further, strict=True)]
     if columns.label is None:
@@ -128,6 +139,27 @@ def read(rows: Dataset, columns: Columns, prefix: str, *, each: bool) -> list[Pa
 
 def _is_target(feature: Any) -> bool:
     return is_text(getattr(feature, "feature", feature))
+
+
+def _is_source(feature: Any) -> bool:
+    """Whether a column holds texts, or lists of them, or lists of such lists."""
+    for _ in _BETWEEN:
+        feature = feature.feature if kind(feature) == "list" else feature
+    return is_text(feature)
+
+
+def _joined(value: Any, between: str = "", *within: str) -> Any:
+    """A source as one text; None if it, or a part of it, is none."""
+    if not isinstance(value, list):
+        return value
+    parts = [_joined(each, *within) for each in value]
+    return None if None in parts or not parts else between.join(parts)
+
+
+def _has_references(rows: Dataset) -> bool:
+    """Whether every row has something in the columns called references."""
+    found = [name for name in rows.column_names if plain(name) == "references"]
+    return all(value for name in found for value in values(rows, name))
 
 
 def _flat(rows: Dataset) -> Dataset:

@@ -1,0 +1,367 @@
+"""A run that was interrupted, at whatever moment, ends with the same bytes as one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import invoke
+from tiny_job import bert, config, execute, fork, killing_at, losses, outputs, records, together, wait
+from transformers import BertForMaskedLM, BertForSequenceClassification
+
+from capaft import train
+from capaft.config import TrainConfig
+from capaft.errors import Interrupted, UsageError
+
+# What is measured, and where the run is.
+OF_THE_MACHINE = {"seconds", "examples_per_second", "peak_memory_bytes", "output", "next"}
+
+
+@pytest.fixture(autouse=True)
+def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes longer than all else."""
+    monkeypatch.setattr(train, "draw", lambda *_: b"")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models")
+    bert(directory / "reviews", BertForSequenceClassification, dropout=0.1)
+    bert(directory / "words", BertForMaskedLM, dropout=0.1)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def settings(models: Path, reviews: Path) -> TrainConfig:
+    """Everything at once that a resumed run has to take up again: dropout of both kinds, micro-batches, patience."""
+    return config(
+        models / "reviews",
+        reviews,
+        dropout=0.1,
+        micro_batch_size=3,
+        eval_steps=5,
+        patience=9,
+        schedule="cosine",
+        warmup=0.2,
+        lr=2e-2,
+        weight_decay=0.1,
+        baseline=True,
+        checkpoint_seconds=0.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(settings: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The run of these settings that nothing has happened to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "draw", lambda *_: b"")
+        directory = tmp_path_factory.mktemp("undisturbed") / "run"
+        execute(settings, directory)
+    yield directory
+
+
+def killed(settings: TrainConfig, directory: Path, step: int) -> None:
+    """A run whose process was killed when it was about to take a step, counted from 0."""
+
+    def work() -> None:
+        real = train._collated
+
+        def collated(job: Any, indices: Any, at: int, *others: Any) -> Any:
+            if at == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(job, indices, at, *others)
+
+        train._collated = collated
+        execute(settings, directory)
+
+    assert wait(fork(work)) == -signal.SIGKILL
+    assert not (directory / "results.json").exists()
+
+
+def assert_same(found: Path, wanted: Path) -> None:
+    """Same bytes, same record of losses, same results, and nothing left over."""
+    assert outputs(found) == outputs(wanted)
+    assert losses(found) == losses(wanted)
+    scores = ("step", "value", "validation_loss", "scores", "best")
+    assert [[r.get(name) for name in scores] for r in records(found)] == [
+        [r.get(name) for name in scores] for r in records(wanted)
+    ]
+    one, other = (json.loads((directory / "results.json").read_text()) for directory in (found, wanted))
+    assert {k: v for k, v in one.items() if k not in OF_THE_MACHINE} == {
+        k: v for k, v in other.items() if k not in OF_THE_MACHINE
+    }
+    one, other = (sorted(str(path.relative_to(each)) for path in each.rglob("*")) for each in (found, wanted))
+    assert one == other
+
+
+def damage(checkpoint: Path) -> None:
+    file = checkpoint / "tensors.safetensors"
+    file.write_bytes(file.read_bytes()[:-40])
+
+
+# Killed
+
+
+def test_killed_while_it_reads_or_writes(settings: TrainConfig, undisturbed: Path, tmp_path: Path) -> None:
+    moments = _moments(settings, tmp_path)
+    assert moments > 100
+    for moment in range(0, moments, moments // 7):
+        _killed_at_a_file(moment, settings, undisturbed, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_killed_at_every_file(settings: TrainConfig, undisturbed: Path, tmp_path: Path) -> None:
+    for moment in range(_moments(settings, tmp_path)):
+        _killed_at_a_file(moment, settings, undisturbed, tmp_path / "run")
+
+
+def _moments(settings: TrainConfig, directory: Path) -> int:
+    """How often an undisturbed run touches its directory."""
+
+    def count() -> None:
+        seen = killing_at(sys.maxsize, directory / "counted")
+        execute(settings, directory / "counted")
+        (directory / "moments").write_text(str(seen()))
+
+    assert wait(fork(count)) == 0
+    return int((directory / "moments").read_text())
+
+
+def _killed_at_a_file(moment: int, settings: TrainConfig, undisturbed: Path, directory: Path) -> None:
+    def work() -> None:
+        killing_at(moment, directory)
+        execute(settings, directory)
+
+    assert wait(fork(work)) == -signal.SIGKILL
+    execute(settings, directory, resume=True)
+    assert_same(directory, undisturbed)
+    shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize(
+    ("changes", "step"),
+    [
+        # A checkpoint at evaluations only, so that steps are taken again.
+        ({"checkpoint_seconds": 60.0}, 8),
+        ({"checkpoint_seconds": 60.0}, 3),
+        ({"optimizer": "adafactor", "checkpoint_seconds": 60.0}, 7),
+        ({"optimizer": "sgd", "lora_plus_ratio": 4.0, "method": "lora"}, 7),
+        ({"save_dtype": "int8", "gradient_checkpointing": True, "precision": "fp32"}, 11),
+        ({"task": "masked-lm", "mlm_probability": 0.3, "optimizer": "adamw", "label_column": None}, 9),
+    ],
+)
+def test_killed_between_two_steps(
+    changes: dict[str, Any], step: int, settings: TrainConfig, models: Path, tmp_path: Path
+) -> None:
+    own = replace(settings, baseline=False, **changes)
+    if own.task == "masked-lm":
+        own = replace(own, model=str(models / "words"), packing=False, max_length=32)
+    for name in ("whole", "run"):
+        if name == "run":
+            killed(own, tmp_path / "run", step)
+        execute(own, tmp_path / name, resume=name == "run")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_patience_goes_on_where_it_was(settings: TrainConfig, tmp_path: Path) -> None:
+    # Nothing gets better: the first evaluation is the best, and the fourth the last.
+    own = replace(settings, lr=1e-30, head_lr=1e-30, eval_steps=2, patience=3, baseline=False, checkpoint_seconds=60.0)
+    killed(own, tmp_path, 5)
+    assert execute(own, tmp_path, resume=True)["steps"] == 8
+    assert [record["step"] for record in records(tmp_path) if "value" in record] == [2, 4, 6, 8]
+
+
+def test_killed_once_more_and_with_damaged_checkpoints(
+    settings: TrainConfig, undisturbed: Path, tmp_path: Path
+) -> None:
+    killed(settings, tmp_path, 6)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000000005", "step-000000006"]
+    damage(tmp_path / "checkpoints" / "step-000000006")
+    # Half of what a dying process was writing.
+    for left in (".adapter.safetensors.x1y2", "checkpoints/.step-000000007/state.json"):
+        (tmp_path / left).parent.mkdir(exist_ok=True)
+        (tmp_path / left).write_bytes(b"{")
+    killed(replace(settings, resume=True), tmp_path, 12)
+    for checkpoint in (tmp_path / "checkpoints").iterdir():
+        shutil.copytree(checkpoint, tmp_path.parent / f"{tmp_path.name}-kept" / checkpoint.name)
+        damage(checkpoint)
+    with pytest.raises(UsageError, match="no checkpoint in .* can be read; start anew with --overwrite") as error:
+        execute(settings, tmp_path, resume=True)
+    assert "\n" not in str(error.value)
+    shutil.copytree(tmp_path.parent / f"{tmp_path.name}-kept", tmp_path / "checkpoints", dirs_exist_ok=True)
+    execute(settings, tmp_path, resume=True)
+    assert_same(tmp_path, undisturbed)
+
+
+def test_two_processes_of_which_one_is_killed(settings: TrainConfig, tmp_path: Path) -> None:
+    def run(directory: Path, kill: int, **changes: Any) -> list[int]:
+        def work(rank: int) -> None:
+            real = train._collated
+
+            def collated(job: Any, indices: Any, at: int, *others: Any) -> Any:
+                if at == kill and rank == 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(job, indices, at, *others)
+
+            train._collated = collated
+            execute(settings, directory, **changes)
+
+        (tmp_path / "meeting").unlink(missing_ok=True)
+        return together(2, work, tmp_path)
+
+    assert run(tmp_path / "whole", kill=-1) == [0, 0]
+    # The other one notices, and says so.
+    assert run(tmp_path / "run", kill=7) == [1, -signal.SIGKILL]
+    assert run(tmp_path / "run", kill=-1, resume=True) == [0, 0]
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+# The command
+
+
+def command(settings: TrainConfig, directory: Path, **changes: Any) -> list[str]:
+    """The command line of a run, with every setting that differs from its default."""
+    flags = []
+    for name, value in {**vars(settings), **changes}.items():
+        if value == getattr(TrainConfig(), name):
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags += [f"--{flag}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    return ["train", *flags, "--output", str(directory)]
+
+
+def test_a_killed_command_goes_on_with_resume_alone(settings: TrainConfig, undisturbed: Path, tmp_path: Path) -> None:
+    """One process of its own, killed by another, at a moment that nobody chose."""
+    directory = tmp_path / "run"
+    _kill_when(lambda: (directory / "metrics.jsonl").exists(), command(settings, directory))
+    assert not (directory / "results.json").exists()
+    done = invoke("train", "--resume", "--output", directory, "--json")
+    assert done.code == 0, done.err
+    assert "warning" not in done.err
+    assert_same(directory, undisturbed)
+
+
+@pytest.mark.slow
+def test_ten_times_killed_at_random_moments(settings: TrainConfig, undisturbed: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    arguments = command(replace(settings, resume=True), directory)
+    chance = random.Random(0)
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-m", "capaft", *arguments[:-1], str(tmp_path / "first")], check=True)
+    whole = time.monotonic() - started
+    kills = 0
+    for _ in range(10):
+        until = time.monotonic() + chance.uniform(0.3, 1.0) * whole
+        kills += _kill_when(lambda until=until: time.monotonic() > until, arguments)  # type: ignore[misc]
+    assert kills
+    done = invoke(*arguments)
+    assert done.code == 0, done.err
+    assert_same(directory, undisturbed)
+
+
+def _kill_when(ready: Any, arguments: list[str]) -> bool:
+    """Start a command and kill it once something holds; whether it was still running."""
+    process = subprocess.Popen([sys.executable, "-m", "capaft", *arguments], stderr=subprocess.DEVNULL)
+    while process.poll() is None and not ready():
+        time.sleep(0.005)
+    process.kill()
+    return process.wait() == -signal.SIGKILL
+
+
+def test_ctrl_c_saves_and_the_run_goes_on(
+    settings: TrainConfig, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = train._collated
+
+    def collated(job: Any, indices: Any, at: int, *others: Any) -> Any:
+        if at == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(job, indices, at, *others)
+
+    own = replace(settings, checkpoint_seconds=60.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_collated", collated)
+        done = invoke(*command(own, tmp_path))
+    assert done.code == 130, done.err
+    assert done.out == ""
+    assert f"stopped: stopped at step 4 of 16; go on with --resume --output {tmp_path}" in done.err
+    # Before the first evaluation the present adapter is better than none.
+    assert invoke("info", tmp_path).code == 0
+    assert [step for step, _ in losses(tmp_path)] == [1, 2, 3, 4]
+    done = invoke("train", "--resume", "--output", tmp_path)
+    assert done.code == 0, done.err
+    assert_same(tmp_path, undisturbed)
+
+
+def test_what_resume_says(settings: TrainConfig, tmp_path: Path) -> None:
+    # No run there: it starts one.
+    own = replace(settings, epochs=1, baseline=False, resume=True)
+    killed(own, tmp_path / "run", 4)
+    arguments = command(own, tmp_path / "run")
+    for changes, flag in (
+        (("--lr", "0.5"), "--lr"),
+        (("--no-augment",), "--augment"),
+        (("--batch-size", "4"), "--batch-size"),
+        (("--optimizer", "sgd"), "--optimizer"),
+    ):
+        done = invoke(*arguments, *changes)
+        assert done.code == 2
+        (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+        assert f"--resume goes on with {tmp_path / 'run'}, which has {flag} " in line
+        assert f"drop {flag}, or start anew in another --output" in line
+    before = outputs(tmp_path / "run") if (tmp_path / "run" / "adapter.safetensors").exists() else None
+    assert before is None
+    # The same settings, spelled out again.
+    done = invoke(*arguments, "--json")
+    assert done.code == 0, done.err
+    results = json.loads(done.out)
+    before = outputs(tmp_path / "run")
+    for again in (arguments, ["train", "--resume", "--output", str(tmp_path / "run")]):
+        done = invoke(*again, "--json")
+        assert done.code == 0
+        assert f"{tmp_path / 'run'} is finished; nothing is left to do" in done.err
+        assert json.loads(done.out) == results
+    assert outputs(tmp_path / "run") == before
+
+
+def test_what_makes_other_bytes_is_told(settings: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = replace(settings, epochs=1, baseline=False)
+    killed(own, tmp_path, 4)
+    here = train._made_with
+
+    monkeypatch.setattr(train, "_made_with", lambda processes: here(processes) | {"torch": "9.9", "threads": "64"})
+    done = invoke("train", "--resume", "--output", tmp_path)
+    assert done.code == 0
+    (line,) = [line for line in done.err.splitlines() if line.startswith("warning: ")]
+    assert line.startswith("warning: not the same bytes as without the interruption: torch ")
+    assert line.endswith("-> 9.9, threads 1 -> 64")
+
+
+def test_a_run_that_is_replaced_leaves_nothing_of_itself(settings: TrainConfig, tmp_path: Path) -> None:
+    own = replace(settings, epochs=1, baseline=False)
+    killed(replace(own, tracker=None, seed=5), tmp_path / "run", 7)
+    execute(own, tmp_path / "run", overwrite=True)
+    execute(own, tmp_path / "new")
+    assert_same(tmp_path / "run", tmp_path / "new")
+
+
+def test_interrupted_in_a_library(settings: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.time, "monotonic", lambda: os.kill(os.getpid(), signal.SIGINT) or 0.0)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises((Interrupted, KeyboardInterrupt)):
+        execute(settings, tmp_path)
+    assert signal.getsignal(signal.SIGINT) is before
