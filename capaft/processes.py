@@ -31,7 +31,7 @@ class Processes:
     Attributes:
         rank: number of this process, from 0.
         count: how many there are.
-        bytes_sent: what each process has sent of gradients and counts so far.
+        bytes_sent: what each process has sent of gradients so far.
     """
 
     rank: int
@@ -60,7 +60,6 @@ class Processes:
         total = torch.tensor(numbers, dtype=torch.float64)
         with _answered():
             dist.all_reduce(total, group=self._host)
-        self.bytes_sent += total.nbytes
         return [float(each) for each in total.tolist()]
 
     def add_up(self, parameters: Sequence[nn.Parameter]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import typing
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from capaft.methods.host import Host
 from capaft.methods.stack import canonical
 from capaft.processes import Processes
 from capaft.run_directory import RunDirectory
-from capaft.settings import dump, resolve
+from capaft.settings import dump, parse, resolve
 from capaft.train import train
 
 # What says where and how a run goes on, not what it is.
@@ -51,15 +52,19 @@ def execute(config: TrainConfig, console: Console, command: Sequence[str] = ()) 
     accelerator = accelerator_for(config)
     processes = Processes.here()
     console.quiet = console.quiet or not processes.is_first
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
     # Which directory is free, the first process says: the others look when it has already made it.
     chosen = processes.from_first(_choose(config) if processes.is_first else None)
     run = RunDirectory(chosen)
     resumes = config.resume and run.config.exists()
     if resumes and run.results.exists():
-        console.print(f"{run.path} is finished; nothing is left to do", highlight=False)
+        say(f"{run.path} is finished; nothing is left to do")
         return json.loads(run.results.read_text(encoding="utf-8"))
-    decided = job.prepare(config, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
-    repeatable = replace(job.settled(config, decided), **_NOT_REPEATED)
+    decided = job.prepare(config, say)
+    repeatable = _as_read(replace(job.settled(config, decided), **_NOT_REPEATED))
     resumed = checkpoint.newest(run.checkpoints) if resumes else None
     if resumes:
         _check_same(run, repeatable)
@@ -140,6 +145,13 @@ def resumed_settings(config: TrainConfig, given: set[str]) -> TrainConfig:
         return config
     saved, _ = resolve(TrainConfig, flags={}, environ={}, file=run.config)
     return replace(saved, **{name: getattr(config, name) for name in _NOT_REPEATED})
+
+
+def _as_read(config: TrainConfig) -> TrainConfig:
+    """The settings as a file of them is read: texts of nothing, or of blanks alone, leave the choice to the task."""
+    kinds = typing.get_type_hints(TrainConfig, include_extras=True)
+    texts = {name: value for name, value in vars(config).items() if isinstance(value, str)}
+    return replace(config, **{name: parse(kinds[name], text) for name, text in texts.items()})
 
 
 def _check_same(run: RunDirectory, now: TrainConfig) -> None:

@@ -52,7 +52,7 @@ class Outcome:
         epochs: passes over the data.
         steps: optimiser steps; fewer than planned if no better score came.
         processes: how many trained.
-        bytes_per_step: what each process sent to others in a step.
+        bytes_per_step: gradients that each process sent to the others in a step.
     """
 
     value: float
@@ -340,4 +340,5 @@ def _made_with(processes: Processes) -> dict[str, str]:
 def _compare(before: dict[str, str], now: dict[str, str], console: Console) -> None:
     changed = [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
     if changed:
-        console.print(f"warning: not the same bytes as without the interruption: {', '.join(changed)}", highlight=False)
+        line = f"warning: not the same bytes as without the interruption: {', '.join(changed)}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

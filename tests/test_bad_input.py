@@ -195,7 +195,7 @@ def test_a_full_disk_keeps_what_was_there(reviews: Path, tmp_path: Path, monkeyp
 def test_nan_loss_stops_and_keeps_the_last_good_adapter(
     reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import capaft.train as loop
+    from capaft.tasks import single_label
 
     real = torch.nn.functional.cross_entropy
     calls = {"training": 0}
@@ -205,7 +205,7 @@ def test_nan_loss_stops_and_keeps_the_last_good_adapter(
         loss = real(logits, *args, **kwargs)
         return loss * float("nan") if calls["training"] > 12 else loss
 
-    monkeypatch.setattr(loop.F, "cross_entropy", poisoned)
+    monkeypatch.setattr(single_label.F, "cross_entropy", poisoned)
     line = refused("train", "--data", reviews, "--output", tmp_path / "run", *QUICK, code=1)
     assert "at step 1" in line
     assert "--lr" in line

@@ -61,7 +61,8 @@ def test_help_is_fast_and_imports_no_torch() -> None:
 
 
 def test_a_run_leaves_every_file(run: Path, results: dict) -> None:
-    names = {"adapter.safetensors", "run.yaml", "metrics.jsonl", "results.json", "loss.png", "README.md"}
+    names = {"adapter.safetensors", "last.safetensors", "run.yaml", "metrics.jsonl", "predictions.jsonl"}
+    names |= {"results.json", "loss.png", "README.md", "checkpoints"}
     assert {path.name for path in run.iterdir()} == names
     assert results.keys() >= TRAIN_KEYS
     assert results["adapter_bytes"] == (run / "adapter.safetensors").stat().st_size

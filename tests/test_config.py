@@ -14,7 +14,7 @@ from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.settings import dump, resolve
 
-PANELS = ["Model and data", "Method", "Optimisation", "Evaluation", "Output"]
+PANELS = ["Model and data", "Task", "Method", "Optimisation", "Evaluation", "Machine", "Output"]
 
 
 def read(file: Path | None = None, **flags: str | bool | None) -> TrainConfig:
@@ -89,7 +89,7 @@ def test_values(name: str, text: str | bool, value: Any) -> None:
         ("batch_size", "0", "at least 1"),
         ("lr", "0", "greater than 0"),
         ("head_lr", "-1", "greater than 0"),
-        ("warmup", "1", "in [0, 1)"),
+        ("warmup", "-1", "at least 0"),
         ("weight_decay", "-0.1", "at least 0"),
         ("clip", "-1", "at least 0"),
         ("label_smoothing", "1", "in [0, 1)"),

@@ -43,7 +43,8 @@ HOSTS = [
 
 def path_of(module: str) -> Path:
     path = PACKAGE.joinpath(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    file = path.with_suffix(".py")
+    return file if file.is_file() else path / "__init__.py"
 
 
 def imported(module: str) -> Iterator[str]:

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 import typer
@@ -21,6 +21,8 @@ NONE_WORDS = ("", "none", "null", "~")
 @dataclasses.dataclass(frozen=True)
 class Oven(Settings):
     """Small, and with every type that a setting may have."""
+
+    alternatives: ClassVar = (("minutes", "timer"), ("note", "seeds"))
 
     dish: str = setting("bread", "What to bake.", "Food", metavar="dish")
     note: str | None = setting(None, "A note (default: none).", "Food")
@@ -182,6 +184,41 @@ def test_a_text_means_the_same_in_every_source(tmp_path: Path, name: str, text: 
     assert by_flag == by_variable == by_file != dataclasses.replace(by_flag, **{name: "?"})
 
 
+def test_a_preset_is_the_weakest_source(tmp_path: Path) -> None:
+    preset = tmp_path / "preset.yaml"
+    preset.write_text("minutes: 1\nheat: 100\ndish: cake\nsizes: 1,2\n")
+    file = tmp_path / "run.yaml"
+    file.write_text("minutes: 2\nheat: 200\ndish: pie\n")
+    given = {"environ": {"OVEN_MINUTES": "3", "OVEN_HEAT": "300"}, "flags": {"minutes": "4"}}
+    oven, sources = resolve(Oven, **given, file=file, preset=preset, prefix="OVEN_")  # type: ignore[arg-type]
+    assert oven == Oven(minutes=4, heat=300.0, dish="pie", sizes=(1, 2))
+    named = (sources[name] for name in ("minutes", "heat", "dish", "sizes", "mode"))
+    assert list(named) == ["--minutes", "OVEN_HEAT", f"{file}:3", f"{preset}:4", "default"]
+    preset.write_text("minutes: 1\nheta: 2\n")
+    with pytest.raises(UsageError, match=r"preset.yaml:2: 'heta' is not a setting; did you mean heat\?"):
+        resolve(Oven, flags={}, environ={}, preset=preset)
+
+
+def test_a_stronger_source_takes_the_place_of_the_alternative_in_a_weaker_one(tmp_path: Path) -> None:
+    preset = tmp_path / "preset.yaml"
+    preset.write_text("note: x\nheat: 100\n")
+
+    def made(environ: dict[str, str] | None = None, **flags: str | None) -> tuple[Oven, dict[str, str]]:
+        return resolve(Oven, flags=flags, environ=environ or {}, preset=preset, prefix="OVEN_")
+
+    oven, sources = made(seeds="5")
+    assert oven == Oven(seeds=5, heat=100.0)
+    assert (sources["note"], sources["seeds"]) == ("default", "--seeds")
+    # What is none is no alternative to anything.
+    assert made(seeds="none")[0] == Oven(note="x", heat=100.0)
+    assert made({"OVEN_SEEDS": "5"}, note="y")[0] == Oven(note="y", heat=100.0)
+    # Of one source both are left, for `conflicts` to judge.
+    assert made(seeds="5", note="y")[0] == Oven(seeds=5, note="y", heat=100.0)
+    assert made({"OVEN_MINUTES": "5"}, light="true")[0] == Oven(note="x", heat=100.0, minutes=5, light=True)
+    # A default that is typed is a wish too.
+    assert read("timer: true", tmp_path, minutes="30")[0] == Oven(minutes=30)
+
+
 def test_flags_left_out_and_switches() -> None:
     assert read(minutes=None, light=None)[0] == Oven()
     oven, sources = read(light=True, timer=False)
@@ -302,6 +339,14 @@ def test_conflicts(tmp_path: Path) -> None:
     assert complaints("heat: 20\nmode: grill", tmp_path=tmp_path) == conflict
     assert complaints("mode: grill", tmp_path=tmp_path, heat="180") == conflict
     read("heat: 180\nmode: grill", tmp_path)
+
+
+def test_what_a_preset_says_conflicts_with_nothing(tmp_path: Path) -> None:
+    preset = tmp_path / "preset.yaml"
+    preset.write_text("heat: 20\n")
+    assert resolve(Oven, flags={"mode": "grill"}, environ={}, preset=preset)[0] == Oven(heat=20.0, mode="grill")
+    with pytest.raises(UsageError, match="cannot go together"):
+        resolve(Oven, flags={"mode": "grill", "heat": "20"}, environ={}, preset=preset)
 
 
 # Writing.

@@ -91,7 +91,7 @@ def losses(directory: Path) -> list[tuple[int, float]]:
 def outputs(directory: Path) -> dict[str, bytes]:
     """The files that have to be the same, byte by byte, however often a run was interrupted."""
     names = ("adapter.safetensors", "last.safetensors", "predictions.jsonl")
-    return {name: (directory / name).read_bytes() for name in names}
+    return {name: (directory / name).read_bytes() for name in names if (directory / name).exists()}
 
 
 def fork(work: Callable[[], Any]) -> int:

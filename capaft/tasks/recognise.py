@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
+from capaft.columns import find
 from capaft.errors import UsageError
 from capaft.tasks import task_class
 from capaft.tasks.answers import holds_answers
@@ -30,6 +31,10 @@ def recognise(rows: Dataset, config: Any, given: Mapping[str, str | None]) -> st
     Raises:
         UsageError: the columns are those of no task.
     """
+    known = {*rows.column_names, *(name.rpartition(".")[2] for name in rows.flatten().column_names)}
+    for role, name in given.items():
+        if name is not None and not set(name.split(",")) & known:
+            find(rows, role, name, (), lambda feature: True, "")  # No such column: it says so.
     features = list(rows.features.values())
     if any(isinstance(feature, datasets.Image) for feature in features):
         return "image-classification"

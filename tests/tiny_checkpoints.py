@@ -1,0 +1,76 @@
+"""Tiny random checkpoints for tasks on text, one of each architecture that presets name, saved with a tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tiny import build
+from tiny_text import END, PLAIN_TEMPLATE, SIZE, SPECIALS, START, base, tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+_ENCODER: dict[str, Any] = {
+    "vocab_size": SIZE,
+    # CapaBoost's presets have two copies of rank 32.
+    "hidden_size": 64,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 258,
+    "pad_token_id": SPECIALS["<pad>"],
+    "bos_token_id": SPECIALS[START],
+    "eos_token_id": SPECIALS[END],
+}
+
+
+def encoder_tokenizer() -> Any:
+    """Bytes between a start and an end, pairs with two ends between them, as RoBERTa has it."""
+    found = tokenizer(framed=True, masks=True)
+    ends = [(START, SPECIALS[START]), (END, SPECIALS[END])]
+    found.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{START} $A {END}", pair=f"{START} $A {END} {END} $B {END}", special_tokens=ends
+    )
+    found.add_special_tokens({"cls_token": START, "sep_token": END})
+    return found
+
+
+def save(kind: str, directory: Path, *, chats: bool = False) -> Path:
+    """A checkpoint as the hub has it: with the head that it was pretrained with, if any.
+
+    Args:
+        kind: `roberta`, `deberta`, `t5`, `gpt2` or `llama`.
+        directory: where it goes.
+        chats: the tokenizer has a chat template.
+    """
+    match kind:
+        case "roberta":
+            model = build(RobertaForMaskedLM, RobertaConfig(**_ENCODER, type_vocab_size=1))
+        case "deberta":
+            # As DeBERTa-v3 has it.
+            attention = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+            shape = {"position_buckets": 16, "share_att_key": True, "norm_rel_ebd": "layer_norm", "type_vocab_size": 0}
+            model = build(DebertaV2ForMaskedLM, DebertaV2Config(**_ENCODER, **attention, **shape))
+        case "gpt2":
+            size = {"vocab_size": SIZE, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+            ends = {name: SPECIALS[END] for name in ("bos_token_id", "eos_token_id")}
+            model = build(GPT2LMHeadModel, GPT2Config(**size, **ends))
+        case "t5":
+            size = {"vocab_size": SIZE, "d_model": 64, "d_kv": 16, "d_ff": 32, "num_layers": 1, "num_heads": 4}
+            ends = {"pad_token_id": 0, "eos_token_id": SPECIALS[END], "decoder_start_token_id": 0}
+            model = build(T5ForConditionalGeneration, T5Config(**size, **ends))
+        case _:
+            model = base(kind, None).model
+    made = encoder_tokenizer() if kind in ("roberta", "deberta") else tokenizer(PLAIN_TEMPLATE if chats else None)
+    model.save_pretrained(directory)
+    made.save_pretrained(directory)
+    return directory
