@@ -25,7 +25,7 @@ from capaft.settings import did_you_mean
 from capaft.settings import parse as parse_setting
 from capaft.targets import Targets
 from capaft.tasks import task_class
-from capaft.tasks.recognise import recognise
+from capaft.tasks.recognise import check_model, recognise
 from capaft.tasks.task import Features, Task
 
 if TYPE_CHECKING:
@@ -159,6 +159,7 @@ def _decide_task(config: TrainConfig, rows: DatasetDict, say: Callable[[str], No
     )
     name = config.task if config.task != "auto" else recognise(rows["train"], sketch, given)
     say(f"task   {name}{'' if config.task == name else ', told by the data and the model (--task chooses)'}")
+    check_model(name, sketch)
     kind = task_class(name)
     found = {"train": kind.recognise(rows["train"], given)}
     found["validation"] = kind.recognise(rows["validation"], there(rows["validation"], given))
@@ -176,7 +177,12 @@ def given_columns(config: TrainConfig) -> dict[str, str | None]:
 def there(rows: Dataset, given: Mapping[str, str | None]) -> dict[str, str | None]:
     """Those of the named columns, or names within one, that a split has: a second one may call some otherwise."""
     known = {*rows.column_names, *(name.rpartition(".")[2] for name in rows.flatten().column_names)}
-    return {role: name if name in known else None for role, name in given.items()}
+
+    def is_there(name: str | None) -> bool:
+        # Labels that have a column each are named in one list.
+        return name in known or (name is not None and known >= {each.strip() for each in name.split(",")})
+
+    return {role: name if is_there(name) else None for role, name in given.items()}
 
 
 def _chosen(config: TrainConfig, task: Task, rows: Dataset, found: Columns, say: Callable[[str], None]) -> Dataset:

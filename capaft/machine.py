@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
 
 from capaft.config import TrainConfig
@@ -25,6 +26,8 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
         options["log_with"] = _trackers(config.tracker)
         # It asks for a directory here; which one it is, the run says before trackers start.
         options["project_config"] = ProjectConfiguration(logging_dir="trackers")
+    # Another run in this process may have had another precision; the process group, if there is one, stays.
+    AcceleratorState._reset_state()
     try:
         return Accelerator(**options)
     except (ImportError, ValueError) as error:

@@ -17,7 +17,7 @@ from capaft.files import write_atomically
 from capaft.machine import accelerator_for
 from capaft.processes import Processes
 from capaft.saved import Saved
-from capaft.settings import did_you_mean, parse
+from capaft.settings import check_range, did_you_mean, parse
 from capaft.tasks.task import Task
 
 
@@ -81,7 +81,10 @@ def score(
     if predictions:
         records = task.report(features, result.predictions)
         if not records:
-            raise UsageError(f"--predictions has no meaning for {task.name}, which predicts nothing to read; drop it")
+            raise UsageError(
+                f"--predictions has no meaning for {task.name} with --metric {task.metric}, which predicts nothing to "
+                "read; drop it or choose another metric"
+            )
         write_atomically(predictions, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))
     return {
         "metric": task.metric,
@@ -107,6 +110,7 @@ def _changed(task: Task, metric: str | None, options: Mapping[str, str]) -> Task
             raise UsageError(f"--set {name}: {task.name} has no option {name}{did_you_mean(key, known)}")
         try:
             changed[key] = parse(kinds[key], text)
+            check_range(TrainConfig, key, changed[key], text)
         except ValueError as error:
             raise UsageError(f"--set {name} {error}") from None
     return replace(task, **changed)

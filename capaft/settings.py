@@ -110,6 +110,24 @@ def parse(kind: Any, text: str | Sequence[str]) -> Any:
     return value
 
 
+def check_range(cls: type[Settings], name: str, value: Any, text: str | Sequence[str]) -> None:
+    """Make sure that a value is in the range of its setting, if there is a setting of that name and it has one.
+
+    Args:
+        cls: the settings.
+        name: of the setting.
+        value: what the text means.
+        text: what the user wrote.
+
+    Raises:
+        ValueError: it is not; the message goes on after the name of the setting.
+    """
+    checks = {field.name: field.metadata["check"] for field in dataclasses.fields(cls)}
+    words, holds = checks.get(name) or ("", bool)
+    if words and value is not None and not holds(value):
+        raise ValueError(f"must be {words}, got {text.strip() if isinstance(text, str) else ','.join(text)}")
+
+
 def did_you_mean(word: str, known: Collection[str], otherwise: str = "", start: str = "") -> str:
     """End a message with the known word closest to a wrong one, after `start`; else with `otherwise`."""
     close = difflib.get_close_matches(word, known, n=1)
@@ -209,12 +227,9 @@ def resolve(
     layers = [*files, _from_env(environ, fields, prefix, errors), _from_flags(flags)]
     for layer in layers:
         for place, each in enumerate(layer):
-            words, holds = fields[each.name].metadata["check"] or ("", bool)
             try:
                 value = parse(kinds[each.name], each.text)
-                if words and value is not None and not holds(value):
-                    shown = each.text.strip() if isinstance(each.text, str) else ",".join(each.text)
-                    raise ValueError(f"must be {words}, got {shown}")
+                check_range(cls, each.name, value, each.text)
                 layer[place] = each._replace(value=value)
             except ValueError as error:
                 errors.append(f"{each.label} {error}")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tiny_job import fork, wait
+from safetensors.torch import load_file
+from tiny_job import bert, command, config, execute, fork, losses, wait
+from transformers import BertForSequenceClassification
 
-from capaft import launch
+from capaft import launch, train
 
 
 @pytest.fixture
@@ -111,3 +115,48 @@ def test_ctrl_c_at_a_terminal_reaches_each_once(program: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 130
     assert [(place / f"{rank}.heard").read_text() for rank in range(2)] == ["x", "x"]
+
+
+# The real command
+
+
+OTHERS = {
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m"],
+    "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "-m"],
+}
+
+
+@pytest.mark.parametrize(
+    "launcher", [None, *(pytest.param(name, marks=pytest.mark.slow) for name in ("accelerate", "torchrun"))]
+)
+def test_two_processes_train_as_one_does(
+    launcher: str | None, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = bert(tmp_path / "bert", BertForSequenceClassification)
+    # The last batch of an epoch has one example for two processes.
+    settings = config(model, reviews, batch_size=19, method="lora", label_smoothing=0.1)
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    environment["PYTHONPATH"] = str(Path(launch.__file__).parent.parent)
+    started: list[Any] = [sys.executable, "-m", *OTHERS.get(launcher or "", []), "capaft"]
+    own = {} if launcher else {"processes": 2}
+    done = subprocess.run(
+        [*started, *command(settings, tmp_path / "two", **own), "--json"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    # What is said is said once.
+    results = json.loads(done.stdout)
+    assert done.stderr.count("epoch 1  accuracy") == 1
+    monkeypatch.setattr(train, "draw", lambda *_: b"")
+    alone = execute(settings, tmp_path / "one")
+    wanted = losses(tmp_path / "one")
+    assert len(wanted) == 8
+    assert losses(tmp_path / "two") == [(step, pytest.approx(loss, abs=1e-5)) for step, loss in wanted]
+    assert results["scores"] == {name: pytest.approx(score, abs=1e-5) for name, score in alone["scores"].items()}
+    assert (results["processes"], results["steps"]) == (2, alone["steps"])
+    assert results["bytes_per_step"] == 4 * results["trainable_parameters"]
+    one, two = (load_file(tmp_path / name / "adapter.safetensors") for name in ("one", "two"))
+    assert all(two[name].allclose(number, atol=1e-4) for name, number in one.items())

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_job import together
+from conftest import invoke
+from tiny_job import bert, command, config, together
+from transformers import BertForSequenceClassification
 
-from capaft.errors import PeerError
+from capaft import adapter_file, run, train
+from capaft.errors import PeerError, TrainingError, UsageError
 from capaft.processes import Processes
 
 
@@ -81,3 +84,77 @@ def test_one_that_has_ended_is_noticed_at_once(call: str, tmp_path: Path) -> Non
     started = time.monotonic()
     assert together(2, talk, tmp_path) == [0, -signal.SIGKILL]
     assert time.monotonic() - started < 30
+
+
+# What people read
+
+
+def _killed(rank: int, patch: pytest.MonkeyPatch) -> None:
+    def die(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if rank == 1:
+        patch.setattr(train, "_collated", die)
+
+
+def _loss_is_nan(rank: int, patch: pytest.MonkeyPatch) -> None:
+    real = train._backward
+    patch.setattr(train, "_backward", lambda *given: real(*given) * float("nan"))
+
+
+def _full_disk(rank: int, patch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise TrainingError("cannot write: No space left on device")
+
+    patch.setattr(adapter_file, "save", full)
+
+
+def _output_is_taken(rank: int, patch: pytest.MonkeyPatch) -> None:
+    def taken(*_: Any) -> None:
+        raise UsageError("--output holds something else")
+
+    patch.setattr(run, "_choose", taken)
+
+
+def _bad_data(rank: int, patch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any) -> None:
+        raise UsageError("row 3 has no label")
+
+    patch.setattr(run.job, "prepare", missing)
+
+
+@pytest.mark.parametrize(
+    ("fault", "codes", "says"),
+    [
+        (_killed, [1, -signal.SIGKILL], "another process of this run has ended"),
+        (_loss_is_nan, [1, 1], "the loss is nan at step 1 "),
+        (_full_disk, [1, 1], "cannot write: No space left on device"),
+        (_output_is_taken, [2, 1], "--output holds something else"),
+        (_bad_data, [2, 2], "row 3 has no label"),
+    ],
+)
+def test_one_line_of_all_of_them(
+    fault: Any, codes: list[int], says: str, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = bert(tmp_path / "bert", BertForSequenceClassification)
+    arguments = command(config(model, reviews, head_init="seeded"), tmp_path / "run")
+
+    def work(rank: int) -> None:
+        fault(rank, monkeypatch)
+        monkeypatch.setattr(train, "draw", lambda *_: b"")
+        done = invoke(*arguments)
+        assert done.out == ""
+        (tmp_path / f"{rank}.err").write_text(done.err)
+        os._exit(done.code)
+
+    started = time.monotonic()
+    assert together(2, work, tmp_path) == codes
+    assert time.monotonic() - started < 60
+    errors = [
+        line
+        for file in tmp_path.glob("*.err")
+        for line in file.read_text().splitlines()
+        if line.startswith("error: ") or "Traceback" in line
+    ]
+    assert len(errors) == 1, errors
+    assert errors[0].startswith(f"error: {says}")

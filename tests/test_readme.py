@@ -16,7 +16,15 @@ from conftest import invoke, write_reviews
 from capaft import demo
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/cli.md", "docs/methods.md", "docs/adapter-format.md")
+PAGES = (
+    "README.md",
+    "docs/cli.md",
+    "docs/methods.md",
+    "docs/adapter-format.md",
+    "docs/tasks.md",
+    "docs/training.md",
+    "docs/presets.md",
+)
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
@@ -44,7 +52,13 @@ def test_commands(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         if "roberta-base" in arguments:
             # The hub cannot be reached from a test; the settings still must be understood.
             arguments = [*arguments, "--print-config"]
-        done = invoke(*arguments, environ=short if arguments[0] == "train" else None)
+        environ = short if arguments[0] == "train" else {}
+        if "--processes" in arguments:
+            # It starts itself again, by what was typed.
+            command = [sys.executable, "-m", "capaft", *arguments]
+            subprocess.run(command, env=os.environ | environ, check=True, capture_output=True)
+            continue
+        done = invoke(*arguments, environ=environ or None)
         assert done.code == 0, f"{page}: capaft {' '.join(arguments)}\n{done.err}"
         for adapter in tmp_path.glob("runs/reviews/adapter.safetensors"):
             shutil.copy(adapter, tmp_path)

@@ -10,7 +10,7 @@ from datasets import Dataset, Features, Sequence, Value
 from transformers import AutoConfig
 
 from capaft.errors import UsageError
-from capaft.tasks.recognise import recognise
+from capaft.tasks.recognise import check_model, recognise
 
 NOTHING = {"text": None, "pair": None, "label": None}
 
@@ -90,3 +90,11 @@ def test_what_is_for_no_task_is_told_with_a_way_out() -> None:
     rows = Dataset.from_dict({"x": [[1], [2]]}, features=Features({"x": Sequence(Value("int32"))}))
     with pytest.raises(UsageError, match="--task"):
         recognise(rows, GPT, NOTHING)
+
+
+def test_a_model_that_reads_both_ways_does_not_write() -> None:
+    with pytest.raises(UsageError, match="causal-lm needs a model that reads from left to right, and bert reads both"):
+        check_model("causal-lm", BERT)
+    for model in (GPT, T5, config("bert", "BertLMHeadModel"), config("llama")):
+        check_model("causal-lm", model)
+    check_model("masked-lm", BERT)

@@ -39,7 +39,7 @@ def test_overwriting_replaces_the_runs_own_files_only(tmp_path: Path) -> None:
 
 def test_a_run_that_is_there_is_told_how_to_go_on(tmp_path: Path) -> None:
     old = finished(tmp_path / "old")
-    with pytest.raises(UsageError, match="go on with --resume, or replace it with --overwrite"):
+    with pytest.raises(UsageError, match="--resume, or replace it with --overwrite"):
         run_directory.choose(str(old), "lora", overwrite=False)
     assert run_directory.choose(str(old), "lora", overwrite=False, resume=True).path == old
 

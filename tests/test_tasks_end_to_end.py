@@ -16,6 +16,7 @@ import tiny_media
 import torch
 import transformers
 from conftest import invoke
+from safetensors.torch import load_file
 
 from capaft import data
 from capaft.saved import Saved, open_run
@@ -125,7 +126,7 @@ CASES = {
     "summaries": Case(
         "seq2seq",
         "t5",
-        lambda i: {"document": words(i), "summary": COLOURS[i % 3]},
+        lambda i: {"document": words(i), "summary": f"A {COLOURS[i % 3]} ship, {i}"},
         ("--max-new-tokens", "4", "--source-prefix", "sum: "),
         pipeline="text2text-generation",
     ),
@@ -166,6 +167,12 @@ def outputs(saved: Saved, model: Any, rows: data.datasets.Dataset, columns: Any)
     with torch.no_grad():
         found = model(**batch.inputs)
     return [value for name, value in found.items() if name.endswith("logits")]
+
+
+def trained(model: str, rows: Path, run: Path, *flags: Any) -> dict[str, Any]:
+    done = invoke("train", "--model", model, "--data", rows, "--output", run, "--json", *QUICK, *flags)
+    assert done.code == 0, done.err
+    return json.loads(done.out)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -220,3 +227,76 @@ def test_a_task_goes_the_whole_way(name: str, model: Callable[[str], str], tmp_p
     card = (run / "README.md").read_text()
     assert f"pipeline_tag: {case.pipeline or case.task}\n" in card
     assert f"| {results['metric']} on validation | {results['value']:.4f} |" in card
+
+
+# RoBERTa's head by hand: a dense layer of 64 x 64, then 2 outputs of 64, each with biases.
+HEADS = {"full": 64 * 64 + 64 + 2 * 64 + 2, "nola": 32 + 64 + 32 + 2, "frozen": 0}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_is_trained_as_wanted(head: str, model: Callable[[str], str], tmp_path: Path) -> None:
+    rows, run = write_rows(tmp_path / "rows", CASES["single"].row, range(24)), tmp_path / "run"
+    results = trained(model("roberta"), rows, run, "--head", head, "--head-k", "32", "--head-init", "seeded")
+    assert results["head_parameters"] == HEADS[head]
+    numbers = load_file(run / "adapter.safetensors")
+    assert sum(each.numel() for each in numbers.values()) == results["adapter_parameters"] + HEADS[head]
+    # Four bytes a number, and a header.
+    size = (run / "adapter.safetensors").stat().st_size
+    assert 4 * results["trainable_parameters"] < size < 4 * results["trainable_parameters"] + 2500
+    scored = json.loads(invoke("eval", run, "--json").out)
+    assert (scored["value"], scored["loss"]) == (results["value"], results["scores"]["loss"])
+    assert invoke("merge", run, "--output", tmp_path / "merged").code == 0
+    plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    saved, unseen = open_run(str(run)), data.load_evaluation(str(rows))
+    columns = saved.task.recognise(unseen, {})
+    (expected,), (found,) = (outputs(saved, each, unseen, columns) for each in (saved.model, plain))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    again = invoke("train", "--config", run / "run.yaml", "--output", tmp_path / "again")
+    assert again.code == 0, again.err
+    assert (tmp_path / "again" / "adapter.safetensors").read_bytes() == (run / "adapter.safetensors").read_bytes()
+
+
+def test_examples_are_counted_and_shown(model: Callable[[str], str], tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows", CASES["single"].row, range(40))
+    flags = ("--shots", "3", "--max-eval-examples", "2", "--show", "2")
+    command = ("train", "--model", model("roberta"), "--data", rows, "--output", tmp_path / "run", *QUICK, *flags)
+    done = invoke(*command, "--json")
+    results = json.loads(done.out)
+    assert (results["train_examples"], results["validation_examples"]) == (6, 2)
+    shown = [line for line in done.err.splitlines() if line.startswith("example ")]
+    assert [line.split(":")[0] for line in shown] == ["example 1", "example 2"]
+    assert all(line.endswith((" -> red", " -> green")) for line in shown)
+    # The same two again.
+    scored = json.loads(invoke("eval", tmp_path / "run", "--json").out)
+    assert (scored["value"], scored["examples"]) == (results["value"], 2)
+    assert len((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "said"),
+    [
+        ("roberta", ("--task", "question-answering"), "no column of a usual name holds questions"),
+        ("roberta", ("--task", "token-classification"), "no column holds lists of words"),
+        ("roberta", ("--task", "image-classification"), "none has a usual name or is of type Image"),
+        ("roberta", ("--task", "audio-classification"), "none has a usual name or is of type Audio"),
+        ("roberta", ("--task", "multiple-choice"), "cannot tell the columns of choices"),
+        ("roberta", ("--task", "seq2seq"), "cannot tell source and target"),
+        ("roberta", ("--task", "causal-lm"), "causal-lm needs a model that reads from left to right"),
+        ("llama", ("--task", "masked-lm"), "has no mask token"),
+        ("llama", ("--task", "causal-lm", "--shots", "2"), "--shots has no meaning for this causal-lm"),
+        ("roberta", ("--problem", "regression"), "--problem regression: column 'label' does not hold one number a row"),
+        ("roberta", ("--metric", "bleu"), "--metric must be one of accuracy, f1, matthews"),
+        ("roberta", ("--task", "text-clasification"), "did you mean text-classification?"),
+        ("roberta", ("--text-column", "txt"), "--text-column txt: there is no such column"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    kind: str, flags: tuple[str, ...], said: str, model: Callable[[str], str], tmp_path: Path
+) -> None:
+    rows = write_rows(tmp_path / "rows", CASES["single"].row, range(12))
+    done = invoke("train", "--model", model(kind), "--data", rows, "--output", tmp_path / "run", *QUICK, *flags)
+    assert done.code == 2
+    (line,) = (line for line in done.err.splitlines() if line.startswith("error: "))
+    assert said in line
+    assert done.err.endswith(f"{line}\n")
+    assert not (tmp_path / "run").exists()

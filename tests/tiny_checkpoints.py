@@ -71,6 +71,10 @@ def save(kind: str, directory: Path, *, chats: bool = False) -> Path:
         case _:
             model = base(kind, None).model
     made = encoder_tokenizer() if kind in ("roberta", "deberta") else tokenizer(PLAIN_TEMPLATE if chats else None)
+    if kind == "t5":
+        made.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"$A {END}", pair=f"$A {END} $B {END}", special_tokens=[(END, SPECIALS[END])]
+        )
     model.save_pretrained(directory)
     made.save_pretrained(directory)
     return directory

@@ -75,6 +75,20 @@ def execute(settings: TrainConfig, directory: Path, **changes: Any) -> dict[str,
     return run.execute(replace(settings, output=str(directory), **changes), quiet())
 
 
+def command(settings: TrainConfig, directory: Path, **changes: Any) -> list[str]:
+    """The command line that makes a run, with every setting that differs from its default."""
+    flags = []
+    for name, value in {**vars(settings), **changes}.items():
+        if value == getattr(TrainConfig(), name):
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags += [f"--{flag}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    return ["train", *flags, "--output", str(directory)]
+
+
 def quiet() -> Console:
     return Console(stderr=True, quiet=True)
 

@@ -59,6 +59,19 @@ def recognise(rows: Dataset, config: Any, given: Mapping[str, str | None]) -> st
     raise UsageError(f"{problem}; or say what to train for with --task")
 
 
+def check_model(task: str, config: Any) -> None:
+    """Make sure that a model which is to write has not seen what it will write.
+
+    Raises:
+        UsageError: it looks at both sides of every token, so that its perplexity would say nothing.
+    """
+    if task == "causal-lm" and _is_masked(config):
+        raise UsageError(
+            f"causal-lm needs a model that reads from left to right, and {config.model_type} reads both ways; choose "
+            "another --model, or --task masked-lm for plain text"
+        )
+
+
 def _has_classes(rows: Dataset, label: str | None) -> bool:
     """Whether a column that should come out holds classes or numbers, and not a text of each row's own."""
     if label is None or rows.features[label] != datasets.Value("string"):
