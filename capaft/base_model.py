@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Iterable
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
@@ -232,6 +233,11 @@ def explain(name: str, source: str, error: Exception) -> str:
     """One line for the many ways in which a checkpoint fails to load."""
     path = Path(source)
     said = printable(" ".join(str(error).split())[:300])
+    if kind := re.match(r"Unrecognized configuration class .* for this kind of AutoModel: (\w+)", said):
+        return (
+            f"--model {name} cannot do this: transformers has no {kind[1]} of its architecture; choose another --model "
+            "or --task"
+        )
     if path.is_file() and path.suffix == GGUF:
         return f"--model {name} cannot be loaded, it may be damaged: {said or type(error).__name__}"
     if path.is_file():

@@ -122,8 +122,8 @@ def write(
     }
     encoded = safetensors.torch.save(tensors)
     state["digest"] = _digest(encoded, state)
-    name = f"step-{progress.step:09d}"
-    final, aside = directory / name, directory / f".{name}"
+    final = _path(directory, progress.step)
+    aside = final.with_name(f".{final.name}")
     try:
         try:
             write_atomically(aside / TENSORS, encoded)
@@ -134,13 +134,22 @@ def write(
             flush_directory(directory)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        # One of a later step could not be read when the run went on from an earlier one.
-        older = [path for path in _all(directory) if path.name < name]
-        for path in _all(directory):
-            if path not in (final, *older[: KEPT - 1]):
-                shutil.rmtree(path, ignore_errors=True)
+        prune(directory, progress.step)
     except OSError as error:
         raise TrainingError(f"cannot write {final}: {error.strerror or error}; older ones are kept") from None
+
+
+def prune(directory: Path, step: int) -> None:
+    """Drop all checkpoints but that of a step and the last before it.
+
+    One of a later step could not be read when the run went on from an earlier one.
+    """
+    final = _path(directory, step)
+    found = _all(directory)
+    older = [path for path in found if path.name < final.name]
+    for path in found:
+        if path not in (final, *older[: KEPT - 1]):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def newest(directory: Path) -> Checkpoint | None:
@@ -175,6 +184,10 @@ def newest(directory: Path) -> Checkpoint | None:
 def _digest(tensors: bytes, state: dict[str, Any]) -> str:
     """What tells that a disk gave back other bytes than it was given."""
     return hashlib.blake2b(tensors + json.dumps(state).encode(), digest_size=16).hexdigest()
+
+
+def _path(directory: Path, step: int) -> Path:
+    return directory / f"step-{step:09d}"
 
 
 def _all(directory: Path) -> list[Path]:

@@ -304,6 +304,11 @@ class TrainConfig(Settings):
             found.append(
                 f"--micro-batch-size {self.micro_batch_size} is more than --batch-size {self.batch_size}; lower it"
             )
+        if self.base_dtype != "float32" and self.precision == "fp32":
+            found.append(
+                f"--base-dtype {self.base_dtype} and --precision fp32 cannot be used together: products would be of two "
+                "kinds; add --precision bf16"
+            )
         if self.head == "frozen" and self.method == "head":
             found.append("--head frozen and --method head cannot be used together: nothing would be trained")
         return found

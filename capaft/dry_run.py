@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from rich.console import Console
 
-from capaft import job, run_directory
+from capaft import batches, job, memory, run_directory
+from capaft.attach import attach_plan
 from capaft.config import TrainConfig
+from capaft.job import Job
 from capaft.methods.stack import canonical
 from capaft.settings import dump
 from capaft.storage import DTYPE_BYTES, layout
@@ -41,11 +44,38 @@ def describe(config: TrainConfig, console: Console) -> dict[str, Any]:
         "tensor_bytes": sum(DTYPE_BYTES[dtype] * math.prod(shape) for dtype, shape in stored),
         "train_examples": len(decided.train),
         "validation_examples": len(decided.validation),
+        "estimated_peak_memory_bytes": _peak_memory(config, decided),
     }
+
+
+def _peak_memory(config: TrainConfig, decided: Job) -> int | None:
+    """What training would need at its peak in each process, or None where that cannot be told."""
+    base, task = decided.base, decided.task
+    attach_plan(base.model, decided.plan, dropout=config.dropout)
+    base.model.train()
+    if config.gradient_checkpointing:
+        base.model.gradient_checkpointing_enable({"use_reentrant": False})
+    lengths = decided.train.lengths
+    order = batches.training(lengths, config.batch_size, config.seed, 0)
+    largest = max(order, key=lambda indices: len(indices) * int(lengths[indices].max()))
+    parts = batches.parts(largest, 0, config.processes, config.micro_batch_size)
+    batch = task.collate(base, decided.train, parts[0][0], training=True)
+    scored = batches.evaluation(decided.validation.lengths, config.eval_batch_size)[0]
+    return memory.estimate(
+        base.model,
+        batch,
+        lambda outputs, targets: task.loss(outputs, targets, config.label_smoothing) / max(batch.terms, 1),
+        optimizer=config.optimizer,
+        autocast={"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision),
+        accumulates=len(parts) > 1,
+        evaluated=task.collate(base, decided.validation, scored, training=False),
+        device=torch.device("cuda") if torch.cuda.is_available() else None,
+    )
 
 
 def text(decided: dict[str, Any]) -> str:
     """The decisions as lines for people: the configuration, the sites, the sizes."""
+    peak = decided["estimated_peak_memory_bytes"]
     return "\n".join(
         [
             decided["config"],
@@ -53,5 +83,6 @@ def text(decided: dict[str, Any]) -> str:
             f"{len(decided['sites'])} sites: {', '.join(decided['sites']) or 'none'}",
             f"{decided['trainable_parameters']:,} trained numbers ({decided['adapter_parameters']:,} of the adapter, "
             f"{decided['head_parameters']:,} of the head), {decided['tensor_bytes']:,} bytes and a header under 2 KB",
+            f"peak memory: {'cannot be told for this model' if peak is None else f'about {peak / 2**20:,.0f} MiB'}",
         ]
     )

@@ -131,6 +131,10 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     if config.budget is not None:
         stack = budget.fit(base.model, stack, config.budget, **placing)
     decided = plan(base.model, stack, **placing)
+    own = base.named_parameters()
+    for name in decided.trained:
+        # A step is often smaller than what bfloat16 or float16 can tell apart.
+        own[name].data = own[name].data.float()
     rates = recipe(stack)
     per_epoch = math.ceil(len(train) / config.batch_size)
     epochs = None if config.max_steps else config.epochs or rates.epochs

@@ -73,6 +73,7 @@ def execute(config: TrainConfig, console: Console, command: Sequence[str] = ()) 
     adapter = attach_plan(decided.base.model, decided.plan, dropout=config.dropout)
     if processes.is_first and resumed:
         run_directory.sweep(run)
+        checkpoint.prune(run.checkpoints, resumed.progress.step)
     elif processes.is_first:
         run_directory.clear(run)
         write_atomically(run.config, dump(repeatable))

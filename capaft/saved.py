@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import typing
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from torch import nn
@@ -13,7 +14,7 @@ from capaft.base_model import BaseModel
 from capaft.config import TrainConfig
 from capaft.errors import AdapterFileError, UsageError
 from capaft.run_directory import RunDirectory
-from capaft.settings import resolve
+from capaft.settings import check_range, resolve
 from capaft.tasks import TASKS, task_class
 from capaft.tasks.task import Task
 
@@ -63,17 +64,11 @@ def open_run(
     """
     path, run = run_directory.find(given)
     file = adapter_file.read(path)
-    record = file.task
-    if record is None or record.name not in TASKS:
-        raise UsageError(f"{path} was not trained for a task of this capaft; open it with capaft.load in Python")
+    task = _task(file)
     config = _config(run.config) if run else None
     named = model or (config.model if config else file.base.name)
     if named is None and config is None:
         raise UsageError(f"{path} does not name its base model; pass --model")
-    try:
-        task = task_class(record.name)(record.labels, record.max_length, record.metric, **record.options)
-    except TypeError:
-        raise AdapterFileError(f"{path}: its task has options that this capaft does not know; upgrade it") from None
     base = task.load_model(
         named,
         seed=file.header["seed"],
@@ -84,6 +79,38 @@ def open_run(
     adapter_file.load(base.model, file, rename=rename, allow_base_mismatch=allow_base_mismatch)
     base.model.eval()
     return Saved(file, run, config, task, base)
+
+
+def _task(file: AdapterFile) -> Task:
+    """The task that a file records.
+
+    Raises:
+        UsageError: it records none.
+        AdapterFileError: it records one that this capaft has not, or with options that cannot be.
+    """
+    record = file.task
+    if record is None or record.name not in TASKS:
+        raise UsageError(f"{file.path} was not trained for a task of this capaft; open it with capaft.load in Python")
+    kind = task_class(record.name)
+    types = typing.get_type_hints(kind)
+    own = {each.name for each in fields(kind)} - {"labels", "max_length", "metric"}
+    if unknown := sorted(record.options.keys() - own):
+        raise AdapterFileError(
+            f"{file.path}: its task has an option {unknown[0]} that this capaft does not; upgrade it"
+        )
+    options = {"max_length": record.max_length, **record.options}
+    for name, value in options.items():
+        try:
+            # A whole number is as good as a fraction, but no truth value is a number.
+            if type(value) is not types[name] and (type(value), types[name]) != (int, float):
+                raise ValueError(f"must be of type {types[name].__name__}, got {value!r}")
+            check_range(TrainConfig, name, value, str(value))
+        except ValueError as error:
+            raise AdapterFileError(f"{file.path}: its task's option {name} {error}; get the file again") from None
+    try:
+        return kind(record.labels, metric=record.metric, **options)
+    except UsageError as error:
+        raise AdapterFileError(f"{file.path}: its task cannot be: {error}") from None
 
 
 def _config(path: Path) -> TrainConfig:

@@ -42,7 +42,7 @@ def score(
         options: options of the task to change, as text.
         max_examples: score on a seeded sample of this many.
         predictions: where to write what was predicted, one JSON record a line.
-        text: column of the text; by default the run's, else found by name.
+        text: column of the text; by default the run's if there is one of its name, else found by name.
         pair: column of the second text.
         label: column of the label.
 
@@ -62,11 +62,10 @@ def score(
         rows = data.load_evaluation(given)
     if max_examples and max_examples < len(rows):
         rows = data.sample(rows, max_examples, config.seed)
-    own = given is None or given == config.data
     named = {"text": text, "pair": pair, "label": label}
-    usual = job.there(rows, job.given_columns(config)) if own else {}
+    usual = job.there(rows, job.given_columns(config))
     task = _changed(saved.task, metric, options or {})
-    found = task.recognise(rows, {role: name or usual.get(role) for role, name in named.items()})
+    found = task.recognise(rows, {role: name or usual[role] for role, name in named.items()})
     features = task.features(saved.base, rows, found, training=False)
     accelerator = accelerator_for(replace(config, tracker=None))
     result = evaluate(

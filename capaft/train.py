@@ -27,6 +27,7 @@ from capaft.interrupt import interruptible, memory_guard
 from capaft.job import Job
 from capaft.journal import Journal, peak_memory
 from capaft.loss_plot import draw
+from capaft.machine import accelerator_for
 from capaft.processes import Processes
 from capaft.run_directory import RunDirectory
 from capaft.tasks.task import Batch
@@ -100,7 +101,7 @@ def train(
         TrainingError: the loss is not finite, memory or disk ran out; the best adapter so far stays on disk.
         Interrupted: Ctrl-C; a checkpoint, and the best adapter so far or else the present one, are on disk.
     """
-    accelerator, processes = accelerator or Accelerator(), processes or Processes.here()
+    accelerator, processes = accelerator or accelerator_for(config), processes or Processes.here()
     model: nn.Module = job.base.model.to(accelerator.device)
     if config.gradient_checkpointing:
         _enable_checkpointing(job.base.model)

@@ -172,7 +172,7 @@ def test_the_one_before_serves_if_the_newest_is_damaged(
     damage(tmp_path / "step-000000009" / name)
     assert newest(tmp_path).progress.step == 4
     damage(tmp_path / "step-000000004" / name)
-    with pytest.raises(UsageError, match="no checkpoint in .* can be read; start anew with --overwrite") as error:
+    with pytest.raises(UsageError, match=r"no checkpoint in .* can be read; start anew with --overwrite") as error:
         checkpoint.newest(tmp_path)
     assert "\n" not in str(error.value)
 
@@ -194,7 +194,7 @@ def test_one_of_another_run_is_refused(tmp_path: Path) -> None:
         {"up": run.trained["down"], "head:bias": run.trained["head:bias"]},
     ):
         before = {name: parameter.detach().clone() for name, parameter in trained.items()}
-        with pytest.raises(UsageError, match="does not fit this run: (down|up) differs"):
+        with pytest.raises(UsageError, match=r"does not fit this run: (down|up) differs"):
             found.restore(trained, run.optimizer, None)
         assert all(torch.equal(before[name], parameter) for name, parameter in trained.items())
 
@@ -207,7 +207,7 @@ def test_a_full_disk_is_told_and_costs_nothing_older(tmp_path: Path, monkeypatch
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(TrainingError, match="cannot write .*No space left on device"):
+    with pytest.raises(TrainingError, match=r"cannot write .*No space left on device"):
         run.write(tmp_path, 6)
     assert names(tmp_path) == ["step-000000005"]
     assert newest(tmp_path).progress.step == 5

@@ -135,6 +135,6 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
     with Journal(silent(), tmp_path / "m", 10) as made:
         made._stream = Full()
-        with pytest.raises(TrainingError, match="cannot write .*: No space left on device"):
+        with pytest.raises(TrainingError, match=r"cannot write .*: No space left on device"):
             made.step(1, 0.1, 0.5, 1e-3, 8)
         made._stream = None

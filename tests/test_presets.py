@@ -61,7 +61,8 @@ def test_a_preset_says_what_it_is_where_it_is_from_and_nothing_twice(name: str) 
     assert not any(set(pair) <= set(settings_of(name)) for pair in TrainConfig.alternatives)
     # A budget of a preset's would go before the numbers that a user gives besides.
     assert found.budget is None
-    assert found.model is not None and found.data is not None
+    assert found.model is not None
+    assert found.data is not None
 
 
 def test_the_command_lists_them() -> None:
@@ -110,7 +111,7 @@ def test_what_is_given_besides_takes_the_place_of_its_alternative() -> None:
     assert read("nola-llama2-7b-alpaca", eval_epochs="1").eval_steps is None
     assert read("nola-gpt2-m-e2e", eval_steps="10").eval_epochs == 1
     assert read("nola-glue-rte", budget="50k").budget == 50_000
-    with pytest.raises(UsageError, match="^--max-steps and --epochs cannot be used together; drop one$"):
+    with pytest.raises(UsageError, match=r"^--max-steps and --epochs cannot be used together; drop one$"):
         read("nola-glue-rte", max_steps="5", epochs="3")
 
 

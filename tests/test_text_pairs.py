@@ -100,3 +100,38 @@ def test_summaries_are_known_by_their_name() -> None:
     assert text_pairs.are_summaries(Columns("a", None, "Summary"))
     assert text_pairs.are_summaries(Columns("a", None, "highlights"))
     assert not text_pairs.are_summaries(Columns("a", None, "de"))
+
+
+GEM = {"target": ["one", "two"], "references": [["one", "ONE"], ["two"]]}
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "source"),
+    [
+        ("tripleset", [[["a", "b", "c"], ["d", "e", "f"]], [["g", "h", "i"]]], "a : b : c | d : e : f"),
+        ("input", [["a | b | c", "d | e | f"], ["g | h | i"]], "a | b | c | d | e | f"),
+        ("meaning_representation", ["name[a]", "name[b]"], "name[a]"),
+    ],
+)
+def test_sources_may_be_lists_and_all_references_count(name: str, values: list[object], source: str) -> None:
+    """As GEM has DART, WebNLG and E2E; the triples as LoRA's experiments wrote them."""
+    rows = table(**{name: values}, **GEM)
+    columns = text_pairs.recognise(rows, {"text": name})
+    assert columns == Columns(name, None, "references")
+    first, _ = text_pairs.read(rows, columns, "", each=False)
+    assert first == Pair(1, source, ("one", "ONE"))
+    # Rows for training have a target and no references.
+    trained = table(**{name: values, "target": ["one", "two"], "references": [[], []]})
+    assert text_pairs.recognise(trained, {"text": name}) == Columns(name, None, "target")
+
+
+def test_a_list_with_nothing_in_it_is_no_source() -> None:
+    rows = table(triples=[[["a"]], []], target=["one", "two"])
+    columns = text_pairs.recognise(rows, {"text": "triples", "label": "target"})
+    assert columns is not None
+    with pytest.raises(UsageError, match="row 2: no text in column 'triples'"):
+        text_pairs.read(rows, columns, "", each=True)
+    with pytest.raises(UsageError, match="--text-column number: this column does not hold text or lists of texts"):
+        text_pairs.recognise(table(number=[1], target=["x"]), {"text": "number", "label": "target"})
+    # A list that is not named as the source is none.
+    assert text_pairs.recognise(table(input=[["a"]], target=["x"]), {}) is None

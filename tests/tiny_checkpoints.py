@@ -62,7 +62,7 @@ def save(kind: str, directory: Path, *, chats: bool = False) -> Path:
             model = build(DebertaV2ForMaskedLM, DebertaV2Config(**_ENCODER, **attention, **shape))
         case "gpt2":
             size = {"vocab_size": SIZE, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
-            ends = {name: SPECIALS[END] for name in ("bos_token_id", "eos_token_id")}
+            ends = dict.fromkeys(("bos_token_id", "eos_token_id"), SPECIALS[END])
             model = build(GPT2LMHeadModel, GPT2Config(**size, **ends))
         case "t5":
             size = {"vocab_size": SIZE, "d_model": 64, "d_kv": 16, "d_ff": 32, "num_layers": 1, "num_heads": 4}
