@@ -228,7 +228,7 @@ class TrainConfig(Settings):
     lora_plus_ratio: float = _optimisation(
         1.0, "How many times faster the up factors learn than the down factors (LoRA+).", check=_POSITIVE
     )
-    weight_decay: float = _optimisation(0.0, "Decoupled weight decay.", check=_at_least(0))
+    weight_decay: float = _optimisation(0.0, "Weight decay of matrices, decoupled except for sgd.", check=_at_least(0))
     schedule: Literal["linear", "cosine", "constant", "polynomial", "inverse-sqrt", "cosine-restarts", "wsd"] = (
         _optimisation("linear", "Course of the learning rate after the warm-up.")
     )
@@ -306,8 +306,8 @@ class TrainConfig(Settings):
             )
         if self.base_dtype != "float32" and self.precision == "fp32":
             found.append(
-                f"--base-dtype {self.base_dtype} and --precision fp32 cannot be used together: products would be of two "
-                "kinds; add --precision bf16"
+                f"--base-dtype {self.base_dtype} and --precision fp32 cannot be used together: products would be of "
+                "two kinds; add --precision bf16"
             )
         if self.head == "frozen" and self.method == "head":
             found.append("--head frozen and --method head cannot be used together: nothing would be trained")

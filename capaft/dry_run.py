@@ -15,6 +15,7 @@ from capaft.job import Job
 from capaft.methods.stack import canonical
 from capaft.settings import dump
 from capaft.storage import DTYPE_BYTES, layout
+from capaft.train import enable_checkpointing, start_training
 
 
 def describe(config: TrainConfig, console: Console) -> dict[str, Any]:
@@ -52,9 +53,9 @@ def _peak_memory(config: TrainConfig, decided: Job) -> int | None:
     """What training would need at its peak in each process, or None where that cannot be told."""
     base, task = decided.base, decided.task
     attach_plan(base.model, decided.plan, dropout=config.dropout)
-    base.model.train()
+    start_training(base.model)
     if config.gradient_checkpointing:
-        base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_checkpointing(base.model)
     lengths = decided.train.lengths
     order = batches.training(lengths, config.batch_size, config.seed, 0)
     largest = max(order, key=lambda indices: len(indices) * int(lengths[indices].max()))

@@ -55,13 +55,24 @@ class FittedHead:
 
     def install(self, base: BaseModel) -> bool:
         """Give the model's head these values, if it is a single linear layer; say whether it is."""
-        layer = _entrance(base.model)
-        if len(_layers(base.model)) != 1 or not isinstance(layer, nn.Linear) or layer.bias is None:
+        layer = _only_layer(base.model)
+        if layer is None:
             return False
         with torch.no_grad():
             layer.weight.copy_(torch.from_numpy(self.weight))
             layer.bias.copy_(torch.from_numpy(self.bias))
         return True
+
+
+def installs(base: BaseModel) -> bool:
+    """Whether the model's own head can start from a fitted one: it is a single linear layer."""
+    return _only_layer(base.model) is not None
+
+
+def _only_layer(model: nn.Module) -> nn.Linear | None:
+    layer = _entrance(model)
+    is_linear = len(_layers(model)) == 1 and isinstance(layer, nn.Linear) and layer.bias is not None
+    return layer if is_linear and isinstance(layer, nn.Linear) else None
 
 
 def fits(task: Task, train: Features) -> bool:

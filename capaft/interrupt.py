@@ -12,7 +12,7 @@ import torch
 
 from capaft.errors import TrainingError
 
-_ADVICE = "lower --micro-batch-size or --max-length, or turn on --gradient-checkpointing"
+_ADVICE = "lower --micro-batch-size, --eval-batch-size or --max-length, or turn on --gradient-checkpointing"
 
 
 @contextmanager

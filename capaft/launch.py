@@ -24,7 +24,7 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 
 def wanted(processes: int) -> bool:
     """Whether this process is to start others and not to train itself."""
-    return processes > 1 and _STARTED not in os.environ
+    return processes > 1 and os.environ.get(_STARTED, "1") == "1" and "LOCAL_RANK" not in os.environ
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:

@@ -33,7 +33,7 @@ def draw(records: list[dict[str, Any]], metric: str) -> bytes:
         right = axes.twinx()
         right.plot(eval_at, [r["value"] for r in evaluations], "s--", color="tab:green", label=metric)
         right.set_ylabel(metric, color="tab:green")
-        best = max(evaluations, key=lambda r: r["value"])
+        best = [r for r in evaluations if r["best"]][-1]
         right.annotate(
             f"best {best['value']:.4f}",
             (best["step"], best["value"]),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
+from torch import nn
 
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
@@ -26,12 +28,23 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
         options["log_with"] = _trackers(config.tracker)
         # It asks for a directory here; which one it is, the run says before trackers start.
         options["project_config"] = ProjectConfiguration(logging_dir="trackers")
+    processes, devices = int(os.environ.get("WORLD_SIZE", "1")), torch.cuda.device_count()
+    if int(os.environ.get("LOCAL_RANK", "0")) >= max(devices, 1) and devices:
+        raise UsageError(f"{processes} processes want a device each, and there are {devices}; lower --processes")
+    # What a launcher says of accumulation does not count: a step's gradients add up to the batch's by themselves.
+    options["gradient_accumulation_plugin"] = GradientAccumulationPlugin(num_steps=1)
     # Another run in this process may have had another precision; the process group, if there is one, stays.
     AcceleratorState._reset_state()
     try:
         return Accelerator(**options)
     except (ImportError, ValueError) as error:
         raise UsageError(f"Accelerate cannot be set up: {' '.join(str(error).split())}") from None
+
+
+def move(model: Any, device: torch.device) -> nn.Module:
+    """The model, on that device; quantised weights already lie where they were loaded to, and may not be moved."""
+    moved: nn.Module = model if getattr(model, "is_quantized", False) else model.to(device)
+    return moved
 
 
 def _trackers(names: tuple[str, ...]) -> list[str]:

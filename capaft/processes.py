@@ -112,5 +112,8 @@ def _answered() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if any(word in str(error) for word in _LOST):
-            raise PeerError("another process of this run has ended; its own message says why") from None
+            said = " ".join(str(error).split())[:200]
+            raise PeerError(
+                f"another process of this run does not answer; if it said why, that counts ({said})"
+            ) from None
         raise

@@ -19,8 +19,9 @@ from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.files import write_atomically
 from capaft.fingerprint import samples_of
+from capaft.interrupt import memory_guard
 from capaft.job import Job
-from capaft.machine import accelerator_for
+from capaft.machine import accelerator_for, move
 from capaft.methods.host import Host
 from capaft.methods.stack import canonical
 from capaft.processes import Processes
@@ -69,7 +70,13 @@ def execute(config: TrainConfig, console: Console, command: Sequence[str] = ()) 
     if resumes:
         _check_same(run, repeatable)
     adapter_numbers, own_numbers = decided.adapter_numbers, decided.own_numbers
-    before = resumed.progress.baseline if resumed else start_head(decided, config, console, processes)
+    if not in_shares:
+        move(decided.base.model, accelerator.device)
+    if resumed:
+        before = resumed.progress.baseline
+    else:
+        with accelerator.autocast(), memory_guard():
+            before = start_head(decided, config, console, processes)
     adapter = attach_plan(decided.base.model, decided.plan, dropout=config.dropout)
     if processes.is_first and resumed:
         run_directory.sweep(run)
@@ -191,7 +198,8 @@ def start_head(decided: Job, config: TrainConfig, console: Console, processes: P
     Returns:
         The baseline's score, or None where it was not asked for or the task has none.
     """
-    starts = config.head_init == "fitted" and config.head == "full" and decided.base.new_head
+    wanted = config.head_init == "fitted" and config.head == "full" and decided.base.new_head
+    starts = wanted and fitted_head.installs(decided.base)
     if not (decided.baseline or starts) or not fitted_head.fits(decided.task, decided.train):
         return None
     before = None

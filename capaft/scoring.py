@@ -9,12 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from capaft import data, job
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.evaluate import evaluate
 from capaft.files import write_atomically
-from capaft.machine import accelerator_for
+from capaft.interrupt import memory_guard
+from capaft.machine import accelerator_for, move
 from capaft.processes import Processes
 from capaft.saved import Saved
 from capaft.settings import check_range, did_you_mean, parse
@@ -67,16 +70,19 @@ def score(
     task = _changed(saved.task, metric, options or {})
     found = task.recognise(rows, {role: name or usual[role] for role, name in named.items()})
     features = task.features(saved.base, rows, found, training=False)
-    accelerator = accelerator_for(replace(config, tracker=None))
-    result = evaluate(
-        task,
-        saved.base,
-        saved.model.to(accelerator.device),
-        features,
-        config.eval_batch_size,
-        processes=Processes.here(),
-        autocast=accelerator.autocast(),
-    )
+    # What was trained in float16 on an accelerator can be scored without one.
+    precision = "bf16" if config.precision == "fp16" and not torch.cuda.is_available() else config.precision
+    accelerator = accelerator_for(replace(config, tracker=None, precision=precision))
+    with memory_guard():
+        result = evaluate(
+            task,
+            saved.base,
+            move(saved.model, accelerator.device),
+            features,
+            config.eval_batch_size,
+            processes=Processes.here(),
+            autocast=accelerator.autocast(),
+        )
     if predictions:
         records = task.report(features, result.predictions)
         if not records:

@@ -66,6 +66,8 @@ def shard(model: nn.Module, trained: Iterable[nn.Parameter], device: torch.devic
     for block in _blocks(model):
         fully_shard(block, mesh=mesh, ignored_params=whole)
     fully_shard(model, mesh=mesh, ignored_params=whole)
+    # transformers asks this name: processes that generate then go on until the last one is done.
+    model._is_fsdp_managed_module = True  # type: ignore[assignment]
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:

@@ -27,15 +27,13 @@ from capaft.interrupt import interruptible, memory_guard
 from capaft.job import Job
 from capaft.journal import Journal, peak_memory
 from capaft.loss_plot import draw
-from capaft.machine import accelerator_for
+from capaft.machine import accelerator_for, move
 from capaft.processes import Processes
 from capaft.run_directory import RunDirectory
 from capaft.tasks.task import Batch
 
 # Losses are fetched from the device this many steps at a time, so that it never waits for the host.
 FETCH_STEPS = 10
-# The curve is drawn again at an evaluation this long after the last drawing, which takes a second itself.
-DRAW_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -102,9 +100,9 @@ def train(
         Interrupted: Ctrl-C; a checkpoint, and the best adapter so far or else the present one, are on disk.
     """
     accelerator, processes = accelerator or accelerator_for(config), processes or Processes.here()
-    model: nn.Module = job.base.model.to(accelerator.device)
+    model: nn.Module = move(job.base.model, accelerator.device)
     if config.gradient_checkpointing:
-        _enable_checkpointing(job.base.model)
+        enable_checkpointing(job.base.model)
     per_epoch = math.ceil(len(job.train) / config.batch_size)
     course = schedule.course(config.schedule, schedule.warmup_steps(config.warmup, job.steps), job.steps)
     evaluate_every = config.eval_steps or config.eval_epochs * per_epoch
@@ -127,7 +125,7 @@ def train(
         track=(lambda values, step: accelerator.log(values, step=step)) if config.tracker else None,
     )
     best, step = progress.best, progress.step
-    saved_at = drawn_at = time.monotonic()
+    saved_at = time.monotonic()
     pending: list[tuple[int, float, float, int, Tensor]] = []
 
     def leave_checkpoint() -> None:
@@ -144,13 +142,11 @@ def train(
             )
 
     def plot() -> None:
-        nonlocal drawn_at
         if processes.is_first:
             write_atomically(run.plot, draw(journal.records, job.task.metric))
-        drawn_at = time.monotonic()
 
     with journal, interruptible() as interrupted, memory_guard():
-        _start_training(model)
+        start_training(model)
         while step < job.steps and not _waited_enough(best, config):
             epoch, position = divmod(step, per_epoch)
             if position == 0 or step == progress.step:
@@ -193,8 +189,7 @@ def train(
                     _write_predictions(job, found.predictions, run, processes)
                 save(run.last)
                 journal.evaluation(step, step / per_epoch, job.task.metric, found.scores, best.step == step)
-                if time.monotonic() - drawn_at >= DRAW_SECONDS:
-                    plot()
+                plot()
             if evaluates or due or stop:
                 leave_checkpoint()
             if stop and step < job.steps:
@@ -203,10 +198,9 @@ def train(
                 plot()
                 raise Interrupted(f"stopped at step {step} of {job.steps}; go on with --resume --output {run.path}")
         seconds, speed = journal.seconds, journal.examples_per_second
-        plot()
     scores = best.scores
     if config.save_dtype != "float32":
-        scores = _scores_as_saved(job, adapter, run, config, accelerator, processes)
+        scores = _scores_as_saved(job, run, config, accelerator, processes)
     return Outcome(
         value=scores[job.task.metric],
         scores=scores,
@@ -222,7 +216,7 @@ def train(
     )
 
 
-def _start_training(model: nn.Module) -> None:
+def start_training(model: nn.Module) -> None:
     """Training mode, but for layers that would go on averaging what they see: no adapter file holds their averages."""
     model.train()
     for module in model.modules():
@@ -230,7 +224,12 @@ def _start_training(model: nn.Module) -> None:
             module.eval()
 
 
-def _enable_checkpointing(model: Any) -> None:
+def enable_checkpointing(model: Any) -> None:
+    """Have a model compute activations again in the backward.
+
+    Raises:
+        UsageError: it cannot.
+    """
     try:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     except ValueError:
@@ -307,7 +306,7 @@ def _write_predictions(job: Job, predictions: Sequence[Any], run: RunDirectory, 
 
 
 def _scores_as_saved(
-    job: Job, adapter: Adapter, run: RunDirectory, config: TrainConfig, accelerator: Accelerator, processes: Processes
+    job: Job, run: RunDirectory, config: TrainConfig, accelerator: Accelerator, processes: Processes
 ) -> dict[str, float]:
     """The scores of the rounded numbers in the file, which is what users will get."""
     model = job.base.model
@@ -322,6 +321,7 @@ def _scores_as_saved(
         processes=processes,
         autocast=accelerator.autocast(),
     )
+    _write_predictions(job, found.predictions, run, processes)
     return found.scores
 
 

@@ -120,7 +120,7 @@ def test_loss_sums_the_binary_cross_entropies(smoothing: float) -> None:
 def test_scores() -> None:
     truth = np.array([[1, 0, 1], [0, 0, 1], [1, 1, 0], [0, 0, 0]])
     predicted = np.array([[1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 0]])
-    scores = MultiLabel().scores(truth, predicted)
+    scores = MultiLabel().scores(truth, predicted, truth.shape[1])
     assert tuple(scores) == MultiLabel.metrics
     # By class: tp 2, 1, 1; fp 0, 1, 0; fn 0, 0, 1.
     assert scores["f1"] == pytest.approx(2 * 4 / (2 * 4 + 1 + 1))

@@ -55,7 +55,7 @@ def test_loss_is_the_sum_of_squares() -> None:
 
 def test_scores() -> None:
     truth, predicted = np.array([1.0, 2.0, 3.0, 5.0]), np.array([1.0, 4.0, 3.0, 9.0])
-    scores = PROBLEM.scores(truth, predicted)
+    scores = PROBLEM.scores(truth, predicted, 1)
     assert tuple(scores) == PROBLEM.metrics
     x, y = truth - truth.mean(), predicted - predicted.mean()
     assert scores["pearson"] == pytest.approx((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))
@@ -68,8 +68,8 @@ def test_scores() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_what_does_not_vary_correlates_with_nothing() -> None:
-    assert PROBLEM.scores(np.array([1.0, 2.0]), np.array([3.0, 3.0]))["pearson_spearman"] == 0
-    assert PROBLEM.scores(np.array([1.0]), np.array([3.0]))["pearson"] == 0
+    assert PROBLEM.scores(np.array([1.0, 2.0]), np.array([3.0, 3.0]), 1)["pearson_spearman"] == 0
+    assert PROBLEM.scores(np.array([1.0]), np.array([3.0]), 1)["pearson"] == 0
 
 
 def test_predicted_is_the_only_output() -> None:

@@ -133,7 +133,7 @@ def test_loss_is_the_sum_of_cross_entropies(smoothing: float) -> None:
 def test_scores_of_two_classes() -> None:
     truth, predicted = np.array([0, 0, 1, 1, 1, 0]), np.array([0, 1, 1, 1, 0, 0])
     tp, fp, fn, tn = 2, 1, 1, 2
-    scores = PROBLEM.scores(truth, predicted)
+    scores = PROBLEM.scores(truth, predicted, 2)
     assert tuple(scores) == PROBLEM.metrics
     assert scores["accuracy"] == pytest.approx((tp + tn) / 6)
     assert scores["f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
@@ -143,7 +143,7 @@ def test_scores_of_two_classes() -> None:
 
 def test_scores_of_three_classes() -> None:
     truth, predicted = np.array([0, 1, 2]), np.array([0, 2, 2])
-    assert PROBLEM.scores(truth, predicted)["f1"] == pytest.approx((1 + 0 + 2 / 3) / 3)
+    assert PROBLEM.scores(truth, predicted, 3)["f1"] == pytest.approx((1 + 0 + 2 / 3) / 3)
 
 
 def test_predicted_is_the_largest_logit() -> None:

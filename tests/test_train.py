@@ -435,7 +435,7 @@ def test_a_base_of_fewer_bits_has_trained_numbers_of_32(method: str, still: Trai
     kinds = {name: p.dtype for name, p in decided.base.model.named_parameters()}
     for name, parameter in decided.base.model.named_parameters():
         assert kinds[name] == (torch.float32 if parameter.requires_grad else torch.bfloat16), name
-    fuller, _, expected = trained(replace(settings, base_dtype="float32"), tmp_path / "fuller")
+    _, _, expected = trained(replace(settings, base_dtype="float32"), tmp_path / "fuller")
     found = [each["loss"] for each in written if "loss" in each]
     assert found == pytest.approx([each["loss"] for each in expected if "loss" in each], abs=0.05)
     assert outcome.value == outcome.scores[decided.task.metric]

@@ -99,7 +99,7 @@ class MultiLabel(Problem):
         """The classes that are more likely than not."""
         return (logits > 0).astype(np.float32)
 
-    def scores(self, truth: NDArray[Any], predicted: NDArray[Any]) -> dict[str, float]:
+    def scores(self, truth: NDArray[Any], predicted: NDArray[Any], outputs: int) -> dict[str, float]:
         """F1 over all decisions, its unweighted mean over classes, and the share of examples that are right in full."""
         from sklearn.metrics import accuracy_score, f1_score
 

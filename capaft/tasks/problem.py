@@ -60,7 +60,7 @@ class Problem(ABC):
         """The targets, `(examples, ...)`, that logits `(examples, outputs)` stand for."""
 
     @abstractmethod
-    def scores(self, truth: NDArray[Any], predicted: NDArray[Any]) -> dict[str, float]:
+    def scores(self, truth: NDArray[Any], predicted: NDArray[Any], outputs: int) -> dict[str, float]:
         """All scores, by the names in `metrics`."""
 
     @abstractmethod

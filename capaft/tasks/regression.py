@@ -50,7 +50,7 @@ class Regression(Problem):
         """The only output."""
         return logits[:, 0]
 
-    def scores(self, truth: NDArray[Any], predicted: NDArray[Any]) -> dict[str, float]:
+    def scores(self, truth: NDArray[Any], predicted: NDArray[Any], outputs: int) -> dict[str, float]:
         """Correlations with what does not vary are undefined, and given as 0: it tells nothing of the labels."""
         from scipy.stats import pearsonr, spearmanr
         from sklearn.metrics import mean_absolute_error, mean_squared_error

@@ -65,11 +65,11 @@ class SingleLabel(Problem):
         """The class of the largest logit."""
         return logits.argmax(-1)
 
-    def scores(self, truth: NDArray[Any], predicted: NDArray[Any]) -> dict[str, float]:
+    def scores(self, truth: NDArray[Any], predicted: NDArray[Any], outputs: int) -> dict[str, float]:
         """F1 is that of class 1 for two classes (as GLUE scores MRPC), the unweighted mean over classes for more."""
         from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-        average = "binary" if max(truth.max(), predicted.max()) <= 1 else "macro"
+        average = "binary" if outputs == 2 else "macro"
         return {
             "accuracy": float(accuracy_score(truth, predicted)),
             "f1": float(f1_score(truth, predicted, average=average, zero_division=0)),

@@ -178,7 +178,8 @@ class TextClassification(Task):
 
     def score(self, features: Features, predictions: Sequence[Any]) -> dict[str, float]:
         """The problem's scores, from the logits of all examples."""
-        return self._problem.scores(features.references, self._problem.predicted(np.stack(predictions)))
+        logits = np.stack(predictions)
+        return self._problem.scores(features.references, self._problem.predicted(logits), logits.shape[1])
 
     def report(self, features: Features, predictions: Sequence[Any]) -> list[dict[str, Any]]:
         """The texts of each row, its label, and the one predicted."""
