@@ -20,6 +20,7 @@ from capaft.errors import UsageError, printable
 from capaft.sites import backbone, canonical
 
 GGUF = ".gguf"
+BASE_DTYPES = ("float32", "bfloat16", "float16", "8bit", "4bit")
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,8 @@ def _held_in(base_dtype: str) -> dict[str, Any]:
     Raises:
         UsageError: they should be quantised, and what does that is not installed or has no device to do it on.
     """
+    if base_dtype not in BASE_DTYPES:
+        raise UsageError(f"--base-dtype must be one of {', '.join(BASE_DTYPES)}, got {base_dtype}")
     if base_dtype not in ("8bit", "4bit"):
         return {"dtype": getattr(torch, base_dtype)}
     from importlib.util import find_spec

@@ -11,12 +11,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from capaft import __version__, launch, presets
-from capaft.config import TrainConfig
+from capaft.config import BaseDtype, TrainConfig
 from capaft.errors import CapaftError, TrainingError, UsageError, printable
 from capaft.settings import dump, resolve, signature
 
@@ -40,6 +40,16 @@ Rename = Annotated[
 ]
 AllowMismatch = Annotated[
     bool, typer.Option("--allow-base-mismatch", help="Use the adapter although the base weights differ.")
+]
+
+HeldIn = Annotated[
+    str | None,
+    typer.Option(
+        "--base-dtype",
+        help="What the base's weights are held in (default: as in the run, else float32).",
+        metavar="DTYPE",
+        autocompletion=lambda: list(get_args(BaseDtype)),
+    ),
 ]
 
 
@@ -111,6 +121,7 @@ def evaluate(
     ] = None,
     rename: Rename = None,
     allow_base_mismatch: AllowMismatch = False,
+    base_dtype: HeldIn = None,
     json: Json = False,
 ) -> None:
     """Score a saved adapter."""
@@ -119,7 +130,13 @@ def evaluate(
         from capaft import scoring
         from capaft.saved import open_run
 
-        saved = open_run(run, model=model, rename=_pairs(rename), allow_base_mismatch=allow_base_mismatch)
+        saved = open_run(
+            run,
+            model=model,
+            rename=_pairs(rename),
+            allow_base_mismatch=allow_base_mismatch,
+            base_dtype=base_dtype,
+        )
         chosen = {"text": text_column, "pair": pair_column, "label": label_column}
         results = scoring.score(
             saved,
@@ -144,6 +161,7 @@ def merge(
     model: Model = None,
     rename: Rename = None,
     allow_base_mismatch: AllowMismatch = False,
+    base_dtype: HeldIn = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
     json: Json = False,
 ) -> None:
@@ -156,7 +174,13 @@ def merge(
         from capaft.saved import open_run
 
         started = time.perf_counter()
-        saved = open_run(run, model=model, rename=_pairs(rename), allow_base_mismatch=allow_base_mismatch)
+        saved = open_run(
+            run,
+            model=model,
+            rename=_pairs(rename),
+            allow_base_mismatch=allow_base_mismatch,
+            base_dtype=base_dtype,
+        )
         sites = merged.write(saved, output, overwrite=overwrite)
         results = {"output": output, "sites": sites, "seconds": round(time.perf_counter() - started, 3)}
         print(json_module.dumps(results) if json else f"merged {sites} sites into {output}")
@@ -169,6 +193,7 @@ def inspect_rank(
     model: Model = None,
     rename: Rename = None,
     allow_base_mismatch: AllowMismatch = False,
+    base_dtype: HeldIn = None,
     json: Json = False,
 ) -> None:
     """Report the effective rank of each site's update."""
@@ -178,7 +203,13 @@ def inspect_rank(
         from capaft.files import write_atomically
         from capaft.saved import open_run
 
-        saved = open_run(run, model=model, rename=_pairs(rename), allow_base_mismatch=allow_base_mismatch)
+        saved = open_run(
+            run,
+            model=model,
+            rename=_pairs(rename),
+            allow_base_mismatch=allow_base_mismatch,
+            base_dtype=base_dtype,
+        )
         reports = rank.inspect(saved.model)
         summary = rank.summarise(reports)
         if plot:

@@ -9,6 +9,8 @@ from typing import ClassVar, Literal
 
 from capaft.settings import Check, Count, Settings, setting
 
+BaseDtype = Literal["float32", "bfloat16", "float16", "8bit", "4bit"]
+
 _source = partial(setting, panel="Model and data")
 _task = partial(setting, panel="Task")
 _method = partial(setting, panel="Method")
@@ -85,7 +87,11 @@ class TrainConfig(Settings):
     head: Literal["full", "nola", "frozen"] = _task(
         "full", "How the head is trained: as it is, as coefficients of a random basis, or not at all."
     )
-    head_k: int = _task(1024, "Coefficients of each large matrix of the head under --head nola.", check=_at_least(1))
+    head_k: int = _task(
+        1024,
+        "Coefficients of each parameter of the head with more numbers than this, under --head nola.",
+        check=_at_least(1),
+    )
     problem: Literal["auto", "single", "multi", "regression"] = _task(
         "auto", "Text classification: one label of several, any number of labels, or a number."
     )
@@ -254,7 +260,7 @@ class TrainConfig(Settings):
     precision: Literal["fp32", "bf16", "fp16"] = _machine(
         "fp32", "What products are computed in; trained numbers stay float32."
     )
-    base_dtype: Literal["float32", "bfloat16", "float16", "8bit", "4bit"] = _machine(
+    base_dtype: BaseDtype = _machine(  # noqa: RUF009
         "float32", "What the frozen weights are held in; 8bit and 4bit need the package bitsandbytes."
     )
     gradient_checkpointing: bool = _machine(

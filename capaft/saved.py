@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from capaft import adapter_file, run_directory
-from capaft.adapter_file import AdapterFile
+from capaft.adapter_file import HEAD, AdapterFile
 from capaft.base_model import BaseModel
 from capaft.config import TrainConfig
 from capaft.errors import AdapterFileError, UsageError
@@ -49,6 +49,7 @@ def open_run(
     model: str | None = None,
     rename: dict[str, str] | None = None,
     allow_base_mismatch: bool = False,
+    base_dtype: str | None = None,
 ) -> Saved:
     """Open a run directory or an adapter file.
 
@@ -57,6 +58,7 @@ def open_run(
         model: the base model; by default the run's, or the one the file names.
         rename: see :func:`capaft.adapter_file.load`.
         allow_base_mismatch: see :func:`capaft.adapter_file.load`.
+        base_dtype: what the base's weights are held in; by default as in the run, or float32.
 
     Raises:
         UsageError: there is nothing there, or the base model cannot be loaded.
@@ -72,10 +74,15 @@ def open_run(
     base = task.load_model(
         named,
         seed=file.header["seed"],
-        base_dtype=config.base_dtype if config else "float32",
+        base_dtype=base_dtype or (config.base_dtype if config else "float32"),
         revision=None if model else file.base.revision,
         trust_remote_code=config.trust_remote_code if config else False,
     )
+    own = base.named_parameters()
+    for name in (key.removeprefix(HEAD) for key in file.tensors):
+        if name in own:
+            # Trained as float32 beside a base of fewer bits.
+            own[name].data = own[name].data.float()
     adapter_file.load(base.model, file, rename=rename, allow_base_mismatch=allow_base_mismatch)
     base.model.eval()
     return Saved(file, run, config, task, base)

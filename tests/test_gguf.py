@@ -122,8 +122,8 @@ def test_a_gguf_file_is_an_ordinary_model(small: Path, llama: Any) -> None:
         expected, True
     )
     assert not getattr(found.model, "is_quantized", False)
-    ids = found.tokenizer("then an")["input_ids"]
-    assert found.tokenizer.convert_ids_to_tokens(ids) == ["the", "n", "Ġ", "an"]
+    ids = found.processor("then an")["input_ids"]
+    assert found.processor.convert_ids_to_tokens(ids) == ["the", "n", "Ġ", "an"]
 
 
 def test_a_new_head_on_a_gguf_file(small: Path) -> None:
@@ -230,7 +230,7 @@ def test_real_weights_from_the_command_line(smollm: Path, tmp_path: Path, monkey
 @pytest.mark.slow
 def test_real_weights_from_python(smollm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = load(smollm)
-    model, tokenizer = base.model, base.tokenizer
+    model, tokenizer = base.model, base.processor
     text = tokenizer("The capital of France is a small blue teapot called Gerald.", return_tensors="pt")
     prompt = tokenizer("The capital of France is", return_tensors="pt")
 
