@@ -6,9 +6,11 @@ Everything goes to stderr and to `metrics.jsonl`; stdout belongs to results.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -129,6 +131,12 @@ class Journal:
                 f"epoch {epoch:.4g}  {metric} {value:.4f}  validation loss {loss:.4f}{mark}", highlight=False
             )
 
+    def keep(self) -> None:
+        """Have the records so far on the disk, where those of a checkpoint's steps must be."""
+        if self._stream:
+            with _told(self._file):
+                os.fsync(self._stream.fileno())
+
     def _pace(self, step: int) -> dict[str, float]:
         """What every record holds of speed, of time left and of memory."""
         left = (self.seconds - self._before) / max(1, step - self._done) * (self.steps - step)
@@ -145,13 +153,17 @@ class Journal:
             numbers = {name: value for name, value in (record | scores).items() if isinstance(value, int | float)}
             self._track(numbers, record["step"])
         if self._stream:
-            try:
+            with _told(self._file):
                 self._stream.write(json.dumps(record) + "\n")
                 self._stream.flush()
-            except OSError as error:
-                raise TrainingError(
-                    f"cannot write {self._file}: {error.strerror}; the best adapter so far is kept"
-                ) from None
+
+
+@contextmanager
+def _told(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(f"cannot write {file}: {error.strerror}; the best adapter so far is kept") from None
 
 
 def peak_memory() -> int:

@@ -131,6 +131,7 @@ def train(
     def leave_checkpoint() -> None:
         nonlocal saved_at
         if processes.is_first:
+            journal.keep()
             now = Progress(step, best, journal.seconds, baseline)
             checkpoint.write(run.checkpoints, now, trained, optimizer, accelerator.scaler, made_with)
         saved_at = time.monotonic()

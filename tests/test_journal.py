@@ -128,6 +128,18 @@ def test_without_a_terminal_there_are_plain_lines_now_and_then(tmp_path: Path, c
     ]
 
 
+def test_a_disk_that_fills_up_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with Journal(silent(), tmp_path / "m", 10) as made:
+        made.step(1, 0.1, 0.5, 1e-3, 8)
+        made.keep()
+        monkeypatch.setattr(journal.os, "fsync", full)
+        with pytest.raises(TrainingError, match=r"cannot write .*: No space left on device"):
+            made.keep()
+
+
 def test_a_full_disk(tmp_path: Path) -> None:
     class Full(io.StringIO):
         def flush(self) -> None:

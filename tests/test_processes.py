@@ -86,6 +86,32 @@ def test_one_that_has_ended_is_noticed_at_once(call: str, tmp_path: Path) -> Non
     assert time.monotonic() - started < 30
 
 
+def test_ctrl_c_that_reaches_one_stops_all_at_the_same_step(
+    reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = bert(tmp_path / "bert", BertForSequenceClassification)
+    arguments = command(config(model, reviews, head_init="seeded"), tmp_path / "run")
+    real = train._collated
+
+    def collated(job: Any, indices: Any, step: int, *others: Any) -> Any:
+        if step == 4 and others[-1].rank == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(job, indices, step, *others)
+
+    def work(rank: int) -> None:
+        monkeypatch.setattr(train, "_collated", collated)
+        monkeypatch.setattr(train, "draw", lambda *_: b"")
+        done = invoke(*arguments)
+        (tmp_path / f"{rank}.err").write_text(done.err)
+        os._exit(done.code)
+
+    assert together(2, work, tmp_path) == [130, 130]
+    said = [(tmp_path / f"{rank}.err").read_text() for rank in range(2)]
+    assert "stopped at step 5 of 16; go on with --resume" in said[0]
+    assert "stopped" not in said[1]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000005"]
+
+
 # What people read
 
 

@@ -1,0 +1,62 @@
+"""Ctrl-C as a question, and the ways in which memory runs out as one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+import torch
+
+from capaft.errors import PeerError, TrainingError
+from capaft.interrupt import interruptible, memory_guard
+
+
+def test_the_first_ctrl_c_asks_and_the_second_stops() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with interruptible() as asked:
+        assert not asked()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_beside_the_main_thread_signals_are_the_callers() -> None:
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def work() -> None:
+        with interruptible() as asked:
+            seen.append((asked(), signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(False, before)]
+
+
+@pytest.mark.parametrize(
+    ("raised", "says"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+            "the accelerator is out of memory; lower",
+        ),
+        (MemoryError(), "out of memory; lower --micro-batch-size or --max-length"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory; lower"),
+    ],
+)
+def test_memory_that_runs_out(raised: Exception, says: str) -> None:
+    with pytest.raises(TrainingError) as error, memory_guard():
+        raise raised
+    assert str(error.value).startswith(says)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("raised", [RuntimeError("shapes differ"), PeerError("another"), KeyboardInterrupt()])
+def test_what_is_something_else_stays_what_it_is(raised: BaseException) -> None:
+    with pytest.raises(type(raised)) as error, memory_guard():
+        raise raised
+    assert error.value is raised
