@@ -350,7 +350,7 @@ class _Shadow:
         self.library.free(block)
 
     def save(self, sizes: list[int]) -> None:
-        """What writing a checkpoint takes: each tensor's bytes, then all of them, and these once more to sum them up."""
+        """What writing a checkpoint takes: each tensor's bytes, then all, and these once more to sum them up."""
         parts = [self.allocate(size) for size in sizes]
         whole = self.allocate(sum(sizes))
         for block in parts:

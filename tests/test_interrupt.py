@@ -44,7 +44,7 @@ def test_beside_the_main_thread_signals_are_the_callers() -> None:
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
             "the accelerator is out of memory; lower",
         ),
-        (MemoryError(), "out of memory; lower --micro-batch-size or --max-length"),
+        (MemoryError(), "out of memory; lower --micro-batch-size"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory; lower"),
     ],
 )

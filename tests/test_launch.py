@@ -126,9 +126,9 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "launcher", [None, *(pytest.param(name, marks=pytest.mark.slow) for name in ("accelerate", "torchrun"))]
-)
+# Three processes that import everything; tests/test_train.py has the loop in two, tests/test_readme.py this command.
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [None, "accelerate", "torchrun"])
 def test_two_processes_train_as_one_does(
     launcher: str | None, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,7 +152,7 @@ def _bad_data(rank: int, patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("fault", "codes", "says"),
     [
-        (_killed, [1, -signal.SIGKILL], "another process of this run has ended"),
+        (_killed, [1, -signal.SIGKILL], "another process of this run"),
         (_loss_is_nan, [1, 1], "the loss is nan at step 1 "),
         (_full_disk, [1, 1], "cannot write: No space left on device"),
         (_output_is_taken, [2, 1], "--output holds something else"),

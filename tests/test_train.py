@@ -81,7 +81,7 @@ def test_the_base_stays_as_it_was_and_holds_no_gradient(method: str, still: Trai
 
 def test_averages_that_no_adapter_file_holds_stay_as_they_are() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.BatchNorm1d(3)), nn.Dropout())
-    train._start_training(model)
+    train.start_training(model)
     assert model.training
     assert model[2].training
     model(torch.randn(8, 3))
