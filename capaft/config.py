@@ -304,6 +304,8 @@ class TrainConfig(Settings):
             found.append(f"{given['eval_steps']} and {given['eval_epochs']} cannot be used together; drop one")
         if "max_steps" in given and "epochs" in given:
             found.append(f"{given['max_steps']} and {given['epochs']} cannot be used together; drop one")
+        if self.resume and self.output is None:
+            found.append("--resume needs --output, which says what run to go on with; add it")
         if self.resume and self.overwrite:
             found.append("--resume and --overwrite cannot be used together: one goes on with a run, the other drops it")
         if self.micro_batch_size and self.micro_batch_size > self.batch_size:

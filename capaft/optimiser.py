@@ -48,14 +48,19 @@ def groups(
 
 
 def build(name: str, params: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimiser of that name.
+    """The optimiser of that name, which is there; see :func:`check`."""
+    check(name)
+    return _MAKERS[name](params)
+
+
+def check(name: str) -> None:
+    """Make sure that the optimiser of that name can be had.
 
     Raises:
         UsageError: it needs a package that is not installed.
     """
     if name == "adamw-8bit" and find_spec("bitsandbytes") is None:
         raise UsageError("--optimizer adamw-8bit needs the package bitsandbytes; pip install bitsandbytes")
-    return _MAKERS[name](params)
 
 
 def _eight_bit(params: list[dict[str, Any]]) -> torch.optim.Optimizer:

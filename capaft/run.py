@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from capaft import card, checkpoint, fitted_head, job, run_directory, sharding
+from capaft import card, checkpoint, fitted_head, job, optimiser, run_directory, sharding
 from capaft.attach import attach_plan
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
@@ -27,7 +27,7 @@ from capaft.methods.stack import canonical
 from capaft.processes import Processes
 from capaft.run_directory import RunDirectory
 from capaft.settings import dump, parse, resolve
-from capaft.train import train
+from capaft.train import enable_checkpointing, train
 
 # What says where and how a run goes on, not what it is.
 _NOT_REPEATED: dict[str, Any] = {"output": None, "overwrite": False, "resume": False, "processes": 1, "show": 0}
@@ -49,6 +49,7 @@ def execute(config: TrainConfig, console: Console, command: Sequence[str] = ()) 
         TrainingError: the run could not go on; the best adapter so far is on disk.
         Interrupted: Ctrl-C; the run can be resumed.
     """
+    optimiser.check(config.optimizer)
     in_shares = sharding.asked_for()
     accelerator = accelerator_for(config)
     processes = Processes.here()
@@ -69,6 +70,9 @@ def execute(config: TrainConfig, console: Console, command: Sequence[str] = ()) 
     resumed = checkpoint.newest(run.checkpoints) if resumes else None
     if resumes:
         _check_same(run, repeatable)
+    if config.gradient_checkpointing:
+        # What cannot be done is told before anything is written.
+        enable_checkpointing(decided.base.model)
     adapter_numbers, own_numbers = decided.adapter_numbers, decided.own_numbers
     if not in_shares:
         move(decided.base.model, accelerator.device)

@@ -665,6 +665,7 @@ def test_offline_mode(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_progress_bars_are_silent_and_left_as_they_were(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    datasets.enable_progress_bars()
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
     capsys.readouterr()
     load(str(tmp_path / "saved"))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny_job import bert, config, execute, fresh_accelerate, losses, records
+from conftest import invoke
+from tiny_job import bert, command, config, execute, fresh_accelerate, losses, records
 from transformers import BertForSequenceClassification
 
-from capaft import machine, train
+from capaft import machine, optimiser, train
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
 
@@ -50,6 +52,39 @@ def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(tracking, "get_available_trackers", list)
     assert refused(tracker=("wandb",)) == "--tracker wandb needs its package; pip install wandb"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"optimizer": "adamw-8bit"},
+            "--optimizer adamw-8bit needs the package bitsandbytes; pip install bitsandbytes",
+        ),
+        (
+            {"gradient_checkpointing": True},
+            "--gradient-checkpointing is not supported by BertForSequenceClassification",
+        ),
+        ({"precision": "fp16"}, "--precision fp16 needs an accelerator"),
+        ({"tracker": ("abacus",)}, "--tracker abacus: there is none of that name"),
+    ],
+)
+def test_what_cannot_be_had_is_told_before_a_run_is_replaced(
+    changes: dict[str, Any], says: str, model: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BertForSequenceClassification, "supports_gradient_checkpointing", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(optimiser, "find_spec", lambda name: None)
+    for name in ("run.yaml", "adapter.safetensors"):
+        (tmp_path / name).write_text("the work of a week")
+    done = invoke(*command(config(model, reviews, overwrite=True, head_init="seeded", **changes), tmp_path))
+    assert done.code == 2
+    (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: {says}")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "run.yaml": "the work of a week",
+        "adapter.safetensors": "the work of a week",
+    }
 
 
 def test_precision_is_that_of_the_products(model: Path, reviews: Path, tmp_path: Path) -> None:

@@ -23,9 +23,6 @@ from capaft import train
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
 
-# Newer versions call it activation checkpointing.
-pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
-
 # What is measured, and where the run is.
 OF_THE_MACHINE = {"seconds", "examples_per_second", "peak_memory_bytes", "output", "next"}
 
@@ -160,8 +157,7 @@ def _killed_at_a_file(moment: int, settings: TrainConfig, undisturbed: Path, dir
         # A checkpoint at evaluations only, so that steps are taken again.
         ({"checkpoint_seconds": 60.0}, 10),
         ({"optimizer": "adafactor", "checkpoint_seconds": 60.0}, 7),
-        ({"optimizer": "sgd", "lora_plus_ratio": 4.0, "method": "lora"}, 6),
-        ({"save_dtype": "int8", "gradient_checkpointing": True}, 9),
+        ({"optimizer": "sgd", "lora_plus_ratio": 4.0, "method": "lora", "save_dtype": "int8"}, 6),
         ({"task": "masked-lm", "mlm_probability": 0.3, "packing": False, "max_length": 32}, 7),
     ],
 )
@@ -324,6 +320,12 @@ def test_what_resume_says(settings: TrainConfig, tmp_path: Path) -> None:
         assert done.err == f"{run} is finished; nothing is left to do\n"
         assert json.loads(done.out) == results
     assert outputs(run) == before
+
+
+def test_resume_has_to_be_told_what_run() -> None:
+    done = invoke("train", "--resume")
+    assert done.code == 2
+    assert done.err == "error: --resume needs --output, which says what run to go on with; add it\n"
 
 
 def test_what_makes_other_bytes_is_told(settings: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
