@@ -271,6 +271,7 @@ def _backward(
         with accelerator.autocast():
             outputs = model(**moved.inputs)
         loss = job.task.loss(outputs, moved.targets, config.label_smoothing) / max(terms, 1.0)
+        del outputs  # Logits of a large vocabulary need not outlive the loss.
         accelerator.backward(loss if is_own else loss * 0)
         total += loss.detach() if is_own else 0
     return total

@@ -9,7 +9,7 @@ from capaft.tasks.glue import official_metric
     ("data", "metric"),
     [
         ("glue/cola", "matthews"),
-        ("../shared/data/glue/cola", "matthews"),
+        ("../data/glue/cola", "matthews"),
         ("nyu-mll/glue/cola", "matthews"),
         ("/data/glue/cola/train.jsonl", "matthews"),
         ("glue_data/CoLA", "matthews"),
