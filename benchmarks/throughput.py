@@ -129,9 +129,9 @@ def start_of_bare_script() -> None:
 
 
 def leave_after_the_first_step() -> None:
-    import torch
+    from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    torch.optim.optimizer.register_optimizer_step_post_hook(lambda *_: os._exit(0))
+    register_optimizer_step_post_hook(lambda *_: os._exit(0))
 
 
 def child(role: str, steps: int) -> float:

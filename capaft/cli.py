@@ -84,13 +84,14 @@ def train(
         if not dry_run and launch.wanted(settings.processes):
             raise typer.Exit(launch.launch(settings.processes, sys.argv[1:]))
         _quiet_libraries(console)
-        from capaft import dry_run as dry
-        from capaft.run import execute, resumed_settings
-
         if dry_run:
+            from capaft import dry_run as dry
+
             decided = dry.describe(settings, console)
             print(json_module.dumps(decided) if json else dry.text(decided))
             return
+        from capaft.run import execute, resumed_settings
+
         given = {name for name, origin in origins.items() if origin != "default"}
         results = execute(resumed_settings(settings, given), console, sys.argv[1:])
         if _is_first():
