@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from capaft import __version__, launch, presets
+from capaft import __version__, presets
 from capaft.config import BaseDtype, TrainConfig
 from capaft.errors import CapaftError, TrainingError, UsageError, printable
 from capaft.settings import dump, resolve, signature
@@ -81,8 +81,11 @@ def train(
         if print_config:
             print(dump(settings), end="")
             return
-        if not dry_run and launch.wanted(settings.processes):
-            raise typer.Exit(launch.launch(settings.processes, sys.argv[1:]))
+        if not dry_run and settings.processes > 1:
+            from capaft import launch
+
+            if launch.wanted(settings.processes):
+                raise typer.Exit(launch.launch(settings.processes, sys.argv[1:]))
         _quiet_libraries(console)
         if dry_run:
             from capaft import dry_run as dry
