@@ -23,6 +23,8 @@ from capaft.settings import dump, resolve, signature
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from capaft.saved import Saved
+
 app = typer.Typer(
     help="Fine-tune any Hugging Face checkpoint with adapters of a few kilobytes.",
     epilog="Start with `capaft train`: it needs no model, no data and no network.",
@@ -132,15 +134,8 @@ def evaluate(
     with _reporting() as console:
         _quiet_libraries(console)
         from capaft import scoring
-        from capaft.saved import open_run
 
-        saved = open_run(
-            run,
-            model=model,
-            rename=_pairs(rename),
-            allow_base_mismatch=allow_base_mismatch,
-            base_dtype=base_dtype,
-        )
+        saved = _opened(run, model, rename, allow_base_mismatch, base_dtype)
         chosen = {"text": text_column, "pair": pair_column, "label": label_column}
         results = scoring.score(
             saved,
@@ -175,16 +170,9 @@ def merge(
         import time
 
         from capaft import merged
-        from capaft.saved import open_run
 
         started = time.perf_counter()
-        saved = open_run(
-            run,
-            model=model,
-            rename=_pairs(rename),
-            allow_base_mismatch=allow_base_mismatch,
-            base_dtype=base_dtype,
-        )
+        saved = _opened(run, model, rename, allow_base_mismatch, base_dtype)
         sites = merged.write(saved, output, overwrite=overwrite)
         results = {"output": output, "sites": sites, "seconds": round(time.perf_counter() - started, 3)}
         print(json_module.dumps(results) if json else f"merged {sites} sites into {output}")
@@ -205,15 +193,8 @@ def inspect_rank(
         _quiet_libraries(console)
         from capaft import rank, rank_report
         from capaft.files import write_atomically
-        from capaft.saved import open_run
 
-        saved = open_run(
-            run,
-            model=model,
-            rename=_pairs(rename),
-            allow_base_mismatch=allow_base_mismatch,
-            base_dtype=base_dtype,
-        )
+        saved = _opened(run, model, rename, allow_base_mismatch, base_dtype)
         reports = rank.inspect(saved.model)
         summary = rank.summarise(reports)
         if plot:
@@ -346,6 +327,21 @@ def _quiet_libraries(console: Console) -> None:
     warnings.showwarning = show
     for name in ("huggingface_hub", "datasets", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _opened(
+    run: str, model: str | None, rename: list[str] | None, allow_base_mismatch: bool, base_dtype: str | None
+) -> Saved:
+    """The run or adapter file that the options of a command describe, on its base model."""
+    from capaft.saved import open_run
+
+    return open_run(
+        run,
+        model=model,
+        rename=_pairs(rename),
+        allow_base_mismatch=allow_base_mismatch,
+        base_dtype=base_dtype,
+    )
 
 
 def _pairs(given: list[str] | None, form: str = "--rename OLD=NEW") -> dict[str, str]:

@@ -20,7 +20,7 @@ from capaft.best import Best
 from capaft.checkpoint import Checkpoint, Progress
 from capaft.config import TrainConfig
 from capaft.errors import Interrupted, PeerError, TrainingError, UsageError
-from capaft.evaluate import evaluate, on_device
+from capaft.evaluate import Evaluation, evaluate, on_device
 from capaft.files import write_atomically
 from capaft.fingerprint import Samples
 from capaft.interrupt import interruptible, memory_guard
@@ -172,15 +172,7 @@ def train(
             if len(pending) == FETCH_STEPS or evaluates or stop or due:
                 _report(journal, pending, processes)
             if evaluates:
-                found = evaluate(
-                    job.task,
-                    job.base,
-                    model,
-                    job.validation,
-                    config.eval_batch_size,
-                    processes=processes,
-                    autocast=accelerator.autocast(),
-                )
+                found = _evaluated(job, config, accelerator, processes)
                 value = found.scores[job.task.metric]
                 best = best.after(
                     step, value, found.scores, more_is_better=job.task.more_is_better, min_delta=config.min_delta
@@ -301,6 +293,19 @@ def _report(journal: Journal, pending: list[tuple[int, float, float, int, Tensor
     pending.clear()
 
 
+def _evaluated(job: Job, config: TrainConfig, accelerator: Accelerator, processes: Processes) -> Evaluation:
+    """The validation split, scored with the numbers that the adapter has now."""
+    return evaluate(
+        job.task,
+        job.base,
+        job.base.model,
+        job.validation,
+        config.eval_batch_size,
+        processes=processes,
+        autocast=accelerator.autocast(),
+    )
+
+
 def _write_predictions(job: Job, predictions: Sequence[Any], run: RunDirectory, processes: Processes) -> None:
     """What the task says of its predictions, one JSON record a line."""
     if processes.is_first and (records := job.task.report(job.validation, predictions)):
@@ -311,18 +316,9 @@ def _scores_as_saved(
     job: Job, run: RunDirectory, config: TrainConfig, accelerator: Accelerator, processes: Processes
 ) -> dict[str, float]:
     """The scores of the rounded numbers in the file, which is what users will get."""
-    model = job.base.model
     processes.totals(0)  # The first process may still be writing the file.
-    adapter_file.restore(model, run.adapter)
-    found = evaluate(
-        job.task,
-        job.base,
-        model,
-        job.validation,
-        config.eval_batch_size,
-        processes=processes,
-        autocast=accelerator.autocast(),
-    )
+    adapter_file.restore(job.base.model, run.adapter)
+    found = _evaluated(job, config, accelerator, processes)
     _write_predictions(job, found.predictions, run, processes)
     return found.scores
 
