@@ -90,7 +90,7 @@ def test_directories_named_like_the_files(tmp_path: Path) -> None:
 
 def test_packed_and_unpacked_beside_each_other(tmp_path: Path) -> None:
     path = write(tmp_path, "train-", [0, 1] * 10)
-    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
     # Unpacked on its way, and not renamed.
     (tmp_path / f"train-{LABELS}").rename(tmp_path / f"train-{LABELS}.gz")
     assert len(load(str(tmp_path))["train"]) == 18
@@ -126,9 +126,9 @@ def test_chunks(count: int, height: int, width: int, chunk: int) -> None:
         (IMAGES, encode(pixels(3)), "3 images, but train-labels-idx1-ubyte has 2 labels"),
         (IMAGES, encode(pixels(0)), "there are no rows in this file"),
         (IMAGES, encode(pixels(2, 0, 3)), "its images are 0 x 3 pixels large"),
-        (IMAGES, gzip.compress(encode(pixels(2)))[:-10], "damaged gzip file"),
+        (IMAGES, gzip.compress(encode(pixels(2)), mtime=0)[:-10], "damaged gzip file"),
         (IMAGES, b"\x1f\x8b and nothing", "damaged gzip file"),
-        (LABELS, gzip.compress(b"x" * 99)[:-12] + b"\0" * 12, "damaged gzip file"),
+        (LABELS, gzip.compress(b"x" * 99, mtime=0)[:-12] + b"\0" * 12, "damaged gzip file"),
     ],
 )
 def test_damaged(tmp_path: Path, what: str, content: bytes, message: str) -> None:
