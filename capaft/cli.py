@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+from typer.core import TyperGroup
 
 from capaft import __version__, presets
 from capaft.config import BaseDtype, TrainConfig
@@ -25,7 +26,17 @@ if TYPE_CHECKING:
 
     from capaft.saved import Saved
 
+
+class _PlainOverview(TyperGroup):
+    """The list of commands, in plain text: drawing it with panels takes as long as all else that `--help` does."""
+
+    def format_help(self, *args: Any) -> None:
+        self.rich_markup_mode = None
+        super().format_help(*args)
+
+
 app = typer.Typer(
+    cls=_PlainOverview,
     help="Fine-tune any Hugging Face checkpoint with adapters of a few kilobytes.",
     epilog="Start with `capaft train`: it needs no model, no data and no network.",
     rich_markup_mode="rich",
@@ -164,7 +175,7 @@ def merge(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
     json: Json = False,
 ) -> None:
-    """Write base and adapter as one plain Hugging Face model directory."""
+    """Write base and adapter as one plain model directory."""
     with _reporting() as console:
         _quiet_libraries(console)
         import time
@@ -210,7 +221,7 @@ def info(
     file: Annotated[str, typer.Argument(help="A run directory or an adapter file.", metavar="RUN")],
     json: Json = False,
 ) -> None:
-    """Verify an adapter file and say what it is, without its base model."""
+    """Verify an adapter file and say what it is."""
     with _reporting():
         from capaft import adapter_file, run_directory
 
