@@ -18,7 +18,7 @@ from capaft.columns import Columns
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.methods import HOSTS
-from capaft.methods.stack import CAPABOOST_OPTIONS, NOLA_OPTIONS, Stack, canonical, parse
+from capaft.methods.stack import canonical, known_options, options_of, parse
 from capaft.plan import Plan, plan
 from capaft.recipe import recipe
 from capaft.settings import did_you_mean
@@ -151,7 +151,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
         head_lr=config.head_lr or rates.head_lr,
         baseline=config.baseline if config.baseline is not None else config.data is None,
     )
-    _describe(job, stack, say)
+    _describe(job, config, say)
     return job
 
 
@@ -220,9 +220,8 @@ def _describe_data(
 
 def _numbers(config: TrainConfig, k: tuple[int, ...] | None) -> dict[str, Any]:
     """The options of the configured method; those of another package's method by their types."""
-    hosts = HOSTS.values()
-    known = {option.name for host in hosts for option in host.options()} | NOLA_OPTIONS | CAPABOOST_OPTIONS
-    numbers = {name: getattr(config, name) for name in known if hasattr(config, name)} | {"k": config.k or k}
+    numbers = {name: getattr(config, name) for name in known_options() if hasattr(config, name)}
+    numbers["k"] = config.k or k
     host = HOSTS.get(canonical(config.method).partition("+")[0])
     own = {option.name for option in host.options()} if host else set()
     for entry in config.method_option or ():
@@ -247,7 +246,8 @@ def load_data(config: TrainConfig) -> DatasetDict:
     return data.load(config.data, validation_split=config.validation_split, seed=config.seed)
 
 
-def _describe(job: Job, stack: Stack, say: Callable[[str], None]) -> None:
+def _describe(job: Job, config: TrainConfig, say: Callable[[str], None]) -> None:
+    stack = job.plan.stack
     total = sum(p.numel() for p in job.base.named_parameters().values())
     say(
         f"model  {job.base.base.name}: {total:,} weights, frozen"
@@ -269,6 +269,11 @@ def _describe(job: Job, stack: Stack, say: Callable[[str], None]) -> None:
         if max(stack.k) > smallest and stack.scope == "site":
             dense = stack.method.replace("+nola", "")
             say(f"       warning: k {max(stack.k)} is more than the {smallest} entries of a factor; {dense} is smaller")
+    void = known_options() - options_of(stack.method)
+    for name in (
+        each.name for each in fields(config) if each.name in void and getattr(config, each.name) != each.default
+    ):
+        say(f"       warning: --{name.replace('_', '-')} means nothing to {stack.method} and is left aside")
 
 
 def settled(config: TrainConfig, job: Job) -> TrainConfig:

@@ -13,6 +13,8 @@ import pytest
 import torch
 from conftest import QUICK, invoke
 from safetensors.torch import load_file
+from tiny_job import bert
+from transformers import BertForSequenceClassification
 
 from capaft.methods import HOSTS
 
@@ -137,8 +139,9 @@ def test_the_saved_configuration_repeats_the_run_to_the_byte(run: Path, tmp_path
 
 @pytest.mark.parametrize("method", ["head", "full", "lora", "capaboost", "lora+nola+capaboost"])
 def test_every_method_goes_the_whole_way(method: str, reviews: Path, tmp_path: Path) -> None:
-    output = tmp_path / "run"
-    done = invoke("train", "--data", reviews, "--method", method, "--output", output, "--json", *QUICK)
+    output, model = tmp_path / "run", bert(tmp_path / "model", BertForSequenceClassification)
+    flags = ("--data", reviews, "--model", model, "--method", method, "--output", output, "--json", *QUICK)
+    done = invoke("train", *flags)
     assert done.code == 0, done.err
     trained = json.loads(done.out)
     assert json.loads(invoke("eval", output, "--json").out)["value"] == trained["value"]
@@ -180,6 +183,15 @@ def test_budget_and_dry_run_write_nothing(reviews: Path, tmp_path: Path, monkeyp
     assert decided["adapter_parameters"] == 24 * (5000 // 24)
     assert len(decided["sites"]) == 12
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_option_that_the_method_has_no_use_for_is_told(reviews: Path) -> None:
+    done = invoke(
+        "train", "--data", reviews, "--method", "lora", "--k", "64", "--copies", "3", "--rank", "2", "--dry-run"
+    )
+    assert done.code == 0
+    told = [line.split()[1:3] for line in done.err.splitlines() if "left aside" in line]
+    assert told == [["--k", "means"], ["--copies", "means"]]
 
 
 def test_info_methods_env_and_print_config(run: Path) -> None:

@@ -262,7 +262,7 @@ def test_of_two_packages_with_one_name_one_is_kept(left_out: list[str]) -> None:
 def test_one_that_is_broken_keeps_nothing_from_working(reviews: Path, tmp_path: Path) -> None:
     site = install(tmp_path / "site", "my_package", LOHA, ENTRY)
     install(site, "broken_package", "class Loha: ...", "broken = broken_package:Loha")
-    flags = ("--data", reviews, "--method", "loha", "--dry-run", "--json")
+    flags = ("--data", reviews, "--method", "loha", *QUICK, "--max-steps", "1", "--json")
     (done,) = capaft(("train", *flags), site=site, cwd=tmp_path)
     assert done.code == 0, done.err
     assert json.loads(done.out)["adapter_parameters"] == 12 * 4 * 4 * 384

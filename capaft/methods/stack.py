@@ -107,7 +107,7 @@ def options_of(method: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def _known_options() -> set[str]:
+def known_options() -> set[str]:
     """The options of every method."""
     return {option.name for host in HOSTS.values() for option in host.options()} | NOLA_OPTIONS | CAPABOOST_OPTIONS
 
@@ -128,8 +128,8 @@ def parse(method: str, **options: Any) -> Stack:
     if parts[0] in HOSTLESS:
         return Stack(name)
     for option in options:
-        if option not in _known_options():
-            close = difflib.get_close_matches(option, _known_options(), 1)
+        if option not in known_options():
+            close = difflib.get_close_matches(option, known_options(), 1)
             raise UsageError(f"no method has an option {option}" + (f"; did you mean {close[0]}?" if close else ""))
     given = {key: value for key, value in options.items() if value is not None}
     values: dict[str, Any] = {"k": (192,), "basis": "hadamard", "scope": "site", "copies": 2, "density": 0.5}
