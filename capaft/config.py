@@ -95,6 +95,12 @@ class TrainConfig(Settings):
     problem: Literal["auto", "single", "multi", "regression"] = _task(
         "auto", "Text classification: one label of several, any number of labels, or a number."
     )
+    label_separator: str | None = _task(
+        None,
+        "Text classification: what stands between the labels of a row that are one text, under --problem multi "
+        "(default: labels are lists).",
+        metavar="text",
+    )
     stride: int = _task(
         128, "Question answering: tokens by which windows of a long context overlap.", check=_at_least(0)
     )
@@ -112,8 +118,7 @@ class TrainConfig(Settings):
     )
     separator: str | None = _task(
         None,
-        "Text between prompt and completion where there is no chat template (default: a line break), or between the "
-        "labels of a row that are one text (--problem multi).",
+        "Language modelling: text between prompt and completion where there is no chat template (default: line break).",
     )
     max_target_length: int = _task(128, "Sequence to sequence: tokens a target is cut to.", check=_at_least(2))
     max_new_tokens: int = _task(128, "Generation: tokens generated at most.", check=_at_least(1))

@@ -78,7 +78,7 @@ def test_other_splits_are_read_with_the_classes_of_training(
     [
         ([["a"], None], r"^row 2 \('text 1'\): no label in column 'label'"),
         ([["a"], ["b", ""]], r"^row 2 .*no label"),
-        (["a", "b"], r"^--problem multi: column 'label' holds one value a row; give lists, .*--separator"),
+        (["a", "b"], r"^--problem multi: column 'label' holds one value a row; give lists, .*--label-separator"),
         ([1, 0], r"^--problem multi: column 'label' holds one value a row"),
         ([[0.5, 1.0], [0.0, 1.0]], r"^column 'label': lists of labels hold names, class numbers, or a 0 or 1 a class"),
         ([[0, 1, 0], [0, 1, 0, 0]], r"^row 1 .*twice in \[0, 1, 0\]; if these are a 0 or 1 for each class, every row"),

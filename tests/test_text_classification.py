@@ -203,12 +203,12 @@ def decide(dataset: Dataset, **settings: Any) -> TextClassification:
 def test_the_label_tells_the_problem(values: list[Any], problem: str, labels: tuple[str, ...]) -> None:
     found = decide(table(text=LONG, label=values))
     assert (found.problem, found.labels) == (problem, labels)
-    assert found.options() == {"problem": problem, "separator": ""}
+    assert found.options() == {"problem": problem, "label_separator": ""}
 
 
 def test_the_problem_as_given() -> None:
     assert decide(table(text=LONG, label=INTEGERS), problem="regression").labels == ()
-    found = decide(table(text=LONG, label=["a;b", ""] * 4), problem="multi", separator=";")
+    found = decide(table(text=LONG, label=["a;b", ""] * 4), problem="multi", label_separator=";")
     assert found.labels == ("a", "b")
     assert TextClassification(found.labels, found.max_length, found.metric, **found.options()) == found
     with pytest.raises(UsageError, match="--problem regression, or"):

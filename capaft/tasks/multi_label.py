@@ -83,7 +83,7 @@ class MultiLabel(Problem):
         if kind(held) != "list":
             raise UsageError(
                 f"--problem multi: column {columns.label!r} holds one value a row; give lists, "
-                "or say with --separator what stands between the labels in a text"
+                "or say with --label-separator what stands between the labels in a text"
             )
         sets = _present(rows, columns, label_values(rows, columns))
         if _are_vectors(held, sets, classes):

@@ -57,7 +57,7 @@ class TextClassification(Task):
 
     Attributes:
         problem: what a label is: `single`, `multi` or `regression`.
-        separator: what stands between the labels of a row where `multi` has them in one text.
+        label_separator: what stands between the labels of a row where `multi` has them in one text.
     """
 
     name: ClassVar[str] = "text-classification"
@@ -68,7 +68,7 @@ class TextClassification(Task):
     )
 
     problem: str = "single"
-    separator: str = ""
+    label_separator: str = ""
 
     def __post_init__(self) -> None:
         if self.problem not in ("single", "multi", "regression"):
@@ -85,7 +85,7 @@ class TextClassification(Task):
     def _problem(self) -> Problem:
         match self.problem:
             case "multi":
-                return MultiLabel(self.separator)
+                return MultiLabel(self.label_separator)
             case "regression":
                 return Regression()
             case _:
