@@ -1,24 +1,21 @@
 """How much memory training will take at its peak, found without taking it.
 
-A few steps run on a hollow copy of the model, whose tensors have shapes and no contents (torch's `FakeTensor`), and a
+Two steps run on a hollow copy of the model, whose tensors have shapes and no contents (torch's `FakeTensor`), and a
 dispatch mode counts the storages that come and go. That is all that an accelerator holds. A process also holds what is
-there before the first step, and what glibc's `malloc` cannot give back: `posix_memalign`, which torch calls, cuts a
-sliver off either end of a block, small objects settle in the slivers, and the block's room is then too small for the
-next of its size. The heap grows to twice what lives in it and more. No formula tells, so the allocator itself is asked:
-the blocks that are counted are also allocated, and never written to, so that they take addresses and no memory.
+there before the first step, and what its heap loses; see :mod:`capaft.heap`.
 """
 
 from __future__ import annotations
 
 import copy
-import ctypes
 import importlib
 import resource
-import sys
 import weakref
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,25 +31,21 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from capaft import optimiser
+from capaft import heap, optimiser
+from capaft.heap import Heap, Request, Requests
 from capaft.journal import peak_memory
 from capaft.tasks.task import Batch
 
 Loss = Callable[[Any, Mapping[str, Tensor]], Tensor]
 
-# After so many steps the heap has grown to nearly its final size.
-STEPS = 3
-# How much more is lost in the heap of a run than in that of a rehearsal, where Python's objects come and go between
-# any two operations.
-LOST = 1.4
 # Pages of torch's and MKL's libraries that the first step reads, and MKL's buffers: 9 to 15 MiB where measured.
 LIBRARIES = 12 * 2**20
 # What a run imports that a dry run need not: to fit a head, and to draw the losses.
 IMPORTED_LATER = ("sklearn.linear_model", "matplotlib.figure")
-# A mask over all pairs of tokens can be large; what has more numbers is fake in any case.
-MOST_CONTENTS = 2**20
 # torch's caching allocator hands out multiples of this (kMinBlockSize, c10/cuda/CUDACachingAllocator.cpp).
 CUDA_BLOCK = 512
+# A mask over all pairs of tokens can be large; what has more numbers is hollow in any case.
+MOST_CONTENTS = 2**20
 # bitsandbytes keeps the state of smaller parameters in float32 (`min_8bit_size`).
 EIGHT_BIT_FROM = 4096
 
@@ -84,31 +77,41 @@ def estimate(
         None where it cannot be told: mostly because what the model's code does depends on what its tensors hold.
     """
     device = device or next(model.parameters()).device
-    shadow = resident = None
+    resident = 0
     if device.type == "cpu":
         for name in IMPORTED_LATER:
             with suppress(ImportError):
                 importlib.import_module(name)
         resident = _resident() + _unread(model.parameters()) + LIBRARIES
-        shadow = _Shadow.of_glibc()
-    counting = _Counting(device, shadow)
     try:
-        _rehearse(counting, model, batch, loss, optimizer, autocast, accumulates, evaluated)
+        found = _rehearse(model, batch, loss, optimizer, autocast, accumulates, evaluated, device)
     # What code trips over that finds tensors without contents can be anything, and a dry run goes on without a number.
     except Exception:
         return None
-    finally:
-        counting.forget()
-    if resident is None:
-        return counting.peak
-    grown = counting.peak - counting.weights
-    if shadow:
-        grown = shadow.peak + int((LOST - 1) * max(0, shadow.peak - grown))
+    if device.type != "cpu":
+        return found.peak
+    grown = found.peak - found.weights
+    with suppress(MemoryError):
+        grown = max(grown, heap.growth(found.requests))
     return max(resident + grown, peak_memory())
 
 
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a hollow run did.
+
+    Attributes:
+        weights: bytes of the model before the first step.
+        peak: bytes of all that lived at the same time at most, the weights included.
+        requests: what the heap was asked for after that.
+    """
+
+    weights: int
+    peak: int
+    requests: Requests
+
+
 def _rehearse(
-    counting: _Counting,
     model: nn.Module,
     batch: Batch,
     loss: Loss,
@@ -116,13 +119,18 @@ def _rehearse(
     autocast: torch.dtype | None,
     accumulates: bool,
     evaluated: Batch | None,
-) -> None:
-    """Steps, an evaluation and a checkpoint, as :func:`capaft.train.train` makes them."""
-    device = counting.device
-    with counting.fake, _Hollow(device):
+    device: torch.device,
+) -> Rehearsal:
+    """Do what :func:`capaft.train.train` does, on a hollow copy of the model."""
+    counting = _Counting(device)
+    with counting.fake, _Copying(device):
         hollow = copy.deepcopy(model)
-    counting.hold(hollow)
+    for tensor in (*hollow.parameters(), *hollow.buffers()):
+        counting.count(tensor)
+    weights = counting.live
+    counting.requested()
     trained = [parameter for parameter in hollow.parameters() if parameter.requires_grad]
+    built = _optimiser(optimizer, trained)
 
     def forward(batch: Batch) -> Any:
         with torch.autocast(device.type, autocast) if autocast else nullcontext():
@@ -131,24 +139,27 @@ def _rehearse(
     def backward() -> None:
         outputs = forward(batch)
         loss(outputs, {name: tensor.to(device) for name, tensor in batch.targets.items()}).backward()
+        counting.forget_graph()
+
+    def step() -> Sequence[Request]:
+        backward()
+        if accumulates:
+            backward()
+        with counting.guessing():
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            built.step()
+        built.zero_grad()
+        return counting.requested()
 
     with counting:
-        built = _optimiser(optimizer, trained)
-        for _ in range(STEPS):
-            backward()
-            if accumulates:
-                backward()
-            with counting.guessing():
-                torch.nn.utils.clip_grad_norm_(trained, 1.0)
-                built.step()
-            built.zero_grad()
+        first, later = step(), step()
         if evaluated:
             hollow.eval()
             with torch.no_grad():
                 forward(evaluated)
-        if counting.shadow:
-            states = (value for state in built.state.values() for value in state.values() if isinstance(value, Tensor))
-            counting.shadow.save([tensor.numel() * tensor.element_size() for tensor in (*trained, *states)])
+    states = (value for state in built.state.values() for value in state.values() if isinstance(value, Tensor))
+    saved = [tensor.numel() * tensor.element_size() for tensor in (*trained, *states)]
+    return Rehearsal(weights, counting.peak, Requests(first, later, counting.requested(), saved))
 
 
 def _optimiser(name: str, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -159,27 +170,25 @@ def _optimiser(name: str, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 class _EightBit(torch.optim.Optimizer):
-    """What bitsandbytes' 8-bit Adam holds: two numbers a parameter of a byte each, and a scale for each 256.
+    """What bitsandbytes' 8-bit Adam holds: two bytes for each number, and two scales for each 256.
 
     Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization", arXiv 2110.02861.
     """
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Make the state, if there is none."""
+        """Make the state, if there is none yet."""
         for parameter in self.param_groups[0]["params"]:
-            small = parameter.numel() < EIGHT_BIT_FROM
-            if parameter not in self.state:
-                self.state[parameter] = {
-                    name: torch.zeros_like(parameter, dtype=torch.float32 if small else torch.uint8)
-                    for name in ("state1", "state2")
-                }
-                if not small:
-                    blocks = -(-parameter.numel() // 256)
-                    self.state[parameter]["absmax"] = parameter.new_zeros(2, blocks, dtype=torch.float32)
+            state = self.state[parameter]
+            if not state:
+                eight = parameter.numel() >= EIGHT_BIT_FROM
+                for name in ("state1", "state2"):
+                    state[name] = torch.zeros_like(parameter, dtype=torch.uint8 if eight else torch.float32)
+                if eight:
+                    state["absmax"] = parameter.new_zeros(2, -(-parameter.numel() // 256), dtype=torch.float32)
 
 
-class _Hollow(TorchFunctionMode):
-    """Makes deep copies of tensors without contents. Whatever a copy is made of must be under a fake mode."""
+class _Copying(TorchFunctionMode):
+    """Deep copies of tensors are empty. Under a fake mode they are hollow."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -189,9 +198,9 @@ class _Hollow(TorchFunctionMode):
         if func is torch.Tensor.__deepcopy__:
             tensor, memo = args
             if id(tensor) not in memo:
-                memo[id(tensor)] = self._empty(tensor).requires_grad_(tensor.requires_grad)
+                memo[id(tensor)] = self._empty(tensor)
             return memo[id(tensor)]
-        # Parameters copy themselves in Python, and this is the part that copies.
+        # Parameters copy themselves in Python, and this is the part of it that copies.
         if func is torch.Tensor.clone:
             return self._empty(args[0])
         with torch._C.DisableTorchFunctionSubclass():
@@ -203,53 +212,57 @@ class _Hollow(TorchFunctionMode):
 
 
 class _Counting(TorchDispatchMode):
-    """Counts the bytes of all storages that live while it is on.
+    """Counts the bytes of all storages that live, and notes what the heap is asked for.
 
-    What a model is given keeps its contents, and so does all that is computed from that alone: masks, and which of the
-    tokens count, decide what code goes on to do. Everything else is fake.
+    What a model is given has contents, and so has what is computed from that alone: masks, and which of the tokens
+    count, decide what code does next. All else is hollow.
     """
 
-    def __init__(self, device: torch.device, shadow: _Shadow | None) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.device = device
-        self.shadow = shadow
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self.weights = self.live = self.peak = 0
-        self._alive: dict[int, weakref.finalize[Any, Any]] = {}
+        self.live = self.peak = 0
+        self._requests: list[Request] = []
+        # By address of the storage, its number.
+        self._alive: dict[int, int] = {}
+        self._numbers = 0
         self._guesses = False
 
-    def hold(self, model: nn.Module) -> None:
-        """Count a model's tensors, which are there before training."""
-        shadow, self.shadow = self.shadow, None
-        for tensor in (*model.parameters(), *model.buffers()):
-            self._count(tensor)
-        self.shadow, self.weights = shadow, self.live
+    def requested(self) -> Sequence[Request]:
+        """What the heap was asked for since this was last called."""
+        found, self._requests = self._requests, []
+        return found
 
-    def forget(self) -> None:
-        """Count no more, and give the shadow's blocks back."""
-        for each in list(self._alive.values()):
-            each()
+    def forget_graph(self) -> None:
+        """Note that the graph of a backward is gone."""
+        self._requests.append(Heap.forget_graph)
 
-    def guessing(self) -> _Guessing:
-        """For as long as the context lasts, numbers that are asked of fake tensors are 1."""
-        return _Guessing(self)
+    @contextmanager
+    def guessing(self) -> Iterator[None]:
+        """For as long as the context lasts, a number that is asked of a hollow tensor is 1."""
+        self._guesses = True
+        yield
+        self._guesses = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        fakes = [tensor for tensor in given if isinstance(tensor, FakeTensor)]
-        if fakes and self._guesses and func is torch.ops.aten._local_scalar_dense.default:
+        is_hollow = any(isinstance(tensor, FakeTensor) for tensor in given)
+        if is_hollow and self._guesses and func is torch.ops.aten._local_scalar_dense.default:
             return 1.0
-        if fakes and func is torch.ops.aten.index.Tensor:
+        if is_hollow and func is torch.ops.aten.index.Tensor:
             args = (args[0], [each for index in args[1] for each in _positions(index)])
-        result = func(*args, **kwargs) if fakes else self._of_contents(func, args, kwargs, bool(given))
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given) and _makes_node(func):
+            self._requests.append(partial(Heap.node, is_product="mm" in func.__name__))
+        result = func(*args, **kwargs) if is_hollow else self._of_contents(func, args, kwargs, bool(given))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self._count(leaf)
+                self.count(leaf)
         return result
 
     def _of_contents(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], given: bool) -> Any:
-        """What an operation makes of no tensors, which is fake, or of those with contents, which is not if small."""
+        """What an operation makes of no tensors, which is hollow, or of those with contents, which is not if small."""
         try:
             with self.fake:
                 result = func(*args, **kwargs)
@@ -258,110 +271,37 @@ class _Counting(TorchDispatchMode):
         numbers = sum(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
         return func(*args, **kwargs) if given and numbers <= MOST_CONTENTS else result
 
-    def _count(self, tensor: Tensor) -> None:
+    def count(self, tensor: Tensor) -> None:
+        """Count a tensor's storage, unless it has been."""
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._alive or not size:
+        address, size = storage._cdata, storage.nbytes()
+        if address in self._alive or not size:
             return
         if self.device.type == "cuda":
             size = -(-size // CUDA_BLOCK) * CUDA_BLOCK
+        self._numbers += 1
+        self._alive[address] = self._numbers
         self.live += size
         self.peak = max(self.peak, self.live)
-        # What is no fake lies in the heap as it is.
-        block = self.shadow.allocate(size) if self.shadow and isinstance(tensor, FakeTensor) else None
-        self._alive[key] = weakref.finalize(storage, self._gone, key, size, block)
+        self._requests.append(partial(Heap.allocate, number=self._numbers, size=size))
+        weakref.finalize(storage, self._gone, address, size)
 
-    def _gone(self, key: int, size: int, block: int | None) -> None:
-        del self._alive[key]
+    def _gone(self, address: int, size: int) -> None:
         self.live -= size
-        if block and self.shadow:
-            self.shadow.free(block)
-
-
-class _Guessing:
-    def __init__(self, counting: _Counting) -> None:
-        self.counting = counting
-
-    def __enter__(self) -> None:
-        self.counting._guesses = True
-
-    def __exit__(self, *error: object) -> None:
-        self.counting._guesses = False
+        self._requests.append(partial(Heap.release, number=self._alive.pop(address)))
 
 
 def _positions(index: Tensor | None) -> Iterable[Tensor | None]:
     """An index of truth values as whole numbers, of which there are as many as the result has rows."""
-    is_known = index is not None and index.dtype == torch.bool and not isinstance(index, FakeTensor)
-    return index.nonzero().unbind(1) if index is not None and is_known else (index,)
+    if index is None or isinstance(index, FakeTensor) or index.dtype != torch.bool:
+        return (index,)
+    return index.nonzero().unbind(1)
 
 
-class _Info(ctypes.Structure):
-    """glibc's `struct mallinfo2`."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in [
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        ]
-    )
-
-
-class _Shadow:
-    """Blocks of memory that nobody writes to, from the allocator that torch uses; they show how far it grows."""
-
-    # A smaller block does not move the end of the heap by much, and is not worth asking about.
-    SMALL = 2**16
-    ALIGNMENT = 64
-
-    @staticmethod
-    def of_glibc() -> _Shadow | None:
-        """None where the C library is another: those of macOS and Alpine give large blocks back."""
-        library = ctypes.CDLL(None) if sys.platform == "linux" else None
-        return _Shadow(library) if hasattr(library, "mallinfo2") else None
-
-    def __init__(self, library: Any) -> None:
-        self.library = library
-        library.mallinfo2.restype = _Info
-        library.posix_memalign.argtypes = (ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, ctypes.c_size_t)
-        library.free.argtypes = (ctypes.c_void_p,)
-        self.peak = 0
-        self._start = self._held()
-
-    def allocate(self, size: int) -> int | None:
-        """A block, or None where not even addresses are left; then there is no memory for it either."""
-        block = ctypes.c_void_p()
-        if self.library.posix_memalign(block, self.ALIGNMENT, size):
-            return None
-        if size >= self.SMALL:
-            self.peak = max(self.peak, self._held() - self._start)
-        return block.value
-
-    def free(self, block: int) -> None:
-        """Give a block back."""
-        self.library.free(block)
-
-    def save(self, sizes: list[int]) -> None:
-        """What writing a checkpoint takes: each tensor's bytes, then all, and these once more to sum them up."""
-        parts = [self.allocate(size) for size in sizes]
-        whole = self.allocate(sum(sizes))
-        for block in parts:
-            self.free(block or 0)
-        again = self.allocate(sum(sizes))
-        self.free(again or 0)
-        self.free(whole or 0)
-
-    def _held(self) -> int:
-        info = self.library.mallinfo2()
-        return int(info.arena + info.hblkhd)
+def _makes_node(func: Any) -> bool:
+    """Whether autograd notes an operation on what wants a gradient."""
+    name = func.__name__.partition(".")[0]
+    return func.namespace == "aten" and name != "detach" and not name.endswith("_like")
 
 
 def _resident() -> int:
