@@ -15,7 +15,7 @@ from capaft.job import Job
 from capaft.methods.stack import canonical
 from capaft.settings import dump
 from capaft.storage import DTYPE_BYTES, layout
-from capaft.train import enable_checkpointing, start_training
+from capaft.train import start_training
 
 
 def describe(config: TrainConfig, console: Console) -> dict[str, Any]:
@@ -54,8 +54,6 @@ def _peak_memory(config: TrainConfig, decided: Job) -> int | None:
     base, task = decided.base, decided.task
     attach_plan(base.model, decided.plan, dropout=config.dropout)
     start_training(base.model)
-    if config.gradient_checkpointing:
-        enable_checkpointing(base.model)
     lengths = decided.train.lengths
     order = batches.training(lengths, config.batch_size, config.seed, 0)
     largest = max(order, key=lambda indices: len(indices) * int(lengths[indices].max()))

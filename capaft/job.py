@@ -113,6 +113,8 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
     )
+    if config.gradient_checkpointing:
+        _compute_activations_again(base.model)
     train = task.features(base, train_rows, found["train"], training=True)
     validation = task.features(base, validation_rows, found["validation"], training=False)
     _describe_data(config, task, train, validation, found["train"], say)
@@ -171,6 +173,18 @@ def _decide_task(config: TrainConfig, rows: DatasetDict, say: Callable[[str], No
     # A wrong label should be told before minutes of loading.
     task.check_labels(rows["validation"], found["validation"])
     return task, found
+
+
+def _compute_activations_again(model: Any) -> None:
+    """Have a model compute activations again in the backward.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    try:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError:
+        raise UsageError(f"--gradient-checkpointing is not supported by {type(model).__name__}; drop it") from None
 
 
 def given_columns(config: TrainConfig) -> dict[str, str | None]:

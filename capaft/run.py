@@ -27,7 +27,7 @@ from capaft.methods.stack import canonical
 from capaft.processes import Processes
 from capaft.run_directory import RunDirectory
 from capaft.settings import dump, parse, resolve
-from capaft.train import enable_checkpointing, train
+from capaft.train import train
 
 # What says where and how a run goes on, not what it is.
 _NOT_REPEATED: dict[str, Any] = {"output": None, "overwrite": False, "resume": False, "processes": 1, "show": 0}
@@ -70,9 +70,6 @@ def execute(config: TrainConfig, console: Console, command: Sequence[str] = ()) 
     resumed = checkpoint.newest(run.checkpoints) if resumes else None
     if resumes:
         _check_same(run, repeatable)
-    if config.gradient_checkpointing:
-        # What cannot be done is told before anything is written.
-        enable_checkpointing(decided.base.model)
     adapter_numbers, own_numbers = decided.adapter_numbers, decided.own_numbers
     if not in_shares:
         move(decided.base.model, accelerator.device)

@@ -19,7 +19,7 @@ from capaft.adapter import Adapter
 from capaft.best import Best
 from capaft.checkpoint import Checkpoint, Progress
 from capaft.config import TrainConfig
-from capaft.errors import Interrupted, PeerError, TrainingError, UsageError
+from capaft.errors import Interrupted, PeerError, TrainingError
 from capaft.evaluate import Evaluation, evaluate, on_device
 from capaft.files import write_atomically
 from capaft.fingerprint import Samples
@@ -95,14 +95,11 @@ def train(
         samples: of the base model, where it lies in shares; see :func:`capaft.adapter_file.save`.
 
     Raises:
-        UsageError: the model cannot do without the activations that gradient checkpointing drops.
         TrainingError: the loss is not finite, memory or disk ran out; the best adapter so far stays on disk.
         Interrupted: Ctrl-C; a checkpoint, and the best adapter so far or else the present one, are on disk.
     """
     accelerator, processes = accelerator or accelerator_for(config), processes or Processes.here()
     model: nn.Module = move(job.base.model, accelerator.device)
-    if config.gradient_checkpointing:
-        enable_checkpointing(job.base.model)
     per_epoch = math.ceil(len(job.train) / config.batch_size)
     course = schedule.course(config.schedule, schedule.warmup_steps(config.warmup, job.steps), job.steps)
     evaluate_every = config.eval_steps or config.eval_epochs * per_epoch
@@ -193,7 +190,8 @@ def train(
         seconds, speed = journal.seconds, journal.examples_per_second
     scores = best.scores
     if config.save_dtype != "float32":
-        scores = _scores_as_saved(job, run, config, accelerator, processes)
+        with memory_guard():
+            scores = _scores_as_saved(job, run, config, accelerator, processes)
     return Outcome(
         value=scores[job.task.metric],
         scores=scores,
@@ -215,18 +213,6 @@ def start_training(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
-
-
-def enable_checkpointing(model: Any) -> None:
-    """Have a model compute activations again in the backward.
-
-    Raises:
-        UsageError: it cannot.
-    """
-    try:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    except ValueError:
-        raise UsageError(f"--gradient-checkpointing is not supported by {type(model).__name__}; drop it") from None
 
 
 def _collated(
