@@ -27,6 +27,8 @@ from capaft.split_names import TRAIN, VALIDATION, validation_name
 
 logger = logging.getLogger(__name__)
 
+# The branch of a repository in which the hub keeps its data as Parquet files.
+_CONVERTED = "refs/convert/parquet"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+){0,2}")
 
 
@@ -179,7 +181,7 @@ def _fetch(spec: str, revision: str | None) -> dict[str, datasets.Dataset]:
         name = f"hf://datasets/{repository}" if os.path.isdir(repository) else repository
         try:
             with without_progress_bars(), _cache_only(offline):
-                return dict(datasets.load_dataset(name, configuration, revision=revision))
+                return dict(_load(name, configuration, revision))
         except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
             failure = failure or one_line(error)
         except Exception as error:  # the hub, the network and the builders raise whatever they like
@@ -190,6 +192,17 @@ def _fetch(spec: str, revision: str | None) -> dict[str, datasets.Dataset]:
             "Face hub to fetch it; pass a local file or directory with --data"
         )
     raise UsageError(f"the Hugging Face hub does not give {spec!r} ({failure}); check the id given with --data")
+
+
+def _load(name: str, configuration: str | None, revision: str | None) -> datasets.DatasetDict:
+    """What a repository holds; of a script, which `datasets` no longer runs, what the hub has made of it."""
+    try:
+        return datasets.load_dataset(name, configuration, revision=revision)
+    except RuntimeError as error:
+        if revision or "scripts are no longer supported" not in str(error):
+            raise
+    # There the files of a configuration lie in a directory of its name.
+    return datasets.load_dataset(name, revision=_CONVERTED, data_dir=configuration)
 
 
 @contextmanager

@@ -631,6 +631,25 @@ def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fails("glue/ssst2", "the Hugging Face hub does not give 'glue/ssst2'", "check the id")
 
 
+def test_a_script_on_the_hub_is_read_as_what_the_hub_made_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def load_dataset(path: str, name: str | None = None, **options: Any) -> datasets.DatasetDict:
+        if options["revision"] != "refs/convert/parquet":
+            raise RuntimeError("Dataset scripts are no longer supported, but found web_nlg.py")
+        asked.append({"path": path, "name": name} | options)
+        return datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "offline", lambda: False)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert len(load("GEM/web_nlg/en")["train"]) + len(load("piqa")["validation"]) == len(ROWS)
+    where = {"name": None, "revision": "refs/convert/parquet"}
+    assert asked == [{"path": "GEM/web_nlg", "data_dir": "en"} | where, {"path": "piqa", "data_dir": None} | where]
+    with pytest.raises(UsageError, match="scripts are no longer supported"):
+        load("GEM/web_nlg/en", revision="v1")
+
+
 def test_hub_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(*args: Any, **kwargs: Any) -> None:
         raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['cola', 'sst2']")
