@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
-from transformers import AutoTokenizer, BertConfig, GPT2Config, GPT2Model
+from tiny import build
+from tiny_text import SIZE, SPECIALS, tokenizer
+from transformers import AutoTokenizer, BertConfig, GPT2Config, GPT2ForSequenceClassification, GPT2Model
 
 from capaft import demo
 from capaft.adapter_file import Base
@@ -287,6 +289,24 @@ def test_pairs_get_segments_and_truncation_is_counted(base: BaseModel) -> None:
 
 def test_a_text_of_exactly_the_limit_is_not_cut(base: BaseModel) -> None:
     assert features(base, a=["word " * 10] * 2).truncated == 0
+
+
+@pytest.mark.parametrize("segments", [False, True])
+def test_an_empty_text_is_an_end_token(segments: bool) -> None:
+    plain = tokenizer()
+    plain.model_input_names = ["input_ids", *["token_type_ids"][: int(segments)], "attention_mask"]
+    model = build(
+        GPT2ForSequenceClassification, GPT2Config(vocab_size=SIZE, n_embd=8, n_layer=1, n_head=2, pad_token_id=0)
+    )
+    gpt2 = BaseModel(model, plain, Base("tiny"), (), True)
+    for texts in ({"a": ["", ""]}, {"a": ["", "a"], "b": ["", ""]}):
+        found = features(gpt2, **texts)
+        assert found.inputs["input_ids"][0] == [SPECIALS["<end>"]]
+        assert found.lengths.tolist() == [1, 1]
+        batch = TASK.collate(gpt2, found, [0, 1], training=True)
+        assert {tuple(each.shape) for each in batch.inputs.values()} == {(2, 1)}
+        assert batch.inputs["attention_mask"].tolist() == [[1], [1]]
+        assert torch.isfinite(model(**batch.inputs).logits).all()
 
 
 def test_batches_are_padded_to_their_longest(base: BaseModel) -> None:

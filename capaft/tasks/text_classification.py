@@ -16,6 +16,7 @@ from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.tasks.glue import official_metric
 from capaft.tasks.multi_label import MultiLabel
+from capaft.tasks.plain_text import end_of_text
 from capaft.tasks.problem import MAX_CLASSES, Problem
 from capaft.tasks.regression import Regression
 from capaft.tasks.single_label import SingleLabel
@@ -146,6 +147,10 @@ class TextClassification(Task):
         tokenizer = base.processor
         limit = token_limit(base, self.max_length)
         encoded = tokenizer(first, second, truncation=True, max_length=limit, return_attention_mask=False)
+        # Without special tokens an empty text is no token at all, from which nothing can be read.
+        for row in (row for row, ids in enumerate(encoded["input_ids"]) if not ids):
+            for name, column in encoded.items():
+                column[row] = [end_of_text(tokenizer) if name == "input_ids" else 0]
         lengths = np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
         at_limit = np.flatnonzero(lengths >= limit).tolist()
         truncated = 0
