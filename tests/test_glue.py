@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from capaft.tasks.glue import official_metric
@@ -12,6 +14,11 @@ from capaft.tasks.glue import official_metric
         ("../data/glue/cola", "matthews"),
         ("nyu-mll/glue/cola", "matthews"),
         ("/data/glue/cola/train.jsonl", "matthews"),
+        ("/data/glue/cola/train.jsonl[:100]", "matthews"),
+        ("glue/cola.jsonl", "matthews"),
+        ("glue/STS-B.TSV", "pearson_spearman"),
+        ("glue/mrpc[:5%]", "f1"),
+        ("glue/cola.parquet[10:]", "matthews"),
         ("glue_data/CoLA", "matthews"),
         ("glue/sst2/", "accuracy"),
         ("GLUE/SST-2", "accuracy"),
@@ -34,3 +41,9 @@ from capaft.tasks.glue import official_metric
 )
 def test_official_metric(data: str, metric: str | None) -> None:
     assert official_metric(data) == metric
+
+
+def test_brackets_of_a_directory_are_no_slice(tmp_path: Path) -> None:
+    (tmp_path / "glue" / "cola[:5]").mkdir(parents=True)
+    assert official_metric(str(tmp_path / "glue" / "cola[:5]")) is None
+    assert official_metric(str(tmp_path / "glue" / "cola[:6]")) == "matthews"

@@ -5,8 +5,12 @@ Where it gives two, F1 stands for MRPC and QQP, and the mean of both correlation
 
 from __future__ import annotations
 
+import os
 import re
 from itertools import pairwise
+
+from capaft import slices
+from capaft.readers import SUFFIXES
 
 _METRICS = {
     "cola": "matthews",
@@ -24,9 +28,15 @@ _METRICS = {
 
 
 def official_metric(data: str) -> str | None:
-    """The metric of the GLUE task that a data set's path or hub id names, such as `glue/cola`; None for other data."""
-    parts = re.split(r"[/\\]", data.lower())
+    """The metric of the GLUE task that a data set's path or hub id names, such as `glue/cola`; None for other data.
+
+    The task may be a directory or a file, and a slice may follow.
+    """
+    # As where the data is read: what is there under that name has no slice.
+    source = data if os.path.exists(os.path.expanduser(data)) else slices.split_off(data)[0]
+    parts = re.split(r"[/\\]", source.lower())
     for benchmark, task in pairwise(parts):
         if benchmark in ("glue", "glue_data"):
-            return _METRICS.get(re.sub(r"[\W_]", "", task))
+            suffix = next((each for each in SUFFIXES if task.endswith(each)), "")
+            return _METRICS.get(re.sub(r"[\W_]", "", task.removesuffix(suffix)))
     return None
