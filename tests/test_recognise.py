@@ -28,6 +28,7 @@ TEXTS = [f"text number {i}" for i in range(8)]
 CLASSES = ["a", "b"] * 4
 ANSWERS = [{"text": ["number"], "answer_start": [5]}] * 8
 CHAT = [[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]] * 8
+SIZES = list(range(8))
 TOKENS, TAGS = [["a", "b"]] * 8, [["O", "B-x"]] * 8
 
 
@@ -60,6 +61,20 @@ TOKENS, TAGS = [["a", "b"]] * 8, [["O", "B-x"]] * 8
         ({"text": TEXTS}, BERT, "masked-lm"),
         ({"text": TEXTS}, config("bert", "BertLMHeadModel"), "causal-lm"),
         ({"text": TEXTS}, config("roberta", "RobertaForMaskedLM"), "masked-lm"),
+        # Classes or numbers beside a usual pair of source and target.
+        ({"document": TEXTS, "summary": TEXTS, "size": SIZES}, T5, "seq2seq"),
+        ({"text": TEXTS, "summary": TEXTS, "language": CLASSES}, T5, "seq2seq"),
+        ({"text": TEXTS, "summary": TEXTS, "label": CLASSES}, T5, "seq2seq"),
+        ({"mr": TEXTS, "refs": [[text] for text in TEXTS], "size": SIZES}, T5, "seq2seq"),
+        ({"prompt": TEXTS, "completion": TEXTS, "n_tokens": SIZES}, GPT, "causal-lm"),
+        ({"text": TEXTS, "summary": TEXTS, "n_tokens": SIZES}, GPT, "causal-lm"),
+        ({"question": TEXTS, "answer": TEXTS, "topic": CLASSES}, GPT, "causal-lm"),
+        ({"question": TEXTS, "answer": TEXTS, "label": CLASSES}, GPT, "text-classification"),
+        ({"question": TEXTS, "answer": TEXTS, "topic": CLASSES}, BERT, "text-classification"),
+        ({"question": TEXTS, "answer": CLASSES}, T5, "text-classification"),
+        ({"text": TEXTS, "target": CLASSES, "label": CLASSES}, T5, "text-classification"),
+        ({"text": TEXTS, "language": CLASSES}, GPT, "text-classification"),
+        ({"text": TEXTS, "n_tokens": SIZES}, GPT, "text-classification"),
     ],
 )
 def test_the_columns_tell(columns: dict[str, list[Any]], model: Any, task: str) -> None:
@@ -81,6 +96,22 @@ def test_media_are_told_by_their_type(feature: Any, task: str) -> None:
 def test_named_columns_count() -> None:
     rows = Dataset.from_dict({"from": TEXTS, "to": [f"{text}!" for text in TEXTS]})
     assert recognise(rows, GPT, NOTHING | {"text": "from", "label": "to"}) == "causal-lm"
+
+
+def test_a_named_label_outweighs_a_pair() -> None:
+    rows = Dataset.from_dict({"text": TEXTS, "summary": TEXTS, "language": CLASSES})
+    assert recognise(rows, T5, NOTHING | {"label": "language"}) == "text-classification"
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string"])
+def test_a_text_of_its_own_in_every_row_is_no_class(kind: str) -> None:
+    rows = Dataset.from_dict({"text": TEXTS, "target": TEXTS})
+    rows = rows.cast(Features({"text": Value(kind), "target": Value(kind)}))
+    assert recognise(rows, GPT, NOTHING) == "causal-lm"
+    rows = rows.rename_column("target", "label")
+    with pytest.raises(UsageError, match=r"^cannot tell source and target; choose them with --text-column .*--task$"):
+        recognise(rows, T5, NOTHING)
+    assert recognise(rows, T5, NOTHING | {"text": "text", "label": "label"}) == "seq2seq"
 
 
 def test_what_is_for_no_task_is_told_with_a_way_out() -> None:

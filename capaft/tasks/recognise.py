@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
-from capaft.columns import find
+from capaft.columns import find, is_text, plain
 from capaft.errors import UsageError
-from capaft.tasks import task_class
+from capaft.tasks import task_class, text_pairs
 from capaft.tasks.answers import holds_answers
 from capaft.tasks.chat import is_chat
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Columns of which each says what the rows are for.
 _TELLING = ("token-classification", "multiple-choice", "text-classification")
+# What a column is called that can be nothing but what should come out.
+_SURE = ("label", "labels")
 
 
 def recognise(rows: Dataset, config: Any, given: Mapping[str, str | None]) -> str:
@@ -45,18 +47,18 @@ def recognise(rows: Dataset, config: Any, given: Mapping[str, str | None]) -> st
     generates = "seq2seq" if getattr(config, "is_encoder_decoder", False) else "causal-lm"
     if any(map(is_chat, features)):
         return generates
-    problem = None
+    problems = {}
     models = "masked-lm" if generates == "causal-lm" and _is_masked(config) else generates
     # Texts and their targets suit models that generate; a text alone suits what the model was made for.
     for name in (*_TELLING, generates, models):
         try:
             found = task_class(name).recognise(rows, given)
         except UsageError as error:
-            problem = error if name == "text-classification" else problem
+            problems[name] = error
         else:
-            if name != "text-classification" or _has_classes(rows, found.label):
+            if name != "text-classification" or _is_classified(rows, given, found.label, models):
                 return models if name == "causal-lm" and found.label is None else name
-    raise UsageError(f"{problem}; or say what to train for with --task")
+    raise UsageError(f"{problems.get('text-classification', problems[models])}; or say what to train for with --task")
 
 
 def check_model(task: str, config: Any) -> None:
@@ -72,9 +74,29 @@ def check_model(task: str, config: Any) -> None:
         )
 
 
+def _is_classified(rows: Dataset, given: Mapping[str, str | None], label: str | None, models: str) -> bool:
+    """Whether classes are what should come out, and not the target of a usual pair of source and target beside them.
+
+    A model that generates is there for the pair: topics and numbers of tokens are notes on it. To a decoder, which
+    often classifies, a column called label is more than a note.
+    """
+    if not _has_classes(rows, label):
+        return False
+    if given.get("label") or models == "masked-lm" or (models == "causal-lm" and plain(label or "") in _SURE):
+        return True
+    try:
+        pair = text_pairs.recognise(rows, given)
+    except UsageError:
+        return True
+    if pair is None or pair.label in (None, label):
+        return True
+    # Targets of few values are classes as well; those of translations are no columns, and of references no texts.
+    return is_text(rows.features.get(pair.label)) and _has_classes(rows, pair.label)
+
+
 def _has_classes(rows: Dataset, label: str | None) -> bool:
     """Whether a column that should come out holds classes or numbers, and not a text of each row's own."""
-    if label is None or rows.features[label] != datasets.Value("string"):
+    if label is None or not is_text(rows.features[label]):
         return True
     return len(rows.unique(label)) <= len(rows) // 2
 
