@@ -8,29 +8,39 @@ from dataclasses import dataclass, field, replace
 
 @dataclass(frozen=True)
 class Best:
-    """The best evaluation so far.
+    """The best evaluation so far, and how long the run has waited for more.
 
     Attributes:
         step: optimiser steps that it came after.
         value: its value of the metric; None before the first evaluation.
         scores: all its scores.
-        waited: evaluations since then.
+        waited: evaluations since the last that was better than those before by enough.
+        beaten: the value that has to be beaten by enough for the wait to end.
     """
 
     step: int = 0
     value: float | None = None
     scores: dict[str, float] = field(default_factory=dict)
     waited: int = 0
+    beaten: float | None = None
 
     def after(
         self, step: int, value: float, scores: dict[str, float], *, more_is_better: bool, min_delta: float
     ) -> Best:
-        """The best one, after one more evaluation; it has `waited` 0 if that was better by more than `min_delta`.
+        """What holds after one more evaluation: anything better is the best, more than `min_delta` ends the wait.
 
         Anything is better than a score that is not defined, as some correlations of constants are not.
         """
-        if self.value is not None and not math.isnan(self.value):
-            gain = value - self.value if more_is_better else self.value - value
-            if not gain > min_delta:
-                return replace(self, waited=self.waited + 1)
-        return Best(step, value, scores)
+
+        def gains(over: float | None) -> float:
+            if over is None:
+                return math.inf
+            if math.isnan(over):
+                return 0.0 if math.isnan(value) else math.inf
+            return value - over if more_is_better else over - value
+
+        ends = gains(self.beaten) > min_delta
+        waited, beaten = (0, value) if ends else (self.waited + 1, self.beaten)
+        if gains(self.value) > 0:
+            return Best(step, value, scores, waited, beaten)
+        return replace(self, waited=waited, beaten=beaten)

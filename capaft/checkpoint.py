@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ TENSORS = "tensors.safetensors"
 STATE = "state.json"
 # The one before the last stays, in case a disk loses what it said it had written.
 KEPT = 2
+# Between the keys of mappings within one another.
+_NESTED = "/"
 _NAME = re.compile(r"step-(\d{9})")
 
 
@@ -89,7 +92,11 @@ class Checkpoint:
         }
         for name, value in (values | self.optimizer).items():
             index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = value
+            *outer, last = key.split(_NESTED)
+            place = state.setdefault(int(index), {})
+            for each in outer:
+                place = place.setdefault(each, {})
+            place[last] = value
         return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
@@ -109,7 +116,7 @@ def write(
     tensors = {f"parameter.{name}": parameter.detach().cpu().contiguous() for name, parameter in trained.items()}
     plain: dict[str, Any] = {}
     for index, values in optimizer.state_dict()["state"].items():
-        for key, value in values.items():
+        for key, value in _leaves(values):
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous()
             else:
@@ -179,6 +186,15 @@ def newest(directory: Path) -> Checkpoint | None:
     if found:
         raise UsageError(f"no checkpoint in {directory} can be read; start anew with --overwrite")
     return None
+
+
+def _leaves(state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The values of an optimiser's state; bitsandbytes keeps its own in a mapping within."""
+    for key, value in state.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}{_NESTED}{inner}", each) for inner, each in _leaves(value))
+        else:
+            yield key, value
 
 
 def _digest(tensors: bytes, state: dict[str, Any]) -> str:

@@ -256,7 +256,7 @@ class TrainConfig(Settings):
     patience: int | None = _evaluation(
         None, "Stop after this many evaluations without a better score (default: never).", check=_at_least(1)
     )
-    min_delta: float = _evaluation(0.0, "How much better a score must be to count.", check=_at_least(0))
+    min_delta: float = _evaluation(0.0, "How much better a score must be for --patience to count it.", check=_at_least(0))
     baseline: bool | None = _evaluation(
         None, "Score the frozen base first, under a head fitted on its features (default: in the demo only)."
     )

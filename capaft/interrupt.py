@@ -1,4 +1,4 @@
-"""What may end a run from outside, turned into something the loop can answer: Ctrl-C, and memory that runs out."""
+"""What may end a run from outside, turned into something the loop can answer: signals, and memory that runs out."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import torch
 
 from capaft.errors import TrainingError
 
+# Ctrl-C, and what a queue sends before it takes the machine away.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ADVICE = "lower --micro-batch-size, --eval-batch-size or --max-length, or turn on --gradient-checkpointing"
 
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into a question the loop can ask; a second one stops at once."""
+    """Turns the first Ctrl-C or request to end into a question the loop can ask; a second one stops at once."""
     asked = False
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -26,14 +28,14 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked = True
 
-    # Only the main thread may take over signals; elsewhere Ctrl-C stays with the caller.
+    # Only the main thread may take over signals; elsewhere they stay with the caller.
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, ask) if main else None
+    before = {number: signal.signal(number, ask) for number in _SIGNALS if main}
     try:
         yield lambda: asked
     finally:
-        if main:
-            signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

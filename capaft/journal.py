@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -87,7 +87,9 @@ class Journal:
         if self._progress:
             self._progress.stop()
         if self._stream:
-            self._stream.close()
+            # What could not be written is still in its buffer, and has been told of.
+            with suppress(OSError):
+                self._stream.close()
 
     @property
     def seconds(self) -> float:

@@ -22,33 +22,38 @@ def test_before_the_first() -> None:
 
 
 def test_a_better_one_replaces_it_and_ends_the_wait() -> None:
-    assert after([0.5, 0.4, 0.3]) == Best(1, 0.5, {"m": 0.5}, 2)
-    assert after([0.5, 0.4, 0.6]) == Best(3, 0.6, {"m": 0.6}, 0)
+    assert after([0.5, 0.4, 0.3]) == Best(1, 0.5, {"m": 0.5}, 2, 0.5)
+    assert after([0.5, 0.4, 0.6]) == Best(3, 0.6, {"m": 0.6}, 0, 0.6)
 
 
 def test_less_can_be_better() -> None:
-    assert after([0.5, 0.4, 0.6], more_is_better=False) == Best(2, 0.4, {"m": 0.4}, 1)
+    assert after([0.5, 0.4, 0.6], more_is_better=False) == Best(2, 0.4, {"m": 0.4}, 1, 0.4)
 
 
 def test_as_good_is_not_better() -> None:
     assert after([0.5, 0.5, 0.5]).waited == 2
 
 
-def test_small_gains_do_not_count() -> None:
-    assert after([0.5, 0.55, 0.59], min_delta=0.1) == Best(1, 0.5, {"m": 0.5}, 2)
-    assert after([0.5, 0.55, 0.625], min_delta=0.1).step == 3
-    assert after([0.5, 0.45, 0.375], min_delta=0.1, more_is_better=False).step == 3
+def test_small_gains_are_kept_and_do_not_end_the_wait() -> None:
+    assert after([0.5, 0.55, 0.59], min_delta=0.1) == Best(3, 0.59, {"m": 0.59}, 2, 0.5)
+    assert after([0.5, 0.55, 0.625], min_delta=0.1) == Best(3, 0.625, {"m": 0.625}, 0, 0.625)
+    assert after([0.5, 0.45, 0.375], min_delta=0.1, more_is_better=False).waited == 0
 
 
 def test_any_score_is_better_than_one_that_is_not_defined() -> None:
     assert after([math.nan, 0.1]).step == 2
-    assert after([math.nan, math.nan]).step == 2
-    assert after([0.1, math.nan]) == Best(1, 0.1, {"m": 0.1}, 1)
+    assert after([0.1, math.nan]) == Best(1, 0.1, {"m": 0.1}, 1, 0.1)
 
 
-@given(st.lists(st.floats(-10, 10), min_size=1), st.booleans())
-def test_it_is_the_first_of_the_best(values: list[float], more: bool) -> None:
+def test_scores_that_are_never_defined_end_the_wait() -> None:
+    found = after([math.nan] * 4)
+    assert (found.step, found.waited) == (1, 3)
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1), st.booleans(), st.floats(0, 1))
+def test_it_is_the_first_of_the_best(values: list[float], more: bool, min_delta: float) -> None:
     wanted = (max if more else min)(values)
-    found = after(values, more)
+    found = after(values, more, min_delta)
     assert (found.value, found.step) == (wanted, values.index(wanted) + 1)
-    assert found.waited == len(values) - found.step
+    if not min_delta:
+        assert found.waited == len(values) - found.step

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from capaft.best import Best
 from capaft.checkpoint import Progress
 from capaft.errors import TrainingError, UsageError
 
-OPTIMISERS = ("adamw", "adafactor", "sgd")
+EIGHT_BIT = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+OPTIMISERS = ("adamw", "adafactor", "sgd", pytest.param("adamw-8bit", marks=EIGHT_BIT))
 MADE_WITH = {"torch": "2", "threads": "1"}
 
 
@@ -30,7 +32,7 @@ class Run:
     def __init__(self, name: str = "adamw") -> None:
         generator = torch.Generator().manual_seed(0)
         self.trained = {
-            "down": nn.Parameter(torch.randn(5, 3, generator=generator)),
+            "down": nn.Parameter(torch.randn(80, 60, generator=generator)),
             "head:bias": nn.Parameter(torch.randn(4, generator=generator)),
         }
         groups = [
@@ -92,6 +94,28 @@ def test_state_of_an_optimiser_that_is_no_tensor(tmp_path: Path) -> None:
     newest(tmp_path).restore(after.trained, after.optimizer, None)
     assert after.optimizer.state[after.trained["down"]]["count"] == 7
     assert after.optimizer.state[after.trained["down"]].keys() == state.keys()
+
+
+def test_state_within_state(tmp_path: Path) -> None:
+    """As bitsandbytes keeps it: a mapping of tensors and numbers behind a key of its own."""
+    inner = {"state1": torch.arange(15, dtype=torch.uint8), "quant": {"absmax": torch.tensor([0.5]), "bits": 8}}
+
+    class Nested(torch.optim.SGD):
+        def state_dict(self) -> dict[str, Any]:
+            return super().state_dict() | {"state": {0: {"step": 3, "__own__": inner}}}
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            self.loaded = state_dict["state"]
+
+    run = Run()
+    run.optimizer = Nested(run.trained.values(), lr=0.1)
+    run.write(tmp_path, 3)
+    newest(tmp_path).restore(run.trained, run.optimizer, None)
+    found = run.optimizer.loaded[0]["__own__"]
+    assert run.optimizer.loaded[0]["step"] == 3
+    assert torch.equal(found["state1"], inner["state1"])
+    assert found["quant"]["absmax"].tolist() == [0.5]
+    assert found["quant"]["bits"] == 8
 
 
 def test_the_loss_scaler_of_fp16(tmp_path: Path) -> None:

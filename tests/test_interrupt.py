@@ -13,15 +13,16 @@ from capaft.errors import PeerError, TrainingError
 from capaft.interrupt import interruptible, memory_guard
 
 
-def test_the_first_ctrl_c_asks_and_the_second_stops() -> None:
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_stops(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
     with interruptible() as asked:
         assert not asked()
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
         assert asked()
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
 
 
 def test_beside_the_main_thread_signals_are_the_callers() -> None:
