@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from tiny_text import base, tokenizer
+import pytest
+import torch
+from tiny import build
+from tiny_text import SIZE, base, tokenizer
+from transformers import RobertaConfig, RobertaModel
 
+from capaft.adapter_file import Base
+from capaft.base_model import BaseModel
 from capaft.tasks.token_limit import positions, token_limit
 
 
@@ -17,3 +23,13 @@ def test_the_least_of_three() -> None:
     assert token_limit(t5, 100) == 100
     made.model_max_length = 20
     assert token_limit(gpt2, 100) == token_limit(t5, 100) == 20
+
+
+def test_positions_may_begin_after_that_of_padding() -> None:
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = RobertaConfig(vocab_size=SIZE, **shape, max_position_embeddings=20, pad_token_id=1)
+    roberta = BaseModel(build(RobertaModel, config), tokenizer(), Base("tiny", None), (), True)
+    assert (positions(roberta), token_limit(roberta, 99)) == (18, 18)
+    assert torch.isfinite(roberta.model(torch.full((1, 18), 7)).last_hidden_state).all()
+    with pytest.raises((IndexError, RuntimeError)):
+        roberta.model(torch.full((1, 19), 7))
