@@ -25,6 +25,8 @@ from capaft.tasks.task import Batch, Features, Task
 
 # More examples hardly move a linear head, and would be slow to fit.
 EXAMPLES = 4096
+# Of a scarce class so many are among them if it has them.
+FEWEST = 8
 # Weights of the loss against a penalty of 1; strongest penalty first.
 PENALTIES = (3e-3, 1e-2, 3e-2, 1e-1)
 
@@ -91,7 +93,7 @@ def fit(
     Args:
         task: the task, which :func:`fits`.
         base: the base model, untouched.
-        train: examples to fit on; a seeded sample of them if there are many.
+        train: examples to fit on; a seeded sample of them, with every class, if there are many.
         batch_size: examples in a forward.
         seed: decides the sample and the fifth.
 
@@ -107,7 +109,7 @@ def fit(
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.preprocessing import StandardScaler
 
-    chosen = rng.permutation(rng.fold_in(seed, "", "data", "head"), len(train))[:EXAMPLES]
+    chosen = _sample(train.references, bool(task.labels), seed)
     truth = train.references[chosen]
     if task.labels and len(np.unique(truth)) < 2:
         raise UsageError("the training examples have one class only; raise --max-train-examples, or add others")
@@ -136,6 +138,19 @@ def fit(
         best, careful = _penalties(quality)
     heads = {each: _unscaled(fitted(each), scaler, len(task.labels)) for each in {best, careful}}
     return heads[best], heads[careful]
+
+
+def _sample(truth: NDArray[Any], are_classes: bool, seed: int) -> NDArray[np.int64]:
+    """Rows to fit on, in random order: any, but of no class fewer than `FEWEST` where it has them and all fit in."""
+    order = rng.permutation(rng.fold_in(seed, "", "data", "head"), len(truth))
+    if not are_classes:
+        return order[:EXAMPLES]
+    found = truth[order]
+    by_class = np.argsort(found, kind="stable")
+    before = np.empty(len(order), dtype=np.int64)
+    before[by_class] = np.arange(len(order)) - np.searchsorted(found[by_class], found[by_class])
+    first = np.argsort(np.minimum(before, FEWEST), kind="stable")[:EXAMPLES]
+    return order[np.sort(first)]
 
 
 def _penalties(quality: Callable[[float], NDArray[Any]]) -> tuple[float, float]:

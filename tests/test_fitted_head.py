@@ -156,3 +156,42 @@ def test_images_are_read_where_the_only_layer_reads_them() -> None:
 def test_one_class_only() -> None:
     with pytest.raises(UsageError, match="one class only"):
         fit(TASK, base("gpt2"), features([1] * 9), 8, seed=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_scarce_class_is_in_the_sample(seed: int) -> None:
+    truth = np.zeros(20_000, dtype=np.int64)
+    truth[[5, 9_000, 19_999]] = 1
+    truth[100:120] = 2
+    found = fitted_head._sample(truth, True, seed)
+    assert len(set(found)) == len(found) == fitted_head.EXAMPLES
+    assert (truth[found] == 1).sum() == 3
+    assert 8 <= (truth[found] == 2).sum() <= 20
+    assert found.tolist() == fitted_head._sample(truth, True, seed).tolist()
+    # The order is random, so that a fifth held out is like the rest.
+    assert np.corrcoef(found, np.arange(len(found)))[0, 1] == pytest.approx(0, abs=0.1)
+
+
+def test_each_class_comes_before_any_comes_often() -> None:
+    truth = np.arange(20_000) % 4000
+    assert len(set(truth[fitted_head._sample(truth, True, 0)])) == 4000
+
+
+def test_a_sample_of_common_classes_is_any() -> None:
+    truth = np.arange(20_000) % 3
+    assert np.array_equal(fitted_head._sample(truth, True, 0), fitted_head._sample(truth / 2, False, 0))
+
+
+def test_a_class_that_is_only_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitted_head, "_sample", lambda truth, are_classes, seed: np.arange(len(truth)))
+    for labels in ([1, 2, *[0] * 18], [2, *[0, 1] * 12]):
+        found, _ = fit(TASK, base("gpt2"), features(labels), 8, seed=0)
+        assert np.isfinite(found.weight).all()
+
+
+def test_three_positives_of_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitted_head, "EXAMPLES", 40)
+    data = features([1, 1, 1, *[0] * 297])
+    for seed in range(5):
+        found, _ = fit(TextClassification(("a", "b"), 16), base("gpt2"), data, 8, seed=seed)
+        assert found.weight.shape == (2, 32)
