@@ -265,6 +265,18 @@ def test_a_model_of_few_positions_still_has_room_to_write() -> None:
     assert len(task.written(model, model.model, found, [0], batch)) == 1
 
 
+def test_prompts_that_are_cut_keep_their_first_token_and_are_counted() -> None:
+    rows = table(prompt=["x" * 40 + "ab", "x" * 30], completion=["y", "y"])
+    model = base("gpt2", tokenizer(framed=True))
+    start = [SPECIALS["<start>"]]
+    # Half of the 64 positions are for what is written, so that 44 and 32 tokens have 32 places.
+    found = features(decided(rows, metric="bleu"), rows, model, training=False)
+    assert found.inputs["prompt_ids"] == [start + ids("x" * 28 + "ab\n"), start + ids("x" * 30 + "\n")]
+    assert found.truncated == 1
+    assert features(decided(rows, metric="bleu"), rows, model).truncated == 0
+    assert features(decided(rows), rows, model, training=False).truncated == 0
+
+
 def test_show() -> None:
     found = features(decided(TWO), TWO)
     assert decided(TWO).show(base("llama", tokenizer()), found, 0) == "say a\n⟦aaa<end>⟧"

@@ -35,3 +35,18 @@ def test_without_a_completion() -> None:
 def test_an_empty_prompt_begins_with_the_end_token() -> None:
     (found,) = example.plain(tokenizer(), [Pair(1, "", ("x",))], "")
     assert found.ids == [SPECIALS["<end>"], *ids("x"), SPECIALS["<end>"]]
+
+
+def test_a_long_prompt_keeps_its_end_and_its_first_special_tokens() -> None:
+    start, turn = SPECIALS["<start>"], SPECIALS["<turn>"]
+    prompt = [start, turn, *ids("abcd"), turn, *ids("e")]
+    assert example.shortened(TOKENIZER, prompt, 8) is prompt
+    assert example.shortened(TOKENIZER, prompt, 7) == [start, turn, *ids("bcd"), turn, *ids("e")]
+    assert example.shortened(TOKENIZER, prompt, 3) == [start, turn, *ids("e")]
+    assert example.shortened(TOKENIZER, prompt, 1) == ids("e")
+    assert example.shortened(TOKENIZER, ids("abcd"), 3) == ids("bcd")
+
+
+def test_a_prompt_of_special_tokens_alone_keeps_its_end() -> None:
+    prompt = list(SPECIALS.values())
+    assert example.shortened(TOKENIZER, prompt, 4) == [*prompt[:2], *prompt[-2:]]

@@ -68,3 +68,7 @@ def test_end_of_text() -> None:
     made.sep_token = None
     with pytest.raises(UsageError, match="neither"):
         plain_text.end_of_text(made)
+
+
+def test_tokens_that_stand_for_no_text() -> None:
+    assert plain_text.specials(tokenizer()) == set(SPECIALS.values())

@@ -17,7 +17,7 @@ from capaft.columns import Columns, find
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.tasks import chat, plain_text, text_pairs, text_scores, token_loss
-from capaft.tasks.example import Example, plain
+from capaft.tasks.example import Example, plain, shortened
 from capaft.tasks.generation import Generation
 from capaft.tasks.task import Batch, Features
 from capaft.tasks.token_limit import positions, token_limit
@@ -33,6 +33,8 @@ _CHATS = (("messages",), ("conversations", "conversation"), ("chat", "dialog", "
 @dataclass(frozen=True)
 class CausalLM(Generation):
     """The task. An example longer than the maximum length loses its end.
+
+    A prompt to write from loses its beginning instead, but for special tokens, if it leaves no room for the answer.
 
     Attributes:
         packing: join plain texts, each with its end token, and cut them into blocks of the maximum length.
@@ -119,11 +121,15 @@ class CausalLM(Generation):
         kept = fitting if training else examples
         ids = [each.ids[:limit] for each in kept]
         inputs: dict[str, Sequence[Any]] = {"input_ids": ids, "labels": [each.labels[:limit] for each in kept]}
+        room = min(limit, positions(base) - self._new_tokens(base))
+        writes = self.generates and not training
+        if not training:
+            inputs["prompt_ids"] = [shortened(base.processor, each.prompt, room) for each in kept]
         return Features(
-            inputs if training else inputs | {"prompt_ids": [each.prompt for each in kept]},
+            inputs,
             np.array([len(each) for each in ids], dtype=np.int64),
             [each.references for each in kept],
-            sum(len(each.ids) > limit for each in examples),
+            sum(len(each.ids) > limit or (writes and len(each.prompt) > room) for each in examples),
             [each.source for each in kept],
         )
 
@@ -149,14 +155,12 @@ class CausalLM(Generation):
         self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch
     ) -> list[str]:
         """What the model makes of the prompts, padded on the left so that all end where it begins."""
-        room = positions(base)
-        new = min(self.max_new_tokens, room // 2)
-        longest = min(room - new, token_limit(base, self.max_length))
-        prompts = [features.inputs["prompt_ids"][i][-longest:] for i in indices]
+        prompts = [features.inputs["prompt_ids"][i] for i in indices]
         device = batch.inputs["input_ids"].device
         ids = padded(prompts, base.processor.pad_token_id, left=True)
         mask = padded(([1] * len(each) for each in prompts), 0, left=True)
         stops = chat.ends(base.processor)
+        new = self._new_tokens(base)
         return self.generated(base, model, new, stops, input_ids=ids.to(device), attention_mask=mask.to(device))
 
     def show(self, base: BaseModel, features: Features, index: int) -> str:
@@ -164,6 +168,10 @@ class CausalLM(Generation):
         ids = features.inputs["input_ids"][index]
         labels = features.inputs.get("labels", features.inputs["input_ids"])[index]
         return token_loss.marked(base.processor, ids, (label != IGNORED for label in labels))
+
+    def _new_tokens(self, base: BaseModel) -> int:
+        """Tokens to write at most, where half of the model's positions are the prompt's."""
+        return min(self.max_new_tokens, positions(base) // 2)
 
     def _check_layout(self, rows: Dataset, columns: Columns) -> None:
         if (self.layout == MESSAGES) != chat.is_chat(rows.features.get(columns.text)):

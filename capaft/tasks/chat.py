@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from capaft.columns import is_text, values
 from capaft.errors import UsageError, printable
 from capaft.tasks.example import Example, continued
-from capaft.tasks.plain_text import without_specials
+from capaft.tasks.plain_text import specials, without_specials
 from capaft.tasks.text_pairs import Pair
 from capaft.tasks.token_loss import IGNORED
 
@@ -65,7 +65,7 @@ def ends(tokenizer: Any) -> set[int]:
     found = {tokenizer.eos_token_id} - {None}
     if has_template(tokenizer):
         whole = _rendered(tokenizer, [_user("question"), _assistant("answer")], "the model")
-        special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+        special = specials(tokenizer)
         after = without_specials(tokenizer, [whole.rpartition("answer")[2]])[0]
         found |= set([token for token in after if token in special][:1])
     return found

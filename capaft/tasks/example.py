@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
-from capaft.tasks.plain_text import end_of_text, frame, without_specials
+from capaft.tasks.plain_text import end_of_text, frame, specials, without_specials
 from capaft.tasks.text_pairs import Pair
 from capaft.tasks.token_loss import IGNORED
 
@@ -33,6 +34,17 @@ class Example:
 def continued(prompt: list[int], answer: list[int], source: str, references: tuple[str, ...]) -> Example:
     """A prompt and its answer, of which the answer counts."""
     return Example(prompt + answer, [IGNORED] * len(prompt) + answer, prompt, source, references)
+
+
+def shortened(tokenizer: Any, prompt: list[int], room: int) -> list[int]:
+    """At most `room` tokens of a prompt: its end, which asks for the answer, after the special tokens it begins with.
+
+    Models that were trained with a first token of their own write nonsense without it.
+    """
+    if len(prompt) <= room:
+        return prompt
+    lead = list(takewhile(specials(tokenizer).__contains__, prompt))[: room // 2]
+    return lead + prompt[len(prompt) - room + len(lead) :]
 
 
 def plain(tokenizer: Any, pairs: Sequence[Pair], separator: str) -> list[Example]:

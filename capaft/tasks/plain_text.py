@@ -60,6 +60,11 @@ def frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     return whole[:start], whole[start + len(inner) :]
 
 
+def specials(tokenizer: Any) -> set[int]:
+    """The tokens that stand for no text, those of chat templates among them."""
+    return {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+
+
 def end_of_text(tokenizer: Any) -> int:
     """The token that ends a text, or else the one that separates two.
 
