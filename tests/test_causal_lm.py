@@ -46,6 +46,8 @@ CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"
         (table(talk=[CHAT]), {"text": "talk"}, Columns("talk"), "messages"),
         (table(id=["a"], anything=[CHAT]), {}, Columns("anything"), "messages"),
         (table(prompt=["a"], completion=["b"], history=[CHAT]), {}, PAIRS, "prompt"),
+        (table(prompt=[CHAT[:1]], completion=[CHAT[1:]]), {}, PAIRS, "messages"),
+        (table(prompt=[CHAT], completion=[CHAT], messages=[CHAT]), {}, Columns("messages"), "messages"),
     ],
 )
 def test_layouts_are_told_by_the_columns(rows: Dataset, given: dict[str, str], columns: Columns, layout: str) -> None:
@@ -114,6 +116,13 @@ def test_prompts_in_the_chat_template() -> None:
     assert whole["input_ids"][1] == asked + ids("bb") + stop
     assert whole["labels"][1] == [IGNORED] * len(asked) + ids("bb") + stop
     assert features(decided(TWO, chat_template=False), TWO, model).inputs == features(decided(TWO), TWO).inputs
+
+
+def test_prompts_and_completions_that_are_chats() -> None:
+    model = base("llama", tokenizer(PLAIN_TEMPLATE))
+    rows = table(prompt=[[{"role": "user", "content": each["prompt"]}] for each in TWO])
+    rows = rows.add_column("completion", [[{"role": "assistant", "content": each["completion"]}] for each in TWO])
+    assert features(decided(rows), rows, model).inputs == features(decided(TWO), TWO, model).inputs
 
 
 def test_several_references() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tiny_text import BREAKS, MARKED_TEMPLATE, PLAIN_TEMPLATE, SPECIALS, THINKING_TEMPLATE, ids, table, tokenizer
 
+from capaft.columns import Columns
 from capaft.errors import UsageError
 from capaft.tasks import chat
 from capaft.tasks.example import Example
@@ -22,7 +23,7 @@ def messages(chat: list[tuple[str, str]]) -> list[dict[str, str]]:
 
 
 def examples(chats: list[Any], template: str = PLAIN_TEMPLATE) -> list[Example]:
-    return chat.conversations(tokenizer(template), table(messages=chats), "messages")
+    return chat.conversations(tokenizer(template), table(messages=chats), Columns("messages"))
 
 
 def by_hand(turns: list[tuple[str, str]]) -> tuple[list[int], list[int]]:
@@ -47,6 +48,44 @@ def test_every_answer_counts_and_nothing_else(template: str) -> None:
     assert set(found.labels[len(tokens) :]) <= {IGNORED}
     assert found.prompt == by_hand(CHAT[:-1])[0] + ids("\n") + TURN + ids("assistant\n")
     assert found.references == ("so",)
+
+
+@pytest.mark.parametrize("template", [PLAIN_TEMPLATE, MARKED_TEMPLATE, THINKING_TEMPLATE])
+@pytest.mark.parametrize("asked", [2, 4])
+def test_of_a_prompt_and_its_completion_the_answers_of_the_completion_count(template: str, asked: int) -> None:
+    rows = table(prompt=[messages(CHAT[:asked])], completion=[messages(CHAT[asked:])])
+    columns = Columns("prompt", None, "completion")
+    assert chat.recognise_exchange(rows, {}) == columns
+    found = chat.conversations(tokenizer(template), rows, columns)
+    whole = examples([messages(CHAT)], template)
+    if asked == 2:
+        assert found == whole
+    elif template is THINKING_TEMPLATE:
+        assert found == whole[1:]
+    else:
+        tokens, labels = by_hand(CHAT)
+        answer = len(ids("so") + STOP)
+        assert [each.ids for each in found] == [tokens]
+        assert found[0].labels == [IGNORED] * (len(tokens) - answer) + labels[-answer:]
+        assert (found[0].prompt, found[0].references) == (whole[0].prompt, whole[0].references)
+
+
+@pytest.mark.parametrize("completion", [[], None, [("user", "why")]])
+def test_completions_without_an_answer(completion: Any) -> None:
+    said = completion and messages(completion)
+    rows = table(prompt=[messages(CHAT[:2]), messages(CHAT[:3])], completion=[messages(CHAT[2:]), said])
+    with pytest.raises(UsageError, match="row 2: the assistant says nothing in column 'completion'; drop the row"):
+        chat.conversations(tokenizer(PLAIN_TEMPLATE), rows, Columns("prompt", None, "completion"))
+
+
+def test_which_columns_are_an_exchange() -> None:
+    said = [messages(CHAT)]
+    rows = table(prompt=said, completion=said, one=said, other=said, text=["a"])
+    assert chat.recognise_exchange(rows, {"text": "one", "label": "other"}) == Columns("one", None, "other")
+    assert chat.recognise_exchange(rows, {"text": "one"}) == Columns("one", None, "completion")
+    assert chat.recognise_exchange(rows, {"text": "text", "label": "other"}) is None
+    assert chat.recognise_exchange(rows, {"label": "text"}) is None
+    assert chat.recognise_exchange(table(prompt=said, text=["a"]), {}) is None
 
 
 def test_sharegpt() -> None:
@@ -93,7 +132,7 @@ def test_the_template_refuses() -> None:
     with pytest.raises(UsageError, match=r"row 1: .*does not put an answer after the prompt"):
         chat.examples(tokenizer("{{ messages | length }}"), messages(CHAT), set(), "row 1")
     with pytest.raises(UsageError, match="no chat template"):
-        chat.conversations(tokenizer(), table(messages=[messages(CHAT)]), "messages")
+        chat.conversations(tokenizer(), table(messages=[messages(CHAT)]), Columns("messages"))
 
 
 def test_what_ends_an_answer() -> None:

@@ -51,6 +51,7 @@ TOKENS, TAGS = [["a", "b"]] * 8, [["O", "B-x"]] * 8
         ({"premise": TEXTS, "choice1": TEXTS, "choice2": TEXTS, "label": [0, 1] * 4}, BERT, "multiple-choice"),
         ({"question": TEXTS, "choices": [["a", "b"]] * 8, "answer": [0, 1] * 4}, BERT, "multiple-choice"),
         ({"messages": CHAT}, GPT, "causal-lm"),
+        ({"prompt": CHAT, "completion": CHAT}, GPT, "causal-lm"),
         ({"prompt": TEXTS, "completion": TEXTS}, GPT, "causal-lm"),
         ({"instruction": TEXTS, "input": TEXTS, "output": TEXTS}, GPT, "causal-lm"),
         ({"mr": TEXTS, "ref": TEXTS}, GPT, "causal-lm"),

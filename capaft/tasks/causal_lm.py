@@ -70,10 +70,15 @@ class CausalLM(Generation):
         """Chats by name, else prompts with completions, else the only column of chats, else plain text."""
         text, label = given.get("text"), given.get("label")
         chats = [name for name, feature in rows.features.items() if chat.is_chat(feature)]
-        if label is None and (text in chats or text is None):
-            named = find(rows, "text", text, _CHATS, chat.is_chat, "messages")
+        if text is None and label is None:
+            named = find(rows, "text", None, _CHATS, chat.is_chat, "messages")
             if named is not None:
                 return Columns(named)
+        exchange = chat.recognise_exchange(rows, given)
+        if exchange is not None:
+            return exchange
+        if text is not None and text in chats and label is None:
+            return Columns(text)
         pair = text_pairs.recognise(rows, given)
         if pair is None and text is None and len(chats) == 1:
             return Columns(chats[0])
@@ -188,7 +193,7 @@ class CausalLM(Generation):
 
     def _examples(self, tokenizer: Any, rows: Dataset, columns: Columns, training: bool) -> list[Example]:
         if self.layout == MESSAGES:
-            return chat.conversations(tokenizer, rows, columns.text)
+            return chat.conversations(tokenizer, rows, columns)
         pairs = text_pairs.read(rows, columns, self.source_prefix, each=training)
         if self.chat_template and chat.has_template(tokenizer):
             stops = chat.ends(tokenizer)

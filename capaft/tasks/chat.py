@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from capaft.columns import is_text, values
+from capaft.columns import Columns, find, is_text, values
 from capaft.errors import UsageError, printable
 from capaft.tasks.example import Example, continued
 from capaft.tasks.plain_text import specials, without_specials
@@ -35,6 +35,16 @@ def is_chat(feature: Any) -> bool:
     """Whether a column holds a list of messages, `{"role", "content"}` or `{"from", "value"}`, a row."""
     fields = getattr(feature, "feature", None)
     return isinstance(fields, dict) and any(all(is_text(fields.get(key)) for key in keys) for keys in _KEYS)
+
+
+def recognise_exchange(rows: Dataset, given: Mapping[str, str | None]) -> Columns | None:
+    """The columns of a chat and of how it goes on, if both are chats: `prompt` and `completion`, as TRL calls them."""
+    text, label = given.get("text"), given.get("label")
+    if not all(name is None or is_chat(rows.features.get(name)) for name in (text, label)):
+        return None
+    text = find(rows, "text", text, (("prompt",),), is_chat, "messages", (label,))
+    label = find(rows, "label", label, (("completion",),), is_chat, "messages", (text,))
+    return None if text is None or label is None else Columns(text, None, label)
 
 
 def conversation(messages: Sequence[dict[str, Any]] | None, where: str) -> list[Message]:
@@ -71,25 +81,31 @@ def ends(tokenizer: Any) -> set[int]:
     return found
 
 
-def conversations(tokenizer: Any, rows: Dataset, column: str) -> list[Example]:
-    """The examples of a column of chats.
+def conversations(tokenizer: Any, rows: Dataset, columns: Columns) -> list[Example]:
+    """The examples of a column of chats, or of two of which the second goes on with the first and alone is learnt.
 
     Raises:
-        UsageError: the model has no chat template, or as :func:`conversation` and :func:`examples`; names the row.
+        UsageError: the model has no chat template, the second column has no answer, or as :func:`conversation` and
+            :func:`examples`; names the row.
     """
     if not has_template(tokenizer):
         raise UsageError(
-            f"column {column!r} holds chats, and this model has no chat template to put them into; "
+            f"column {columns.text!r} holds chats, and this model has no chat template to put them into; "
             "take a model that was made for chats, or columns of prompts and completions"
         )
     stops = ends(tokenizer)
+    firsts = [messages or [] for messages in values(rows, columns.text)]
+    given, seconds = (firsts, values(rows, columns.label)) if columns.label else ([[]] * len(firsts), firsts)
     found = []
-    for row, messages in enumerate(values(rows, column), start=1):
-        found += examples(tokenizer, conversation(messages, f"row {row}"), stops, f"row {row}")
+    for row, (before, after) in enumerate(zip(given, seconds, strict=True), start=1):
+        messages = conversation([*before, *(after or [])], f"row {row}")
+        if len(messages) <= len(before):
+            raise UsageError(f"row {row}: the assistant says nothing in column {columns.label!r}; drop the row")
+        found += examples(tokenizer, messages, stops, f"row {row}", len(before))
     return found
 
 
-def examples(tokenizer: Any, messages: Sequence[Message], stops: set[int], where: str) -> list[Example]:
+def examples(tokenizer: Any, messages: Sequence[Message], stops: set[int], where: str, given: int = 0) -> list[Example]:
     """One example for all answers of a chat, or several where the template does not render them in one text.
 
     Args:
@@ -97,15 +113,18 @@ def examples(tokenizer: Any, messages: Sequence[Message], stops: set[int], where
         messages: of which the last is an answer.
         stops: tokens that end an answer; what the template puts after them does not count.
         where: names the row in messages.
+        given: so many messages at the beginning do not count, whoever says them.
 
     Raises:
         UsageError: the template refuses the chat, or does not put an answer after the prompt that asks for it.
     """
-    if _MARKERS.search(tokenizer.get_chat_template()) and tokenizer.is_fast:
+    answers = [number for number, message in enumerate(messages) if number and message["role"] == "assistant"]
+    counted = [number for number in answers if number >= given]
+    # Markers do not tell the answers that count from those that do not.
+    if counted == answers and _MARKERS.search(tokenizer.get_chat_template()) and tokenizer.is_fast:
         return [_marked(tokenizer, messages, where)]
     found: list[Example] = []
-    answers = [number for number, message in enumerate(messages) if number and message["role"] == "assistant"]
-    for number in reversed(answers):
+    for number in reversed(counted):
         turn = _answered(tokenizer, messages[: number + 1], stops, where)
         whole = next((each for each in found if each.ids[: len(turn.ids)] == turn.ids), None)
         if whole is None:
