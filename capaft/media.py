@@ -27,30 +27,27 @@ _FULL_SCALE = {"int16": 2**15, "int32": 2**31}
 
 
 def open_image(value: Any) -> Image.Image:
-    """An image, read and upright, in its own mode (16-bit greys as 8-bit ones).
+    """An image, read and upright, in its own mode (greys of 16 bits and floats as those of 8 bits).
 
     Args:
         value: an image, a path, the bytes of a file, a record of `path` and `bytes` as in an undecoded column, or
             an array: (height, width), with channels behind or before, of 0 to 255 or of floats from 0 to 1.
 
     Raises:
-        UsageError: there is none, it cannot be read, or it is damaged; the message names the file.
+        UsageError: there is none, it cannot be read, is damaged, or has greys of another range; names the file.
     """
     if isinstance(value, Image.Image):
-        return value
+        return _in_bytes("image given as Pillow's", value)
     if isinstance(value, list | np.ndarray) or hasattr(value, "__array__"):
         return _image_of_array(value)
     name, content = _content(value, "image")
     try:
         with Image.open(io.BytesIO(content)) as image:
             upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I;16"):
-            # Pillow would clip them, and show almost every pixel as white.
-            return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-        return upright
     except Exception as error:  # a damaged file surfaces as any of a dozen types
         reason = "it is no image that Pillow knows" if "cannot identify" in str(error) else one_line(error)
         raise UsageError(f"{name}: cannot read this image ({reason}); replace or remove it") from error
+    return _in_bytes(name, upright)
 
 
 def open_audio(value: Any) -> tuple[NDArray[np.float32], int]:
@@ -94,6 +91,24 @@ def _content(value: Any, what: str) -> tuple[str, bytes]:
         raise UsageError(
             f"{printable(str(path))}: cannot read this {what} ({reason}); put it back or drop the row"
         ) from error
+
+
+def _in_bytes(name: str, image: Image.Image) -> Image.Image:
+    """An image whose greys have 8 bits: Pillow would clip others, and show almost every pixel as white or black."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    pixels = np.asarray(image)
+    # Greys of 32 bits are a container: what is in them seldom has more than 8 or 16.
+    is_deep = image.mode != "F" and (";16" in image.mode or 255 < pixels.max() < 2**16)
+    if is_deep and pixels.min() >= 0:
+        pixels = pixels >> 8
+    try:
+        return Image.fromarray(_bytes_of_pixels(pixels))
+    except UsageError:
+        raise UsageError(
+            f"{name}: the greys of this image go from {pixels.min():g} to {pixels.max():g}; "
+            "store whole numbers from 0 to 65535 or floats from 0 to 1, or remove it"
+        ) from None
 
 
 def _image_of_array(value: Any) -> Image.Image:

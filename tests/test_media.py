@@ -88,8 +88,41 @@ def test_greys() -> None:
     for pixels in (PIXELS[..., 0], PIXELS[..., :1], PIXELS[..., 0] > 3):
         image = open_image(pixels)
         assert image.mode == "L"
-    deep = np.array([[0, 255, 256, 65535]], np.uint16)
-    assert np.asarray(open_image(png(deep))).tolist() == [[0, 0, 1, 255]]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        (np.array([[0, 255, 256, 65535]], np.uint16), [[0, 0, 1, 255]]),
+        (np.array([[0, 255, 256, 65535]], ">u2"), [[0, 0, 1, 255]]),
+        (np.array([[0, 255, 256, 65535]], np.int32), [[0, 0, 1, 255]]),
+        (np.array([[0, 7, 255]], np.int32), [[0, 7, 255]]),
+        (np.array([[0, 0.2, 1]], np.float32), [[0, 51, 255]]),
+    ],
+)
+def test_greys_of_more_than_eight_bits(pixels: np.ndarray[Any, Any], expected: list[list[int]]) -> None:
+    image = Image.fromarray(pixels)
+    for value in (image, png(pixels, "TIFF")):
+        found = open_image(value)
+        assert found.mode == "L"
+        assert np.asarray(found).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("pixels", "said"),
+    [
+        (np.array([[0, 65536]], np.int32), "from 0 to 65536"),
+        (np.array([[-1, 300]], np.int32), "from -1 to 300"),
+        (np.array([[0, 255]], np.float32), "from 0 to 255"),
+        (np.array([[-0.5, 1]], np.float32), "from -0.5 to 1"),
+        (np.array([[0, np.nan]], np.float32), "from nan to nan"),
+    ],
+)
+def test_greys_of_no_known_range(tmp_path: Path, pixels: np.ndarray[Any, Any], said: str) -> None:
+    path = tmp_path / "grey.tif"
+    path.write_bytes(png(pixels, "TIFF"))
+    fails(open_image, path, f"{path}: the greys of this image go {said}; store whole numbers")
+    fails(open_image, Image.fromarray(pixels), f"image given as Pillow's: the greys of this image go {said};")
 
 
 @pytest.mark.parametrize(
