@@ -266,7 +266,7 @@ THREE = {"choices": [["a", "b", "c"]] * 2}
         (["0", "2"], [0, 2]),
         (["1", "3"], [0, 2]),
         (["A", "c"], [0, 2]),
-        ([1, 2], [1, 2]),
+        (["A", "3"], [0, 2]),
     ],
 )
 def test_labels(minilm: BaseModel, labels: list[Any], expected: list[int]) -> None:
@@ -278,9 +278,22 @@ def test_labels(minilm: BaseModel, labels: list[Any], expected: list[int]) -> No
     task.check_labels(rows([1, 1], **THREE), COLUMNS)
 
 
+@pytest.mark.parametrize("labels", [[1, 2], ["1", "2"], ["1", "B"]])
+def test_numbers_count_from_one_where_none_is_zero_and_that_is_said(minilm: BaseModel, labels: list[Any]) -> None:
+    with pytest.warns(UserWarning, match="no label in column 'label' is 0.*taken to count from 1; .* letters"):
+        task = decided(rows(labels, **THREE))
+    assert task.features(minilm, rows(labels, **THREE), COLUMNS, training=True).references == [0, 1]
+
+
+@pytest.mark.parametrize("labels", [[0, 2], [1, 4], [1, -1], ["B", "C"]])
+def test_other_labels_do_not_count_from_one(labels: list[Any]) -> None:
+    assert not decided(rows(labels, **THREE)).one_based
+
+
 def test_class_labels_are_indices(minilm: BaseModel) -> None:
-    data = rows([0, 2], **THREE).cast_column("label", ClassLabel(names=["A", "B", "C"]))
-    assert decided(data).features(minilm, data, COLUMNS, training=True).references == [0, 2]
+    for labels in ([0, 2], [1, 2]):
+        data = rows(labels, **THREE).cast_column("label", ClassLabel(names=["A", "B", "C"]))
+        assert decided(data).features(minilm, data, COLUMNS, training=True).references == labels
 
 
 def test_rows_name_their_choices(minilm: BaseModel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -51,7 +52,7 @@ class MultipleChoice(Task):
     choice. Rows may have different numbers of choices. The score is `accuracy`.
 
     A label is the number of a choice, a letter from A, or the name that the row gives the choice (ARC). Numbers count
-    from 0, unless the training rows show that they count from 1: none is 0 and one is the number of choices.
+    from 0, unless the training rows show that they count from 1: none is 0, and none more than there are choices.
 
     Attributes:
         one_based: whether numbers count from 1.
@@ -91,10 +92,7 @@ class MultipleChoice(Task):
         Raises:
             UsageError: a row has fewer than two choices, or one is missing.
         """
-        numbers = [_number(label) for label in _labels(rows, columns)]
-        sizes = [len(choices) for choices, _ in _choices(rows, columns)]
-        one_based = 0 not in numbers and any(number == size for number, size in zip(numbers, sizes, strict=True))
-        return dataclasses.replace(super().decide(rows, columns, config), one_based=one_based)
+        return dataclasses.replace(super().decide(rows, columns, config), one_based=_one_based(rows, columns))
 
     def check_labels(self, rows: Dataset, columns: Columns) -> None:
         """As :meth:`Task.check_labels`: every label is one of its row's choices."""
@@ -262,6 +260,26 @@ def _follow(numbers: list[int]) -> bool:
 def _labels(rows: Dataset, columns: Columns) -> list[Any]:
     assert columns.label is not None
     return values(rows, columns.label)
+
+
+def _one_based(rows: Dataset, columns: Columns) -> bool:
+    """Whether the numbers among the labels count from 1; a `ClassLabel` never does, nor does a choice's own name."""
+    if kind(rows.features[columns.label]) == "class":
+        return False
+    numbers = [
+        (number, len(choices))
+        for label, (choices, names) in zip(_labels(rows, columns), _choices(rows, columns), strict=True)
+        if str(label) not in names and (number := _number(label)) is not None
+    ]
+    if not numbers or not all(1 <= number <= size for number, size in numbers):
+        return False
+    if not any(number == size for number, size in numbers):
+        warnings.warn(
+            f"no label in column {columns.label!r} is 0, and none is the last choice: they are taken to count from 1; "
+            "if they count from 0, write letters from A instead",
+            stacklevel=3,
+        )
+    return True
 
 
 def _number(label: Any) -> int | None:
