@@ -23,6 +23,7 @@ def write(results: dict[str, Any], command: Sequence[str], config: Path) -> str:
     others = {name: score for name, score in results["scores"].items() if name != results["metric"]}
     labels = f"Labels: {', '.join(results['labels'])}.\n\n" if results["labels"] else ""
     typed = f"It was made by\n\n```\n{shlex.join(['capaft', *command])}\n```\n\nand " if command else ""
+    several = f" --processes {results['processes']}" if results["processes"] > 1 else ""
     rows = [
         ("base model", results["model"]),
         ("data", results["data"]),
@@ -61,6 +62,6 @@ random numbers they multiply are drawn again from the seed wherever it is loaded
 {typed}{"t" if typed else "T"}his repeats it, to the byte on the same machine and versions:
 
 ```
-capaft train --config {shlex.quote(str(config))}
+capaft train --config {shlex.quote(str(config))}{several}
 ```
 """

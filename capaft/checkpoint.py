@@ -56,6 +56,7 @@ class Checkpoint:
     Attributes:
         progress: how far the run was.
         made_with: versions and threads of the run that wrote it.
+        made_from: digests of its data and its base model; see :mod:`capaft.made_from`.
         tensors: parameters as `parameter.<name>`, optimiser state as `optimizer.<index>.<key>`.
         optimizer: what of the optimiser's state is no tensor, by `<index>.<key>`.
         scaler: state of the loss scaler of fp16; empty otherwise.
@@ -63,6 +64,7 @@ class Checkpoint:
 
     progress: Progress
     made_with: dict[str, str]
+    made_from: dict[str, str]
     tensors: dict[str, Tensor]
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
@@ -107,6 +109,7 @@ def write(
     optimizer: torch.optim.Optimizer,
     scaler: Any,
     made_with: dict[str, str],
+    made_from: dict[str, str],
 ) -> None:
     """Leave a checkpoint in a run's directory of checkpoints, and drop all but the last before it.
 
@@ -124,6 +127,7 @@ def write(
     state = {
         "progress": asdict(progress),
         "made_with": made_with,
+        "made_from": made_from,
         "optimizer": plain,
         "scaler": scaler.state_dict() if scaler is not None else {},
     }
@@ -177,6 +181,7 @@ def newest(directory: Path) -> Checkpoint | None:
             return Checkpoint(
                 Progress(**progress | {"best": Best(**progress["best"])}),
                 state["made_with"],
+                state["made_from"],
                 tensors,
                 state["optimizer"],
                 state["scaler"],

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 from typer.core import TyperGroup
 
-from capaft import __version__, presets
+from capaft import __version__, presets, run_directory
 from capaft.config import BaseDtype, TrainConfig
 from capaft.errors import CapaftError, TrainingError, UsageError, printable
 from capaft.settings import dump, resolve, signature
@@ -90,15 +90,19 @@ def train(
         if config is not None and not config.is_file():
             raise UsageError(f"--config {config}: there is no such file")
         published = presets.find(preset) if preset else None
-        settings, origins = resolve(TrainConfig, flags=flags, environ=os.environ, file=config, preset=published)
+        settings, _ = resolve(TrainConfig, flags=flags, environ=os.environ, file=config, preset=published)
+        if settings.resume and (begun := run_directory.started(settings.output)):
+            # What the run began with counts where the command says nothing.
+            settings, _ = resolve(TrainConfig, flags=flags, environ=os.environ, file=config, preset=begun)
         if print_config:
             print(dump(settings), end="")
             return
-        if not dry_run and settings.processes > 1:
+        if not dry_run:
             from capaft import launch
 
             if launch.wanted(settings.processes):
                 raise typer.Exit(launch.launch(settings.processes, sys.argv[1:]))
+            launch.follow()
         _quiet_libraries(console)
         if dry_run:
             from capaft import dry_run as dry
@@ -106,10 +110,9 @@ def train(
             decided = dry.describe(settings, console)
             print(json_module.dumps(decided) if json else dry.text(decided))
             return
-        from capaft.run import execute, resumed_settings
+        from capaft.run import execute
 
-        given = {name for name, origin in origins.items() if origin != "default"}
-        results = execute(resumed_settings(settings, given), console, sys.argv[1:])
+        results = execute(settings, console, sys.argv[1:])
         if _is_first():
             print(json_module.dumps(results) if json else _summary(results))
 
@@ -122,6 +125,9 @@ def evaluate(
     run: Run,
     data: Annotated[
         str | None, typer.Option("--data", help="What to score on (default: the run's validation split).")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Split of the data to score on, such as test.", metavar="NAME")
     ] = None,
     model: Model = None,
     text_column: Annotated[str | None, typer.Option(help="Column that holds the text.")] = None,
@@ -151,6 +157,8 @@ def evaluate(
         results = scoring.score(
             saved,
             data,
+            say=lambda line: console.print(f"data   {line}", highlight=False, markup=False, soft_wrap=True),
+            split=split,
             metric=metric,
             options=_pairs(options, "--set NAME=VALUE"),
             max_examples=max_examples,

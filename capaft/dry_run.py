@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from capaft import batches, job, memory, run_directory
+from capaft import batches, job, memory, optimiser, run_directory, sharding
 from capaft.attach import attach_plan
 from capaft.config import TrainConfig
 from capaft.job import Job
+from capaft.machine import accelerator_for
 from capaft.methods.stack import canonical
 from capaft.settings import dump
 from capaft.storage import DTYPE_BYTES, layout
@@ -24,6 +25,9 @@ def describe(config: TrainConfig, console: Console) -> dict[str, Any]:
     Raises:
         UsageError: something cannot be used as given.
     """
+    optimiser.check(config.optimizer)
+    sharding.asked_for()
+    accelerator_for(config)
     run = run_directory.choose(
         config.output, canonical(config.method), overwrite=config.overwrite, resume=config.resume
     )

@@ -7,12 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from types import FrameType
 
 # What a launcher sets for its processes; where it is there, one has already started this one.
 _STARTED = "WORLD_SIZE"
+# Set for those that this module started: their stdin ends when the launcher does.
+_FOLLOWS = "_CAPAFT_FOLLOWS"
 _POLL_SECONDS = 0.05
 # How long the others have to end by themselves: after Ctrl-C they save, after a failure they notice.
 _SAVING_SECONDS = 60.0
@@ -25,6 +28,19 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 def wanted(processes: int) -> bool:
     """Whether this process is to start others and not to train itself."""
     return processes > 1 and os.environ.get(_STARTED, "1") == "1" and "LOCAL_RANK" not in os.environ
+
+
+def follow() -> None:
+    """Have this process end with the launcher that started it, however that ends; nothing without one."""
+
+    def wait() -> None:
+        # Not through sys.stdin, whose lock would still be held when the interpreter ends.
+        while os.read(0, 4096):
+            pass
+        os._exit(1)
+
+    if os.environ.pop(_FOLLOWS, None):
+        threading.Thread(target=wait, daemon=True).start()
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:
@@ -44,7 +60,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), _STARTED: str(processes)}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), _STARTED: str(processes), _FOLLOWS: "1"}
     running: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -59,7 +75,10 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
             # stdout is the first one's: results are printed once. A terminal's Ctrl-C should reach none of them twice.
             out = None if rank == 0 else subprocess.DEVNULL
             group = 0 if os.name == "posix" else None
-            running.append(subprocess.Popen(command, env=os.environ | common | own, stdout=out, process_group=group))
+            environment = os.environ | common | own
+            running.append(
+                subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=out, process_group=group)
+            )
         while True:
             ended = [each.poll() for each in running]
             if any(ended) or None not in ended:

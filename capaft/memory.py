@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-import resource
+import os
 import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -307,7 +307,7 @@ def _makes_node(func: Any) -> bool:
 def _resident() -> int:
     """Memory that the process holds now, in bytes; where that cannot be read, the most that it has held."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return peak_memory()
 

@@ -6,11 +6,13 @@ import json
 import time
 import typing
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 
 from capaft import card, checkpoint, fitted_head, job, optimiser, run_directory, sharding
@@ -22,6 +24,7 @@ from capaft.fingerprint import samples_of
 from capaft.interrupt import memory_guard
 from capaft.job import Job
 from capaft.machine import accelerator_for, move
+from capaft.made_from import check_same, made_from
 from capaft.methods.host import Host
 from capaft.methods.stack import canonical
 from capaft.processes import Processes
@@ -31,6 +34,11 @@ from capaft.train import train
 
 # What says where and how a run goes on, not what it is.
 _NOT_REPEATED: dict[str, Any] = {"output": None, "overwrite": False, "resume": False, "processes": 1, "show": 0}
+# What a run may go on with otherwise than it began: how it fits the machine, and who is told of it.
+_FREE = ("micro_batch_size", "eval_batch_size", "gradient_checkpointing", "checkpoint_seconds", "tracker")
+
+# The first line of a run's settings.
+_MADE_BY = "# capaft "
 
 
 def execute(config: TrainConfig, console: Console, command: Sequence[str] = ()) -> dict[str, Any]:
@@ -54,22 +62,42 @@ def execute(config: TrainConfig, console: Console, command: Sequence[str] = ()) 
     accelerator = accelerator_for(config)
     processes = Processes.here()
     console.quiet = console.quiet or not processes.is_first
+    # Which directory is free, the first process says: the others look when it has already made it.
+    run = RunDirectory(processes.from_first(_choose(config) if processes.is_first else None))
+    with run_directory.held(run) if processes.is_first else nullcontext():
+        return _execute(config, run, console, command, accelerator, processes, in_shares)
+
+
+def _execute(
+    config: TrainConfig,
+    run: RunDirectory,
+    console: Console,
+    command: Sequence[str],
+    accelerator: Accelerator,
+    processes: Processes,
+    in_shares: bool,
+) -> dict[str, Any]:
+    """The same, in a directory of its own."""
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    # Which directory is free, the first process says: the others look when it has already made it.
-    chosen = processes.from_first(_choose(config) if processes.is_first else None)
-    run = RunDirectory(chosen)
     resumes = config.resume and run.config.exists()
+    resumed = checkpoint.newest(run.checkpoints) if resumes else None
+    seen = (resumes, run.results.exists(), resumed.progress.step if resumed else 0)
+    if len(set(processes.gather([seen]))) > 1:
+        raise UsageError(f"--output {run.path}: not all processes see the same run; name a directory that they share")
     if resumes and run.results.exists():
         say(f"{run.path} is finished; nothing is left to do")
         return json.loads(run.results.read_text(encoding="utf-8"))
     decided = job.prepare(config, say)
     repeatable = _as_read(replace(job.settled(config, decided), **_NOT_REPEATED))
-    resumed = checkpoint.newest(run.checkpoints) if resumes else None
+    origin = made_from(decided)
     if resumes:
         _check_same(run, repeatable)
+        command = _command_of(run)
+    if resumed:
+        check_same(resumed.made_from, origin, run.path)
     adapter_numbers, own_numbers = decided.adapter_numbers, decided.own_numbers
     if not in_shares:
         move(decided.base.model, accelerator.device)
@@ -79,12 +107,13 @@ def execute(config: TrainConfig, console: Console, command: Sequence[str] = ()) 
         with accelerator.autocast(), memory_guard():
             before = start_head(decided, config, console, processes)
     adapter = attach_plan(decided.base.model, decided.plan, dropout=config.dropout)
-    if processes.is_first and resumed:
-        run_directory.sweep(run)
-        checkpoint.prune(run.checkpoints, resumed.progress.step)
-    elif processes.is_first:
-        run_directory.clear(run)
-        write_atomically(run.config, dump(repeatable))
+    if processes.is_first:
+        if resumed:
+            run_directory.sweep(run)
+            checkpoint.prune(run.checkpoints, resumed.progress.step)
+        else:
+            run_directory.clear(run)
+        write_atomically(run.config, f"{_MADE_BY}{json.dumps(list(command))}\n\n{dump(repeatable)}")
     if config.tracker:
         accelerator.project_configuration.logging_dir = str(run.trackers)
         settings = {name: str(value) for name, value in asdict(repeatable).items()}
@@ -106,6 +135,7 @@ def execute(config: TrainConfig, console: Console, command: Sequence[str] = ()) 
             resumed=resumed,
             baseline=before,
             samples=samples,
+            made_from=origin,
         )
     finally:
         # Trackers keep the last records back.
@@ -142,25 +172,18 @@ def _choose(config: TrainConfig) -> Path:
     ).path
 
 
-def resumed_settings(config: TrainConfig, given: set[str]) -> TrainConfig:
-    """The settings of the run that `--resume` goes on with, where the command says nothing but which run it is.
-
-    Args:
-        config: the resolved configuration.
-        given: names of the settings that were given anywhere.
-    """
-    run = RunDirectory(Path(config.output or "").expanduser())
-    if not config.resume or config.output is None or given - set(_NOT_REPEATED) or not run.config.exists():
-        return config
-    saved, _ = resolve(TrainConfig, flags={}, environ={}, file=run.config)
-    return replace(saved, **{name: getattr(config, name) for name in _NOT_REPEATED})
-
-
 def _as_read(config: TrainConfig) -> TrainConfig:
     """The settings as a file of them is read: texts of nothing, or of blanks alone, leave the choice to the task."""
     kinds = typing.get_type_hints(TrainConfig, include_extras=True)
     texts = {name: value for name, value in vars(config).items() if isinstance(value, str)}
     return replace(config, **{name: parse(kinds[name], text) for name, text in texts.items()})
+
+
+def _command_of(run: RunDirectory) -> list[str]:
+    """The command that a run was started with."""
+    first, *_ = run.config.read_text(encoding="utf-8").splitlines()
+    found: list[str] = json.loads(first.removeprefix(_MADE_BY)) if first.startswith(_MADE_BY) else []
+    return found
 
 
 def _check_same(run: RunDirectory, now: TrainConfig) -> None:
@@ -172,7 +195,7 @@ def _check_same(run: RunDirectory, now: TrainConfig) -> None:
     saved, _ = resolve(TrainConfig, flags={}, environ={}, file=run.config)
     for each in fields(TrainConfig):
         then, here = getattr(saved, each.name), getattr(now, each.name)
-        if then != here:
+        if then != here and each.name not in _FREE:
             flag = f"--{each.name.replace('_', '-')}"
             raise UsageError(
                 f"--resume goes on with {run.path}, which has {flag} {then} and not {here}; drop {flag}, or start anew "

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,15 +126,64 @@ def choose(output: str | None, method: str, *, overwrite: bool, resume: bool = F
     return RunDirectory(path)
 
 
-def clear(run: RunDirectory) -> None:
-    """Make the directory, and remove the files of the run it replaces.
+def started(output: str | None) -> Path | None:
+    """The settings of the run that is in a directory, if one is."""
+    found = RunDirectory(Path(output).expanduser()).config if output else None
+    return found if found and found.is_file() else None
+
+
+@contextmanager
+def held(run: RunDirectory) -> Iterator[None]:
+    """Keeps other runs out of a directory for as long as the context lasts; it is made, and goes if it stays empty.
 
     Raises:
-        UsageError: the directory cannot be made.
+        UsageError: another process trains there, or it cannot be made.
+    """
+    made = [path for path in (run.path, *run.path.parents) if not path.exists()]
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(run, error) from None
+    try:
+        with _locked(run.path):
+            yield
+    finally:
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError:  # Windows has none.
+        yield
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UsageError(
+            f"--output {directory}: another process is training there; wait for it, end it, or name another directory"
+        ) from None
+    except OSError:  # A file system without locks.
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def clear(run: RunDirectory) -> None:
+    """Remove the files of the run that another replaces.
+
+    Raises:
+        UsageError: they cannot be removed.
     """
     sweep(run)
     try:
-        run.path.mkdir(parents=True, exist_ok=True)
         # Without its results a run is not taken for finished, and without its configuration for none.
         *others, configuration = run.files()
         for file in others:
@@ -141,7 +193,7 @@ def clear(run: RunDirectory) -> None:
                 shutil.rmtree(directory)
         configuration.unlink(missing_ok=True)
     except OSError as error:
-        raise UsageError(f"--output {run.path} cannot be written: {error.strerror or error}") from None
+        raise _unwritable(run, error) from None
 
 
 def sweep(run: RunDirectory) -> None:
@@ -154,7 +206,11 @@ def sweep(run: RunDirectory) -> None:
         for left in run.leftovers():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
     except OSError as error:
-        raise UsageError(f"--output {run.path} cannot be written: {error.strerror or error}") from None
+        raise _unwritable(run, error) from None
+
+
+def _unwritable(run: RunDirectory, error: OSError) -> UsageError:
+    return UsageError(f"--output {run.path} cannot be written: {error.strerror or error}")
 
 
 def find(given: str) -> tuple[Path, RunDirectory | None]:

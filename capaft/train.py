@@ -79,6 +79,7 @@ def train(
     resumed: Checkpoint | None = None,
     baseline: float | None = None,
     samples: Samples | None = None,
+    made_from: dict[str, str] | None = None,
 ) -> Outcome:
     """Train an adapter that is attached to the job's model, and leave the best one in the run's directory.
 
@@ -93,6 +94,7 @@ def train(
         resumed: a checkpoint of this run to go on from.
         baseline: kept in checkpoints.
         samples: of the base model, where it lies in shares; see :func:`capaft.adapter_file.save`.
+        made_from: kept in checkpoints; see :mod:`capaft.made_from`.
 
     Raises:
         TrainingError: the loss is not finite, memory or disk ran out; the best adapter so far stays on disk.
@@ -106,7 +108,7 @@ def train(
     trained = adapter.trained(model)
     groups = optimiser.groups(adapter, model, job.head_names, job.lr, job.head_lr, config)
     optimizer = accelerator.prepare(optimiser.build(config.optimizer, groups))
-    made_with = _made_with(processes)
+    made_with = _made_with(config, processes)
     progress = Progress(baseline=baseline)
     if resumed:
         resumed.restore(trained, optimizer, accelerator.scaler)
@@ -130,7 +132,7 @@ def train(
         if processes.is_first:
             journal.keep()
             now = Progress(step, best, journal.seconds, baseline)
-            checkpoint.write(run.checkpoints, now, trained, optimizer, accelerator.scaler, made_with)
+            checkpoint.write(run.checkpoints, now, trained, optimizer, accelerator.scaler, made_with, made_from or {})
         saved_at = time.monotonic()
 
     def save(path: Any) -> None:
@@ -309,7 +311,7 @@ def _scores_as_saved(
     return found.scores
 
 
-def _made_with(processes: Processes) -> dict[str, str]:
+def _made_with(config: TrainConfig, processes: Processes) -> dict[str, str]:
     """What has to be the same for a resumed run to end with the same bytes."""
     import transformers
 
@@ -319,6 +321,8 @@ def _made_with(processes: Processes) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "processes": str(processes.count),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "--micro-batch-size": str(config.micro_batch_size),
+        "--gradient-checkpointing": str(config.gradient_checkpointing),
     }
 
 

@@ -24,6 +24,7 @@ from capaft.errors import TrainingError, UsageError
 EIGHT_BIT = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 OPTIMISERS = ("adamw", "adafactor", "sgd", pytest.param("adamw-8bit", marks=EIGHT_BIT))
 MADE_WITH = {"torch": "2", "threads": "1"}
+MADE_FROM = {"training data": "1f", "base model": "2e"}
 
 
 class Run:
@@ -50,7 +51,7 @@ class Run:
 
     def write(self, directory: Path, step: int, scaler: Any = None) -> Path:
         progress = Progress(step, Best(2, 0.1 + 0.2, {"accuracy": 0.1 + 0.2, "loss": 1 / 3}, 1), 12.5, 0.25)
-        checkpoint.write(directory, progress, self.trained, self.optimizer, scaler, MADE_WITH)
+        checkpoint.write(directory, progress, self.trained, self.optimizer, scaler, MADE_WITH, MADE_FROM)
         return directory / f"step-{step:09d}"
 
     def same(self, other: Run) -> bool:
@@ -83,6 +84,7 @@ def test_what_is_no_tensor_comes_back_as_it_was(tmp_path: Path) -> None:
     found = newest(tmp_path)
     assert found.progress == Progress(3, Best(2, 0.1 + 0.2, {"accuracy": 0.1 + 0.2, "loss": 1 / 3}, 1), 12.5, 0.25)
     assert found.made_with == MADE_WITH
+    assert found.made_from == MADE_FROM
 
 
 def test_state_of_an_optimiser_that_is_no_tensor(tmp_path: Path) -> None:

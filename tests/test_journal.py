@@ -142,9 +142,15 @@ def test_a_disk_that_fills_up_later(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
 def test_a_full_disk(tmp_path: Path) -> None:
-    with (
-        pytest.raises(TrainingError, match=r"cannot write .*: No space left on device"),
-        Journal(silent(), tmp_path / "m", 10) as made,
-    ):
-        made._stream = Path("/dev/full").open("a", encoding="utf-8")
-        made.step(1, 0.1, 0.5, 1e-3, 8)
+    (tmp_path / "m").symlink_to("/dev/full")
+    made = Journal(silent(), tmp_path / "m", 10)
+    made._stream = journal._open(tmp_path / "m")
+
+    def train() -> None:
+        try:
+            made.step(1, 0.1, 0.5, 1e-3, 8)
+        finally:
+            made.__exit__(None, None, None)
+
+    with pytest.raises(TrainingError, match=r"cannot write .*: No space left on device"):
+        train()

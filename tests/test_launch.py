@@ -55,6 +55,26 @@ def test_what_each_is_told(program: Path, capfd: pytest.CaptureFixture[str], mon
     assert capfd.readouterr().out == "result 0\n"
 
 
+def test_they_end_with_the_launcher_however_it_ends() -> None:
+    code = "import time; from capaft import launch; launch.follow(); print('on', flush=True); time.sleep(60)"
+    command, follows = [sys.executable, "-c", code], {"_CAPAFT_FOLLOWS": "1"}
+    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with (
+        subprocess.Popen(command, env=os.environ | follows, **pipe) as one,
+        subprocess.Popen(command, env=os.environ | follows, **pipe) as other,
+        subprocess.Popen(command, **pipe) as alone,
+    ):
+        for each in (one, other, alone):
+            assert each.stdout.readline() == b"on\n"
+            # A launcher that was killed has closed all its pipes.
+            if each is not other:
+                each.stdin.close()
+        assert one.wait(10) == 1
+        assert (other.poll(), alone.poll()) == (None, None)
+        other.kill()
+        alone.kill()
+
+
 def test_threads_that_were_asked_for_are_kept(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     program.write_text(RANK + "sys.exit(os.environ['OMP_NUM_THREADS'] != '3')")

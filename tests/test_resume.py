@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,12 +17,14 @@ from typing import Any
 
 import pytest
 from conftest import invoke
+from safetensors.torch import load_file, save_file
 from tiny_job import bert, command, config, execute, fork, killing_at, losses, outputs, records, together, wait
 from transformers import BertForMaskedLM, BertForSequenceClassification
 
-from capaft import train
+from capaft import run_directory, train
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
+from capaft.run_directory import RunDirectory
 
 # What is measured, and where the run is.
 OF_THE_MACHINE = {"seconds", "examples_per_second", "peak_memory_bytes", "output", "next"}
@@ -322,6 +325,71 @@ def test_what_resume_says(settings: TrainConfig, tmp_path: Path) -> None:
     assert outputs(run) == before
 
 
+def test_what_fits_the_machine_may_change(settings: TrainConfig, tmp_path: Path) -> None:
+    killed(replace(settings, max_steps=5, baseline=False), tmp_path, 4)
+    dry = invoke("train", "--resume", "--output", tmp_path, "--dry-run", "--json")
+    assert json.loads(dry.out)["train_examples"] == 58
+    done = invoke("train", "--resume", "--output", tmp_path, "--micro-batch-size", "2", "--eval-batch-size", "5")
+    assert done.code == 0, done.err
+    (line,) = [line for line in done.err.splitlines() if line.startswith("warning: ")]
+    assert line == "warning: not the same bytes as without the interruption: --micro-batch-size 3 -> 2"
+    saved = (tmp_path / "run.yaml").read_text()
+    assert "micro_batch_size: 2\n" in saved
+    assert "max_steps: 5\n" in saved
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda rows: [*rows, "A fine film.,good"], "training data"),
+        (lambda rows: [row.replace("good", "fine") for row in rows], "list of labels"),
+        (lambda rows: [row.replace("good", "bad") if at == 1 else row for at, row in enumerate(rows)], "training data"),
+    ],
+)
+def test_other_data_are_refused(change: Any, what: str, settings: TrainConfig, reviews: Path, tmp_path: Path) -> None:
+    file = Path(shutil.copy(reviews, tmp_path))
+    run = tmp_path / "run"
+    killed(replace(settings, data=str(file), baseline=False), run, 6)
+    file.write_text("\n".join(change(file.read_text().splitlines())) + "\n")
+    before = outputs(run)
+    done = invoke("train", "--resume", "--output", run)
+    assert done.code == 2
+    (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: --resume goes on with {run}, and its {what} is not what it was; put it back")
+    assert outputs(run) == before
+    shutil.copy(reviews, tmp_path)
+    assert invoke("train", "--resume", "--output", run).code == 0
+
+
+def test_another_base_model_is_refused(settings: TrainConfig, models: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(models / "reviews", tmp_path / "model")
+    killed(replace(settings, model=str(model), baseline=False), tmp_path / "run", 6)
+    weights = load_file(model / "model.safetensors")
+    save_file({name: value * 1.5 for name, value in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    done = invoke("train", "--resume", "--output", tmp_path / "run")
+    assert done.code == 2
+    assert "its base model is not what it was" in done.err
+
+
+def test_the_card_has_the_command_that_began(settings: TrainConfig, tmp_path: Path) -> None:
+    begun = command(replace(settings, max_steps=3, baseline=False, separator="\n"), tmp_path)
+    run = RunDirectory(tmp_path)
+    killed(replace(settings, max_steps=3, baseline=False), tmp_path, 2)
+    text = run.config.read_text()
+    run.config.write_text(text.replace("# capaft []", f"# capaft {json.dumps(begun)}"))
+    done = invoke("train", "--resume", "--output", tmp_path)
+    assert done.code == 0, done.err
+    assert shlex.join(["capaft", *begun]) in run.card.read_text()
+
+
+def test_one_at_a_time(settings: TrainConfig, tmp_path: Path) -> None:
+    killed(settings, tmp_path, 2)
+    with run_directory.held(RunDirectory(tmp_path)):
+        done = invoke("train", "--resume", "--output", tmp_path)
+    assert done.code == 2
+    assert "another process is training there" in done.err
+
+
 def test_resume_has_to_be_told_what_run() -> None:
     done = invoke("train", "--resume")
     assert done.code == 2
@@ -333,7 +401,7 @@ def test_what_makes_other_bytes_is_told(settings: TrainConfig, tmp_path: Path, m
     killed(own, tmp_path, 2)
     here = train._made_with
 
-    monkeypatch.setattr(train, "_made_with", lambda processes: here(processes) | {"torch": "9.9", "threads": "64"})
+    monkeypatch.setattr(train, "_made_with", lambda *about: here(*about) | {"torch": "9.9", "threads": "64"})
     done = invoke("train", "--resume", "--output", tmp_path)
     assert done.code == 0
     (line,) = [line for line in done.err.splitlines() if line.startswith("warning: ")]

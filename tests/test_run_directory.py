@@ -37,6 +37,36 @@ def test_overwriting_replaces_the_runs_own_files_only(tmp_path: Path) -> None:
     assert [path.name for path in old.iterdir()] == ["notes.txt"]
 
 
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    run = run_directory.RunDirectory(tmp_path / "new" / "run")
+    with run_directory.held(run):
+        (run.path / "run.yaml").touch()
+        with (
+            pytest.raises(UsageError, match="another process is training there"),
+            run_directory.held(run),
+        ):
+            pass
+    # Whoever held it has ended; what is in it stays.
+    with run_directory.held(run):
+        assert run.config.exists()
+    assert run.config.exists()
+
+
+def test_a_directory_that_nothing_is_written_to_goes(tmp_path: Path) -> None:
+    with run_directory.held(run_directory.RunDirectory(tmp_path / "runs" / "one")):
+        assert (tmp_path / "runs" / "one").is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UsageError, match=r"--output .*file/run cannot be written: Not a directory"),
+        run_directory.held(run_directory.RunDirectory(tmp_path / "file" / "run")),
+    ):
+        pass
+
+
 def test_a_run_that_is_there_is_told_how_to_go_on(tmp_path: Path) -> None:
     old = finished(tmp_path / "old")
     with pytest.raises(UsageError, match="--resume, or replace it with --overwrite"):

@@ -62,6 +62,7 @@ def trained(settings: TrainConfig, directory: Path) -> tuple[job.Job, train.Outc
     """The loop alone: its job, what came out, and the records."""
     decided = job.prepare(settings, lambda line: None)
     place = run_directory.RunDirectory(directory)
+    directory.mkdir(parents=True, exist_ok=True)
     run_directory.clear(place)
     adapter = attach_plan(decided.base.model, decided.plan, dropout=settings.dropout)
     outcome = train.train(decided, adapter, settings, place, quiet())
