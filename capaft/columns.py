@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, cast
 
 import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from capaft.errors import UsageError
 from capaft.settings import did_you_mean
@@ -139,6 +143,39 @@ def listed(dataset: datasets.Dataset) -> str:
 def values(dataset: datasets.Dataset, name: str) -> list[Any]:
     """A column as plain Python values."""
     return list(dataset.with_format(None)[name][:])
+
+
+def filled(dataset: datasets.Dataset, *names: str | None) -> NDArray[np.bool_]:
+    """Which rows have something in all these columns, `(rows,)`.
+
+    Nothing is what stands for a missing value: null, NaN, an empty list, or the -1 of a class that is withheld. An
+    empty text is a text.
+    """
+    found = np.ones(len(dataset), dtype=np.bool_)
+    for name in names:
+        if name is not None:
+            found &= _filled(dataset, name)
+    return found
+
+
+def _filled(dataset: datasets.Dataset, name: str) -> NDArray[np.bool_]:
+    if name not in dataset.column_names:
+        # A part of a column, as the languages of a translation are.
+        dataset = dataset.flatten()
+        name = next(full for full in dataset.column_names if full.rpartition(".")[2] == name)
+    feature = dataset.features[name]
+    found = [np.ones(0, dtype=np.bool_)]
+    for table in dataset.select_columns([name]).with_format("arrow").iter(10_000):
+        column = table.column(0)
+        is_there = column.is_valid()
+        if isinstance(feature, datasets.ClassLabel):
+            is_there = pc.and_(pc.greater_equal(column, 0), pc.less(column, len(feature.names)))
+        elif pa.types.is_floating(column.type):
+            is_there = pc.is_finite(column)
+        elif isinstance(feature, datasets.List | datasets.LargeList):
+            is_there = pc.greater(pc.list_value_length(column), 0)
+        found.append(pc.fill_null(is_there, False).to_numpy())
+    return np.concatenate(found)
 
 
 def texts(dataset: datasets.Dataset, columns: Columns) -> tuple[list[str], list[str] | None]:

@@ -42,6 +42,10 @@ class TrainConfig(Settings):
     data: str | None = _source(
         None, "Data set, as a file, a directory or a hub id (default: the embedded demo).", metavar="path|id"
     )
+    train_split: str | None = _source(None, "Split of the data set to train on (default: train).", metavar="name")
+    eval_split: str | None = _source(
+        None, "Split of the data set that validates (default: validation, dev, eval or test).", metavar="name"
+    )
     text_column: str | None = _source(
         None, "Column that goes in: text, tokens, prompt, messages, question, image or audio (default: found)."
     )
@@ -256,7 +260,7 @@ class TrainConfig(Settings):
     patience: int | None = _evaluation(
         None, "Stop after this many evaluations without a better score (default: never).", check=_at_least(1)
     )
-    min_delta: float = _evaluation(0.0, "How much better a score must be for --patience to count it.", check=_at_least(0))
+    min_delta: float = _evaluation(0.0, "How much better a score must be for --patience to count.", check=_at_least(0))
     baseline: bool | None = _evaluation(
         None, "Score the frozen base first, under a head fitted on its features (default: in the demo only)."
     )

@@ -1,7 +1,7 @@
-"""Anything a user calls a data set -> a `datasets.DatasetDict` with a train and a validation split.
+"""Anything a user calls a data set -> its rows to train on and those to score on.
 
-A source is a file, a directory, or an id on the Hugging Face hub. Each becomes named splits; one rule then
-says which is the validation split, and cuts one off the training rows where there is none. What is on disk
+A source is a file, a directory, or an id on the Hugging Face hub. Each becomes named splits; one rule then says
+which is the validation split, and :func:`cut` makes one of training rows where there is none. What is on disk
 wins over the hub, and a file whose name ends in brackets over a slice.
 """
 
@@ -9,59 +9,130 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import numpy as np
 
 from capaft import hub, idx, rng, slices
-from capaft.directory import read_directory, without_progress_bars
+from capaft.directory import read_directory, read_table, without_progress_bars
 from capaft.errors import UsageError
-from capaft.readers import SUFFIXES, one_line, read
-from capaft.split_names import TRAIN, VALIDATION, validation_name
+from capaft.readers import SUFFIXES, one_line
+from capaft.split_names import BY_RULE, TRAIN, VALIDATION, Wanted
 
-logger = logging.getLogger(__name__)
+Say = Callable[[str], None]
 
 # The branch of a repository in which the hub keeps its data as Parquet files.
 _CONVERTED = "refs/convert/parquet"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+){0,2}")
 
 
+class Splits(NamedTuple):
+    """What a source has of rows, as far as it has them.
+
+    Attributes:
+        train: those to train on.
+        evaluation: those to score on.
+        name: what the source calls the latter.
+    """
+
+    train: datasets.Dataset | None
+    evaluation: datasets.Dataset | None = None
+    name: str | None = None
+
+
 def load(
-    spec: str, *, validation_split: float = 0.1, seed: int = 0, revision: str | None = None
-) -> datasets.DatasetDict:
-    """Load a data set with exactly the splits "train" and "validation".
+    spec: str,
+    wanted: Wanted = BY_RULE,
+    *,
+    say: Say,
+    revision: str | None = None,
+) -> Splits:
+    """Load a data set to train on; `train` is there.
 
     Args:
-        spec: a file, a directory (of split files, with one file, of classes of images or recordings, of idx files,
-            or from `save_to_disk`), or a hub id such as `imdb`, `glue/sst2`, `user/name` or `user/name/config`;
-            then perhaps a slice, `[a:b]` with counts or percentages, which takes a part of the training rows
-            before anything is cut off them.
-        validation_split: share of the training rows that becomes the validation split if the source has none.
-        seed: decides which rows these are.
+        spec: a file, a directory (of split files, with one file, of images or recordings, of idx files, or from
+            `save_to_disk`), or a hub id such as `imdb`, `glue/sst2`, `user/name` or `user/name/config`; then perhaps
+            a slice, `[a:b]` with counts or percentages, which takes a part of the training rows.
+        wanted: which splits to take, where it is not the rule that says so.
+        say: told one line for each thing that is decided or left aside.
         revision: branch, tag or commit of a data set on the hub.
 
     Raises:
-        UsageError: there is no such source, it cannot be read, or no two splits can be had from it.
+        UsageError: there is no such source or split, it cannot be read, or it has no split to train on.
     """
-    splits = _open(spec, revision)
-    train = splits.get(TRAIN)
-    if train is None:
-        raise UsageError(f"{spec}: there is no train split among {_listed(splits)}")
-    name = _validation_name(splits)
-    if name is None:
-        train, validation = _cut(spec, train, validation_split, seed)
-        logger.info("validation: %d of %d rows of train", len(validation), len(train) + len(validation))
-    else:
-        validation = splits[name]
-        _check_not_empty(spec, train, validation, name)
-        logger.info("validation: the %d rows of %s", len(validation), name)
-    return datasets.DatasetDict({TRAIN: train, VALIDATION: validation})
+    found = _open(spec, wanted, revision, say)
+    splits = of(found, wanted)
+    if splits.train is None:
+        raise UsageError(f"{spec}: there is no train split among {', '.join(found)}; choose one with --train-split")
+    if splits.evaluation is not None and 0 in (len(splits.train), len(splits.evaluation)):
+        raise UsageError(f"{spec}: there are no rows in the split {splits.name if len(splits.train) else TRAIN}")
+    return splits
+
+
+def load_evaluation(
+    spec: str,
+    wanted: Wanted = BY_RULE,
+    *,
+    say: Say,
+    revision: str | None = None,
+) -> Splits:
+    """Load a data set to score a model on: its validation split, its training rows, or its only split.
+
+    Args:
+        spec: as in :func:`load`; a slice leaves the validation split whole here too.
+        wanted: as in :func:`load`.
+        say: as in :func:`load`.
+        revision: as in :func:`load`.
+
+    Raises:
+        UsageError: there is no such source or split, it cannot be read, or it has several splits and none to take.
+    """
+    found = _open(spec, wanted, revision, say)
+    splits = of(found, wanted)
+    if splits.train is None and splits.evaluation is None:
+        if len(found) > 1:
+            raise UsageError(
+                f"{spec}: there is no validation or train split among {', '.join(found)}; choose one with --split"
+            )
+        return of(found, Wanted(evaluation=next(iter(found))))
+    return splits
+
+
+def of(splits: Mapping[str, datasets.Dataset], wanted: Wanted) -> Splits:
+    """Those of named splits that are wanted.
+
+    Raises:
+        UsageError: one that is asked for is not there.
+    """
+    train, name = wanted.among(splits)
+    return Splits(splits.get(str(train)), splits.get(str(name)), name)
+
+
+def cut(spec: str, rows: datasets.Dataset, share: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Training and validation rows, both in their old order.
+
+    Args:
+        spec: what the user called the rows.
+        rows: all of them.
+        share: how many of them, of 1, become validation rows.
+        seed: decides which these are.
+
+    Raises:
+        UsageError: there are fewer than two rows, or the share is none.
+    """
+    if not 0 < share < 1:
+        raise UsageError(f"--validation-split must lie between 0 and 1, got {share}")
+    if len(rows) < 2:
+        raise UsageError(f"{spec}: {len(rows)} row(s) cannot be split into train and validation; add rows")
+    size = min(max(round(share * len(rows)), 1), len(rows) - 1)
+    shuffled = rng.permutation(rng.fold_in(seed, "", "data", VALIDATION), len(rows))
+    return rows.select(np.sort(shuffled[size:])), rows.select(np.sort(shuffled[:size]))
 
 
 def sample(rows: datasets.Dataset, count: int, seed: int) -> datasets.Dataset:
@@ -74,7 +145,6 @@ def shots(rows: datasets.Dataset, classes: Sequence[int], count: int, seed: int)
     """A seeded sample of `count` rows of each class, in their original order; a scarcer class gives all its rows.
 
     What a class gives depends on the seed and its own rows alone, and a smaller sample is a part of a larger one.
-    A class with fewer rows is logged as a warning.
 
     Args:
         rows: what is drawn from.
@@ -91,58 +161,36 @@ def shots(rows: datasets.Dataset, classes: Sequence[int], count: int, seed: int)
         raise ValueError(f"{len(classes)} classes were given for {len(rows)} rows")
     of_row = np.asarray(classes, dtype=np.int64)
     chosen = []
-    scarce = []
     for each in np.unique(of_row):
         there = np.flatnonzero(of_row == each)
         chosen.append(there[rng.permutation(rng.fold_in(seed, "", "data", f"shots.{each}"), len(there))[:count]])
-        if len(there) < count:
-            scarce.append(f"{len(there)} of class {each}")
-    if scarce:
-        more = f" and {len(scarce) - 10} classes more" if len(scarce) > 10 else ""
-        logger.warning("there are not %d rows of every class: %s%s", count, ", ".join(scarce[:10]), more)
     return rows.select(np.sort(np.concatenate(chosen))) if chosen else rows
 
 
-def load_evaluation(spec: str, *, revision: str | None = None) -> datasets.Dataset:
-    """Load the rows to score a model on: the validation split if the source has one, else all its rows.
-
-    Args:
-        spec: as in :func:`load`; a slice leaves the validation split whole here too.
-        revision: as in :func:`load`.
-
-    Raises:
-        UsageError: there is no such source, it cannot be read, or it has several splits and none to take.
-    """
-    splits = _open(spec, revision)
-    name = _validation_name(splits) or (TRAIN if TRAIN in splits else None)
-    if name is None and len(splits) != 1:
-        raise UsageError(f"{spec}: there is no validation or train split among {_listed(splits)}")
-    return splits[name or next(iter(splits))]
-
-
-def _open(spec: str, revision: str | None) -> dict[str, datasets.Dataset]:
+def _open(spec: str, wanted: Wanted, revision: str | None, say: Say) -> dict[str, datasets.Dataset]:
     """The splits of a source under their own names, with what a slice leaves of train; one file alone is train."""
     if spec and os.path.exists(os.path.expanduser(spec)):
         source, part = spec, None
     else:
         source, part = slices.split_off(spec)
-    splits = {name: _undecoded(rows) for name, rows in _read_source(source, revision).items()}
-    if part is not None and TRAIN in splits:
-        chosen = part.rows(len(splits[TRAIN]))
+    splits = {name: _undecoded(rows) for name, rows in _read_source(source, wanted, revision, say).items()}
+    train, _ = wanted.among(splits)
+    if part is not None and train is not None:
+        chosen = part.rows(len(splits[train]))
         if len(chosen) == 0:
-            raise UsageError(f"{spec}: this slice takes none of the {len(splits[TRAIN])} training rows")
-        logger.info("%s: %d of %d training rows", spec, len(chosen), len(splits[TRAIN]))
-        splits[TRAIN] = splits[TRAIN].select(chosen)
+            raise UsageError(f"{spec}: this slice takes none of the {len(splits[train])} training rows")
+        say(f"{spec}: {len(chosen)} of {len(splits[train])} training rows")
+        splits[train] = splits[train].select(chosen)
     return splits
 
 
-def _read_source(spec: str, revision: str | None) -> dict[str, datasets.Dataset]:
+def _read_source(spec: str, wanted: Wanted, revision: str | None, say: Say) -> dict[str, datasets.Dataset]:
     path = Path(os.path.expanduser(spec))
     if spec and os.path.exists(path):
         try:
             if path.is_dir():
-                return read_directory(path)
-            return {TRAIN: idx.read_file(path) if idx.is_idx(path) else read(path)}
+                return read_directory(path, wanted, say)
+            return {TRAIN: idx.read_file(path) if idx.is_idx(path) else read_table(path)}
         except OSError as error:
             raise UsageError(f"{spec}: cannot read this ({one_line(error)})") from error
     if spec.startswith((".", "/", "~")) or path.suffix.lower() in SUFFIXES or not _HUB_ID.fullmatch(spec):
@@ -214,40 +262,3 @@ def _cache_only(enabled: bool) -> Iterator[None]:
         yield
     finally:
         datasets.config.HF_HUB_OFFLINE = before
-
-
-def _validation_name(splits: dict[str, datasets.Dataset]) -> str | None:
-    name = validation_name(splits)
-    if name == "test" and _unlabelled(splits[name], splits.get(TRAIN)):
-        logger.info("the test split has no labels and is left aside")
-        return None
-    return name
-
-
-def _unlabelled(test: datasets.Dataset, train: datasets.Dataset | None) -> bool:
-    """Whether labels were withheld, as competitions do: -1 in every row, or a column fewer than in train."""
-    if train is not None and set(test.column_names) < set(train.column_names):
-        return True
-    features = test.features.items()
-    integers = [name for name, feature in features if str(getattr(feature, "dtype", "")).startswith("int")]
-    return any(test.unique(name) == [-1] for name in integers)
-
-
-def _cut(spec: str, rows: datasets.Dataset, share: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Training and validation rows, both in their old order."""
-    if not 0 < share < 1:
-        raise UsageError(f"--validation-split must lie between 0 and 1, got {share}")
-    if len(rows) < 2:
-        raise UsageError(f"{spec}: {len(rows)} row(s) cannot be split into train and validation; add rows")
-    size = min(max(round(share * len(rows)), 1), len(rows) - 1)
-    shuffled = rng.permutation(rng.fold_in(seed, "", "data", VALIDATION), len(rows))
-    return rows.select(np.sort(shuffled[size:])), rows.select(np.sort(shuffled[:size]))
-
-
-def _check_not_empty(spec: str, train: datasets.Dataset, validation: datasets.Dataset, name: str) -> None:
-    if 0 in (len(train), len(validation)):
-        raise UsageError(f"{spec}: there are no rows in the split {name if len(train) else TRAIN}")
-
-
-def _listed(splits: dict[str, datasets.Dataset]) -> str:
-    return ", ".join(splits)

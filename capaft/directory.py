@@ -1,24 +1,38 @@
-"""A directory -> its splits: what `save_to_disk` wrote, idx files, files of rows, or classes of media."""
+"""A directory -> its splits: what `save_to_disk` wrote, idx files, tables, or classes of media."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from capaft import idx, media_folder
+from capaft import idx, media_folder, media_table
 from capaft.errors import UsageError
 from capaft.readers import SUFFIXES, TEXT, one_line, read
-from capaft.split_names import TRAIN, role, validation_name
+from capaft.split_names import TRAIN, Wanted, role
+
+# How Hugging Face calls the table beside images or recordings that says what they show.
+_METADATA = "metadata"
+_SHARD = re.compile(r"[-_]\d+(-of-\d+)?$")
 
 
-def read_directory(path: Path) -> dict[str, datasets.Dataset]:
-    """The splits of a directory under their own names: train and the one that validates, as far as they are there.
+def read_table(file: Path, text_columns: tuple[str, ...] = ()) -> datasets.Dataset:
+    """A file of rows as :func:`capaft.readers.read` takes it, with the images or recordings that it names."""
+    return media_table.with_files(read(file, text_columns), file.parent)
+
+
+def read_directory(path: Path, wanted: Wanted, say: Callable[[str], None]) -> dict[str, datasets.Dataset]:
+    """The splits of a directory under their own names: at least those that are wanted and there.
+
+    Args:
+        path: the directory.
+        wanted: which splits are read.
+        say: told one line for whatever is left aside.
 
     Raises:
         UsageError: there is nothing to read, or more than can be told apart, or it is damaged.
@@ -28,14 +42,18 @@ def read_directory(path: Path) -> dict[str, datasets.Dataset]:
         return _read_saved(path)
     visible = sorted(p for p in path.iterdir() if not p.name.startswith("."))
     if any(map(idx.is_idx, visible)):
-        return idx.read_directory(path)
+        return idx.read_directory(path, wanted)
     files = [p for p in visible if p.suffix.lower() in SUFFIXES and p.is_file()]
     # Beside other data, a text file is a note or a list.
     tables = [p for p in files if p.suffix.lower() != TEXT]
     texts = [p for p in files if p.suffix.lower() == TEXT]
-    if roles := _roles(tables):
-        return _read_roles(roles)
-    tree = _scan(path, forgiving=len(tables) == 1 or bool(_roles(texts)))
+    if _have_roles(tables, wanted):
+        return _read_splits(_splits(tables, wanted), wanted)
+    if beside := [p for p in tables if p.stem == _METADATA]:
+        return {TRAIN: _read_shards(TRAIN, beside, ())}
+    if within := {str(role(each.name)): p for each in visible if each.is_dir() and (p := _metadata(each))}:
+        return _read_splits(within, wanted)
+    tree = _scan(path, say, forgiving=len(tables) == 1 or _have_roles(texts, wanted))
     classes = {name for split in tree.values() for name in split}
     if len(tables) == 1 and len(classes) > 1:
         raise UsageError(
@@ -43,13 +61,13 @@ def read_directory(path: Path) -> dict[str, datasets.Dataset]:
             f"give {tables[0]} with --data, or move it away"
         )
     if len(tables) == 1:
-        return {TRAIN: read(tables[0])}
+        return {TRAIN: read_table(tables[0])}
     if tree:
-        return media_folder.read(path, tree)
-    if roles := _roles(texts):
-        return _read_roles(roles)
+        return media_folder.read(path, tree, wanted)
+    if _have_roles(texts, wanted):
+        return _read_splits(_splits(texts, wanted), wanted)
     if len(files) == 1:
-        return {TRAIN: read(files[0])}
+        return {TRAIN: read_table(files[0])}
     there = ", ".join(p.name for p in visible[:8]) or "nothing"
     raise UsageError(
         f"{path}: neither files named train, validation or test nor exactly one data file "
@@ -81,9 +99,9 @@ def _read_saved(path: Path) -> dict[str, datasets.Dataset]:
     return dict(saved) if isinstance(saved, datasets.DatasetDict) else {TRAIN: saved}
 
 
-def _scan(path: Path, forgiving: bool) -> media_folder.Tree:
+def _scan(path: Path, say: Callable[[str], None], forgiving: bool) -> media_folder.Tree:
     try:
-        return media_folder.scan(path)
+        return media_folder.scan(path, say)
     except (UsageError, OSError):
         # A picture beside the data is no reason to refuse the data.
         if forgiving:
@@ -91,20 +109,41 @@ def _scan(path: Path, forgiving: bool) -> media_folder.Tree:
         raise
 
 
-def _roles(files: list[Path]) -> dict[str, list[Path]]:
-    roles: dict[str, list[Path]] = defaultdict(list)
+def _have_roles(files: list[Path], wanted: Wanted) -> bool:
+    """Whether files are named as splits, by the rule or by the user."""
+    return any(role(file.name) or _stem(file) in (wanted.train, wanted.evaluation) for file in files)
+
+
+def _stem(file: Path) -> str:
+    """The name of a file without its suffix and the number of a shard."""
+    return _SHARD.sub("", file.stem)
+
+
+def _metadata(directory: Path) -> list[Path]:
+    """The table that says what the images or recordings in a directory of a split show, if it has one."""
+    if role(directory.name) is None:
+        return []
+    return [p for p in sorted(directory.iterdir()) if p.stem == _METADATA and p.suffix.lower() in SUFFIXES]
+
+
+def _splits(files: list[Path], wanted: Wanted) -> dict[str, list[Path]]:
+    """The files of each split: under the role that their names begin with, and under those names."""
+    by_role: dict[str, list[Path]] = defaultdict(list)
+    by_name: dict[str, list[Path]] = defaultdict(list)
     for file in files:
+        by_name[_stem(file)].append(file)
         if name := role(file.name):
-            roles[name].append(file)
-    return dict(roles)
+            by_role[name].append(file)
+    asked = {name: by_name[name] for name in (wanted.train, wanted.evaluation) if name in by_name}
+    return {**by_name, **by_role, **asked}
 
 
-def _read_roles(roles: dict[str, list[Path]]) -> dict[str, datasets.Dataset]:
-    splits = {TRAIN: _read_shards(TRAIN, roles[TRAIN], ())} if TRAIN in roles else {}
-    chosen = validation_name(roles)
-    if chosen is not None:
-        splits[chosen] = _read_shards(chosen, roles[chosen], _text_columns(splits.get(TRAIN)))
-    return splits
+def _read_splits(splits: dict[str, list[Path]], wanted: Wanted) -> dict[str, datasets.Dataset]:
+    train, evaluation = wanted.among(splits)
+    found = {} if train is None else {train: _read_shards(train, splits[train], ())}
+    if evaluation is not None:
+        found[evaluation] = _read_shards(evaluation, splits[evaluation], _text_columns(found.get(str(train))))
+    return found
 
 
 def _read_shards(name: str, files: list[Path], text_columns: tuple[str, ...]) -> datasets.Dataset:
@@ -112,8 +151,8 @@ def _read_shards(name: str, files: list[Path], text_columns: tuple[str, ...]) ->
     if len({re.sub(r"\d+", "#", file.name) for file in files}) > 1:
         names = ", ".join(file.name for file in files)
         raise UsageError(f"{files[0].parent}: several files could be the {name} split: {names}; keep one of them")
-    first = read(files[0], text_columns)
-    rest = [read(file, _text_columns(first)) for file in files[1:]]
+    first = read_table(files[0], text_columns)
+    rest = [read_table(file, _text_columns(first)) for file in files[1:]]
     for file, shard in zip(files[1:], rest, strict=True):
         if shard.features != first.features:
             raise UsageError(f"{file}: its columns or their types are not those of {files[0].name}")

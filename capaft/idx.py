@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from capaft.errors import UsageError
 from capaft.readers import one_line
-from capaft.split_names import TRAIN, role, validation_name
+from capaft.split_names import TRAIN, Wanted, role
 
 Bytes = NDArray[np.uint8]
 
@@ -36,8 +36,8 @@ def is_idx(path: Path) -> bool:
     return _NAME.fullmatch(path.name) is not None and path.is_file()
 
 
-def read_directory(path: Path) -> dict[str, datasets.Dataset]:
-    """The splits of a directory: `t10k` is the test split, and a single pair of files is the train split.
+def read_directory(path: Path, wanted: Wanted) -> dict[str, datasets.Dataset]:
+    """The wanted splits of a directory: `t10k` is the test split, and a single pair of files is the train split.
 
     Raises:
         UsageError: a file is missing or damaged, or two could be the same split.
@@ -46,7 +46,7 @@ def read_directory(path: Path) -> dict[str, datasets.Dataset]:
     images = {_prefix(file): file for file in reversed(files) if not _of_labels(file)}
     if not images:
         raise UsageError(f"{path}: there are idx files of labels but none of images (named ...images-idx3-ubyte)")
-    splits = _splits(path, images)
+    splits = _splits(path, images, wanted)
     pairs = {name: _read_pair(file) for name, file in splits.items()}
     classes = 1 + max(int(labels.max()) for _, labels in pairs.values())
     return {name: _dataset(pixels, labels, classes) for name, (pixels, labels) in pairs.items()}
@@ -78,11 +78,11 @@ def _of_labels(path: Path) -> bool:
     return _parts(path)["labels"] is not None
 
 
-def _splits(path: Path, images: dict[str, Path]) -> dict[str, Path]:
+def _splits(path: Path, images: dict[str, Path], wanted: Wanted) -> dict[str, Path]:
     """The files of images that are needed, by split."""
-    if len(images) == 1:
-        return {TRAIN: next(iter(images.values()))}
     splits: dict[str, Path] = {}
+    if len(images) == 1:
+        splits, images = {TRAIN: next(iter(images.values()))}, {}
     for prefix, file in images.items():
         words = re.split(r"[^a-z0-9]+", prefix.lower().replace("t10k", "test"))
         name = next(filter(None, map(role, words)), None)
@@ -90,8 +90,8 @@ def _splits(path: Path, images: dict[str, Path]) -> dict[str, Path]:
             names = ", ".join(sorted(each.name for each in images.values()))
             raise UsageError(f"{path}: cannot tell train from test among {names}; give the path of one of them")
         splits[name] = file
-    wanted = (TRAIN, validation_name(splits))
-    return {name: file for name, file in splits.items() if name in wanted}
+    chosen = wanted.among(splits)
+    return {name: file for name, file in splits.items() if name in chosen}
 
 
 def _read_pair(images: Path) -> tuple[Bytes, Bytes]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import typing
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capaft import base_model, budget, data, demo
+from capaft import base_model, budget, data, demo, selection
 from capaft.adapter_file import Task as TaskRecord
 from capaft.attach import check_dropout
 from capaft.base_model import BaseModel
@@ -29,9 +29,7 @@ from capaft.tasks.recognise import check_model, recognise
 from capaft.tasks.task import Features, Task
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
-
-DEMO_DATA = "demo"
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,7 @@ class Job:
         train: training examples as the model takes them.
         validation: validation examples.
         data: what the user called the data set.
+        columns: those of the training rows.
         steps: optimiser steps of the whole run.
         epochs: passes over the training examples; None where steps were asked for.
         lr: peak learning rate of the adapter's numbers.
@@ -58,6 +57,7 @@ class Job:
     train: Features
     validation: Features
     data: str
+    columns: Columns
     steps: int
     epochs: int | None
     lr: float
@@ -100,10 +100,25 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     is_demo = config.model is None and config.data is None
     stack = parse(config.method, **_numbers(config, demo.K if is_demo else None))
     check_dropout(stack, config.dropout)
-    rows = load_data(config)
-    task, found = _decide_task(config, rows, say)
-    train_rows = _chosen(config, task, rows["train"], found["train"], say)
-    validation_rows = rows["validation"]
+
+    def say_data(line: str) -> None:
+        say(f"data   {line}")
+
+    source = selection.splits(config, say_data)
+    assert source.train is not None
+    sketch = base_model.configuration(
+        config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
+    name = config.task if config.task != "auto" else recognise(source.train, sketch, selection.given_columns(config))
+    say(f"task   {name}{'' if config.task == name else ', told by the data and the model (--task chooses)'}")
+    check_model(name, sketch)
+    kind = task_class(name)
+    train_part, validation_part, known = selection.for_training(kind, source, config, say_data)
+    task = kind.decide(known.rows, known.columns, config)
+    # A wrong label should be told before minutes of loading.
+    task.check_labels(validation_part.rows, validation_part.columns)
+    train_rows = _chosen(config, task, train_part.rows, train_part.columns, say_data)
+    validation_rows = validation_part.rows
     if config.max_eval_examples and config.max_eval_examples < len(validation_rows):
         validation_rows = data.sample(validation_rows, config.max_eval_examples, config.seed)
     base = task.load_model(
@@ -115,9 +130,9 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     )
     if config.gradient_checkpointing:
         _compute_activations_again(base.model)
-    train = task.features(base, train_rows, found["train"], training=True)
-    validation = task.features(base, validation_rows, found["validation"], training=False)
-    _describe_data(config, task, train, validation, found["train"], say)
+    train = task.features(base, train_rows, train_part.columns, training=True)
+    validation = task.features(base, validation_rows, validation_part.columns, training=False)
+    _describe_data(config, task, train, validation, train_part.columns, say)
     for index in range(min(config.show, len(train))):
         say(f"example {index + 1}: {task.show(base, train, index)}")
     if stack.method == "head" and not base.head:
@@ -146,7 +161,8 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
         plan=decided,
         train=train,
         validation=validation,
-        data=config.data or DEMO_DATA,
+        data=config.data or selection.DEMO,
+        columns=train_part.columns,
         steps=config.max_steps or (epochs or 1) * per_epoch,
         epochs=epochs,
         lr=config.lr or rates.lr,
@@ -155,24 +171,6 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     )
     _describe(job, config, say)
     return job
-
-
-def _decide_task(config: TrainConfig, rows: DatasetDict, say: Callable[[str], None]) -> tuple[Task, dict[str, Columns]]:
-    """The task, and the columns of each split."""
-    given = given_columns(config)
-    sketch = base_model.configuration(
-        config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
-    name = config.task if config.task != "auto" else recognise(rows["train"], sketch, given)
-    say(f"task   {name}{'' if config.task == name else ', told by the data and the model (--task chooses)'}")
-    check_model(name, sketch)
-    kind = task_class(name)
-    found = {"train": kind.recognise(rows["train"], given)}
-    found["validation"] = kind.recognise(rows["validation"], there(rows["validation"], given))
-    task = kind.decide(rows["train"], found["train"], config)
-    # A wrong label should be told before minutes of loading.
-    task.check_labels(rows["validation"], found["validation"])
-    return task, found
 
 
 def _compute_activations_again(model: Any) -> None:
@@ -187,22 +185,6 @@ def _compute_activations_again(model: Any) -> None:
         raise UsageError(f"--gradient-checkpointing is not supported by {type(model).__name__}; drop it") from None
 
 
-def given_columns(config: TrainConfig) -> dict[str, str | None]:
-    """The columns that the user named, by role."""
-    return {"text": config.text_column, "pair": config.pair_column, "label": config.label_column}
-
-
-def there(rows: Dataset, given: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Those of the named columns, or names within one, that a split has: a second one may call some otherwise."""
-    known = {*rows.column_names, *(name.rpartition(".")[2] for name in rows.flatten().column_names)}
-
-    def is_there(name: str | None) -> bool:
-        # Labels that have a column each are named in one list.
-        return name in known or (name is not None and known >= {each.strip() for each in name.split(",")})
-
-    return {role: name if is_there(name) else None for role, name in given.items()}
-
-
 def _chosen(config: TrainConfig, task: Task, rows: Dataset, found: Columns, say: Callable[[str], None]) -> Dataset:
     """The training rows that are wanted: so many of each class, so many in all."""
     if config.shots:
@@ -210,8 +192,11 @@ def _chosen(config: TrainConfig, task: Task, rows: Dataset, found: Columns, say:
         if classes is None:
             raise UsageError(f"--shots has no meaning for this {task.name}: no class a row; use --max-train-examples")
         rows = data.shots(rows, classes, config.shots, config.seed)
-        if len(rows) < config.shots * len(task.labels):
-            say(f"data   some classes have fewer than {config.shots} examples: {len(rows)} in all")
+        counts = Counter(classes)
+        scarce = [f"{label} ({counts[at]})" for at, label in enumerate(task.labels) if counts[at] < config.shots]
+        if scarce:
+            more = f" and {len(scarce) - 10} more" if len(scarce) > 10 else ""
+            say(f"some classes have fewer than {config.shots} training rows: {', '.join(scarce[:10])}{more}")
     if config.max_train_examples and config.max_train_examples < len(rows):
         rows = data.sample(rows, config.max_train_examples, config.seed)
     return rows
@@ -247,17 +232,6 @@ def _numbers(config: TrainConfig, k: tuple[int, ...] | None) -> dict[str, Any]:
         except ValueError as error:
             raise UsageError(f"--method-option {name} {error}") from None
     return numbers
-
-
-def load_data(config: TrainConfig) -> DatasetDict:
-    """The configured data set, or the embedded one.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
-    if config.data is None or (config.data == DEMO_DATA and not Path(DEMO_DATA).exists()):
-        return demo.examples()
-    return data.load(config.data, validation_split=config.validation_split, seed=config.seed)
 
 
 def _describe(job: Job, config: TrainConfig, say: Callable[[str], None]) -> None:
@@ -302,11 +276,9 @@ def settled(config: TrainConfig, job: Job) -> TrainConfig:
         else:
             shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             others.append(f"{option.name}={shown}")
-    # The task's fields that are settings of that name.
-    settings = {each.name for each in fields(config)}
-    numbers |= {each.name: getattr(job.task, each.name) for each in fields(job.task) if each.name in settings}
+    found = selection.names(type(job.task), job.columns)
     return replace(
-        config,
+        selection.with_options(config, job.task),
         method=job.plan.stack.method,
         task=job.task.name,  # type: ignore[arg-type] # one of those that the setting takes
         epochs=job.epochs,
@@ -315,6 +287,9 @@ def settled(config: TrainConfig, job: Job) -> TrainConfig:
         baseline=job.baseline,
         budget=None,
         method_option=tuple(others) or None,
+        text_column=found.get("text", config.text_column),
+        pair_column=found.get("pair", config.pair_column),
+        label_column=found.get("label", config.label_column),
         target_modules=job.plan.targets.modules or None,
         **numbers,
     )

@@ -6,9 +6,8 @@ A row holds the path of its file, and no file is opened before its row is used.
 from __future__ import annotations
 
 import difflib
-import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +15,13 @@ import datasets
 import pyarrow as pa
 
 from capaft.errors import UsageError
-from capaft.split_names import TRAIN, role, validation_name
-
-logger = logging.getLogger(__name__)
+from capaft.split_names import TRAIN, Wanted, role
 
 SUFFIXES = {
     "image": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tiff", ".tif"),
     "audio": (".wav", ".flac", ".mp3", ".ogg"),
 }
-_KINDS = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
+KINDS = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
 
 # Split -> class -> its files.
 Tree = dict[str, dict[str, list[Path]]]
@@ -38,8 +35,12 @@ class _Directory:
     others: int
 
 
-def scan(path: Path) -> Tree:
+def scan(path: Path, say: Callable[[str], None]) -> Tree:
     """The media below a directory: `train/cat/1.png` and `test/cat/2.png`, or `cat/1.png`. Empty if there are none.
+
+    Args:
+        path: the directory.
+        say: told one line for each place whose files are left aside.
 
     Raises:
         UsageError: there are some where their split or class cannot be told.
@@ -49,7 +50,7 @@ def scan(path: Path) -> Tree:
     classes = {group.path: [_look(each) for each in group.inner] for group in groups}
     _check_has_class(top.media)
     if any(role(group.path.name) and _with_media(classes[group.path]) for group in groups):
-        return _tree_of_splits(groups, classes)
+        return _tree_of_splits(groups, classes, say)
     found = _with_media(groups)
     for inner in _with_media(each for group in groups for each in classes[group.path]):
         raise UsageError(
@@ -58,18 +59,17 @@ def scan(path: Path) -> Tree:
         )
     if found and all(role(group.path.name) for group in found):
         _check_has_class(found[0].media)
-    return {TRAIN: _files(found)} if found else {}
+    return {TRAIN: _files(found, say)} if found else {}
 
 
-def read(path: Path, tree: Tree) -> dict[str, datasets.Dataset]:
-    """The train and validation splits of what :func:`scan` found, with `image` or `audio`, and `label`.
+def read(path: Path, tree: Tree, wanted: Wanted) -> dict[str, datasets.Dataset]:
+    """The wanted splits of what :func:`scan` found, with `image` or `audio`, and `label`.
 
     Raises:
         UsageError: it mixes images and recordings, a class is not among those of the train split, or a name is not
             UTF-8.
     """
-    wanted = (TRAIN, validation_name(tree))
-    splits = {name: tree[name] for name in wanted if name in tree}
+    splits = {name: tree[name] for name in wanted.among(tree) if name is not None}
     files = [file for classes in splits.values() for group in classes.values() for file in group]
     kinds = {_kind(file): file for file in files}
     if len(kinds) > 1:
@@ -85,11 +85,13 @@ def _look(path: Path) -> _Directory:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
         inner = sorted(path / entry.name for entry in visible if entry.is_dir())
         files = sorted(path / entry.name for entry in visible if entry.is_file())
-    media = [file for file in files if file.suffix.lower() in _KINDS]
+    media = [file for file in files if file.suffix.lower() in KINDS]
     return _Directory(path, inner, media, len(files) - len(media))
 
 
-def _tree_of_splits(groups: list[_Directory], classes: dict[Path, list[_Directory]]) -> Tree:
+def _tree_of_splits(
+    groups: list[_Directory], classes: dict[Path, list[_Directory]], say: Callable[[str], None]
+) -> Tree:
     tree: Tree = {}
     for group in groups:
         name = role(group.path.name)
@@ -100,16 +102,16 @@ def _tree_of_splits(groups: list[_Directory], classes: dict[Path, list[_Director
             raise UsageError(f"{group.path}: stands beside directories of splits and is none; move it away")
         if found:
             _check_has_class(group.media)
-            tree[str(name)] = _files(found)
+            tree[str(name)] = _files(found, say)
         elif group.media:
-            logger.info("%s: its files have no class and are left aside", group.path)
+            say(f"{group.path}: its files have no class and are left aside")
     return tree
 
 
-def _files(classes: list[_Directory]) -> dict[str, list[Path]]:
+def _files(classes: list[_Directory], say: Callable[[str], None]) -> dict[str, list[Path]]:
     for each in classes:
         if each.others:
-            logger.info("%s: %d files of other kinds are left aside", each.path, each.others)
+            say(f"{each.path}: {each.others} files of other kinds are left aside")
     return {each.path.name: each.media for each in classes}
 
 
@@ -118,7 +120,7 @@ def _with_media(directories: Iterable[_Directory]) -> list[_Directory]:
 
 
 def _kind(file: Path) -> str:
-    return _KINDS[file.suffix.lower()]
+    return KINDS[file.suffix.lower()]
 
 
 def _check_has_class(files: list[Path]) -> None:
@@ -139,12 +141,22 @@ def _check_known(classes: dict[str, list[Path]], names: list[str]) -> None:
 def _dataset(kind: str, classes: dict[str, list[Path]], names: list[str]) -> datasets.Dataset:
     rows = [(os.path.abspath(file), names.index(name)) for name in sorted(classes) for file in classes[name]]
     paths, labels = zip(*rows, strict=True)
-    feature = datasets.Image(decode=False) if kind == "image" else datasets.Audio(decode=False)
     for path in paths:
         # What Python puts for bytes that are not UTF-8; Arrow cannot hold it.
         if any("\ud800" <= each <= "\udfff" for each in path):
             raise UsageError(f"{path!r}: the name of this file is not UTF-8; rename it")
-    files = pa.StructArray.from_arrays([pa.nulls(len(rows), pa.binary()), pa.array(paths)], ["bytes", "path"])
-    table = pa.table({kind: files, "label": pa.array(labels, pa.int64())})
-    features = datasets.Features({kind: feature, "label": datasets.ClassLabel(names=names)})
+    table = pa.table({kind: files_at(paths), "label": pa.array(labels, pa.int64())})
+    features = datasets.Features({kind: feature_of(kind), "label": datasets.ClassLabel(names=names)})
     return datasets.Dataset(table, datasets.DatasetInfo(features=features))
+
+
+def feature_of(kind: str) -> datasets.Image | datasets.Audio:
+    """The type of a column of such files."""
+    return datasets.Image(decode=False) if kind == "image" else datasets.Audio(decode=False)
+
+
+def files_at(paths: Sequence[str | None]) -> pa.StructArray:
+    """A column of such files, of which nothing is read."""
+    return pa.StructArray.from_arrays(
+        [pa.nulls(len(paths), pa.binary()), pa.array(paths, pa.string())], ["bytes", "path"]
+    )

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from capaft import data, job
+from capaft import data, selection
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.evaluate import evaluate
@@ -20,7 +20,9 @@ from capaft.interrupt import memory_guard
 from capaft.machine import accelerator_for, move
 from capaft.processes import Processes
 from capaft.saved import Saved
+from capaft.selection import Selection
 from capaft.settings import check_range, did_you_mean, parse
+from capaft.split_names import Wanted
 from capaft.tasks.task import Task
 
 
@@ -28,6 +30,8 @@ def score(
     saved: Saved,
     given: str | None,
     *,
+    say: data.Say,
+    split: str | None = None,
     metric: str | None = None,
     options: Mapping[str, str] | None = None,
     max_examples: int | None = None,
@@ -40,7 +44,9 @@ def score(
 
     Args:
         saved: the opened run.
-        given: a data set; None for the run's own validation split.
+        given: a data set; None for the run's own.
+        say: told one line for each thing that is decided about the data.
+        split: which split of it; None for the validation split.
         metric: another metric than the run's.
         options: options of the task to change, as text.
         max_examples: score on a seeded sample of this many.
@@ -56,20 +62,16 @@ def score(
         UsageError: there is no data to score on, or it does not fit the task.
     """
     config = saved.config or TrainConfig()
-    if given is None:
-        if saved.config is None:
-            raise UsageError("an adapter file alone does not know its data; pass --data")
-        rows = job.load_data(config)["validation"]
+    task = _changed(saved.task, metric, options or {})
+    if given is None and saved.config is None:
+        raise UsageError("an adapter file alone does not know its data; pass --data")
+    if given is None and split is None:
         max_examples = max_examples or config.max_eval_examples
-    else:
-        rows = data.load_evaluation(given)
+    found = _selected(saved, given, split, {"text": text, "pair": pair, "label": label}, say)
+    rows = found.rows
     if max_examples and max_examples < len(rows):
         rows = data.sample(rows, max_examples, config.seed)
-    named = {"text": text, "pair": pair, "label": label}
-    usual = job.there(rows, job.given_columns(config))
-    task = _changed(saved.task, metric, options or {})
-    found = task.recognise(rows, {role: name or usual[role] for role, name in named.items()})
-    features = task.features(saved.base, rows, found, training=False)
+    features = task.features(saved.base, rows, found.columns, training=False)
     # What was trained in float16 on an accelerator can be scored without one.
     precision = "bf16" if config.precision == "fp16" and not torch.cuda.is_available() else config.precision
     accelerator = accelerator_for(replace(config, tracker=None, precision=precision))
@@ -98,6 +100,22 @@ def score(
         "scores": result.scores,
         "examples": len(features),
     }
+
+
+def _selected(
+    saved: Saved, given: str | None, split: str | None, named: Mapping[str, str | None], say: data.Say
+) -> Selection:
+    """What to score on: the run's own validation rows, unless other data or another split is given."""
+    config = saved.config or TrainConfig()
+    if given is None and split is None:
+        columns: dict[str, Any] = {f"{role}_column": name for role, name in named.items() if name}
+        config = replace(config, **columns)
+        return selection.for_training(type(saved.task), selection.splits(config, say), config, say)[1]
+    if given is None and split is not None:
+        source = selection.splits(replace(config, eval_split=split), say)
+    else:
+        source = data.load_evaluation(str(given), Wanted(evaluation=split), say=say)
+    return selection.for_scoring(saved.task, source, config, named, say, asked=split is not None)
 
 
 def _changed(task: Task, metric: str | None, options: Mapping[str, str]) -> Task:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import dataclass
+
+from capaft.errors import UsageError
+from capaft.settings import did_you_mean
 
 TRAIN = "train"
 VALIDATION = "validation"
 # The first of these that a source has is its validation split.
-VALIDATION_NAMES = (VALIDATION, "validation_matched", "valid", "val", "dev", "test")
+VALIDATION_NAMES = (VALIDATION, "validation_matched", "valid", "val", "dev", "eval", "evaluation", "test")
 
-_ROLE = re.compile(r"train|valid|val(?![a-z])|dev|test")
+_ROLE = re.compile(r"train|valid|val(?![a-z])|dev|eval(?![a-z])|evaluation|test")
 
 
 def role(name: str) -> str | None:
@@ -21,6 +25,31 @@ def role(name: str) -> str | None:
     return VALIDATION if match[0].startswith("val") else match[0]
 
 
-def validation_name(names: Collection[str]) -> str | None:
-    """The one that is the validation split, if any is."""
-    return next((name for name in VALIDATION_NAMES if name in names), None)
+@dataclass(frozen=True)
+class Wanted:
+    """Which splits a user asks for.
+
+    Attributes:
+        train: the one to train on; None for the one called train.
+        evaluation: the one to score on; None for the first of `VALIDATION_NAMES`.
+    """
+
+    train: str | None = None
+    evaluation: str | None = None
+
+    def among(self, names: Collection[str]) -> tuple[str | None, str | None]:
+        """The names of the split to train on and of the one to score on, as far as there are any.
+
+        Raises:
+            UsageError: the user asks for one that is not there.
+        """
+        for name in (self.train, self.evaluation):
+            if name is not None and name not in names:
+                hint = did_you_mean(name, names)
+                raise UsageError(f"there is no split {name!r} in this data set; it has {', '.join(names)}{hint}")
+        train = self.train or (TRAIN if TRAIN in names else None)
+        usual = (name for name in VALIDATION_NAMES if name in names and name != train)
+        return train, self.evaluation or next(usual, None)
+
+
+BY_RULE = Wanted()

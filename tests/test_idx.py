@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tiny_data import load, load_evaluation
 
 from capaft import idx
-from capaft.data import load, load_evaluation
 from capaft.errors import UsageError
 from capaft.media import open_image
 

@@ -21,14 +21,14 @@ FLOORS = (
     "methods.pfeiffer methods.parallel methods.prefix methods.ia3 methods.bitfit methods methods.stack",
     "head plan adapter parametrise site_adapter attach",
     "storage header fingerprint adapter_file merge rank budget demo base_model",
-    "config presets squad_file readers idx media_folder directory media columns data",
+    "config presets squad_file readers idx media_folder media_table directory media columns data",
     "tasks.problem tasks.single_label tasks.multi_label tasks.regression tasks.glue tasks.squad_metrics tasks.task "
     "tasks.token_limit tasks.token_loss tasks.text_scores tasks.plain_text tasks.text_pairs tasks.example tasks.chat "
     "tasks.answers tasks.windows tasks.media_classification tasks.generation tasks.text_classification "
     "tasks.token_classification tasks.multiple_choice tasks.question_answering tasks.causal_lm tasks.seq2seq "
     "tasks.masked_lm tasks.image_classification tasks.audio_classification tasks tasks.recognise",
-    "batches evaluate fitted_head recipe run_directory checkpoint journal loss_plot machine optimiser memory job train "
-    "card run saved merged scoring dry_run rank_report method_table",
+    "batches evaluate fitted_head recipe run_directory checkpoint journal loss_plot machine optimiser memory selection "
+    "job made_from train card run saved merged scoring dry_run rank_report method_table",
     "cli __main__",
 )
 ORDER = [module for floor in FLOORS for module in floor.split()]

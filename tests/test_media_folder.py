@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny_data import load, load_evaluation
 
-from capaft.data import load, load_evaluation
 from capaft.errors import UsageError
 from capaft.media import open_audio, open_image
 from capaft.media_folder import SUFFIXES
@@ -109,12 +108,12 @@ def test_files_are_opened_when_they_are_used(tmp_path: Path) -> None:
         open_audio(row["audio"])
 
 
-def test_what_is_left_aside_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+def test_what_is_left_aside_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
     make(tmp_path, *some("train/"), "train/cat/list.heic", "test/1.png")
-    assert len(load(str(tmp_path))["validation"]) == 2
-    assert f"{tmp_path}/train/cat: 1 files of other kinds are left aside" in caplog.messages
-    assert f"{tmp_path}/test: its files have no class and are left aside" in caplog.messages
+    assert len(load(str(tmp_path), say=said.append)["validation"]) == 2
+    assert f"{tmp_path}/train/cat: 1 files of other kinds are left aside" in said
+    assert f"{tmp_path}/test: its files have no class and are left aside" in said
 
 
 @pytest.mark.parametrize(

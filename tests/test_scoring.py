@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import GOOD, invoke
+from tiny_data import ignore
 
 from capaft import scoring
 from capaft.errors import UsageError
 from capaft.saved import Saved, open_run
+
+score = partial(scoring.score, say=ignore)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +38,7 @@ def by_hand(records: list[dict[str, Any]]) -> dict[str, float]:
 
 def test_the_own_validation_split(saved: Saved, run: Path, tmp_path: Path) -> None:
     results = json.loads((run / "results.json").read_text())
-    found = scoring.score(saved, None, predictions=tmp_path / "p.jsonl")
+    found = score(saved, None, predictions=tmp_path / "p.jsonl")
     assert found["scores"] == results["scores"]
     assert (found["metric"], found["value"], found["examples"]) == ("accuracy", results["value"], 6)
     assert (tmp_path / "p.jsonl").read_bytes() == (run / "predictions.jsonl").read_bytes()
@@ -48,36 +52,36 @@ def test_other_data_with_other_names(saved: Saved, tmp_path: Path) -> None:
         rows = [(f"What a {word} story!", "no", "good") for word in GOOD] + [("So long.", "no", "bad")]
         csv.writer(stream).writerows([("story", "spoiler", "verdict"), *rows])
     chosen = {"text": "story", "label": "verdict", "predictions": tmp_path / "p.jsonl"}
-    found = scoring.score(saved, str(file), **chosen, metric="f1")  # type: ignore[arg-type]
+    found = score(saved, str(file), **chosen, metric="f1")  # type: ignore[arg-type]
     expected = by_hand(predicted(tmp_path / "p.jsonl"))
     assert found["examples"] == len(GOOD) + 1
     assert (found["metric"], found["value"]) == ("f1", found["scores"]["f1"])
     assert {name: found["scores"][name] for name in expected} == pytest.approx(expected)
     assert [each["text"] for each in predicted(tmp_path / "p.jsonl")] == [row[0] for row in rows]
     with pytest.raises(UsageError, match="--text-column tale: there is no such column"):
-        scoring.score(saved, str(file), text="tale")
+        score(saved, str(file), text="tale")
 
 
 def test_a_sample_is_the_same_each_time(saved: Saved, reviews: Path, tmp_path: Path) -> None:
     for name in "ab":
-        found = scoring.score(saved, str(reviews), max_examples=5, predictions=tmp_path / name)
+        found = score(saved, str(reviews), max_examples=5, predictions=tmp_path / name)
         assert found["examples"] == 5
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert scoring.score(saved, str(reviews), max_examples=500)["examples"] == 64
+    assert score(saved, str(reviews), max_examples=500)["examples"] == 64
 
 
 def test_a_file_alone_needs_data(run: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone.safetensors"
     alone.write_bytes((run / "adapter.safetensors").read_bytes())
     with pytest.raises(UsageError, match="an adapter file alone does not know its data; pass --data"):
-        scoring.score(open_run(str(alone)), None)
+        score(open_run(str(alone)), None)
 
 
 def test_options_change_what_is_scored(saved: Saved, tmp_path: Path) -> None:
-    whole = scoring.score(saved, None)
-    short = scoring.score(saved, None, options={"max-length": "4"})
+    whole = score(saved, None)
+    short = score(saved, None, options={"max-length": "4"})
     assert short["loss"] != whole["loss"]
-    assert scoring.score(saved, None, options={"max_length": "32"}) == whole
+    assert score(saved, None, options={"max_length": "32"}) == whole
     assert saved.task.max_length == 32
 
 

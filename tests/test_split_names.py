@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from capaft.split_names import role, validation_name
+from capaft.errors import UsageError
+from capaft.split_names import BY_RULE, Wanted, role
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,9 @@ from capaft.split_names import role, validation_name
         ("Validation-v1.1", "validation"),
         ("dev", "dev"),
         ("testing", "test"),
+        ("eval.csv", "eval"),
+        ("evaluation-0.csv", "evaluation"),
+        ("evaluated.csv", None),
         ("validation_mismatched.csv", None),
         ("values.csv", None),
         ("my_train.csv", None),
@@ -30,6 +34,19 @@ def test_role(name: str, split: str | None) -> None:
 
 
 def test_validation_goes_before_dev_and_dev_before_test() -> None:
-    assert validation_name(["train", "test", "dev", "validation"]) == "validation"
-    assert validation_name(["train", "test", "dev"]) == "dev"
-    assert validation_name(["train", "extra"]) is None
+    assert BY_RULE.among(["train", "test", "dev", "validation"]) == ("train", "validation")
+    assert BY_RULE.among(["train", "test", "eval", "dev"]) == ("train", "dev")
+    assert BY_RULE.among(["train", "test", "eval"]) == ("train", "eval")
+    assert BY_RULE.among(["train", "extra"]) == ("train", None)
+    assert BY_RULE.among(["a", "b"]) == (None, None)
+
+
+def test_splits_that_are_asked_for() -> None:
+    names = ["train", "train_sft", "test_sft", "test"]
+    assert Wanted("train_sft", "test_sft").among(names) == ("train_sft", "test_sft")
+    assert Wanted(evaluation="train_sft").among(names) == ("train", "train_sft")
+    assert Wanted("test").among(names) == ("test", None)
+    with pytest.raises(
+        UsageError, match="no split 'tset' in this data set; it has train, train_sft, test_sft, test; did"
+    ):
+        Wanted(evaluation="tset").among(names)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import tiny_checkpoints
@@ -17,8 +18,8 @@ import torch
 import transformers
 from conftest import invoke
 from safetensors.torch import load_file
+from tiny_data import load_evaluation
 
-from capaft import data
 from capaft.saved import Saved, open_run
 
 QUICK = ("--method", "nola", "--k", "16", "--rank", "2", "--batch-size", "4", "--max-steps", "3", "--max-length", "96")
@@ -164,7 +165,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     return find
 
 
-def outputs(saved: Saved, model: Any, rows: data.datasets.Dataset, columns: Any) -> list[torch.Tensor]:
+def outputs(saved: Saved, model: Any, rows: datasets.Dataset, columns: Any) -> list[torch.Tensor]:
     """What a model says of a batch of rows."""
     features = saved.task.features(saved.base, rows, columns, training=False)
     batch = saved.task.collate(saved.base, features, range(min(4, len(features))), training=False)
@@ -226,7 +227,7 @@ def test_a_task_goes_the_whole_way(name: str, model: Callable[[str], str], tmp_p
     saved = open_run(str(run))
     plain = getattr(transformers, saved.task.auto_class).from_pretrained(tmp_path / "merged").eval()
     getattr(transformers, saved.task.processor).from_pretrained(tmp_path / "merged")
-    unseen = data.load_evaluation(str(others))
+    unseen = load_evaluation(str(others))
     columns = saved.task.recognise(unseen, {"label": named[1]} if named else {})
     expected, found = (outputs(saved, each, unseen, columns) for each in (saved.model, plain))
     assert expected
@@ -256,7 +257,7 @@ def test_a_head_is_trained_as_wanted(head: str, model: Callable[[str], str], tmp
     assert (scored["value"], scored["loss"]) == (results["value"], results["scores"]["loss"])
     assert invoke("merge", run, "--output", tmp_path / "merged").code == 0
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
-    saved, unseen = open_run(str(run)), data.load_evaluation(str(rows))
+    saved, unseen = open_run(str(run)), load_evaluation(str(rows))
     columns = saved.task.recognise(unseen, {})
     (expected,), (found,) = (outputs(saved, each, unseen, columns) for each in (saved.model, plain))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -407,8 +407,6 @@ def test_tags_are_matched_by_name(minilm: BaseModel) -> None:
         ([["a"], []], [["O"], []], Value("string"), "row 2: there are no words in column 'tokens'"),
         ([["a"], None], [["O"], []], Value("string"), "row 2: there are no words in column 'tokens'"),
         ([["a"], ["b", None]], [["O"], ["O", "O"]], Value("string"), "row 2: a word is missing in column 'tokens'"),
-        ([["a"], ["b"]], [["O"], [None]], Value("string"), "row 2: a word has no tag in column 'tags'"),
-        ([["a"], ["b"]], [[0], [-100]], Value("int64"), "row 2: a word has no tag in column 'tags'"),
         ([["a"], ["b"]], [["O"], ["B-ORG"]], Value("string"), "row 2: .*no label 'B-ORG'; its labels are O, B-PER"),
         ([["a"], ["b"]], [[0], [5]], Value("int64"), "row 2: .*no label '5'"),
     ],
@@ -417,6 +415,35 @@ def test_rows_that_cannot_be_used(words: list[Any], tags: list[Any], tag: Any, m
     with pytest.raises(UsageError, match=message) as error:
         TASK.check_labels(rows(words, tags, tag), COLUMNS)
     assert "\n" not in str(error.value)
+
+
+def test_words_without_a_tag_are_neither_learnt_nor_scored(minilm: BaseModel) -> None:
+    data = rows([["a", "b", "c"], ["d", "e"]], [[0, -100, 1], [-1, 2]], ClassLabel(names=NER))
+    assert TokenClassification.classes(data, COLUMNS) == NER
+    TASK.check_labels(data, COLUMNS)
+    made = TASK.features(minilm, data, COLUMNS, training=False)
+    assert [each.tolist() for each in made.references] == [[0, -100, 1], [-100, 2]]
+    assert [[label for label in row if label != -100] for row in made.inputs["labels"]] == [[0, 1], [2]]
+    batch = TASK.collate(minilm, made, [0, 1], training=False)
+    assert batch.terms == 3
+    logits = torch.nn.functional.one_hot(batch.targets["labels"].clamp(0), len(NER)).float()
+    predictions = TASK.predict(minilm, minilm.model, made, [0, 1], batch, SimpleNamespace(logits=logits))
+    assert TASK.score(made, predictions) == {"f1": 1.0, "precision": 1.0, "recall": 1.0, "accuracy": 1.0}
+    assert [each["label"] for each in TASK.report(made, predictions)] == [[NER[0], None, NER[1]], [None, NER[2]]]
+    assert [each["predicted"] for each in TASK.report(made, predictions)] == [[NER[0], None, NER[1]], [None, NER[2]]]
+
+
+@pytest.mark.parametrize(
+    ("words", "tags", "tag"),
+    [
+        ([["a"], ["b"], [], None, ["c", None], ["d"]], [["O"], [], [], ["O"], ["O", "O"], [""]], Value("string")),
+        ([["a"], ["b"], ["c", "d"]], [[0], [-1], [-100, -1]], Value("int64")),
+        ([["a"], ["b"], ["c", "d"]], [[0], None, [None, -1]], ClassLabel(names=NER)),
+    ],
+)
+def test_rows_without_any_tag_are_of_no_use(words: list[Any], tags: list[Any], tag: Any) -> None:
+    usable = TokenClassification.usable(rows(words, tags, tag), COLUMNS, TrainConfig())
+    assert usable.tolist() == [True] + [False] * (len(words) - 1)
 
 
 def test_one_tag_is_nothing_to_learn() -> None:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.base_model import BaseModel
-from capaft.columns import Columns, ask, find, kind
+from capaft.columns import Columns, ask, filled, find, kind
+from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.tasks.single_label import SingleLabel
 from capaft.tasks.task import Batch, Features, Task
@@ -80,6 +81,11 @@ class MediaClassification(Task):
     def classes(cls, rows: Dataset, columns: Columns) -> tuple[str, ...]:
         """See :meth:`SingleLabel.classes`."""
         return SingleLabel().classes(rows, columns)
+
+    @classmethod
+    def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
+        """See :meth:`Task.usable`."""
+        return filled(rows, columns.text) & SingleLabel().labelled(rows, columns)
 
     def classes_of(self, rows: Dataset, columns: Columns) -> Sequence[int]:
         """See :meth:`Task.classes_of`."""

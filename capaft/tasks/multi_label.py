@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from capaft.columns import Columns, kind, place, values
+from capaft.columns import Columns, filled, kind, place, values
 from capaft.errors import UsageError
 from capaft.tasks.problem import MAX_CLASSES, Problem, label_values, missing, positions, unknown
 
@@ -57,6 +57,24 @@ class MultiLabel(Problem):
         present = {name for names in self._names(rows, columns, None) for name in names}
         integers = kind(getattr(held, "feature", None)) == "integer"
         return tuple(sorted(present, key=int if integers else None))
+
+    def labelled(self, rows: Dataset, columns: Columns) -> NDArray[np.bool_]:
+        """See :meth:`Problem.labelled`; an empty list says that no class applies, one with a gap says nothing."""
+        if columns.choices:
+            return filled(rows, *columns.choices)
+        inner = getattr(rows.features[columns.label], "feature", None)
+        classes = len(inner.names) if isinstance(inner, datasets.ClassLabel) else None
+
+        def is_label(name: Any) -> bool:
+            return name not in (None, "") and (classes is None or 0 <= name < classes)
+
+        return np.array(
+            [
+                each is not None and (not isinstance(each, list) or all(map(is_label, each)))
+                for each in values(rows, str(columns.label))
+            ],
+            dtype=np.bool_,
+        )
 
     def encode(self, rows: Dataset, columns: Columns, labels: Sequence[str]) -> NDArray[np.float32]:
         """1 where a class applies to a row, `(rows, classes)`."""

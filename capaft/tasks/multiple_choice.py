@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.base_model import BaseModel
-from capaft.columns import Columns, ask, find, is_text, kind, listed, place, texts, values
+from capaft.columns import Columns, ask, filled, find, is_text, kind, listed, place, texts, values
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.tasks.problem import missing
@@ -42,6 +43,9 @@ _LABELS = (
 _CHOICE = re.compile(
     r"(?P<stem>(?i:ending|choice|option|answer|candidate|alternative|solution|sol|op))[\W_]*(?P<mark>\d+|[A-Ja-j])|[A-J]"
 )
+
+# What stands where a label is missing.
+_WITHHELD = (None, "", -1, "-1")
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,12 @@ class MultipleChoice(Task):
         if pair or not given.get("text"):
             pair = find(rows, "pair", pair, _STARTS, is_text, "text", (text, label, *choices))
         return Columns(text, pair, label, choices)
+
+    @classmethod
+    def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
+        """See :meth:`Task.usable`; an empty label is none."""
+        labels = [label not in _WITHHELD for label in _labels(rows, columns)]
+        return filled(rows, columns.text, columns.pair) & np.array(labels, dtype=np.bool_)
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
@@ -194,7 +204,7 @@ class MultipleChoice(Task):
         self, rows: Dataset, columns: Columns, row: int, label: Any, choices: Sequence[str], names: Sequence[str]
     ) -> int:
         """The index of the choice that a label means."""
-        if label in (None, "", -1, "-1"):
+        if label in _WITHHELD:
             raise missing(rows, columns, row)
         number = _number(label)
         if str(label) in names:

@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from capaft.columns import Columns, place, values
+from capaft.columns import Columns, filled, kind, place, values
 from capaft.errors import UsageError
 from capaft.settings import did_you_mean
 
@@ -34,6 +35,13 @@ class Problem(ABC):
         Raises:
             UsageError: a row has no label, or the column is no such label.
         """
+
+    def labelled(self, rows: Dataset, columns: Columns) -> NDArray[np.bool_]:
+        """Which rows have a label, `(rows,)`: none if all labels are -1, as where they are withheld."""
+        assert columns.label is not None
+        if kind(rows.features[columns.label]) in ("integer", "float") and set(rows.unique(columns.label)) == {-1}:
+            return np.zeros(len(rows), dtype=np.bool_)
+        return filled(rows, columns.label)
 
     @abstractmethod
     def encode(self, rows: Dataset, columns: Columns, labels: Sequence[str]) -> NDArray[Any]:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.base_model import BaseModel
-from capaft.columns import Columns, ask, find, is_text, texts, values
+from capaft.columns import Columns, ask, filled, find, is_text, texts, values
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.tasks import answers, squad_metrics, windows
@@ -113,6 +114,12 @@ class QuestionAnswering(Task):
             if name is None:
                 ask(rows, role, f"no column of a usual name holds {what}")
         return Columns(str(text), pair, label)
+
+    @classmethod
+    def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
+        """See :meth:`Task.usable`; no answer is one, but no list of answers is none."""
+        named = [value is not None for value in values(rows, str(columns.label))]
+        return filled(rows, columns.text, columns.pair) & np.array(named, dtype=np.bool_)
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from capaft.columns import Columns, kind, listed, place
+from capaft.columns import Columns, is_text, kind, listed, place, values
 from capaft.errors import UsageError
 from capaft.tasks.problem import MAX_CLASSES, Problem, label_values, missing, positions, unknown
 
@@ -47,6 +47,13 @@ class SingleLabel(Problem):
                 f"look like a label; choose one with --label-column among {listed(rows)}"
             )
         return tuple(sorted(present, key=int if kind(feature) in ("integer", "float") else None))
+
+    def labelled(self, rows: Dataset, columns: Columns) -> NDArray[np.bool_]:
+        """See :meth:`Problem.labelled`; an empty text is no class."""
+        found = super().labelled(rows, columns)
+        if is_text(rows.features[columns.label]):
+            found &= np.array(values(rows, str(columns.label)), dtype=object) != ""
+        return found
 
     def encode(self, rows: Dataset, columns: Columns, labels: Sequence[str]) -> NDArray[np.int64]:
         """The index of each row's class, `(rows,)`."""

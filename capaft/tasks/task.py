@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.base_model import BaseModel, load
-from capaft.columns import Columns
+from capaft.columns import Columns, filled
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
 
@@ -116,6 +116,14 @@ class Task(ABC):
         Raises:
             UsageError: a given column is not there, or one that is not given cannot be told.
         """
+
+    @classmethod
+    def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
+        """Which rows have what goes in and what should come out, `(rows,)`: no others are trained on or scored.
+
+        They are left out before anything is decided by them, so that nothing else need mind a missing value.
+        """
+        return filled(rows, columns.text, columns.label)
 
     @classmethod
     def classes(cls, rows: Dataset, columns: Columns) -> tuple[str, ...]:

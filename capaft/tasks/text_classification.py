@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.base_model import BaseModel
-from capaft.columns import Columns, ask, find, is_id, is_text, kind, plain, texts, values
+from capaft.columns import Columns, ask, filled, find, is_id, is_text, kind, plain, texts, values
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.tasks.glue import official_metric
@@ -126,6 +127,13 @@ class TextClassification(Task):
         official = official_metric(config.data or "")
         metric = config.metric or (official if official in task._problem.metrics else "")
         return replace(task, labels=task._problem.classes(rows, columns), metric=metric)
+
+    @classmethod
+    def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
+        """See :meth:`Task.usable`; what a label is, the problem says."""
+        problem = _told_by(rows, columns) if config.problem == "auto" else config.problem
+        described = cls(problem=problem, label_separator=config.label_separator or "")
+        return filled(rows, columns.text, columns.pair) & described._problem.labelled(rows, columns)
 
     def check_labels(self, rows: Dataset, columns: Columns) -> None:
         """Encode the labels, and leave it at that."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from capaft.base_model import BaseModel
 from capaft.columns import Columns, ask, find, is_text, kind, listed, values
+from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.tasks.problem import MAX_CLASSES, positions, unknown
 from capaft.tasks.task import Batch, Features, Task
@@ -55,6 +56,8 @@ class TokenClassification(Task):
 
     All words are scored. One that has no token, because its row was cut or the tokenizer leaves it out, counts as
     predicted "O" where that is a label, and as wrong where it is not.
+
+    A word without a tag, be it none or a negative number such as -100, is read, but neither learnt nor scored.
     """
 
     name: ClassVar[str] = "token-classification"
@@ -73,6 +76,13 @@ class TokenClassification(Task):
         return Columns(text, None, label)
 
     @classmethod
+    def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
+        """See :meth:`Task.usable`; a row needs one word with a tag, and no gap among its words."""
+        words = [bool(each) and None not in each for each in values(rows, columns.text)]
+        tags = [any(_is_tag(tag) for tag in each or ()) for each in values(rows, str(columns.label))]
+        return np.array(words, dtype=np.bool_) & np.array(tags, dtype=np.bool_)
+
+    @classmethod
     def classes(cls, rows: Dataset, columns: Columns) -> tuple[str, ...]:
         """The tags: a `ClassLabel` keeps its order, integers ascend, the rest is sorted as text.
 
@@ -80,7 +90,8 @@ class TokenClassification(Task):
             UsageError: a row cannot be used, or the rows do not have from two to `MAX_CLASSES` tags.
         """
         held = _held(rows, columns)
-        present = {name for row in _tag_names(rows, columns, _words(rows, columns)) for name in row}
+        tags = _tag_names(rows, columns, _words(rows, columns))
+        present = {name for row in tags for name in row if name is not None}
         if not 2 <= len(present) <= MAX_CLASSES:
             raise UsageError(
                 f"column {columns.label!r} has {len(present)} different tags, and {cls.name} wants from 2 to "
@@ -97,8 +108,8 @@ class TokenClassification(Task):
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Tokenise word by word.
 
-        Inputs are those of the model, the `labels` of its tokens, and as `tagged` the words that have a token, by
-        their places in the row. References are the classes of all words, `(words,)` a row.
+        Inputs are those of the model, the `labels` of its tokens, and as `tagged` the words that have a token and a
+        tag, by their places in the row. References are the classes of all words, `(words,)` a row; -100 for no tag.
 
         Raises:
             UsageError: a row has no words, not as many tags as words, a tag that is none of the task's, or no word
@@ -124,8 +135,8 @@ class TokenClassification(Task):
         for row, classes in enumerate(references):
             firsts = [word if word != before else None for before, word in pairwise([None, *encoded.word_ids(row)])]
             labels.append([IGNORED if word is None else int(classes[word]) for word in firsts])
-            tagged.append([word for word in firsts if word is not None])
-            if not tagged[row]:
+            tagged.append([word for word in firsts if word is not None and classes[word] != IGNORED])
+            if not any(word is not None for word in firsts):
                 raise UsageError(
                     f"row {row + 1}: the tokenizer has no token for any word in column {columns.text!r}; drop the row"
                 )
@@ -169,18 +180,24 @@ class TokenClassification(Task):
         """See the class."""
         from sklearn.metrics import accuracy_score
 
+        counts = [classes != IGNORED for classes in features.references]
+        truth, found = (
+            [row[each] for row, each in zip(rows, counts, strict=True)] for rows in (features.references, predictions)
+        )
         of_entities = all(map(_CHUNK_TAG.fullmatch, self.labels))
-        precision, recall, f1 = (self._entities if of_entities else _means)(features.references, predictions)
-        accuracy = accuracy_score(np.concatenate(features.references), np.concatenate(predictions))
+        precision, recall, f1 = (self._entities if of_entities else _means)(truth, found)
+        accuracy = accuracy_score(np.concatenate(truth), np.concatenate(found))
         return {"f1": float(f1), "precision": float(precision), "recall": float(recall), "accuracy": float(accuracy)}
 
     def report(self, features: Features, predictions: Sequence[Any]) -> list[dict[str, Any]]:
-        """The words of each row, their tags, and the predicted ones; none for a word that has no token."""
-        names = {**dict(enumerate(self.labels)), _NONE: None}
-        return [
-            {**source, "label": [names[int(each)] for each in truth], "predicted": [names[int(each)] for each in found]}
-            for source, truth, found in zip(features.sources, features.references, predictions, strict=True)
-        ]
+        """The words of each row, their tags, and the predicted ones; none for a word that has no token or no tag."""
+        names = {**dict(enumerate(self.labels)), _NONE: None, IGNORED: None}
+        report = []
+        for source, truth, found in zip(features.sources, features.references, predictions, strict=True):
+            known = np.where(truth == IGNORED, IGNORED, found)
+            rows = ([names[int(each)] for each in classes] for classes in (truth, known))
+            report.append({**source, **dict(zip(("label", "predicted"), rows, strict=True))})
+        return report
 
     def show(self, base: BaseModel, features: Features, index: int) -> str:
         """The tokens, and after a stroke the tags of those that count."""
@@ -197,9 +214,9 @@ class TokenClassification(Task):
         names = _tag_names(rows, columns, words)
         for row, tags in enumerate(names):
             for tag in tags:
-                if tag not in index:
+                if tag is not None and tag not in index:
                     raise unknown(rows, columns, row, tag, self.labels)
-        return [np.array([index[tag] for tag in tags], dtype=np.int32) for tags in names]
+        return [np.array([IGNORED if tag is None else index[tag] for tag in tags], dtype=np.int32) for tags in names]
 
     def _entities(self, truth: Sequence[Any], predictions: Sequence[Any]) -> tuple[float, float, float]:
         """Precision, recall and F1 of entities."""
@@ -270,8 +287,13 @@ def _words(rows: Dataset, columns: Columns) -> list[list[str]]:
     return words
 
 
-def _tag_names(rows: Dataset, columns: Columns, words: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The name of each word's tag, by row, whatever type the column has."""
+def _is_tag(tag: Any) -> bool:
+    """Whether a word has a tag; negative numbers mark words that are not to be scored."""
+    return tag not in (None, "") and not (isinstance(tag, int) and tag < 0)
+
+
+def _tag_names(rows: Dataset, columns: Columns, words: Sequence[Sequence[str]]) -> list[list[str | None]]:
+    """The name of each word's tag, by row, whatever type the column has; None for no tag."""
     assert columns.label is not None
     tags: list[list[Any]] = [each or [] for each in values(rows, columns.label)]
     names = getattr(_held(rows, columns), "names", None)
@@ -281,11 +303,6 @@ def _tag_names(rows: Dataset, columns: Columns, words: Sequence[Sequence[str]]) 
                 f"row {row + 1}: {len(words[row])} words in column {columns.text!r} but {len(each)} tags in column "
                 f"{columns.label!r}; give each word a tag or drop the row"
             )
-        # Negative numbers mark words that are not to be scored.
-        if any(
-            tag in (None, "") or (names and tag >= len(names)) or (isinstance(tag, int) and tag < 0) for tag in each
-        ):
-            raise UsageError(
-                f"row {row + 1}: a word has no tag in column {columns.label!r}; fill it in or drop the row"
-            )
-    return [[names[tag] if names else str(tag) for tag in each] for each in tags]
+        if names and any(_is_tag(tag) and tag >= len(names) for tag in each):
+            raise UsageError(f"row {row + 1}: a tag in column {columns.label!r} is none of {len(names)}; drop the row")
+    return [[(names[tag] if names else str(tag)) if _is_tag(tag) else None for tag in each] for each in tags]

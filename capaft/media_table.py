@@ -1,0 +1,47 @@
+"""A table that names images or recordings by their paths -> rows that hold these files, as those of a folder do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import datasets
+
+from capaft.media_folder import KINDS, feature_of, files_at
+
+# What Hugging Face's folders of images and recordings call the column of paths.
+_FILE_NAME = "file_name"
+
+
+def with_files(rows: datasets.Dataset, directory: Path) -> datasets.Dataset:
+    """The rows of a file, with each column that names images or recordings as a column of these.
+
+    Args:
+        rows: as they were read.
+        directory: what relative paths start from: where the table lies.
+    """
+    table, features = rows.data.table, datasets.Features(rows.features)
+    for name, feature in rows.features.items():
+        if feature != datasets.Value("string"):
+            continue
+        paths = [path or None for path in table.column(name).to_pylist()]
+        if kind := _kind(paths, directory):
+            features[name] = feature_of(kind)
+            whole = [path and os.path.abspath(directory / path) for path in paths]
+            table = table.set_column(table.column_names.index(name), name, files_at(whole))
+    if features == rows.features:
+        return rows
+    found = datasets.Dataset(table.replace_schema_metadata(None), datasets.DatasetInfo(features=features))
+    medium = "image" if isinstance(features.get(_FILE_NAME), datasets.Image) else "audio"
+    renamed = not isinstance(features.get(_FILE_NAME), datasets.Value | None) and medium not in features
+    return found.rename_column(_FILE_NAME, medium) if renamed else found
+
+
+def _kind(paths: list[str | None], directory: Path) -> str | None:
+    """What all these paths lead to, if they are paths; that the first one exists tells it from an address or a text."""
+    given = [path for path in paths if path]
+    kinds = {KINDS.get(os.path.splitext(path)[1].lower()) for path in given[:1]}
+    if not given or None in kinds or not os.path.isfile(directory / given[0]):
+        return None
+    kinds |= {KINDS.get(os.path.splitext(path)[1].lower()) for path in given}
+    return kinds.pop() if len(kinds) == 1 else None
