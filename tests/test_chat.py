@@ -38,6 +38,12 @@ def by_hand(turns: list[tuple[str, str]]) -> tuple[list[int], list[int]]:
     return tokens[:-1], labels[:-1]
 
 
+def test_a_template_that_asks_for_the_date_has_the_same_on_every_day() -> None:
+    dated = "{{ '<turn>' }}{{ strftime_now('%d %b %Y') }}" + PLAIN_TEMPLATE
+    (found,) = examples([messages(CHAT)], dated)
+    assert found.ids == TURN + ids("26 Jul 2024") + by_hand(CHAT)[0]
+
+
 @pytest.mark.parametrize("template", [PLAIN_TEMPLATE, MARKED_TEMPLATE])
 def test_every_answer_counts_and_nothing_else(template: str) -> None:
     (found,) = examples([messages(CHAT)], template)

@@ -9,6 +9,7 @@ as those of reasoning models do; such turns become examples of their own.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Message = dict[str, str]
+
+# Templates such as Llama 3.2's write today's date into every chat, and a run must not change from one day to the next.
+# This is the date that such templates have where they are not told one, and a macro that hides the function which asks.
+_DAY = datetime.datetime(2024, 7, 26)
+_FIXED = "".join(f" | replace('%{code}', '{_DAY.strftime(f'%{code}')}')" for code in "aAbBdeHIjmMpSyY")
+_SAME_DAY = f"{{%- macro strftime_now(format) -%}}{{{{ format{_FIXED} }}}}{{%- endmacro -%}}"
 
 # What ShareGPT and its kin call the speakers.
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
@@ -190,6 +197,8 @@ def _marked(tokenizer: Any, messages: Sequence[Message], where: str) -> Example:
 def _rendered(tokenizer: Any, messages: Sequence[Message], where: str, **options: Any) -> Any:
     from jinja2 import TemplateError
 
+    if "strftime_now" in str(tokenizer.chat_template):
+        options["chat_template"] = _SAME_DAY + tokenizer.get_chat_template()
     try:
         return tokenizer.apply_chat_template(list(messages), **{"tokenize": False, "return_dict": True, **options})
     except (TemplateError, TypeError, ValueError) as error:
