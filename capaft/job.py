@@ -243,7 +243,11 @@ def _describe(job: Job, config: TrainConfig, say: Callable[[str], None]) -> None
         else f"model  {job.base.base.name}: {total:,} weights, all trained"
     )
     if stack.host:
-        numbers = ", ".join(f"{key} {value}" for key, value in stack.record().items() if key != "method")
+        numbers = ", ".join(
+            f"{name} {','.join(map(str, value)) if isinstance(value, list) else value}"
+            for name, value in stack.record().items()
+            if name != "method" and value not in (False, None, [], "site", "none")
+        )
         say(
             f"method {stack.method} ({numbers}) on {len(job.plan.sites)} sites: {job.adapter_numbers:,} trained numbers"
         )
