@@ -108,4 +108,4 @@ def test_wrong_options_are_one_line(given: str, said: str, run: Path) -> None:
 def test_a_wrong_metric_is_one_line(run: Path) -> None:
     done = invoke("eval", run, "--metric", "bleu")
     assert done.code == 2
-    assert done.err.startswith("error: --metric must be one of accuracy, f1, matthews for text-classification")
+    assert done.err.startswith("error: --metric must be one of accuracy, f1, matthews, top5 for text-classification")

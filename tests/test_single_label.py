@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from capaft.columns import Columns
 from capaft.errors import UsageError
-from capaft.tasks.single_label import SingleLabel
+from capaft.tasks.single_label import SingleLabel, check_metric
 
 PROBLEM = SingleLabel()
 COLUMNS = Columns("text", None, "label")
@@ -134,7 +134,7 @@ def test_scores_of_two_classes() -> None:
     truth, predicted = np.array([0, 0, 1, 1, 1, 0]), np.array([0, 1, 1, 1, 0, 0])
     tp, fp, fn, tn = 2, 1, 1, 2
     scores = PROBLEM.scores(truth, predicted, 2)
-    assert tuple(scores) == PROBLEM.metrics
+    assert (*scores, "top5") == PROBLEM.metrics
     assert scores["accuracy"] == pytest.approx((tp + tn) / 6)
     assert scores["f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
     expected = (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
@@ -144,6 +144,20 @@ def test_scores_of_two_classes() -> None:
 def test_scores_of_three_classes() -> None:
     truth, predicted = np.array([0, 1, 2]), np.array([0, 2, 2])
     assert PROBLEM.scores(truth, predicted, 3)["f1"] == pytest.approx((1 + 0 + 2 / 3) / 3)
+
+
+def test_a_class_is_among_the_five_likeliest() -> None:
+    logits = np.random.default_rng(0).normal(size=(200, 7))
+    truth = np.arange(200) % 6
+    best = np.argsort(-logits)
+    right = sum(label in row[:5] for row, label in zip(best, truth, strict=True))
+    assert PROBLEM.ranking(truth, logits) == {"top5": pytest.approx(right / 200)}
+    assert 0 < right < 200
+    assert PROBLEM.ranking(truth % 5, logits[:, :5]) == {}
+    with pytest.raises(UsageError, match=r"^--metric top5 says nothing with 5 classes; choose accuracy or f1"):
+        check_metric("top5", "abcde")
+    check_metric("top5", "abcdef")
+    check_metric("f1", "ab")
 
 
 def test_predicted_is_the_largest_logit() -> None:

@@ -223,7 +223,9 @@ def test_metrics_belong_to_problems() -> None:
         "f1",
         "pearson",
     ]
-    with pytest.raises(UsageError, match=r"--metric must be one of accuracy, f1, matthews for text-.*got pearson"):
+    with pytest.raises(
+        UsageError, match=r"--metric must be one of accuracy, f1, matthews, top5 for text-.*got pearson"
+    ):
         TextClassification(metric="pearson")
     with pytest.raises(UsageError, match="--problem must be single, multi or regression, got auto"):
         TextClassification(problem="auto")
@@ -353,6 +355,18 @@ def test_single_labels_are_scored_and_reported(base: BaseModel) -> None:
     assert scores == pytest.approx({"accuracy": 2 / 3, "f1": 2 / 3, "matthews": 0.5})
     assert report[0] == {"text": "a", "pair": "d", "label": "no", "predicted": "no"}
     assert [row["predicted"] for row in report] == ["no", "yes", "yes"]
+
+
+def test_more_than_five_classes_have_a_score_of_the_five_likeliest(base: BaseModel) -> None:
+    rows = table(text=["x"] * 12, label=[*"abcdef"] * 2)
+    # The first class is the least likely, so that two rows of twelve miss.
+    scores, _ = outcome(base, rows, [[0, 1, 2, 3, 4, 5]] * 12)
+    assert scores["top5"] == pytest.approx(10 / 12)
+    assert decide(rows, metric="top5").metric == "top5"
+    with pytest.raises(UsageError, match="top5 says nothing with 2 classes"):
+        decide(table(text=LONG, label=INTEGERS), metric="top5")
+    with pytest.raises(UsageError, match="--metric must be one of f1"):
+        decide(table(text=LONG, label=[["a"], ["b"]] * 4), metric="top5")
 
 
 def test_several_labels_are_scored_and_reported(base: BaseModel) -> None:

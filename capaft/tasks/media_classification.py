@@ -18,7 +18,7 @@ from capaft.base_model import BaseModel
 from capaft.columns import Columns, ask, filled, find, kind
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
-from capaft.tasks.single_label import SingleLabel
+from capaft.tasks.single_label import SingleLabel, check_metric
 from capaft.tasks.task import Batch, Features, Task
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ _LABELS = (
     ("finelabel",),
     ("class", "category", "target", "digit", "genre", "emotion", "intent", "intentclass", "command"),
 )
-# A class among its five best is what ImageNet's challenge asked of a model (Russakovsky et al. 2015).
-_TOP = 5
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,7 @@ class MediaClassification(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.metric == "top5" and len(self.labels) <= _TOP:
-            raise UsageError(f"--metric top5 says nothing with {len(self.labels)} classes; choose accuracy or f1")
+        check_metric(self.metric, self.labels)
 
     @classmethod
     @abstractmethod
@@ -119,18 +116,15 @@ class MediaClassification(Task):
 
     def score(self, features: Features, predictions: Sequence[Any]) -> dict[str, float]:
         """See the class."""
-        from sklearn.metrics import accuracy_score, f1_score, top_k_accuracy_score
+        from sklearn.metrics import accuracy_score, f1_score
 
         truth, logits = features.references, np.stack(predictions)
         predicted = logits.argmax(-1)
-        scores = {
+        return {
             "accuracy": float(accuracy_score(truth, predicted)),
             "f1": float(f1_score(truth, predicted, average="macro", zero_division=0)),
+            **SingleLabel().ranking(truth, logits),
         }
-        if len(self.labels) > _TOP:
-            known = np.arange(len(self.labels))
-            scores["top5"] = float(top_k_accuracy_score(truth, logits, k=_TOP, labels=known))
-        return scores
 
     def report(self, features: Features, predictions: Sequence[Any]) -> list[dict[str, Any]]:
         """By row its file or number, the predicted class and the true one."""

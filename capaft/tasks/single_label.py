@@ -1,4 +1,4 @@
-"""One class of several: cross-entropy, accuracy, F1 and Matthews correlation."""
+"""One class of several: cross-entropy, accuracy, also among the five likeliest, F1 and Matthews correlation."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+# A class among its five best is what ImageNet's challenge asked of a model (Russakovsky et al. 2015).
+_TOP = 5
+
+
 class SingleLabel(Problem):
     """Targets are the indices of classes, `(examples,)`."""
 
     problem_type = "single_label_classification"
-    metrics = ("accuracy", "f1", "matthews")
+    metrics = ("accuracy", "f1", "matthews", "top5")
 
     def classes(self, rows: Dataset, columns: Columns) -> tuple[str, ...]:
         """A `ClassLabel` keeps its order; integers and whole floats ascend; the rest is sorted as text.
@@ -83,9 +87,28 @@ class SingleLabel(Problem):
             "matthews": float(matthews_corrcoef(truth, predicted)),
         }
 
+    def ranking(self, truth: NDArray[Any], logits: NDArray[Any]) -> dict[str, float]:
+        """With more than five classes `top5`, the share of examples whose class is among the five likeliest."""
+        from sklearn.metrics import top_k_accuracy_score
+
+        outputs = logits.shape[1]
+        if outputs <= _TOP:
+            return {}
+        return {"top5": float(top_k_accuracy_score(truth, logits, k=_TOP, labels=np.arange(outputs)))}
+
     def named(self, target: Any, labels: Sequence[str]) -> str:
         """The class."""
         return labels[int(target)]
+
+
+def check_metric(metric: str, labels: Sequence[str]) -> None:
+    """Make sure that a metric can tell adapters apart.
+
+    Raises:
+        UsageError: no class can miss the five likeliest.
+    """
+    if metric == "top5" and len(labels) <= _TOP:
+        raise UsageError(f"--metric top5 says nothing with {len(labels)} classes; choose accuracy or f1")
 
 
 def _names(rows: Dataset, columns: Columns) -> list[str]:

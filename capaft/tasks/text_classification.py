@@ -20,7 +20,7 @@ from capaft.tasks.multi_label import MultiLabel
 from capaft.tasks.plain_text import end_of_text
 from capaft.tasks.problem import MAX_CLASSES, Problem
 from capaft.tasks.regression import Regression
-from capaft.tasks.single_label import SingleLabel
+from capaft.tasks.single_label import SingleLabel, check_metric
 from capaft.tasks.task import Batch, Features, Task
 from capaft.tasks.token_limit import token_limit
 
@@ -82,6 +82,7 @@ class TextClassification(Task):
                 f"--metric must be one of {', '.join(names)} for {self.name} (--problem {self.problem}), "
                 f"got {self.metric}"
             )
+        check_metric(self.metric, self.labels)
 
     @property
     def _problem(self) -> Problem:
@@ -192,7 +193,8 @@ class TextClassification(Task):
     def score(self, features: Features, predictions: Sequence[Any]) -> dict[str, float]:
         """The problem's scores, from the logits of all examples."""
         logits = np.stack(predictions)
-        return self._problem.scores(features.references, self._problem.predicted(logits), logits.shape[1])
+        truth, predicted = features.references, self._problem.predicted(logits)
+        return self._problem.scores(truth, predicted, logits.shape[1]) | self._problem.ranking(truth, logits)
 
     def report(self, features: Features, predictions: Sequence[Any]) -> list[dict[str, Any]]:
         """The texts of each row, its label, and the one predicted."""
