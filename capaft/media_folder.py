@@ -157,6 +157,5 @@ def feature_of(kind: str) -> datasets.Image | datasets.Audio:
 
 def files_at(paths: Sequence[str | None]) -> pa.StructArray:
     """A column of such files, of which nothing is read."""
-    return pa.StructArray.from_arrays(
-        [pa.nulls(len(paths), pa.binary()), pa.array(paths, pa.string())], ["bytes", "path"]
-    )
+    parts = [pa.nulls(len(paths), pa.binary()), pa.array(paths, pa.string())]
+    return pa.StructArray.from_arrays(parts, ["bytes", "path"], mask=pa.array([path is None for path in paths]))

@@ -183,8 +183,15 @@ def _parse(path: Path, text: str, what: str) -> Any:
 
 
 def _json_column(path: Path, name: str, values: list[Any]) -> pa.Array:
+    """A column of one type; of text, as in CSV, where single values are of several or numbers of too many digits."""
     try:
-        return pa.array(values)
+        try:
+            return pa.array(values)
+        except (ValueError, TypeError, OverflowError, pa.ArrowException):
+            if any(isinstance(value, list | dict) for value in values):
+                raise
+            written = (value if value is None or isinstance(value, str) else json.dumps(value) for value in values)
+            return pa.array(written, pa.string())
     except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
         kinds = sorted({type(value).__name__ for value in values if value is not None})
         why = f"it mixes {' and '.join(kinds)}" if len(kinds) > 1 else one_line(error)

@@ -18,7 +18,7 @@ from capaft.columns import Columns
 from capaft.config import TrainConfig
 from capaft.data import Say, Splits
 from capaft.errors import UsageError
-from capaft.split_names import Wanted
+from capaft.split_names import VALIDATION, Wanted
 from capaft.tasks.generation import Generation
 from capaft.tasks.task import Task
 
@@ -68,7 +68,8 @@ def for_training(
         known = _Known(names(kind, columns), there(source.evaluation, given), columns.label is not None)
         validation = _scored(kind, source, known, config, say, asked=config.eval_split is not None)
         if validation is not None:
-            say(f"validation is the split {source.name}, {len(validation.rows)} rows")
+            if source.name != VALIDATION:
+                say(f"validation is the split {source.name}, {len(validation.rows)} rows")
             return train, validation, train
     first, second = data.cut(config.data or DEMO, train.rows, config.validation_split, config.seed)
     say(f"there is no validation split; {len(second)} of {len(train.rows)} training rows are set aside")

@@ -125,3 +125,18 @@ def test_nested_json_of_several_types(tmp_path: Path, values: list[Any]) -> None
     with pytest.raises(UsageError, match="column 'column' cannot be read as one type") as caught:
         read(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1, 2**64, None], ["1", "18446744073709551616", None]),
+        ([-(2**63) - 1, 2], ["-9223372036854775809", "2"]),
+        (["a", 3, 0.5, True, None], ["a", "3", "0.5", "true", None]),
+        ([1, 0.5], [1.0, 0.5]),
+    ],
+)
+def test_values_of_several_types_are_text(tmp_path: Path, values: list[Any], expected: list[Any]) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps({"id": value, "text": "a"}) + "\n" for value in values))
+    assert read(path)["id"][:] == expected
