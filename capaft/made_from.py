@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import fields
 from itertools import chain
 from typing import Any
 
@@ -58,4 +59,6 @@ def _hexadecimal(entries: Iterable[Any]) -> str:
 
 
 def _as_json(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else vars(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return [getattr(value, each.name) for each in fields(value)]

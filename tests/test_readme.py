@@ -44,7 +44,7 @@ def commands(page: str) -> list[list[str]]:
 def test_commands(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, so that a page's `eval` finds the run that its `train` left; training is cut short."""
     monkeypatch.chdir(tmp_path)
-    short = {"CAPAFT_EPOCHS": "1", "CAPAFT_MAX_TRAIN_EXAMPLES": "48", "CAPAFT_MAX_EVAL_EXAMPLES": "48"}
+    short = {"CAPAFT_EPOCHS": "1", "CAPAFT_MAX_TRAIN_EXAMPLES": "24", "CAPAFT_MAX_EVAL_EXAMPLES": "24"}
     for name in ("reviews.csv", "other.csv"):
         write_reviews(tmp_path / name)
     (tmp_path / "dir").symlink_to(demo.base_model())

@@ -1,0 +1,77 @@
+"""What tells that a run goes on with what it was made from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_job import bert, config
+from transformers import BertForQuestionAnswering, BertForSequenceClassification
+
+from capaft import job, made_from
+from capaft.config import TrainConfig
+from capaft.errors import UsageError
+
+
+def prepared(settings: TrainConfig) -> job.Job:
+    return job.prepare(settings, lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> TrainConfig:
+    return config(bert(tmp_path_factory.mktemp("model"), BertForSequenceClassification), reviews)
+
+
+def test_the_same_is_the_same(settings: TrainConfig) -> None:
+    one, other = (made_from.made_from(prepared(settings)) for _ in range(2))
+    assert one == other
+    made_from.check_same(one, other, "run")
+
+
+def test_anything_else_is_named(settings: TrainConfig) -> None:
+    before = made_from.made_from(prepared(settings))
+    fewer, renamed, tokens, labels, weights = (prepared(settings) for _ in range(5))
+    fewer = replace(fewer, train=fewer.validation)
+    renamed = replace(renamed, task=replace(renamed.task, labels=("a", "b")))
+    tokens.train.inputs["input_ids"][3][1] += 1
+    labels.validation.references[0] = 1 - labels.validation.references[0]
+    with torch.no_grad():
+        for parameter in weights.base.model.parameters():
+            parameter *= 1.5
+    several = [
+        ("training data", fewer),
+        ("list of labels", renamed),
+        ("training data", tokens),
+        ("validation data", labels),
+        ("base model", weights),
+    ]
+    for name, made in several:
+        now = made_from.made_from(made)
+        assert [each for each in before if before[each] != now[each]] == [name]
+        with pytest.raises(UsageError, match=f"--resume goes on with runs/one, and its {name} is not what it was"):
+            made_from.check_same(before, now, "runs/one")
+
+
+def test_answers_with_their_windows(tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": str(n),
+            "question": "what?",
+            "context": f"it is {n} of them",
+            "answers": {"text": [str(n)], "answer_start": [6]},
+        }
+        for n in range(20)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = config(bert(tmp_path / "model", BertForQuestionAnswering), file, max_length=32, stride=8)
+    made = prepared(settings)
+    before = made_from.made_from(made)
+    assert before == made_from.made_from(prepared(settings))
+    window = made.train.references.windows[0]
+    made.train.references.windows[0] = replace(window, input_ids=np.roll(window.input_ids, 1))
+    assert made_from.made_from(made)["training data"] != before["training data"]
