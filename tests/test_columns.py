@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from datasets import ClassLabel, Dataset, Image, List, Value
 
-from capaft.columns import Columns, find, is_id, is_text, kind, place, plain, texts
+from capaft.columns import Columns, filled, find, is_id, is_text, kind, place, plain, texts
 from capaft.errors import UsageError
 
 NAMES = (("label", "labels"), ("class",))
@@ -113,3 +113,21 @@ def test_place() -> None:
     assert place(dataset, Columns("text"), 0) == "row 1 ('short')"
     assert place(dataset, Columns("text"), 1) == "row 2 ('a sentence that goes on for more than...')"
     assert place(dataset, Columns("image"), 1) == "row 2"
+
+
+def test_which_rows_are_filled() -> None:
+    assert filled(table(a=["x", "", None], b=[1, None, -1]), "a").tolist() == [True, True, False]
+    assert filled(table(a=["x", "", None], b=[1, None, -1]), "a", None, "b").tolist() == [True, False, False]
+    assert filled(table(a=[0.5, float("nan"), float("inf"), None]), "a").tolist() == [True, False, False, False]
+    assert filled(table(a=[["x"], [], None, [None]]), "a").tolist() == [True, False, False, True]
+    classes = table(a=[0, 1, -1, None]).cast_column("a", ClassLabel(names=["x", "y"]))
+    assert filled(classes, "a").tolist() == [True, True, False, False]
+    assert filled(table(a=[{"x": "b", "y": None}, {"x": None, "y": "c"}]), "x").tolist() == [True, False]
+    files = table(a=["0.png", None]).cast_column("a", Image(decode=False))
+    assert filled(files, "a").tolist() == [True, False]
+
+
+def test_which_rows_are_filled_is_told_for_any_selection() -> None:
+    rows = table(a=[["x", None][row % 3 == 0] for row in range(25_000)])
+    for chosen in (rows, rows.select(range(24_999, 0, -7)), rows.select([])):
+        assert filled(chosen, "a").tolist() == [value is not None for value in chosen["a"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,18 @@ def test_a_whole_run_with_scarce_labels(tmp_path: Path) -> None:
     assert "data   there is no validation split; 8 of 76 training rows are set aside\n" in done.err
     scored = invoke("eval", tmp_path / "run", "--json")
     assert json.loads(scored.out)["value"] == json.loads(done.out)["value"]
+
+
+def test_scarce_classes_are_named(tmp_path: Path) -> None:
+    data = write_reviews(tmp_path / "x.csv")
+    with data.open("a") as stream:
+        stream.writelines(f"Nothing like number {each}.,rare{each}\n" for each in range(12))
+    done = invoke("train", "--data", data, "--shots", "3", "--dry-run", *QUICK)
+    assert done.code == 0, done.err
+    (line,) = (each for each in done.err.splitlines() if "some classes have fewer" in each)
+    assert re.fullmatch(
+        r"data   some classes have fewer than 3 training rows: rare0 \([01]\), .*, rare7 \([01]\) and 2 more", line
+    )
 
 
 # Test splits
