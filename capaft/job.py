@@ -213,6 +213,8 @@ def _describe_data(
     classes = f"; {len(task.labels)} classes" if task.labels else ""
     say(f"data   {config.data or 'the demo'}: {len(train)} training and {len(validation)} validation examples")
     say(f"       {found.describe()}{classes}")
+    if train.left_out:
+        say(f"       {train.left_out}")
     if cut := train.truncated + validation.truncated:
         say(f"       {cut} examples are too long and are cut ({task.cut_by})")
 

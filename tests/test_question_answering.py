@@ -404,13 +404,14 @@ def test_answers_that_stand_elsewhere_are_found(context: str, answer: Answer, wa
 
 def test_rows_whose_answer_is_nowhere() -> None:
     data = rows(("Who?", "a b", [("a", 0)]), ("What?", "a b", [("z", 0)]), ("When?", "a b", [("z", 0), ("b", 2)]))
-    with pytest.warns(UserWarning, match=r"1 of 3 training rows are left out.*: row 2$"):
-        found = TASK.features(base(BERT), data, COLUMNS, training=True)
+    found = TASK.features(base(BERT), data, COLUMNS, training=True)
+    assert found.left_out == "1 of 3 training rows are left out, their answers are not in the context: row 2"
     assert [each.row for each in found.references.windows] == [0, 2]
     assert found.inputs["start"][1] > found.inputs["start"][0] > 0
     with pytest.raises(UsageError, match="2 of 2"):
         TASK.features(base(BERT), data.select([1, 1]), COLUMNS, training=True)
     kept = TASK.features(base(BERT), data, COLUMNS, training=False)
+    assert kept.left_out == ""
     batch = TASK.collate(base(BERT), kept, [0, 1, 2], training=False)
     assert batch.terms == 2
     assert TASK.show(base(BERT), kept, 1).endswith("(unknown)")

@@ -218,6 +218,14 @@ def test_what_an_answer_is_depends_on_the_task() -> None:
     assert usable("seq2seq", languages, Columns("de", None, "en")) == [True, False]
 
 
+def test_answers_that_are_nowhere_are_counted(tmp_path: Path) -> None:
+    answers = [{"text": ["ab"], "answer_start": [0]}, {"text": ["xy"], "answer_start": [0]}]
+    rows = [{"question": "q", "context": "ab cd", "answers": answers[row == 5]} for row in range(20)]
+    done = invoke("train", "--data", write(tmp_path / "x.jsonl", rows), "--dry-run", *QUICK)
+    assert done.code == 0, done.err
+    assert "1 of 18 training rows are left out, their answers are not in the context: row 6\n" in done.err
+
+
 def test_nothing_that_can_be_used() -> None:
     with pytest.raises(UsageError, match="none of the 3 training rows has a value in 'text' and 'label'"):
         chosen([{"text": "a", "label": -1}] * 3)

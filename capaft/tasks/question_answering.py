@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
@@ -149,7 +148,7 @@ class QuestionAnswering(Task):
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Windows of all rows, with the first and last token of each row's first answer.
 
-        Training rows whose answer is nowhere in the context are left out with a warning; other rows of the kind are
+        Training rows whose answer is nowhere in the context are left out, and said to be; other rows of the kind are
         scored by its text, and left out of the loss.
 
         Raises:
@@ -162,8 +161,9 @@ class QuestionAnswering(Task):
         places = [_place(context, given) for context, given in zip(contexts, found, strict=True)]
         lost = {row for row, place in enumerate(places) if found[row] and place is None}
         cut = windows.cut(base.processor, questions, contexts, token_limit(base, self.max_length), self.stride)
+        left_out = ""
         if training:
-            _warn(lost, len(rows))
+            left_out = _left_out(lost, len(rows))
             cut = [window for window in cut if window.row not in lost]
         else:
             self._check_metric(found)
@@ -183,6 +183,7 @@ class QuestionAnswering(Task):
             inputs,
             np.array([len(window.input_ids) for window in cut], dtype=np.int64),
             Asked(cut, list(map(str, ids)), questions, contexts, references),
+            left_out=left_out,
         )
 
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
@@ -306,18 +307,18 @@ def _positions(window: windows.Window, place: tuple[int, int] | None) -> tuple[i
     return (place and window.tokens(*place)) or (window.null, window.null)
 
 
-def _warn(lost: Collection[int], rows: int) -> None:
-    """Say how many rows cannot be trained on.
+def _left_out(lost: Collection[int], rows: int) -> str:
+    """How many rows cannot be trained on, in words; nothing if all can.
 
     Raises:
         UsageError: it is all of them.
     """
     if not lost:
-        return
+        return ""
     said = f"{len(lost)} of {rows} training rows are left out, their answers are not in the context"
     if len(lost) == rows:
         raise UsageError(f"{said}; extractive question answering needs answers that are")
-    warnings.warn(f"{said}: row {min(lost) + 1}{' and others' if len(lost) > 1 else ''}", stacklevel=3)
+    return f"{said}: row {min(lost) + 1}{' and others' if len(lost) > 1 else ''}"
 
 
 def _takes_token_types(base: BaseModel) -> bool:

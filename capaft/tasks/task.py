@@ -42,6 +42,7 @@ class Features:
         references: what `score` compares predictions with, in whatever form the task likes.
         truncated: how many rows lost a part to the maximum length.
         sources: what went in, for people, by feature: a text, or several by name; may be empty.
+        left_out: what people should know of rows that could not be used; empty if all could.
     """
 
     inputs: dict[str, Sequence[Any]]
@@ -49,6 +50,7 @@ class Features:
     references: Any = None
     truncated: int = 0
     sources: Sequence[Any] = ()
+    left_out: str = ""
 
     def __len__(self) -> int:
         return len(self.lengths)
