@@ -1,4 +1,4 @@
-"""The verbs as users type them, on real weights and real files."""
+"""The verbs as users type them, on real weights and real files; every method and format on a tiny model."""
 
 from __future__ import annotations
 
@@ -137,10 +137,15 @@ def test_the_saved_configuration_repeats_the_run_to_the_byte(run: Path, tmp_path
     assert (again / "adapter.safetensors").read_bytes() == (run / "adapter.safetensors").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bert(tmp_path_factory.mktemp("model"), BertForSequenceClassification)
+
+
 @pytest.mark.parametrize("method", ["head", "full", "lora", "capaboost", "lora+nola+capaboost"])
-def test_every_method_goes_the_whole_way(method: str, reviews: Path, tmp_path: Path) -> None:
-    output, model = tmp_path / "run", bert(tmp_path / "model", BertForSequenceClassification)
-    flags = ("--data", reviews, "--model", model, "--method", method, "--output", output, "--json", *QUICK)
+def test_every_method_goes_the_whole_way(method: str, small: Path, reviews: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    flags = ("--data", reviews, "--model", small, "--method", method, "--output", output, "--json", *QUICK)
     done = invoke("train", *flags)
     assert done.code == 0, done.err
     trained = json.loads(done.out)
@@ -155,8 +160,9 @@ def test_every_method_goes_the_whole_way(method: str, reviews: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8", "int4"])
-def test_reported_value_is_that_of_the_numbers_as_saved(dtype: str, reviews: Path, tmp_path: Path) -> None:
-    done = invoke("train", "--data", reviews, "--output", tmp_path / "run", "--save-dtype", dtype, "--json", *QUICK)
+def test_reported_value_is_that_of_the_numbers_as_saved(dtype: str, small: Path, reviews: Path, tmp_path: Path) -> None:
+    flags = ("--data", reviews, "--model", small, "--output", tmp_path / "run", "--save-dtype", dtype, "--json")
+    done = invoke("train", *flags, *QUICK)
     assert json.loads(invoke("eval", tmp_path / "run", "--json").out)["value"] == json.loads(done.out)["value"]
 
 
@@ -221,7 +227,7 @@ EVERY = {
         "--lora-plus-ratio",
         "4",
     ),
-    "dora": ("dora+capaboost", "--layers", "4-5", "--masks", "partition", "--mask-rescale", "variance"),
+    "dora": ("dora+capaboost", "--layers", "1", "--masks", "partition", "--mask-rescale", "variance"),
     "vera": ("vera+nola", "--exclude-modules", "value", "--scope", "model"),
     "houlsby": ("houlsby+nola+capaboost", "--bottleneck", "4", "--activation", "gelu", "--modules-to-save", "pooler"),
     "pfeiffer": ("pfeiffer+capaboost", "--bottleneck", "4", "--no-bias", "--copies", "3"),
@@ -237,12 +243,13 @@ def test_every_host_is_run_below() -> None:
 
 
 @pytest.mark.parametrize("host", EVERY)
-def test_every_host_trains_repeats_scores_and_merges_or_says_why_not(host: str, reviews: Path, tmp_path: Path) -> None:
+def test_every_host_trains_repeats_scores_and_merges_or_says_why_not(
+    host: str, small: Path, reviews: Path, tmp_path: Path
+) -> None:
     method, *options = EVERY[host]
     quick = ("--epochs", "1", "--batch-size", "8", "--k", "16", "--max-train-examples", "24", "--max-length", "24")
-    done = invoke(
-        "train", "--data", reviews, "--output", tmp_path / "a", "--json", "--method", method, *quick, *options
-    )
+    flags = ("--data", reviews, "--model", small, "--output", tmp_path / "a", "--json", "--method", method)
+    done = invoke("train", *flags, *quick, *options)
     assert done.code == 0, done.err
     results = json.loads(done.out)
     repeated = invoke("train", "--config", tmp_path / "a" / "run.yaml", "--output", tmp_path / "b", "--json")

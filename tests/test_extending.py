@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 from conftest import QUICK, invoke, write_reviews
+from tiny_job import bert
+from transformers import BertForSequenceClassification
 
 from capaft.methods import OWN
 
@@ -147,7 +149,8 @@ def test_the_commands(site: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_from_the_command_line_repeats_itself(site: Path, reviews: Path, tmp_path: Path) -> None:
-    method = ("--method", "loha+nola+capaboost", "--method-option", "gain=0.5", "--max-train-examples", "32")
+    model = bert(tmp_path / "model", BertForSequenceClassification)
+    method = ("--model", model, "--method", "loha+nola+capaboost", "--method-option", "gain=0.5")
     trained, info, scored, again = capaft(
         ("train", "--json", "--data", reviews, *method, "--output", "first", *QUICK),
         ("info", "first", "--json"),
@@ -158,8 +161,8 @@ def test_a_run_from_the_command_line_repeats_itself(site: Path, reviews: Path, t
     )
     assert trained.code == again.code == 0, trained.err + again.err
     results = json.loads(trained.out)
-    # Four factors of 32 coefficients for the queries and the values of six blocks.
-    assert results["adapter_parameters"] == 12 * 4 * 32
+    # Four factors of 32 coefficients for the queries and the values of two blocks.
+    assert results["adapter_parameters"] == 4 * 4 * 32
     recorded = json.loads(info.out)["header"]["method"]
     assert recorded | {"method": "loha+nola+capaboost", "rank": 4, "gain": 0.5} == recorded
     assert json.loads(scored.out)["value"] == results["value"]
@@ -262,8 +265,9 @@ def test_of_two_packages_with_one_name_one_is_kept(left_out: list[str]) -> None:
 def test_one_that_is_broken_keeps_nothing_from_working(reviews: Path, tmp_path: Path) -> None:
     site = install(tmp_path / "site", "my_package", LOHA, ENTRY)
     install(site, "broken_package", "class Loha: ...", "broken = broken_package:Loha")
-    flags = ("--data", reviews, "--method", "loha", *QUICK, "--max-steps", "1", "--json")
+    model = bert(tmp_path / "model", BertForSequenceClassification)
+    flags = ("--data", reviews, "--model", model, "--method", "loha", *QUICK, "--json")
     (done,) = capaft(("train", *flags), site=site, cwd=tmp_path)
     assert done.code == 0, done.err
-    assert json.loads(done.out)["adapter_parameters"] == 12 * 4 * 4 * 384
+    assert json.loads(done.out)["adapter_parameters"] == 4 * 4 * 4 * 32
     assert done.err.startswith("warning: the method broken of broken_package:Loha cannot be used: ")
