@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 
 from capaft.media_folder import KINDS, feature_of, files_at
 
@@ -22,10 +23,10 @@ def with_files(rows: datasets.Dataset, directory: Path) -> datasets.Dataset:
     """
     table, features = rows.data.table, datasets.Features(rows.features)
     for name, feature in rows.features.items():
-        if feature != datasets.Value("string"):
+        if feature != datasets.Value("string") or not _begins_with_a_file(table.column(name), directory):
             continue
         paths = [path or None for path in table.column(name).to_pylist()]
-        if kind := _kind(paths, directory):
+        if kind := _kind(paths):
             features[name] = feature_of(kind)
             whole = [path and os.path.abspath(directory / path) for path in paths]
             table = table.set_column(table.column_names.index(name), name, files_at(whole))
@@ -37,11 +38,13 @@ def with_files(rows: datasets.Dataset, directory: Path) -> datasets.Dataset:
     return found.rename_column(_FILE_NAME, medium) if renamed else found
 
 
-def _kind(paths: list[str | None], directory: Path) -> str | None:
-    """What all these paths lead to, if they are paths; that the first one exists tells it from an address or a text."""
-    given = [path for path in paths if path]
-    kinds = {KINDS.get(os.path.splitext(path)[1].lower()) for path in given[:1]}
-    if not given or None in kinds or not os.path.isfile(directory / given[0]):
-        return None
-    kinds |= {KINDS.get(os.path.splitext(path)[1].lower()) for path in given}
+def _begins_with_a_file(column: pa.ChunkedArray, directory: Path) -> bool:
+    """Whether the first value is the path of an image or a recording that exists, and no address or text."""
+    first = next((path for value in column if (path := value.as_py())), None)
+    return first is not None and _kind([first]) is not None and os.path.isfile(directory / first)
+
+
+def _kind(paths: list[str | None]) -> str | None:
+    """What all these paths lead to, if it is one kind."""
+    kinds = {KINDS.get(os.path.splitext(path)[1].lower()) for path in paths if path}
     return kinds.pop() if len(kinds) == 1 else None
