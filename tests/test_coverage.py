@@ -41,6 +41,7 @@ SAMPLE = [
 ]
 
 
+@pytest.mark.parametrize("method", ["nola", "lora+nola+capaboost"])
 @pytest.mark.parametrize(("head", "model_type"), SAMPLE, ids=[f"{kind}-{head}" for head, kind in SAMPLE])
-def test_a_model_type(head: str, model_type: str) -> None:
-    assert coverage.check(head, model_type, "lora+nola+capaboost") is None
+def test_a_model_type(head: str, model_type: str, method: str) -> None:
+    assert coverage.check(head, model_type, method) is None
