@@ -216,7 +216,7 @@ class Group(Basis):
                 where = f"the {self.n} numbers of factor {self.factor} at {site}" if pooled is None else "all numbers"
                 raise UsageError(
                     f"--basis group leaves {int((sizes == 0).sum())} of {self.k} coefficients without any of {where}; "
-                    "choose a smaller --k or another --basis"
+                    "choose a smaller --k (in a head: --head-k) or another --basis"
                 )
             self.scales[row] = torch.from_numpy((1.0 / np.sqrt(sizes)).astype(np.float32))
 

@@ -28,7 +28,7 @@ class Ia3(Host):
     equation: ClassVar[str] = "y = (1 + s) * W x, in feed-forward parts W ((1 + s) * x)"
     paper: ClassVar[str] = "arXiv 2205.05638"
     kinds: ClassVar[frozenset[str]] = frozenset(["linear", "conv", "embedding"])
-    learning_rate: ClassVar[float] = 1e-2
+    learning_rate: ClassVar[float] = 3e-2
     narrow: ClassVar[str] = "it rescales outputs one by one, so masked copies only add up to another vector"
 
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:

@@ -33,7 +33,7 @@ class Prefix(Host):
     equation: ClassVar[str] = "y = attn(q, K, V) + g (attn(q, [P_K; K], [P_V; V]) - attn(q, K, V))"
     paper: ClassVar[str] = "arXiv 2101.00190"
     size: ClassVar[str] = "prefix_length"
-    learning_rate: ClassVar[float] = 1e-2
+    learning_rate: ClassVar[float] = 3e-2
     unmergeable: ClassVar[str] = "virtual tokens are no part of any weight"
 
     prefix_length: int = 16

@@ -30,7 +30,7 @@ class Vera(LowRank):
     equation: ClassVar[str] = "y = W x + b * (U (d * (D x)))"
     paper: ClassVar[str] = "arXiv 2310.11454"
     size: ClassVar[str] = "rank"
-    learning_rate: ClassVar[float] = 1e-2
+    learning_rate: ClassVar[float] = 1e-1
 
     rank: int = 256
 
