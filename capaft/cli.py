@@ -149,6 +149,7 @@ def evaluate(
 ) -> None:
     """Score a saved adapter."""
     with _reporting() as console:
+        _check_writable("--predictions", predictions)
         _quiet_libraries(console)
         from capaft import scoring
 
@@ -167,6 +168,9 @@ def evaluate(
         )
         if json:
             print(json_module.dumps(results))
+            return
+        if results["value"] is None:
+            print(f"{results['examples']} predictions in {predictions}, and no targets to compare them with")
             return
         others = "  ".join(f"{k} {v:.4f}" for k, v in results["scores"].items() if k != results["metric"])
         print(f"{results['metric']} {results['value']:.4f} on {results['examples']} examples  ({others})")
@@ -209,6 +213,7 @@ def inspect_rank(
 ) -> None:
     """Report the effective rank of each site's update."""
     with _reporting() as console:
+        _check_writable("--plot", plot)
         _quiet_libraries(console)
         from capaft import rank, rank_report
         from capaft.files import write_atomically
@@ -374,6 +379,17 @@ def _pairs(given: list[str] | None, form: str = "--rename OLD=NEW") -> dict[str,
     return pairs
 
 
+def _check_writable(option: str, path: Path | None) -> None:
+    """Make sure that a file can be written, before minutes go into what it is to hold."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"{option} {path} is a directory; name a file")
+    nearest = next(each for each in path.absolute().parents if os.path.exists(each))
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        raise UsageError(f"{option} {path}: {nearest} is no directory that can be written to")
+
+
 def _is_first() -> bool:
     """Whether this process speaks for those that train together."""
     return os.environ.get("RANK", "0") == "0"
@@ -381,7 +397,7 @@ def _is_first() -> bool:
 
 def _summary(results: dict[str, Any]) -> str:
     """What a person wants to read when a run is over."""
-    before = "" if results["baseline"] is None else f", up from {results['baseline']:.4f} with the base frozen"
+    before = "" if results["baseline"] is None else _compared(results["value"], results["baseline"])
     others = "  ".join(f"{k} {v:.4f}" for k, v in results["scores"].items() if k not in ("loss", results["metric"]))
     lines = [
         f"{results['metric']} {results['value']:.4f}{before}{f'  ({others})' if others else ''}",
@@ -393,3 +409,11 @@ def _summary(results: dict[str, Any]) -> str:
         *(f"  {command}" for command in results["next"]),
     ]
     return "\n".join(lines)
+
+
+def _compared(value: float, baseline: float) -> str:
+    """Which way a metric went from that of the frozen base, in the digits that are shown."""
+    now, then = round(value, 4), round(baseline, 4)
+    # "Up" and "down" say nothing of better or worse; of what is equal, or no number, neither is true.
+    way = "up from" if now > then else "down from" if now < then else "against"
+    return f", {way} {baseline:.4f} with the base frozen"

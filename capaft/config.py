@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from capaft.settings import Check, Count, Settings, setting
+from capaft.settings import Check, Count, Settings, Text, setting
 
 BaseDtype = Literal["float32", "bfloat16", "float16", "8bit", "4bit"]
 
@@ -25,6 +25,8 @@ def _at_least(low: int) -> Check:
 
 
 _POSITIVE = ("greater than 0", lambda value: value > 0)
+# Far more than learns anything, and far less than float32 can hold: optimisers cannot take more.
+_RATE = ("in (0, 1000]", lambda value: 0 < value <= 1000)
 _FRACTION = ("in [0, 1)", lambda value: 0 <= value < 1)
 
 
@@ -99,7 +101,7 @@ class TrainConfig(Settings):
     problem: Literal["auto", "single", "multi", "regression"] = _task(
         "auto", "Text classification: one label of several, any number of labels, or a number."
     )
-    label_separator: str | None = _task(
+    label_separator: Text | None = _task(  # noqa: RUF009
         None,
         "Text classification: what stands between the labels of a row that are one text, under --problem multi "
         "(default: labels are lists).",
@@ -117,10 +119,10 @@ class TrainConfig(Settings):
     chat_template: bool = _task(
         True, "Language modelling: put prompts and answers into the model's own chat template, if it has one."
     )
-    source_prefix: str | None = _task(
+    source_prefix: Text | None = _task(  # noqa: RUF009
         None, 'Generation: text put before each source, such as "summarize: " (default: none).', metavar="text"
     )
-    separator: str | None = _task(
+    separator: Text | None = _task(  # noqa: RUF009
         None,
         "Language modelling: text between prompt and completion where there is no chat template (default: line break).",
     )
@@ -225,9 +227,9 @@ class TrainConfig(Settings):
         "Examples in a forward; a step's gradients add up exactly over them (default: the process's whole share).",
         check=_at_least(1),
     )
-    lr: float | None = _optimisation(None, "Peak learning rate (default: set by the method).", check=_POSITIVE)
+    lr: float | None = _optimisation(None, "Peak learning rate (default: set by the method).", check=_RATE)
     head_lr: float | None = _optimisation(
-        None, "Peak learning rate of the head (default: set by the method).", check=_POSITIVE
+        None, "Peak learning rate of the head (default: set by the method).", check=_RATE
     )
     head_init: Literal["fitted", "seeded"] = _optimisation(
         "fitted", "Where a new head starts: fitted on the frozen base's features, or at random from the seed."
@@ -241,7 +243,7 @@ class TrainConfig(Settings):
         check=_at_least(0),
     )
     lora_plus_ratio: float = _optimisation(
-        1.0, "How many times faster the up factors learn than the down factors (LoRA+).", check=_POSITIVE
+        1.0, "How many times faster the up factors learn than the down factors (LoRA+).", check=_RATE
     )
     weight_decay: float = _optimisation(0.0, "Weight decay of matrices, decoupled except for sgd.", check=_at_least(0))
     schedule: Literal["linear", "cosine", "constant", "polynomial", "inverse-sqrt", "cosine-restarts", "wsd"] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import nn
 
 from capaft import batches
 from capaft.base_model import BaseModel
+from capaft.errors import PeerError, TrainingError
 from capaft.processes import Processes
 from capaft.tasks.task import Batch, Features, Task
 
@@ -49,6 +51,9 @@ def evaluate(
         batch_size: features in a forward.
         processes: those that share the work; each returns the whole.
         autocast: the context that forwards run in.
+
+    Raises:
+        TrainingError: the loss is not finite, so no score means anything.
     """
     device = home(model)
     in_training = [module for module in model.modules() if module.training]
@@ -67,6 +72,12 @@ def evaluate(
     for module in in_training:
         module.training = True
     total, terms = processes.totals(total, terms)
+    if not math.isfinite(total):
+        # All processes know; one tells.
+        raise (TrainingError if processes.is_first else PeerError)(
+            f"the model's loss on the data to score is {total}: its numbers have left the range. Lower --lr; "
+            "the best adapter of earlier evaluations, if any, is kept"
+        )
     ordered = [prediction for _, prediction in sorted(processes.gather(found), key=lambda each: each[0])]
     return Evaluation({"loss": total / max(terms, 1.0), **task.score(features, ordered)}, ordered)
 

@@ -109,7 +109,10 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     sketch = base_model.configuration(
         config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
-    name = config.task if config.task != "auto" else recognise(source.train, sketch, selection.given_columns(config))
+    classify = config.problem != "auto" or bool(config.label_separator)
+    name = config.task
+    if name == "auto":
+        name = recognise(source.train, sketch, selection.given_columns(config), classify=classify)
     say(f"task   {name}{'' if config.task == name else ', told by the data and the model (--task chooses)'}")
     check_model(name, sketch)
     kind = task_class(name)

@@ -1,6 +1,6 @@
 """How long and how fast each kind of method trains, unless the user says otherwise.
 
-Found on the embedded demo and checked on GLUE's SST-2 and STS-B; docs/log.md has the figures.
+Found on the embedded demo and on GLUE; docs/log.md has the figures.
 A host brings the rate of its own dense factors.
 Coefficients of a random basis want a far larger step than the entries of a factor, since each is spread thin over the
 whole factor.

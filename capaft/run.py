@@ -173,7 +173,7 @@ def _choose(config: TrainConfig) -> Path:
 
 
 def _as_read(config: TrainConfig) -> TrainConfig:
-    """The settings as a file of them is read: texts of nothing, or of blanks alone, leave the choice to the task."""
+    """The settings as a file of them is read: what a column may be called, such as none, a setting may not."""
     kinds = typing.get_type_hints(TrainConfig, include_extras=True)
     texts = {name: value for name, value in vars(config).items() if isinstance(value, str)}
     return replace(config, **{name: parse(kinds[name], text) for name, text in texts.items()})

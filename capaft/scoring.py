@@ -23,6 +23,8 @@ from capaft.saved import Saved
 from capaft.selection import Selection
 from capaft.settings import check_range, did_you_mean, parse
 from capaft.split_names import Wanted
+from capaft.tasks import text_scores
+from capaft.tasks.generation import Generation
 from capaft.tasks.task import Task
 
 
@@ -56,13 +58,19 @@ def score(
         label: column of the label.
 
     Returns:
-        `metric`, `value`, `loss`, `scores` and `examples`.
+        `metric`, `value`, `loss`, `scores` and `examples`; without targets only predictions are written, `value` and
+        `loss` are None, and `scores` is empty.
 
     Raises:
-        UsageError: there is no data to score on, or it does not fit the task.
+        UsageError: there is no data to score on, it does not fit the task, or there is nothing to compare or to write.
     """
     config = saved.config or TrainConfig()
     task = _changed(saved.task, metric, options or {})
+    if predictions and not _reports(task):
+        raise UsageError(
+            f"--predictions has no meaning for {task.name} with --metric {task.metric}, which predicts nothing to "
+            "read; drop it or choose another metric"
+        )
     if given is None and saved.config is None:
         raise UsageError("an adapter file alone does not know its data; pass --data")
     if given is None and split is None:
@@ -72,6 +80,12 @@ def score(
     if max_examples and max_examples < len(rows):
         rows = data.sample(rows, max_examples, config.seed)
     features = task.features(saved.base, rows, found.columns, training=False)
+    if isinstance(task, Generation) and not predictions and not task.has_targets(features):
+        also = "" if task.generates else f" and --metric {text_scores.METRICS[0]}"
+        raise UsageError(
+            "there are no targets to compare with; name their column with --label-column, or write the texts with "
+            f"--predictions FILE{also}"
+        )
     # What was trained in float16 on an accelerator can be scored without one.
     precision = "bf16" if config.precision == "fp16" and not torch.cuda.is_available() else config.precision
     accelerator = accelerator_for(replace(config, tracker=None, precision=precision))
@@ -87,19 +101,21 @@ def score(
         )
     if predictions:
         records = task.report(features, result.predictions)
-        if not records:
-            raise UsageError(
-                f"--predictions has no meaning for {task.name} with --metric {task.metric}, which predicts nothing to "
-                "read; drop it or choose another metric"
-            )
         write_atomically(predictions, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))
+    # A loss alone is the sum of no terms.
+    scores = result.scores if result.scores.keys() - {"loss"} else {}
     return {
         "metric": task.metric,
-        "value": result.scores[task.metric],
-        "loss": result.scores["loss"],
-        "scores": result.scores,
+        "value": scores.get(task.metric),
+        "loss": scores.get("loss"),
+        "scores": scores,
         "examples": len(features),
     }
+
+
+def _reports(task: Task) -> bool:
+    """Whether a task has anything to write of its predictions."""
+    return task.generates if isinstance(task, Generation) else type(task).report is not Task.report
 
 
 def _selected(

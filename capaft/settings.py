@@ -25,6 +25,9 @@ from capaft.errors import UsageError
 Count = Annotated[int, "count"]
 """A whole number that may be written 1_000, 50k or 1.5M."""
 
+Text = Annotated[str, "text"]
+"""A text that may be blank, or empty: what stands between two others, for one."""
+
 Check = tuple[str, Callable[[Any], bool]]
 """The range of a setting: words that complete the sentence "must be ...", and whether a value is in it."""
 
@@ -61,6 +64,7 @@ _DECIMAL = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 # For each type: its metavar, what it must be, the pattern of its text, and what makes it of that text.
 _KINDS: dict[Any, tuple[str, str, str, Callable[[str], Any]]] = {
     str: ("text", "text that is not empty", r"(?s).+", str),
+    Text: ("text", "text", r"(?s).*", str),
     Path: ("path", "a path", r"(?s).+", Path),
     int: ("int", "a whole number", r"[+-]?[0-9]{1,100}", int),
     Count: ("count", "a whole number such as 50k or 1.5M", r"[0-9][0-9_]{,12}(\.[0-9]{1,12})?[kM]?", _count),
@@ -76,26 +80,37 @@ def _required(kind: Any) -> Any:
     return kind
 
 
+def _as_typed(wanted: Any, text: str) -> str:
+    """A text as its type sees it: blanks around it count in texts and paths alone."""
+    return text if wanted in (str, Path, Text) else text.strip()
+
+
+def _is_none(wanted: Any, text: str) -> bool:
+    """Whether a text means None where that is allowed."""
+    nothing = not text.strip() and wanted != Text
+    return nothing or _as_typed(wanted, text).lower() in ("none", "null", "~")
+
+
 def parse(kind: Any, text: str | Sequence[str]) -> Any:
     """Understand what a user wrote, wherever they wrote it.
 
     Args:
-        kind: `str`, `Path`, `int`, `Count`, `float`, `bool`, a `Literal` of strings, a tuple of any number of
-            these, or any of them `| None` (written `none`, `null`, `~` or nothing at all).
+        kind: `str`, `Text`, `Path`, `int`, `Count`, `float`, `bool`, a `Literal` of strings, a tuple of any number
+            of these, or any of them `| None` (written `none`, `null`, `~` or, but for `Text`, nothing at all).
         text: The text; for tuples, either comma separated or a sequence of texts.
 
     Raises:
         ValueError: The text does not fit; the message goes on after the name of the setting.
     """
     wanted = _required(kind)
-    if wanted != kind and isinstance(text, str) and text.strip().lower() in ("", "none", "null", "~"):
+    if wanted != kind and isinstance(text, str) and _is_none(wanted, text):
         return None
     if get_origin(wanted) is tuple:
         parts = [part.strip() for part in text.split(",")] if isinstance(text, str) else text
         return tuple(parse(get_args(wanted)[0], part) for part in parts)
     if not isinstance(text, str):
         raise ValueError("must be a single value, got a list")
-    word = text if wanted in (str, Path) else text.strip()
+    word = _as_typed(wanted, text)
     if get_origin(wanted) is Literal:
         if word in get_args(wanted):
             return word
@@ -164,7 +179,7 @@ def _from_env(env: Mapping[str, str], names: Collection[str], start: str, errors
     return given
 
 
-def _from_yaml(file: Path, names: Collection[str], errors: list[str]) -> list[_Given]:
+def _from_yaml(file: Path, kinds: Mapping[str, Any], errors: list[str]) -> list[_Given]:
     import yaml
 
     try:
@@ -184,13 +199,16 @@ def _from_yaml(file: Path, names: Collection[str], errors: list[str]) -> list[_G
         if not all(isinstance(node, yaml.ScalarNode) for node in nodes):
             named = label if isinstance(key, yaml.ScalarNode) else f"{source}: a name"
             errors.append(f"{named} must be one value or a list of values, got something nested")
-        elif (name := key.value.replace("-", "_")) not in names:
-            hint = did_you_mean(name.lower(), names, "; see --help for those there are")
+        elif (name := key.value.replace("-", "_")) not in kinds:
+            hint = did_you_mean(name.lower(), kinds, "; see --help for those there are")
             errors.append(f"{source}: {key.value!r} is not a setting{hint}")
         elif name in given:
             errors.append(f"{label} is set twice, first at {given[name].source}; keep one")
         else:
             text = value.value if isinstance(value, yaml.ScalarNode) else [node.value for node in value.value]
+            if text == "" and value.style is None and _required(kinds[name]) != kinds[name]:
+                # Without quotes, nothing is YAML's null and not an empty text.
+                text = "null"
             given[name] = _Given(name, text, source, label)
     return list(given.values())
 
@@ -221,10 +239,11 @@ def resolve(
         UsageError: Whatever is wrong in any source, also in one that another overrides; one line each.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    kinds = typing.get_type_hints(cls, include_extras=True)
+    hints = typing.get_type_hints(cls, include_extras=True)
+    kinds = {name: hints[name] for name in fields}
     errors: list[str] = []
-    files = [_from_yaml(source, fields, errors) if source else [] for source in (preset, file)]
-    layers = [*files, _from_env(environ, fields, prefix, errors), _from_flags(flags)]
+    files = [_from_yaml(source, kinds, errors) if source else [] for source in (preset, file)]
+    layers = [*files, _from_env(environ, kinds, prefix, errors), _from_flags(flags)]
     for layer in layers:
         for place, each in enumerate(layer):
             try:

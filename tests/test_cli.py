@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tiny_job import bert
 from transformers import BertForSequenceClassification
 
+from capaft import cli
 from capaft.methods import HOSTS
 
 TRAIN_KEYS = {
@@ -127,6 +128,45 @@ def test_inspect_rank(run: Path, tmp_path: Path) -> None:
     table = invoke("inspect-rank", run).out
     assert "layer.0.attention.self.query" in table
     assert "█" in table
+
+
+@pytest.mark.parametrize(("command", "option"), [("eval", "--predictions"), ("inspect-rank", "--plot")])
+def test_a_file_that_cannot_be_written_is_told_before_the_work(
+    command: str, option: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_opened", None)
+    (tmp_path / "file").touch()
+    for path, said in (
+        (tmp_path, f"{tmp_path} is a directory; name a file"),
+        (tmp_path / "file" / "a" / "b", f"{tmp_path}/file/a/b: {tmp_path}/file is no directory that can be written to"),
+    ):
+        done = invoke(command, run, option, path)
+        assert (done.code, done.out, done.err) == (2, "", f"error: {option} {said}\n")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    done = invoke(command, run, option, tmp_path / "new" / "file")
+    assert (done.code, done.err) == (
+        2,
+        f"error: {option} {tmp_path}/new/file: {tmp_path} is no directory that can be written to\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "baseline", "said"),
+    [
+        (0.8308, 0.8154, ", up from 0.8154"),
+        (0.25, 0.5, ", down from 0.5000"),
+        (0.5, 0.5, ", against 0.5000"),
+        (0.50001, 0.5, ", against 0.5000"),
+        (float("nan"), 0.5, ", against 0.5000"),
+        (0.5, None, ""),
+    ],
+)
+def test_a_summary_says_which_way_the_metric_went(
+    value: float, baseline: float | None, said: str, results: dict
+) -> None:
+    shown = cli._summary(results | {"value": value, "baseline": baseline}).splitlines()[0]
+    frozen = " with the base frozen" if said else ""
+    assert shown.split("  (")[0] == f"accuracy {value:.4f}{said}{frozen}"
 
 
 def test_the_saved_configuration_repeats_the_run_to_the_byte(run: Path, tmp_path: Path) -> None:

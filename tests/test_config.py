@@ -61,6 +61,13 @@ def test_every_field_has_a_one_sentence_help_and_panels_are_contiguous() -> None
         ("warmup", "0", 0.0),
         ("target_modules", "qv", "qv"),
         ("baseline", False, False),
+        ("lr", "1000", 1000.0),
+        ("separator", "", ""),
+        ("separator", " ", " "),
+        ("separator", "None", None),
+        ("source_prefix", " ", " "),
+        ("label_separator", "\t", "\t"),
+        ("output", " ", None),
     ],
 )
 def test_values(name: str, text: str | bool, value: Any) -> None:
@@ -87,8 +94,10 @@ def test_values(name: str, text: str | bool, value: Any) -> None:
         ("seed", str(2**64), "in [0, 2**64)"),
         ("epochs", "0", "at least 1"),
         ("batch_size", "0", "at least 1"),
-        ("lr", "0", "greater than 0"),
-        ("head_lr", "-1", "greater than 0"),
+        ("lr", "0", "in (0, 1000]"),
+        ("lr", "1e38", "in (0, 1000]"),
+        ("head_lr", "-1", "in (0, 1000]"),
+        ("head_lr", "1e38", "in (0, 1000]"),
         ("warmup", "-1", "at least 0"),
         ("weight_decay", "-0.1", "at least 0"),
         ("clip", "-1", "at least 0"),
@@ -157,7 +166,9 @@ def test_a_saved_run_with_a_budget_or_partition_masks_reads_back(tmp_path: Path)
         read(file, density="0.9")
 
 
-text = st.text(min_size=1).filter(lambda text: text.strip().lower() not in ("", "none", "null", "~"))
+NONE_WORDS = ("none", "null", "~")
+text = st.text().filter(lambda text: text.strip() and text.lower() not in NONE_WORDS)
+blanks = st.none() | st.text(" \t\n\r") | st.text().filter(lambda text: text.lower() not in NONE_WORDS)
 positive = st.floats(0, exclude_min=True, allow_infinity=False)
 
 
@@ -173,7 +184,10 @@ positive = st.floats(0, exclude_min=True, allow_infinity=False)
         k=st.lists(st.integers(1, 10**9), min_size=1, max_size=2).map(tuple),
         alpha=st.none() | positive,
         seed=st.integers(0, 2**64 - 1),
-        lr=st.none() | positive,
+        lr=st.none() | st.floats(0, 1000, exclude_min=True),
+        label_separator=blanks,
+        source_prefix=blanks,
+        separator=blanks,
         basis=st.sampled_from(["uniform", "hadamard", "group"]),
         baseline=st.none() | st.booleans(),
         overwrite=st.booleans(),

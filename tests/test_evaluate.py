@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import BertForSequenceClassification
 
 from capaft import job
+from capaft.errors import TrainingError
 from capaft.evaluate import Evaluation, evaluate
 from capaft.processes import Processes
 
@@ -58,6 +59,13 @@ def test_scores_are_those_of_every_example_once(batch_size: int, decided: job.Jo
     assert 0 < found.scores["accuracy"] < 1
     loss = F.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(truth))
     assert found.scores["loss"] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_a_model_whose_numbers_left_the_range_has_no_score(decided: job.Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = decided.base.model.classifier
+    monkeypatch.setattr(head, "forward", lambda hidden: F.linear(hidden, head.weight, head.bias) * math.nan)
+    with pytest.raises(TrainingError, match="loss on the data to score is nan"):
+        scored(decided, 4)
 
 
 def test_it_leaves_the_model_as_it_was(decided: job.Job) -> None:

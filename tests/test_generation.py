@@ -46,3 +46,13 @@ def test_scores_and_report() -> None:
     assert scores["exact_match"] == scores["rougeL"] == 1
     assert set(scores) == set(TASK.metrics)
     assert TASK.report(found, predictions)[1] == {"source": "q", "prediction": "y", "references": ["x", "y"]}
+
+
+def test_without_references_there_is_no_target() -> None:
+    counted = (0.0, 0, 0, "a")
+    bare = Features({}, np.array([1]), [()], sources=["p"])
+    assert not TASK.has_targets(bare)
+    assert TASK.score(bare, [counted]) == {}
+    assert TASK.report(bare, [counted]) == [{"source": "p", "prediction": "a", "references": []}]
+    assert TASK.has_targets(Features({}, np.array([1]), [("a",)]))
+    assert CausalLM().has_targets(Features({}, np.array([1])))

@@ -290,6 +290,53 @@ def test_other_labels_do_not_count_from_one(labels: list[Any]) -> None:
     assert not decided(rows(labels, **THREE)).one_based
 
 
+@pytest.mark.parametrize(
+    ("labels", "choices", "expected"),
+    [
+        (["blue", "red"], [["blue", "red"], ["green", "red"]], [0, 1]),
+        (["4", "3"], [["3", "4", "5"], ["3", "4", "5"]], [1, 0]),
+        (["b", "snow"], [["b", "a"], ["rain", "snow"]], [0, 1]),
+        # Both readings are the same.
+        (["0", "1"], [["0", "1"]] * 2, [0, 1]),
+        (["B", "A"], [["A", "B"]] * 2, [1, 0]),
+        # Numbers, since one label is no choice's text, or that of two.
+        (["1", "0"], [["1", "0"], ["2", "3"]], [1, 0]),
+        (["1", "0"], [["1", "0"], ["0", "0"]], [1, 0]),
+        ([1, 0], [["1", "0"]] * 2, [1, 0]),
+    ],
+)
+def test_labels_may_be_texts_of_choices(
+    minilm: BaseModel, labels: list[Any], choices: list[list[str]], expected: list[int]
+) -> None:
+    data = rows(labels, choices=choices)
+    task = decided(data)
+    assert task.features(minilm, data, COLUMNS, training=True).references == expected
+    assert MultipleChoice(**task.options()).by_text == task.by_text
+
+
+@pytest.mark.parametrize(
+    ("labels", "numbers"), [(["1", "0"], [["1", "0"]] * 2), (["A", "B"], [["A", "B"], ["B", "A"]])]
+)
+def test_texts_that_are_numbers_or_letters_of_other_choices_are_refused(labels: list[str], numbers: Any) -> None:
+    with pytest.raises(UsageError, match=r"row \d \(.*\): the label '.' is the text of one .* whole numbers") as error:
+        decided(rows(labels, choices=numbers))
+    assert "\n" not in str(error.value)
+
+
+def test_a_text_that_is_none_of_the_choices() -> None:
+    task = decided(rows(["it rained", "snow"], choices=[CHOICES[1]] * 2))
+    with pytest.raises(UsageError, match=r"row 2 .*the label '0' is none of .*, which are it rained, snow;"):
+        task.check_labels(rows(["snow", "0"], choices=[CHOICES[1]] * 2), COLUMNS)
+
+
+def test_the_name_of_a_choice_goes_before_its_text(minilm: BaseModel) -> None:
+    choices = [{"text": ["2", "1"], "label": ["1", "2"]}] * 2
+    data = rows(["1", "2"], choices=choices)
+    assert decided(data).features(minilm, data, COLUMNS, training=True).references == [0, 1]
+    data = rows(["d", "c"], choices=[{"text": ["c", "d"], "label": ["A", "B"]}] * 2)
+    assert decided(data).features(minilm, data, COLUMNS, training=True).references == [1, 0]
+
+
 def test_class_labels_are_indices(minilm: BaseModel) -> None:
     for labels in ([0, 2], [1, 2]):
         data = rows(labels, **THREE).cast_column("label", ClassLabel(names=["A", "B", "C"]))

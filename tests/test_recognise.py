@@ -76,6 +76,10 @@ TOKENS, TAGS = [["a", "b"]] * 8, [["O", "B-x"]] * 8
         ({"text": TEXTS, "target": CLASSES, "label": CLASSES}, T5, "text-classification"),
         ({"text": TEXTS, "language": CLASSES}, GPT, "text-classification"),
         ({"text": TEXTS, "n_tokens": SIZES}, GPT, "text-classification"),
+        # A model that cannot write, and a column that is called what should come out.
+        ({"text": TEXTS, "labels": TEXTS}, BERT, "text-classification"),
+        ({"question": TEXTS, "answer": TEXTS, "label": TEXTS}, BERT, "text-classification"),
+        ({"question": TEXTS, "context": TEXTS, "answers": ANSWERS, "label": CLASSES}, BERT, "question-answering"),
     ],
 )
 def test_the_columns_tell(columns: dict[str, list[Any]], model: Any, task: str) -> None:
@@ -102,6 +106,37 @@ def test_named_columns_count() -> None:
 def test_a_named_label_outweighs_a_pair() -> None:
     rows = Dataset.from_dict({"text": TEXTS, "summary": TEXTS, "language": CLASSES})
     assert recognise(rows, T5, NOTHING | {"label": "language"}) == "text-classification"
+
+
+@pytest.mark.parametrize(
+    ("columns", "model", "given"),
+    [
+        ({"text": TEXTS, "tags": TEXTS}, BERT, {"label": "tags"}),
+        ({"sentence": TEXTS, "tags": TEXTS}, GPT, {"label": "tags"}),
+        ({"question": TEXTS, "answer": TEXTS}, BERT, {"label": "answer"}),
+        ({"text": TEXTS, "rude": [0, 1] * 4, "loud": [0, 1] * 4}, BERT, {"label": "rude,loud"}),
+    ],
+)
+def test_a_named_label_is_never_left_unread(columns: dict[str, Any], model: Any, given: dict[str, str]) -> None:
+    assert recognise(Dataset.from_dict(columns), model, NOTHING | given) == "text-classification"
+
+
+@pytest.mark.parametrize("model", [BERT, GPT])
+def test_named_columns_that_no_task_can_read_are_told(model: Any) -> None:
+    rows = Dataset.from_dict({"text": TEXTS, "more": TEXTS, "box": [{"a": 1}] * 8})
+    with pytest.raises(UsageError, match=r"^--label-column box: this column does not hold a label.*--task$"):
+        recognise(rows, model, NOTHING | {"label": "box"})
+    with pytest.raises(UsageError, match=r"^cannot tell which column is the label .*--task$"):
+        recognise(rows, model, NOTHING | {"text": "text", "pair": "more"})
+    rows = Dataset.from_dict({"source": TEXTS, "foo": TEXTS, "verdict": CLASSES})
+    with pytest.raises(UsageError, match=r"^cannot tell which column is the text .*--task$"):
+        recognise(rows, BERT, NOTHING | {"label": "verdict"})
+
+
+@pytest.mark.parametrize("model", [BERT, GPT, T5])
+@pytest.mark.parametrize("columns", [{"text": TEXTS, "tags": TEXTS}, {"question": TEXTS, "answer": TEXTS}])
+def test_an_option_of_classification_alone_says_so(model: Any, columns: dict[str, Any]) -> None:
+    assert recognise(Dataset.from_dict(columns), model, NOTHING, classify=True) == "text-classification"
 
 
 @pytest.mark.parametrize("kind", ["string", "large_string"])

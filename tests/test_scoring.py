@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GOOD, invoke
+import tiny_checkpoints
+from conftest import GOOD, QUICK, invoke
 from tiny_data import ignore
 
 from capaft import scoring
@@ -109,3 +110,76 @@ def test_a_wrong_metric_is_one_line(run: Path) -> None:
     done = invoke("eval", run, "--metric", "bleu")
     assert done.code == 2
     assert done.err.startswith("error: --metric must be one of accuracy, f1, matthews, top5 for text-classification")
+
+
+ROWS = {
+    "gpt2": lambda i: {"prompt": f"Ship {i}?", "completion": f"It is {i}"},
+    "t5": lambda i: {"document": f"A long ship of {i}", "summary": f"A ship, {i}"},
+    "roberta": lambda i: {"text": f"a ship of {i} sails"},
+}
+TASKS = {"gpt2": "causal-lm", "t5": "seq2seq", "roberta": "masked-lm"}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Finished runs of tasks on text, by model."""
+    runs = {}
+    for kind, row in ROWS.items():
+        home = tmp_path_factory.mktemp(kind)
+        (home / "rows.jsonl").write_text("".join(json.dumps(row(i)) + "\n" for i in range(16)))
+        model = tiny_checkpoints.save(kind, home / "model")
+        options = ("--task", TASKS[kind], *(("--max-new-tokens", "3") if kind != "roberta" else ()))
+        files = ("--model", model, "--data", home / "rows.jsonl", "--output", home / "run")
+        done = invoke("train", *files, *QUICK, "--epochs", "1", *options)
+        assert done.code == 0, done.err
+        runs[kind] = home / "run"
+    return runs
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """Texts without targets."""
+    file = tmp_path / "sources.jsonl"
+    file.write_text('{"story": "one ship"}\n{"story": "two"}\n')
+    return file
+
+
+@pytest.mark.parametrize(("kind", "metric"), [("gpt2", "bleu"), ("t5", "rougeL")])
+def test_without_targets_texts_are_written_and_not_scored(
+    kind: str, metric: str, texts: dict[str, Path], sources: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "p.jsonl"
+    flags = ("--data", sources, "--text-column", "story", "--metric", metric, "--predictions", file)
+    done = invoke("eval", texts[kind], *flags, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out) == {"metric": metric, "value": None, "loss": None, "scores": {}, "examples": 2}
+    assert [(each["source"], each["references"]) for each in predicted(file)] == [("one ship", []), ("two", [])]
+    assert invoke("eval", texts[kind], *flags).out == (
+        f"2 predictions in {file}, and no targets to compare them with\n"
+    )
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+@pytest.mark.parametrize(("metric", "also"), [("bleu", ""), ("loss", " and --metric bleu"), ("perplexity", " and ")])
+def test_without_targets_there_is_nothing_to_score(
+    kind: str, metric: str, also: str, texts: dict[str, Path], sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "evaluate", None)
+    done = invoke("eval", texts[kind], "--data", sources, "--text-column", "story", "--metric", metric)
+    assert done.code == 2
+    assert done.err.splitlines()[-1].startswith(
+        "error: there are no targets to compare with; name their column with --label-column, or write the texts with "
+        f"--predictions FILE{also}"
+    )
+    assert done.out == ""
+
+
+@pytest.mark.parametrize(("kind", "metric"), [("gpt2", "loss"), ("t5", "perplexity"), ("roberta", "loss")])
+def test_predictions_of_what_predicts_nothing_are_refused_before_scoring(
+    kind: str, metric: str, texts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "evaluate", None)
+    done = invoke("eval", texts[kind], "--metric", metric, "--predictions", tmp_path / "p.jsonl")
+    assert done.code == 2
+    assert f"--predictions has no meaning for {TASKS[kind]} with --metric {metric}" in done.err
+    assert not (tmp_path / "p.jsonl").exists()

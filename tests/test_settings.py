@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from capaft.errors import UsageError
-from capaft.settings import Count, Settings, dump, parse, resolve, setting, signature
+from capaft.settings import Count, Settings, Text, dump, parse, resolve, setting, signature
 
-NONE_WORDS = ("", "none", "null", "~")
+NONE_WORDS = ("none", "null", "~")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Oven(Settings):
     toppings: tuple[str, ...] = setting((), "What goes on top.", "Food")
     sizes: tuple[int, ...] = setting((20, 30), "Sizes of the tins.", "Food")
     seeds: Count | None = setting(None, "Seeds to sow.", "Food")  # noqa: RUF009
+    between: Text | None = setting(None, "What goes between layers (default: none).", "Food")  # noqa: RUF009
     heat: float = setting(180.0, "Degrees.", "Machine", check=("in (0, 300]", lambda heat: 0 < heat <= 300))
     minutes: int = setting(30, "Minutes.", "Machine", check=("at least 1", lambda minutes: minutes >= 1))
     mode: Literal["fan", "grill"] = setting("fan", "Where the heat comes from.", "Machine")
@@ -71,7 +73,15 @@ def complaints(*args: Any, tmp_path: Path | None = None, **kwargs: Any) -> list[
         (str | None, "none", None),
         (str | None, "Null", None),
         (str | None, "", None),
+        (str | None, " \t", None),
         (str | None, "nonesuch", "nonesuch"),
+        (str | None, " none", " none"),
+        (Path | None, " ", None),
+        *((Text | None, text, text) for text in ("", " ", "\t", "\n\n", " || ", " none", "~ ", "nonesuch")),
+        *((Text | None, text, None) for text in ("none", "NULL", "~")),
+        (Text, "none", "none"),
+        (int | None, " ", None),
+        (int | None, " None ", None),
         (int, "8", 8),
         (int, " -3 ", -3),
         (int | None, "~", None),
@@ -128,7 +138,7 @@ def test_parse_refuses(kind: Any, text: str | list[str]) -> None:
 
 
 KINDS = st.sampled_from(
-    [str, Path, int, Count, float, bool, Literal["a", "b"], tuple[int, ...], float | None, bool | None]
+    [str, Text, Path, int, Count, float, bool, Literal["a", "b"], tuple[int, ...], float | None, Text | None]
 )
 
 
@@ -182,6 +192,14 @@ def test_a_text_means_the_same_in_every_source(tmp_path: Path, name: str, text: 
     by_variable, _ = read(environ={f"OVEN_{name.upper()}": text})
     by_file, _ = read(f"{name}: {text}", tmp_path)
     assert by_flag == by_variable == by_file != dataclasses.replace(by_flag, **{name: "?"})
+
+
+@pytest.mark.parametrize("text", ["", " ", "\t", "\n\n"])
+def test_blanks_are_kept_in_every_source(tmp_path: Path, text: str) -> None:
+    by_flag, _ = read(between=text)
+    by_variable, _ = read(environ={"OVEN_BETWEEN": text})
+    by_file, _ = read(f"between: {json.dumps(text)}", tmp_path)
+    assert by_flag == by_variable == by_file == Oven(between=text)
 
 
 def test_a_preset_is_the_weakest_source(tmp_path: Path) -> None:
@@ -240,6 +258,8 @@ def test_an_empty_file_changes_nothing(tmp_path: Path, yaml: str) -> None:
     [
         ("note:", Oven(note=None)),
         ("note: null", Oven(note=None)),
+        ("between:", Oven(between=None)),
+        ("between: ''", Oven(between="")),
         ("sizes: [1, 2]", Oven(sizes=(1, 2))),
         ("sizes:\n- 1\n- 2\n", Oven(sizes=(1, 2))),
         ("sizes: 1,2", Oven(sizes=(1, 2))),
@@ -357,7 +377,8 @@ def test_what_a_preset_says_conflicts_with_nothing(tmp_path: Path) -> None:
     st.builds(
         Oven,
         dish=st.text(min_size=1),
-        note=st.none() | st.text().filter(lambda text: text.strip().lower() not in NONE_WORDS),
+        note=st.none() | st.text().filter(lambda text: text.strip() and text.lower() not in NONE_WORDS),
+        between=st.none() | st.text(" \t\n\r") | st.text().filter(lambda text: text.lower() not in NONE_WORDS),
         toppings=st.lists(st.text(min_size=1)).map(tuple),
         sizes=st.lists(st.integers(-(10**30), 10**30)).map(tuple),
         seeds=st.none() | st.integers(0, 10**12),

@@ -62,6 +62,12 @@ def test_text_by_name(name: str) -> None:
         ("text1", "text2"),
         ("text_a", "text_b"),
         ("query", "passage"),
+        ("question", "answer"),
+        ("question", "context"),
+        ("query", "document"),
+        ("query", "text"),
+        ("text", "response"),
+        ("context", "response"),
         ("#1 String", "#2 String"),
     ],
 )
@@ -69,6 +75,13 @@ def test_pair_by_name(first: str, second: str) -> None:
     dataset = table(idx=list(range(8)), **{second: LONG, first: LONG}, label=INTEGERS)
     assert recognise(dataset) == Columns(first, second, "label")
     assert recognise(dataset, pair=second) == Columns(first, second, "label")
+
+
+@pytest.mark.parametrize(("first", "second"), [("question", "answer"), ("text", "response")])
+def test_a_reply_of_few_words_is_the_label_where_nothing_else_is(first: str, second: str) -> None:
+    assert recognise(table(**{first: LONG, second: WORDS})) == Columns(first, None, second)
+    assert recognise(table(**{first: LONG, second: WORDS, "label": INTEGERS})) == Columns(first, second, "label")
+    assert recognise(table(**{first: LONG, second: LONG, "how": WORDS})) == Columns(first, second, "how")
 
 
 @pytest.mark.parametrize(
@@ -392,12 +405,14 @@ def test_an_example_is_shown_as_the_model_gets_it(base: BaseModel) -> None:
 # Models
 
 
-def test_a_language_model_gets_something_to_pad_with(tmp_path: Path) -> None:
+@pytest.mark.parametrize("configured", [None, 5])
+def test_a_language_model_gets_something_to_pad_with(configured: int | None, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(demo.base_model())
     tokenizer.pad_token = None
     tokenizer.eos_token = "[SEP]"
     tokenizer.save_pretrained(tmp_path)
-    GPT2Model(GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    sizes = {"vocab_size": len(tokenizer), "n_embd": 8, "n_layer": 1, "n_head": 2}
+    GPT2Model(GPT2Config(**sizes, pad_token_id=configured)).save_pretrained(tmp_path)
     loaded = TASK.load_model(str(tmp_path), seed=0)
     found = features(loaded, a=["one", "one two three"])
     batch = TASK.collate(loaded, found, [0, 1], training=True)

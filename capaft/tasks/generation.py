@@ -93,8 +93,12 @@ class Generation(Task):
         """Perplexity, loss and accuracy of the tokens, and how good the texts are if there are any."""
         found = token_loss.scores(prediction[:3] for prediction in predictions)
         texts = [text for *_, text in predictions if text is not None]
-        is_comparable = texts and features.references and all(features.references)
+        is_comparable = texts and self.has_targets(features)
         return found | (text_scores.scores(texts, features.references) if is_comparable else {})
+
+    def has_targets(self, features: Features) -> bool:
+        """Whether there is anything to compare with: plain text is its own target, other rows need references."""
+        return features.references is None or all(features.references)
 
     def report(self, features: Features, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
         """Source, prediction and references, where the model wrote anything."""

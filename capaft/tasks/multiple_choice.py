@@ -56,10 +56,12 @@ class MultipleChoice(Task):
     choice. Rows may have different numbers of choices. The score is `accuracy`.
 
     A label is the number of a choice, a letter from A, or the name that the row gives the choice (ARC). Numbers count
-    from 0, unless the training rows show that they count from 1: none is 0, and none more than there are choices.
+    from 0, unless the training rows show that they count from 1: none is 0, and none more than there are choices. Where
+    every label of the training rows is the text of one of its row's choices, labels are such texts.
 
     Attributes:
         one_based: whether numbers count from 1.
+        by_text: whether labels that are texts are those of the choices.
     """
 
     name: ClassVar[str] = "multiple-choice"
@@ -68,6 +70,7 @@ class MultipleChoice(Task):
     metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
 
     one_based: bool = False
+    by_text: bool = False
 
     @classmethod
     def recognise(cls, rows: Dataset, given: Mapping[str, str | None]) -> Columns:
@@ -97,12 +100,15 @@ class MultipleChoice(Task):
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
-        """The task, once it is clear from where the numbers in the training rows count.
+        """The task, once it is clear what the labels of the training rows are, and from where their numbers count.
 
         Raises:
-            UsageError: a row has fewer than two choices, or one is missing.
+            UsageError: a row has fewer than two choices, or one is missing; or labels may be texts as well as numbers.
         """
-        return dataclasses.replace(super().decide(rows, columns, config), one_based=_one_based(rows, columns))
+        task = super().decide(rows, columns, config)
+        if _are_texts(rows, columns):
+            return dataclasses.replace(task, by_text=True)
+        return dataclasses.replace(task, one_based=_one_based(rows, columns, warn=True))
 
     def check_labels(self, rows: Dataset, columns: Columns) -> None:
         """As :meth:`Task.check_labels`: every label is one of its row's choices."""
@@ -206,16 +212,17 @@ class MultipleChoice(Task):
         """The index of the choice that a label means."""
         if label in _WITHHELD:
             raise missing(rows, columns, row)
-        number = _number(label)
+        by_text = self.by_text and isinstance(label, str)
         if str(label) in names:
             index = names.index(str(label))
-        elif number is not None:
-            index = number - self.one_based
+        elif by_text:
+            index = choices.index(label) if choices.count(label) == 1 else -1
         else:
-            index = ord(label.upper()) - ord("A") if re.fullmatch("[A-Za-z]", label) else -1
+            index = _place(label, self.one_based)
         if not 0 <= index < len(choices):
             first, last = int(self.one_based), len(choices) - 1
-            known = ", ".join(names) or f"{first} to {first + last} or A to {chr(ord('A') + last)}"
+            usual = f"{first} to {first + last} or A to {chr(ord('A') + last)}"
+            known = ", ".join(choices if by_text else names) or usual
             raise UsageError(
                 f"{place(rows, columns, row)}: the label {label!r} is none of the row's choices, which are {known}; "
                 "correct it or drop the row"
@@ -272,7 +279,32 @@ def _labels(rows: Dataset, columns: Columns) -> list[Any]:
     return values(rows, columns.label)
 
 
-def _one_based(rows: Dataset, columns: Columns) -> bool:
+def _are_texts(rows: Dataset, columns: Columns) -> bool:
+    """Whether each label is the text of one of its row's choices, and not the name of one.
+
+    Raises:
+        UsageError: they may as well be numbers or letters, and would then mean other choices.
+    """
+    if not is_text(rows.features[columns.label]):
+        return False
+    labels, choices = _labels(rows, columns), _choices(rows, columns)
+    if not all(
+        label not in names and each.count(label) == 1 for label, (each, names) in zip(labels, choices, strict=True)
+    ):
+        return False
+    one_based = _one_based(rows, columns, warn=False)
+    as_texts = [each.index(label) for label, (each, _) in zip(labels, choices, strict=True)]
+    as_places = [_place(label, one_based) for label in labels]
+    if as_texts != as_places and all(0 <= at < len(each) for at, (each, _) in zip(as_places, choices, strict=True)):
+        row = next(row for row, at in enumerate(as_places) if at != as_texts[row])
+        raise UsageError(
+            f"{place(rows, columns, row)}: the label {labels[row]!r} is the text of one choice and the number or "
+            f"letter of another; make column {columns.label!r} whole numbers, 0 for a row's first choice"
+        )
+    return True
+
+
+def _one_based(rows: Dataset, columns: Columns, *, warn: bool) -> bool:
     """Whether the numbers among the labels count from 1; a `ClassLabel` never does, nor does a choice's own name."""
     if kind(rows.features[columns.label]) == "class":
         return False
@@ -283,7 +315,7 @@ def _one_based(rows: Dataset, columns: Columns) -> bool:
     ]
     if not numbers or not all(1 <= number <= size for number, size in numbers):
         return False
-    if not any(number == size for number, size in numbers):
+    if warn and not any(number == size for number, size in numbers):
         warnings.warn(
             f"no label in column {columns.label!r} is 0, and none is the last choice: they are taken to count from 1; "
             "if they count from 0, write letters from A instead",
@@ -295,6 +327,14 @@ def _one_based(rows: Dataset, columns: Columns) -> bool:
 def _number(label: Any) -> int | None:
     """A label as a number, if it is one."""
     return int(label) if isinstance(label, int) or re.fullmatch(r"\d+", label or "") else None
+
+
+def _place(label: Any, one_based: bool) -> int:
+    """The index that a number or a letter means; -1 for other labels."""
+    number = _number(label)
+    if number is not None:
+        return number - one_based
+    return ord(label.upper()) - ord("A") if re.fullmatch("[A-Za-z]", label) else -1
 
 
 def _choices(rows: Dataset, columns: Columns) -> list[tuple[list[str], list[str]]]:

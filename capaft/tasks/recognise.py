@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
-from capaft.columns import find, is_text, plain
+from capaft.columns import Columns, find, is_text, plain
 from capaft.errors import UsageError
 from capaft.tasks import task_class, text_pairs
 from capaft.tasks.answers import holds_answers
@@ -22,13 +22,14 @@ _TELLING = ("token-classification", "multiple-choice", "text-classification")
 _SURE = ("label", "labels")
 
 
-def recognise(rows: Dataset, config: Any, given: Mapping[str, str | None]) -> str:
+def recognise(rows: Dataset, config: Any, given: Mapping[str, str | None], *, classify: bool = False) -> str:
     """The name of the task that rows and a model are for.
 
     Args:
         rows: the training split.
         config: the model's configuration, as transformers has it.
         given: the columns that the user named, by role.
+        classify: the user set an option that classifying texts alone has; images and recordings stay what they are.
 
     Raises:
         UsageError: the columns are those of no task.
@@ -42,6 +43,8 @@ def recognise(rows: Dataset, config: Any, given: Mapping[str, str | None]) -> st
         return "image-classification"
     if any(isinstance(feature, datasets.Audio) for feature in features):
         return "audio-classification"
+    if classify:
+        return "text-classification"
     if any(map(holds_answers, features)):
         return "question-answering"
     generates = "seq2seq" if getattr(config, "is_encoder_decoder", False) else "causal-lm"
@@ -51,14 +54,21 @@ def recognise(rows: Dataset, config: Any, given: Mapping[str, str | None]) -> st
     models = "masked-lm" if generates == "causal-lm" and _is_masked(config) else generates
     # Texts and their targets suit models that generate; a text alone suits what the model was made for.
     for name in (*_TELLING, generates, models):
+        if name == "causal-lm" and models == "masked-lm" and given.get("label"):
+            continue  # The model cannot write, so that a label can be nothing but classes.
         try:
             found = task_class(name).recognise(rows, given)
         except UsageError as error:
             problems[name] = error
         else:
-            if name != "text-classification" or _is_classified(rows, given, found.label, models):
+            classified = name == "text-classification"
+            if _is_classified(rows, given, found.label, models) if classified else _reads(found, given):
                 return models if name == "causal-lm" and found.label is None else name
-    raise UsageError(f"{problems.get('text-classification', problems[models])}; or say what to train for with --task")
+    problem = problems.get("text-classification", problems.get(models))
+    if problem is None:
+        # No task wants the columns that the user named; what is wrong with them as labels, its own checks tell.
+        return "text-classification"
+    raise UsageError(f"{problem}; or say what to train for with --task")
 
 
 def check_model(task: str, config: Any) -> None:
@@ -74,12 +84,20 @@ def check_model(task: str, config: Any) -> None:
         )
 
 
+def _reads(found: Columns, given: Mapping[str, str | None]) -> bool:
+    """Whether a task's columns are those that the user named beside the text."""
+    return given.get("pair") in (None, found.pair) and given.get("label") in (None, found.label)
+
+
 def _is_classified(rows: Dataset, given: Mapping[str, str | None], label: str | None, models: str) -> bool:
     """Whether classes are what should come out, and not the target of a usual pair of source and target beside them.
 
     A model that generates is there for the pair: topics and numbers of tokens are notes on it. To a decoder, which
-    often classifies, a column called label is more than a note.
+    often classifies, a column called label is more than a note. To a model that cannot write, a label that the user
+    named, or that is called so, holds classes whatever it looks like.
     """
+    if models == "masked-lm" and (given.get("label") or plain(label or "") in _SURE):
+        return True
     if not _has_classes(rows, label):
         return False
     if given.get("label") or models == "masked-lm" or (models == "causal-lm" and plain(label or "") in _SURE):

@@ -257,5 +257,6 @@ def _ensure_padding(loaded: BaseModel) -> None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
         raise UsageError("the tokenizer has neither a padding nor an end-of-text token; add one to the checkpoint")
-    if getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = tokenizer.pad_token_id
+    # Heads of decoders read the last token that is not the configuration's padding.
+    for each in (config, config.get_text_config()):
+        each.pad_token_id = tokenizer.pad_token_id

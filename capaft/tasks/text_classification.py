@@ -39,7 +39,15 @@ _PAIRS = (
     ("1string", "2string"),
     ("query", "passage"),
     ("question", "passage"),
+    ("question", "answer"),
+    ("question", "context"),
+    ("query", "document"),
+    ("query", "text"),
+    ("text", "response"),
+    ("context", "response"),
 )
+# Second texts that may be the label themselves, where no other column is called one.
+_REPLIES = ("answer", "response")
 _TEXTS = (
     ("sentence", "text"),
     ("review", "content", "tweet", "comment", "utterance", "message", "document", "post", "body"),
@@ -114,7 +122,9 @@ class TextClassification(Task):
         if text is None:
             taken = (*taken, pair)
             words = [n for n, feature in rows.features.items() if is_text(feature) and n not in taken and not is_id(n)]
-            text, pair = _pair_by_name(words, pair)
+            unsure = label is None and not choices
+            sure = [n for n in words if not (unsure and plain(n) in _REPLIES and _like_classes(rows, n))]
+            text, pair = _pair_by_name(sure, pair)
             text = text or find(rows, "text", None, _TEXTS, is_text, "text", taken) or _text_by_type(rows, words)
         if label is None and not choices:
             label = _label_by_type(rows, (text, pair))
