@@ -110,7 +110,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
         config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
     classify = config.problem != "auto" or bool(config.label_separator)
-    name = config.task
+    name: str = config.task
     if name == "auto":
         name = recognise(source.train, sketch, selection.given_columns(config), classify=classify)
     say(f"task   {name}{'' if config.task == name else ', told by the data and the model (--task chooses)'}")
