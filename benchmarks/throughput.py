@@ -10,8 +10,8 @@ Contestants: `capaft`, as users run it; `trainer`, as users run it (batches as t
 with its own sampler that puts texts of similar length together, as capaft does by itself.
 
 Start-up is the time from the start of the process to the end of the first optimiser step, against a bare script that
-imports the same libraries, loads the same model and data, and does one step. The bare script's head starts at random, as
-capaft's does under `--head-init seeded`; by default capaft fits it first, which is reported beside.
+imports the same libraries, loads the same model and data, and does one step. The bare script's head starts at random,
+as capaft's does under `--head-init seeded`; by default capaft fits it first, which is reported beside.
 """
 
 from __future__ import annotations
