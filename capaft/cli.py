@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from capaft import __version__, presets, run_directory
 from capaft.config import BaseDtype, TrainConfig
 from capaft.errors import CapaftError, TrainingError, UsageError, printable
+from capaft.files import check_writable
 from capaft.settings import dump, resolve, signature
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def evaluate(
 ) -> None:
     """Score a saved adapter."""
     with _reporting() as console:
-        _check_writable("--predictions", predictions)
+        check_writable("--predictions", predictions)
         _quiet_libraries(console)
         from capaft import scoring
 
@@ -213,7 +214,7 @@ def inspect_rank(
 ) -> None:
     """Report the effective rank of each site's update."""
     with _reporting() as console:
-        _check_writable("--plot", plot)
+        check_writable("--plot", plot)
         _quiet_libraries(console)
         from capaft import rank, rank_report
         from capaft.files import write_atomically
@@ -377,17 +378,6 @@ def _pairs(given: list[str] | None, form: str = "--rename OLD=NEW") -> dict[str,
             raise UsageError(f"{form.split()[0]} {each} must be {form.split()[1].lower()}")
         pairs[first] = second
     return pairs
-
-
-def _check_writable(option: str, path: Path | None) -> None:
-    """Make sure that a file can be written, before minutes go into what it is to hold."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise UsageError(f"{option} {path} is a directory; name a file")
-    nearest = next(each for each in path.absolute().parents if os.path.exists(each))
-    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
-        raise UsageError(f"{option} {path}: {nearest} is no directory that can be written to")
 
 
 def _is_first() -> bool:

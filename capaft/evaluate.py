@@ -13,7 +13,6 @@ from torch import nn
 
 from capaft import batches
 from capaft.base_model import BaseModel
-from capaft.errors import PeerError, TrainingError
 from capaft.processes import Processes
 from capaft.tasks.task import Batch, Features, Task
 
@@ -73,8 +72,7 @@ def evaluate(
         module.training = True
     total, terms = processes.totals(total, terms)
     if not math.isfinite(total):
-        # All processes know; one tells.
-        raise (TrainingError if processes.is_first else PeerError)(
+        raise processes.failure(
             f"the model's loss on the data to score is {total}: its numbers have left the range. Lower --lr; "
             "the best adapter of earlier evaluations, if any, is kept"
         )

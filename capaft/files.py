@@ -7,7 +7,22 @@ import os
 import tempfile
 from pathlib import Path
 
-from capaft.errors import TrainingError
+from capaft.errors import TrainingError, UsageError
+
+
+def check_writable(option: str, path: Path | None) -> None:
+    """Make sure that the file that an option names can be written, before minutes go into what it is to hold.
+
+    Raises:
+        UsageError: it is a directory, or where it should lie nothing can be written.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"{option} {path} is a directory; name a file")
+    nearest = next(each for each in path.absolute().parents if os.path.exists(each))
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        raise UsageError(f"{option} {path}: {nearest} is no directory that can be written to")
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from capaft.errors import PeerError
+from capaft.errors import PeerError, TrainingError
 
 # How the libraries underneath say that another process does not answer.
 _LOST = ("gloo", "NCCL", "Connection", "Broken pipe")
@@ -52,6 +52,10 @@ class Processes:
     def is_first(self) -> bool:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
+
+    def failure(self, message: str) -> TrainingError:
+        """The error to raise where every process knows of it: the first tells, the others end without a word."""
+        return (TrainingError if self.is_first else PeerError)(message)
 
     def totals(self, *numbers: float) -> list[float]:
         """Each number, summed over the processes."""

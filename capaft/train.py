@@ -19,7 +19,7 @@ from capaft.adapter import Adapter
 from capaft.best import Best
 from capaft.checkpoint import Checkpoint, Progress
 from capaft.config import TrainConfig
-from capaft.errors import Interrupted, PeerError, TrainingError
+from capaft.errors import Interrupted
 from capaft.evaluate import Evaluation, evaluate, on_device
 from capaft.files import write_atomically
 from capaft.fingerprint import Samples
@@ -272,8 +272,7 @@ def _report(journal: Journal, pending: list[tuple[int, float, float, int, Tensor
     losses = processes.sum_of(torch.stack([loss for *_, loss in pending])).tolist()
     for (step, epoch, lr, examples, _), loss in zip(pending, losses, strict=True):
         if not math.isfinite(loss):
-            # All processes know; one tells.
-            raise (TrainingError if processes.is_first else PeerError)(
+            raise processes.failure(
                 f"the loss is {loss} at step {step} (learning rate {lr:.1e}); lower --lr. "
                 "The best adapter of earlier evaluations, if any, is kept"
             )

@@ -184,3 +184,10 @@ def test_one_line_of_all_of_them(
     ]
     assert len(errors) == 1, errors
     assert errors[0].startswith(f"error: {says}")
+
+
+def test_of_what_all_processes_know_the_first_tells() -> None:
+    first, second = (Processes(rank, 2).failure("no more memory") for rank in range(2))
+    assert type(first) is TrainingError
+    assert type(second) is PeerError
+    assert str(first) == "no more memory"
