@@ -5,10 +5,10 @@ Results go to stdout and everything else to stderr, so that a script can read th
 
 from __future__ import annotations
 
-import json as json_module
+import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 from typer.core import TyperGroup
 
-from capaft import __version__, presets, run_directory
+from capaft import __version__, presets, run_directory, strict_json
 from capaft.config import BaseDtype, TrainConfig
 from capaft.errors import CapaftError, TrainingError, UsageError, printable
 from capaft.files import check_writable
@@ -28,16 +28,33 @@ if TYPE_CHECKING:
     from capaft.saved import Saved
 
 
-class _PlainOverview(TyperGroup):
-    """The list of commands, in plain text: drawing it with panels takes as long as all else that `--help` does."""
+class _Commands(TyperGroup):
+    """The commands: listed in plain text, and what is wrong with a command line told in one line."""
 
     def format_help(self, *args: Any) -> None:
+        # Drawing panels takes as long as all else that `--help` does.
         self.rich_markup_mode = None
         super().format_help(*args)
 
+    def main(self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any) -> Any:  # type: ignore[override] # what else goes in, goes by name
+        try:
+            found = super().main(args, standalone_mode=False, **extra)
+        except Exception as error:
+            # Typer's own, or click's where Typer builds on that: they alone know how to be shown.
+            if not standalone_mode or not hasattr(error, "format_message"):
+                raise
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "capaft"
+            said = " ".join(error.format_message().split()).rstrip(".")
+            print(f"error: {said}; see {command} --help", file=sys.stderr)
+            sys.exit(UsageError.exit_code)
+        if standalone_mode:
+            sys.exit(found if isinstance(found, int) else 0)
+        return found
+
 
 app = typer.Typer(
-    cls=_PlainOverview,
+    cls=_Commands,
     help="Fine-tune any Hugging Face checkpoint with adapters of a few kilobytes.",
     epilog="Start with `capaft train`: it needs no model, no data and no network.",
     rich_markup_mode="rich",
@@ -109,13 +126,13 @@ def train(
             from capaft import dry_run as dry
 
             decided = dry.describe(settings, console)
-            print(json_module.dumps(decided) if json else dry.text(decided))
+            print(strict_json.document(decided) if json else dry.text(decided))
             return
         from capaft.run import execute
 
         results = execute(settings, console, sys.argv[1:])
         if _is_first():
-            print(json_module.dumps(results) if json else _summary(results))
+            print(strict_json.document(results) if json else _summary(results))
 
 
 @app.command(
@@ -168,13 +185,13 @@ def evaluate(
             **chosen,
         )
         if json:
-            print(json_module.dumps(results))
+            print(strict_json.document(results))
             return
         if results["value"] is None:
             print(f"{results['examples']} predictions in {predictions}, and no targets to compare them with")
             return
-        others = "  ".join(f"{k} {v:.4f}" for k, v in results["scores"].items() if k != results["metric"])
-        print(f"{results['metric']} {results['value']:.4f} on {results['examples']} examples  ({others})")
+        value = f"{results['metric']} {_number(results['value'])}"
+        print(f"{value} on {results['examples']} examples  ({_scores(results)})")
 
 
 @app.command(epilog="Example: `capaft merge runs/lora+nola-1 --output merged`")
@@ -199,7 +216,7 @@ def merge(
         saved = _opened(run, model, rename, allow_base_mismatch, base_dtype)
         sites = merged.write(saved, output, overwrite=overwrite)
         results = {"output": output, "sites": sites, "seconds": round(time.perf_counter() - started, 3)}
-        print(json_module.dumps(results) if json else f"merged {sites} sites into {output}")
+        print(strict_json.document(results) if json else f"merged {sites} sites into {output}")
 
 
 @app.command(name="inspect-rank", epilog="Example: `capaft inspect-rank runs/lora+nola-1 --plot rank.png`")
@@ -225,7 +242,7 @@ def inspect_rank(
         if plot:
             write_atomically(plot, rank_report.draw(reports))
         if json:
-            print(json_module.dumps({"sites": [r.record() for r in reports], "summary": summary}))
+            print(strict_json.document({"sites": [r.record() for r in reports], "summary": summary}))
         else:
             rank_report.show(reports, summary)
 
@@ -242,7 +259,7 @@ def info(
         path, _ = run_directory.find(file)
         read = adapter_file.read(path)
         if json:
-            print(json_module.dumps({"path": str(path), "bytes": read.size, "header": read.header}))
+            print(strict_json.document({"path": str(path), "bytes": read.size, "header": read.header}))
             return
         print("\n".join(printable(line) for line in adapter_file.describe(read)))
 
@@ -263,7 +280,7 @@ def methods(
         from capaft import method_table
 
         base = None if model is None else method_table.skeleton(model)
-        print(json_module.dumps(method_table.rows(base)) if json else method_table.text(base))
+        print(strict_json.document(method_table.rows(base)) if json else method_table.text(base))
 
 
 @app.command(name="presets", epilog="Example: `capaft train --preset nola-glue-rte --print-config`")
@@ -272,7 +289,7 @@ def list_presets(json: Json = False) -> None:
     with _reporting():
         found = presets.summaries()
         width = max(map(len, found))
-        print(json_module.dumps(found) if json else "\n".join(f"{k:{width}}  {v}" for k, v in found.items()))
+        print(strict_json.document(found) if json else "\n".join(f"{k:{width}}  {v}" for k, v in found.items()))
 
 
 @app.command()
@@ -289,7 +306,7 @@ def env(json: Json = False) -> None:
         found |= {name: version(name) for name in names}
         found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         found["threads"] = str(torch.get_num_threads())
-        print(json_module.dumps(found) if json else "\n".join(f"{k:14}{v}" for k, v in found.items()))
+        print(strict_json.document(found) if json else "\n".join(f"{k:14}{v}" for k, v in found.items()))
 
 
 def _version(wanted: bool) -> None:
@@ -388,9 +405,9 @@ def _is_first() -> bool:
 def _summary(results: dict[str, Any]) -> str:
     """What a person wants to read when a run is over."""
     before = "" if results["baseline"] is None else _compared(results["value"], results["baseline"])
-    others = "  ".join(f"{k} {v:.4f}" for k, v in results["scores"].items() if k not in ("loss", results["metric"]))
+    others = _scores(results, "loss")
     lines = [
-        f"{results['metric']} {results['value']:.4f}{before}{f'  ({others})' if others else ''}",
+        f"{results['metric']} {_number(results['value'])}{before}{f'  ({others})' if others else ''}",
         f"{results['trainable_parameters']:,} trained numbers ({results['adapter_parameters']:,} of the adapter, "
         f"{results['head_parameters']:,} of the head) in {results['adapter_bytes']:,} bytes",
         f"{results['seconds']:.0f} s, {results['examples_per_second']:.0f} examples/s, "
@@ -401,8 +418,21 @@ def _summary(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _compared(value: float, baseline: float) -> str:
+def _scores(results: dict[str, Any], *without: str) -> str:
+    """All scores but that of the metric."""
+    shown = (name for name in results["scores"] if name not in (results["metric"], *without))
+    return "  ".join(f"{name} {_number(results['scores'][name])}" for name in shown)
+
+
+def _number(value: float | None) -> str:
+    """A score in four digits; JSON has null for one that is not defined."""
+    return "undefined" if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def _compared(value: float | None, baseline: float) -> str:
     """Which way a metric went from that of the frozen base, in the digits that are shown."""
+    if value is None:
+        return f", against {baseline:.4f} with the base frozen"
     now, then = round(value, 4), round(baseline, 4)
     # "Up" and "down" say nothing of better or worse; of what is equal, or no number, neither is true.
     way = "up from" if now > then else "down from" if now < then else "against"

@@ -24,6 +24,8 @@ from capaft.settings import did_you_mean
 Kind = Literal["text", "class", "integer", "bool", "float", "list", "other"]
 """What one cell of a column holds."""
 
+# What rows are called by once some of them are left out or set aside.
+_NUMBERS = "__row__"
 _DTYPES = re.compile(r"(?P<text>(large_)?string)|(?P<integer>u?int\d+)|(?P<bool>bool)|(?P<float>float\d+)")
 _ID = re.compile(r"(.*[^a-z])?(id|idx|guid|uuid|index)|unnamed: \d+|__index_level_\d+__", re.IGNORECASE)
 _CAMEL_CASE_ID = re.compile(r".*[a-z]I[dD]")
@@ -136,7 +138,7 @@ def plain(name: str) -> str:
 
 def listed(dataset: datasets.Dataset) -> str:
     """The columns with their types."""
-    features = dataset.features.items()
+    features = [(name, feature) for name, feature in dataset.features.items() if name != _NUMBERS]
     return ", ".join(f"{name} ({getattr(feature, 'dtype', None) or 'nested'})" for name, feature in features)
 
 
@@ -188,13 +190,29 @@ def texts(dataset: datasets.Dataset, columns: Columns) -> tuple[list[str], list[
     second = None if columns.pair is None else values(dataset, columns.pair)
     for name, column in ((columns.text, first), (columns.pair, second)):
         if column is not None and None in column:
-            raise UsageError(f"row {column.index(None) + 1}: no text in column {name!r}; fill it in or drop the row")
+            row = numbers(dataset)[column.index(None)]
+            raise UsageError(f"row {row}: no text in column {name!r}; fill it in or drop the row")
     return first, second
 
 
+def numbered(dataset: datasets.Dataset) -> datasets.Dataset:
+    """The rows, which keep the numbers that they have now, from 1, whichever of them are taken later."""
+    if _NUMBERS in dataset.column_names:
+        return dataset
+    if dataset._indices is not None:  # Otherwise `datasets` would write the rows to a file of its cache.
+        dataset = dataset.flatten_indices(keep_in_memory=True)
+    return dataset.add_column(_NUMBERS, np.arange(1, len(dataset) + 1))
+
+
+def numbers(dataset: datasets.Dataset) -> list[int]:
+    """The number of each row, from 1, in what was read."""
+    return values(dataset, _NUMBERS) if _NUMBERS in dataset.column_names else list(range(1, len(dataset) + 1))
+
+
 def place(dataset: datasets.Dataset, columns: Columns, row: int) -> str:
-    """A row by its number from 1 and by its text, since a split may have renumbered the rows of the file."""
+    """A row by its number and, if that is one, by its text."""
+    number = f"row {numbers(dataset.select([row]))[0] if _NUMBERS in dataset.column_names else row + 1}"
     if not is_text(dataset.features[columns.text]):
-        return f"row {row + 1}"
+        return number
     text = " ".join(str(values(dataset.select([row]), columns.text)[0]).split())
-    return f"row {row + 1} ({text[:37] + '...' if len(text) > 40 else text!r})"
+    return f"{number} ({text[:37] + '...' if len(text) > 40 else text!r})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -331,3 +331,9 @@ class TrainConfig(Settings):
         if self.head == "frozen" and self.method == "head":
             found.append("--head frozen and --method head cannot be used together: nothing would be trained")
         return found
+
+
+# What only some tasks can be told: their fields of the same names.
+TASK_OPTIONS = frozenset(each.name for each in fields(TrainConfig) if each.metadata["panel"] == "Task") - {
+    *("task", "head", "head_k")
+}

@@ -47,8 +47,8 @@ def describe(config: TrainConfig, console: Console) -> dict[str, Any]:
         "head_parameters": decided.own_numbers,
         "trainable_parameters": decided.adapter_numbers + decided.own_numbers,
         "tensor_bytes": sum(DTYPE_BYTES[dtype] * math.prod(shape) for dtype, shape in stored),
-        "train_examples": len(decided.train),
-        "validation_examples": len(decided.validation),
+        "train_examples": decided.train.examples,
+        "validation_examples": decided.validation.examples,
         "estimated_peak_memory_bytes": _peak_memory(config, decided),
     }
 

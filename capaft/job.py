@@ -10,12 +10,12 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from capaft import base_model, budget, data, demo, selection
+from capaft import base_model, budget, data, demo, fitted_head, selection
 from capaft.adapter_file import Task as TaskRecord
 from capaft.attach import check_dropout
 from capaft.base_model import BaseModel
 from capaft.columns import Columns
-from capaft.config import TrainConfig
+from capaft.config import TASK_OPTIONS, TrainConfig
 from capaft.errors import UsageError
 from capaft.methods import HOSTS
 from capaft.methods.stack import canonical, known_options, options_of, parse
@@ -214,7 +214,11 @@ def _describe_data(
     say: Callable[[str], None],
 ) -> None:
     classes = f"; {len(task.labels)} classes" if task.labels else ""
-    say(f"data   {config.data or 'the demo'}: {len(train)} training and {len(validation)} validation examples")
+    pieces = ""
+    if (train.examples, validation.examples) != (len(train), len(validation)):
+        pieces = f", in {len(train)} and {len(validation)} pieces"
+    counts = f"{train.examples} training and {validation.examples} validation examples{pieces}"
+    say(f"data   {config.data or 'the demo'}: {counts}")
     say(f"       {found.describe()}{classes}")
     if train.left_out:
         say(f"       {train.left_out}")
@@ -266,11 +270,17 @@ def _describe(job: Job, config: TrainConfig, say: Callable[[str], None]) -> None
         if max(stack.k) > smallest and stack.scope == "site":
             dense = stack.method.replace("+nola", "")
             say(f"       warning: k {max(stack.k)} is more than the {smallest} entries of a factor; {dense} is smaller")
+    changed = [each.name for each in fields(config) if getattr(config, each.name) != each.default]
     void = known_options() - options_of(stack.method)
-    for name in (
-        each.name for each in fields(config) if each.name in void and getattr(config, each.name) != each.default
-    ):
-        say(f"       warning: --{name.replace('_', '-')} means nothing to {stack.method} and is left aside")
+    of_others = TASK_OPTIONS - {each.name for each in fields(job.task)}
+    for name in changed:
+        if name in void or name in of_others:
+            whom = stack.method if name in void else job.task.name
+            say(f"       warning: --{name.replace('_', '-')} means nothing to {whom} and is left aside")
+    if not job.base.head and config.head != "full":
+        say(f"       warning: --head {config.head} means nothing here: {job.task.name} makes no new head")
+    if config.baseline and not fitted_head.fits(job.task, job.train):
+        say(f"       warning: --baseline means nothing to {job.task.name}, for which no linear head can be fitted")
 
 
 def settled(config: TrainConfig, job: Job) -> TrainConfig:

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
+from capaft import strict_json
 from capaft.errors import TrainingError
 from capaft.files import write_atomically
 
@@ -73,7 +74,7 @@ class Journal:
 
     def __enter__(self) -> Journal:
         if not self.quiet:
-            write_atomically(self._file, "".join(json.dumps(record) + "\n" for record in self.records))
+            write_atomically(self._file, strict_json.lines(self.records))
             self._stream = _open(self._file)
         self._started = self._spoke = time.perf_counter()
         if self._progress:
@@ -156,7 +157,7 @@ class Journal:
             self._track(numbers, record["step"])
         if self._stream:
             with _told(self._file):
-                self._stream.write(json.dumps(record) + "\n")
+                self._stream.write(strict_json.lines([record]))
                 self._stream.flush()
 
 

@@ -25,18 +25,18 @@ def draw(records: list[dict[str, Any]], metric: str) -> bytes:
         eval_at = [r["step"] for r in evaluations]
         axes.plot(
             eval_at,
-            [r["validation_loss"] for r in evaluations],
+            [_number(r["validation_loss"]) for r in evaluations],
             "o-",
             color="tab:orange",
             label="validation loss",
         )
         right = axes.twinx()
-        right.plot(eval_at, [r["value"] for r in evaluations], "s--", color="tab:green", label=metric)
+        right.plot(eval_at, [_number(r["value"]) for r in evaluations], "s--", color="tab:green", label=metric)
         right.set_ylabel(metric, color="tab:green")
         best = [r for r in evaluations if r["best"]][-1]
         right.annotate(
-            f"best {best['value']:.4f}",
-            (best["step"], best["value"]),
+            f"best {_number(best['value']):.4f}",
+            (best["step"], _number(best["value"])),
             textcoords="offset points",
             xytext=(-8, -14),
             ha="right",
@@ -46,6 +46,11 @@ def draw(records: list[dict[str, Any]], metric: str) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _number(value: float | None) -> float:
+    """A score; a record that was read again has null for one that is not defined."""
+    return float("nan") if value is None else value
 
 
 def _smoothed(losses: np.ndarray[Any, Any], weight: float = 0.9) -> np.ndarray[Any, Any]:

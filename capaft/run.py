@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from capaft import card, checkpoint, fitted_head, job, optimiser, run_directory, sharding
+from capaft import card, checkpoint, fitted_head, job, optimiser, run_directory, sharding, strict_json
 from capaft.attach import attach_plan
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
@@ -107,40 +107,39 @@ def _execute(
         with accelerator.autocast(), memory_guard():
             before = start_head(decided, config, console, processes)
     adapter = attach_plan(decided.base.model, decided.plan, dropout=config.dropout)
-    if processes.is_first:
-        if resumed:
-            run_directory.sweep(run)
-            checkpoint.prune(run.checkpoints, resumed.progress.step)
-        else:
-            run_directory.clear(run)
-        write_atomically(run.config, f"{_MADE_BY}{json.dumps(list(command))}\n\n{dump(repeatable)}")
-    if config.tracker:
-        accelerator.project_configuration.logging_dir = str(run.trackers)
-        settings = {name: str(value) for name, value in asdict(repeatable).items()}
-        accelerator.init_trackers("capaft", config=settings)
-    samples = None
-    if in_shares and processes.count > 1:
-        # No process can read all weights afterwards.
-        samples = samples_of(decided.base.model, decided.plan)
-        sharding.shard(decided.base.model, adapter.trained(decided.base.model).values(), accelerator.device)
-    try:
-        outcome = train(
-            decided,
-            adapter,
-            config,
-            run,
-            console,
-            accelerator=accelerator,
-            processes=processes,
-            resumed=resumed,
-            baseline=before,
-            samples=samples,
-            made_from=origin,
-        )
-    finally:
-        # Trackers keep the last records back.
+    if processes.is_first and resumed:
+        run_directory.sweep(run)
+        checkpoint.prune(run.checkpoints, resumed.progress.step)
+    with run_directory.replacing(run, say) if processes.is_first and not resumed else nullcontext():
+        if processes.is_first:
+            write_atomically(run.config, f"{_MADE_BY}{json.dumps(list(command))}\n\n{dump(repeatable)}")
         if config.tracker:
-            accelerator.end_training()
+            accelerator.project_configuration.logging_dir = str(run.trackers)
+            settings = {name: str(value) for name, value in asdict(repeatable).items()}
+            accelerator.init_trackers("capaft", config=settings)
+        samples = None
+        if in_shares and processes.count > 1:
+            # No process can read all weights afterwards.
+            samples = samples_of(decided.base.model, decided.plan)
+            sharding.shard(decided.base.model, adapter.trained(decided.base.model).values(), accelerator.device)
+        try:
+            outcome = train(
+                decided,
+                adapter,
+                config,
+                run,
+                console,
+                accelerator=accelerator,
+                processes=processes,
+                resumed=resumed,
+                baseline=before,
+                samples=samples,
+                made_from=origin,
+            )
+        finally:
+            # Trackers keep the last records back.
+            if config.tracker:
+                accelerator.end_training()
     results = {
         "output": str(run.path),
         "model": decided.base.base.name,
@@ -155,14 +154,14 @@ def _execute(
         "head_parameters": own_numbers,
         **{key: value for key, value in asdict(outcome).items() if key != "value"},
         "seed": config.seed,
-        "train_examples": len(decided.train),
-        "validation_examples": len(decided.validation),
+        "train_examples": decided.train.examples,
+        "validation_examples": decided.validation.examples,
         "labels": list(decided.task.labels),
         "next": _next(run.path, decided),
     }
     if processes.is_first:
         write_atomically(run.card, card.write(results, command, run.config))
-        write_atomically(run.results, json.dumps(results, indent=2) + "\n")
+        write_atomically(run.results, strict_json.document(results, indent=2) + "\n")
     return results
 
 
@@ -228,6 +227,9 @@ def start_head(decided: Job, config: TrainConfig, console: Console, processes: P
         return None
     before = None
     if processes.is_first:
+        count = min(len(decided.train), fitted_head.EXAMPLES)
+        aim = "start and baseline" if starts and decided.baseline else "start" if starts else "baseline"
+        console.print(f"head   fitted on {count} examples' features of the frozen base, as {aim}", highlight=False)
         started = time.perf_counter()
         found = fitted_head.fit(decided.task, decided.base, decided.train, config.eval_batch_size, config.seed)
         if found and decided.baseline:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +92,16 @@ class RunDirectory:
         found = [left for file in self.files() for left in self.path.glob(f".{file.name}.*")]
         return found + list(self.checkpoints.glob(".step-*"))
 
+    @property
+    def replaced(self) -> Path:
+        """Where the run that is being replaced lies until the new one has left something."""
+        return self.path / ".replaced"
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether an adapter or a checkpoint is there."""
+        return self.adapter.exists() or any(self.checkpoints.glob("step-*"))
+
 
 def choose(output: str | None, method: str, *, overwrite: bool, resume: bool = False) -> RunDirectory:
     """The directory of a new run, not yet made.
@@ -113,7 +123,7 @@ def choose(output: str | None, method: str, *, overwrite: bool, resume: bool = F
     path = Path(output).expanduser()
     if path.exists() and not path.is_dir():
         raise UsageError(f"--output {output} is a file; name a directory that is new or empty")
-    present = sorted(set(path.iterdir()) - set(RunDirectory(path).leftovers())) if path.is_dir() else []
+    present = sorted(set(path.iterdir()) - _unfinished(RunDirectory(path))) if path.is_dir() else []
     if present and not (path / CONFIG).exists():
         raise UsageError(
             f"--output {output} holds something else ({present[0].name}, ...); name a directory that is new or empty"
@@ -124,6 +134,10 @@ def choose(output: str | None, method: str, *, overwrite: bool, resume: bool = F
             "--overwrite"
         )
     return RunDirectory(path)
+
+
+def _unfinished(run: RunDirectory) -> set[Path]:
+    return {run.replaced, *run.leftovers()}
 
 
 def started(output: str | None) -> Path | None:
@@ -176,8 +190,48 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(handle)
 
 
+@contextmanager
+def replacing(run: RunDirectory, say: Callable[[str], None]) -> Iterator[None]:
+    """Puts the run that is there aside for as long as the context lasts.
+
+    If what is done in it fails before it has left an adapter or a checkpoint, the old run is put back, and `say` told.
+
+    Raises:
+        UsageError: it cannot be moved.
+    """
+    sweep(run)
+    try:
+        if run.replaced.exists():
+            # What was to replace it was killed before it had anything to leave.
+            clear(run)
+        else:
+            run.replaced.mkdir()
+            _move(run, run.replaced)
+    except OSError as error:
+        raise _unwritable(run, error) from None
+    try:
+        yield
+    except BaseException:
+        if not run.has_trained and any(run.replaced.iterdir()):
+            clear(run)
+            _move(RunDirectory(run.replaced), run.path, back=True)
+            say(f"the run that was in {run.path} is there as before")
+        raise
+    finally:
+        shutil.rmtree(run.replaced, ignore_errors=True)
+
+
+def _move(run: RunDirectory, target: Path, *, back: bool = False) -> None:
+    """Without its results a run is not taken for finished, and without its configuration for none."""
+    *others, configuration = run.files()
+    parts = [*others, run.checkpoints, run.trackers, configuration]
+    for part in reversed(parts) if back else parts:
+        if part.exists():
+            part.rename(target / part.name)
+
+
 def clear(run: RunDirectory) -> None:
-    """Remove the files of the run that another replaces.
+    """Remove the files of a run.
 
     Raises:
         UsageError: they cannot be removed.
@@ -197,13 +251,13 @@ def clear(run: RunDirectory) -> None:
 
 
 def sweep(run: RunDirectory) -> None:
-    """Remove what was being written when the run was killed.
+    """Remove what was being written when the run was killed, and what it had replaced by then.
 
     Raises:
         UsageError: it cannot be removed.
     """
     try:
-        for left in run.leftovers():
+        for left in [*run.leftovers(), *([run.replaced] if run.has_trained and run.replaced.exists() else [])]:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
     except OSError as error:
         raise _unwritable(run, error) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import typing
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from capaft import data, selection
+from capaft import data, selection, strict_json
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.evaluate import evaluate
@@ -101,7 +100,7 @@ def score(
         )
     if predictions:
         records = task.report(features, result.predictions)
-        write_atomically(predictions, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))
+        write_atomically(predictions, strict_json.lines(records))
     # A loss alone is the sum of no terms.
     scores = result.scores if result.scores.keys() - {"loss"} else {}
     return {
@@ -109,7 +108,7 @@ def score(
         "value": scores.get(task.metric),
         "loss": scores.get("loss"),
         "scores": scores,
-        "examples": len(features),
+        "examples": features.examples,
     }
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from capaft import data, demo
-from capaft.columns import Columns
+from capaft.columns import Columns, numbered
 from capaft.config import TrainConfig
 from capaft.data import Say, Splits
 from capaft.errors import UsageError
@@ -212,5 +212,5 @@ def _usable(kind: type[Task], rows: Dataset, columns: Columns, config: TrainConf
     if not usable.all():
         lost = int((~usable).sum())
         say(f"{lost} of {len(rows)} {what} have no value in {' or '.join(map(repr, read))} and are left out")
-        rows = rows.select(np.flatnonzero(usable))
-    return Selection(rows, columns)
+    # Messages name rows by their numbers in the file.
+    return Selection(numbered(rows).select(np.flatnonzero(usable)), columns)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor, nn
 
-from capaft import adapter_file, batches, checkpoint, optimiser, rng, schedule
+from capaft import adapter_file, batches, checkpoint, optimiser, rng, schedule, strict_json
 from capaft.adapter import Adapter
 from capaft.best import Best
 from capaft.checkpoint import Checkpoint, Progress
@@ -296,7 +295,7 @@ def _evaluated(job: Job, config: TrainConfig, accelerator: Accelerator, processe
 def _write_predictions(job: Job, predictions: Sequence[Any], run: RunDirectory, processes: Processes) -> None:
     """What the task says of its predictions, one JSON record a line."""
     if processes.is_first and (records := job.task.report(job.validation, predictions)):
-        write_atomically(run.predictions, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))
+        write_atomically(run.predictions, strict_json.lines(records))
 
 
 def _scores_as_saved(

@@ -190,6 +190,11 @@ def test_a_full_disk_keeps_what_was_there(reviews: Path, tmp_path: Path, monkeyp
     assert "No space left on device" in refused(*command("second"), code=1)
     assert (tmp_path / "first" / "adapter.safetensors").read_bytes() == before
     assert not list((tmp_path / "second").glob("*.safetensors"))
+    again = invoke(*command("first"), "--overwrite")
+    assert again.code == 1
+    assert f"the run that was in {tmp_path / 'first'} is there as before\n" in again.err
+    assert (tmp_path / "first" / "adapter.safetensors").read_bytes() == before
+    assert (tmp_path / "first" / "results.json").exists()
 
 
 def test_nan_loss_stops_and_keeps_the_last_good_adapter(

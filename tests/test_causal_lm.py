@@ -142,7 +142,7 @@ def test_what_is_too_long_loses_its_end() -> None:
     assert validation.inputs["input_ids"] == [ids("a\nxy"), ids("a lo")]
     assert set(validation.inputs["labels"][1]) == {IGNORED}
     assert (train.truncated, validation.truncated) == (2, 2)
-    with pytest.raises(UsageError, match=r"no prompt leaves any of 2 tokens .* shortest takes 2; raise --max-length"):
+    with pytest.raises(UsageError, match=r"no training prompt leaves any of 2 tokens .* takes 2; raise --max-length"):
         features(decided(rows, max_length=2), rows)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from safetensors.torch import load_file
 from tiny_job import bert
 from transformers import BertForSequenceClassification
 
-from capaft import cli
+from capaft import cli, strict_json
 from capaft.methods import HOSTS
 
 TRAIN_KEYS = {
@@ -166,7 +168,11 @@ def test_a_summary_says_which_way_the_metric_went(
 ) -> None:
     shown = cli._summary(results | {"value": value, "baseline": baseline}).splitlines()[0]
     frozen = " with the base frozen" if said else ""
-    assert shown.split("  (")[0] == f"accuracy {value:.4f}{said}{frozen}"
+    number = "undefined" if math.isnan(value) else f"{value:.4f}"
+    assert shown.split("  (")[0] == f"accuracy {number}{said}{frozen}"
+    # As a finished run is read again.
+    again = json.loads(strict_json.document(results | {"value": value, "baseline": baseline}))
+    assert cli._summary(again).splitlines()[0] == shown
 
 
 def test_the_saved_configuration_repeats_the_run_to_the_byte(run: Path, tmp_path: Path) -> None:
@@ -238,6 +244,34 @@ def test_an_option_that_the_method_has_no_use_for_is_told(reviews: Path) -> None
     assert done.code == 0
     told = [line.split()[1:3] for line in done.err.splitlines() if "left aside" in line]
     assert told == [["--k", "means"], ["--copies", "means"]]
+
+
+def test_an_option_that_the_task_has_no_use_for_is_told(reviews: Path) -> None:
+    void = ("--num-beams", "4", "--stride", "64", "--no-augment", "--separator", " ")
+    err = invoke("train", "--data", reviews, "--dry-run", *void, "--problem", "single").err
+    told = re.findall(r"warning: (--[a-z-]+) means nothing to text-classification and is left aside", err)
+    assert told == ["--stride", "--separator", "--num-beams", "--augment"]
+    data = reviews.parent / "words.jsonl"
+    data.write_text('{"tokens": ["a", "b"], "tags": ["x", "y"]}\n' * 4)
+    err = invoke("train", "--data", data, "--dry-run", "--baseline").err
+    assert "warning: --baseline means nothing to token-classification, for which no linear head can be fitted" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("eval", "run", "--max-examples", "0"), "Invalid value for '--max-examples': "),
+        (("train", "--modle", "x"), "No such option: --modle"),
+        (("trian",), "No such command 'trian'"),
+        (("merge", "run"), "Missing option '--output'"),
+    ],
+)
+def test_what_is_wrong_with_a_command_line_is_told_in_one_line(arguments: tuple[str, ...], said: str) -> None:
+    done = invoke(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: {said}")
+    assert re.search(r"; see \S.* --help\n$", done.err)
+    assert done.err.count("\n") == 1
 
 
 def test_info_methods_env_and_print_config(run: Path) -> None:

@@ -14,7 +14,8 @@ import capaft
 
 PACKAGE = Path(capaft.__file__).parent
 FLOORS = (
-    "errors files hub settings rng split_names slices wav best schedule interrupt launch processes sharding heap",
+    "errors files strict_json hub settings rng split_names slices wav best schedule interrupt launch processes "
+    "sharding heap",
     "basis factor",
     "sites targets layers fused weight_sites block_sites attention",
     "methods.host methods.low_rank methods.bottleneck methods.lora methods.dora methods.vera methods.houlsby "

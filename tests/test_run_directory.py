@@ -137,3 +137,96 @@ def test_find(tmp_path: Path) -> None:
         run_directory.find("runs/lora-2")
     with pytest.raises(UsageError, match="holds no adapter"):
         run_directory.find(str(tmp_path))
+
+
+def replaced(path: Path) -> run_directory.RunDirectory:
+    """A whole run, of which every file tells that it is the old one, and a file of the user's."""
+    run = run_directory.RunDirectory(path)
+    for file in (*run.files(), run.checkpoints / "step-000000004" / "state.json", run.trackers / "log"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("old")
+    (path / "notes.txt").write_text("mine")
+    return run
+
+
+def contents(path: Path) -> dict[str, str]:
+    return {str(file.relative_to(path)): file.read_text() for file in path.rglob("*") if file.is_file()}
+
+
+def test_a_run_is_replaced_by_one_that_ends(tmp_path: Path) -> None:
+    run, said = replaced(tmp_path / "run"), []
+    with run_directory.replacing(run, said.append):
+        assert contents(run.path).keys() >= {"notes.txt"}
+        assert not run.has_trained
+        assert not run.config.exists()
+        run.config.write_text("new")
+        run.adapter.write_text("new")
+    assert contents(run.path) == {"notes.txt": "mine", "run.yaml": "new", "adapter.safetensors": "new"}
+    assert said == []
+
+
+def fail(run: run_directory.RunDirectory, said: list[str], *written: str, error: BaseException | None = None) -> None:
+    """A new run that writes some files and fails."""
+    with run_directory.replacing(run, said.append):
+        assert not any(file.exists() for file in run.files())
+        for name in written:
+            (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+            (run.path / name).write_text("new")
+        raise error or UsageError("broken")
+
+
+@pytest.mark.parametrize("error", [UsageError("broken"), KeyboardInterrupt()])
+def test_a_run_is_put_back_if_the_new_one_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    run, said = replaced(tmp_path / "run"), []
+    before = contents(run.path)
+    with pytest.raises(type(error)):
+        fail(run, said, "run.yaml", "metrics.jsonl", error=error)
+    assert contents(run.path) == before
+    assert said == [f"the run that was in {run.path} is there as before"]
+
+
+@pytest.mark.parametrize("left", ["adapter.safetensors", "checkpoints/step-000000001/state.json"])
+def test_what_a_failed_run_has_left_stays(tmp_path: Path, left: str) -> None:
+    run, said = replaced(tmp_path / "run"), []
+    with pytest.raises(UsageError):
+        fail(run, said, left)
+    assert contents(run.path) == {"notes.txt": "mine", left: "new"}
+    assert said == []
+
+
+def killed(run: run_directory.RunDirectory, *written: str) -> None:
+    """What a new run leaves that is killed: no exit of the context."""
+    context = run_directory.replacing(run, print)
+    context.__enter__()
+    for name in written:
+        (run.path / name).write_text("killed")
+    KILLED.append(context)  # Collected as garbage, it would be left after all.
+
+
+KILLED: list[object] = []
+
+
+def test_the_run_before_one_that_was_killed_early_is_put_back(tmp_path: Path) -> None:
+    run, said = replaced(tmp_path / "run"), []
+    before = contents(run.path)
+    killed(run, "run.yaml")
+    assert run_directory.choose(str(run.path), "lora", overwrite=True) == run
+    with pytest.raises(UsageError):
+        fail(run, said, "run.yaml")
+    assert contents(run.path) == before
+
+
+def test_the_run_before_one_that_was_killed_late_goes_when_that_goes_on(tmp_path: Path) -> None:
+    run = replaced(tmp_path / "run")
+    killed(run, "adapter.safetensors")
+    run_directory.sweep(run)
+    assert contents(run.path) == {"notes.txt": "mine", "adapter.safetensors": "killed"}
+
+
+def test_a_new_run_that_fails_leaves_its_records(tmp_path: Path) -> None:
+    run, said = run_directory.RunDirectory(tmp_path / "run"), []
+    run.path.mkdir()
+    with pytest.raises(UsageError):
+        fail(run, said, "metrics.jsonl")
+    assert contents(run.path) == {"metrics.jsonl": "new"}
+    assert said == []

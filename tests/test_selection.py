@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from tiny_data import ignore
 
 from capaft import selection
-from capaft.columns import Columns
+from capaft.columns import Columns, numbers
 from capaft.config import TrainConfig
 from capaft.data import Splits
 from capaft.errors import UsageError
@@ -173,7 +173,19 @@ def test_rows_without_a_label_or_a_text_are_left_out() -> None:
 def test_rows_are_left_out_before_any_are_set_aside() -> None:
     gaps: list[Row] = [{"text": "lost", "label": None} for _ in range(40)]
     whole, other = (chosen(rows)[:2] for rows in (LABELLED, [*gaps, *LABELLED]))
-    assert [list(each.rows) for each in whole] == [list(each.rows) for each in other]
+    assert [each.rows["text"][:] for each in whole] == [each.rows["text"][:] for each in other]
+
+
+def test_rows_keep_their_numbers() -> None:
+    gaps: list[Row] = [{"text": "lost", "label": None} for _ in range(40)]
+    train, validation, known, _ = chosen([*gaps, *LABELLED])
+    assert [numbers(each.rows) for each in (known,)] == [list(range(41, 81))]
+    for each in (train, validation):
+        assert [f"text {row - 41}" for row in numbers(each.rows)] == each.rows["text"][:]
+    assert sorted(numbers(train.rows) + numbers(validation.rows)) == numbers(known.rows)
+    _, validation, known, _ = chosen(LABELLED, [{"text": None, "label": 0}, {"text": "b", "label": 7}])
+    with pytest.raises(UsageError, match=r"^row 2 \('b'\): the training data has no label '7'"):
+        decided(known).check_labels(validation.rows, validation.columns)
 
 
 def usable(task: str, rows: Dataset, columns: Columns, **settings: Any) -> list[bool]:
@@ -224,6 +236,23 @@ def test_answers_that_are_nowhere_are_counted(tmp_path: Path) -> None:
     done = invoke("train", "--data", write(tmp_path / "x.jsonl", rows), "--dry-run", *QUICK)
     assert done.code == 0, done.err
     assert "1 of 18 training rows are left out, their answers are not in the context: row 6\n" in done.err
+
+
+def test_examples_are_rows_also_where_each_is_several_pieces(tmp_path: Path) -> None:
+    contexts = ["ab cd " * size for size in (1, 40)]
+    rows = [
+        {"question": "q", "context": contexts[row % 2], "answers": {"text": ["ab"], "answer_start": [0]}}
+        for row in range(20)
+    ]
+    data = write(tmp_path / "x.jsonl", rows)
+    done = invoke("train", "--data", data, "--dry-run", "--json", *QUICK, "--stride", "4")
+    assert done.code == 0, done.err
+    assert {key: json.loads(done.out)[key] for key in ("train_examples", "validation_examples")} == {
+        "train_examples": 18,
+        "validation_examples": 2,
+    }
+    (counts,) = re.findall(r"18 training and 2 validation examples, in (\d+) and (\d+) pieces\n", done.err)
+    assert int(counts[0]) > 5 * 18
 
 
 def test_nothing_that_can_be_used() -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
-from capaft.columns import values
+from capaft.columns import numbers, values
 from capaft.errors import UsageError
 
 _FIELDS = {"text", "answer_start"}
@@ -37,7 +37,7 @@ def read(rows: Dataset, column: str) -> list[list[Answer]]:
     Raises:
         UsageError: a row has no value, or a text without its start; names the row.
     """
-    return [_answers(value, f"row {index + 1}") for index, value in enumerate(values(rows, column))]
+    return [_answers(value, f"row {row}") for row, value in zip(numbers(rows), values(rows, column), strict=True)]
 
 
 def place(context: str, answer: Answer) -> tuple[int, int] | None:

@@ -119,9 +119,10 @@ class CausalLM(Generation):
         examples = self._examples(base.processor, rows, columns, training)
         fitting = [each for each in examples if any(token != IGNORED for token in each.labels[:limit])]
         if not fitting and (training or any(each.references for each in examples)):
+            shortest = min(len(each.prompt) for each in examples)
             raise UsageError(
-                f"no prompt leaves any of {limit} tokens for its completion, for the shortest takes "
-                f"{min(len(each.prompt) for each in examples)}; raise --max-length or shorten the prompts"
+                f"no {'training' if training else 'validation'} prompt leaves any of {limit} tokens for its "
+                f"completion, for the shortest takes {shortest}; raise --max-length or shorten the prompts"
             )
         kept = fitting if training else examples
         ids = [each.ids[:limit] for each in kept]
@@ -189,7 +190,8 @@ class CausalLM(Generation):
         whole = [[*lead, *ids, end] for ids in plain_text.tokenised(tokenizer, rows, columns)]
         found: Sequence[Any] = plain_text.blocks(whole, limit) if self.packing else [ids[:limit] for ids in whole]
         truncated = 0 if self.packing else sum(len(ids) > limit for ids in whole)
-        return Features({"input_ids": found}, np.array([len(ids) for ids in found], dtype=np.int64), None, truncated)
+        lengths = np.array([len(ids) for ids in found], dtype=np.int64)
+        return Features({"input_ids": found}, lengths, truncated=truncated, rows=len(whole))
 
     def _examples(self, tokenizer: Any, rows: Dataset, columns: Columns, training: bool) -> list[Example]:
         if self.layout == MESSAGES:

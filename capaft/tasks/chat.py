@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from capaft.columns import Columns, find, is_text, values
+from capaft.columns import Columns, find, is_text, numbers, values
 from capaft.errors import UsageError, printable
 from capaft.tasks.example import Example, continued
 from capaft.tasks.plain_text import specials, without_specials
@@ -104,7 +104,7 @@ def conversations(tokenizer: Any, rows: Dataset, columns: Columns) -> list[Examp
     firsts = [messages or [] for messages in values(rows, columns.text)]
     given, seconds = (firsts, values(rows, columns.label)) if columns.label else ([[]] * len(firsts), firsts)
     found = []
-    for row, (before, after) in enumerate(zip(given, seconds, strict=True), start=1):
+    for row, before, after in zip(numbers(rows), given, seconds, strict=True):
         messages = conversation([*before, *(after or [])], f"row {row}")
         if len(messages) <= len(before):
             raise UsageError(f"row {row}: the assistant says nothing in column {columns.label!r}; drop the row")

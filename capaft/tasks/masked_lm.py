@@ -69,7 +69,8 @@ class MaskedLM(Task):
             truncated = sum(len(ids) > room for ids in whole)
             found = [ids[:room] for ids in whole]
         ids = [[*before, *each, *after] for each in found]
-        made = Features({"input_ids": ids}, np.array([len(each) for each in ids], dtype=np.int64), None, truncated)
+        lengths = np.array([len(each) for each in ids], dtype=np.int64)
+        made = Features({"input_ids": ids}, lengths, truncated=truncated, rows=len(whole))
         masks = (self._masked(base, made, index, training=False)[1] for index in range(len(made)))
         if not training and all((wanted == IGNORED).all() for wanted in masks):
             raise UsageError("there are too few words to evaluate on: none is masked; add rows to the validation split")

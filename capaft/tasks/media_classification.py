@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.base_model import BaseModel
-from capaft.columns import Columns, ask, filled, find, kind
+from capaft.columns import Columns, ask, filled, find, kind, numbers
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.tasks.single_label import SingleLabel, check_metric
@@ -98,7 +98,7 @@ class MediaClassification(Task):
         if isinstance(rows.features[columns.text], self.feature_type):
             rows = rows.cast_column(columns.text, self.feature_type(decode=False))
         return Features(
-            inputs={self.medium: rows[columns.text]},
+            inputs={self.medium: rows[columns.text], "row": numbers(rows)},
             lengths=np.ones(len(rows), dtype=np.int64),
             references=SingleLabel().encode(rows, columns, self.labels),
             sources=_names(rows, columns.text),
@@ -151,7 +151,8 @@ def opened(features: Features, medium: str, indices: Sequence[int], opener: Any)
         try:
             found.append(opener(value))
         except UsageError as error:
-            raise UsageError(f"row {index + 1}: {error}") from None
+            number = features.inputs["row"][index]
+            raise UsageError(f"row {number}: {error}") from None
     return found
 
 
@@ -182,7 +183,7 @@ def _names(rows: Dataset, name: str) -> list[str]:
     for table in rows.select_columns([name]).with_format("arrow").iter(1000):
         column = table.column(0)
         if column.null_count:
-            row = len(found) + pc.index(column.is_null(), True).as_py() + 1
+            row = numbers(rows)[len(found) + pc.index(column.is_null(), True).as_py()]
             raise UsageError(f"row {row}: nothing in column {name!r}; fill it in or drop the row")
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             found += column.to_pylist()
@@ -190,4 +191,4 @@ def _names(rows: Dataset, name: str) -> list[str]:
             found += pc.struct_field(column, "path").to_pylist()
         else:
             found += [None] * len(column)
-    return [path or f"row {index + 1}" for index, path in enumerate(found)]
+    return [path or f"row {row}" for row, path in zip(numbers(rows), found, strict=True)]

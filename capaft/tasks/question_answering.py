@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.base_model import BaseModel
-from capaft.columns import Columns, ask, filled, find, is_text, texts, values
+from capaft.columns import Columns, ask, filled, find, is_text, numbers, texts, values
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.tasks import answers, squad_metrics, windows
@@ -137,8 +137,8 @@ class QuestionAnswering(Task):
         found = answers.read(rows, str(columns.label))
         if not all(found):
             raise UsageError(
-                f"row {found.index([]) + 1}: there is no answer in column {columns.label!r}, but every training row "
-                "has one; fill it in or drop the row"
+                f"row {numbers(rows)[found.index([])]}: there is no answer in column {columns.label!r}, but every "
+                "training row has one; fill it in or drop the row"
             )
 
     def model_config(self) -> dict[str, Any]:
@@ -160,10 +160,12 @@ class QuestionAnswering(Task):
         found = answers.read(rows, str(columns.label))
         places = [_place(context, given) for context, given in zip(contexts, found, strict=True)]
         lost = {row for row, place in enumerate(places) if found[row] and place is None}
-        cut = windows.cut(base.processor, questions, contexts, token_limit(base, self.max_length), self.stride)
+        known = numbers(rows)
+        limit = token_limit(base, self.max_length)
+        cut = windows.cut(base.processor, questions, contexts, limit, self.stride, known)
         left_out = ""
         if training:
-            left_out = _left_out(lost, len(rows))
+            left_out = _left_out([known[row] for row in sorted(lost)], len(rows))
             cut = [window for window in cut if window.row not in lost]
         else:
             self._check_metric(found)
@@ -177,13 +179,14 @@ class QuestionAnswering(Task):
         }
         if _takes_token_types(base):
             inputs["token_type_ids"] = [window.token_type_ids for window in cut]
-        ids = values(rows, "id") if "id" in rows.column_names else range(1, len(rows) + 1)
+        ids = values(rows, "id") if "id" in rows.column_names else known
         references = [[answer.text for answer in given] for given in found]
         return Features(
             inputs,
             np.array([len(window.input_ids) for window in cut], dtype=np.int64),
             Asked(cut, list(map(str, ids)), questions, contexts, references),
             left_out=left_out,
+            rows=len(rows) - len(lost) if training else len(rows),
         )
 
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
@@ -307,8 +310,8 @@ def _positions(window: windows.Window, place: tuple[int, int] | None) -> tuple[i
     return (place and window.tokens(*place)) or (window.null, window.null)
 
 
-def _left_out(lost: Collection[int], rows: int) -> str:
-    """How many rows cannot be trained on, in words; nothing if all can.
+def _left_out(lost: Sequence[int], rows: int) -> str:
+    """How many of so many rows cannot be trained on, in words, by their numbers; nothing if all can.
 
     Raises:
         UsageError: it is all of them.
@@ -318,7 +321,7 @@ def _left_out(lost: Collection[int], rows: int) -> str:
     said = f"{len(lost)} of {rows} training rows are left out, their answers are not in the context"
     if len(lost) == rows:
         raise UsageError(f"{said}; extractive question answering needs answers that are")
-    return f"{said}: row {min(lost) + 1}{' and others' if len(lost) > 1 else ''}"
+    return f"{said}: row {lost[0]}{' and others' if len(lost) > 1 else ''}"
 
 
 def _takes_token_types(base: BaseModel) -> bool:

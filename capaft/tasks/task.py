@@ -43,6 +43,7 @@ class Features:
         truncated: how many rows lost a part to the maximum length.
         sources: what went in, for people, by feature: a text, or several by name; may be empty.
         left_out: what people should know of rows that could not be used; empty if all could.
+        rows: how many rows these are, if not as many.
     """
 
     inputs: dict[str, Sequence[Any]]
@@ -51,6 +52,12 @@ class Features:
     truncated: int = 0
     sources: Sequence[Any] = ()
     left_out: str = ""
+    rows: int | None = None
+
+    @property
+    def examples(self) -> int:
+        """How many rows these are."""
+        return len(self) if self.rows is None else self.rows
 
     def __len__(self) -> int:
         return len(self.lengths)

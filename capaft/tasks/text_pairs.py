@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
-from capaft.columns import Columns, find, is_text, kind, plain, values
+from capaft.columns import Columns, find, is_text, kind, numbers, plain, values
 from capaft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -122,14 +122,14 @@ def read(rows: Dataset, columns: Columns, prefix: str, *, each: bool) -> list[Pa
     firsts = [_joined(value, *_BETWEEN) for value in values(flat, columns.text)]
     if None in firsts:
         raise UsageError(
-            f"row {firsts.index(None) + 1}: no text in column {columns.text!r}; fill it in or drop the row"
+            f"row {numbers(rows)[firsts.index(None)]}: no text in column {columns.text!r}; fill it in or drop the row"
         )
     further = [""] * len(firsts) if columns.pair is None else values(flat, columns.pair)
     sources = [prefix + (f"{text}\n{more}" if more else text) for text, more in zip(firsts, further, strict=True)]
     if columns.label is None:
-        return [Pair(row, source, ()) for row, source in enumerate(sources, start=1)]
+        return [Pair(row, source, ()) for row, source in zip(numbers(rows), sources, strict=True)]
     found = []
-    for row, (source, value) in enumerate(zip(sources, values(flat, columns.label), strict=True), start=1):
+    for row, source, value in zip(numbers(rows), sources, values(flat, columns.label), strict=True):
         several = (value,) if isinstance(value, str) else tuple(text for text in value or () if text is not None)
         if not several:
             raise UsageError(f"row {row}: no text in column {columns.label!r}; fill it in or drop the row")

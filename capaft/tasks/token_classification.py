@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.base_model import BaseModel
-from capaft.columns import Columns, ask, find, is_text, kind, listed, values
+from capaft.columns import Columns, ask, find, is_text, kind, listed, place, values
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.tasks.problem import MAX_CLASSES, positions, unknown
@@ -138,7 +138,8 @@ class TokenClassification(Task):
             tagged.append([word for word in firsts if word is not None and classes[word] != IGNORED])
             if not any(word is not None for word in firsts):
                 raise UsageError(
-                    f"row {row + 1}: the tokenizer has no token for any word in column {columns.text!r}; drop the row"
+                    f"{place(rows, columns, row)}: the tokenizer has no token for any word in column "
+                    f"{columns.text!r}; drop the row"
                 )
         return Features(
             inputs={**encoded, "labels": labels, "tagged": tagged},
@@ -283,7 +284,8 @@ def _words(rows: Dataset, columns: Columns) -> list[list[str]]:
     for row, each in enumerate(words):
         if not each or None in each:
             what = "a word is missing" if each else "there are no words"
-            raise UsageError(f"row {row + 1}: {what} in column {columns.text!r}; fill it in or drop the row")
+            where = f"{place(rows, columns, row)}: {what} in column {columns.text!r}"
+            raise UsageError(f"{where}; fill it in or drop the row")
     return words
 
 
@@ -300,9 +302,10 @@ def _tag_names(rows: Dataset, columns: Columns, words: Sequence[Sequence[str]]) 
     for row, each in enumerate(tags):
         if len(each) != len(words[row]):
             raise UsageError(
-                f"row {row + 1}: {len(words[row])} words in column {columns.text!r} but {len(each)} tags in column "
-                f"{columns.label!r}; give each word a tag or drop the row"
+                f"{place(rows, columns, row)}: {len(words[row])} words in column {columns.text!r} but {len(each)} "
+                f"tags in column {columns.label!r}; give each word a tag or drop the row"
             )
         if names and any(_is_tag(tag) and tag >= len(names) for tag in each):
-            raise UsageError(f"row {row + 1}: a tag in column {columns.label!r} is none of {len(names)}; drop the row")
+            where = f"{place(rows, columns, row)}: a tag in column {columns.label!r}"
+            raise UsageError(f"{where} is none of {len(names)}; drop the row")
     return [[(names[tag] if names else str(tag)) if _is_tag(tag) else None for tag in each] for each in tags]

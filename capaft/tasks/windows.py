@@ -68,7 +68,12 @@ class Window:
 
 
 def cut(
-    tokenizer: Any, questions: Sequence[str], contexts: Sequence[str], max_length: int, stride: int
+    tokenizer: Any,
+    questions: Sequence[str],
+    contexts: Sequence[str],
+    max_length: int,
+    stride: int,
+    numbers: Sequence[int] = (),
 ) -> list[Window]:
     """The windows of all rows, those of a row in order.
 
@@ -78,6 +83,7 @@ def cut(
         contexts: of each row.
         max_length: tokens in a window at most.
         stride: tokens of the context that neighbours share.
+        numbers: what messages call the rows; by default they are counted from 1.
 
     Raises:
         UsageError: the tokenizer is slow; a question or context is empty, or so long that windows cannot advance.
@@ -89,25 +95,26 @@ def cut(
         asked = [question.strip() for question in questions[start : start + _ROWS]]
         encoded = tokenizer(asked, list(contexts[start : start + _ROWS]), verbose=False).encodings
         for row, encoding in enumerate(encoded, start):
-            found += _windows(tokenizer, encoding, row, max_length, stride)
+            name = f"row {numbers[row] if numbers else row + 1}"
+            found += _windows(tokenizer, encoding, row, name, max_length, stride)
     return found
 
 
-def _windows(tokenizer: Any, encoding: Any, row: int, max_length: int, stride: int) -> Iterator[Window]:
+def _windows(tokenizer: Any, encoding: Any, row: int, name: str, max_length: int, stride: int) -> Iterator[Window]:
     ids = np.array(encoding.ids, dtype=np.int32)
     types = np.array(encoding.type_ids, dtype=np.int8)
     text = np.array([-1 if each is None else each for each in encoding.sequence_ids], dtype=np.int8)
     context = np.flatnonzero(text == 1)
     if not len(context) or 0 not in text:
         raise UsageError(
-            f"row {row + 1}: its {'question' if len(context) else 'context'} is empty; fill it in or drop the row"
+            f"{name}: its {'question' if len(context) else 'context'} is empty; fill it in or drop the row"
         )
     first, size = int(context[0]), len(context)
     around = len(ids) - size
     room = max_length - around
     if size > room and room <= stride:
         raise UsageError(
-            f"row {row + 1}: its question leaves room for {max(room, 0)} tokens of the context in {max_length}, which "
+            f"{name}: its question leaves room for {max(room, 0)} tokens of the context in {max_length}, which "
             f"must be more than the --stride {stride}; lower it, raise --max-length or drop the row"
         )
     classifier = np.flatnonzero((text < 0) & (ids == tokenizer.cls_token_id))

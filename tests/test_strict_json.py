@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capaft import strict_json
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+def refused(constant: str) -> Any:
+    raise AssertionError(f"{constant} is not in the standard")
+
+
+def same(given: Any, read: Any) -> bool:
+    if isinstance(given, float) and not math.isfinite(given):
+        return read is None
+    if isinstance(given, list):
+        return len(given) == len(read) and all(map(same, given, read))
+    if isinstance(given, dict):
+        return given.keys() == read.keys() and all(same(given[key], read[key]) for key in given)
+    return bool(given == read)
+
+
+@given(plain)
+def test_what_is_not_finite_is_null_and_all_else_is_as_it_was(value: Any) -> None:
+    for written in (strict_json.document(value), strict_json.document(value, indent=2)):
+        assert same(value, json.loads(written, parse_constant=refused))
+
+
+@given(st.lists(plain))
+def test_a_record_a_line(records: list[Any]) -> None:
+    written = strict_json.lines(records)
+    assert written.count("\n") == len(records)
+    read = [json.loads(line, parse_constant=refused) for line in written.split("\n")[:-1]]
+    assert same(records, read)
+
+
+def test_texts_stay_readable() -> None:
+    assert strict_json.lines([{"text": "é日", "scores": (1.0, math.nan)}]) == '{"text": "é日", "scores": [1.0, null]}\n'
