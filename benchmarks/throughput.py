@@ -11,7 +11,8 @@ with its own sampler that puts texts of similar length together, as capaft does 
 
 Start-up is the time from the start of the process to the end of the first optimiser step, against a bare script that
 imports the same libraries, loads the same model and data, and does one step. The bare script's head starts at random,
-as capaft's does under `--head-init seeded`; by default capaft fits it first, which is reported beside.
+as capaft's does under `--head-init seeded`. By default capaft's training begins with the head alone, on the frozen base:
+what is reported of that is the time to the end of the head's first batch, and to the end of the adapter's first step.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 
 RANK, BATCH, LENGTH, RATE = 8, 32, 128, 2e-3
 SPEEDS = ("capaft", "trainer", "trainer-grouped")
-HEAD_STARTS = ("seeded", "fitted")
+STARTS = ("seeded", "fitted", "fitted, first batch of the head")
 
 
 def capaft_arguments(steps: int, output: str, head: str = "seeded") -> list[str]:
@@ -103,9 +104,13 @@ def load() -> tuple:
     return model, tokenizer, examples
 
 
-def start_of_capaft(head: str) -> None:
-    """Up to the end of the first step, then out."""
-    leave_after_the_first_step()
+def start_of_capaft(start: str) -> None:
+    """Up to the end of the first step, or of the head's first batch; then out."""
+    head, _, first = start.partition(", ")
+    if first:
+        leave_after_the_first_forward()
+    else:
+        leave_after_the_first_step()
     from capaft.cli import app
 
     with tempfile.TemporaryDirectory() as directory:
@@ -135,6 +140,17 @@ def leave_after_the_first_step() -> None:
     register_optimizer_step_post_hook(lambda *_: os._exit(0))
 
 
+def leave_after_the_first_forward() -> None:
+    from torch import nn
+    from torch.nn.modules.module import register_module_forward_hook
+
+    def leave(module: nn.Module, *_: object) -> None:
+        if type(module).__name__.endswith("ForSequenceClassification"):
+            os._exit(0)
+
+    register_module_forward_hook(leave)
+
+
 def child(role: str, steps: int) -> float:
     """One contestant in a fresh process: its examples a second, or its seconds to the first step."""
     started = time.perf_counter()
@@ -156,7 +172,7 @@ def main() -> None:
         "speed capaft": lambda: speed_of_capaft(options.steps),
         "speed trainer": lambda: speed_of_trainer(options.steps, grouped=False),
         "speed trainer-grouped": lambda: speed_of_trainer(options.steps, grouped=True),
-        **{f"start capaft-{head}": lambda head=head: start_of_capaft(head) for head in HEAD_STARTS},
+        **{f"start capaft, {start}": lambda start=start: start_of_capaft(start) for start in STARTS},
         "start bare": start_of_bare_script,
     }
     if options.child:
@@ -170,9 +186,9 @@ def main() -> None:
         f"capaft / {other}": statistics.median(each["speed capaft"] / each[f"speed {other}"] for each in rounds)
         for other in SPEEDS[1:]
     }
-    for head in HEAD_STARTS:
-        found = statistics.median(each[f"start capaft-{head}"] / each["start bare"] for each in rounds)
-        ratios[f"start-up capaft / bare, head {head}"] = found
+    for start in STARTS:
+        found = statistics.median(each[f"start capaft, {start}"] / each["start bare"] for each in rounds)
+        ratios[f"start-up capaft / bare, head {start}"] = found
     print(json.dumps(ratios, indent=2))
     if options.json:
         options.json.write_text(json.dumps({"rounds": rounds, "ratios": ratios}, indent=2) + "\n")

@@ -106,9 +106,6 @@ def fit(
     Raises:
         UsageError: the examples have one class only.
     """
-    from sklearn.linear_model import LogisticRegression, Ridge
-    from sklearn.preprocessing import StandardScaler
-
     chosen = _sample(train.references, bool(task.labels), seed)
     truth = train.references[chosen]
     if task.labels and len(np.unique(truth)) < 2:
@@ -120,6 +117,10 @@ def fit(
             return None
         inputs = np.zeros((len(chosen), seen.shape[1])) if inputs is None else inputs
         inputs[rows] = seen
+    # More than a second to import, and of no use to a model without such inputs.
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler().fit(inputs)
     inputs = scaler.transform(inputs)
     held_out = len(truth) // 5

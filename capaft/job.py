@@ -169,7 +169,8 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
         steps=config.max_steps or (epochs or 1) * per_epoch,
         epochs=epochs,
         lr=config.lr or rates.lr,
-        head_lr=config.head_lr or rates.head_lr,
+        # Of the method that trains nothing but the head, the one rate is the head's.
+        head_lr=config.head_lr or (config.lr if stack.method == "head" else None) or rates.head_lr,
         baseline=config.baseline if config.baseline is not None else config.data is None,
     )
     _describe(job, config, say)

@@ -15,10 +15,10 @@ import pytest
 import torch
 from conftest import QUICK, invoke
 from safetensors.torch import load_file
-from tiny_job import bert
+from tiny_job import bert, config
 from transformers import BertForSequenceClassification
 
-from capaft import cli, strict_json
+from capaft import cli, job, strict_json
 from capaft.methods import HOSTS
 
 TRAIN_KEYS = {
@@ -186,6 +186,23 @@ def test_the_saved_configuration_repeats_the_run_to_the_byte(run: Path, tmp_path
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bert(tmp_path_factory.mktemp("model"), BertForSequenceClassification)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "rates"),
+    [
+        ("head", {}, (2e-3, 2e-3)),
+        ("head", {"lr": 3e-4}, (3e-4, 3e-4)),
+        ("head", {"lr": 3e-4, "head_lr": 5e-4}, (3e-4, 5e-4)),
+        ("lora", {"lr": 3e-4}, (3e-4, 2e-3)),
+        ("full", {"lr": 3e-4}, (3e-4, 1e-3)),
+    ],
+)
+def test_one_rate_is_the_heads_where_nothing_else_is_trained(
+    method: str, changes: dict, rates: tuple[float, float], small: Path, reviews: Path
+) -> None:
+    made = job.prepare(config(small, reviews, method=method, **changes), lambda line: None)
+    assert (made.lr, made.head_lr) == rates
 
 
 @pytest.mark.parametrize("method", ["head", "full", "lora", "capaboost", "lora+nola+capaboost"])

@@ -24,6 +24,7 @@ class Bitfit(Host):
     equation: ClassVar[str] = "y = W x + b + c"
     paper: ClassVar[str] = "arXiv 2106.10199"
     additive: ClassVar[bool] = True
+    learning_rate: ClassVar[float] = 6e-3
     narrow: ClassVar[str] = "a bias is added once, so masked copies only add up to another bias"
 
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
