@@ -11,8 +11,8 @@ with its own sampler that puts texts of similar length together, as capaft does 
 
 Start-up is the time from the start of the process to the end of the first optimiser step, against a bare script that
 imports the same libraries, loads the same model and data, and does one step. The bare script's head starts at random,
-as capaft's does under `--head-init seeded`. By default capaft's training begins with the head alone, on the frozen base:
-what is reported of that is the time to the end of the head's first batch, and to the end of the adapter's first step.
+as capaft's does under `--head-init seeded`. By default training begins with the head alone, on the frozen base: what is
+reported of that is the time to the end of the head's first batch, and to the end of the adapter's first step.
 """
 
 from __future__ import annotations
