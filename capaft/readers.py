@@ -62,7 +62,8 @@ def read(path: Path, text_columns: Collection[str] = ()) -> datasets.Dataset:
             table = _read_json(path)
         else:
             raise UsageError(f"{path}: not a data file that capaft reads; give one of {' '.join(SUFFIXES)}")
-        if table.num_rows == 0:
+        # What a damaged file says of itself may be rows without columns.
+        if table.num_rows == 0 or table.num_columns == 0:
             raise UsageError(f"{path}: there are no rows in this file")
         return datasets.Dataset(table)
     # pyarrow raises all of these, and `datasets` a KeyError for odd metadata in a Parquet or Arrow file.

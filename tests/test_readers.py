@@ -92,6 +92,16 @@ def test_damaged_arrow(tmp_path: Path, writer: Any, data: st.DataObject) -> None
         assert read(path).to_dict()
 
 
+def test_arrow_of_rows_without_columns(tmp_path: Path) -> None:
+    path = tmp_path / "x.arrow"
+    batch = pa.RecordBatch.from_struct_array(pa.array([{}, {}], pa.struct([])))
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, batch.schema) as stream:
+        stream.write_batch(batch)
+    assert pa.ipc.open_stream(path.read_bytes()).read_all().num_rows == 2
+    with pytest.raises(UsageError, match=r"x\.arrow: there are no rows in this file"):
+        read(path)
+
+
 def test_text(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_bytes('\ufeffone\r\n\n  \n two, "é"\u2028three\tfour \nNA'.encode())
