@@ -229,7 +229,8 @@ def start_head(decided: Job, config: TrainConfig, console: Console, processes: P
     if processes.is_first:
         count = min(len(decided.train), fitted_head.EXAMPLES)
         aim = "start and baseline" if starts and decided.baseline else "start" if starts else "baseline"
-        console.print(f"head   fitted on {count} examples' features of the frozen base, as {aim}", highlight=False)
+        line = f"head   fitted on {count} examples' features of the frozen base, as {aim}"
+        console.print(line, highlight=False, soft_wrap=True)
         started = time.perf_counter()
         found = fitted_head.fit(decided.task, decided.base, decided.train, config.eval_batch_size, config.seed)
         if found and decided.baseline:
