@@ -5,7 +5,6 @@ Results go to stdout and everything else to stderr, so that a script can read th
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 from typer.core import TyperGroup
 
-from capaft import __version__, presets, run_directory, strict_json
+from capaft import __version__, presets, run_directory, strict_json, summary
 from capaft.config import BaseDtype, TrainConfig
 from capaft.errors import CapaftError, TrainingError, UsageError, printable
 from capaft.files import check_writable
@@ -132,7 +131,7 @@ def train(
 
         results = execute(settings, console, sys.argv[1:])
         if _is_first():
-            print(strict_json.document(results) if json else _summary(results))
+            print(strict_json.document(results) if json else summary.of_run(results))
 
 
 @app.command(
@@ -187,11 +186,7 @@ def evaluate(
         if json:
             print(strict_json.document(results))
             return
-        if results["value"] is None:
-            print(f"{results['examples']} predictions in {predictions}, and no targets to compare them with")
-            return
-        value = f"{results['metric']} {_number(results['value'])}"
-        print(f"{value} on {results['examples']} examples  ({_scores(results)})")
+        print(summary.of_evaluation(results, predictions))
 
 
 @app.command(epilog="Example: `capaft merge runs/lora+nola-1 --output merged`")
@@ -400,40 +395,3 @@ def _pairs(given: list[str] | None, form: str = "--rename OLD=NEW") -> dict[str,
 def _is_first() -> bool:
     """Whether this process speaks for those that train together."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _summary(results: dict[str, Any]) -> str:
-    """What a person wants to read when a run is over."""
-    before = "" if results["baseline"] is None else _compared(results["value"], results["baseline"])
-    others = _scores(results, "loss")
-    lines = [
-        f"{results['metric']} {_number(results['value'])}{before}{f'  ({others})' if others else ''}",
-        f"{results['trainable_parameters']:,} trained numbers ({results['adapter_parameters']:,} of the adapter, "
-        f"{results['head_parameters']:,} of the head) in {results['adapter_bytes']:,} bytes",
-        f"{results['seconds']:.0f} s, {results['examples_per_second']:.0f} examples/s, "
-        f"peak memory {results['peak_memory_bytes'] / 2**20:.0f} MiB",
-        "next:",
-        *(f"  {command}" for command in results["next"]),
-    ]
-    return "\n".join(lines)
-
-
-def _scores(results: dict[str, Any], *without: str) -> str:
-    """All scores but that of the metric."""
-    shown = (name for name in results["scores"] if name not in (results["metric"], *without))
-    return "  ".join(f"{name} {_number(results['scores'][name])}" for name in shown)
-
-
-def _number(value: float | None) -> str:
-    """A score in four digits; JSON has null for one that is not defined."""
-    return "undefined" if value is None or math.isnan(value) else f"{value:.4f}"
-
-
-def _compared(value: float | None, baseline: float) -> str:
-    """Which way a metric went from that of the frozen base, in the digits that are shown."""
-    if value is None:
-        return f", against {baseline:.4f} with the base frozen"
-    now, then = round(value, 4), round(baseline, 4)
-    # "Up" and "down" say nothing of better or worse; of what is equal, or no number, neither is true.
-    way = "up from" if now > then else "down from" if now < then else "against"
-    return f", {way} {baseline:.4f} with the base frozen"

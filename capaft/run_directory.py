@@ -88,9 +88,10 @@ class RunDirectory:
         )
 
     def leftovers(self) -> list[Path]:
-        """What was being written when the run was killed."""
+        """What was being written when the run was killed, and what it had replaced by then."""
         found = [left for file in self.files() for left in self.path.glob(f".{file.name}.*")]
-        return found + list(self.checkpoints.glob(".step-*"))
+        found += self.checkpoints.glob(".step-*")
+        return [*found, self.replaced] if self.has_trained and self.replaced.exists() else found
 
     @property
     def replaced(self) -> Path:
@@ -121,9 +122,10 @@ def choose(output: str | None, method: str, *, overwrite: bool, resume: bool = F
             count += 1
         return RunDirectory(RUNS / f"{method}-{count}")
     path = Path(output).expanduser()
+    run = RunDirectory(path)
     if path.exists() and not path.is_dir():
         raise UsageError(f"--output {output} is a file; name a directory that is new or empty")
-    present = sorted(set(path.iterdir()) - _unfinished(RunDirectory(path))) if path.is_dir() else []
+    present = sorted(set(path.iterdir()) - {run.replaced, *run.leftovers()}) if path.is_dir() else []
     if present and not (path / CONFIG).exists():
         raise UsageError(
             f"--output {output} holds something else ({present[0].name}, ...); name a directory that is new or empty"
@@ -133,11 +135,7 @@ def choose(output: str | None, method: str, *, overwrite: bool, resume: bool = F
             f"--output {output} holds a run; name another directory, go on with it by --resume, or replace it with "
             "--overwrite"
         )
-    return RunDirectory(path)
-
-
-def _unfinished(run: RunDirectory) -> set[Path]:
-    return {run.replaced, *run.leftovers()}
+    return run
 
 
 def started(output: str | None) -> Path | None:
@@ -216,9 +214,10 @@ def replacing(run: RunDirectory, say: Callable[[str], None]) -> Iterator[None]:
             clear(run)
             _move(RunDirectory(run.replaced), run.path, back=True)
             say(f"the run that was in {run.path} is there as before")
-        raise
-    finally:
+        # Not before it is back.
         shutil.rmtree(run.replaced, ignore_errors=True)
+        raise
+    shutil.rmtree(run.replaced, ignore_errors=True)
 
 
 def _move(run: RunDirectory, target: Path, *, back: bool = False) -> None:
@@ -257,7 +256,7 @@ def sweep(run: RunDirectory) -> None:
         UsageError: it cannot be removed.
     """
     try:
-        for left in [*run.leftovers(), *([run.replaced] if run.has_trained and run.replaced.exists() else [])]:
+        for left in run.leftovers():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
     except OSError as error:
         raise _unwritable(run, error) from None

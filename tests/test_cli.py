@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tiny_job import bert, config
 from transformers import BertForSequenceClassification
 
-from capaft import cli, job, strict_json
+from capaft import cli, job, strict_json, summary
 from capaft.methods import HOSTS
 
 TRAIN_KEYS = {
@@ -166,13 +166,13 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(
 def test_a_summary_says_which_way_the_metric_went(
     value: float, baseline: float | None, said: str, results: dict
 ) -> None:
-    shown = cli._summary(results | {"value": value, "baseline": baseline}).splitlines()[0]
+    shown = summary.of_run(results | {"value": value, "baseline": baseline}).splitlines()[0]
     frozen = " with the base frozen" if said else ""
     number = "undefined" if math.isnan(value) else f"{value:.4f}"
     assert shown.split("  (")[0] == f"accuracy {number}{said}{frozen}"
     # As a finished run is read again.
     again = json.loads(strict_json.document(results | {"value": value, "baseline": baseline}))
-    assert cli._summary(again).splitlines()[0] == shown
+    assert summary.of_run(again).splitlines()[0] == shown
 
 
 def test_the_saved_configuration_repeats_the_run_to_the_byte(run: Path, tmp_path: Path) -> None:

@@ -230,3 +230,22 @@ def test_a_new_run_that_fails_leaves_its_records(tmp_path: Path) -> None:
         fail(run, said, "metrics.jsonl")
     assert contents(run.path) == {"metrics.jsonl": "new"}
     assert said == []
+
+
+def test_a_run_that_cannot_be_put_back_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, said = replaced(tmp_path / "run"), []
+    before = contents(run.path)
+
+    def stuck(self: Path, target: Path) -> Path:
+        raise PermissionError(13, "Permission denied")
+
+    real = run_directory.clear
+    monkeypatch.setattr(run_directory, "clear", lambda run: (real(run), monkeypatch.setattr(Path, "rename", stuck)))
+    with pytest.raises(PermissionError):
+        fail(run, said, "run.yaml")
+    monkeypatch.undo()
+    assert contents(run.replaced) | {"notes.txt": "mine"} == before
+    # The next attempt that fails brings it back.
+    with pytest.raises(UsageError):
+        fail(run, said, "run.yaml")
+    assert contents(run.path) == before
