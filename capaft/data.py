@@ -11,24 +11,21 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import datasets
 import numpy as np
 
-from capaft import hub, idx, rng, slices
-from capaft.directory import read_directory, read_table, without_progress_bars
+from capaft import hub_data, idx, rng, slices
+from capaft.directory import read_directory, read_table
 from capaft.errors import UsageError
 from capaft.readers import SUFFIXES, one_line
 from capaft.split_names import BY_RULE, TRAIN, VALIDATION, Wanted
 
 Say = Callable[[str], None]
 
-# The branch of a repository in which the hub keeps its data as Parquet files.
-_CONVERTED = "refs/convert/parquet"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+){0,2}")
 
 
@@ -195,7 +192,7 @@ def _read_source(spec: str, wanted: Wanted, revision: str | None, say: Say) -> d
             raise UsageError(f"{spec}: cannot read this ({one_line(error)})") from error
     if spec.startswith((".", "/", "~")) or path.suffix.lower() in SUFFIXES or not _HUB_ID.fullmatch(spec):
         raise UsageError(f"{spec!r}: no such file or directory{_similar(path)}; give an existing one with --data")
-    return _fetch(spec, revision)
+    return hub_data.fetch(spec, revision, _similar(path))
 
 
 def _undecoded(rows: datasets.Dataset) -> datasets.Dataset:
@@ -214,51 +211,3 @@ def _similar(path: Path) -> str:
         return ""
     close = difflib.get_close_matches(path.name, neighbours, n=1, cutoff=0.75)
     return f" (did you mean {path.parent / close[0]}?)" if close else ""
-
-
-def _fetch(spec: str, revision: str | None) -> dict[str, datasets.Dataset]:
-    """The splits of a hub data set: `a/b` is the repository a/b, or else configuration b of a."""
-    head, _, tail = spec.rpartition("/")
-    ways: list[tuple[str, str | None]] = [(spec, None)] if spec.count("/") < 2 else []
-    if head:
-        ways.append((head, tail))
-    offline = hub.offline() or datasets.config.HF_HUB_OFFLINE
-    failure = ""
-    for repository, configuration in ways:
-        # `datasets` would read a local directory of that name; the prefix says that the hub is meant.
-        name = f"hf://datasets/{repository}" if os.path.isdir(repository) else repository
-        try:
-            with without_progress_bars(), _cache_only(offline):
-                return dict(_load(name, configuration, revision))
-        except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
-            failure = failure or one_line(error)
-        except Exception as error:  # the hub, the network and the builders raise whatever they like
-            raise UsageError(f"cannot load {spec!r} from the Hugging Face hub ({one_line(error)})") from error
-    if offline:
-        raise UsageError(
-            f"{spec!r} is not on this machine{_similar(Path(spec))}, and capaft cannot reach the Hugging "
-            "Face hub to fetch it; pass a local file or directory with --data"
-        )
-    raise UsageError(f"the Hugging Face hub does not give {spec!r} ({failure}); check the id given with --data")
-
-
-def _load(name: str, configuration: str | None, revision: str | None) -> datasets.DatasetDict:
-    """What a repository holds; of a script, which `datasets` no longer runs, what the hub has made of it."""
-    try:
-        return datasets.load_dataset(name, configuration, revision=revision)
-    except RuntimeError as error:
-        if revision or "scripts are no longer supported" not in str(error):
-            raise
-    # There the files of a configuration lie in a directory of its name.
-    return datasets.load_dataset(name, revision=_CONVERTED, data_dir=configuration)
-
-
-@contextmanager
-def _cache_only(enabled: bool) -> Iterator[None]:
-    """Within, and if `enabled`, `datasets` looks into its cache and does not try the hub again and again."""
-    before = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = before or enabled
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE = before

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import HfApi
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_data import load, load_evaluation
@@ -484,7 +486,7 @@ def test_slice_leaves_the_validation_split_whole(tmp_path: Path) -> None:
 
 def test_slice_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = {"train": ROWS, "test": ROWS[:3]}, {"train": ROWS, "validation": ROWS[:4]}
-    fake_hub(monkeypatch, {("imdb", None): one, ("glue", "sst2"): two})
+    fake_hub(monkeypatch, {("owner/imdb", None): one, ("owner/glue", "sst2"): two})
     for spec, counts in {"imdb[:25%]": (5, 3), "glue/sst2[:7]": (7, 4), "glue/sst2[3:-3]": (14, 4)}.items():
         splits = load(spec)
         assert (len(splits["train"]), len(splits["validation"])) == counts
@@ -604,6 +606,11 @@ def test_one_row_cannot_be_cut(tmp_path: Path) -> None:
 # The hub
 
 
+def owner(self: HfApi, name: str) -> SimpleNamespace:
+    """The hub's answer to a name of old."""
+    return SimpleNamespace(id=f"owner/{name}")
+
+
 def fake_hub(monkeypatch: pytest.MonkeyPatch, content: dict[tuple[str, str | None], dict[str, list[Row]]]) -> None:
     def load_dataset(path: str, name: str | None, revision: str | None) -> datasets.DatasetDict:
         if (path, name) not in content:
@@ -613,6 +620,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, content: dict[tuple[str, str | Non
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "offline", lambda: False)
+    monkeypatch.setattr(HfApi, "dataset_info", owner)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
 
 
@@ -630,52 +638,34 @@ UNLABELLED: list[Row] = [{"text": "a", "label": -1}] * 3
     ],
 )
 def test_hub_split(monkeypatch: pytest.MonkeyPatch, splits: dict[str, list[Row]], count: int) -> None:
-    fake_hub(monkeypatch, {("some-name", None): {"train": ROWS, **splits}})
+    fake_hub(monkeypatch, {("owner/some-name", None): {"train": ROWS, **splits}})
     assert len(load("some-name")["validation"]) == count
 
 
 def test_empty_split_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_hub(monkeypatch, {("some-name", None): {"train": ROWS, "validation": []}})
+    fake_hub(monkeypatch, {("owner/some-name", None): {"train": ROWS, "validation": []}})
     fails("some-name", "no rows in the split validation")
 
 
 def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "glue").mkdir()
+    (tmp_path / "owner" / "glue").mkdir(parents=True)
     one, two, three = ({"train": ROWS[: n + 10], "validation": ROWS[:n]} for n in (1, 2, 3))
     # A directory of the repository's name, without the wanted one inside, is not mistaken for the repository.
-    keys = [("hf://datasets/glue", "sst2"), ("user/name", None), ("user/name", "config")]
+    keys = [("hf://datasets/owner/glue", "sst2"), ("user/name", None), ("user/name", "config")]
     fake_hub(monkeypatch, dict(zip(keys, (one, two, three), strict=True)))
     assert [len(load(i)["validation"]) for i in ("glue/sst2", "user/name", "user/name/config")] == [1, 2, 3]
     fails("glue/ssst2", "the Hugging Face hub does not give 'glue/ssst2'", "check the id")
 
 
-def test_a_script_on_the_hub_is_read_as_what_the_hub_made_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, Any]] = []
-
-    def load_dataset(path: str, name: str | None = None, **options: Any) -> datasets.DatasetDict:
-        if options["revision"] != "refs/convert/parquet":
-            raise RuntimeError("Dataset scripts are no longer supported, but found web_nlg.py")
-        asked.append({"path": path, "name": name} | options)
-        return datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
-
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "offline", lambda: False)
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert len(load("GEM/web_nlg/en")["train"]) + len(load("piqa")["validation"]) == len(ROWS)
-    where = {"name": None, "revision": "refs/convert/parquet"}
-    assert asked == [{"path": "GEM/web_nlg", "data_dir": "en"} | where, {"path": "piqa", "data_dir": None} | where]
-    with pytest.raises(UsageError, match="scripts are no longer supported"):
-        load("GEM/web_nlg/en", revision="v1")
-
-
 def test_hub_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(*args: Any, **kwargs: Any) -> None:
-        raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['cola', 'sst2']")
+        raise ValueError("Couldn't cast\na: string\nto\na: int64")
 
     monkeypatch.setattr(hub, "offline", lambda: False)
+    monkeypatch.setattr(HfApi, "dataset_info", owner)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    fails("glue", "cannot load 'glue'", "Please pick one among the available configs: ['cola', 'sst2']")
+    fails("glue", "cannot load 'glue'", "Couldn't cast a: string to a: int64")
 
 
 @pytest.mark.parametrize("name", ["imdb-of-nobody", "nobody-at-all/no-data", "nobody-at-all/no-data/no-config"])

@@ -22,7 +22,7 @@ FLOORS = (
     "methods.pfeiffer methods.parallel methods.prefix methods.ia3 methods.bitfit methods methods.stack",
     "head plan adapter parametrise site_adapter attach",
     "storage header fingerprint adapter_file merge rank budget demo base_model",
-    "config presets squad_file readers idx media_folder media_table directory media columns data",
+    "config presets squad_file readers idx media_folder media_table directory media columns hub_data data",
     "tasks.problem tasks.single_label tasks.multi_label tasks.regression tasks.glue tasks.squad_metrics tasks.task "
     "tasks.token_limit tasks.token_loss tasks.text_scores tasks.plain_text tasks.text_pairs tasks.example tasks.chat "
     "tasks.answers tasks.windows tasks.media_classification tasks.generation tasks.text_classification "
