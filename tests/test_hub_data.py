@@ -67,7 +67,7 @@ def write_sentences(file: Path, column: str, labels: Sequence[int] | None = None
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """GLUE with two configurations, SQuAD, IMDB, a script, and a tiny model in two revisions, as they lie on the hub."""
+    """GLUE with two configurations, SQuAD, IMDB, a script, and two revisions of a tiny model, as on the hub."""
     root = tmp_path_factory.mktemp("hub")
     glue = root / "datasets" / "nyu-mll" / "glue" / MAIN
     for split in ("train", "validation"):
