@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
-from huggingface_hub import HfApi
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from capaft import hub
 from capaft.directory import without_progress_bars
@@ -50,7 +50,7 @@ def fetch(spec: str, revision: str | None, hint: str = "") -> dict[str, datasets
             # `datasets` would read a local directory of that name; the prefix says that the hub is meant.
             name = f"hf://datasets/{full}" if os.path.isdir(full) else full
             with without_progress_bars(), _cache_only(offline):
-                return dict(_load(name, configuration, revision))
+                return dict(_load(name, configuration, revision, offline))
         except (datasets.exceptions.DatasetNotFoundError, RepositoryNotFoundError, ConnectionError) as error:
             failure = failure or one_line(error)
         except Exception as error:  # the hub, the network and the builders raise whatever they like
@@ -73,19 +73,40 @@ def _with_owner(repository: str, offline: bool) -> str:
     return cached[0].name.replace("___", "/") if cached else repository
 
 
-def _load(name: str, configuration: str | None, revision: str | None) -> datasets.DatasetDict:
+def _load(name: str, configuration: str | None, revision: str | None, offline: bool) -> datasets.DatasetDict:
     """What a repository holds; of a script, which `datasets` no longer runs, what the hub has made of it."""
     try:
         return datasets.load_dataset(name, configuration, revision=revision)
-    except RuntimeError as error:
-        if revision or "scripts are no longer supported" not in str(error):
+    except (RuntimeError, ConnectionError) as error:
+        is_script = "scripts are no longer supported" in str(error)
+        if revision or not (is_script or offline):
             raise
-    # There the files of a configuration lie in a directory of its name.
-    return datasets.load_dataset(name, revision=_CONVERTED, data_dir=configuration)
+        try:
+            return _converted(name.removeprefix("hf://datasets/"), configuration, offline)
+        except LocalEntryNotFoundError:
+            raise error from None
+
+
+def _converted(repository: str, configuration: str | None, offline: bool) -> datasets.DatasetDict:
+    """The hub's conversion of a script's data, which lies as `configuration/split/0000.parquet`."""
+    wanted = f"{configuration or '*'}/*/*.parquet"
+    folder = snapshot_download(
+        repository, repo_type="dataset", revision=_CONVERTED, allow_patterns=wanted, local_files_only=offline
+    )
+    found = sorted({file.parent.parent.name for file in Path(folder).glob(wanted)})
+    if len(found) != 1:
+        raise ValueError(f"Config name is missing: {found}" if found else f"there is no configuration {configuration}")
+    files: dict[str, list[str]] = {}
+    for file in sorted(Path(folder, found[0]).glob("*/*.parquet")):
+        # Of the largest data sets the hub converts a first part.
+        files.setdefault(file.parent.name.removeprefix("partial-"), []).append(str(file))
+    return datasets.load_dataset("parquet", data_files=files)
 
 
 def _explain(spec: str, error: Exception) -> str:
     """One line for what the hub, the network or a builder raised."""
+    if isinstance(error, datasets.exceptions.DatasetGenerationError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     listed = re.search(r"Config name is missing.*?\[(.+?)\]", str(error), re.DOTALL)
     if listed is None:
         return f"cannot load {spec!r} from the Hugging Face hub ({one_line(error)})"

@@ -117,16 +117,19 @@ CONFIGURATION = f"{TRAIN} --model somebody/tiny --data glue/sst2 --output one"
 SLICE = f"{TRAIN} --model tiny --data imdb[:50%] --output two"
 SCRIPT = f"{TRAIN} --model tiny --data somebody/reviews/short --output three"
 REVISION = f"{TRAIN} --model somebody/tiny --revision v2 --data squad --output four"
+SCRIPT_AGAIN = "train --config three/run.yaml --output five --json"
 REPEATED = "train --config one/run.yaml --output again --json"
 WRONG = {
     "train --data glue/ssst2": "ssst2",
     "train --data glue": "--data glue/NAME with one of cola, sst2",
+    "train --data somebody/reviews": "--data somebody/reviews/NAME with one of long, short",
+    "train --data somebody/reviews/tall": "tall",
     "train --data nobody/nothing": "nobody/nothing",
     "train --data imdb --model nobody/nothing": "nobody/nothing",
     "train --data imdb --model somebody/tiny --revision v3": "v3",
 }
 MERGED = "merge one --output merged"
-RUNS = (CONFIGURATION, SLICE, SCRIPT, REVISION, REPEATED)
+RUNS = (CONFIGURATION, SLICE, SCRIPT, SCRIPT_AGAIN, REVISION, REPEATED)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +178,9 @@ def test_what_is_not_there(command: str, online: dict[str, SimpleNamespace]) -> 
 
 
 def test_what_was_fetched_is_there_without_a_network(hub: str, place: Path, online: dict[str, SimpleNamespace]) -> None:
-    command = CONFIGURATION.replace("--output one", "--output offline")
-    found = invoke(place, hub, (command, "train --data glue/cola"), offline=True)
-    assert json.loads(found[command].out)["value"] == json.loads(online[CONFIGURATION].out)["value"]
+    there = [f"{command} --overwrite" for command in (CONFIGURATION, SCRIPT)]
+    found = invoke(place, hub, (*there, "train --data glue/cola"), offline=True)
+    for command, before in zip(there, (CONFIGURATION, SCRIPT), strict=True):
+        assert found[command].code == 0, found[command].err
+        assert json.loads(found[command].out)["value"] == json.loads(online[before].out)["value"]
     assert found["train --data glue/cola"].code == 2
