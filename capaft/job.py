@@ -155,7 +155,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     for name in decided.trained:
         # A step is often smaller than what bfloat16 or float16 can tell apart.
         own[name].data = own[name].data.float()
-    rates = recipe(stack)
+    rates = recipe(stack, budget.trained_numbers(decided) or sum(own[name].numel() for name in decided.trained))
     per_epoch = math.ceil(len(train) / config.batch_size)
     epochs = None if config.max_steps else config.epochs or rates.epochs
     job = Job(
@@ -265,6 +265,8 @@ def _describe(job: Job, config: TrainConfig, say: Callable[[str], None]) -> None
         say(f"method {stack.method}")
     if stack.method != "full" and job.own_numbers:
         say(f"       and {job.own_numbers:,} of the head")
+    of_head = f", {job.head_lr:g} for the head" if job.base.head and job.head_lr != job.lr else ""
+    say(f"rate   {job.lr:g} at its peak{of_head}; {job.steps} steps of {config.batch_size} examples")
     if stack.k:
         factors = [f for groups in job.plan.groups().values() for f, _ in groups if stack.coefficients(f)]
         smallest = min((f.size for f in factors), default=max(stack.k))

@@ -25,6 +25,7 @@ class Bitfit(Host):
     paper: ClassVar[str] = "arXiv 2106.10199"
     additive: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 6e-3
+    found_with: ClassVar[int] = 26_112
     narrow: ClassVar[str] = "a bias is added once, so masked copies only add up to another bias"
 
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:

@@ -34,6 +34,7 @@ class Dora(Host):
     summary: ClassVar[str] = "a low-rank update of each weight's direction, and a magnitude for each output"
     equation: ClassVar[str] = "y = m (W + (alpha/r) U D) x / ||W + (alpha/r) U D||"
     paper: ClassVar[str] = "arXiv 2402.09353"
+    found_with: ClassVar[int] = 78_336
     size: ClassVar[str] = "rank"
     default_targets: ClassVar[str] = "qv"
     drops: ClassVar[bool] = True

@@ -31,6 +31,7 @@ class Host(ABC):
         unmergeable: why its update cannot be added to the base weights; empty if it can.
         default_targets: what is adapted where the user does not say; empty where the method itself knows its places.
         learning_rate: the peak learning rate that it trains with unless told otherwise; coefficients have their own.
+        found_with: how many trained numbers that rate was found with; with more of them it is lower.
         additive: whether what it adds to an output does not depend on that output.
         drops: whether it has an input of its own that dropout can zero part of.
         kinds: kinds of layer whose output it can adapt beside the layer; others have their weight changed instead.
@@ -45,6 +46,7 @@ class Host(ABC):
     unmergeable: ClassVar[str] = ""
     default_targets: ClassVar[str] = ""
     learning_rate: ClassVar[float] = 2e-3
+    found_with: ClassVar[int] = 73_728
     additive: ClassVar[bool] = False
     drops: ClassVar[bool] = False
     kinds: ClassVar[frozenset[str]] = frozenset(["linear"])

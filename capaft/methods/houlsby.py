@@ -22,6 +22,7 @@ class Houlsby(Bottleneck):
     summary: ClassVar[str] = "an adapter layer after each attention and each feed-forward part"
     equation: ClassVar[str] = "y' = y + U phi(D y + a) + b"
     paper: ClassVar[str] = "arXiv 1902.00751"
+    found_with: ClassVar[int] = 595_200
 
     activation: str = "swish"
 

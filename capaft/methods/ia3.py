@@ -29,6 +29,7 @@ class Ia3(Host):
     paper: ClassVar[str] = "arXiv 2205.05638"
     kinds: ClassVar[frozenset[str]] = frozenset(["linear", "conv", "embedding"])
     learning_rate: ClassVar[float] = 3e-2
+    found_with: ClassVar[int] = 13_824
     narrow: ClassVar[str] = "it rescales outputs one by one, so masked copies only add up to another vector"
 
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:

@@ -21,6 +21,7 @@ class Parallel(Bottleneck):
     summary: ClassVar[str] = "an adapter layer beside each feed-forward part"
     equation: ClassVar[str] = "y' = FFN(x) + s (U phi(D x + a) + b)"
     paper: ClassVar[str] = "arXiv 2110.04366"
+    found_with: ClassVar[int] = 297_600
 
     scaling: float = 4.0
 

@@ -26,6 +26,7 @@ class Pfeiffer(Bottleneck):
     summary: ClassVar[str] = "an adapter layer after each block"
     equation: ClassVar[str] = "z' = norm(x + U phi(D z + a) + b), z = norm(x)"
     paper: ClassVar[str] = "arXiv 2005.00247"
+    found_with: ClassVar[int] = 297_600
 
     def places(self, block: Block) -> list[Site]:
         """See :meth:`Bottleneck.places`."""

@@ -34,6 +34,7 @@ class Prefix(Host):
     paper: ClassVar[str] = "arXiv 2101.00190"
     size: ClassVar[str] = "prefix_length"
     learning_rate: ClassVar[float] = 3e-2
+    found_with: ClassVar[int] = 73_734
     unmergeable: ClassVar[str] = "virtual tokens are no part of any weight"
 
     prefix_length: int = 16

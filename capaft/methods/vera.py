@@ -31,6 +31,7 @@ class Vera(LowRank):
     paper: ClassVar[str] = "arXiv 2310.11454"
     size: ClassVar[str] = "rank"
     learning_rate: ClassVar[float] = 1e-1
+    found_with: ClassVar[int] = 7_680
 
     rank: int = 256
 
