@@ -14,6 +14,7 @@ from pathlib import Path
 
 import datasets
 from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from capaft import hub
@@ -69,8 +70,8 @@ def _with_owner(repository: str, offline: bool) -> str:
         return repository
     if not offline:
         return str(HfApi().dataset_info(repository).id)
-    cached = sorted(Path(datasets.config.HF_DATASETS_CACHE).glob(f"*___{repository}"))
-    return cached[0].name.replace("___", "/") if cached else repository
+    cached = sorted(Path(HF_HUB_CACHE).glob(f"datasets--*--{repository}"))
+    return "/".join(cached[0].name.split("--", 2)[1:]) if cached else repository
 
 
 def _load(name: str, configuration: str | None, revision: str | None, offline: bool) -> datasets.DatasetDict:

@@ -115,7 +115,7 @@ def invoke(directory: Path, hub: str, commands: Iterable[str], offline: bool = F
 TRAIN = "train --epochs 1 --batch-size 8 --k 16 --rank 2 --max-length 32 --json"
 CONFIGURATION = f"{TRAIN} --model somebody/tiny --data glue/sst2 --output one"
 SLICE = f"{TRAIN} --model tiny --data imdb[:50%] --output two"
-SCRIPT = f"{TRAIN} --model tiny --data somebody/reviews/short --output three"
+SCRIPT = f"{TRAIN} --model tiny --data reviews/short --output three"
 REVISION = f"{TRAIN} --model somebody/tiny --revision v2 --data squad --output four"
 SCRIPT_AGAIN = "train --config three/run.yaml --output five --json"
 REPEATED = "train --config one/run.yaml --output again --json"
@@ -178,9 +178,10 @@ def test_what_is_not_there(command: str, online: dict[str, SimpleNamespace]) -> 
 
 
 def test_what_was_fetched_is_there_without_a_network(hub: str, place: Path, online: dict[str, SimpleNamespace]) -> None:
-    there = [f"{command} --overwrite" for command in (CONFIGURATION, SCRIPT)]
+    fetched = (CONFIGURATION, SLICE, SCRIPT)
+    there = [f"{command} --overwrite" for command in fetched]
     found = invoke(place, hub, (*there, "train --data glue/cola"), offline=True)
-    for command, before in zip(there, (CONFIGURATION, SCRIPT), strict=True):
+    for command, before in zip(there, fetched, strict=True):
         assert found[command].code == 0, found[command].err
         assert json.loads(found[command].out)["value"] == json.loads(online[before].out)["value"]
     assert found["train --data glue/cola"].code == 2
