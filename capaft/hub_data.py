@@ -48,10 +48,8 @@ def fetch(spec: str, revision: str | None, hint: str = "") -> dict[str, datasets
     for repository, configuration in ways:
         try:
             full = _with_owner(repository, offline)
-            # `datasets` would read a local directory of that name; the prefix says that the hub is meant.
-            name = f"hf://datasets/{full}" if os.path.isdir(full) else full
             with without_progress_bars(), _cache_only(offline):
-                return dict(_load(name, configuration, revision, offline))
+                return dict(_load(full, configuration, revision, offline))
         except (datasets.exceptions.DatasetNotFoundError, RepositoryNotFoundError, ConnectionError) as error:
             failure = failure or one_line(error)
         except Exception as error:  # the hub, the network and the builders raise whatever they like
@@ -74,8 +72,10 @@ def _with_owner(repository: str, offline: bool) -> str:
     return "/".join(cached[0].name.split("--", 2)[1:]) if cached else repository
 
 
-def _load(name: str, configuration: str | None, revision: str | None, offline: bool) -> datasets.DatasetDict:
+def _load(repository: str, configuration: str | None, revision: str | None, offline: bool) -> datasets.DatasetDict:
     """What a repository holds; of a script, which `datasets` no longer runs, what the hub has made of it."""
+    # `datasets` would read a local directory of that name; the prefix says that the hub is meant.
+    name = f"hf://datasets/{repository}" if os.path.isdir(repository) else repository
     try:
         return datasets.load_dataset(name, configuration, revision=revision)
     except (RuntimeError, ConnectionError) as error:
@@ -83,7 +83,7 @@ def _load(name: str, configuration: str | None, revision: str | None, offline: b
         if revision or not (is_script or offline):
             raise
         try:
-            return _converted(name.removeprefix("hf://datasets/"), configuration, offline)
+            return _converted(repository, configuration, offline)
         except LocalEntryNotFoundError:
             raise error from None
 
@@ -96,6 +96,7 @@ def _converted(repository: str, configuration: str | None, offline: bool) -> dat
     )
     found = sorted({file.parent.parent.name for file in Path(folder).glob(wanted)})
     if len(found) != 1:
+        # As `datasets` says it of a repository with several.
         raise ValueError(f"Config name is missing: {found}" if found else f"there is no configuration {configuration}")
     files: dict[str, list[str]] = {}
     for file in sorted(Path(folder, found[0]).glob("*/*.parquet")):

@@ -7,7 +7,6 @@ import typing
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from capaft import base_model, budget, data, demo, fitted_head, selection
@@ -40,6 +39,7 @@ class Job:
         task: the task, with its labels.
         base: the loaded base model.
         plan: the adapter, decided but not drawn.
+        adapter_numbers: trained numbers of the adapter, without those of the head.
         train: training examples as the model takes them.
         validation: validation examples.
         data: what the user called the data set.
@@ -54,6 +54,7 @@ class Job:
     task: Task
     base: BaseModel
     plan: Plan
+    adapter_numbers: int
     train: Features
     validation: Features
     data: str
@@ -63,11 +64,6 @@ class Job:
     lr: float
     head_lr: float
     baseline: bool
-
-    @cached_property
-    def adapter_numbers(self) -> int:
-        """Trained numbers of the adapter, without those of the head."""
-        return budget.trained_numbers(self.plan)
 
     @property
     def own_numbers(self) -> int:
@@ -155,13 +151,15 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     for name in decided.trained:
         # A step is often smaller than what bfloat16 or float16 can tell apart.
         own[name].data = own[name].data.float()
-    rates = recipe(stack, budget.trained_numbers(decided) or sum(own[name].numel() for name in decided.trained))
+    adapter_numbers = budget.trained_numbers(decided)
+    rates = recipe(stack, adapter_numbers or sum(own[name].numel() for name in decided.trained))
     per_epoch = math.ceil(len(train) / config.batch_size)
     epochs = None if config.max_steps else config.epochs or rates.epochs
     job = Job(
         task=task,
         base=base,
         plan=decided,
+        adapter_numbers=adapter_numbers,
         train=train,
         validation=validation,
         data=config.data or selection.DEMO,

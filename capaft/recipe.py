@@ -17,6 +17,9 @@ from dataclasses import dataclass
 
 from capaft.methods.stack import Stack
 
+# How many the rates were found with, on all-MiniLM-L6-v2: coefficients of query and value, k = 192; and all weights.
+_COEFFICIENTS, _WEIGHTS = 4_608, 22_713_216
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -31,10 +34,6 @@ class Recipe:
     lr: float
     head_lr: float
     epochs: int
-
-
-# Query and value of all-MiniLM-L6-v2, k = 192; and all its weights.
-_COEFFICIENTS, _WEIGHTS = 4_608, 22_713_216
 
 
 def recipe(stack: Stack, numbers: int) -> Recipe:

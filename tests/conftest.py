@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,6 +48,39 @@ def invoke(*arguments: Any, environ: dict[str, str] | None = None) -> SimpleName
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return SimpleNamespace(code=result.exit_code, out=result.stdout, err=result.stderr)
+
+
+_INVOKE = """
+import json, os, sys
+
+import conftest
+
+# conftest keeps tests off the hub; what runs apart is told.
+os.environ["HF_HUB_OFFLINE"] = sys.argv[2]
+print(json.dumps([vars(conftest.invoke(*arguments)) for arguments in json.loads(sys.argv[1])]))
+"""
+
+
+def invoke_apart(
+    commands: Iterable[Sequence[Any]], cwd: Path, environ: dict[str, str] | None = None, *, offline: bool = True
+) -> list[SimpleNamespace]:
+    """Run commands, one after the other in one fresh process: exit code, stdout, stderr of each.
+
+    Args:
+        commands: the arguments of each.
+        cwd: where they run.
+        environ: changes to the environment; what `PYTHONPATH` has goes before capaft and this folder.
+        offline: whether they have to do without the hub.
+    """
+    environ = dict(environ or {})
+    mine = Path(__file__).parent
+    path = os.pathsep.join([*filter(None, [environ.pop("PYTHONPATH", "")]), str(mine.parent), str(mine)])
+    written = json.dumps([[str(each) for each in command] for command in commands])
+    command = [sys.executable, "-c", _INVOKE, written, str(int(offline))]
+    changed = os.environ | environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=changed)
+    assert (done.returncode, done.stderr) == (0, "")
+    return [SimpleNamespace(**each) for each in json.loads(done.stdout)]
 
 
 QUICK = ("--epochs", "2", "--batch-size", "8", "--k", "32", "--rank", "4", "--max-length", "32", "--no-baseline")

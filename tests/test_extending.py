@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import QUICK, invoke, write_reviews
+from conftest import QUICK, invoke, invoke_apart, write_reviews
 from tiny_job import bert
 from transformers import BertForSequenceClassification
 
@@ -53,18 +53,9 @@ def python(code: str, *arguments: str, site: Path, cwd: Path) -> str:
     return done.stdout
 
 
-INVOKE = """
-import json, sys
-from conftest import invoke
-
-print(json.dumps([vars(invoke(*arguments)) for arguments in json.loads(sys.argv[1])]))
-"""
-
-
 def capaft(*commands: Sequence[Any], site: Path, cwd: Path) -> list[SimpleNamespace]:
     """Commands, one after the other in one fresh process: exit code, stdout, stderr."""
-    written = json.dumps([[str(each) for each in command] for command in commands])
-    return [SimpleNamespace(**each) for each in json.loads(python(INVOKE, written, site=site, cwd=cwd))]
+    return invoke_apart(commands, cwd, {"PYTHONPATH": str(site)})
 
 
 @pytest.fixture(scope="module")

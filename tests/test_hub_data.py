@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import BAD, GOOD, THINGS
+from conftest import BAD, GOOD, THINGS, invoke_apart
 from tiny_hub import MAIN, serving
 from tiny_job import bert
 from transformers import BertForQuestionAnswering, BertModel
 
-ROOT = Path(__file__).parent.parent
 SENTENCES = [(f"A {word} {thing}.", int(word in GOOD)) for thing in THINGS for word in GOOD + BAD]
 CONFIGURATIONS = """---
 configs:
@@ -43,14 +39,6 @@ dataset_info:
   - {name: label, dtype: {class_label: {names: {'0': negative, '1': positive}}}}
   - {name: idx, dtype: int32}
 ---
-"""
-INVOKE = """
-import json, os, sys
-from conftest import invoke
-
-# Tests stay off the hub; these do not.
-os.environ["HF_HUB_OFFLINE"] = sys.argv[2]
-print(json.dumps([vars(invoke(*arguments)) for arguments in json.loads(sys.argv[1])]))
 """
 
 
@@ -103,13 +91,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def invoke(directory: Path, hub: str, commands: Iterable[str], offline: bool = False) -> dict[str, SimpleNamespace]:
     """What becomes of commands, one after the other in one fresh process."""
-    path = os.pathsep.join(map(str, (ROOT, Path(__file__).parent)))
-    changes = {"PYTHONPATH": path, "HF_ENDPOINT": hub, "HF_HOME": str(directory / "cache"), "HF_HUB_DISABLE_XET": "1"}
-    written = json.dumps([each.split() for each in commands])
-    command = [sys.executable, "-c", INVOKE, written, str(int(offline))]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, env=os.environ | changes)
-    assert done.returncode == 0, done.stderr
-    return {name: SimpleNamespace(**each) for name, each in zip(commands, json.loads(done.stdout), strict=True)}
+    changes = {"HF_ENDPOINT": hub, "HF_HOME": str(directory / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    done = invoke_apart([each.split() for each in commands], directory, changes, offline=offline)
+    return dict(zip(commands, done, strict=True))
 
 
 TRAIN = "train --epochs 1 --batch-size 8 --k 16 --rank 2 --max-length 32 --json"
