@@ -12,7 +12,8 @@ with its own sampler that puts texts of similar length together, as capaft does 
 Start-up is the time from the start of the process to the end of the first optimiser step, against a bare script that
 imports the same libraries, loads the same model and data, and does one step. The bare script's head starts at random,
 as capaft's does under `--head-init seeded`. By default training begins with the head alone, on the frozen base: what is
-reported of that is the time to the end of the head's first batch, and to the end of the adapter's first step.
+reported of that is the time to the end of the head's first batch, and to the end of the adapter's first step: when the
+head is fitted, and when an earlier run on the same data has kept it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pathlib import Path
 
 RANK, BATCH, LENGTH, RATE = 8, 32, 128, 2e-3
 SPEEDS = ("capaft", "trainer", "trainer-grouped")
-STARTS = ("seeded", "fitted", "fitted, first batch of the head")
+STARTS = ("seeded", "fitted", "fitted, kept by an earlier run", "fitted, first batch of the head")
 
 
 def capaft_arguments(steps: int, output: str, head: str = "seeded") -> list[str]:
@@ -106,15 +107,16 @@ def load() -> tuple:
 
 def start_of_capaft(start: str) -> None:
     """Up to the end of the first step, or of the head's first batch; then out."""
-    head, _, first = start.partition(", ")
-    if first:
+    head, _, how = start.partition(", ")
+    cache = "--head-cache" if how.startswith("kept") else "--no-head-cache"
+    if how.startswith("first batch"):
         leave_after_the_first_forward()
     else:
         leave_after_the_first_step()
     from capaft.cli import app
 
     with tempfile.TemporaryDirectory() as directory:
-        app(capaft_arguments(2, f"{directory}/run", head))
+        app([*capaft_arguments(2, f"{directory}/run", head), cache])
 
 
 def start_of_bare_script() -> None:
@@ -178,6 +180,9 @@ def main() -> None:
     if options.child:
         print(roles[options.child]())
         return
+    cache = tempfile.TemporaryDirectory()
+    os.environ["HF_ASSETS_CACHE"] = cache.name
+    child("start capaft, fitted, kept by an earlier run", options.steps)  # The earlier run.
     rounds = []
     for number in range(options.rounds):
         rounds.append({role: child(role, options.steps) for role in roles})

@@ -274,6 +274,9 @@ class TrainConfig(Settings):
     base_dtype: BaseDtype = _machine(  # noqa: RUF009
         "float32", "What the frozen weights are held in; 8bit and 4bit need the package bitsandbytes."
     )
+    head_cache: bool = _machine(
+        True, "Take a new head's start from the Hugging Face cache if an earlier run fitted the same, or keep it there."
+    )
     gradient_checkpointing: bool = _machine(
         False, "Compute activations again in the backward instead of keeping them: slower, much less memory."
     )

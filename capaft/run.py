@@ -15,12 +15,13 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from capaft import card, checkpoint, fitted_head, job, optimiser, run_directory, sharding, strict_json
+from capaft import card, checkpoint, fitted_head, head_cache, job, optimiser, run_directory, sharding, strict_json
 from capaft.attach import attach_plan
 from capaft.config import TrainConfig
 from capaft.errors import UsageError
 from capaft.files import write_atomically
 from capaft.fingerprint import samples_of
+from capaft.head_cache import Start
 from capaft.interrupt import memory_guard
 from capaft.job import Job
 from capaft.machine import accelerator_for, move
@@ -35,7 +36,7 @@ from capaft.train import train
 # What says where and how a run goes on, not what it is.
 _NOT_REPEATED: dict[str, Any] = {"output": None, "overwrite": False, "resume": False, "processes": 1, "show": 0}
 # What a run may go on with otherwise than it began: how it fits the machine, and who is told of it.
-_FREE = ("micro_batch_size", "eval_batch_size", "gradient_checkpointing", "checkpoint_seconds", "tracker")
+_FREE = ("micro_batch_size", "eval_batch_size", "gradient_checkpointing", "checkpoint_seconds", "tracker", "head_cache")
 
 # The first line of a run's settings.
 _MADE_BY = "# capaft "
@@ -229,22 +230,44 @@ def start_head(decided: Job, config: TrainConfig, console: Console, processes: P
     if processes.is_first:
         count = min(len(decided.train), fitted_head.EXAMPLES)
         aim = "start and baseline" if starts and decided.baseline else "start" if starts else "baseline"
-        line = f"head   fitted on {count} examples' features of the frozen base, as {aim}"
+        key = _key_of_head(decided, config)
+        found = head_cache.find(key) if key else None
+        kept = ", by an earlier run (--no-head-cache fits it anew)" if found else ""
+        line = f"head   fitted on {count} examples' features of the frozen base, as {aim}{kept}"
         console.print(line, highlight=False, soft_wrap=True)
         started = time.perf_counter()
-        found = fitted_head.fit(decided.task, decided.base, decided.train, config.eval_batch_size, config.seed)
-        if found and decided.baseline:
-            before = found[0].score(decided.task, decided.base, decided.validation, config.eval_batch_size)
+        if not found and (found := _fitted(decided, config)) and key:
+            head_cache.keep(key, found)
+        before = found.baseline if found else None
+        if before is not None:
+            seconds = "" if kept else f" ({time.perf_counter() - started:.0f} s)"
             console.print(
-                f"before {decided.task.metric} {before:.4f} with a head fitted on the frozen base "
-                f"({time.perf_counter() - started:.0f} s)",
+                f"before {decided.task.metric} {before:.4f} with a head fitted on the frozen base{seconds}",
                 highlight=False,
             )
         if found and starts:
-            found[1].install(decided.base)
+            found.head.install(decided.base)
     own = decided.base.named_parameters()
     numbers = processes.from_first([own[name].detach().cpu() for name in decided.base.head])
     with torch.no_grad():
         for name, values in zip(decided.base.head, numbers, strict=True):
             own[name].copy_(values)
     return processes.from_first(before)
+
+
+def _fitted(decided: Job, config: TrainConfig) -> Start | None:
+    """The head that training starts from, and the baseline if it is wanted; None if the model's head cannot be read."""
+    task, base, batch_size = decided.task, decided.base, config.eval_batch_size
+    if (heads := fitted_head.fit(task, base, decided.train, batch_size, config.seed)) is None:
+        return None
+    best, careful = heads
+    return Start(careful, best.score(task, base, decided.validation, batch_size) if decided.baseline else None)
+
+
+def _key_of_head(decided: Job, config: TrainConfig) -> str | None:
+    """What the same start would be found by in the cache, if it may be looked for there."""
+    if not config.head_cache or config.trust_remote_code:
+        return None
+    examples = [decided.train, decided.validation] if decided.baseline else [decided.train]
+    settings = {name: getattr(config, name) for name in ("seed", "eval_batch_size", "precision")}
+    return head_cache.key(decided.task, decided.base, examples, settings)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,9 @@ from typer.testing import CliRunner
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# What runs keep for one another stays within one test process.
+_ASSETS = tempfile.TemporaryDirectory()
+os.environ["HF_ASSETS_CACHE"] = _ASSETS.name
 
 GOOD = ("superb", "delightful", "moving", "brilliant", "wonderful", "charming", "splendid", "gripping")
 BAD = ("dreadful", "boring", "clumsy", "lifeless", "awful", "tedious", "hollow", "painful")
