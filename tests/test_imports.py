@@ -28,8 +28,8 @@ FLOORS = (
     "tasks.answers tasks.windows tasks.media_classification tasks.generation tasks.text_classification "
     "tasks.token_classification tasks.multiple_choice tasks.question_answering tasks.causal_lm tasks.seq2seq "
     "tasks.masked_lm tasks.image_classification tasks.audio_classification tasks tasks.recognise",
-    "batches evaluate fitted_head head_cache recipe run_directory checkpoint journal loss_plot machine optimiser memory "
-    "selection job made_from train card run saved merged scoring dry_run rank_report method_table "
+    "batches evaluate fitted_head head_cache recipe run_directory checkpoint journal loss_plot machine optimiser "
+    "memory selection job made_from train card run saved merged scoring dry_run rank_report method_table "
     "summary",
     "cli __main__",
 )
