@@ -35,8 +35,8 @@ import torch
 from torch import Tensor, nn
 
 import capaft
-from capaft.errors import UsageError
 from capaft.sites import backbone, canonical
+from capaft.support.errors import UsageError
 from capaft.targets import Targets
 from capaft.weight_sites import find
 

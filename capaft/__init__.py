@@ -17,14 +17,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from capaft.adapter import adapters as adapters
-    from capaft.adapter_file import load as load
-    from capaft.adapter_file import save as save
-    from capaft.attach import attach as attach
-    from capaft.attach import detach as detach
-    from capaft.attach import disabled as disabled
-    from capaft.attach import switch as switch
-    from capaft.merge import merge as merge
+    from capaft.adapter import adapters
+    from capaft.adapter_file import load, save
+    from capaft.attach import attach, detach, disabled, switch
+    from capaft.merge import merge
 
 __version__ = "0.1.0"
 

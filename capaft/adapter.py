@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capaft.errors import UsageError
 from capaft.factor import Expansion, Seeded
 from capaft.plan import CHILD_PREFIX, Plan, base_parameters, own_name
 from capaft.rng import Streams
 from capaft.sites import Site, is_quantised
+from capaft.support.errors import UsageError
 
 Factors = tuple[Tensor, ...]
 

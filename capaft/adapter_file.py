@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from capaft import rng
 from capaft.adapter import Adapter
 from capaft.attach import attach_plan, detach, get
-from capaft.errors import AdapterFileError, TrainingError, UsageError
-from capaft.files import write_atomically
 from capaft.fingerprint import (
     Samples,
     base_samples,
@@ -35,6 +33,8 @@ from capaft.header import FORMAT, canonical_json, header_digest, open_safetensor
 from capaft.methods.stack import parse
 from capaft.plan import Plan, plan
 from capaft.storage import SAVE_DTYPES, SCALE, SaveDtype, decode, encode, layout
+from capaft.support.errors import AdapterFileError, TrainingError, UsageError
+from capaft.support.files import write_atomically
 from capaft.targets import Targets
 
 HEAD = "head:"

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from capaft.adapter import Adapter, adapters
-from capaft.errors import UsageError
 from capaft.layers import has_own_backward
 from capaft.methods.stack import Stack, parse
 from capaft.plan import CHILD_PREFIX, Plan, base_parameters, own_name, plan
 from capaft.site_adapter import AttentionAdapter, SiteAdapter
 from capaft.sites import Site, input_embeddings
+from capaft.support.errors import UsageError
 from capaft.targets import Targets
 
 # What of the options is not the stack's, but says where it goes.

@@ -21,7 +21,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.pytorch_utils import Conv1D
 
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
 

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from capaft import demo, hub, rng
+from capaft import demo, rng
 from capaft.adapter_file import Base
-from capaft.errors import UsageError, printable
 from capaft.sites import backbone, canonical
+from capaft.support import hub
+from capaft.support.errors import UsageError, printable
 
 GGUF = ".gguf"
 BASE_DTYPES = ("float32", "bfloat16", "float16", "8bit", "4bit")

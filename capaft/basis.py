@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from capaft import rng
-from capaft.errors import UsageError
 from capaft.rng import Streams
+from capaft.support.errors import UsageError
 
 
 class Basis(nn.Module, ABC):

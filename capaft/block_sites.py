@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from capaft.errors import UsageError
 from capaft.fused import output_projection
 from capaft.layers import is_router, kind_of, packs_experts, widths
 from capaft.sites import Site, canonical, in_head, renamed
+from capaft.support.errors import UsageError
 from capaft.targets import Targets, in_attention, select
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from capaft.errors import UsageError
 from capaft.head import Head
 from capaft.methods.stack import Stack
 from capaft.plan import Plan, hidden_limit, plan
 from capaft.rng import Streams
+from capaft.support.errors import UsageError
 
 
 def trained_numbers(decided: Plan) -> int:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from capaft.best import Best
-from capaft.errors import TrainingError, UsageError
-from capaft.files import flush_directory, write_atomically
+from capaft.support.errors import TrainingError, UsageError
+from capaft.support.files import flush_directory, write_atomically
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 from typer.core import TyperGroup
 
-from capaft import __version__, presets, run_directory, strict_json, summary
+from capaft import __version__, presets, run_directory, summary
 from capaft.config import BaseDtype, TrainConfig
-from capaft.errors import CapaftError, TrainingError, UsageError, printable
-from capaft.files import check_writable
 from capaft.settings import dump, resolve, signature
+from capaft.support import strict_json
+from capaft.support.errors import CapaftError, TrainingError, UsageError, printable
+from capaft.support.files import check_writable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -229,7 +230,7 @@ def inspect_rank(
         check_writable("--plot", plot)
         _quiet_libraries(console)
         from capaft import rank, rank_report
-        from capaft.files import write_atomically
+        from capaft.support.files import write_atomically
 
         saved = _opened(run, model, rename, allow_base_mismatch, base_dtype)
         reports = rank.inspect(saved.model)

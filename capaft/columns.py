@@ -18,8 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from capaft.errors import UsageError
-from capaft.settings import did_you_mean
+from capaft.support.errors import UsageError, did_you_mean
 
 Kind = Literal["text", "class", "integer", "bool", "float", "list", "other"]
 """What one cell of a column holds."""

@@ -20,9 +20,9 @@ import numpy as np
 
 from capaft import hub_data, idx, rng, slices
 from capaft.directory import read_directory, read_table
-from capaft.errors import UsageError
-from capaft.readers import SUFFIXES, one_line
+from capaft.readers import SUFFIXES
 from capaft.split_names import BY_RULE, TRAIN, VALIDATION, Wanted
+from capaft.support.errors import UsageError, one_line
 
 Say = Callable[[str], None]
 

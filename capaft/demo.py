@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

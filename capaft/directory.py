@@ -12,9 +12,9 @@ import datasets
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from capaft import idx, media_folder, media_table
-from capaft.errors import UsageError
-from capaft.readers import SUFFIXES, TEXT, one_line, read
+from capaft.readers import SUFFIXES, TEXT, read
 from capaft.split_names import TRAIN, Wanted, role
+from capaft.support.errors import UsageError, one_line
 
 # How Hugging Face calls the table beside images or recordings that says what they show.
 _METADATA = "metadata"

@@ -15,11 +15,11 @@ from accelerate.utils import align_module_device
 from torch import nn
 
 from capaft import rng
-from capaft.errors import UsageError
 from capaft.factor import words_used
 from capaft.plan import Plan, own_name
 from capaft.rng import Streams
 from capaft.sites import Site, is_quantised
+from capaft.support.errors import UsageError
 from capaft.targets import Targets
 from capaft.weight_sites import find
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from capaft import batches, rng
 from capaft.base_model import BaseModel
-from capaft.errors import UsageError
 from capaft.sites import backbone
+from capaft.support.errors import UsageError
 from capaft.tasks.task import Batch, Features, Task
 
 # More examples hardly move a linear head, and would be slow to fit.

@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from capaft.errors import UsageError
 from capaft.factor import Coefficients, Factor
 from capaft.methods.host import Host
 from capaft.sites import Site, is_quantised, stored
+from capaft.support.errors import UsageError
 
 MODES = ("full", "nola", "frozen")
 DEFAULT_K = 1024

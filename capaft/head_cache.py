@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 
 import capaft
 from capaft.base_model import BaseModel
-from capaft.errors import TrainingError
-from capaft.files import write_atomically
 from capaft.fitted_head import FittedHead
+from capaft.support.errors import TrainingError
+from capaft.support.files import write_atomically
 from capaft.tasks.task import Features, Task
 
 # Of some kilobytes each; the oldest go first.

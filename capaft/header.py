@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from capaft import rng
-from capaft.errors import AdapterFileError, UsageError
 from capaft.methods.stack import options_of, parse
 from capaft.storage import DTYPE_BYTES, SAVE_DTYPES
+from capaft.support.errors import AdapterFileError, UsageError
 
 FORMAT = 1
 MAX_HEADER_BYTES = 16 * 2**20

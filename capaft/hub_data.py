@@ -17,10 +17,9 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
-from capaft import hub
 from capaft.directory import without_progress_bars
-from capaft.errors import UsageError
-from capaft.readers import one_line
+from capaft.support import hub
+from capaft.support.errors import UsageError, one_line
 
 # The branch of a repository in which the hub keeps its data as Parquet files.
 _CONVERTED = "refs/convert/parquet"

@@ -19,9 +19,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from capaft.errors import UsageError
-from capaft.readers import one_line
 from capaft.split_names import TRAIN, Wanted, role
+from capaft.support.errors import UsageError, one_line
 
 Bytes = NDArray[np.uint8]
 

@@ -10,7 +10,7 @@ from types import FrameType
 
 import torch
 
-from capaft.errors import TrainingError
+from capaft.support.errors import TrainingError
 
 # Ctrl-C, and what a queue sends before it takes the machine away.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

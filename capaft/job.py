@@ -15,13 +15,12 @@ from capaft.attach import check_dropout
 from capaft.base_model import BaseModel
 from capaft.columns import Columns
 from capaft.config import TASK_OPTIONS, TrainConfig
-from capaft.errors import UsageError
 from capaft.methods import HOSTS
 from capaft.methods.stack import canonical, known_options, options_of, parse
 from capaft.plan import Plan, plan
 from capaft.recipe import recipe
-from capaft.settings import did_you_mean
 from capaft.settings import parse as parse_setting
+from capaft.support.errors import UsageError, did_you_mean
 from capaft.targets import Targets
 from capaft.tasks import task_class
 from capaft.tasks.recognise import check_model, recognise

@@ -18,9 +18,9 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
-from capaft import strict_json
-from capaft.errors import TrainingError
-from capaft.files import write_atomically
+from capaft.support import strict_json
+from capaft.support.errors import TrainingError
+from capaft.support.files import write_atomically
 
 
 class Journal:

@@ -12,7 +12,7 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from torch import nn
 
 from capaft.config import TrainConfig
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 
 def accelerator_for(config: TrainConfig) -> Accelerator:

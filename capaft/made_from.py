@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from capaft.errors import UsageError
 from capaft.fingerprint import samples_of
 from capaft.job import Job
+from capaft.support.errors import UsageError
 from capaft.tasks.task import Features
 
 

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from capaft import wav
-from capaft.errors import UsageError, printable
-from capaft.readers import one_line
+from capaft.support.errors import UsageError, one_line, printable
 
 _MOST_CHANNELS = 4
 # Integers that a recording may come in, with the value that stands for 1. Wider ones are no samples.

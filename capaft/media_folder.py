@@ -14,8 +14,8 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 
-from capaft.errors import UsageError
 from capaft.split_names import TRAIN, Wanted, role
+from capaft.support.errors import UsageError
 
 SUFFIXES = {
     "image": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tiff", ".tif"),

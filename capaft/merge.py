@@ -10,8 +10,8 @@ from torch import nn
 
 from capaft.adapter import Adapter, adapters
 from capaft.attach import detach, get
-from capaft.errors import UsageError
 from capaft.sites import is_quantised
+from capaft.support.errors import UsageError
 
 
 def merge(model: nn.Module, name: str = "default") -> int:

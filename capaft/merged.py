@@ -6,10 +6,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from capaft.errors import TrainingError, UsageError
-from capaft.files import write_atomically
 from capaft.merge import merge
 from capaft.saved import Saved
+from capaft.support.errors import TrainingError, UsageError
+from capaft.support.files import write_atomically
 
 
 def write(saved: Saved, output: str, *, overwrite: bool = False) -> int:

@@ -12,9 +12,8 @@ import torch
 import transformers
 from torch import nn
 
-from capaft import base_model, hub
+from capaft import base_model
 from capaft.config import TrainConfig
-from capaft.errors import UsageError, printable
 from capaft.methods import HOSTS
 from capaft.methods.host import Host
 from capaft.methods.stack import (
@@ -28,6 +27,8 @@ from capaft.methods.stack import (
 )
 from capaft.plan import base_parameters, plan
 from capaft.sites import canonical
+from capaft.support import hub
+from capaft.support.errors import UsageError, printable
 
 WIDTH = 100
 INDENT = 11

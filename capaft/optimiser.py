@@ -11,8 +11,8 @@ from torch import nn
 
 from capaft.adapter import Adapter
 from capaft.config import TrainConfig
-from capaft.errors import UsageError
 from capaft.head import ROLE
+from capaft.support.errors import UsageError
 
 MOMENTUM = 0.9
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from capaft.errors import UsageError
 from capaft.factor import Coefficients, Factor, numbers_bounds
 from capaft.head import DEFAULT_K, MODES, ROLE, Head
 from capaft.methods.host import Host, whole
 from capaft.methods.stack import Stack
 from capaft.rng import MAX_SEED
 from capaft.sites import Site, canonical, renamed
+from capaft.support.errors import UsageError
 from capaft.targets import Targets, matcher
 
 # An adapter stands in its model, and beside its modules, as a child of this name.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from capaft.errors import UsageError
-from capaft.settings import did_you_mean
+from capaft.support.errors import UsageError, did_you_mean
 
 DIRECTORY = Path(__file__).parent / "presets"
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from capaft.errors import PeerError, TrainingError
+from capaft.support.errors import PeerError, TrainingError
 
 # How the libraries underneath say that another process does not answer.
 _LOST = ("gloo", "NCCL", "Connection", "Broken pipe")

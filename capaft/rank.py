@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from capaft.attach import get
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 
 @dataclass(frozen=True)

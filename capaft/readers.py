@@ -20,11 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from capaft import squad_file
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError, one_line
 
 TEXT = ".txt"
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".feather", TEXT)
-
 # Narrower than what int() and float() take: "007", "+1", "nan" and what is too long for 64 bits stay text.
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]+)?([eE][+-]?[0-9]{1,2})?")
@@ -69,12 +68,6 @@ def read(path: Path, text_columns: Collection[str] = ()) -> datasets.Dataset:
     # pyarrow raises all of these, and `datasets` a KeyError for odd metadata in a Parquet or Arrow file.
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
         raise UsageError(f"{path}: cannot read this file ({one_line(error)})") from error
-
-
-def one_line(error: BaseException) -> str:
-    """A foreign library's message, on one line and not endless."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _lines(path: Path) -> Iterator[str]:

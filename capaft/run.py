@@ -15,11 +15,9 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from capaft import card, checkpoint, fitted_head, head_cache, job, optimiser, run_directory, sharding, strict_json
+from capaft import card, checkpoint, fitted_head, head_cache, job, optimiser, run_directory, sharding
 from capaft.attach import attach_plan
 from capaft.config import TrainConfig
-from capaft.errors import UsageError
-from capaft.files import write_atomically
 from capaft.fingerprint import samples_of
 from capaft.head_cache import Start
 from capaft.interrupt import memory_guard
@@ -31,6 +29,9 @@ from capaft.methods.stack import canonical
 from capaft.processes import Processes
 from capaft.run_directory import RunDirectory
 from capaft.settings import dump, parse, resolve
+from capaft.support import strict_json
+from capaft.support.errors import UsageError
+from capaft.support.files import write_atomically
 from capaft.train import train
 
 # What says where and how a run goes on, not what it is.

@@ -9,8 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from capaft.errors import UsageError
-from capaft.settings import did_you_mean
+from capaft.support.errors import UsageError, did_you_mean
 
 ADAPTER = "adapter.safetensors"
 LAST = "last.safetensors"

@@ -12,9 +12,9 @@ from capaft import adapter_file, run_directory
 from capaft.adapter_file import HEAD, AdapterFile
 from capaft.base_model import BaseModel
 from capaft.config import TrainConfig
-from capaft.errors import AdapterFileError, UsageError
 from capaft.run_directory import RunDirectory
 from capaft.settings import check_range, resolve
+from capaft.support.errors import AdapterFileError, UsageError
 from capaft.tasks import TASKS, task_class
 from capaft.tasks.task import Task
 

@@ -10,18 +10,19 @@ from typing import Any
 
 import torch
 
-from capaft import data, selection, strict_json
+from capaft import data, selection
 from capaft.config import TrainConfig
-from capaft.errors import UsageError
 from capaft.evaluate import evaluate
-from capaft.files import write_atomically
 from capaft.interrupt import memory_guard
 from capaft.machine import accelerator_for, move
 from capaft.processes import Processes
 from capaft.saved import Saved
 from capaft.selection import Selection
-from capaft.settings import check_range, did_you_mean, parse
+from capaft.settings import check_range, parse
 from capaft.split_names import Wanted
+from capaft.support import strict_json
+from capaft.support.errors import UsageError, did_you_mean
+from capaft.support.files import write_atomically
 from capaft.tasks import text_scores
 from capaft.tasks.generation import Generation
 from capaft.tasks.task import Task

@@ -17,8 +17,8 @@ from capaft import data, demo
 from capaft.columns import Columns, numbered
 from capaft.config import TrainConfig
 from capaft.data import Say, Splits
-from capaft.errors import UsageError
 from capaft.split_names import VALIDATION, Wanted
+from capaft.support.errors import UsageError
 from capaft.tasks.generation import Generation
 from capaft.tasks.task import Task
 

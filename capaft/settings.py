@@ -9,7 +9,6 @@ and `no` for False.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import math
 import re
@@ -20,14 +19,12 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin
 
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError, did_you_mean
 
 Count = Annotated[int, "count"]
 """A whole number that may be written 1_000, 50k or 1.5M."""
-
 Text = Annotated[str, "text"]
 """A text that may be blank, or empty: what stands between two others, for one."""
-
 Check = tuple[str, Callable[[Any], bool]]
 """The range of a setting: words that complete the sentence "must be ...", and whether a value is in it."""
 
@@ -141,12 +138,6 @@ def check_range(cls: type[Settings], name: str, value: Any, text: str | Sequence
     words, holds = checks.get(name) or ("", bool)
     if words and value is not None and not holds(value):
         raise ValueError(f"must be {words}, got {text.strip() if isinstance(text, str) else ','.join(text)}")
-
-
-def did_you_mean(word: str, known: Collection[str], otherwise: str = "", start: str = "") -> str:
-    """End a message with the known word closest to a wrong one, after `start`; else with `otherwise`."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {start}{close[0]}?" if close else otherwise
 
 
 class _Given(NamedTuple):

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 _FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
 

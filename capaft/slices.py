@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 _SUFFIX = re.compile(r"(?P<source>.+?)\[(?P<bounds>[^\[\]/]*)\]?", re.DOTALL)
 _BOUND = re.compile(r"(-?[0-9]{1,18}|-?[0-9]{1,3}(\.[0-9]{1,15})?%)?")

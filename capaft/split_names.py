@@ -6,8 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from capaft.errors import UsageError
-from capaft.settings import did_you_mean
+from capaft.support.errors import UsageError, did_you_mean
 
 TRAIN = "train"
 VALIDATION = "validation"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 
 def is_squad(document: Any) -> bool:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import regex
 
-from capaft.errors import UsageError
 from capaft.sites import Site
+from capaft.support.errors import UsageError
 
 PRESETS = ("qv", "kv", "all-linear", "attention", "mlp", "conv", "embeddings", "experts")
 

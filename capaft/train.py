@@ -13,14 +13,12 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor, nn
 
-from capaft import adapter_file, batches, checkpoint, optimiser, rng, schedule, strict_json
+from capaft import adapter_file, batches, checkpoint, optimiser, rng, schedule
 from capaft.adapter import Adapter
 from capaft.best import Best
 from capaft.checkpoint import Checkpoint, Progress
 from capaft.config import TrainConfig
-from capaft.errors import Interrupted
 from capaft.evaluate import Evaluation, evaluate, on_device
-from capaft.files import write_atomically
 from capaft.fingerprint import Samples
 from capaft.interrupt import interruptible, memory_guard
 from capaft.job import Job
@@ -29,6 +27,9 @@ from capaft.loss_plot import draw
 from capaft.machine import accelerator_for, move
 from capaft.processes import Processes
 from capaft.run_directory import RunDirectory
+from capaft.support import strict_json
+from capaft.support.errors import Interrupted
+from capaft.support.files import write_atomically
 from capaft.tasks.task import Batch
 
 # Losses are fetched from the device this many steps at a time, so that it never waits for the host.

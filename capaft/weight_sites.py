@@ -10,7 +10,6 @@ from itertools import pairwise
 
 from torch import nn
 
-from capaft.errors import UsageError
 from capaft.fused import parts
 from capaft.layers import (
     is_plain,
@@ -23,6 +22,7 @@ from capaft.layers import (
     widths,
 )
 from capaft.sites import Kind, Site, canonical, in_head, is_quantised, renamed
+from capaft.support.errors import UsageError
 from capaft.targets import PRESETS, Targets, matcher
 
 # The kind of layer that a preset takes; names and regular expressions take any.

@@ -31,11 +31,12 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 import capaft
-from capaft import files, rng
+from capaft import rng
 from capaft.adapter_file import FORMAT, AdapterFile, Base, Task, load, read, restore, save
 from capaft.attach import Adapter
-from capaft.errors import AdapterFileError, TrainingError, UsageError
 from capaft.storage import SAVE_DTYPES, SaveDtype, decode, encode
+from capaft.support import files
+from capaft.support.errors import AdapterFileError, TrainingError, UsageError
 
 HEAD = ("classifier.weight", "classifier.bias")
 OPTIONS = {"problem": "single", "stride": 128, "threshold": 0.5, "packing": True, "prefix": None}

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 import capaft
 from capaft.attach import Adapter, get
-from capaft.errors import UsageError
 from capaft.methods.stack import parse
 from capaft.plan import plan
+from capaft.support.errors import UsageError
 
 METHODS = ("lora", "lora+nola+capaboost")
 

@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from capaft.attention import attention_modules, route, with_virtual_tokens
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 TOKENS = 3
 PADDED = torch.tensor([[1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0, 0]])

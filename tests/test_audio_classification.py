@@ -12,7 +12,7 @@ from tiny_media import RATE, ast, hubert, tone, wav2vec2, whisper
 
 from capaft.base_model import BaseModel
 from capaft.columns import Columns
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 from capaft.tasks.audio_classification import AudioClassification, prepared
 
 COLUMNS = Columns("audio", None, "label")

@@ -176,7 +176,7 @@ def test_other_weights_of_the_same_architecture(run: Path, tmp_path: Path) -> No
 
 
 def test_a_full_disk_keeps_what_was_there(reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from capaft import files
+    from capaft.support import files
 
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from capaft import base_model, demo, hub, rng
-from capaft.errors import UsageError
+from capaft import base_model, demo, rng
+from capaft.support import hub
+from capaft.support.errors import UsageError
 
 
 @pytest.fixture

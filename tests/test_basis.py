@@ -15,8 +15,8 @@ from torch import Tensor
 
 from capaft import rng
 from capaft.basis import BASES, Basis, Hadamard, Uniform
-from capaft.errors import UsageError
 from capaft.rng import Streams
+from capaft.support.errors import UsageError
 
 SITES = "abc"
 EVERY = pytest.mark.parametrize("kind", BASES)

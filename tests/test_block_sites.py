@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import capaft
 from capaft.block_sites import blocks
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": 2}
 EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1, **GROUPED}

@@ -13,9 +13,9 @@ import tiny
 
 import capaft
 from capaft.budget import fit, trained_numbers
-from capaft.errors import UsageError
 from capaft.methods.stack import Stack, parse
 from capaft.plan import plan
+from capaft.support.errors import UsageError
 
 COPIES: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from capaft.columns import Columns
 from capaft.config import TrainConfig
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 from capaft.tasks.causal_lm import CausalLM
 from capaft.tasks.token_loss import IGNORED
 

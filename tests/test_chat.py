@@ -8,7 +8,7 @@ import pytest
 from tiny_text import BREAKS, MARKED_TEMPLATE, PLAIN_TEMPLATE, SPECIALS, THINKING_TEMPLATE, ids, table, tokenizer
 
 from capaft.columns import Columns
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 from capaft.tasks import chat
 from capaft.tasks.example import Example
 from capaft.tasks.text_pairs import Pair

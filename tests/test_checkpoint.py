@@ -16,10 +16,11 @@ import torch
 from tiny_job import fork, killing_at, wait
 from torch import nn
 
-from capaft import checkpoint, files, optimiser
+from capaft import checkpoint, optimiser
 from capaft.best import Best
 from capaft.checkpoint import Progress
-from capaft.errors import TrainingError, UsageError
+from capaft.support import files
+from capaft.support.errors import TrainingError, UsageError
 
 EIGHT_BIT = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 OPTIMISERS = ("adamw", "adafactor", "sgd", pytest.param("adamw-8bit", marks=EIGHT_BIT))

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from tiny_job import bert, config
 from transformers import BertForSequenceClassification
 
-from capaft import cli, job, strict_json, summary
+from capaft import cli, job, summary
 from capaft.methods import HOSTS
+from capaft.support import strict_json
 
 TRAIN_KEYS = {
     "output",

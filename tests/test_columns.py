@@ -8,7 +8,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Image, List, Value
 
 from capaft.columns import Columns, filled, find, is_id, is_text, kind, place, plain, texts
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 NAMES = (("label", "labels"), ("class",))
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capaft.config import TrainConfig
-from capaft.errors import UsageError
 from capaft.settings import dump, resolve
+from capaft.support.errors import UsageError
 
 PANELS = ["Model and data", "Task", "Method", "Optimisation", "Evaluation", "Machine", "Output"]
 

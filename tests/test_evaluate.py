@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from transformers import BertForSequenceClassification
 
 from capaft import job
-from capaft.errors import TrainingError
 from capaft.evaluate import Evaluation, evaluate
 from capaft.processes import Processes
+from capaft.support.errors import TrainingError
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tiny_job import fork, killing_at, wait
 
-from capaft import files
-from capaft.errors import TrainingError
+from capaft.support import files
+from capaft.support.errors import TrainingError
 
 
 def test_it_replaces_the_whole_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:

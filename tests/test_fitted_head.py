@@ -19,8 +19,8 @@ from transformers import RobertaForSequenceClassification as Roberta
 from capaft import demo, fitted_head
 from capaft.adapter_file import Base
 from capaft.base_model import BaseModel
-from capaft.errors import UsageError
 from capaft.fitted_head import FittedHead
+from capaft.support.errors import UsageError
 from capaft.tasks.task import Batch, Features
 from capaft.tasks.text_classification import TextClassification
 

@@ -26,7 +26,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import capaft
 from capaft import adapter_file, base_model
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 gguf = pytest.importorskip("gguf")
 

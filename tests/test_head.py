@@ -29,10 +29,10 @@ from capaft.adapter_file import Base, describe, read, restore
 from capaft.attach import Adapter, get
 from capaft.base_model import initialise
 from capaft.budget import fit, trained_numbers
-from capaft.errors import AdapterFileError, UsageError
 from capaft.methods.stack import parse
 from capaft.plan import Plan, plan
 from capaft.storage import SAVE_DTYPES
+from capaft.support.errors import AdapterFileError, UsageError
 
 SEED = 5
 STACKS: dict[str, dict[str, Any]] = {

@@ -17,8 +17,8 @@ from PIL import Image
 from tiny_data import load, load_evaluation
 
 from capaft import idx
-from capaft.errors import UsageError
 from capaft.media import open_image
+from capaft.support.errors import UsageError
 
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 

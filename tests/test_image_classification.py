@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor
 
 from capaft.base_model import BaseModel
 from capaft.columns import Columns
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 from capaft.tasks.image_classification import ImageClassification, _channels, augmented, converted
 
 COLUMNS = Columns("image", None, "label")

@@ -9,8 +9,8 @@ import threading
 import pytest
 import torch
 
-from capaft.errors import PeerError, TrainingError
 from capaft.interrupt import interruptible, memory_guard
+from capaft.support.errors import PeerError, TrainingError
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

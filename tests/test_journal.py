@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from capaft import journal
-from capaft.errors import TrainingError
 from capaft.journal import Journal
+from capaft.support.errors import TrainingError
 
 PACE = {"examples_per_second", "seconds_left", "peak_memory_bytes"}
 

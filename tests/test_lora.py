@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 import capaft
 from capaft.attach import Adapter
-from capaft.errors import UsageError
 from capaft.methods.stack import parse
+from capaft.support.errors import UsageError
 
 
 def shapes(adapter: Adapter) -> dict[str, tuple[int, ...]]:

@@ -15,7 +15,7 @@ from transformers import BertForSequenceClassification
 
 from capaft import machine, optimiser, train
 from capaft.config import TrainConfig
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from transformers import BertForQuestionAnswering, BertForSequenceClassification
 
 from capaft import job, made_from
 from capaft.config import TrainConfig
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 
 def prepared(settings: TrainConfig) -> job.Job:

@@ -10,7 +10,7 @@ from tiny_text import SIZE, SPECIALS, base, ids, table, tokenizer
 
 from capaft.columns import Columns
 from capaft.config import TrainConfig
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 from capaft.tasks.masked_lm import MaskedLM, mask
 from capaft.tasks.token_loss import IGNORED
 

@@ -17,7 +17,7 @@ from tiny_media import GIVEN, picture, vit
 
 from capaft.base_model import BaseModel
 from capaft.columns import Columns
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 from capaft.tasks.audio_classification import AudioClassification
 from capaft.tasks.image_classification import ImageClassification
 

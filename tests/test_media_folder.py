@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_data import load, load_evaluation
 
-from capaft.errors import UsageError
 from capaft.media import open_audio, open_image
 from capaft.media_folder import SUFFIXES
+from capaft.support.errors import UsageError
 
 CLASSES = ("cat", "dog")
 

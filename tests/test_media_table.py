@@ -14,7 +14,7 @@ from conftest import invoke
 from PIL import Image
 from tiny_data import load, load_evaluation
 
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 COLOURS = ("red", "blue")
 QUICK = ("--max-steps", "2", "--batch-size", "4", "--k", "16", "--rank", "2", "--method", "nola")

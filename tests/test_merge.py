@@ -13,7 +13,7 @@ from torch import nn
 
 import capaft
 from capaft.attach import get
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 STACKS = ("lora", "nola", "capaboost", "lora+nola+capaboost")
 

@@ -12,10 +12,10 @@ from conftest import invoke
 from transformers import BertConfig, GPT2Config, PretrainedConfig, ResNetConfig
 
 from capaft import budget, method_table
-from capaft.errors import UsageError
 from capaft.methods import HOSTS
 from capaft.methods.stack import HOSTLESS, combinations, options_of, parse
 from capaft.plan import plan
+from capaft.support.errors import UsageError
 
 # Of the tiny BERT: blocks, its width, and that of its feed-forward parts.
 BLOCKS, WIDE, INNER = 2, 32, 64

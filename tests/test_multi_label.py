@@ -11,7 +11,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from capaft.columns import Columns
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 from capaft.tasks.multi_label import MultiLabel
 
 COLUMNS = Columns("text", None, "label")

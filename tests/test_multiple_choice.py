@@ -17,7 +17,7 @@ from capaft.adapter_file import Base
 from capaft.base_model import BaseModel
 from capaft.columns import Columns
 from capaft.config import TrainConfig
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 from capaft.tasks.multiple_choice import MultipleChoice
 
 TASK = MultipleChoice()

@@ -15,7 +15,7 @@ import capaft
 from capaft import optimiser
 from capaft.adapter import Adapter
 from capaft.config import TrainConfig
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 HEAD = ("classifier.weight", "classifier.bias")
 NAMES = ("adamw", "adafactor", "sgd")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny_text import SPECIALS, ids, table, tokenizer
 
 from capaft.columns import Columns
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 from capaft.tasks import plain_text
 
 

@@ -7,9 +7,9 @@ import tiny
 import torch
 
 import capaft
-from capaft.errors import UsageError
 from capaft.methods.stack import parse
 from capaft.plan import plan
+from capaft.support.errors import UsageError
 
 
 def test_modules_to_save_are_trained_as_they_are() -> None:

@@ -18,8 +18,8 @@ from datasets import ClassLabel, Dataset, DatasetDict
 
 from capaft import presets
 from capaft.config import TrainConfig
-from capaft.errors import UsageError
 from capaft.settings import resolve
+from capaft.support.errors import UsageError
 
 GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb")
 ROWS = 8

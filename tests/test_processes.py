@@ -16,8 +16,8 @@ from tiny_job import bert, command, config, together
 from transformers import BertForSequenceClassification
 
 from capaft import adapter_file, run, train
-from capaft.errors import PeerError, TrainingError, UsageError
 from capaft.processes import Processes
+from capaft.support.errors import PeerError, TrainingError, UsageError
 
 
 def parameters(rank: int) -> list[torch.nn.Parameter]:

@@ -32,7 +32,7 @@ from capaft import demo
 from capaft.base_model import BaseModel
 from capaft.columns import Columns
 from capaft.config import TrainConfig
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 from capaft.tasks import answers, squad_metrics, windows
 from capaft.tasks.answers import Answer
 from capaft.tasks.question_answering import QuestionAnswering, Span, best_span

@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import capaft
 from capaft.attach import Adapter
-from capaft.errors import UsageError
 from capaft.rank import SiteRank, inspect, singular_values, summarise
+from capaft.support.errors import UsageError
 
 STACKS = ("lora", "nola", "capaboost", "lora+nola+capaboost")
 

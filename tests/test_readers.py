@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capaft.errors import UsageError
 from capaft.readers import read
+from capaft.support.errors import UsageError
 
 TABLE = pa.table({"text": [f"text {i}" for i in range(3000)], "label": [i % 2 for i in range(3000)]})
 

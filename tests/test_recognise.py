@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset, Features, Sequence, Value
 from transformers import AutoConfig
 
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 from capaft.tasks.recognise import check_model, recognise
 
 NOTHING = {"text": None, "pair": None, "label": None}

@@ -10,7 +10,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
 from capaft.columns import Columns
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 from capaft.tasks.regression import Regression
 
 PROBLEM = Regression()

@@ -23,8 +23,8 @@ from transformers import BertForMaskedLM, BertForSequenceClassification
 
 from capaft import run_directory, train
 from capaft.config import TrainConfig
-from capaft.errors import UsageError
 from capaft.run_directory import RunDirectory
+from capaft.support.errors import UsageError
 
 # What is measured, and where the run is.
 OF_THE_MACHINE = {"seconds", "examples_per_second", "peak_memory_bytes", "output", "next"}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from capaft import run_directory
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from capaft import adapter_file
-from capaft.errors import AdapterFileError, UsageError
 from capaft.saved import _task, open_run
+from capaft.support.errors import AdapterFileError, UsageError
 
 TEXTS = ["A superb film.", "A most tedious and lengthy play."]
 

@@ -14,8 +14,8 @@ from conftest import GOOD, QUICK, invoke
 from tiny_data import ignore
 
 from capaft import scoring
-from capaft.errors import UsageError
 from capaft.saved import Saved, open_run
+from capaft.support.errors import UsageError
 
 score = partial(scoring.score, say=ignore)
 

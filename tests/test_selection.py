@@ -16,8 +16,8 @@ from capaft import selection
 from capaft.columns import Columns, numbers
 from capaft.config import TrainConfig
 from capaft.data import Splits
-from capaft.errors import UsageError
 from capaft.selection import Selection
+from capaft.support.errors import UsageError
 from capaft.tasks import task_class
 from capaft.tasks.task import Task
 

@@ -11,7 +11,7 @@ from tiny_text import SPECIALS, base, ids, table, tokenizer
 
 from capaft.columns import Columns
 from capaft.config import TrainConfig
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 from capaft.tasks.seq2seq import Seq2Seq
 from capaft.tasks.token_loss import IGNORED
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from capaft.errors import UsageError
 from capaft.settings import Count, Settings, Text, dump, parse, resolve, setting, signature
+from capaft.support.errors import UsageError
 
 NONE_WORDS = ("none", "null", "~")
 

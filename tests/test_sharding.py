@@ -14,7 +14,7 @@ from tiny_job import bert
 from transformers import BertModel
 
 from capaft import sharding
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 VARIABLES = (
     "ACCELERATE_USE_FSDP",

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers.pytorch_utils import Conv1D
 
-from capaft.errors import UsageError
 from capaft.sites import Rows, Site, canonical
+from capaft.support.errors import UsageError
 from capaft.targets import Targets
 from capaft.weight_sites import find as find_sites
 

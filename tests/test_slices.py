@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capaft.errors import UsageError
 from capaft.slices import Slice, split_off
+from capaft.support.errors import UsageError
 
 bounds = st.none() | st.integers(-60, 60)
 

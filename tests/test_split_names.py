@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from capaft.errors import UsageError
 from capaft.split_names import BY_RULE, Wanted, role
+from capaft.support.errors import UsageError
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from capaft.errors import UsageError
 from capaft.readers import read
+from capaft.support.errors import UsageError
 
 
 def answer(text: str, start: int) -> dict[str, Any]:

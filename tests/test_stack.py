@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capaft.basis import BASES
-from capaft.errors import UsageError
 from capaft.factor import Coefficients, Factor
 from capaft.methods import HOSTS
 from capaft.methods.stack import DEFAULT_HOST, HOSTLESS, canonical, options_of, parse
+from capaft.support.errors import UsageError
 
 TAILS = ((), ("nola",), ("capaboost",), ("nola", "capaboost"))
 NARROW = {"+".join((host, *tail)) for host, tail in product(HOSTS, TAILS) if HOSTS[host].narrow and "capaboost" in tail}

@@ -19,7 +19,7 @@ from capaft.adapter_file import Base
 from capaft.base_model import BaseModel
 from capaft.columns import Columns
 from capaft.config import TrainConfig
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 from capaft.tasks.text_classification import TextClassification
 
 LONG = [f"a sentence of its own, number {i}" for i in range(8)]

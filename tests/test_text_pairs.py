@@ -7,7 +7,7 @@ from datasets import Dataset, Features, Translation, Value
 from tiny_text import table
 
 from capaft.columns import Columns
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 from capaft.tasks import text_pairs
 from capaft.tasks.text_pairs import Pair
 

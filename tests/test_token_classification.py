@@ -24,7 +24,7 @@ from capaft.adapter_file import Base
 from capaft.base_model import BaseModel
 from capaft.columns import Columns
 from capaft.config import TrainConfig
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 from capaft.tasks.token_classification import TokenClassification
 
 NER = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")

@@ -21,10 +21,10 @@ from transformers import BertForSequenceClassification, BertForTokenClassificati
 from capaft import job, schedule, train
 from capaft.attach import attach_plan, get
 from capaft.config import TrainConfig
-from capaft.errors import TrainingError, UsageError
 from capaft.evaluate import Evaluation
 from capaft.processes import Processes
 from capaft.run_directory import RunDirectory
+from capaft.support.errors import TrainingError, UsageError
 from capaft.tasks import task as tasks
 
 # Newer versions call it activation checkpointing.

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from capaft.errors import UsageError
 from capaft.factor import Factor
 from capaft.layers import kind_of, read_without_calling
 from capaft.methods.host import Host
 from capaft.sites import Site, canonical, in_head, renamed
+from capaft.support.errors import UsageError
 from capaft.targets import Targets, select
 
 

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from capaft import block_sites
 from capaft.block_sites import Block
-from capaft.errors import UsageError
 from capaft.factor import Factor
 from capaft.methods.host import Host, number, whole
 from capaft.sites import Site
+from capaft.support.errors import UsageError
 from capaft.targets import Targets
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

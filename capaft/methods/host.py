@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from capaft import weight_sites
-from capaft.errors import UsageError
 from capaft.factor import Factor
 from capaft.sites import Site
+from capaft.support.errors import UsageError
 from capaft.targets import Targets
 
 

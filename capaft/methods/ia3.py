@@ -11,11 +11,11 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from capaft import block_sites, weight_sites
-from capaft.errors import UsageError
 from capaft.factor import Factor
 from capaft.layers import kind_of
 from capaft.methods.host import Host
 from capaft.sites import Site, canonical, stored
+from capaft.support.errors import UsageError
 from capaft.targets import Targets
 
 

@@ -9,11 +9,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from capaft.errors import UsageError
 from capaft.factor import Factor
 from capaft.methods.host import number, whole
 from capaft.methods.low_rank import LowRank
 from capaft.sites import Site
+from capaft.support.errors import UsageError
 from capaft.targets import MAX_TARGETS, Targets, matcher
 
 

@@ -13,10 +13,10 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from capaft.basis import BASES
-from capaft.errors import UsageError
 from capaft.factor import Coefficients, Copies, Factor
 from capaft.methods import HOSTS
 from capaft.methods.host import Host
+from capaft.support.errors import UsageError
 
 HOSTLESS = {"head": "a trained head on the frozen base", "full": "every weight of the model"}
 PARAMETERISATION = "nola"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 
 from capaft.columns import numbers, values
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 _FIELDS = {"text", "answer_start"}
 

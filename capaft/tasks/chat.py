@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from capaft.columns import Columns, find, is_text, numbers, values
-from capaft.errors import UsageError, printable
+from capaft.support.errors import UsageError, printable
 from capaft.tasks.example import Example, continued
 from capaft.tasks.plain_text import specials, without_specials
 from capaft.tasks.text_pairs import Pair

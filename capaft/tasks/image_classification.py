@@ -12,9 +12,8 @@ import torch
 from PIL import Image
 
 from capaft.base_model import BaseModel, load
-from capaft.errors import UsageError
 from capaft.media import open_image
-from capaft.readers import one_line
+from capaft.support.errors import UsageError, one_line
 from capaft.tasks.media_classification import MediaClassification, opened
 from capaft.tasks.task import Batch, Features
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from capaft.base_model import BaseModel
 from capaft.columns import Columns
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 from capaft.tasks import plain_text, token_loss
 from capaft.tasks.task import Batch, Features, Task
 from capaft.tasks.token_limit import token_limit

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from capaft.columns import Columns, filled, kind, place, values
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 from capaft.tasks.problem import MAX_CLASSES, Problem, label_values, missing, positions, unknown
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capaft.columns import Columns, ask, find, is_id, is_text, texts
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 if TYPE_CHECKING:
     from datasets import Dataset

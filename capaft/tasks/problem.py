@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from capaft.columns import Columns, filled, kind, place, values
-from capaft.errors import UsageError
-from capaft.settings import did_you_mean
+from capaft.support.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from datasets import Dataset

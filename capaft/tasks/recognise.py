@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 
 from capaft.columns import Columns, find, is_text, plain
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 from capaft.tasks import task_class, text_pairs
 from capaft.tasks.answers import holds_answers
 from capaft.tasks.chat import is_chat

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from capaft.columns import Columns, kind, listed
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 from capaft.tasks.problem import Problem, label_values, missing
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch import nn
 from capaft.base_model import BaseModel
 from capaft.columns import Columns, listed
 from capaft.config import TrainConfig
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 from capaft.tasks import plain_text, text_pairs, text_scores, token_loss
 from capaft.tasks.generation import Generation
 from capaft.tasks.task import Batch, Features

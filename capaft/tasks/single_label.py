@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from capaft.columns import Columns, is_text, kind, listed, place, values
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 from capaft.tasks.problem import MAX_CLASSES, Problem, label_values, missing, positions, unknown
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from capaft.base_model import BaseModel, load
 from capaft.columns import Columns, filled
 from capaft.config import TrainConfig
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 if TYPE_CHECKING:
     from datasets import Dataset

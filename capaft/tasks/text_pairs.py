@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 
 from capaft.columns import Columns, find, is_text, kind, numbers, plain, values
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 if TYPE_CHECKING:
     from datasets import Dataset

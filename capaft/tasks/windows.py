@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from capaft.errors import UsageError
+from capaft.support.errors import UsageError
 
 # Rows tokenised at a time: enough for all cores, few enough for what they give to be small.
 _ROWS = 1000

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
+
 
 class CapaftError(Exception):
     """Base of every error that capaft raises on purpose. `exit_code` is what the command line returns."""
@@ -43,3 +46,15 @@ class Interrupted(CapaftError):  # noqa: N818 - an interruption is not an error
     """Ctrl-C: the run saved what it had and stopped."""
 
     exit_code = 130
+
+
+def did_you_mean(word: str, known: Collection[str], otherwise: str = "", start: str = "") -> str:
+    """End a message with the known word closest to a wrong one, after `start`; else with `otherwise`."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {start}{close[0]}?" if close else otherwise
+
+
+def one_line(error: BaseException) -> str:
+    """A foreign library's message, on one line and not endless."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."

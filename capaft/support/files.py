@@ -7,7 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from capaft.errors import TrainingError, UsageError
+from capaft.support.errors import TrainingError, UsageError
 
 
 def check_writable(option: str, path: Path | None) -> None:
