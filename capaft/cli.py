@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 from typer.core import TyperGroup
 
-from capaft import __version__, presets, run_directory, summary
-from capaft.config import BaseDtype, TrainConfig
-from capaft.settings import dump, resolve, signature
+from capaft import __version__, run_directory, summary
+from capaft.config.presets import preset_file, preset_summaries
+from capaft.config.settings import dump_settings, resolve_settings, signature
+from capaft.config.train_config import BaseDtype, TrainConfig
 from capaft.support import strict_json
 from capaft.support.errors import CapaftError, TrainingError, UsageError, printable
 from capaft.support.files import check_writable
@@ -107,13 +108,13 @@ def train(
     with _reporting() as console:
         if config is not None and not config.is_file():
             raise UsageError(f"--config {config}: there is no such file")
-        published = presets.find(preset) if preset else None
-        settings, _ = resolve(TrainConfig, flags=flags, environ=os.environ, file=config, preset=published)
+        published = preset_file(preset) if preset else None
+        settings, _ = resolve_settings(TrainConfig, flags=flags, environ=os.environ, file=config, preset=published)
         if settings.resume and (begun := run_directory.started(settings.output)):
             # What the run began with counts where the command says nothing.
-            settings, _ = resolve(TrainConfig, flags=flags, environ=os.environ, file=config, preset=begun)
+            settings, _ = resolve_settings(TrainConfig, flags=flags, environ=os.environ, file=config, preset=begun)
         if print_config:
-            print(dump(settings), end="")
+            print(dump_settings(settings), end="")
             return
         if not dry_run:
             from capaft import launch
@@ -283,7 +284,7 @@ def methods(
 def list_presets(json: Json = False) -> None:
     """List the published experiments that --preset knows."""
     with _reporting():
-        found = presets.summaries()
+        found = preset_summaries()
         width = max(map(len, found))
         print(strict_json.document(found) if json else "\n".join(f"{k:{width}}  {v}" for k, v in found.items()))
 

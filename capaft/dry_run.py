@@ -10,11 +10,11 @@ from rich.console import Console
 
 from capaft import batches, job, memory, optimiser, run_directory, sharding
 from capaft.attach import attach_plan
-from capaft.config import TrainConfig
+from capaft.config.settings import dump_settings
+from capaft.config.train_config import TrainConfig
 from capaft.job import Job
 from capaft.machine import accelerator_for
 from capaft.methods.stack import canonical
-from capaft.settings import dump
 from capaft.storage import DTYPE_BYTES, layout
 from capaft.train import start_training
 
@@ -41,7 +41,7 @@ def describe(config: TrainConfig, console: Console) -> dict[str, Any]:
     stored = [entry for name, shape in tensors.items() for entry in layout(name, shape, config.save_dtype).values()]
     return {
         "output": str(run.path),
-        "config": dump(job.settled(config, decided)),
+        "config": dump_settings(job.settled(config, decided)),
         "sites": [site.path for site in decided.plan.sites],
         "adapter_parameters": decided.adapter_numbers,
         "head_parameters": decided.own_numbers,

@@ -14,12 +14,12 @@ from capaft.adapter_file import Task as TaskRecord
 from capaft.attach import check_dropout
 from capaft.base_model import BaseModel
 from capaft.columns import Columns
-from capaft.config import TASK_OPTIONS, TrainConfig
+from capaft.config.settings import parse_value as parse_setting
+from capaft.config.train_config import TASK_OPTIONS, TrainConfig
 from capaft.methods import HOSTS
 from capaft.methods.stack import canonical, known_options, options_of, parse
 from capaft.plan import Plan, plan
 from capaft.recipe import recipe
-from capaft.settings import parse as parse_setting
 from capaft.support.errors import UsageError, did_you_mean
 from capaft.targets import Targets
 from capaft.tasks import task_class

@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 
 from capaft import base_model
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 from capaft.methods import HOSTS
 from capaft.methods.host import Host
 from capaft.methods.stack import (

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from capaft.adapter import Adapter
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 from capaft.head import ROLE
 from capaft.support.errors import UsageError
 

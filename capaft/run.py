@@ -17,7 +17,8 @@ from rich.console import Console
 
 from capaft import card, checkpoint, fitted_head, head_cache, job, optimiser, run_directory, sharding
 from capaft.attach import attach_plan
-from capaft.config import TrainConfig
+from capaft.config.settings import dump_settings, parse_value, resolve_settings
+from capaft.config.train_config import TrainConfig
 from capaft.fingerprint import samples_of
 from capaft.head_cache import Start
 from capaft.interrupt import memory_guard
@@ -28,7 +29,6 @@ from capaft.methods.host import Host
 from capaft.methods.stack import canonical
 from capaft.processes import Processes
 from capaft.run_directory import RunDirectory
-from capaft.settings import dump, parse, resolve
 from capaft.support import strict_json
 from capaft.support.errors import UsageError
 from capaft.support.files import write_atomically
@@ -114,7 +114,7 @@ def _execute(
         checkpoint.prune(run.checkpoints, resumed.progress.step)
     with run_directory.replacing(run, say) if processes.is_first and not resumed else nullcontext():
         if processes.is_first:
-            write_atomically(run.config, f"{_MADE_BY}{json.dumps(list(command))}\n\n{dump(repeatable)}")
+            write_atomically(run.config, f"{_MADE_BY}{json.dumps(list(command))}\n\n{dump_settings(repeatable)}")
         if config.tracker:
             accelerator.project_configuration.logging_dir = str(run.trackers)
             settings = {name: str(value) for name, value in asdict(repeatable).items()}
@@ -177,7 +177,7 @@ def _as_read(config: TrainConfig) -> TrainConfig:
     """The settings as a file of them is read: what a column may be called, such as none, a setting may not."""
     kinds = typing.get_type_hints(TrainConfig, include_extras=True)
     texts = {name: value for name, value in vars(config).items() if isinstance(value, str)}
-    return replace(config, **{name: parse(kinds[name], text) for name, text in texts.items()})
+    return replace(config, **{name: parse_value(kinds[name], text) for name, text in texts.items()})
 
 
 def _command_of(run: RunDirectory) -> list[str]:
@@ -193,7 +193,7 @@ def _check_same(run: RunDirectory, now: TrainConfig) -> None:
     Raises:
         UsageError: names the first setting that differs.
     """
-    saved, _ = resolve(TrainConfig, flags={}, environ={}, file=run.config)
+    saved, _ = resolve_settings(TrainConfig, flags={}, environ={}, file=run.config)
     for each in fields(TrainConfig):
         then, here = getattr(saved, each.name), getattr(now, each.name)
         if then != here and each.name not in _FREE:

@@ -11,9 +11,9 @@ from torch import nn
 from capaft import adapter_file, run_directory
 from capaft.adapter_file import HEAD, AdapterFile
 from capaft.base_model import BaseModel
-from capaft.config import TrainConfig
+from capaft.config.settings import check_range, resolve_settings
+from capaft.config.train_config import TrainConfig
 from capaft.run_directory import RunDirectory
-from capaft.settings import check_range, resolve
 from capaft.support.errors import AdapterFileError, UsageError
 from capaft.tasks import TASKS, task_class
 from capaft.tasks.task import Task
@@ -121,4 +121,4 @@ def _task(file: AdapterFile) -> Task:
 
 
 def _config(path: Path) -> TrainConfig:
-    return resolve(TrainConfig, flags={}, environ={}, file=path)[0]
+    return resolve_settings(TrainConfig, flags={}, environ={}, file=path)[0]

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from capaft import data, selection
-from capaft.config import TrainConfig
+from capaft.config.settings import check_range, parse_value
+from capaft.config.train_config import TrainConfig
 from capaft.evaluate import evaluate
 from capaft.interrupt import memory_guard
 from capaft.machine import accelerator_for, move
 from capaft.processes import Processes
 from capaft.saved import Saved
 from capaft.selection import Selection
-from capaft.settings import check_range, parse
 from capaft.split_names import Wanted
 from capaft.support import strict_json
 from capaft.support.errors import UsageError, did_you_mean
@@ -148,7 +148,7 @@ def _changed(task: Task, metric: str | None, options: Mapping[str, str]) -> Task
         if key not in known:
             raise UsageError(f"--set {name}: {task.name} has no option {name}{did_you_mean(key, known)}")
         try:
-            changed[key] = parse(kinds[key], text)
+            changed[key] = parse_value(kinds[key], text)
             check_range(TrainConfig, key, changed[key], text)
         except ValueError as error:
             raise UsageError(f"--set {name} {error}") from None

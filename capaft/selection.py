@@ -15,7 +15,7 @@ import numpy as np
 
 from capaft import data, demo
 from capaft.columns import Columns, numbered
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 from capaft.data import Say, Splits
 from capaft.split_names import VALIDATION, Wanted
 from capaft.support.errors import UsageError

@@ -17,7 +17,7 @@ from capaft import adapter_file, batches, checkpoint, optimiser, rng, schedule
 from capaft.adapter import Adapter
 from capaft.best import Best
 from capaft.checkpoint import Checkpoint, Progress
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 from capaft.evaluate import Evaluation, evaluate, on_device
 from capaft.fingerprint import Samples
 from capaft.interrupt import interruptible, memory_guard

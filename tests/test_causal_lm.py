@@ -11,7 +11,7 @@ from tiny_text import PLAIN_TEMPLATE, SPECIALS, base, ids, table, tokenizer
 from torch.nn import functional as F
 
 from capaft.columns import Columns
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 from capaft.tasks.causal_lm import CausalLM
 from capaft.tasks.token_loss import IGNORED

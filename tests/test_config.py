@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capaft.config import TrainConfig
-from capaft.settings import dump, resolve
+from capaft.config.settings import dump_settings, resolve_settings
+from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 
 PANELS = ["Model and data", "Task", "Method", "Optimisation", "Evaluation", "Machine", "Output"]
 
 
 def read(file: Path | None = None, **flags: str | bool | None) -> TrainConfig:
-    return resolve(TrainConfig, flags=flags, environ={}, file=file)[0]
+    return resolve_settings(TrainConfig, flags=flags, environ={}, file=file)[0]
 
 
 def complaint(**flags: str | bool | None) -> str:
@@ -29,7 +29,7 @@ def complaint(**flags: str | bool | None) -> str:
 
 def test_the_defaults_pass_their_own_checks(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text(dump(TrainConfig()))
+    file.write_text(dump_settings(TrainConfig()))
     assert read(file) == TrainConfig() == read()
 
 
@@ -135,7 +135,7 @@ def test_conflicts_name_what_the_user_wrote(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("rank: 8\nmethod: lora\nk: 64\nrevision: x\n")
     with pytest.raises(UsageError) as caught:
-        resolve(TrainConfig, flags={"budget": "50k"}, environ={"CAPAFT_RANK": "4"}, file=file)
+        resolve_settings(TrainConfig, flags={"budget": "50k"}, environ={"CAPAFT_RANK": "4"}, file=file)
     assert str(caught.value).splitlines() == [
         f"--budget and {file}:3: k cannot be used together: a budget picks it; drop one",
         "--budget and CAPAFT_RANK cannot be used together: a budget picks it; drop one",
@@ -160,7 +160,7 @@ def test_no_conflict(flags: dict[str, str]) -> None:
 def test_a_saved_run_with_a_budget_or_partition_masks_reads_back(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     for config in (TrainConfig(budget=50_000), TrainConfig(masks="partition", copies=3)):
-        file.write_text(dump(config))
+        file.write_text(dump_settings(config))
         assert read(file) == config
     with pytest.raises(UsageError, match="--density"):
         read(file, density="0.9")
@@ -198,7 +198,7 @@ positive = st.floats(0, exclude_min=True, allow_infinity=False)
 )
 def test_dump_reads_back_the_same(tmp_path_factory: pytest.TempPathFactory, config: TrainConfig) -> None:
     file = tmp_path_factory.getbasetemp() / "config.yaml"
-    file.write_text(dump(config), encoding="utf-8")
+    file.write_text(dump_settings(config), encoding="utf-8")
     assert read(file) == config
 
 

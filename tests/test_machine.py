@@ -14,7 +14,7 @@ from tiny_job import bert, command, config, execute, fresh_accelerate, losses, r
 from transformers import BertForSequenceClassification
 
 from capaft import machine, optimiser, train
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 
 

@@ -13,7 +13,7 @@ from tiny_job import bert, config
 from transformers import BertForQuestionAnswering, BertForSequenceClassification
 
 from capaft import job, made_from
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 
 

@@ -9,7 +9,7 @@ import torch
 from tiny_text import SIZE, SPECIALS, base, ids, table, tokenizer
 
 from capaft.columns import Columns
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 from capaft.tasks.masked_lm import MaskedLM, mask
 from capaft.tasks.token_loss import IGNORED

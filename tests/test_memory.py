@@ -16,7 +16,7 @@ from tiny_job import bert, config
 from transformers import BertForSequenceClassification
 
 from capaft import demo, dry_run, job
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from capaft import demo
 from capaft.adapter_file import Base
 from capaft.base_model import BaseModel
 from capaft.columns import Columns
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 from capaft.tasks.multiple_choice import MultipleChoice
 

@@ -14,7 +14,7 @@ from transformers.optimization import Adafactor
 import capaft
 from capaft import optimiser
 from capaft.adapter import Adapter
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 
 HEAD = ("classifier.weight", "classifier.bias")

@@ -16,9 +16,9 @@ import tiny_media
 from conftest import invoke
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from capaft import presets
-from capaft.config import TrainConfig
-from capaft.settings import resolve
+from capaft.config.presets import preset_file, preset_names, preset_summaries
+from capaft.config.settings import resolve_settings
+from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 
 GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb")
@@ -26,12 +26,12 @@ ROWS = 8
 
 
 def read(name: str, file: Path | None = None, **flags: str) -> TrainConfig:
-    return resolve(TrainConfig, flags=flags, environ={}, file=file, preset=presets.find(name))[0]
+    return resolve_settings(TrainConfig, flags=flags, environ={}, file=file, preset=preset_file(name))[0]
 
 
 def settings_of(name: str) -> dict[str, str]:
     """What a preset sets, as text, by a reading of its own: its lines are all `name: value`."""
-    lines = presets.find(name).read_text(encoding="utf-8").splitlines()
+    lines = preset_file(name).read_text(encoding="utf-8").splitlines()
     pairs = (line.split(": ", 1) for line in lines if line and not line.startswith("#"))
     return {key: value.strip("'") for key, value in pairs}
 
@@ -46,17 +46,17 @@ def test_there_is_a_preset_of_every_published_experiment() -> None:
     expected |= {f"nola-gpt2-{size}-{data}" for size in "ml" for data in ("e2e", "dart", "webnlg")}
     expected |= {f"nola-llama2-{size}-alpaca" for size in ("7b", "13b", "70b")}
     expected |= {f"nola-vit-{data}" for data in ("cifar10", "cifar10-10shot", "cifar100", "food101", "pets")}
-    assert set(presets.names()) == expected
+    assert set(preset_names()) == expected
 
 
-@pytest.mark.parametrize("name", presets.names())
+@pytest.mark.parametrize("name", preset_names())
 def test_a_preset_says_what_it_is_where_it_is_from_and_nothing_twice(name: str) -> None:
-    first, *others = presets.find(name).read_text(encoding="utf-8").splitlines()
-    assert first == f"# {presets.summaries()[name]}"
+    first, *others = preset_file(name).read_text(encoding="utf-8").splitlines()
+    assert first == f"# {preset_summaries()[name]}"
     assert first.endswith(".")
     assert others[0].startswith("# Source: ")
     assert "arXiv" in "".join(others[:2])
-    found, sources = resolve(TrainConfig, flags={}, environ={}, preset=presets.find(name))
+    found, sources = resolve_settings(TrainConfig, flags={}, environ={}, preset=preset_file(name))
     assert {key for key, source in sources.items() if source != "default"} == set(settings_of(name))
     assert not any(set(pair) <= set(settings_of(name)) for pair in TrainConfig.alternatives)
     # A budget of a preset's would go before the numbers that a user gives besides.
@@ -66,10 +66,10 @@ def test_a_preset_says_what_it_is_where_it_is_from_and_nothing_twice(name: str) 
 
 
 def test_the_command_lists_them() -> None:
-    assert json.loads(invoke("presets", "--json").out) == presets.summaries()
+    assert json.loads(invoke("presets", "--json").out) == preset_summaries()
     lines = invoke("presets").out.splitlines()
-    assert [line.split()[0] for line in lines] == presets.names() == sorted(presets.names())
-    assert "NOLA, LLaMA-2 7B on Alpaca, base in 4 bits." in lines[presets.names().index("nola-llama2-7b-alpaca")]
+    assert [line.split()[0] for line in lines] == preset_names() == sorted(preset_names())
+    assert "NOLA, LLaMA-2 7B on Alpaca, base in 4 bits." in lines[preset_names().index("nola-llama2-7b-alpaca")]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_what_is_given_besides_wins(tmp_path: Path) -> None:
     assert (found.k, found.lr, found.batch_size) == ((7,), 2e-5, 128)
     printed = invoke("train", "--preset", "nola-glue-rte", "--config", file, "--lr", "2e-5", "--print-config")
     (tmp_path / "printed.yaml").write_text(printed.out)
-    assert resolve(TrainConfig, flags={}, environ={}, file=tmp_path / "printed.yaml")[0] == found
+    assert resolve_settings(TrainConfig, flags={}, environ={}, file=tmp_path / "printed.yaml")[0] == found
 
 
 def test_what_is_given_besides_takes_the_place_of_its_alternative() -> None:
@@ -255,7 +255,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     return find
 
 
-@pytest.mark.parametrize("name", presets.names())
+@pytest.mark.parametrize("name", preset_names())
 def test_a_preset_trains_and_scores(
     name: str, model: Callable[[str], str], data: Callable[[str], str], tmp_path: Path
 ) -> None:
@@ -273,7 +273,7 @@ def test_a_preset_trains_and_scores(
         report = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
         assert report[0]["references"] == ["Eagle is fast.", "Eagle has fast food."]
     # The run is the preset's but for what was changed here and what has no meaning beside it.
-    saved, _ = resolve(TrainConfig, flags={}, environ={}, file=tmp_path / "run" / "run.yaml")
+    saved, _ = resolve_settings(TrainConfig, flags={}, environ={}, file=tmp_path / "run" / "run.yaml")
     wanted = read(name)
     assert set(saved.k or ()) == set(wanted.k or ())
     for key in preset.keys() - small.keys() - {"epochs", "method", "k"}:

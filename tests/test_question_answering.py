@@ -31,7 +31,7 @@ from transformers import (
 from capaft import demo
 from capaft.base_model import BaseModel
 from capaft.columns import Columns
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 from capaft.tasks import answers, squad_metrics, windows
 from capaft.tasks.answers import Answer

@@ -22,7 +22,7 @@ from tiny_job import bert, command, config, execute, fork, killing_at, losses, o
 from transformers import BertForMaskedLM, BertForSequenceClassification
 
 from capaft import run_directory, train
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 from capaft.run_directory import RunDirectory
 from capaft.support.errors import UsageError
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capaft import schedule
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 
 STEPS, WARMUP = 60, 12
 NAMES = get_args(schedule.Schedule)

@@ -10,7 +10,7 @@ from datasets import Dataset
 from tiny_text import SPECIALS, base, ids, table, tokenizer
 
 from capaft.columns import Columns
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 from capaft.tasks.seq2seq import Seq2Seq
 from capaft.tasks.token_loss import IGNORED

@@ -13,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from capaft.settings import Count, Settings, Text, dump, parse, resolve, setting, signature
+from capaft.config.settings import (
+    Count,
+    Settings,
+    Text,
+    dump_settings,
+    parse_value,
+    resolve_settings,
+    setting,
+    signature,
+)
 from capaft.support.errors import UsageError
 
 NONE_WORDS = ("none", "null", "~")
@@ -53,7 +62,7 @@ def read(
         assert tmp_path is not None
         file = tmp_path / "run.yaml"
         file.write_text(yaml, encoding="utf-8")
-    return resolve(Oven, flags=flags, environ=environ or {}, file=file, prefix="OVEN_")
+    return resolve_settings(Oven, flags=flags, environ=environ or {}, file=file, prefix="OVEN_")
 
 
 def complaints(*args: Any, tmp_path: Path | None = None, **kwargs: Any) -> list[str]:
@@ -114,7 +123,7 @@ def complaints(*args: Any, tmp_path: Path | None = None, **kwargs: Any) -> list[
     ],
 )
 def test_parse(kind: Any, text: str | list[str], value: Any) -> None:
-    parsed = parse(kind, text)
+    parsed = parse_value(kind, text)
     assert parsed == value
     assert type(parsed) is type(value)
 
@@ -134,7 +143,7 @@ def test_parse(kind: Any, text: str | list[str], value: Any) -> None:
 )
 def test_parse_refuses(kind: Any, text: str | list[str]) -> None:
     with pytest.raises(ValueError, match=r"^must "):
-        parse(kind, text)
+        parse_value(kind, text)
 
 
 KINDS = st.sampled_from(
@@ -146,7 +155,7 @@ KINDS = st.sampled_from(
 @given(KINDS, st.text() | st.text("0123456789.eEkM_+-,") | st.lists(st.text()))
 def test_parse_answers_any_text_with_a_value_or_one_line(kind: Any, text: str | list[str]) -> None:
     try:
-        parse(kind, text)
+        parse_value(kind, text)
     except ValueError as error:
         assert str(error).startswith("must ")  # noqa: PT017
         assert len(str(error).splitlines()) == 1  # noqa: PT017
@@ -155,9 +164,9 @@ def test_parse_answers_any_text_with_a_value_or_one_line(kind: Any, text: str | 
 @settings(deadline=None)
 @given(st.integers(-(10**50), 10**50), st.floats(allow_nan=False, allow_infinity=False), st.integers(0, 10**6))
 def test_parse_reads_what_python_prints(whole: int, real: float, thousands: int) -> None:
-    assert parse(int, str(whole)) == whole
-    assert parse(float, repr(real)) == real
-    assert parse(Count, f"{thousands}k") == thousands * 1000
+    assert parse_value(int, str(whole)) == whole
+    assert parse_value(float, repr(real)) == real
+    assert parse_value(Count, f"{thousands}k") == thousands * 1000
 
 
 # Sources and their order.
@@ -208,13 +217,13 @@ def test_a_preset_is_the_weakest_source(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("minutes: 2\nheat: 200\ndish: pie\n")
     given = {"environ": {"OVEN_MINUTES": "3", "OVEN_HEAT": "300"}, "flags": {"minutes": "4"}}
-    oven, sources = resolve(Oven, **given, file=file, preset=preset, prefix="OVEN_")  # type: ignore[arg-type]
+    oven, sources = resolve_settings(Oven, **given, file=file, preset=preset, prefix="OVEN_")  # type: ignore[arg-type]
     assert oven == Oven(minutes=4, heat=300.0, dish="pie", sizes=(1, 2))
     named = (sources[name] for name in ("minutes", "heat", "dish", "sizes", "mode"))
     assert list(named) == ["--minutes", "OVEN_HEAT", f"{file}:3", f"{preset}:4", "default"]
     preset.write_text("minutes: 1\nheta: 2\n")
     with pytest.raises(UsageError, match=r"preset.yaml:2: 'heta' is not a setting; did you mean heat\?"):
-        resolve(Oven, flags={}, environ={}, preset=preset)
+        resolve_settings(Oven, flags={}, environ={}, preset=preset)
 
 
 def test_a_stronger_source_takes_the_place_of_the_alternative_in_a_weaker_one(tmp_path: Path) -> None:
@@ -222,7 +231,7 @@ def test_a_stronger_source_takes_the_place_of_the_alternative_in_a_weaker_one(tm
     preset.write_text("note: x\nheat: 100\n")
 
     def made(environ: dict[str, str] | None = None, **flags: str | None) -> tuple[Oven, dict[str, str]]:
-        return resolve(Oven, flags=flags, environ=environ or {}, preset=preset, prefix="OVEN_")
+        return resolve_settings(Oven, flags=flags, environ=environ or {}, preset=preset, prefix="OVEN_")
 
     oven, sources = made(seeds="5")
     assert oven == Oven(seeds=5, heat=100.0)
@@ -303,14 +312,14 @@ def test_hyphens_and_underscores_are_one_name(tmp_path: Path) -> None:
 
     file = tmp_path / "run.yaml"
     file.write_text("batch-size: 3")
-    assert resolve(Wide, flags={}, environ={}, file=file)[0] == Wide(3)
+    assert resolve_settings(Wide, flags={}, environ={}, file=file)[0] == Wide(3)
     file.write_text("batch-size: 3\nbatch_size: 4")
     with pytest.raises(UsageError, match=r"run.yaml:2: batch_size is set twice, first at .*run.yaml:1; keep one"):
-        resolve(Wide, flags={}, environ={}, file=file)
+        resolve_settings(Wide, flags={}, environ={}, file=file)
     with pytest.raises(UsageError, match=r"CAPAFT_BATCHSIZE is not a setting; did you mean CAPAFT_BATCH_SIZE?"):
-        resolve(Wide, flags={}, environ={"CAPAFT_BATCHSIZE": "3"})
+        resolve_settings(Wide, flags={}, environ={"CAPAFT_BATCHSIZE": "3"})
     with pytest.raises(UsageError, match=r"^--batch-size must be a whole number, got 'x'$"):
-        resolve(Wide, flags={"batch_size": "x"}, environ={})
+        resolve_settings(Wide, flags={"batch_size": "x"}, environ={})
 
 
 @pytest.mark.parametrize(
@@ -331,7 +340,7 @@ def test_a_file_that_is_no_yaml_is_one_line_beside_the_others(tmp_path: Path, co
     file = tmp_path / "run.yaml"
     file.write_bytes(content)
     with pytest.raises(UsageError) as caught:
-        resolve(Oven, flags={"heat": "hot"}, environ={}, file=file)
+        resolve_settings(Oven, flags={"heat": "hot"}, environ={}, file=file)
     first, second = str(caught.value).replace(f"{tmp_path}{os.sep}", "").splitlines()
     assert first.startswith(start)
     assert first.endswith("give a file of lines such as lr: 1e-3")
@@ -341,7 +350,7 @@ def test_a_file_that_is_no_yaml_is_one_line_beside_the_others(tmp_path: Path, co
 def test_a_missing_file_or_a_directory(tmp_path: Path) -> None:
     for file in (tmp_path, tmp_path / "none.yaml"):
         with pytest.raises(UsageError, match=r"cannot be read .* give a file"):
-            resolve(Oven, flags={}, environ={}, file=file)
+            resolve_settings(Oven, flags={}, environ={}, file=file)
 
 
 def test_yaml_tags_make_nothing(tmp_path: Path) -> None:
@@ -364,9 +373,11 @@ def test_conflicts(tmp_path: Path) -> None:
 def test_what_a_preset_says_conflicts_with_nothing(tmp_path: Path) -> None:
     preset = tmp_path / "preset.yaml"
     preset.write_text("heat: 20\n")
-    assert resolve(Oven, flags={"mode": "grill"}, environ={}, preset=preset)[0] == Oven(heat=20.0, mode="grill")
+    assert resolve_settings(Oven, flags={"mode": "grill"}, environ={}, preset=preset)[0] == Oven(
+        heat=20.0, mode="grill"
+    )
     with pytest.raises(UsageError, match="cannot go together"):
-        resolve(Oven, flags={"mode": "grill", "heat": "20"}, environ={}, preset=preset)
+        resolve_settings(Oven, flags={"mode": "grill", "heat": "20"}, environ={}, preset=preset)
 
 
 # Writing.
@@ -391,12 +402,12 @@ def test_what_a_preset_says_conflicts_with_nothing(tmp_path: Path) -> None:
 )
 def test_dump_reads_back_the_same(tmp_path_factory: pytest.TempPathFactory, oven: Oven) -> None:
     file = tmp_path_factory.getbasetemp() / "dump.yaml"
-    file.write_text(dump(oven), encoding="utf-8")
-    assert resolve(Oven, flags={}, environ={}, file=file)[0] == oven
+    file.write_text(dump_settings(oven), encoding="utf-8")
+    assert resolve_settings(Oven, flags={}, environ={}, file=file)[0] == oven
 
 
 def test_dump_comments_every_setting() -> None:
-    lines = dump(Oven(sizes=(1, 2), note="é")).splitlines()
+    lines = dump_settings(Oven(sizes=(1, 2), note="é")).splitlines()
     assert lines[:5] == ["# What to bake.", "dish: bread", "", "# A note (default: none).", "note: é"]
     assert "sizes: [1, 2]" in lines
     assert "light: false" in lines
@@ -419,7 +430,7 @@ def bake_app() -> typer.Typer:
     ) -> None:
         """Bake."""
         try:
-            oven, sources = resolve(Oven, flags=flags, environ={}, file=config)
+            oven, sources = resolve_settings(Oven, flags=flags, environ={}, file=config)
         except UsageError as error:
             typer.echo(str(error), err=True)
             raise typer.Exit(error.exit_code) from None

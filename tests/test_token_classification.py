@@ -23,7 +23,7 @@ from transformers import (
 from capaft.adapter_file import Base
 from capaft.base_model import BaseModel
 from capaft.columns import Columns
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 from capaft.tasks.token_classification import TokenClassification
 

@@ -20,7 +20,7 @@ from transformers import BertForSequenceClassification, BertForTokenClassificati
 
 from capaft import job, schedule, train
 from capaft.attach import attach_plan, get
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 from capaft.evaluate import Evaluation
 from capaft.processes import Processes
 from capaft.run_directory import RunDirectory

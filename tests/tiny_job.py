@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, BertConfig, PreTrainedModel
 
 from capaft import demo, job, run, run_directory, train
 from capaft.attach import attach_plan
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 
 
 def bert(directory: Path, kind: type[PreTrainedModel], dropout: float = 0.0) -> Path:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from capaft.base_model import BaseModel
 from capaft.columns import Columns, ask, filled, find, kind, numbers
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 from capaft.tasks.single_label import SingleLabel, check_metric
 from capaft.tasks.task import Batch, Features, Task

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from capaft.base_model import BaseModel
 from capaft.columns import Columns, ask, filled, find, is_text, kind, listed, place, texts, values
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 from capaft.tasks.problem import missing
 from capaft.tasks.task import Batch, Features, Task

@@ -12,7 +12,7 @@ from torch import nn
 
 from capaft.base_model import BaseModel
 from capaft.columns import Columns, listed
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 from capaft.tasks import plain_text, text_pairs, text_scores, token_loss
 from capaft.tasks.generation import Generation

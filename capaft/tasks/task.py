@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from capaft.base_model import BaseModel, load
 from capaft.columns import Columns, filled
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 
 if TYPE_CHECKING:

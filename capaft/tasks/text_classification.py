@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from capaft.base_model import BaseModel
 from capaft.columns import Columns, ask, filled, find, is_id, is_text, kind, plain, texts, values
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 from capaft.tasks.glue import official_metric
 from capaft.tasks.multi_label import MultiLabel

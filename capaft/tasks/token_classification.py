@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from capaft.base_model import BaseModel
 from capaft.columns import Columns, ask, find, is_text, kind, listed, place, values
-from capaft.config import TrainConfig
+from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 from capaft.tasks.problem import MAX_CLASSES, positions, unknown
 from capaft.tasks.task import Batch, Features, Task

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import ClassVar, Literal
 
-from capaft.settings import Check, Count, Settings, Text, setting
+from capaft.config.settings import Check, Count, Settings, Text, setting
 
 BaseDtype = Literal["float32", "bfloat16", "float16", "8bit", "4bit"]
 

@@ -88,7 +88,7 @@ def _is_none(wanted: Any, text: str) -> bool:
     return nothing or _as_typed(wanted, text).lower() in ("none", "null", "~")
 
 
-def parse(kind: Any, text: str | Sequence[str]) -> Any:
+def parse_value(kind: Any, text: str | Sequence[str]) -> Any:
     """Understand what a user wrote, wherever they wrote it.
 
     Args:
@@ -104,7 +104,7 @@ def parse(kind: Any, text: str | Sequence[str]) -> Any:
         return None
     if get_origin(wanted) is tuple:
         parts = [part.strip() for part in text.split(",")] if isinstance(text, str) else text
-        return tuple(parse(get_args(wanted)[0], part) for part in parts)
+        return tuple(parse_value(get_args(wanted)[0], part) for part in parts)
     if not isinstance(text, str):
         raise ValueError("must be a single value, got a list")
     word = _as_typed(wanted, text)
@@ -204,7 +204,7 @@ def _from_yaml(file: Path, kinds: Mapping[str, Any], errors: list[str]) -> list[
     return list(given.values())
 
 
-def resolve(
+def resolve_settings(
     cls: type[S],
     *,
     flags: Mapping[str, str | bool | None],
@@ -238,7 +238,7 @@ def resolve(
     for layer in layers:
         for place, each in enumerate(layer):
             try:
-                value = parse(kinds[each.name], each.text)
+                value = parse_value(kinds[each.name], each.text)
                 check_range(cls, each.name, value, each.text)
                 layer[place] = each._replace(value=value)
             except ValueError as error:
@@ -327,7 +327,7 @@ def signature(cls: type[Settings]) -> Callable[[Any], Any]:
     return decorate
 
 
-def dump(instance: Settings) -> str:
+def dump_settings(instance: Settings) -> str:
     """Write settings as commented YAML that `resolve` reads back to an equal instance.
 
     This holds for what `resolve` made; a text such as "none" reads back as None where None is allowed.
