@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from capaft.basis import BASES, Uniform
-from capaft.rng import Streams
+from capaft.factors.basis import BASES, Uniform
+from capaft.factors.rng import Streams
 
 SITES, SIZE, K = 24, 8 * 768, 1024
 

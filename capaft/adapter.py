@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capaft.factor import Expansion, Seeded
+from capaft.factors.expansion import Expansion
+from capaft.factors.nola import Seeded
+from capaft.factors.rng import Streams
 from capaft.plan import CHILD_PREFIX, Plan, base_parameters, own_name
-from capaft.rng import Streams
 from capaft.sites import Site, is_quantised
 from capaft.support.errors import UsageError
 

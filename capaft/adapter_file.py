@@ -16,9 +16,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from capaft import rng
 from capaft.adapter import Adapter
 from capaft.attach import attach_plan, detach, get
+from capaft.factors import rng
 from capaft.fingerprint import (
     Samples,
     base_samples,

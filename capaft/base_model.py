@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from capaft import demo, rng
+from capaft import demo
 from capaft.adapter_file import Base
+from capaft.factors import rng
 from capaft.sites import backbone, canonical
 from capaft.support import hub
 from capaft.support.errors import UsageError, printable

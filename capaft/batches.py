@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from capaft import rng
+from capaft.factors import rng
 
 # Examples are sorted by length within pools of this many batches: little padding, still well mixed.
 POOL = 32

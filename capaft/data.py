@@ -18,8 +18,9 @@ from typing import NamedTuple
 import datasets
 import numpy as np
 
-from capaft import hub_data, idx, rng, slices
+from capaft import hub_data, idx, slices
 from capaft.directory import read_directory, read_table
+from capaft.factors import rng
 from capaft.readers import SUFFIXES
 from capaft.split_names import BY_RULE, TRAIN, VALIDATION, Wanted
 from capaft.support.errors import UsageError, one_line

@@ -14,10 +14,10 @@ import torch
 from accelerate.utils import align_module_device
 from torch import nn
 
-from capaft import rng
-from capaft.factor import words_used
+from capaft.factors import rng
+from capaft.factors.expansion import words_used
+from capaft.factors.rng import Streams
 from capaft.plan import Plan, own_name
-from capaft.rng import Streams
 from capaft.sites import Site, is_quantised
 from capaft.support.errors import UsageError
 from capaft.targets import Targets

@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capaft import batches, rng
+from capaft import batches
 from capaft.base_model import BaseModel
+from capaft.factors import rng
 from capaft.sites import backbone
 from capaft.support.errors import UsageError
 from capaft.tasks.task import Batch, Features, Task

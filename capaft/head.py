@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from capaft.factor import Coefficients, Factor
+from capaft.factors.factor import Factor
+from capaft.factors.nola import Coefficients
 from capaft.methods.host import Host
 from capaft.sites import Site, is_quantised, stored
 from capaft.support.errors import UsageError

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from capaft import rng
+from capaft.factors import rng
 from capaft.methods.stack import options_of, parse
 from capaft.storage import DTYPE_BYTES, SAVE_DTYPES
 from capaft.support.errors import AdapterFileError, UsageError

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from capaft.factor import Coefficients, Factor, numbers_bounds
+from capaft.factors.expansion import parameter_bounds
+from capaft.factors.factor import Factor
+from capaft.factors.nola import Coefficients
+from capaft.factors.rng import MAX_SEED
 from capaft.head import DEFAULT_K, MODES, ROLE, Head
 from capaft.methods.host import Host, whole
 from capaft.methods.stack import Stack
-from capaft.rng import MAX_SEED
 from capaft.sites import Site, canonical, renamed
 from capaft.support.errors import UsageError
 from capaft.targets import Targets, matcher
@@ -83,7 +85,7 @@ class Plan:
             low = high = shared = 0
             for factor, sites in groups:
                 coefficients, copies = self.coefficients(factor), self.stack.copies_of(factor)
-                least, most = numbers_bounds(factor, coefficients, copies, len(sites))
+                least, most = parameter_bounds(factor, coefficients, copies, len(sites))
                 if coefficients and coefficients.scope == "model":
                     shared = least
                 else:

@@ -13,12 +13,13 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor, nn
 
-from capaft import adapter_file, batches, checkpoint, optimiser, rng, schedule
+from capaft import adapter_file, batches, checkpoint, optimiser, schedule
 from capaft.adapter import Adapter
 from capaft.best import Best
 from capaft.checkpoint import Checkpoint, Progress
 from capaft.config.train_config import TrainConfig
 from capaft.evaluate import Evaluation, evaluate, on_device
+from capaft.factors import rng
 from capaft.fingerprint import Samples
 from capaft.interrupt import interruptible, memory_guard
 from capaft.job import Job

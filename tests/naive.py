@@ -24,8 +24,8 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from capaft import rng
 from capaft.attach import Adapter
+from capaft.factors import rng
 from capaft.plan import Plan
 from capaft.sites import Site
 

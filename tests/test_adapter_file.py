@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 import capaft
-from capaft import rng
 from capaft.adapter_file import FORMAT, AdapterFile, Base, Task, load, read, restore, save
 from capaft.attach import Adapter
+from capaft.factors import rng
 from capaft.storage import SAVE_DTYPES, SaveDtype, decode, encode
 from capaft.support import files
 from capaft.support.errors import AdapterFileError, TrainingError, UsageError

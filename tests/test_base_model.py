@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from capaft import base_model, demo, rng
+from capaft import base_model, demo
+from capaft.factors import rng
 from capaft.support import hub
 from capaft.support.errors import UsageError
 

@@ -13,9 +13,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from capaft import rng
-from capaft.basis import BASES, Basis, Hadamard, Uniform
-from capaft.rng import Streams
+from capaft.factors import rng
+from capaft.factors.basis import BASES, Basis, Hadamard, Uniform
+from capaft.factors.rng import Streams
 from capaft.support.errors import UsageError
 
 SITES = "abc"

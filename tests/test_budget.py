@@ -86,7 +86,7 @@ def test_methods_without_a_size(method: str) -> None:
 
 
 def test_counting_draws_nothing_where_nothing_is_random(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("capaft.rng.words", lambda *_: pytest.fail("a stream was drawn"))
+    monkeypatch.setattr("capaft.factors.rng.words", lambda *_: pytest.fail("a stream was drawn"))
     for stack in (parse("lora"), parse("nola"), parse("nola+capaboost"), parse("capaboost", masks="partition")):
         decided = plan(BASE, stack)
         shapes = [shape for site in decided.sites for shape in naive.shapes(decided, site).values()]

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 import capaft
 from capaft.attach import Adapter, attach_plan
-from capaft.basis import BASES
 from capaft.budget import trained_numbers
+from capaft.factors.basis import BASES
 from capaft.methods import HOSTS
 from capaft.methods.stack import parse
 from capaft.plan import Plan, plan

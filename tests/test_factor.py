@@ -15,9 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from capaft.basis import BASES
-from capaft.factor import Coefficients, Copies, Expansion, Factor, Seeded, numbers_bounds, words_used
-from capaft.rng import Streams
+from capaft.factors.basis import BASES
+from capaft.factors.capaboost import Copies
+from capaft.factors.expansion import Expansion, parameter_bounds, words_used
+from capaft.factors.factor import Factor
+from capaft.factors.nola import Coefficients, Seeded
+from capaft.factors.rng import Streams
 
 SEED, SITES = 5, ("h.0", "h.1", "h.10")
 DOWN = Factor("down", (3, 10), 0, "uniform", 10)
@@ -284,7 +287,7 @@ def test_the_count_of_numbers_is_within_its_bounds(
     factor: Factor, source: Coefficients | None, copies: Copies | None
 ) -> None:
     _, start = build(factor, source, copies)
-    low, high = numbers_bounds(factor, source, copies, len(SITES))
+    low, high = parameter_bounds(factor, source, copies, len(SITES))
     assert low <= start.numel() <= high
     if source or copies is None or copies.masks == "partition":
         assert low == high
@@ -321,7 +324,7 @@ def test_a_frozen_factor_belongs_to_no_site_and_trains_nothing() -> None:
     drawn = expansion(start)
     assert start.numel() == 0
     assert torch.equal(drawn, other(start).expand_as(drawn))
-    assert numbers_bounds(FROZEN, None, COPIES["d=2"], len(SITES)) == (0, 0)
+    assert parameter_bounds(FROZEN, None, COPIES["d=2"], len(SITES)) == (0, 0)
 
 
 def test_the_masks_of_a_frozen_factor_belong_to_its_sites() -> None:
@@ -334,7 +337,7 @@ def test_the_masks_of_a_frozen_factor_belong_to_its_sites() -> None:
 def test_shared_coefficients_are_one_row_and_give_every_site_its_own_factor(basis: str) -> None:
     expansion, start = build(DOWN, SOURCES[f"{basis}-shared"], None)
     assert start.shape == (1, 4)
-    assert numbers_bounds(DOWN, SOURCES[f"{basis}-shared"], None, len(SITES)) == (4, 4)
+    assert parameter_bounds(DOWN, SOURCES[f"{basis}-shared"], None, len(SITES)) == (4, 4)
     first, second, _ = expansion(random(start, 1)).unbind()
     assert not torch.allclose(first, second)
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import capaft
-from capaft import rng
-from capaft.rng import Key, Streams
+from capaft.factors import rng
+from capaft.factors.rng import Key, Streams
 
 WORD = st.integers(0, 2**64 - 1)
 KEYS = st.builds(Key, WORD, WORD)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capaft.basis import BASES
-from capaft.factor import Coefficients, Factor
+from capaft.factors.basis import BASES
+from capaft.factors.factor import Factor
+from capaft.factors.nola import Coefficients
 from capaft.methods import HOSTS
 from capaft.methods.stack import DEFAULT_HOST, HOSTLESS, canonical, options_of, parse
 from capaft.support.errors import UsageError

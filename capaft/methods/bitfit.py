@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from capaft.factor import Factor
+from capaft.factors.factor import Factor
 from capaft.layers import kind_of, read_without_calling
 from capaft.methods.host import Host
 from capaft.sites import Site, canonical, in_head, renamed

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from capaft import block_sites
 from capaft.block_sites import Block
-from capaft.factor import Factor
+from capaft.factors.factor import Factor
 from capaft.methods.host import Host, number, whole
 from capaft.sites import Site
 from capaft.support.errors import UsageError

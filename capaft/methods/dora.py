@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from capaft.factor import Factor
+from capaft.factors.factor import Factor
 from capaft.methods.host import Host, number, whole
 from capaft.sites import Site, is_quantised, stored
 from capaft.support.errors import UsageError

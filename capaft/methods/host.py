@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from capaft import weight_sites
-from capaft.factor import Factor
+from capaft.factors.factor import Factor
 from capaft.sites import Site
 from capaft.support.errors import UsageError
 from capaft.targets import Targets

@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from capaft import block_sites, weight_sites
-from capaft.factor import Factor
+from capaft.factors.factor import Factor
 from capaft.layers import kind_of
 from capaft.methods.host import Host
 from capaft.sites import Site, canonical, stored

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from capaft.factor import Factor
+from capaft.factors.factor import Factor
 from capaft.methods.host import number, whole
 from capaft.methods.low_rank import LowRank
 from capaft.sites import Site

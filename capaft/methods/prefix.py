@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from capaft import attention
-from capaft.factor import Factor
+from capaft.factors.factor import Factor
 from capaft.methods.host import Host, whole
 from capaft.sites import Site, canonical, renamed
 from capaft.targets import Targets, select

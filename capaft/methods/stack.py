@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from capaft.basis import BASES
-from capaft.factor import Coefficients, Copies, Factor
+from capaft.factors.basis import BASES
+from capaft.factors.capaboost import Copies
+from capaft.factors.factor import Factor
+from capaft.factors.nola import Coefficients
 from capaft.methods import HOSTS
 from capaft.methods.host import Host
 from capaft.support.errors import UsageError

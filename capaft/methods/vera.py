@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from capaft.factor import Factor
+from capaft.factors.factor import Factor
 from capaft.methods.host import whole
 from capaft.methods.low_rank import LowRank
 from capaft.sites import Site

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capaft import rng
-from capaft.rng import Streams
+from capaft.factors import rng
+from capaft.factors.rng import Streams
 from capaft.support.errors import UsageError
 
 

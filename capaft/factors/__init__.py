@@ -1,0 +1,1 @@
+"""The two papers: from a seed and trained coefficients to a factor."""

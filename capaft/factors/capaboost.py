@@ -1,0 +1,89 @@
+"""CapaBoost: one shared factor, used d times under d static random masks (arXiv 2407.01320).
+
+`dW = s * sum_j (U∘M_Uj)(D∘M_Dj)`: the rank grows from r to d*r, the number of parameters does not. The sum over masked
+copies is one bottleneck that is d times as wide, so no host method needs to know of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from capaft.factors import rng
+from capaft.factors.factor import Factor
+from capaft.factors.rng import Streams
+
+
+@dataclass(frozen=True)
+class Copies:
+    """CapaBoost: `copies` uses of one factor, each under its own static random mask (arXiv 2407.01320)."""
+
+    copies: int
+    density: float
+    masks: Literal["random", "partition"]
+    rescale: Literal["none", "variance"] = "none"
+
+    @property
+    def scale(self) -> float:
+        """What masked copies are multiplied by; `variance` keeps the variance that the factor has unmasked."""
+        return 1.0 if self.rescale == "none" else 1 / math.sqrt(self.density)
+
+    def kept(self, n: int) -> int:
+        """How many of n entries a random mask keeps: floor of the exact decimal product."""
+        return int(Decimal(repr(self.density)) * n)
+
+    def draw(self, factor: Factor, streams: Streams) -> NDArray[np.bool_]:
+        """The masks of one factor, shape `(copies, factor.size)`."""
+        if self.masks == "partition":
+            owner = rng.buckets(streams.key("mask.partition"), factor.size, self.copies)
+            return owner == np.arange(self.copies)[:, None]
+        kept = self.kept(factor.size)
+        return np.stack([rng.subset(streams.key(f"mask.{j}"), factor.size, kept) for j in range(self.copies)])
+
+    def words_used(self, n: int) -> dict[str, int]:
+        """How many words of each purpose's stream the masks of one factor of n numbers read."""
+        if self.masks == "partition":
+            return {"mask.partition": n}
+        return {f"mask.{j}": n for j in range(self.copies)}
+
+
+class MaskedCopies(nn.Module):
+    """CapaBoost: masked copies of a factor, concatenated along its hidden axis.
+
+    `sum_j (U∘M_Uj) phi((D∘M_Dj) x)` is one bottleneck of hidden width d*r, whatever phi is, so a host never
+    knows (arXiv 2407.01320).
+
+    Args:
+        factor: the factor that is copied.
+        masks: `(S, d, n)`.
+        scale: what the copies are multiplied by.
+    """
+
+    masks: Tensor
+
+    def __init__(self, factor: Factor, masks: NDArray[np.bool_], scale: float) -> None:
+        super().__init__()
+        assert factor.hidden_axis is not None, "what has no hidden axis is not copied"
+        self.scale = scale
+        sites, copies, _ = masks.shape
+        # The copies' axis stands just before the hidden axis, so that widening is a view and not a transposition.
+        self.axis = 1 + factor.hidden_axis
+        shaped = torch.from_numpy(masks).view(sites, copies, *factor.shape).movedim(1, self.axis)
+        self.register_buffer("masks", shaped.contiguous(), persistent=False)
+
+    def expand(self, factors: Tensor) -> Tensor:
+        """`(S, .., r, ..) -> (S, .., d*r, ..)`."""
+        wide = (factors.unsqueeze(self.axis) * self.masks).flatten(self.axis, self.axis + 1)
+        return wide if self.scale == 1 else wide * self.scale
+
+    def adjoint(self, gradient: Tensor) -> Tensor:
+        """`(S, .., d*r, ..) -> (S, .., r, ..)`."""
+        narrow = (gradient.reshape(self.masks.shape) * self.masks).sum(self.axis)
+        return narrow if self.scale == 1 else narrow * self.scale
