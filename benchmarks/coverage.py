@@ -35,10 +35,10 @@ import torch
 from torch import Tensor, nn
 
 import capaft
-from capaft.sites import backbone, canonical
+from capaft.model.names import backbone_prefix, canonical_path
+from capaft.model.targets import Targets
+from capaft.model.weight_sites import find_weight_sites
 from capaft.support.errors import UsageError
-from capaft.targets import Targets
-from capaft.weight_sites import find
 
 sys.path.insert(0, str(Path(__file__).parent))
 from shrunken import HEADS, Pair, Runnable, logits, loss, model_of, pairs, runnable
@@ -118,7 +118,7 @@ def outcome(head: str, model_type: str, methods: tuple[str, ...]) -> Outcome:
     found.parameters = sum(parameter.numel() for _, parameter in named)
     found.experts = any(parameter.ndim == 3 and "experts" in name for name, parameter in named)
     try:
-        found.sites = len(find(ready.model, Targets(_targets(ready.model))))
+        found.sites = len(find_weight_sites(ready.model, Targets(_targets(ready.model))))
     except UsageError:
         found.sites = 0
     for method in methods:
@@ -150,12 +150,12 @@ def _check_capaft(pair: Pair, ready: Runnable, method: str, options: dict[str, A
     model, inputs = model_of(pair, ready.rules), ready.inputs
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     plain = _logits(model, inputs)
-    inside = backbone(model)
-    head = {canonical(model, n) for n, _ in model.named_parameters() if inside and not n.startswith(inside)}
+    inside = backbone_prefix(model)
+    head = {canonical_path(model, n) for n, _ in model.named_parameters() if inside and not n.startswith(inside)}
     # PyTorch multiplies by a frozen weight in another order where an input is not contiguous: freeze to compare.
     fresh = model_of(pair, ready.rules)
     for name, parameter in fresh.named_parameters():
-        parameter.requires_grad_(canonical(fresh, name) in head)
+        parameter.requires_grad_(canonical_path(fresh, name) in head)
     frozen = _logits(fresh, inputs)
     adapter = capaft.attach(model, method, targets=_targets(model), head=head, **options)
     _same("attaching changes the logits", _logits(model, inputs), frozen)
@@ -175,7 +175,7 @@ def _check_capaft(pair: Pair, ready: Runnable, method: str, options: dict[str, A
     _same("merging changes the logits", _logits(fresh, inputs), adapted, 1e-4)
 
     capaft.detach(model)
-    heads = {p.data_ptr() for name, p in model.named_parameters() if canonical(model, name) in head}
+    heads = {p.data_ptr() for name, p in model.named_parameters() if canonical_path(model, name) in head}
     for name, tensor in model.state_dict().items():
         if tensor.data_ptr() not in heads and not torch.equal(tensor, state[name]):
             raise CheckError(f"detaching does not restore {name}")
@@ -186,7 +186,7 @@ def _check_capaft(pair: Pair, ready: Runnable, method: str, options: dict[str, A
 def _targets(model: nn.Module) -> str:
     """All linear layers; of a model that has none but its head, all convolutions."""
     try:
-        find(model, Targets("all-linear"))
+        find_weight_sites(model, Targets("all-linear"))
     except UsageError:
         return "conv"
     return "all-linear"

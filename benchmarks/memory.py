@@ -51,13 +51,13 @@ def model(name: str, directory: Path) -> Path:
     """A directory with the model and a tokenizer."""
     from transformers import AutoTokenizer, BertConfig, BertModel, RobertaConfig, RobertaModel
 
-    from capaft import demo
+    from capaft.model.demo import demo_model
 
     if name == "minilm":
-        return demo.base_model()
+        return demo_model()
     where = directory / name
     if not where.exists():
-        tokenizer = AutoTokenizer.from_pretrained(demo.base_model())
+        tokenizer = AutoTokenizer.from_pretrained(demo_model())
         small = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512}
         if name == "bert-4m":
             BertModel(BertConfig(vocab_size=len(tokenizer), **small)).save_pretrained(where)

@@ -91,9 +91,10 @@ def load() -> tuple:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from capaft import demo
+    from capaft.model.demo import demo_model
 
     torch.manual_seed(0)
-    directory = demo.base_model()
+    directory = demo_model()
     rows = demo.examples()["train"]
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForSequenceClassification.from_pretrained(directory, num_labels=len(demo.PACKAGES))

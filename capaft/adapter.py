@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from capaft.factors.expansion import Expansion
 from capaft.factors.nola import Seeded
 from capaft.factors.rng import Streams
-from capaft.plan import CHILD_PREFIX, Plan, base_parameters, own_name
-from capaft.sites import Site, is_quantised
+from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name
+from capaft.model.site import Site, is_quantised
+from capaft.plan import Plan
 from capaft.support.errors import UsageError
 
 Factors = tuple[Tensor, ...]
@@ -54,7 +55,7 @@ class Adapter(nn.Module):
     Attributes:
         plan: what the adapter is.
         numbers: one float32 parameter a role: `(S, k)` for NOLA, `(1, k)` where the model shares the coefficients, flat
-            for dense factors and for roles that mix; in the order of :meth:`Plan.groups`. The role `head` is of the
+            for dense factors and for roles that mix; in the order of `Plan.groups`. The role `head` is of the
             coefficients that move a model's head.
         dropout: share of the adapter's input that is zeroed while the model trains.
         enabled: False while the base model is wanted alone.
@@ -101,7 +102,7 @@ class Adapter(nn.Module):
         self._unfired: set[int] | None = set(range(len(decided.placed)))
 
     def expand(self, dtype: torch.dtype = torch.float32) -> list[Factors]:
-        """The factors of every place, in the order of :attr:`Plan.placed`, differentiable in the numbers."""
+        """The factors of every place, in the order of `Plan.placed`, differentiable in the numbers."""
         found: list[list[Tensor]] = [[] for _ in self.plan.placed]
         for role, spans in self._spans.items():
             # A role that is frozen has no numbers; its maps need none.
@@ -128,12 +129,12 @@ class Adapter(nn.Module):
     def trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Every trained parameter by its name in the adapter file: a role, or `head:<parameter>`."""
         wanted = set(self.plan.trained)
-        own = {own_name(model, n, self.plan.rename): p for n, p in model.named_parameters()} if wanted else {}
+        own = {canonical_name(model, n, self.plan.rename): p for n, p in model.named_parameters()} if wanted else {}
         return dict(self.numbers) | {f"head:{name}": own[name] for name in self.plan.trained}
 
     def trains(self, model: nn.Module, name: str) -> bool:
         """Whether a parameter of the base model, by its name there, is trained as it is."""
-        return own_name(model, name, self.plan.rename) in self.plan.trained
+        return canonical_name(model, name, self.plan.rename) in self.plan.trained
 
     def freeze(self, model: nn.Module) -> None:
         """Leave only what the model's adapters train trainable; remember how it was before the first of them."""
@@ -144,7 +145,7 @@ class Adapter(nn.Module):
             parameter.requires_grad_(any(each.trains(model, name) for each in (self, *others)))
 
     def thaw(self, model: nn.Module) -> None:
-        """Undo :meth:`freeze`, as far as the adapters that are left allow."""
+        """Undo `freeze`, as far as the adapters that are left allow."""
         others = tuple(adapters(model).values())
         for name, parameter in base_parameters(model).items():
             kept = any(each.trains(model, name) for each in others)

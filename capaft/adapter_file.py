@@ -31,21 +31,14 @@ from capaft.fingerprint import (
 )
 from capaft.header import FORMAT, canonical_json, header_digest, open_safetensors, parse_header, wrong_options
 from capaft.methods.stack import parse
+from capaft.model.origin import Origin
+from capaft.model.targets import Targets
 from capaft.plan import Plan, plan
 from capaft.storage import SAVE_DTYPES, SCALE, SaveDtype, decode, encode, layout
 from capaft.support.errors import AdapterFileError, TrainingError, UsageError
 from capaft.support.files import write_atomically
-from capaft.targets import Targets
 
 HEAD = "head:"
-
-
-@dataclass(frozen=True)
-class Base:
-    """Where the base model came from, as the user named it."""
-
-    name: str | None = None
-    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,9 +77,9 @@ class AdapterFile:
     size: int
 
     @property
-    def base(self) -> Base:
+    def base(self) -> Origin:
         """The base model's name and revision."""
-        return Base(self.header["base"]["name"], self.header["base"]["revision"])
+        return Origin(self.header["base"]["name"], self.header["base"]["revision"])
 
     @property
     def task(self) -> Task | None:
@@ -100,7 +93,7 @@ def save(
     path: str | Path,
     *,
     name: str = "default",
-    base: Base | None = None,
+    base: Origin | None = None,
     task: Task | None = None,
     dtype: SaveDtype = "float32",
     samples: Samples | None = None,
@@ -113,7 +106,7 @@ def save(
         name: the adapter's name on the model.
         base: the base model's name and revision; by default the model's own `name_or_path`.
         task: what it was trained for.
-        dtype: how the numbers are stored; see :mod:`capaft.storage`.
+        dtype: how the numbers are stored; see `storage`.
         samples: sample weights of the base model, where it can no longer be read because it lies in shares.
 
     Returns:
@@ -140,7 +133,7 @@ def save(
     if task and (problem := wrong_options(task.options)):
         raise UsageError(f"{problem}; {path} was not written")
     adapter = get(model, name)
-    base = base or Base(getattr(model, "name_or_path", None) or None)
+    base = base or Origin(getattr(model, "name_or_path", None) or None)
     tensors: dict[str, Tensor] = {}
     for key, numbers in adapter.trained(model).items():
         stored = encode(key, numbers, dtype)
@@ -331,7 +324,7 @@ def _plan(model: nn.Module, file: AdapterFile, rename: dict[str, str] | None) ->
 
 
 def _head_options(head: dict[str, Any] | None) -> dict[str, Any]:
-    """What :func:`capaft.plan.plan` is told of a head, as a header has it."""
+    """What `plan` is told of a head, as a header has it."""
     if head is None:
         return {}
     mode = {"head_mode": "nola", "head_k": head["k"]} if head["k"] else {"head_mode": "frozen"}

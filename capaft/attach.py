@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from capaft.adapter import Adapter, adapters
-from capaft.layers import has_own_backward
 from capaft.methods.stack import Stack, parse
-from capaft.plan import CHILD_PREFIX, Plan, base_parameters, own_name, plan
+from capaft.model.layers import has_own_backward
+from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name, input_embeddings
+from capaft.model.site import Site
+from capaft.model.targets import Targets
+from capaft.plan import Plan, plan
 from capaft.site_adapter import AttentionAdapter, SiteAdapter
-from capaft.sites import Site, input_embeddings
 from capaft.support.errors import UsageError
-from capaft.targets import Targets
 
 # What of the options is not the stack's, but says where it goes.
 PLACING = ("seed", "head", "head_mode", "head_k", "modules_to_save", "rename")
@@ -30,8 +31,8 @@ def attach(model: nn.Module, method: str | Stack, *, name: str = "default", **op
         model: the base model; changed in place.
         method: a method stack such as `"nola"`, or one already parsed.
         name: the adapter's name on this model.
-        **options: `targets`, `exclude`, `layers` of :class:`capaft.targets.Targets`; `seed`, `head`, `head_mode`,
-            `head_k`, `modules_to_save` and `rename` of :func:`capaft.plan.plan`; `dropout` of the adapter's input while
+        **options: `targets`, `exclude`, `layers` of `Targets`; `seed`, `head`, `head_mode`,
+            `head_k`, `modules_to_save` and `rename` of `plan`; `dropout` of the adapter's input while
             the model trains; the rest are the stack's numbers, if it is not parsed yet.
 
     Returns:
@@ -61,14 +62,14 @@ def attach(model: nn.Module, method: str | Stack, *, name: str = "default", **op
 
 
 def attach_plan(model: nn.Module, decided: Plan, *, name: str = "default", dropout: float = 0.0) -> Adapter:
-    """Freeze a model and attach the adapter that a plan describes. See :func:`attach`."""
+    """Freeze a model and attach the adapter that a plan describes. See `attach`."""
     if name in adapters(model):
         raise UsageError(f"the model already has an adapter named {name}; detach it or choose another name")
     if not name.isidentifier():
         raise UsageError(f"an adapter's name must be an identifier, got {name!r}")
     check_dropout(decided.stack, dropout)
     for path, parameter in base_parameters(model).items():
-        if parameter.is_meta and own_name(model, path, decided.rename) in decided.trained:
+        if parameter.is_meta and canonical_name(model, path, decided.rename) in decided.trained:
             raise UsageError(f"{path} is offloaded and cannot be trained; keep it on a device with device_map")
     adapter = Adapter(decided, dropout)
     adapter.to(_home(model))
@@ -112,7 +113,7 @@ def check_dropout(stack: Stack, dropout: float) -> None:
 
 
 def detach(model: nn.Module, name: str = "default") -> Adapter:
-    """Take an adapter off: hooks, modules and frozen flags are as they were before :func:`attach`.
+    """Take an adapter off: hooks, modules and frozen flags are as they were before `attach`.
 
     A head that was trained whole stays trained, since it is the model's own; one with coefficients is what it was.
 

@@ -42,7 +42,7 @@ def fit(model: nn.Module, stack: Stack, budget: int, **placing: Any) -> Stack:
         model: the base model.
         stack: the stack whose size is chosen.
         budget: trained numbers, a head not counted.
-        **placing: as for :func:`capaft.plan.plan`.
+        **placing: as for `plan`.
 
     Raises:
         UsageError: even the smallest size trains more, or the method has no size.

@@ -56,7 +56,7 @@ class Checkpoint:
     Attributes:
         progress: how far the run was.
         made_with: versions and threads of the run that wrote it.
-        made_from: digests of its data and its base model; see :mod:`capaft.made_from`.
+        made_from: digests of its data and its base model; see `made_from`.
         tensors: parameters as `parameter.<name>`, optimiser state as `optimizer.<index>.<key>`.
         optimizer: what of the optimiser's state is no tensor, by `<index>.<key>`.
         scaler: state of the loss scaler of fp16; empty otherwise.

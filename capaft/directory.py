@@ -22,7 +22,7 @@ _SHARD = re.compile(r"[-_]\d+(-of-\d+)?$")
 
 
 def read_table(file: Path, text_columns: tuple[str, ...] = ()) -> datasets.Dataset:
-    """A file of rows as :func:`capaft.readers.read` takes it, with the images or recordings that it names."""
+    """A file of rows as `read` takes it, with the images or recordings that it names."""
     return media_table.with_files(read(file, text_columns), file.parent)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from capaft import batches
-from capaft.base_model import BaseModel
+from capaft.model.load import BaseModel
 from capaft.processes import Processes
 from capaft.tasks.task import Batch, Features, Task
 

@@ -17,11 +17,12 @@ from torch import nn
 from capaft.factors import rng
 from capaft.factors.expansion import words_used
 from capaft.factors.rng import Streams
-from capaft.plan import Plan, own_name
-from capaft.sites import Site, is_quantised
+from capaft.model.names import canonical_name
+from capaft.model.site import Site, is_quantised
+from capaft.model.targets import Targets
+from capaft.model.weight_sites import find_weight_sites
+from capaft.plan import Plan
 from capaft.support.errors import UsageError
-from capaft.targets import Targets
-from capaft.weight_sites import find
 
 SAMPLES = 64
 RELATIVE_TOLERANCE = 2e-2
@@ -80,7 +81,7 @@ def base_samples(model: nn.Module, decided: Plan) -> str | None:
         sites = tuple(
             site
             for site in _weights(model, decided.rename)
-            if own_name(model, f"{site.module}.{site.parameter}", decided.rename) not in decided.trained
+            if canonical_name(model, f"{site.module}.{site.parameter}", decided.rename) not in decided.trained
         )
     return _samples(model, sites, decided.seed, "base") if sites else None
 
@@ -111,7 +112,7 @@ def _weights(model: nn.Module, rename: dict[str, str]) -> tuple[Site, ...]:
     """The linear layers of a model, or where it has none its convolutions, or its embeddings."""
     for preset in ("all-linear", "conv", "embeddings"):
         with suppress(UsageError):
-            return find(model, Targets(preset), rename)
+            return find_weight_sites(model, Targets(preset), rename)
     return ()
 
 

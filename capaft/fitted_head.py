@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft import batches
-from capaft.base_model import BaseModel
 from capaft.factors import rng
-from capaft.sites import backbone
+from capaft.model.load import BaseModel
+from capaft.model.names import backbone_prefix
 from capaft.support.errors import UsageError
 from capaft.tasks.task import Batch, Features, Task
 
@@ -92,7 +92,7 @@ def fit(
     """Regression on standardised inputs of the head, its penalty chosen on a fifth held out.
 
     Args:
-        task: the task, which :func:`fits`.
+        task: the task, which `fits`.
         base: the base model, untouched.
         train: examples to fit on; a seeded sample of them, with every class, if there are many.
         batch_size: examples in a forward.
@@ -200,7 +200,7 @@ def _inputs(base: BaseModel, batch: Batch) -> NDArray[np.float64] | None:
 
 def _heads(model: nn.Module) -> list[nn.Module]:
     """The modules with numbers beside the backbone, in the order of the forward as far as names tell."""
-    inside = backbone(model).removesuffix(".")
+    inside = backbone_prefix(model).removesuffix(".")
     if not inside:
         return []
     return [child for name, child in model.named_children() if name != inside and any(True for _ in child.parameters())]

@@ -3,7 +3,7 @@
 A classifier's dense layer can hold fifty times the numbers of an adapter (590,592 in RoBERTa's). Where that is too
 many, a parameter of the head becomes `W0 + G c`: W0 is what the model holds when the adapter is attached, G comes from
 the seed as NOLA's bases do (arXiv 2310.02556), and only c is trained and stored. So W0 must be had again: from the
-checkpoint, or for a new head from the seed, as :func:`capaft.base_model.initialise` draws it. An adapter file carries
+checkpoint, or for a new head from the seed, as `initialise_head` draws it. An adapter file carries
 samples of it, so that another W0 is noticed.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from capaft.factors.factor import Factor
 from capaft.factors.nola import Coefficients
 from capaft.methods.host import Host
-from capaft.sites import Site, is_quantised, stored
+from capaft.model.site import Site, is_quantised, stored_parameter
 from capaft.support.errors import UsageError
 
 MODES = ("full", "nola", "frozen")
@@ -69,7 +69,7 @@ class Head(Host):
         sites = []
         for name, own in sorted(names.items()):
             inside, _, leaf = own.rpartition(".")
-            parameter = stored(model.get_submodule(inside), leaf)
+            parameter = stored_parameter(model.get_submodule(inside), leaf)
             if k and is_quantised(parameter):
                 raise UsageError(f"{own} is quantised and has no coefficients; choose --head frozen")
             if k and len(tied := owners[id(parameter)]) > 1:
@@ -100,19 +100,19 @@ class Head(Host):
         return {"k": self.k, "parameters": shapes} if shapes else None
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
-        """See :meth:`Host.factors`: `G c`, which starts at 0."""
+        """See `Host.factors`: `G c`, which starts at 0."""
         return (Factor(f"{ROLE}:{site.parameter}", (site.out_features, site.in_features), None),)
 
     def forward(
         self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
     ) -> Tensor:
-        """See :meth:`Host.forward`: never called, since what changes is a parameter while the model reads it."""
+        """See `Host.forward`: never called, since what changes is a parameter while the model reads it."""
         raise AssertionError("a parameter of the head has no output")
 
     def merged(
         self, site: Site, weight: Tensor, bias: Tensor | None, factors: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor | None]:
-        """See :meth:`Host.merged`."""
+        """See `Host.merged`."""
         return weight + factors[0], bias
 
 

@@ -23,8 +23,8 @@ from huggingface_hub import cached_assets_path
 from safetensors import SafetensorError
 
 import capaft
-from capaft.base_model import BaseModel
 from capaft.fitted_head import FittedHead
+from capaft.model.load import BaseModel
 from capaft.support.errors import TrainingError
 from capaft.support.files import write_atomically
 from capaft.tasks.task import Features, Task

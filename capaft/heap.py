@@ -142,7 +142,7 @@ class Heap:
             self.release(number)
 
     def save(self, sizes: Sequence[int]) -> None:
-        """What :func:`capaft.checkpoint.write` takes: each tensor's bytes, then all in one, and these once more."""
+        """What `write` takes: each tensor's bytes, then all in one, and these once more."""
         numbers = [-1 - at for at in range(len(sizes))]
         for number, size in zip(numbers, sizes, strict=True):
             self.allocate(number, size)

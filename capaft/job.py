@@ -9,19 +9,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from capaft import base_model, budget, data, demo, fitted_head, selection
+from capaft import budget, data, demo, fitted_head, selection
 from capaft.adapter_file import Task as TaskRecord
 from capaft.attach import check_dropout
-from capaft.base_model import BaseModel
 from capaft.columns import Columns
 from capaft.config.settings import parse_value as parse_setting
 from capaft.config.train_config import TASK_OPTIONS, TrainConfig
 from capaft.methods import HOSTS
 from capaft.methods.stack import canonical, known_options, options_of, parse
+from capaft.model.load import BaseModel, load_configuration
+from capaft.model.targets import Targets
 from capaft.plan import Plan, plan
 from capaft.recipe import recipe
 from capaft.support.errors import UsageError, did_you_mean
-from capaft.targets import Targets
 from capaft.tasks import task_class
 from capaft.tasks.recognise import check_model, recognise
 from capaft.tasks.task import Features, Task
@@ -101,9 +101,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
 
     source = selection.splits(config, say_data)
     assert source.train is not None
-    sketch = base_model.configuration(
-        config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
+    sketch = load_configuration(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
     classify = config.problem != "auto" or bool(config.label_separator)
     name: str = config.task
     if name == "auto":

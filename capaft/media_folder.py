@@ -63,7 +63,7 @@ def scan(path: Path, say: Callable[[str], None]) -> Tree:
 
 
 def read(path: Path, tree: Tree, wanted: Wanted) -> dict[str, datasets.Dataset]:
-    """The wanted splits of what :func:`scan` found, with `image` or `audio`, and `label`.
+    """The wanted splits of what `scan` found, with `image` or `audio`, and `label`.
 
     Raises:
         UsageError: it mixes images and recordings, a class is not among those of the train split, or a name is not

@@ -2,7 +2,7 @@
 
 Two steps run on a hollow copy of the model, whose tensors have shapes and no contents (torch's `FakeTensor`), and a
 dispatch mode counts the storages that come and go. That is all that an accelerator holds. A process also holds what is
-there before the first step, and what its heap loses; see :mod:`capaft.heap`.
+there before the first step, and what its heap loses; see `heap`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def estimate(
         model: as it will be trained: with its adapter, in training mode. It stays as it is.
         batch: the training batch that takes most memory.
         loss: from the model's outputs and the batch's targets to what is differentiated.
-        optimizer: name of the optimiser; see :func:`capaft.optimiser.build`.
+        optimizer: name of the optimiser; see `build`.
         autocast: what operations compute in under autocast; None without.
         accumulates: whether a step adds up the gradients of several such batches.
         evaluated: the evaluation batch that takes most memory.
@@ -121,7 +121,7 @@ def _rehearse(
     evaluated: Batch | None,
     device: torch.device,
 ) -> Rehearsal:
-    """Do what :func:`capaft.train.train` does, on a hollow copy of the model."""
+    """Do what `train` does, on a hollow copy of the model."""
     counting = _Counting(device)
     with counting.fake, _Copying(device):
         hollow = copy.deepcopy(model)

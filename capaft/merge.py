@@ -10,7 +10,7 @@ from torch import nn
 
 from capaft.adapter import Adapter, adapters
 from capaft.attach import detach, get
-from capaft.sites import is_quantised
+from capaft.model.site import is_quantised
 from capaft.support.errors import UsageError
 
 

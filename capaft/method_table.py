@@ -5,14 +5,10 @@ from __future__ import annotations
 import textwrap
 import typing
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import torch
-import transformers
 from torch import nn
 
-from capaft import base_model
 from capaft.config.train_config import TrainConfig
 from capaft.methods import HOSTS
 from capaft.methods.host import Host
@@ -25,9 +21,8 @@ from capaft.methods.stack import (
     combinations,
     parse,
 )
-from capaft.plan import base_parameters, plan
-from capaft.sites import canonical
-from capaft.support import hub
+from capaft.model.names import base_parameters, canonical_path
+from capaft.plan import plan
 from capaft.support.errors import UsageError, printable
 
 WIDTH = 100
@@ -41,7 +36,7 @@ def rows(model: nn.Module | None = None) -> list[dict[str, Any]]:
     `narrow` says why masked copies have no meaning for a host and `unmergeable` why it cannot be merged, else null.
 
     Args:
-        model: adds what each stack comes to on it, under `model`; see :func:`count`. Only its shapes are read.
+        model: adds what each stack comes to on it, under `model`; see `count`. Only its shapes are read.
     """
     found = [_host(host) for host in HOSTS.values()]
     defaults = parse(f"{PARAMETERISATION}+{TRANSFORM}").record()
@@ -83,31 +78,10 @@ def count(model: nn.Module, method: str) -> dict[str, Any]:
         decided = plan(model, parse(method))
     except UsageError as error:
         return {"reason": str(error)}
-    sizes = {canonical(model, name): parameter.numel() for name, parameter in base_parameters(model).items()}
+    sizes = {canonical_path(model, name): parameter.numel() for name, parameter in base_parameters(model).items()}
     own = sum(sizes[name] for name in decided.trained)
     bounds = decided.bounds().values()
     return {"sites": len(decided.sites), "numbers": [own + sum(bound[i] for bound in bounds) for i in (0, 1)]}
-
-
-def skeleton(name: str) -> nn.Module:
-    """A model without its weights, from its configuration alone.
-
-    Args:
-        name: a directory or a hub id.
-
-    Raises:
-        UsageError: there is no such model, or transformers cannot build it.
-    """
-    source = base_model.locate(name)
-    common = {} if Path(source).is_dir() else {"local_files_only": hub.offline()}
-    try:
-        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **common)
-        named = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], None)
-        build = getattr(named, "_from_config", transformers.AutoModel.from_config)
-        with torch.device("meta"):
-            return build(config)
-    except Exception as error:  # What a model's own code makes of a strange configuration can be anything.
-        raise UsageError(base_model.explain(name, source, error)) from None
 
 
 def text(model: nn.Module | None = None) -> str:

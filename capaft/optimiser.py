@@ -48,7 +48,7 @@ def groups(
 
 
 def build(name: str, params: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimiser of that name, which is there; see :func:`check`."""
+    """The optimiser of that name, which is there; see `check`."""
     check(name)
     return _MAKERS[name](params)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capaft.sites import stored
+from capaft.model.site import stored_parameter
 
 
 def parametrise(module: nn.Module, parameter: str) -> None:
@@ -23,7 +23,7 @@ def parametrise(module: nn.Module, parameter: str) -> None:
 
 
 def restore(module: nn.Module) -> None:
-    """Undo :func:`parametrise` for parameters that no adapter changes any more."""
+    """Undo `parametrise` for parameters that no adapter changes any more."""
     wanted = {getattr(child, "parametrises", "") for child in module.children()}
     cls, changed = _unparametrised(type(module))
     for parameter in changed:
@@ -37,7 +37,7 @@ def _parametrised(cls: Any, parameter: str) -> Any:
     """A class of the same name that reads a parameter through the adapters beside it."""
 
     def read(module: Any) -> Tensor:
-        value = stored(module, parameter)
+        value = stored_parameter(module, parameter)
         if value.is_meta:
             return value  # Offloaded: accelerate asks what is there before it fetches the numbers.
         layers: dict[int, list[Any]] = {}

@@ -15,12 +15,11 @@ from capaft.factors.rng import MAX_SEED
 from capaft.head import DEFAULT_K, MODES, ROLE, Head
 from capaft.methods.host import Host, whole
 from capaft.methods.stack import Stack
-from capaft.sites import Site, canonical, renamed
+from capaft.model.names import base_parameters, canonical_name
+from capaft.model.site import Site
+from capaft.model.targets import Targets, path_matcher
 from capaft.support.errors import UsageError
-from capaft.targets import Targets, matcher
 
-# An adapter stands in its model, and beside its modules, as a child of this name.
-CHILD_PREFIX = "capaft_"
 # A file of few coefficients must not ask for factors of any size: beyond this, a hidden width is bound to the layer's.
 MAX_HIDDEN = 4096
 
@@ -35,7 +34,7 @@ class Plan:
         targets: what the sites were found by.
         sites: the sites, sorted by path.
         trained: canonical names of base parameters that are trained themselves: a new head, or all for `full`.
-        rename: pieces of module paths that the sites are named by instead; see :func:`capaft.weight_sites.find`.
+        rename: pieces of module paths that the sites are named by instead; see `find_weight_sites`.
         head: the head's parameters that are not trained themselves, and their coefficients if they have any.
     """
 
@@ -113,16 +112,16 @@ def plan(
     Args:
         model: the base model.
         stack: the method stack.
-        targets: what to adapt; see :class:`capaft.targets.Targets`. Nothing leaves it to the method.
+        targets: what to adapt; see `Targets`. Nothing leaves it to the method.
         seed: the seed of every random number of the adapter, `0 <= seed < 2**64`.
         head: names of the base parameters that are the head (a new classifier).
         head_mode: `full` trains them as they are. `nola` moves those of more than `head_k` numbers along a seeded
             basis, and `frozen` trains none; what the model holds then must be had again to load the adapter, from the
-            checkpoint or by :func:`capaft.base_model.initialise`.
+            checkpoint or by `initialise_head`.
         head_k: coefficients of a parameter of the head under `nola`.
         trained: names of further base parameters that are trained as they are, whatever becomes of the head.
         modules_to_save: modules of which all parameters are trained as they are, as names or `re:<pattern>`.
-        rename: `{old: new}` pieces of module paths; see :func:`capaft.weight_sites.find`.
+        rename: `{old: new}` pieces of module paths; see `find_weight_sites`.
 
     Raises:
         UsageError: no site matches, the seed is out of range, a parameter of `head` does not exist or cannot have
@@ -131,8 +130,8 @@ def plan(
     if not 0 <= seed <= MAX_SEED:
         raise UsageError(f"--seed must be in [0, 2**64), got {seed}")
     targets = targets if isinstance(targets, Targets) else Targets(targets)
-    names = {own_name(model, name, rename): name for name in base_parameters(model)}
-    of_head, as_is = ({own_name(model, name, rename) for name in each} for each in (head, trained))
+    names = {canonical_name(model, name, rename): name for name in base_parameters(model)}
+    of_head, as_is = ({canonical_name(model, name, rename) for name in each} for each in (head, trained))
     for name in sorted(of_head | as_is):
         if name not in names:
             raise UsageError(f"the model has no parameter {name} to train; check the head's names")
@@ -150,7 +149,7 @@ def plan(
     sites = stack.host.sites(model, targets, rename)
     for site in sites:
         for module in site.modules:
-            name = own_name(model, f"{module}.{site.parameter}", rename)
+            name = canonical_name(model, f"{module}.{site.parameter}", rename)
             if site.parameter and name in as_is | of_head:
                 what = "trained as it is" if name in as_is else "part of the head"
                 raise UsageError(f"{module} is both adapted and {what}; leave it out of one of them")
@@ -166,8 +165,8 @@ def _head(model: nn.Module, stack: Stack, names: dict[str, str], mode: str, k: i
         model: the base model.
         stack: the method stack, for its basis.
         names: by canonical name, the parameters' names in the model.
-        mode: see :func:`plan`.
-        k: see :func:`plan`.
+        mode: see `plan`.
+        k: see `plan`.
     """
     whole("head-k", k)
     if mode not in MODES:
@@ -186,7 +185,7 @@ def _of_modules(names: set[str], modules: str) -> set[str]:
     """The parameters of the modules that a list of names or a regular expression means."""
     found: set[str] = set()
     for word in Targets(modules).words:
-        match = matcher(word, "modules-to-save")
+        match = path_matcher(word, "modules-to-save")
         own = {name for name in names if match(name.rpartition(".")[0]) or f".{word}." in f".{name}"}
         if not own:
             raise UsageError(f"--modules-to-save {word}: the model has no module of that name with parameters")
@@ -226,13 +225,3 @@ def hidden_limit(site: Site, host: Host) -> int:
     widest = max(site.in_features, site.out_features)
     trained = any(len(f.shape) > 1 and f.hidden_axis is not None and not f.frozen for f in host.factors(site))
     return widest if site.parameter and trained else max(MAX_HIDDEN, 4 * widest)
-
-
-def own_name(model: nn.Module, name: str, rename: dict[str, str] | None) -> str:
-    """The name of a parameter as an adapter file has it: canonical, and the old one where modules were renamed."""
-    return renamed(canonical(model, name), rename)
-
-
-def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The model's own parameters by name, without those of its adapters."""
-    return {name: p for name, p in model.named_parameters() if not name.startswith(CHILD_PREFIX)}

@@ -35,7 +35,7 @@ class RunDirectory:
 
     @property
     def checkpoints(self) -> Path:
-        """The directory of checkpoints; see :mod:`capaft.checkpoint`."""
+        """The directory of checkpoints; see `checkpoint`."""
         return self.path / "checkpoints"
 
     @property

@@ -10,9 +10,9 @@ from torch import nn
 
 from capaft import adapter_file, run_directory
 from capaft.adapter_file import HEAD, AdapterFile
-from capaft.base_model import BaseModel
 from capaft.config.settings import check_range, resolve_settings
 from capaft.config.train_config import TrainConfig
+from capaft.model.load import BaseModel
 from capaft.run_directory import RunDirectory
 from capaft.support.errors import AdapterFileError, UsageError
 from capaft.tasks import TASKS, task_class
@@ -56,8 +56,8 @@ def open_run(
     Args:
         given: what the user named.
         model: the base model; by default the run's, or the one the file names.
-        rename: see :func:`capaft.adapter_file.load`.
-        allow_base_mismatch: see :func:`capaft.adapter_file.load`.
+        rename: see `load`.
+        allow_base_mismatch: see `load`.
         base_dtype: what the base's weights are held in; by default as in the run, or float32.
 
     Raises:

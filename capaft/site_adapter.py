@@ -44,7 +44,7 @@ class SiteAdapter(nn.Module):
         return site.parameter if changes else ""
 
     def forward(self, *inputs: Any) -> Any:
-        """Nothing; see :meth:`Adapter.forward`."""
+        """Nothing; see `Adapter.forward`."""
         return inputs[0] if len(inputs) == 1 else inputs
 
     def install(self, module: nn.Module, source: nn.Module | None) -> None:
@@ -133,10 +133,10 @@ class SiteAdapter(nn.Module):
 
 
 class AttentionAdapter(SiteAdapter):
-    """What stands beside an attention, and takes part in it; see :class:`capaft.attention.Participant`."""
+    """What stands beside an attention, and takes part in it; see `Participant`."""
 
     def install(self, module: nn.Module, source: nn.Module | None) -> None:
-        """See :meth:`SiteAdapter.install`: the attention asks its children, so there is nothing to hook."""
+        """See `SiteAdapter.install`: the attention asks its children, so there is nothing to hook."""
 
     def attend(self, function: Any, module: nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The attention of a module, with the adapter's part."""

@@ -42,7 +42,7 @@ def encode(name: str, numbers: Tensor, dtype: SaveDtype) -> dict[str, Tensor]:
 
 
 def layout(name: str, shape: tuple[int, ...], dtype: SaveDtype) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """What :func:`encode` makes of a parameter of that shape: safetensors dtype and shape by tensor name."""
+    """What `encode` makes of a parameter of that shape: safetensors dtype and shape by tensor name."""
     count = math.prod(shape)
     scales: dict[str, tuple[str, tuple[int, ...]]] = {name + SCALE: ("F32", (-(-count // BLOCK),))}
     match dtype:

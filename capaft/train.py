@@ -94,8 +94,8 @@ def train(
         processes: those that train together.
         resumed: a checkpoint of this run to go on from.
         baseline: kept in checkpoints.
-        samples: of the base model, where it lies in shares; see :func:`capaft.adapter_file.save`.
-        made_from: kept in checkpoints; see :mod:`capaft.made_from`.
+        samples: of the base model, where it lies in shares; see `save`.
+        made_from: kept in checkpoints; see `made_from`.
 
     Raises:
         TrainingError: the loss is not finite, memory or disk ran out; the best adapter so far stays on disk.

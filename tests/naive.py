@@ -26,8 +26,8 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from capaft.attach import Adapter
 from capaft.factors import rng
+from capaft.model.site import Site
 from capaft.plan import Plan
-from capaft.sites import Site
 
 Array = NDArray[np.float64]
 Stream = Callable[..., NDArray[np.uint64]]

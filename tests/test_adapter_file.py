@@ -31,9 +31,10 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 import capaft
-from capaft.adapter_file import FORMAT, AdapterFile, Base, Task, load, read, restore, save
+from capaft.adapter_file import FORMAT, AdapterFile, Task, load, read, restore, save
 from capaft.attach import Adapter
 from capaft.factors import rng
+from capaft.model.origin import Origin
 from capaft.storage import SAVE_DTYPES, SaveDtype, decode, encode
 from capaft.support import files
 from capaft.support.errors import AdapterFileError, TrainingError, UsageError
@@ -102,7 +103,7 @@ def path(tmp_path: Path) -> Path:
 def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A small file that is in order, to be spoilt."""
     path = tmp_path_factory.mktemp("good") / "adapter.safetensors"
-    save(adapted(), path, base=Base("tiny"), task=TASK)
+    save(adapted(), path, base=Origin("tiny"), task=TASK)
     return path.read_bytes()
 
 
@@ -113,10 +114,10 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.mark.parametrize("stack", STACKS)
 def test_round_trip(stack: str, dtype: SaveDtype, path: Path) -> None:
     model, fresh = adapted(**STACKS[stack]), bert()
-    size = save(model, path, base=Base("tiny", "main"), task=TASK, dtype=dtype)
+    size = save(model, path, base=Origin("tiny", "main"), task=TASK, dtype=dtype)
     file = read(path)
     assert size == file.size == path.stat().st_size
-    assert (file.base, file.task) == (Base("tiny", "main"), TASK)
+    assert (file.base, file.task) == (Origin("tiny", "main"), TASK)
     adapter = load(fresh, path)
     plan = capaft.adapters(model)["default"].plan
     assert (adapter.plan.stack, adapter.plan.seed, adapter.plan.targets) == (plan.stack, plan.seed, plan.targets)
@@ -126,7 +127,7 @@ def test_round_trip(stack: str, dtype: SaveDtype, path: Path) -> None:
     restore(model, path)
     assert torch.equal(logits(fresh), logits(model))
     # What came back is saved as the same file.
-    save(fresh, path.with_name("again"), base=Base("tiny", "main"), task=TASK, dtype=dtype)
+    save(fresh, path.with_name("again"), base=Origin("tiny", "main"), task=TASK, dtype=dtype)
     if dtype.startswith(("float", "bfloat")):
         assert path.with_name("again").read_bytes() == path.read_bytes()
 
@@ -147,8 +148,8 @@ def test_any_text_comes_back(
     file, model = tmp_path_factory.getbasetemp() / "text.safetensors", _one_layer()
     task = Task("text-classification", tuple(labels), 1, "f1", options)
     capaft.attach(model, "nola", rank=1, k=2)
-    save(model, file, base=Base(name, name), task=task)
-    assert (read(file).task, read(file).base) == (task, Base(name, name))
+    save(model, file, base=Origin(name, name), task=task)
+    assert (read(file).task, read(file).base) == (task, Origin(name, name))
 
 
 @pytest.mark.parametrize(
@@ -263,7 +264,7 @@ def _stream(what: str, name: str, like: Tensor) -> Tensor:
     ],
 )
 def test_golden_file(options: dict[str, Any], dtype: SaveDtype, digest: str, path: Path) -> None:
-    save(golden(**options), path, base=Base("tiny"), task=TASK, dtype=dtype)
+    save(golden(**options), path, base=Origin("tiny"), task=TASK, dtype=dtype)
     naive_reader.read(path.read_bytes())
     assert sha256(path.read_bytes()).hexdigest() == digest
 
@@ -312,7 +313,7 @@ def test_the_header_stays_small_however_many_sites(targets: str, path: Path) -> 
     model = BertModel(config)
     adapter = capaft.attach(model, "lora+nola+capaboost", rank=1, k=2, targets=targets)
     assert len(adapter.plan.sites) == {"qv": 120, "all-linear": 361}[targets]
-    save(model, path, base=Base("some-organisation/some-model-with-a-long-name", "0" * 40), task=TASK)
+    save(model, path, base=Origin("some-organisation/some-model-with-a-long-name", "0" * 40), task=TASK)
     header = read(path).header
     header["task"]["labels"], header["task"]["options"] = [], {}
     assert len(json.dumps(header)) < 2048
@@ -709,7 +710,7 @@ def test_a_basis_that_cannot_be_is_refused(good: bytes, path: Path) -> None:
 def good_head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The same with a head of which little is stored."""
     path = tmp_path_factory.mktemp("good") / "adapter.safetensors"
-    save(adapted(head_mode=request.param, head_k=20), path, base=Base("tiny"), task=TASK)
+    save(adapted(head_mode=request.param, head_k=20), path, base=Origin("tiny"), task=TASK)
     return path.read_bytes()
 
 

@@ -31,7 +31,7 @@ from transformers import (
     ViTModel,
 )
 
-from capaft.attention import attention_modules, route, with_virtual_tokens
+from capaft.model.attention_routing import attention_modules, route, with_virtual_tokens
 from capaft.support.errors import UsageError
 
 TOKENS = 3

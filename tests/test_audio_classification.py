@@ -10,8 +10,8 @@ import torch
 from datasets import Audio, Dataset, Features, List, Value
 from tiny_media import RATE, ast, hubert, tone, wav2vec2, whisper
 
-from capaft.base_model import BaseModel
 from capaft.columns import Columns
+from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.audio_classification import AudioClassification, prepared
 

@@ -152,25 +152,25 @@ def test_damaged_adapters(run: Path, tmp_path: Path) -> None:
 def test_an_adapter_for_another_architecture(run: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-    from capaft import demo
+    from capaft.model.demo import demo_model
 
     small = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
     BertForSequenceClassification(small).save_pretrained(tmp_path / "small")
-    AutoTokenizer.from_pretrained(demo.base_model()).save_pretrained(tmp_path / "small")
+    AutoTokenizer.from_pretrained(demo_model()).save_pretrained(tmp_path / "small")
     assert "12 sites" in refused("eval", run, "--model", tmp_path / "small")
 
 
 def test_other_weights_of_the_same_architecture(run: Path, tmp_path: Path) -> None:
     from transformers import AutoModel, AutoTokenizer
 
-    from capaft import demo
+    from capaft.model.demo import demo_model
 
-    model = AutoModel.from_pretrained(demo.base_model())
+    model = AutoModel.from_pretrained(demo_model())
     with torch.no_grad():
         for layer in model.encoder.layer:
             layer.attention.self.query.weight.mul_(1.5)
     model.save_pretrained(tmp_path / "other")
-    AutoTokenizer.from_pretrained(demo.base_model()).save_pretrained(tmp_path / "other")
+    AutoTokenizer.from_pretrained(demo_model()).save_pretrained(tmp_path / "other")
     assert "--allow-base-mismatch" in refused("eval", run, "--model", tmp_path / "other")
     assert invoke("eval", run, "--model", tmp_path / "other", "--allow-base-mismatch").code == 0
 

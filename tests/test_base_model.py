@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from capaft import base_model, demo
 from capaft.factors import rng
+from capaft.model.demo import MODEL_NAME, demo_model
+from capaft.model.load import BaseModel, load_base_model, locate_model
 from capaft.support import hub
 from capaft.support.errors import UsageError
 
@@ -19,12 +20,12 @@ def small(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
     BertForSequenceClassification(config).save_pretrained(tmp_path / "small")
-    AutoTokenizer.from_pretrained(demo.base_model()).save_pretrained(tmp_path / "small")
+    AutoTokenizer.from_pretrained(demo_model()).save_pretrained(tmp_path / "small")
     return tmp_path / "small"
 
 
-def load(name: str | None, **options: int) -> base_model.BaseModel:
-    return base_model.load(AutoModelForSequenceClassification, name, **{"seed": 0, "num_labels": 3, **options})
+def load(name: str | None, **options: int) -> BaseModel:
+    return load_base_model(AutoModelForSequenceClassification, name, **{"seed": 0, "num_labels": 3, **options})
 
 
 def test_a_new_head_comes_from_the_seed_and_not_from_torch() -> None:
@@ -55,7 +56,7 @@ def test_a_head_for_other_classes_is_new(small: Path) -> None:
 
 
 def test_the_demo_model_is_also_found_by_its_hub_name() -> None:
-    assert base_model.locate(demo.MODEL_NAME) == base_model.locate(None)
+    assert locate_model(MODEL_NAME) == locate_model(None)
 
 
 def test_what_is_no_model_says_so(tmp_path: Path) -> None:

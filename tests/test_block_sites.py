@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import capaft
-from capaft.block_sites import blocks
+from capaft.model.block_sites import find_blocks
 from capaft.support.errors import UsageError
 
 T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": 2}
@@ -50,7 +50,7 @@ FAMILIES: list[tuple[str, dict[str, Any], int, str, str, str]] = [
 )
 def test_blocks(name: str, options: dict[str, Any], count: int, attention: str, feed_forward: str, norm: str) -> None:
     model = model_of(name, **options)
-    found = blocks(model)
+    found = find_blocks(model)
     assert len(found) == count
     assert [block.width for block in found] == [32] * count
     first = found[0]
@@ -60,7 +60,7 @@ def test_blocks(name: str, options: dict[str, Any], count: int, attention: str, 
 
 
 def test_cross_attention_is_an_attention_too() -> None:
-    decoder = blocks(model_of("BartModel", d_model=32, **BART))[-1]
+    decoder = find_blocks(model_of("BartModel", d_model=32, **BART))[-1]
     assert [end.removeprefix(decoder.path) for end in decoder.attention] == [
         ".self_attn.out_proj",
         ".encoder_attn.out_proj",

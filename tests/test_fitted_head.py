@@ -16,10 +16,11 @@ from transformers import (
 )
 from transformers import RobertaForSequenceClassification as Roberta
 
-from capaft import demo, fitted_head
-from capaft.adapter_file import Base
-from capaft.base_model import BaseModel
+from capaft import fitted_head
 from capaft.fitted_head import FittedHead
+from capaft.model.demo import demo_model
+from capaft.model.load import BaseModel
+from capaft.model.origin import Origin
 from capaft.support.errors import UsageError
 from capaft.tasks.task import Batch, Features
 from capaft.tasks.text_classification import TextClassification
@@ -42,9 +43,9 @@ def base(kind: str) -> BaseModel:
     else:
         config = RobertaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, **sizes)
         model = Roberta(config)
-    tokenizer = AutoTokenizer.from_pretrained(demo.base_model())
+    tokenizer = AutoTokenizer.from_pretrained(demo_model())
     head = tuple(name for name, _ in model.named_parameters() if name.startswith(("score", "classifier")))
-    return BaseModel(model.eval(), tokenizer, Base("tiny"), head, True)
+    return BaseModel(model.eval(), tokenizer, Origin("tiny"), head, True)
 
 
 def minilm(labels: int) -> BaseModel:
@@ -145,7 +146,7 @@ def test_a_head_that_reads_several_vectors_is_not_fitted() -> None:
 def test_images_are_read_where_the_only_layer_reads_them() -> None:
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
     model = ResNetForImageClassification(config).eval()
-    base = BaseModel(model, None, Base("tiny"), ("classifier.1.weight", "classifier.1.bias"), True)
+    base = BaseModel(model, None, Origin("tiny"), ("classifier.1.weight", "classifier.1.bias"), True)
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     inputs = fitted_head._inputs(base, Batch({"pixel_values": pixels}, {}, 2))
     assert inputs.shape == (2, 16)

@@ -25,7 +25,8 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import capaft
-from capaft import adapter_file, base_model
+from capaft import adapter_file
+from capaft.model.load import BaseModel, load_base_model
 from capaft.support.errors import UsageError
 
 gguf = pytest.importorskip("gguf")
@@ -92,8 +93,8 @@ def small(tmp_path_factory: pytest.TempPathFactory, llama: Any) -> Path:
     return write_llama(tmp_path_factory.mktemp("gguf") / "small.gguf", llama, LLAMA)
 
 
-def load(name: str | Path, auto_class: Any = AutoModelForCausalLM, **config: Any) -> base_model.BaseModel:
-    return base_model.load(auto_class, str(name), seed=0, **config)
+def load(name: str | Path, auto_class: Any = AutoModelForCausalLM, **config: Any) -> BaseModel:
+    return load_base_model(auto_class, str(name), seed=0, **config)
 
 
 def plain(directory: Path, monkeypatch: pytest.MonkeyPatch, auto_class: Any) -> Any:

@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
 import capaft
-from capaft.adapter_file import Base, describe, read, restore
+from capaft.adapter_file import describe, read, restore
 from capaft.attach import Adapter, get
-from capaft.base_model import initialise
 from capaft.budget import fit, trained_numbers
 from capaft.methods.stack import parse
+from capaft.model.load import initialise_head
+from capaft.model.origin import Origin
 from capaft.plan import Plan, plan
 from capaft.storage import SAVE_DTYPES
 from capaft.support.errors import AdapterFileError, UsageError
@@ -86,7 +87,7 @@ def _bert() -> Any:
 
 def _seeded(model: Any) -> Any:
     """With the values that a new head gets."""
-    initialise(model, names_of_head(model), SEED)
+    initialise_head(model, names_of_head(model), SEED)
     return model
 
 
@@ -369,7 +370,7 @@ def test_another_start_of_the_head_is_noticed(mode: str, tmp_path: Path) -> None
     model, _ = adapted("roberta", "lora", head_mode=mode)
     capaft.save(model, tmp_path / "adapter")
     other = base("roberta")
-    initialise(other, names_of_head(other), SEED + 1)
+    initialise_head(other, names_of_head(other), SEED + 1)
     before = state(other)
     with pytest.raises(AdapterFileError, match=r"other values of the head than this model's.*initialise with seed 5"):
         capaft.load(other, tmp_path / "adapter")
@@ -377,7 +378,7 @@ def test_another_start_of_the_head_is_noticed(mode: str, tmp_path: Path) -> None
     capaft.load(other, tmp_path / "adapter", allow_base_mismatch=True)
     for dtype in (torch.bfloat16, torch.float16):
         capaft.load(base("roberta").to(dtype), tmp_path / "adapter")
-    initialise(other := base("roberta"), names_of_head(other), SEED)
+    initialise_head(other := base("roberta"), names_of_head(other), SEED)
     capaft.load(other, tmp_path / "adapter")
 
 
@@ -755,10 +756,10 @@ def test_a_head_that_accelerate_has_put_on_disk(tmp_path: Path) -> None:
     ).eval()
     assert offloaded.classifier.dense.weight.is_meta
     model, _ = adapted("roberta", "lora")
-    capaft.save(model, tmp_path / "adapter", base=Base("tiny"))
+    capaft.save(model, tmp_path / "adapter", base=Origin("tiny"))
     capaft.load(offloaded, tmp_path / "adapter")
     assert torch.equal(tiny.logits(offloaded), tiny.logits(model))
-    capaft.save(offloaded, tmp_path / "again", base=Base("tiny"))
+    capaft.save(offloaded, tmp_path / "again", base=Origin("tiny"))
     assert (tmp_path / "again").read_bytes() == (tmp_path / "adapter").read_bytes()
     with pytest.raises(UsageError, match=r"classifier\.dense is offloaded"):
         capaft.merge(offloaded)

@@ -11,9 +11,9 @@ import torch
 from conftest import QUICK, invoke
 
 from capaft import fitted_head, head_cache
-from capaft.base_model import BaseModel
 from capaft.fitted_head import FittedHead
 from capaft.head_cache import Start
+from capaft.model.load import BaseModel
 from capaft.tasks.task import Features
 from capaft.tasks.text_classification import TextClassification
 

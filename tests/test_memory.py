@@ -15,8 +15,9 @@ import torch
 from tiny_job import bert, config
 from transformers import BertForSequenceClassification
 
-from capaft import demo, dry_run, job
+from capaft import dry_run, job
 from capaft.config.train_config import TrainConfig
+from capaft.model.demo import demo_model
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_it_is_near_what_a_run_takes(small: TrainConfig, reviews: Path, tmp_path
 
 
 def test_more_is_more(reviews: Path) -> None:
-    usual = config(demo.base_model(), reviews, batch_size=32, method="lora")
+    usual = config(demo_model(), reviews, batch_size=32, method="lora")
     found = [estimated(each) for each in (replace(usual, batch_size=4), usual, replace(usual, method="full"))]
     assert found == sorted(found)
     # Gradients and AdamW's two moments of 22.7 million weights.

@@ -14,6 +14,7 @@ from transformers import BertConfig, GPT2Config, PretrainedConfig, ResNetConfig
 from capaft import budget, method_table
 from capaft.methods import HOSTS
 from capaft.methods.stack import HOSTLESS, combinations, options_of, parse
+from capaft.model.load import load_skeleton
 from capaft.plan import plan
 from capaft.support.errors import UsageError
 
@@ -120,7 +121,7 @@ def test_what_a_model_cannot_take_has_a_reason(tmp_path: Path) -> None:
 def test_a_wide_default_on_a_narrow_model(tmp_path: Path) -> None:
     """Each stack has an answer of its own."""
     config = BertConfig(vocab_size=64, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    model = method_table.skeleton(directory(config, tmp_path))
+    model = load_skeleton(directory(config, tmp_path))
     assert method_table.count(model, "lora")["sites"] == 2
     assert "a hidden width of 16 (rank times copies) exceeds" in method_table.count(model, "lora+capaboost")["reason"]
 
@@ -138,7 +139,7 @@ def test_the_architecture_that_the_configuration_names(
     architectures: list[str] | None, wanted: str, tmp_path: Path
 ) -> None:
     config = GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4, architectures=architectures)
-    model = method_table.skeleton(directory(config, tmp_path))
+    model = load_skeleton(directory(config, tmp_path))
     assert type(model).__name__ == wanted
     assert all(parameter.is_meta for parameter in model.parameters())
 
@@ -154,7 +155,7 @@ def test_large_models_are_counted_without_memory(tmp_path: Path) -> None:
         num_key_value_heads=8,
         architectures=["LlamaForCausalLM"],
     )
-    model = method_table.skeleton(directory(config, tmp_path))
+    model = load_skeleton(directory(config, tmp_path))
     wanted = 16 * 8 * (8192 + 8192 + 8192 + 1024)
     assert method_table.count(model, "lora") == {"sites": 32, "numbers": [wanted, wanted]}
     low, high = method_table.count(model, "lora+capaboost")["numbers"]
@@ -193,4 +194,4 @@ def test_what_is_no_model_says_so(tmp_path: Path) -> None:
         assert done.err.startswith("error: --model")
         assert done.err.count("\n") == 1
         with pytest.raises(UsageError, match=says):
-            method_table.skeleton(name)
+            load_skeleton(name)

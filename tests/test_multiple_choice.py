@@ -12,11 +12,11 @@ import torch
 from datasets import ClassLabel, Dataset
 from transformers import AutoTokenizer, BertConfig, BertForMultipleChoice, ByT5Tokenizer, GPT2Config, GPT2LMHeadModel
 
-from capaft import demo
-from capaft.adapter_file import Base
-from capaft.base_model import BaseModel
 from capaft.columns import Columns
 from capaft.config.train_config import TrainConfig
+from capaft.model.demo import demo_model
+from capaft.model.load import BaseModel
+from capaft.model.origin import Origin
 from capaft.support.errors import UsageError
 from capaft.tasks.multiple_choice import MultipleChoice
 
@@ -84,7 +84,7 @@ def test_a_row_of_exactly_the_limit_is_not_cut(minilm: BaseModel) -> None:
 
 def test_a_slow_tokenizer_will_do() -> None:
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=20))
-    base = BaseModel(SimpleNamespace(config=config), ByT5Tokenizer(), Base("some/model", None), (), True)
+    base = BaseModel(SimpleNamespace(config=config), ByT5Tokenizer(), Origin("some/model", None), (), True)
     found = TASK.features(base, rows(context=["abc", "abc"], question=["", ""]), COLUMNS, training=True)
     assert found.inputs["input_ids"][1][1][:3] == [ord(letter) + 3 for letter in "abc"]
     assert (found.truncated, found.lengths.max()) == (1, 20)
@@ -393,7 +393,7 @@ def test_a_row_without_a_context(minilm: BaseModel) -> None:
 
 def test_a_model_without_such_a_head_is_refused_in_one_line(tmp_path: Any) -> None:
     GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=64)).save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(demo.base_model()).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(demo_model()).save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="transformers has no AutoModelForMultipleChoice of its architecture") as error:
         TASK.load_model(str(tmp_path), seed=0)
     assert "\n" not in str(error.value)

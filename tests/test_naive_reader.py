@@ -30,8 +30,9 @@ from transformers import (
 )
 
 import capaft
-from capaft.adapter_file import Base, Task, save
+from capaft.adapter_file import Task, save
 from capaft.methods import HOSTS as HOST_CLASSES
+from capaft.model.origin import Origin
 from capaft.storage import SAVE_DTYPES
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "adapter-format.md").read_text(encoding="utf-8")
@@ -343,7 +344,7 @@ def example(tmp_path: Path) -> bytes:
         adapter.numbers["up"].copy_(torch.tensor([[1.0, -0.5]]))
     task = Task("text-classification", ("bad", "très bon"), 128, "accuracy", {"problem": "single"})
     path = tmp_path / "adapter.safetensors"
-    save(model, path, base=Base("one-layer"), task=task)
+    save(model, path, base=Origin("one-layer"), task=task)
     return path.read_bytes()
 
 

@@ -28,10 +28,10 @@ from transformers import (
     XLNetConfig,
 )
 
-from capaft import demo
-from capaft.base_model import BaseModel
 from capaft.columns import Columns
 from capaft.config.train_config import TrainConfig
+from capaft.model.demo import demo_model
+from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks import answers, squad_metrics, windows
 from capaft.tasks.answers import Answer
@@ -65,7 +65,7 @@ def classifier_last() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", model_input_names=names, **special)
 
 
-BERT = AutoTokenizer.from_pretrained(demo.base_model())
+BERT = AutoTokenizer.from_pretrained(demo_model())
 TOKENIZERS = {"bert": BERT, "bytes": byte_level(), "classifier last": classifier_last()}
 LENGTHS = {"bert": 32, "bytes": 96, "classifier last": 24}
 
@@ -195,7 +195,7 @@ def test_tokens_that_stand_for_nothing_are_no_answers() -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_on_either_side(side: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(demo.base_model(), padding_side=side)
+    tokenizer = AutoTokenizer.from_pretrained(demo_model(), padding_side=side)
     data = rows(("Who?", CONTEXT, [at("William")]), ("When?", "in 1078", [("1078", 3)]))
     found = TASK.features(base(tokenizer), data, COLUMNS, training=True)
     last = len(found) - 1
@@ -270,7 +270,7 @@ def naive_answers(features, logits, task: QuestionAnswering) -> list[str]:
 @pytest.mark.parametrize("seed", range(4))
 def test_answers_are_those_of_a_search_of_all_pairs(seed: int, no_answer: bool, n_best: int) -> None:
     task = replace(TASK, n_best=n_best, no_answer=no_answer, max_answer_length=4, no_answer_threshold=0.3 * (seed % 2))
-    given = base(AutoTokenizer.from_pretrained(demo.base_model(), padding_side=["left", "right"][seed % 2]))
+    given = base(AutoTokenizer.from_pretrained(demo_model(), padding_side=["left", "right"][seed % 2]))
     data = rows(*((f"Who {i}?", CONTEXT[:length], [("The", 0)]) for i, length in enumerate([9, 90, 200, 40, 160])))
     found = task.features(given, data, COLUMNS, training=False)
     generator = torch.Generator().manual_seed(seed)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import invoke, write_reviews
 
-from capaft import demo
+from capaft.model.demo import demo_model
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
@@ -47,7 +47,7 @@ def test_commands(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     short = {"CAPAFT_EPOCHS": "1", "CAPAFT_MAX_TRAIN_EXAMPLES": "24", "CAPAFT_MAX_EVAL_EXAMPLES": "24"}
     for name in ("reviews.csv", "other.csv"):
         write_reviews(tmp_path / name)
-    (tmp_path / "dir").symlink_to(demo.base_model())
+    (tmp_path / "dir").symlink_to(demo_model())
     for arguments in commands(page):
         if "roberta-base" in arguments:
             # The hub cannot be reached from a test; the settings still must be understood.

@@ -65,11 +65,11 @@ def test_the_model_is_in_evaluation_mode_and_its_head_is_the_trained_one(run: Pa
 def test_another_base_model_can_be_named(run: Path, tmp_path: Path) -> None:
     from transformers import AutoModel, AutoTokenizer
 
-    from capaft import demo
+    from capaft.model.demo import demo_model
 
     copy = tmp_path / "copy"
-    AutoModel.from_pretrained(demo.base_model()).save_pretrained(copy)
-    AutoTokenizer.from_pretrained(demo.base_model()).save_pretrained(copy)
+    AutoModel.from_pretrained(demo_model()).save_pretrained(copy)
+    AutoTokenizer.from_pretrained(demo_model()).save_pretrained(copy)
     assert torch.equal(logits(run, model=str(copy)), logits(run))
     with pytest.raises(UsageError, match=r"--model \./nowhere: there is no such directory"):
         open_run(str(run), model="./nowhere")

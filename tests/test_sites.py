@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers.pytorch_utils import Conv1D
 
-from capaft.sites import Rows, Site, canonical
+from capaft.model.names import canonical_path
+from capaft.model.site import Rows, Site
+from capaft.model.targets import Targets
+from capaft.model.weight_sites import find_weight_sites as find_sites
 from capaft.support.errors import UsageError
-from capaft.targets import Targets
-from capaft.weight_sites import find as find_sites
 
 
 def find(model: nn.Module, targets: str, rename: dict[str, str] | None = None) -> tuple[Site, ...]:
@@ -348,10 +349,10 @@ def wrap_layers(model: Any) -> Any:
 @pytest.mark.parametrize("targets", ["qv", "all-linear", "attention.self.key", "re:^encoder.layer.1"])
 def test_names_survive_wrappers(wrap: Any, targets: str) -> None:
     bare = tiny.bert()
-    names = [canonical(bare, name) for name, _ in bare.named_parameters()]
+    names = [canonical_path(bare, name) for name, _ in bare.named_parameters()]
     wanted = find(bare, targets)
     model = wrap(tiny.bert())
-    assert [canonical(model, name) for name, _ in model.named_parameters()] == names
+    assert [canonical_path(model, name) for name, _ in model.named_parameters()] == names
     found = find(model, targets)
     assert [site.path for site in found] == [site.path for site in wanted]
     for ours, theirs in zip(found, wanted, strict=True):
@@ -363,7 +364,7 @@ def test_names_are_those_of_the_bare_encoder() -> None:
     assert find(model, "qv")[0].path == "encoder.layer.0.attention.self.query"
     assert find(model, "qv")[0].module == "bert.encoder.layer.0.attention.self.query"
     assert [site.path for site in find(model.bert, "qv")] == [site.path for site in find(model, "qv")]
-    assert canonical(model, "classifier.weight") == "classifier.weight"
+    assert canonical_path(model, "classifier.weight") == "classifier.weight"
 
 
 def test_renamed_modules_keep_their_old_names() -> None:

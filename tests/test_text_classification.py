@@ -14,11 +14,11 @@ from tiny import build
 from tiny_text import SIZE, SPECIALS, tokenizer
 from transformers import AutoTokenizer, BertConfig, GPT2Config, GPT2ForSequenceClassification, GPT2Model
 
-from capaft import demo
-from capaft.adapter_file import Base
-from capaft.base_model import BaseModel
 from capaft.columns import Columns
 from capaft.config.train_config import TrainConfig
+from capaft.model.demo import demo_model
+from capaft.model.load import BaseModel
+from capaft.model.origin import Origin
 from capaft.support.errors import UsageError
 from capaft.tasks.text_classification import TextClassification
 
@@ -285,8 +285,8 @@ def test_what_the_model_is_told(task: TextClassification, outputs: int, kind: st
 
 @pytest.fixture(scope="module")
 def base() -> BaseModel:
-    tokenizer = AutoTokenizer.from_pretrained(demo.base_model())
-    return BaseModel(SimpleNamespace(config=BertConfig()), tokenizer, Base("tokenizer alone"), (), True)
+    tokenizer = AutoTokenizer.from_pretrained(demo_model())
+    return BaseModel(SimpleNamespace(config=BertConfig()), tokenizer, Origin("tokenizer alone"), (), True)
 
 
 def features(base: BaseModel, **texts: list[str]) -> Any:
@@ -313,7 +313,7 @@ def test_an_empty_text_is_an_end_token(segments: bool) -> None:
     model = build(
         GPT2ForSequenceClassification, GPT2Config(vocab_size=SIZE, n_embd=8, n_layer=1, n_head=2, pad_token_id=0)
     )
-    gpt2 = BaseModel(model, plain, Base("tiny"), (), True)
+    gpt2 = BaseModel(model, plain, Origin("tiny"), (), True)
     for texts in ({"a": ["", ""]}, {"a": ["", "a"], "b": ["", ""]}):
         found = features(gpt2, **texts)
         assert found.inputs["input_ids"][0] == [SPECIALS["<end>"]]
@@ -407,7 +407,7 @@ def test_an_example_is_shown_as_the_model_gets_it(base: BaseModel) -> None:
 
 @pytest.mark.parametrize("configured", [None, 5])
 def test_a_language_model_gets_something_to_pad_with(configured: int | None, tmp_path: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(demo.base_model())
+    tokenizer = AutoTokenizer.from_pretrained(demo_model())
     tokenizer.pad_token = None
     tokenizer.eos_token = "[SEP]"
     tokenizer.save_pretrained(tmp_path)

@@ -20,10 +20,10 @@ from transformers import (
     RobertaTokenizer,
 )
 
-from capaft.adapter_file import Base
-from capaft.base_model import BaseModel
 from capaft.columns import Columns
 from capaft.config.train_config import TrainConfig
+from capaft.model.load import BaseModel
+from capaft.model.origin import Origin
 from capaft.support.errors import UsageError
 from capaft.tasks.token_classification import TokenClassification
 
@@ -84,7 +84,7 @@ def metaspace() -> PreTrainedTokenizerFast:
 
 def based(tokenizer: Any, model: Any = None) -> BaseModel:
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace())
-    return BaseModel(model or SimpleNamespace(config=config), tokenizer, Base("some/model", None), (), True)
+    return BaseModel(model or SimpleNamespace(config=config), tokenizer, Origin("some/model", None), (), True)
 
 
 @pytest.fixture(scope="module")

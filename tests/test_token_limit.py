@@ -10,8 +10,8 @@ from tiny import build
 from tiny_text import SIZE, base, tokenizer
 from transformers import RobertaConfig, RobertaModel
 
-from capaft.adapter_file import Base
-from capaft.base_model import BaseModel
+from capaft.model.load import BaseModel
+from capaft.model.origin import Origin
 from capaft.tasks.token_limit import positions, token_limit
 
 
@@ -28,7 +28,7 @@ def test_the_least_of_three() -> None:
 def test_positions_may_begin_after_that_of_padding() -> None:
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = RobertaConfig(vocab_size=SIZE, **shape, max_position_embeddings=20, pad_token_id=1)
-    roberta = BaseModel(build(RobertaModel, config), tokenizer(), Base("tiny", None), (), True)
+    roberta = BaseModel(build(RobertaModel, config), tokenizer(), Origin("tiny", None), (), True)
     assert (positions(roberta), token_limit(roberta, 99)) == (18, 18)
     assert torch.isfinite(roberta.model(torch.full((1, 18), 7)).last_hidden_state).all()
     with pytest.raises((IndexError, RuntimeError)):

@@ -9,7 +9,7 @@ import torch
 from tiny_text import tokenizer
 from transformers import AutoTokenizer
 
-from capaft import demo
+from capaft.model.demo import demo_model
 from capaft.tasks import token_loss
 from capaft.tasks.token_loss import IGNORED
 
@@ -83,6 +83,6 @@ def test_padding_on_either_side() -> None:
 def test_marked() -> None:
     ids = tokenizer()("abcd")["input_ids"]
     assert token_loss.marked(tokenizer(), ids, [False, True, True, False]) == "a⟦bc⟧d"
-    pieces = AutoTokenizer.from_pretrained(demo.base_model())
+    pieces = AutoTokenizer.from_pretrained(demo_model())
     ids = pieces("the alimentum is", add_special_tokens=False)["input_ids"]
     assert token_loss.marked(pieces, ids, [False, True, True, False, True]) == "the⟦ aliment⟧um⟦ is⟧"

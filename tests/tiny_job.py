@@ -17,9 +17,10 @@ from rich.console import Console
 from tiny import build
 from transformers import AutoTokenizer, BertConfig, PreTrainedModel
 
-from capaft import demo, job, run, run_directory, train
+from capaft import job, run, run_directory, train
 from capaft.attach import attach_plan
 from capaft.config.train_config import TrainConfig
+from capaft.model.demo import demo_model
 
 
 def bert(directory: Path, kind: type[PreTrainedModel], dropout: float = 0.0) -> Path:
@@ -39,7 +40,7 @@ def bert(directory: Path, kind: type[PreTrainedModel], dropout: float = 0.0) -> 
 
 @cache
 def _tokenizer() -> Any:
-    return AutoTokenizer.from_pretrained(demo.base_model())
+    return AutoTokenizer.from_pretrained(demo_model())
 
 
 def write_tags(file: Path) -> Path:

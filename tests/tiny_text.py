@@ -28,8 +28,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from capaft.adapter_file import Base
-from capaft.base_model import BaseModel
+from capaft.model.load import BaseModel
+from capaft.model.origin import Origin
 
 PAD, END, START, MASK, TURN, STOP = "<pad>", "<end>", "<start>", "<mask>", "<turn>", "<stop>"
 SPECIALS = {PAD: 0, END: 1, START: 2, MASK: 3, TURN: 4, STOP: 5}
@@ -96,7 +96,7 @@ def _model(kind: str) -> Any:
 
 def base(kind: str, made: Any) -> BaseModel:
     """A tiny model with a tokenizer; tests must not change it."""
-    return BaseModel(_model(kind), made, Base(kind, None), (), False)
+    return BaseModel(_model(kind), made, Origin(kind, None), (), False)
 
 
 def ids(text: str) -> list[int]:

@@ -102,7 +102,7 @@ class Hadamard(Basis):
 
     @staticmethod
     def words_used(n: int, k: int) -> dict[str, int]:
-        """See :meth:`Basis.words_used`."""
+        """See `Basis.words_used`."""
         return {
             "hadamard.columns": Hadamard.transform_size(n, k) // 2,
             "hadamard.top": -(-k // 64),
@@ -110,13 +110,13 @@ class Hadamard(Basis):
         }
 
     def expand(self, coefficients: Tensor) -> Tensor:
-        """See :meth:`Basis.expand`."""
+        """See `Basis.expand`."""
         spread = coefficients.new_zeros(len(coefficients), self.left.shape[0] * self.right.shape[0])
         spread.scatter_(1, self.columns, coefficients * self.scale)
         return self._transform(spread)[:, : self.n] * self.signs
 
     def adjoint(self, gradient: Tensor) -> Tensor:
-        """See :meth:`Basis.adjoint`. A Hadamard matrix is symmetric, so the transform is its own adjoint."""
+        """See `Basis.adjoint`. A Hadamard matrix is symmetric, so the transform is its own adjoint."""
         padded = nn.functional.pad(gradient * self.signs, (0, self.left.shape[0] * self.right.shape[0] - self.n))
         return self._transform(padded).gather(1, self.columns) * self.scale
 
@@ -154,11 +154,11 @@ class Uniform(Basis):
 
     @staticmethod
     def words_used(n: int, k: int) -> dict[str, int]:
-        """See :meth:`Basis.words_used`."""
+        """See `Basis.words_used`."""
         return {"uniform": k * -(-n // 4)}
 
     def expand(self, coefficients: Tensor) -> Tensor:
-        """See :meth:`Basis.expand`."""
+        """See `Basis.expand`."""
         rows = []
         for site, row in enumerate(coefficients):
             total = row.new_zeros(self.n)
@@ -168,7 +168,7 @@ class Uniform(Basis):
         return torch.stack(rows) * self.scale
 
     def adjoint(self, gradient: Tensor) -> Tensor:
-        """See :meth:`Basis.adjoint`."""
+        """See `Basis.adjoint`."""
         rows = [
             torch.cat([vectors @ row for _, vectors in self._blocks(site, row.device)])
             for site, row in enumerate(gradient)
@@ -208,7 +208,7 @@ class Group(Basis):
         self.register_buffer("scales", torch.zeros(len(streams), k), persistent=False)
 
     def settle(self, others: Sequence[Basis] | None) -> None:
-        """See :meth:`Basis.settle`. A group that a whole model shares is as large as its parts in all factors."""
+        """See `Basis.settle`. A group that a whole model shares is as large as its parts in all factors."""
         pooled = None if others is None else sum(basis.sizes.sum(0) for basis in others if isinstance(basis, Group))
         for row, (site, own) in enumerate(zip(self.sites, self.sizes, strict=True)):
             sizes = own if pooled is None else np.asarray(pooled)
@@ -222,15 +222,15 @@ class Group(Basis):
 
     @staticmethod
     def words_used(n: int, k: int) -> dict[str, int]:
-        """See :meth:`Basis.words_used`."""
+        """See `Basis.words_used`."""
         return {"group": n, "group.signs": -(-n // 64)}
 
     def expand(self, coefficients: Tensor) -> Tensor:
-        """See :meth:`Basis.expand`."""
+        """See `Basis.expand`."""
         return (coefficients * self.scales).gather(1, self.groups) * self.signs
 
     def adjoint(self, gradient: Tensor) -> Tensor:
-        """See :meth:`Basis.adjoint`."""
+        """See `Basis.adjoint`."""
         sums = gradient.new_zeros(len(gradient), self.k)
         return sums.scatter_add_(1, self.groups, gradient * self.signs) * self.scales
 

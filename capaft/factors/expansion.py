@@ -2,7 +2,7 @@
 
     parameters --Dense | Seeded | Frozen--> factor (hidden width r) --MaskedCopies--> widened factor (hidden width d*r)
 
-`Seeded` is NOLA's map (:mod:`capaft.factors.nola`), `MaskedCopies` CapaBoost's (:mod:`capaft.factors.capaboost`). Every
+`Seeded` is NOLA's map (`factors.nola`), `MaskedCopies` CapaBoost's (`factors.capaboost`). Every
 map is affine and knows its adjoint, so the whole chain is one autograd function that saves no tensors: a recomputed
 checkpoint or a second backward may pass through it again, and no basis or mask is kept for autograd.
 """

@@ -1,7 +1,7 @@
 """A factor of an adapter: the shape that a host asks for at one site, and the values it starts from.
 
 A host (LoRA, say) asks for factors by their shape. What is trained need not be the factor itself; see
-:mod:`capaft.factors.expansion`.
+`factors.expansion`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """NOLA: a factor is `theta0 + G c`; only the coefficients `c` are trained and stored (arXiv 2310.02556, eq. 3).
 
-`theta0` and the random basis `G` (:mod:`capaft.factors.basis`) come from the seed, so a factor of any size costs `k`
+`theta0` and the random basis `G` (`factors.basis`) come from the seed, so a factor of any size costs `k`
 numbers in the adapter file.
 """
 

@@ -99,7 +99,7 @@ def uniform(key: Key, count: int, start_word: int = 0) -> NDArray[np.float32]:
 
 
 def uniform_of_lanes(drawn: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """The values that :func:`uniform` gives to lanes already drawn."""
+    """The values that `uniform` gives to lanes already drawn."""
     return (drawn.astype(np.float32) * np.float32(2) + np.float32(1 - 65536)) * np.float32(1 / 65536)
 
 
@@ -109,12 +109,12 @@ def order(key: Key, n: int) -> NDArray[np.int64]:
 
 
 def permutation(key: Key, n: int) -> NDArray[np.int64]:
-    """A permutation of `0 .. n - 1`: the :func:`order` of the stream."""
+    """A permutation of `0 .. n - 1`: the `order` of the stream."""
     return order(key, n)
 
 
 def subset(key: Key, n: int, m: int) -> NDArray[np.bool_]:
-    """Which of `n` entries belong to a random subset of exactly `m`: the first `m` of :func:`order`. Shape `(n,)`."""
+    """Which of `n` entries belong to a random subset of exactly `m`: the first `m` of `order`. Shape `(n,)`."""
     member = np.zeros(n, dtype=np.bool_)
     member[order(key, n)[:m]] = True
     return member

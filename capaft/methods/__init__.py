@@ -1,6 +1,6 @@
 """The methods: one file each, the stack that composes them, and those that other packages bring.
 
-A package adds a method by an entry point of the group `capaft.methods` that names a :class:`Host`; docs/extending.md
+A package adds a method by an entry point of the group `capaft.methods` that names a `Host`; docs/extending.md
 shows one.
 """
 

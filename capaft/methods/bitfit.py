@@ -8,11 +8,12 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from capaft.factors.factor import Factor
-from capaft.layers import kind_of, read_without_calling
 from capaft.methods.host import Host
-from capaft.sites import Site, canonical, in_head, renamed
+from capaft.model.layers import layer_kind, read_without_calling
+from capaft.model.names import canonical_path, in_head, renamed_path
+from capaft.model.site import Site
+from capaft.model.targets import Targets, select_sites
 from capaft.support.errors import UsageError
-from capaft.targets import Targets, select
 
 
 @dataclass(frozen=True)
@@ -29,32 +30,37 @@ class Bitfit(Host):
     narrow: ClassVar[str] = "a bias is added once, so masked copies only add up to another bias"
 
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
-        """See :meth:`Host.sites`. By default every bias outside the output head."""
+        """See `Host.sites`. By default every bias outside the output head."""
         read = read_without_calling(model)
         sites = []
         for path, module in model.named_modules():
             bias = module._parameters.get("bias")
             is_norm = isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("LayerNorm")
-            if bias is None or bias.ndim != 1 or in_head(model, path) or not (is_norm or kind_of(module) == "linear"):
+            if (
+                bias is None
+                or bias.ndim != 1
+                or in_head(model, path)
+                or not (is_norm or layer_kind(module) == "linear")
+            ):
                 continue
-            name = renamed(canonical(model, path), rename)
+            name = renamed_path(canonical_path(model, path), rename)
             sites.append(Site(name, path, 1, len(bias), "bias", "bias", parametrised=path in read))
         if not sites:
             raise UsageError(f"{type(model).__name__} has no biases to train; choose another method")
-        return select(targets, sites, "biases")
+        return select_sites(targets, sites, "biases")
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
-        """See :meth:`Host.factors`."""
+        """See `Host.factors`."""
         return (Factor("bias", (site.out_features,), None),)
 
     def forward(
         self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
     ) -> Tensor:
-        """See :meth:`Host.forward`."""
+        """See `Host.forward`."""
         return output + factors[0]
 
     def merged(
         self, site: Site, weight: Tensor, bias: Tensor | None, factors: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor | None]:
-        """See :meth:`Host.merged`: the site's own parameter is the bias, as a matrix of one column."""
+        """See `Host.merged`: the site's own parameter is the bias, as a matrix of one column."""
         return weight + factors[0][:, None], bias

@@ -10,13 +10,12 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from capaft import block_sites
-from capaft.block_sites import Block
 from capaft.factors.factor import Factor
 from capaft.methods.host import Host, number, whole
-from capaft.sites import Site
+from capaft.model.block_sites import Block, find_block_sites
+from capaft.model.site import Site
+from capaft.model.targets import Targets
 from capaft.support.errors import UsageError
-from capaft.targets import Targets
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -59,11 +58,11 @@ class Bottleneck(Host):
         """The sites of one block, each with its path in the model for a name."""
 
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
-        """See :meth:`Host.sites`: every block's places, or those that the targets' names match."""
-        return block_sites.find(model, targets, rename, self.places)
+        """See `Host.sites`: every block's places, or those that the targets' names match."""
+        return find_block_sites(model, targets, rename, self.places)
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
-        """See :meth:`Host.factors`. The up bias has no hidden axis: however many copies, it is added once."""
+        """See `Host.factors`. The up bias has no hidden axis: however many copies, it is added once."""
         weights = (
             Factor("down", (self.bottleneck, site.in_features), 0, "uniform", site.in_features),
             Factor("up", (site.out_features, self.bottleneck), 1),
@@ -74,7 +73,7 @@ class Bottleneck(Host):
     def forward(
         self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
     ) -> Tensor:
-        """See :meth:`Host.forward`. By default the bottleneck takes what its module gives, and is added to it."""
+        """See `Host.forward`. By default the bottleneck takes what its module gives, and is added to it."""
         return output + self.change(inputs if site.source else output, factors)
 
     def change(self, x: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
@@ -85,5 +84,5 @@ class Bottleneck(Host):
         return self.scaling * F.linear(hidden, up, after)
 
     def product(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """See :meth:`Host.product`: of the bottleneck without its activation."""
+        """See `Host.product`: of the bottleneck without its activation."""
         return self.scaling * factors[1], factors[0]

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from capaft.factors.factor import Factor
 from capaft.methods.host import Host, number, whole
-from capaft.sites import Site, is_quantised, stored
+from capaft.model.site import Site, is_quantised, stored_parameter
+from capaft.model.targets import Targets
 from capaft.support.errors import UsageError
-from capaft.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Dora(Host):
         return self.alpha / self.rank
 
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
-        """See :meth:`Host.sites`.
+        """See `Host.sites`.
 
         Raises:
             UsageError: also where a layer is quantised, since its norms are not at hand.
@@ -65,7 +65,7 @@ class Dora(Host):
         return found
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
-        """See :meth:`Host.factors`."""
+        """See `Host.factors`."""
         fan_in = 1 if site.kind == "embedding" else site.in_features
         return (
             Factor("down", (self.rank, site.in_features), 0, "uniform", fan_in),
@@ -76,9 +76,9 @@ class Dora(Host):
     def forward(
         self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
     ) -> Tensor:
-        """See :meth:`Host.forward`."""
+        """See `Host.forward`."""
         down, up, _ = factors
-        weight = stored(module, "weight")
+        weight = stored_parameter(module, "weight")
         with torch.autocast(output.device.type, enabled=False):
             ratio = self._ratio(site.matrix(weight), factors).to(output.dtype)
         bias = getattr(module, "bias", None)
@@ -90,12 +90,12 @@ class Dora(Host):
     def merged(
         self, site: Site, weight: Tensor, bias: Tensor | None, factors: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor | None]:
-        """See :meth:`Host.merged`."""
+        """See `Host.merged`."""
         down, up, _ = factors
         return self._ratio(weight, factors)[:, None].to(weight.dtype) * weight.addmm(up, down, alpha=self.scale), bias
 
     def product(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """See :meth:`Host.product`: the update of the direction, before its length is set."""
+        """See `Host.product`: the update of the direction, before its length is set."""
         down, up, _ = factors
         return self.scale * up, down
 

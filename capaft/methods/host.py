@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from capaft import weight_sites
 from capaft.factors.factor import Factor
-from capaft.sites import Site
+from capaft.model.site import Site
+from capaft.model.targets import Targets
+from capaft.model.weight_sites import find_weight_sites
 from capaft.support.errors import UsageError
-from capaft.targets import Targets
 
 
 class Host(ABC):
@@ -57,7 +57,7 @@ class Host(ABC):
         Raises:
             UsageError: nothing in the model is what the targets ask for.
         """
-        return weight_sites.find(model, targets, rename)
+        return find_weight_sites(model, targets, rename)
 
     def prepare(self, model: nn.Module) -> list[Any]:
         """What the method needs of the model as a whole; each thing has a `remove` that undoes it."""
@@ -78,15 +78,15 @@ class Host(ABC):
             module: the base module.
             inputs: the module's input, `(..., in)`.
             output: the base module's output, `(..., out)`; for a part of a fused projection, that part of it.
-            factors: the widened factors, in the order of :meth:`factors`.
+            factors: the widened factors, in the order of `factors`.
         """
 
     def before(self, site: Site, module: nn.Module, inputs: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
-        """The input that the base module gets at a site that scales its input; see :class:`capaft.sites.Site`."""
+        """The input that the base module gets at a site that scales its input; see `Site`."""
         return inputs
 
     def attend(self, factors: tuple[Tensor, ...], function: Any, *args: Any, **kwargs: Any) -> Any:
-        """At a site that is an attention: what `function(*args, **kwargs)` of :mod:`capaft.attention` becomes."""
+        """At a site that is an attention: what `function(*args, **kwargs)` of `model.attention_routing` becomes."""
         return function(*args, **kwargs)
 
     def merged(

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from capaft.block_sites import Block
 from capaft.methods.bottleneck import Bottleneck
-from capaft.sites import Site
+from capaft.model.block_sites import Block
+from capaft.model.site import Site
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,6 @@ class Houlsby(Bottleneck):
     activation: str = "swish"
 
     def places(self, block: Block) -> list[Site]:
-        """See :meth:`Bottleneck.places`."""
+        """See `Bottleneck.places`."""
         ends = (*block.attention, block.feed_forward)
         return [Site(end, end, block.width, block.width, "block", "") for end in ends]

@@ -10,13 +10,15 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from capaft import block_sites, weight_sites
 from capaft.factors.factor import Factor
-from capaft.layers import kind_of
 from capaft.methods.host import Host
-from capaft.sites import Site, canonical, stored
+from capaft.model.block_sites import find_blocks
+from capaft.model.layers import layer_kind
+from capaft.model.names import canonical_path
+from capaft.model.site import Site, stored_parameter
+from capaft.model.targets import Targets
+from capaft.model.weight_sites import find_weight_sites
 from capaft.support.errors import UsageError
-from capaft.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -33,50 +35,56 @@ class Ia3(Host):
     narrow: ClassVar[str] = "it rescales outputs one by one, so masked copies only add up to another vector"
 
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
-        """See :meth:`Host.sites`. By default keys and values, and the last projections of feed-forward parts."""
+        """See `Host.sites`. By default keys and values, and the last projections of feed-forward parts."""
         ends = _feed_forward_ends(model, bool(targets.modules))
         if not targets.modules:
-            for block in block_sites.blocks(model):
-                if kind_of(model.get_submodule(block.feed_forward)) != "linear":
+            for block in find_blocks(model):
+                if layer_kind(model.get_submodule(block.feed_forward)) != "linear":
                     raise UsageError(
                         f"ia3 cannot rescale inside {block.feed_forward}, whose experts are packed; choose its layers "
                         "with --target-modules kv"
                     )
             # Not by the names of the ends: there may be more of them than a pattern has room for, and renamed ones.
-            outputs = {site.path for site in weight_sites.find(model, replace(targets, modules="kv"), rename)}
-            inner = weight_sites.find(model, replace(targets, modules="kv,mlp"), rename)
-            found = tuple(site for site in inner if site.path in outputs or canonical(model, site.module) in ends)
+            outputs = {site.path for site in find_weight_sites(model, replace(targets, modules="kv"), rename)}
+            inner = find_weight_sites(model, replace(targets, modules="kv,mlp"), rename)
+            found = tuple(site for site in inner if site.path in outputs or canonical_path(model, site.module) in ends)
         else:
-            found = weight_sites.find(model, targets, rename)
+            found = find_weight_sites(model, targets, rename)
         for site in found:
             if site.parametrised:
                 raise UsageError(
                     f"ia3 cannot rescale {site.module}, which is read but not called; --exclude-modules it"
                 )
-        return tuple(replace(site, scales="input") if canonical(model, site.module) in ends else site for site in found)
+        return tuple(
+            replace(site, scales="input") if canonical_path(model, site.module) in ends else site for site in found
+        )
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
-        """See :meth:`Host.factors`."""
+        """See `Host.factors`."""
         return (Factor("scale", (site.in_features if site.scales == "input" else site.out_features,), None),)
 
     def before(self, site: Site, module: nn.Module, inputs: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
-        """See :meth:`Host.before`."""
+        """See `Host.before`."""
         return inputs + inputs * factors[0]
 
     def forward(
         self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
     ) -> Tensor:
-        """See :meth:`Host.forward`."""
+        """See `Host.forward`."""
         if site.scales == "input":
             return output
         # A convolution's channels stand before its positions.
-        scale = factors[0].view(-1, *[1] * (stored(module, "weight").ndim - 2)) if site.kind == "conv" else factors[0]
+        scale = (
+            factors[0].view(-1, *[1] * (stored_parameter(module, "weight").ndim - 2))
+            if site.kind == "conv"
+            else factors[0]
+        )
         return output + output * scale
 
     def merged(
         self, site: Site, weight: Tensor, bias: Tensor | None, factors: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor | None]:
-        """See :meth:`Host.merged`."""
+        """See `Host.merged`."""
         scale = 1 + factors[0]
         if site.scales == "input":
             return weight * scale, bias
@@ -86,7 +94,7 @@ class Ia3(Host):
 def _feed_forward_ends(model: nn.Module, anyhow: bool) -> set[str]:
     """Canonical paths of the projections that feed-forward parts end in."""
     try:
-        return {canonical(model, block.feed_forward) for block in block_sites.blocks(model)}
+        return {canonical_path(model, block.feed_forward) for block in find_blocks(model)}
     except UsageError:
         if anyhow:
             return set()

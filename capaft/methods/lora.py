@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from capaft.factors.factor import Factor
 from capaft.methods.host import number, whole
 from capaft.methods.low_rank import LowRank
-from capaft.sites import Site
+from capaft.model.site import Site
+from capaft.model.targets import MAX_TARGETS, Targets, path_matcher
 from capaft.support.errors import UsageError
-from capaft.targets import MAX_TARGETS, Targets, matcher
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,17 @@ class Lora(LowRank):
             word, _, rank = str(entry).rpartition("=")
             if not word or not re.fullmatch("[1-9][0-9]{0,8}", rank):
                 raise UsageError(f"--rank-pattern {entry} is not NAME=RANK or re:PATTERN=RANK")
-            matcher(word, "rank-pattern")
+            path_matcher(word, "rank-pattern")
 
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
-        """See :meth:`Host.sites`.
+        """See `Host.sites`.
 
         Raises:
             UsageError: also where an entry of the rank pattern is about none of the sites.
         """
         found = super().sites(model, targets, rename)
         for entry in self.rank_pattern:
-            match = matcher(entry.rpartition("=")[0], "rank-pattern")
+            match = path_matcher(entry.rpartition("=")[0], "rank-pattern")
             if not any(match(site.path.partition("#")[0]) for site in found):
                 raise UsageError(f"--rank-pattern {entry} matches none of the adapted layers")
         return found
@@ -71,12 +71,12 @@ class Lora(LowRank):
         """The rank of one site."""
         for entry in self.rank_pattern:
             word, _, rank = entry.rpartition("=")
-            if matcher(word, "rank-pattern")(site.path.partition("#")[0]):
+            if path_matcher(word, "rank-pattern")(site.path.partition("#")[0]):
                 return int(rank)
         return self.rank
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
-        """See :meth:`Host.factors`. Of an embedding's inputs only one is ever on, so its fan-in is 1."""
+        """See `Host.factors`. Of an embedding's inputs only one is ever on, so its fan-in is 1."""
         rank = self.rank_at(site)
         fan_in = 1 if site.kind == "embedding" else site.in_features
         return (
@@ -85,7 +85,7 @@ class Lora(LowRank):
         )
 
     def update(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, float]:
-        """See :meth:`LowRank.update`; copies do not enter the scale."""
+        """See `LowRank.update`; copies do not enter the scale."""
         down, up = factors
         rank = self.rank_at(site) if self.rank_pattern else self.rank
         assert self.alpha is not None

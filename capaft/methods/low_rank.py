@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from capaft.methods.host import Host
-from capaft.sites import Site
+from capaft.model.site import Site
 
 CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
@@ -29,7 +29,7 @@ class LowRank(Host):
     def forward(
         self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
     ) -> Tensor:
-        """See :meth:`Host.forward`. One `addmm` adds and scales, so that no second full-size tensor is made."""
+        """See `Host.forward`. One `addmm` adds and scales, so that no second full-size tensor is made."""
         up, down, scale = self.update(site, factors)
         if site.kind == "conv":
             return output + scale * _convolved(module, inputs, down, up)
@@ -44,12 +44,12 @@ class LowRank(Host):
     def merged(
         self, site: Site, weight: Tensor, bias: Tensor | None, factors: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor | None]:
-        """See :meth:`Host.merged`."""
+        """See `Host.merged`."""
         up, down, scale = self.update(site, factors)
         return weight.addmm(up, down, alpha=scale), bias
 
     def product(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """See :meth:`Host.product`."""
+        """See `Host.product`."""
         up, down, scale = self.update(site, factors)
         return scale * up, down
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from capaft.block_sites import Block
 from capaft.methods.bottleneck import Bottleneck
-from capaft.sites import Site
+from capaft.model.block_sites import Block
+from capaft.model.site import Site
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,6 @@ class Parallel(Bottleneck):
     scaling: float = 4.0
 
     def places(self, block: Block) -> list[Site]:
-        """See :meth:`Bottleneck.places`."""
+        """See `Bottleneck.places`."""
         end = block.feed_forward
         return [Site(end, end, block.enters_width, block.width, "block", "", source=block.enters)]

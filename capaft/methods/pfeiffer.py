@@ -13,9 +13,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from capaft.block_sites import Block
 from capaft.methods.bottleneck import Bottleneck
-from capaft.sites import Site
+from capaft.model.block_sites import Block
+from capaft.model.site import Site
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class Pfeiffer(Bottleneck):
     found_with: ClassVar[int] = 297_600
 
     def places(self, block: Block) -> list[Site]:
-        """See :meth:`Bottleneck.places`."""
+        """See `Bottleneck.places`."""
         place = block.norm or block.path
         return [Site(place, place, block.width, block.width, "block", "", normalises=bool(block.norm))]
 
     def forward(
         self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
     ) -> Tensor:
-        """See :meth:`Host.forward`."""
+        """See `Host.forward`."""
         return output if site.normalises else output + self.change(output, factors)
 
     def before(self, site: Site, module: nn.Module, inputs: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
-        """See :meth:`Host.before`: what enters the norm, so that several adapters add up in it."""
+        """See `Host.before`: what enters the norm, so that several adapters add up in it."""
         return inputs + self.change(module.forward(inputs), factors)

@@ -13,11 +13,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from capaft import attention
 from capaft.factors.factor import Factor
 from capaft.methods.host import Host, whole
-from capaft.sites import Site, canonical, renamed
-from capaft.targets import Targets, select
+from capaft.model.attention_routing import Attention, Route, attention_modules, with_virtual_tokens
+from capaft.model.names import canonical_path, renamed_path
+from capaft.model.site import Site
+from capaft.model.targets import Targets, select_sites
 
 
 @dataclass(frozen=True)
@@ -43,19 +44,19 @@ class Prefix(Host):
         whole("prefix-length", self.prefix_length)
 
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
-        """See :meth:`Host.sites`: every attention that goes through transformers' attention interface."""
+        """See `Host.sites`: every attention that goes through transformers' attention interface."""
         sites = [
-            Site(renamed(canonical(model, path), rename), path, key, value, "attention", "")
-            for path, (key, value) in attention.attention_modules(model).items()
+            Site(renamed_path(canonical_path(model, path), rename), path, key, value, "attention", "")
+            for path, (key, value) in attention_modules(model).items()
         ]
-        return select(targets, sites, "attentions")
+        return select_sites(targets, sites, "attentions")
 
     def prepare(self, model: nn.Module) -> list[Any]:
-        """See :meth:`Host.prepare`: the model's attention goes through capaft."""
-        return [attention.Route(model)]
+        """See `Host.prepare`: the model's attention goes through capaft."""
+        return [Route(model)]
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
-        """See :meth:`Host.factors`; a site's input is the width of its keys, its output that of its values."""
+        """See `Host.factors`; a site's input is the width of its keys, its output that of its values."""
         return (
             Factor("key", (self.prefix_length, site.in_features), 0, "uniform", site.in_features),
             Factor("value", (self.prefix_length, site.out_features), 0, "uniform", site.out_features),
@@ -65,13 +66,13 @@ class Prefix(Host):
     def forward(
         self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
     ) -> Tensor:
-        """See :meth:`Host.forward`: what the attention module gives is left as it is."""
+        """See `Host.forward`: what the attention module gives is left as it is."""
         return output
 
     def attend(
-        self, factors: tuple[Tensor, ...], function: attention.Attention, *args: Any, **kwargs: Any
+        self, factors: tuple[Tensor, ...], function: Attention, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """See :meth:`Host.attend`."""
+        """See `Host.attend`."""
         keys, values, gate = factors
-        attend: Any = attention.with_virtual_tokens
+        attend: Any = with_virtual_tokens
         return attend(function, *args, keys=keys, values=values, gate=gate[0], **kwargs)

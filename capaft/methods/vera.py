@@ -14,7 +14,7 @@ from torch import Tensor
 from capaft.factors.factor import Factor
 from capaft.methods.host import whole
 from capaft.methods.low_rank import LowRank
-from capaft.sites import Site
+from capaft.model.site import Site
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Vera(LowRank):
         whole("rank", self.rank)
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
-        """See :meth:`Host.factors`. `d` starts at 0.1 and `b` at 0, as in the paper."""
+        """See `Host.factors`. `d` starts at 0.1 and `b` at 0, as in the paper."""
         wide = 1 if site.kind == "embedding" else site.in_features
         return (
             Factor("down", (self.rank, site.in_features), 0, "uniform", wide, frozen=True),
@@ -49,6 +49,6 @@ class Vera(LowRank):
         )
 
     def update(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, float]:
-        """See :meth:`LowRank.update`."""
+        """See `LowRank.update`."""
         down, up, inner, outer = factors
         return outer[:, None] * up, inner[:, None] * down, 1.0

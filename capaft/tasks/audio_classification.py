@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from capaft.base_model import BaseModel
 from capaft.columns import Columns
 from capaft.media import open_audio
+from capaft.model.load import BaseModel
 from capaft.tasks.media_classification import MediaClassification, opened
 from capaft.tasks.task import Batch, Features
 
@@ -62,7 +62,7 @@ class AudioClassification(MediaClassification):
         return isinstance(feature, datasets.Audio)
 
     def load_model(self, name: str | None, **options: Any) -> BaseModel:
-        """See :meth:`Task.load_model`.
+        """See `Task.load_model`.
 
         What wav2vec 2.0 and its kin leave out at random in training is left in. Masked stretches (SpecAugment) come
         from numpy's generator, which no seed of a run reaches, and fail on short recordings. A layer that is skipped
@@ -75,7 +75,7 @@ class AudioClassification(MediaClassification):
         return loaded
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
-        """See :meth:`MediaClassification.features`. Every recording is read once, to learn how long it is.
+        """See `MediaClassification.features`. Every recording is read once, to learn how long it is.
 
         Raises:
             UsageError: a recording cannot be read; names the row and, if it has one, the file.

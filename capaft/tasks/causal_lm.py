@@ -12,9 +12,9 @@ import numpy as np
 from torch import nn
 from torch.nn import functional as F
 
-from capaft.base_model import BaseModel
 from capaft.columns import Columns, find
 from capaft.config.train_config import TrainConfig
+from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks import chat, plain_text, text_pairs, text_scores, token_loss
 from capaft.tasks.example import Example, plain, shortened

@@ -92,8 +92,8 @@ def conversations(tokenizer: Any, rows: Dataset, columns: Columns) -> list[Examp
     """The examples of a column of chats, or of two of which the second goes on with the first and alone is learnt.
 
     Raises:
-        UsageError: the model has no chat template, the second column has no answer, or as :func:`conversation` and
-            :func:`examples`; names the row.
+        UsageError: the model has no chat template, the second column has no answer, or as `conversation` and
+            `examples`; names the row.
     """
     if not has_template(tokenizer):
         raise UsageError(
@@ -145,7 +145,7 @@ def exchange(tokenizer: Any, pair: Pair, stops: set[int]) -> Example:
     """A source and its first reference as a chat.
 
     Raises:
-        UsageError: as :func:`examples`.
+        UsageError: as `examples`.
     """
     question, where = [_user(pair.source)], f"row {pair.row}"
     if not pair.references:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from capaft.base_model import BaseModel
+from capaft.model.load import BaseModel
 from capaft.tasks import text_scores, token_loss
 from capaft.tasks.task import Batch, Features, Task
 

@@ -11,8 +11,8 @@ import datasets
 import torch
 from PIL import Image
 
-from capaft.base_model import BaseModel, load
 from capaft.media import open_image
+from capaft.model.load import BaseModel, load_base_model
 from capaft.support.errors import UsageError, one_line
 from capaft.tasks.media_classification import MediaClassification, opened
 from capaft.tasks.task import Batch, Features
@@ -55,10 +55,10 @@ class ImageClassification(MediaClassification):
         return isinstance(feature, datasets.Image | datasets.Array2D | datasets.Array3D)
 
     def load_model(self, name: str | None, **options: Any) -> BaseModel:
-        """See :meth:`Task.load_model`."""
+        """See `Task.load_model`."""
         from transformers import AutoModelForImageClassification
 
-        return load(
+        return load_base_model(
             AutoModelForImageClassification,
             name,
             processor_class=_ProcessorOfPillow,

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capaft.base_model import BaseModel
 from capaft.columns import Columns
+from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks import plain_text, token_loss
 from capaft.tasks.task import Batch, Features, Task

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capaft.base_model import BaseModel
 from capaft.columns import Columns, ask, filled, find, kind, numbers
 from capaft.config.train_config import TrainConfig
+from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.single_label import SingleLabel, check_metric
 from capaft.tasks.task import Batch, Features, Task
@@ -44,7 +44,7 @@ class MediaClassification(Task):
     medium: ClassVar[str]
     """What goes in, in one word; the usual name of its column."""
     usual_names: ClassVar[tuple[tuple[str, ...], ...]]
-    """Names of its column, as :func:`capaft.columns.find` takes them."""
+    """Names of its column, as `find` takes them."""
     feature_type: ClassVar[type]
     """How `datasets` calls the type of such a column."""
 
@@ -76,16 +76,16 @@ class MediaClassification(Task):
 
     @classmethod
     def classes(cls, rows: Dataset, columns: Columns) -> tuple[str, ...]:
-        """See :meth:`SingleLabel.classes`."""
+        """See `SingleLabel.classes`."""
         return SingleLabel().classes(rows, columns)
 
     @classmethod
     def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
-        """See :meth:`Task.usable`."""
+        """See `Task.usable`."""
         return filled(rows, columns.text) & SingleLabel().labelled(rows, columns)
 
     def classes_of(self, rows: Dataset, columns: Columns) -> Sequence[int]:
-        """See :meth:`Task.classes_of`."""
+        """See `Task.classes_of`."""
         return SingleLabel().encode(rows, columns, self.labels).tolist()
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:

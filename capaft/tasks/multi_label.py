@@ -59,7 +59,7 @@ class MultiLabel(Problem):
         return tuple(sorted(present, key=int if integers else None))
 
     def labelled(self, rows: Dataset, columns: Columns) -> NDArray[np.bool_]:
-        """See :meth:`Problem.labelled`; an empty list says that no class applies, one with a gap says nothing."""
+        """See `Problem.labelled`; an empty list says that no class applies, one with a gap says nothing."""
         if columns.choices:
             return filled(rows, *columns.choices)
         inner = getattr(rows.features[columns.label], "feature", None)

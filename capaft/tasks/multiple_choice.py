@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capaft.base_model import BaseModel
 from capaft.columns import Columns, ask, filled, find, is_text, kind, listed, place, texts, values
 from capaft.config.train_config import TrainConfig
+from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.problem import missing
 from capaft.tasks.task import Batch, Features, Task
@@ -94,7 +94,7 @@ class MultipleChoice(Task):
 
     @classmethod
     def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
-        """See :meth:`Task.usable`; an empty label is none."""
+        """See `Task.usable`; an empty label is none."""
         labels = [label not in _WITHHELD for label in _labels(rows, columns)]
         return filled(rows, columns.text, columns.pair) & np.array(labels, dtype=np.bool_)
 
@@ -111,7 +111,7 @@ class MultipleChoice(Task):
         return dataclasses.replace(task, one_based=_one_based(rows, columns, warn=True))
 
     def check_labels(self, rows: Dataset, columns: Columns) -> None:
-        """As :meth:`Task.check_labels`: every label is one of its row's choices."""
+        """As `Task.check_labels`: every label is one of its row's choices."""
         self._encoded(rows, columns)
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:

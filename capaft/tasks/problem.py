@@ -68,7 +68,7 @@ class Problem(ABC):
 
     @abstractmethod
     def scores(self, truth: NDArray[Any], predicted: NDArray[Any], outputs: int) -> dict[str, float]:
-        """All scores but those of :meth:`ranking`, by the names in `metrics`."""
+        """All scores but those of `ranking`, by the names in `metrics`."""
 
     def ranking(self, truth: NDArray[Any], logits: NDArray[Any]) -> dict[str, float]:
         """Scores, by the names in `metrics`, that more than the predicted targets tell; none by default."""

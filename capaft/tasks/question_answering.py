@@ -1,7 +1,7 @@
 """Extractive question answering: the span of a context that answers a question, or nothing (SQuAD v1 and v2).
 
 A model gives every token a logit as the answer's start and one as its end. Long contexts are cut into windows
-(:mod:`capaft.tasks.windows`); where the answer is not in a window, both point at its null token, [CLS].
+(`tasks.windows`); where the answer is not in a window, both point at its null token, [CLS].
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capaft.base_model import BaseModel
 from capaft.columns import Columns, ask, filled, find, is_text, numbers, texts, values
 from capaft.config.train_config import TrainConfig
+from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks import answers, squad_metrics, windows
 from capaft.tasks.task import Batch, Features, Task
@@ -116,7 +116,7 @@ class QuestionAnswering(Task):
 
     @classmethod
     def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
-        """See :meth:`Task.usable`; no answer is one, but no list of answers is none."""
+        """See `Task.usable`; no answer is one, but no list of answers is none."""
         named = [value is not None for value in values(rows, str(columns.label))]
         return filled(rows, columns.text, columns.pair) & np.array(named, dtype=np.bool_)
 

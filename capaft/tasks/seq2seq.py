@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from torch import nn
 
-from capaft.base_model import BaseModel
 from capaft.columns import Columns, listed
 from capaft.config.train_config import TrainConfig
+from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks import plain_text, text_pairs, text_scores, token_loss
 from capaft.tasks.generation import Generation

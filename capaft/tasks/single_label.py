@@ -53,7 +53,7 @@ class SingleLabel(Problem):
         return tuple(sorted(present, key=int if kind(feature) in ("integer", "float") else None))
 
     def labelled(self, rows: Dataset, columns: Columns) -> NDArray[np.bool_]:
-        """See :meth:`Problem.labelled`; an empty text is no class."""
+        """See `Problem.labelled`; an empty text is no class."""
         found = super().labelled(rows, columns)
         if is_text(rows.features[columns.label]):
             found &= np.array(values(rows, str(columns.label)), dtype=object) != ""

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capaft.base_model import BaseModel, load
 from capaft.columns import Columns, filled
 from capaft.config.train_config import TrainConfig
+from capaft.model.load import BaseModel, load_base_model
 from capaft.support.errors import UsageError
 
 if TYPE_CHECKING:
@@ -182,10 +182,10 @@ class Task(ABC):
         }
 
     def load_model(self, name: str | None, **options: Any) -> BaseModel:
-        """The base model with the task's head; see :func:`capaft.base_model.load` for the options."""
+        """The base model with the task's head; see `load_base_model` for the options."""
         import transformers
 
-        loaded = load(
+        loaded = load_base_model(
             getattr(transformers, self.auto_class),
             name,
             processor_class=getattr(transformers, self.processor),

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capaft.base_model import BaseModel
 from capaft.columns import Columns, ask, filled, find, is_id, is_text, kind, plain, texts, values
 from capaft.config.train_config import TrainConfig
+from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.glue import official_metric
 from capaft.tasks.multi_label import MultiLabel
@@ -141,7 +141,7 @@ class TextClassification(Task):
 
     @classmethod
     def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
-        """See :meth:`Task.usable`; what a label is, the problem says."""
+        """See `Task.usable`; what a label is, the problem says."""
         problem = _told_by(rows, columns) if config.problem == "auto" else config.problem
         described = cls(problem=problem, label_separator=config.label_separator or "")
         return filled(rows, columns.text, columns.pair) & described._problem.labelled(rows, columns)
@@ -151,7 +151,7 @@ class TextClassification(Task):
         self._problem.encode(rows, columns, self.labels)
 
     def classes_of(self, rows: Dataset, columns: Columns) -> Sequence[int] | None:
-        """See :meth:`Task.classes_of`."""
+        """See `Task.classes_of`."""
         return self._problem.encode(rows, columns, self.labels).tolist() if self.problem == "single" else None
 
     def model_config(self) -> dict[str, Any]:

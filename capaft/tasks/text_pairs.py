@@ -98,7 +98,7 @@ def check(rows: Dataset, columns: Columns) -> None:
     """Make sure that there are references to compare with.
 
     Raises:
-        UsageError: no column holds them, or as :func:`read`.
+        UsageError: no column holds them, or as `read`.
     """
     if columns.label is None:
         listed = ", ".join(_flat(rows).column_names)

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capaft.base_model import BaseModel
 from capaft.columns import Columns, ask, find, is_text, kind, listed, place, values
 from capaft.config.train_config import TrainConfig
+from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.problem import MAX_CLASSES, positions, unknown
 from capaft.tasks.task import Batch, Features, Task
@@ -77,7 +77,7 @@ class TokenClassification(Task):
 
     @classmethod
     def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
-        """See :meth:`Task.usable`; a row needs one word with a tag, and no gap among its words."""
+        """See `Task.usable`; a row needs one word with a tag, and no gap among its words."""
         words = [bool(each) and None not in each for each in values(rows, columns.text)]
         tags = [any(_is_tag(tag) for tag in each or ()) for each in values(rows, str(columns.label))]
         return np.array(words, dtype=np.bool_) & np.array(tags, dtype=np.bool_)
@@ -102,7 +102,7 @@ class TokenClassification(Task):
         return tuple(sorted(present, key=int if kind(held) == "integer" else None))
 
     def check_labels(self, rows: Dataset, columns: Columns) -> None:
-        """As :meth:`Task.check_labels`, and that there are as many tags as words."""
+        """As `Task.check_labels`, and that there are as many tags as words."""
         self._encoded(rows, columns, _words(rows, columns))
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
@@ -256,7 +256,7 @@ def _column(
     what: str,
     taken: str | None,
 ) -> str:
-    """The column of a role, by name or as the only one that fits; see :func:`capaft.columns.find`."""
+    """The column of a role, by name or as the only one that fits; see `find`."""
     if found := find(rows, role, given, names, fits, what, (taken,)):
         return found
     fitting = [name for name, feature in rows.features.items() if fits(feature) and name != taken]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from capaft.base_model import BaseModel
+from capaft.model.load import BaseModel
 
 # What models call their table of learnt positions.
 _TABLES = ("position_embeddings", "embed_positions")

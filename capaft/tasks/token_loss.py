@@ -42,7 +42,7 @@ def total(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
 
 
 def each(logits: Tensor, labels: Tensor) -> list[Counted]:
-    """What :func:`total` sums, by example, and how many tokens are right; one example at a time to save memory."""
+    """What `total` sums, by example, and how many tokens are right; one example at a time to save memory."""
     found = []
     for scores, wanted in zip(logits, labels, strict=True):
         counts = wanted != IGNORED

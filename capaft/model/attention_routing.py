@@ -2,7 +2,7 @@
 
 transformers' attention modules compute queries, keys and values themselves and leave the rest to a function that they
 look up by `config._attn_implementation` (https://huggingface.co/docs/transformers/en/attention_interface).
-:func:`route` puts a function of ours there, which asks the module's participants first. Unlike `past_key_values`, the
+`route` puts a function of ours there, which asks the module's participants first. Unlike `past_key_values`, the
 usual vehicle of prefix tuning, this survives gradient checkpointing, leaves positions alone and works in encoders and
 in cross attention.
 """
@@ -27,7 +27,7 @@ Attention = Callable[..., tuple[Tensor, Tensor | None]]
 
 # Written once for every route that is on, so the count travels with the configuration, into deep copies for example.
 ROUTED = "capaft_prefix|"
-BASES = ("eager", "sdpa")
+WRAPPED_ATTENTION = ("eager", "sdpa")
 
 KEY_VALUE = (
     ("k_proj", "v_proj"),
@@ -75,7 +75,7 @@ class Participant(Protocol):
 
 
 def attention_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """The attention modules that :func:`route` reaches, cross attention included.
+    """The attention modules that `route` reaches, cross attention included.
 
     Returns:
         Path of each module, with the widths (heads times head size) of its keys and of its values.
@@ -87,7 +87,7 @@ def attention_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 class Route:
-    """A model's routing, to be removed like a hook; see :func:`route`.
+    """A model's routing, to be removed like a hook; see `route`.
 
     It holds the configurations and no closure over them, so that a copy of a model undoes its own routing.
     """
@@ -151,7 +151,7 @@ def with_virtual_tokens(
         query: `(batch, heads, queries, head)`.
         key: `(batch, key heads, T, head)`.
         value: `(batch, key heads, T, head of values)`.
-        mask: as in :meth:`Participant.attend`.
+        mask: as in `Participant.attend`.
         keys: `(l, key heads * head)`.
         values: `(l, key heads * head of values)`.
         gate: one number.
@@ -285,7 +285,7 @@ def _check_base(path: str, module: Any) -> None:
     """
     name = module.config._attn_implementation
     base = (name or "").replace(ROUTED, "")
-    if base not in BASES:
+    if base not in WRAPPED_ATTENTION:
         raise UsageError(f'prefix cannot work with attention {name}; load the model with attn_implementation="sdpa"')
     function = _forward(module)
     # GPT-2 compares the name with "eager" too, for an option of its own; others do so to build masks for sparse keys.
@@ -305,7 +305,7 @@ def _register(name: str) -> None:
 
 
 # For models that were pickled while routed.
-for _name in BASES:
+for _name in WRAPPED_ATTENTION:
     for _ in range(4):
         _name = ROUTED + _name
         _register(_name)

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from capaft.fused import output_projection
-from capaft.layers import is_router, kind_of, packs_experts, widths
-from capaft.sites import Site, canonical, in_head, renamed
+from capaft.model.fused_projections import output_projection
+from capaft.model.layers import is_router, layer_kind, layer_widths, packs_experts
+from capaft.model.names import canonical_path, in_head, renamed_path
+from capaft.model.site import Site
+from capaft.model.targets import Targets, in_attention, select_sites
 from capaft.support.errors import UsageError
-from capaft.targets import Targets, in_attention, select
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Block:
     norm: str
 
 
-def blocks(model: nn.Module) -> list[Block]:
+def find_blocks(model: nn.Module) -> list[Block]:
     """Every transformer block of a model, in the model's order.
 
     Raises:
@@ -67,7 +68,7 @@ def blocks(model: nn.Module) -> list[Block]:
     return found
 
 
-def find(
+def find_block_sites(
     model: nn.Module,
     targets: Targets,
     rename: dict[str, str] | None,
@@ -78,26 +79,26 @@ def find(
     Args:
         model: the base model.
         targets: which blocks and which of the places; a word of `modules` is matched against the sites' paths.
-        rename: see :func:`capaft.weight_sites.find`.
+        rename: see `find_weight_sites`.
         places: the sites of a block, each still with its path in the model as name.
 
     Raises:
         UsageError: there are no blocks, or none is left.
     """
     sites = [
-        replace(site, path=renamed(canonical(model, site.path), rename))
-        for block in blocks(model)
+        replace(site, path=renamed_path(canonical_path(model, site.path), rename))
+        for block in find_blocks(model)
         for site in places(block)
     ]
-    return select(targets, sites, "places of the method")
+    return select_sites(targets, sites, "places of the method")
 
 
 def _block(path: str, block: nn.Module) -> Block | None:
     """The block at a path, or None where attention and a feed-forward part are not both to be found."""
     linear = {
-        name: widths(module)
+        name: layer_widths(module)
         for name, module in block.named_modules()
-        if name and kind_of(module) == "linear" and not (isinstance(module, nn.Linear) and is_router(module))
+        if name and layer_kind(module) == "linear" and not (isinstance(module, nn.Linear) and is_router(module))
     }
     rest = {name: wide for name, wide in linear.items() if not in_attention(name)}
     around = {_attention_of(name) for name in linear if name not in rest}
@@ -131,7 +132,7 @@ def _attention_of(name: str) -> str:
 def _end(block: nn.Module, attention: str) -> str | None:
     """Path, inside an attention, of its output projection: empty if it is one itself, None if it has none."""
     module = block.get_submodule(attention)
-    return "" if kind_of(module) == "linear" else output_projection(module)
+    return "" if layer_kind(module) == "linear" else output_projection(module)
 
 
 def _experts(block: nn.Module) -> str:
@@ -147,7 +148,7 @@ def _norm_after(path: str, block: nn.Module, projection: str) -> str:
     around, _, name = projection.rpartition(".")
     beside = dict(block.get_submodule(around).named_children()) if around else {}
     norms = [child for child, each in beside.items() if "norm" in type(each).__name__.lower()]
-    alone = sum(kind_of(each) == "linear" for each in beside.values()) == 1
+    alone = sum(layer_kind(each) == "linear" for each in beside.values()) == 1
     if len(norms) != 1 or not alone or list(beside).index(norms[0]) < list(beside).index(name):
         return ""
     return f"{path}.{around}.{norms[0]}"

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import regex
 
-from capaft.sites import Site
+from capaft.model.site import Site
 from capaft.support.errors import UsageError
 
-PRESETS = ("qv", "kv", "all-linear", "attention", "mlp", "conv", "embeddings", "experts")
+TARGET_PRESETS = ("qv", "kv", "all-linear", "attention", "mlp", "conv", "embeddings", "experts")
 
 # A pattern may come from a stranger's adapter file: bounds on its length, its compiled size and its seconds.
 MAX_TARGETS = 1000
@@ -56,7 +56,7 @@ class Targets:
     @property
     def words(self) -> tuple[str, ...]:
         """What is asked for, word by word; a regular expression is one word."""
-        return words(self.modules)
+        return pattern_words(self.modules)
 
     def blocks(self) -> frozenset[int] | None:
         """The numbers that `layers` names, or None for all.
@@ -89,8 +89,8 @@ class Targets:
             if missing := sorted(wanted - there):
                 last = f"the last one is {max(there)}" if there else "it has no numbered blocks"
                 raise UsageError(f"--layers {self.layers}: the model has no block {missing[0]}; {last}")
-        excluded = [matcher(word, "exclude-modules") for word in words(self.exclude)]
-        for word, match in zip(words(self.exclude), excluded, strict=True):
+        excluded = [path_matcher(word, "exclude-modules") for word in pattern_words(self.exclude)]
+        for word, match in zip(pattern_words(self.exclude), excluded, strict=True):
             if not word.startswith("re:") and not any(match(path) or match(path.partition("#")[0]) for path in paths):
                 raise UsageError(f"--exclude-modules {word} matches none of the layers; give names, or re:PATTERN")
         return lambda path: (
@@ -99,7 +99,7 @@ class Targets:
         )
 
 
-def select(targets: Targets, sites: list[Site], places: str) -> tuple[Site, ...]:
+def select_sites(targets: Targets, sites: list[Site], places: str) -> tuple[Site, ...]:
     """The sites that targets mean, of all that a method could have, sorted by path.
 
     Args:
@@ -110,7 +110,7 @@ def select(targets: Targets, sites: list[Site], places: str) -> tuple[Site, ...]
     Raises:
         UsageError: none is left.
     """
-    matches = [matcher(word) for word in targets.words]
+    matches = [path_matcher(word) for word in targets.words]
     wanted = [site for site in sites if not matches or any(match(site.path) for match in matches)]
     if not wanted:
         ends = ", ".join(sorted({site.path.rsplit(".", 1)[-1] for site in sites}))
@@ -122,7 +122,7 @@ def select(targets: Targets, sites: list[Site], places: str) -> tuple[Site, ...]
     return tuple(kept)
 
 
-def words(text: str) -> tuple[str, ...]:
+def pattern_words(text: str) -> tuple[str, ...]:
     """The words of a pattern; a regular expression is one word, commas and all."""
     if text.startswith("re:"):
         return (text,)
@@ -139,7 +139,7 @@ def in_attention(path: str) -> bool:
     return any("attn" in piece or "attention" in piece for piece in path.lower().split("."))
 
 
-def matcher(word: str, option: str = "target-modules") -> Callable[[str], bool]:
+def path_matcher(word: str, option: str = "target-modules") -> Callable[[str], bool]:
     """A predicate on canonical paths for one word: `attention`, `mlp`, a name or ending, or a regular expression.
 
     Raises:

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from capaft import demo
-from capaft.adapter_file import Base
 from capaft.factors import rng
-from capaft.sites import backbone, canonical
+from capaft.model.demo import MODEL_NAME, demo_model
+from capaft.model.names import backbone_prefix, canonical_path
+from capaft.model.origin import Origin
 from capaft.support import hub
 from capaft.support.errors import UsageError, printable
 
@@ -39,16 +39,16 @@ class BaseModel:
 
     model: Any
     processor: Any
-    base: Base
+    base: Origin
     head: tuple[str, ...]
     new_head: bool
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """The model's own parameters by canonical name."""
-        return {canonical(self.model, name): parameter for name, parameter in self.model.named_parameters()}
+        return {canonical_path(self.model, name): parameter for name, parameter in self.model.named_parameters()}
 
 
-def load(
+def load_base_model(
     auto_class: Any,
     name: str | None,
     *,
@@ -79,7 +79,7 @@ def load(
     from transformers import AutoTokenizer
 
     processor_class = processor_class or AutoTokenizer
-    source = locate(name)
+    source = locate_model(name)
     path = Path(source)
     gguf = path.is_file() and path.suffix == GGUF
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -104,28 +104,28 @@ def load(
                 **config,
             )
     except expected as error:
-        raise UsageError(explain(name or source, source, error)) from None
+        raise UsageError(explain_load_error(name or source, source, error)) from None
     if gguf:
         # The title that the file gives itself is no path, and no part of a plain configuration.
         vars(model.config).pop("_model_name_or_path", None)
     mismatched = [key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]]
-    new = {canonical(model, key) for key in (*report["missing_keys"], *mismatched)}
-    parameters = [canonical(model, key) for key, _ in model.named_parameters()]
-    inside = backbone(model)
+    new = {canonical_path(model, key) for key in (*report["missing_keys"], *mismatched)}
+    parameters = [canonical_path(model, key) for key, _ in model.named_parameters()]
+    inside = backbone_prefix(model)
     outside = (
-        {canonical(model, k) for k, _ in model.named_parameters() if not k.startswith(inside)} if inside else set()
+        {canonical_path(model, k) for k, _ in model.named_parameters() if not k.startswith(inside)} if inside else set()
     )
     if gguf and (lost := sorted(new - outside)):
         raise UsageError(
             f"--model {name} has no usable {lost[0]}{f' and {len(lost) - 1} other weights' if lost[1:] else ''}; it is "
             "damaged, or transformers cannot convert it; take the model's directory or hub id instead"
         )
-    initialise(model, (key for key in parameters if key in new), seed)
+    initialise_head(model, (key for key in parameters if key in new), seed)
     head = tuple(key for key in parameters if key in (new | outside if own_head else new))
-    return BaseModel(model, processor, Base(name or demo.MODEL_NAME, revision), head, bool(new & outside))
+    return BaseModel(model, processor, Origin(name or MODEL_NAME, revision), head, bool(new & outside))
 
 
-def configuration(name: str | None, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+def load_configuration(name: str | None, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """A base model's configuration, as transformers has it, without its weights.
 
     Raises:
@@ -133,7 +133,7 @@ def configuration(name: str | None, *, revision: str | None = None, trust_remote
     """
     from transformers import AutoConfig
 
-    source = locate(name)
+    source = locate_model(name)
     path = Path(source)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     gguf = path.is_file() and path.suffix == GGUF
@@ -146,22 +146,45 @@ def configuration(name: str | None, *, revision: str | None = None, trust_remote
     try:
         return AutoConfig.from_pretrained(str(path.parent) if gguf else source, **common)
     except expected as error:
-        raise UsageError(explain(name or source, source, error)) from None
+        raise UsageError(explain_load_error(name or source, source, error)) from None
 
 
-def locate(name: str | None) -> str:
+def load_skeleton(name: str) -> nn.Module:
+    """A model without its weights, from its configuration alone.
+
+    Args:
+        name: a directory or a hub id.
+
+    Raises:
+        UsageError: there is no such model, or transformers cannot build it.
+    """
+    import transformers
+
+    source = locate_model(name)
+    common = {} if Path(source).is_dir() else {"local_files_only": hub.offline()}
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **common)
+        named = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], None)
+        build = getattr(named, "_from_config", transformers.AutoModel.from_config)
+        with torch.device("meta"):
+            return build(config)
+    except Exception as error:  # What a model's own code makes of a strange configuration can be anything.
+        raise UsageError(explain_load_error(name, source, error)) from None
+
+
+def locate_model(name: str | None) -> str:
     """What transformers is asked to load: the embedded model's directory stands for its hub name too.
 
     Raises:
         UsageError: `name` looks like a path and nothing is there, or the embedded model is not installed.
     """
     if name is None:
-        return str(demo.base_model())
+        return str(demo_model())
     if Path(name).expanduser().exists():
         return str(Path(name).expanduser())
-    if name == demo.MODEL_NAME:
+    if name == MODEL_NAME:
         try:
-            return str(demo.base_model())
+            return str(demo_model())
         except UsageError:
             return name
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(GGUF):
@@ -213,7 +236,7 @@ def _dense_gguf(name: str, path: Path) -> dict[str, Any]:
     return {"quantization_config": dense(dequantize=True)} if dense else {}
 
 
-def initialise(model: nn.Module, names: Iterable[str], seed: int) -> None:
+def initialise_head(model: nn.Module, names: Iterable[str], seed: int) -> None:
     """Give new parameters initial values from the seed: matrices U(-1, 1) / sqrt(fan_in), biases 0.
 
     Vectors of normalisation layers keep their ones and zeros.
@@ -221,7 +244,7 @@ def initialise(model: nn.Module, names: Iterable[str], seed: int) -> None:
     wanted = set(names)
     with torch.no_grad():
         for path, parameter in model.named_parameters():
-            name = canonical(model, path)
+            name = canonical_path(model, path)
             if name not in wanted:
                 continue
             site, _, leaf = name.rpartition(".")
@@ -234,7 +257,7 @@ def initialise(model: nn.Module, names: Iterable[str], seed: int) -> None:
                 parameter.zero_()
 
 
-def explain(name: str, source: str, error: Exception) -> str:
+def explain_load_error(name: str, source: str, error: Exception) -> str:
     """One line for the many ways in which a checkpoint fails to load."""
     path = Path(source)
     said = printable(" ".join(str(error).split())[:300])

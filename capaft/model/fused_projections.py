@@ -16,12 +16,12 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from capaft.layers import kind_of, widths
-from capaft.sites import Rows
-from capaft.targets import in_attention
+from capaft.model.layers import layer_kind, layer_widths
+from capaft.model.site import Rows
+from capaft.model.targets import in_attention
 
 # Names of projections of one kind.
-NAMES = {
+PROJECTION_NAMES = {
     "q": frozenset(
         {"query", "q_proj", "q_lin", "query_proj", "q_linear", "q", "to_q", "wq", "linear_q", "q_attn", "Wq"}
         | {"project_q", "projection_query", "to_query", "q_head", "q_b_proj"}
@@ -53,7 +53,7 @@ OUTPUTS = frozenset(
 )
 
 
-def parts(model: nn.Module, path: str, wanted: str) -> dict[str, Rows] | None:
+def projection_rows(model: nn.Module, path: str, wanted: str) -> dict[str, Rows] | None:
     """The rows of what is wanted in a projection; empty for one that is wanted as a whole, None for none.
 
     Args:
@@ -63,13 +63,13 @@ def parts(model: nn.Module, path: str, wanted: str) -> dict[str, Rows] | None:
     """
     around, _, name = path.rpartition(".")
     parent: Any = model.get_submodule(around)
-    if any(name in NAMES[letter] for letter in wanted):
+    if any(name in PROJECTION_NAMES[letter] for letter in wanted):
         return {} if in_attention(path) or _beside_queries(parent) else None
     if name in HALVES or (name == "c_attn" and hasattr(parent, "q_attn")):
-        half = widths(parent.get_submodule(name))[1] // 2
+        half = layer_widths(parent.get_submodule(name))[1] // 2
         return {letter: Rows("kv".index(letter) * half, half, 2 * half) for letter in wanted if letter in "kv"}
     if name == "in_proj_qkv" and (out := output_projection(parent)):  # Linear attention: values are the output's width.
-        total, value = widths(parent.get_submodule(name))[1], widths(parent.get_submodule(out))[0]
+        total, value = layer_widths(parent.get_submodule(name))[1], layer_widths(parent.get_submodule(out))[0]
         query = (total - value) // 2
         linear = {"q": Rows(0, query, total), "k": Rows(query, query, total), "v": Rows(2 * query, value, total)}
         return {letter: linear[letter] for letter in wanted}
@@ -89,7 +89,7 @@ def parts(model: nn.Module, path: str, wanted: str) -> dict[str, Rows] | None:
 
 def output_projection(module: nn.Module) -> str | None:
     """Path, inside an attention, of the linear layer that makes its output, by its name."""
-    linear = (name for name, each in module.named_modules() if name and kind_of(each) == "linear")
+    linear = (name for name, each in module.named_modules() if name and layer_kind(each) == "linear")
     named = [name for name in linear if name.rsplit(".", 1)[-1] in OUTPUTS]
     return named[-1] if named else None
 
@@ -97,7 +97,7 @@ def output_projection(module: nn.Module) -> str | None:
 def _layout(model: nn.Module, around: str, parent: Any, name: str) -> tuple[int, int, int] | None:
     """Widths of query and of key in a fused projection, and in how many groups they lie; None if that is unknown."""
     module = parent.get_submodule(name)
-    wide_in, wide_out = widths(module)
+    wide_in, wide_out = layer_widths(module)
     query = _query_width(model, around, parent, name, wide_in)
     if (wide_out - query) % 2 or not 0 < wide_out - query <= 2 * query:
         return None
@@ -123,13 +123,15 @@ def _layout(model: nn.Module, around: str, parent: Any, name: str) -> tuple[int,
 
 def _query_width(model: nn.Module, around: str, parent: nn.Module, name: str, wide_in: int) -> int:
     """The width that the attention's output projection takes in; without one, the input's."""
-    siblings = {child: each for child, each in parent.named_children() if child != name and kind_of(each) == "linear"}
+    siblings = {
+        child: each for child, each in parent.named_children() if child != name and layer_kind(each) == "linear"
+    }
     named = [each for child, each in siblings.items() if child in OUTPUTS]
     if named:
-        return widths(named[-1])[0]
+        return layer_widths(named[-1])[0]
     beyond = getattr(model.get_submodule(around.rpartition(".")[0]), "output", None) if around else None
     dense = getattr(beyond, "dense", None)
-    return widths(dense)[0] if isinstance(dense, nn.Module) and kind_of(dense) == "linear" else wide_in
+    return layer_widths(dense)[0] if isinstance(dense, nn.Module) and layer_kind(dense) == "linear" else wide_in
 
 
 def _heads(model: nn.Module, path: str, module: nn.Module) -> int | None:
@@ -148,4 +150,6 @@ def _heads(model: nn.Module, path: str, module: nn.Module) -> int | None:
 
 def _beside_queries(parent: nn.Module) -> bool:
     """Whether a module has a query projection among its children; elsewhere, a `value` is something else."""
-    return any(child in NAMES["q"] and kind_of(each) == "linear" for child, each in parent.named_children())
+    return any(
+        child in PROJECTION_NAMES["q"] and layer_kind(each) == "linear" for child, each in parent.named_children()
+    )

@@ -10,23 +10,24 @@ from itertools import pairwise
 
 from torch import nn
 
-from capaft.fused import parts
-from capaft.layers import (
+from capaft.model.fused_projections import projection_rows
+from capaft.model.layers import (
     is_plain,
     is_pointwise,
     is_router,
     is_transposed,
-    kind_of,
+    layer_kind,
+    layer_widths,
     packs_experts,
     read_without_calling,
-    widths,
 )
-from capaft.sites import Kind, Site, canonical, in_head, is_quantised, renamed
+from capaft.model.names import canonical_path, in_head, renamed_path
+from capaft.model.site import Site, SiteKind, is_quantised
+from capaft.model.targets import TARGET_PRESETS, Targets, path_matcher
 from capaft.support.errors import UsageError
-from capaft.targets import PRESETS, Targets, matcher
 
 # The kind of layer that a preset takes; names and regular expressions take any.
-KINDS: dict[str, Kind] = {
+PRESET_KINDS: dict[str, SiteKind] = {
     "qv": "linear",
     "kv": "linear",
     "all-linear": "linear",
@@ -37,7 +38,7 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def find(model: nn.Module, targets: Targets, rename: dict[str, str] | None = None) -> tuple[Site, ...]:
+def find_weight_sites(model: nn.Module, targets: Targets, rename: dict[str, str] | None = None) -> tuple[Site, ...]:
     """Resolve targets to weights, sorted by canonical path.
 
     Layers of the output head are never sites. Modules that share one weight are one site. Routers, which return more
@@ -72,7 +73,9 @@ def find(model: nn.Module, targets: Targets, rename: dict[str, str] | None = Non
     kept = [site for path, site in sorted(found.items()) if allowed(path)]
     if not kept:
         raise UsageError("--exclude-modules and --layers leave none of the layers to adapt; leave out less")
-    kept = _untied(model, kept, strict=any(word not in PRESETS or word == "embeddings" for word in targets.words))
+    kept = _untied(
+        model, kept, strict=any(word not in TARGET_PRESETS or word == "embeddings" for word in targets.words)
+    )
     hidden = read_without_calling(model)
     return tuple(replace(site, parametrised=_is_hidden(model, site, hidden)) for site in kept)
 
@@ -85,9 +88,9 @@ class _Layers:
     rename: dict[str, str]
 
     @cached_property
-    def kinds(self) -> dict[str, Kind]:
+    def kinds(self) -> dict[str, SiteKind]:
         """The kind of every layer that could be a site, by its path in the model."""
-        return {path: kind for path, module in self.model.named_modules() if (kind := kind_of(module))}
+        return {path: kind for path, module in self.model.named_modules() if (kind := layer_kind(module))}
 
     @cached_property
     def head(self) -> set[str]:
@@ -96,23 +99,23 @@ class _Layers:
 
     def name(self, path: str) -> str:
         """The canonical path of a module, under its old name."""
-        return renamed(canonical(self.model, path), self.rename)
+        return renamed_path(canonical_path(self.model, path), self.rename)
 
     def matching(self, word: str) -> Iterator[Site]:
         """The sites of one word: a preset, a name or ending, or a regular expression."""
-        match = None if word in ("qv", "kv", "all-linear", "conv", "embeddings") else matcher(word)
+        match = None if word in ("qv", "kv", "all-linear", "conv", "embeddings") else path_matcher(word)
         for path, kind in self.kinds.items():
             module = self.model.get_submodule(path)
-            as_linear = KINDS.get(word) == "linear" and is_pointwise(module)
-            if path in self.head or (KINDS.get(word, kind) != kind and not as_linear):
+            as_linear = PRESET_KINDS.get(word) == "linear" and is_pointwise(module)
+            if path in self.head or (PRESET_KINDS.get(word, kind) != kind and not as_linear):
                 continue
             if match is not None and not match(self.name(path)):
                 continue
-            if word in KINDS and isinstance(module, nn.Linear) and is_router(module):
+            if word in PRESET_KINDS and isinstance(module, nn.Linear) and is_router(module):
                 continue
-            wide_in, wide_out = widths(module)
+            wide_in, wide_out = layer_widths(module)
             site = Site(self.name(path), path, wide_in, wide_out, kind, transposed=is_transposed(module))
-            rows = parts(self.model, path, word) if word in ("qv", "kv") else {}
+            rows = projection_rows(self.model, path, word) if word in ("qv", "kv") else {}
             if rows == {}:
                 yield site
             for part, which in (rows or {}).items():
@@ -141,13 +144,15 @@ class _Layers:
         kind = type(self.model).__name__
         if word == "experts":
             return f"{kind} has no experts that can be reached, neither packed nor as linear layers; drop experts"
-        wanted = KINDS.get(word, "linear")
+        wanted = PRESET_KINDS.get(word, "linear")
         inside = [path for path, kind in self.kinds.items() if path not in self.head and kind == wanted]
         if not inside:
-            other = next((preset for preset in ("conv", "all-linear") if KINDS[preset] in self.kinds.values()), None)
-            hint = f"--target-modules {other}, " if other and KINDS[other] != wanted else ""
+            other = next(
+                (preset for preset in ("conv", "all-linear") if PRESET_KINDS[preset] in self.kinds.values()), None
+            )
+            hint = f"--target-modules {other}, " if other and PRESET_KINDS[other] != wanted else ""
             return f"{kind} has no {wanted} layers to adapt; choose {hint}--method full or head"
-        if word not in PRESETS and any(matcher(word)(self.name(path)) for path in self.head):
+        if word not in TARGET_PRESETS and any(path_matcher(word)(self.name(path)) for path in self.head):
             return (
                 f"--target-modules {word} matches the output head of {kind}, which is trained as it is; choose layers "
                 "of the body, or --modules-to-save"

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from capaft.sites import Kind, is_quantised, stored
+from capaft.model.site import SiteKind, is_quantised, stored_parameter
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Reading these of a weight tells what it is; it is not a product.
@@ -29,7 +29,7 @@ PRODUCT = frozenset(["F", "T", "bias", "dtype", "functional", "linear", "matmul"
 SETUP = ("__init__", "_init", "init_weights", "reset_parameters", "_tie", "tie_", "prune", "_prune")
 
 
-def kind_of(module: nn.Module) -> Kind | None:
+def layer_kind(module: nn.Module) -> SiteKind | None:
     """What kind of weight a module is, or None where it is none that an adapter can stand beside."""
     if isinstance(module, nn.Embedding):
         return "embedding"
@@ -59,7 +59,7 @@ def is_router(module: nn.Module) -> bool:
     return any(one == "BUILD_TUPLE" and other == "RETURN_VALUE" for one, other in pairwise(steps))
 
 
-def widths(module: Any) -> tuple[int, int]:
+def layer_widths(module: Any) -> tuple[int, int]:
     """Width of what one output sums over, and of the output."""
     match module:
         case nn.Embedding():
@@ -84,7 +84,7 @@ def is_plain(module: Any) -> bool:
         return own and module.groups == 1 and module.padding_mode == "zeros"
     if isinstance(module, nn.Embedding):
         return type(module).forward is nn.Embedding.forward and module.max_norm is None
-    if not isinstance(module, nn.Linear) or is_quantised(stored(module, "weight")):
+    if not isinstance(module, nn.Linear) or is_quantised(stored_parameter(module, "weight")):
         return True
     forward = type(module).forward
     code = inspect.unwrap(forward).__code__

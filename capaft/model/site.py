@@ -13,9 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-
-Kind = Literal["linear", "conv", "embedding", "experts", "bias", "block", "attention", "head"]
+SiteKind = Literal["linear", "conv", "embedding", "experts", "bias", "block", "attention", "head"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class Site:
     module: str
     in_features: int
     out_features: int
-    kind: Kind = "linear"
+    kind: SiteKind = "linear"
     parameter: str = "weight"
     transposed: bool = False
     rows: Rows | None = None
@@ -97,7 +95,7 @@ class Site:
 
     def stored(self, model: nn.Module) -> Tensor:
         """The parameter that the site is a view of, as the model stores it."""
-        return stored(model.get_submodule(self.module), self.parameter)
+        return stored_parameter(model.get_submodule(self.module), self.parameter)
 
     def weight(self, model: nn.Module) -> Tensor:
         """The site's part of the base weight, `(out, in)`."""
@@ -126,7 +124,7 @@ class Site:
         return self.rows.view(matrix, 0) if self.rows else matrix
 
 
-def stored(module: nn.Module, parameter: str) -> Any:
+def stored_parameter(module: nn.Module, parameter: str) -> Any:
     """A module's parameter as it is stored, past any adapter that changes what reading it gives."""
     found = module._parameters.get(parameter)
     return getattr(module, parameter) if found is None else found
@@ -135,59 +133,3 @@ def stored(module: nn.Module, parameter: str) -> Any:
 def is_quantised(weight: Tensor) -> bool:
     """Whether a weight holds codes and not numbers: float8 too means nothing without its scale."""
     return weight.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def canonical(model: nn.Module, path: str) -> str:
-    """A parameter's or module's path without wrapper prefixes and without the model's `base_model_prefix`."""
-    prefix = getattr(unwrapped(model), "base_model_prefix", "")
-    return stripped(path).removeprefix(prefix + "." if prefix else "")
-
-
-def renamed(path: str, rename: dict[str, str] | None) -> str:
-    """A canonical path with whole pieces `new` called `old` again."""
-    path = f".{path}."
-    for old, new in (rename or {}).items():
-        path = path.replace(f".{new}.", f".{old}.")
-    return path[1:-1]
-
-
-def backbone(model: nn.Module) -> str:
-    """Path prefix of the part of the model that is not head (`"bert."`), or `""` for a bare model."""
-    bare = unwrapped(model)
-    prefix = getattr(bare, "base_model_prefix", "")
-    return prefix + "." if prefix and isinstance(getattr(bare, prefix, None), nn.Module) else ""
-
-
-def in_head(model: nn.Module, path: str) -> bool:
-    """Whether a module belongs to the model's output head."""
-    output: Any = getattr(unwrapped(model), "get_output_embeddings", lambda: None)()
-    if isinstance(output, nn.Module) and any(model.get_submodule(path) is each for each in output.modules()):
-        return True
-    inside = backbone(model)
-    if inside:
-        return not stripped(path).startswith(inside)
-    # A model that does not tell its body from its head: a layer at its top that is as wide as there are labels.
-    bare = unwrapped(model)
-    labels = getattr(getattr(bare, "config", None), "num_labels", None)
-    layer: Any = model.get_submodule(path)
-    return "For" in type(bare).__name__ and "." not in stripped(path) and getattr(layer, "out_features", None) == labels
-
-
-def input_embeddings(model: nn.Module) -> nn.Module | None:
-    """The module that embeds the model's input, or None where it has none or does not say."""
-    try:
-        found: Any = getattr(unwrapped(model), "get_input_embeddings", lambda: None)()
-    except (NotImplementedError, AttributeError):
-        return None
-    return found if isinstance(found, nn.Module) else None
-
-
-def stripped(path: str) -> str:
-    """A path without wrapper prefixes."""
-    return ".".join(part for part in path.split(".") if part + "." not in WRAPPERS)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside its wrappers (DDP, say), which hide its attributes."""
-    inside = next((child for name, child in model.named_children() if name + "." in WRAPPERS), None)
-    return model if inside is None else unwrapped(inside)

@@ -1,0 +1,1 @@
+"""A checkpoint, and the places in it where an adapter can attach."""
