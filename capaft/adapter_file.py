@@ -30,7 +30,7 @@ from capaft.fingerprint import (
     tensors_digest,
 )
 from capaft.header import FORMAT, canonical_json, header_digest, open_safetensors, parse_header, wrong_options
-from capaft.methods.stack import parse
+from capaft.methods.stack import parse_stack
 from capaft.model.origin import Origin
 from capaft.model.targets import Targets
 from capaft.plan import Plan, plan
@@ -300,7 +300,7 @@ def _head_line(head: dict[str, Any]) -> str:
 def _plan(model: nn.Module, file: AdapterFile, rename: dict[str, str] | None) -> Plan:
     header, targets = file.header, Targets()
     try:
-        stack = parse(**header["method"])
+        stack = parse_stack(**header["method"])
         trained = [key.removeprefix(HEAD) for key in _parameters(file) if key.startswith(HEAD)]
         targets = Targets(**header["targets"])
         head = _head_options(header["head"])

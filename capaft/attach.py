@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from capaft.adapter import Adapter, adapters
-from capaft.methods.stack import Stack, parse
+from capaft.methods.stack import Stack, parse_stack
 from capaft.model.layers import has_own_backward
 from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name, input_embeddings
 from capaft.model.site import Site
@@ -57,7 +57,7 @@ def attach(model: nn.Module, method: str | Stack, *, name: str = "default", **op
     placing = {key: options.pop(key) for key in PLACING if key in options}
     if isinstance(method, Stack) and options:
         raise UsageError(f"the stack is parsed already; give its numbers to parse: {', '.join(sorted(options))}")
-    stack = method if isinstance(method, Stack) else parse(method, **options)
+    stack = method if isinstance(method, Stack) else parse_stack(method, **options)
     return attach_plan(model, plan(model, stack, targets=targets, **placing), name=name, dropout=dropout)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from capaft.factors.rng import Streams
-from capaft.head import Head
+from capaft.methods.head import Head
 from capaft.methods.stack import Stack
 from capaft.plan import Plan, hidden_limit, plan
 from capaft.support.errors import UsageError

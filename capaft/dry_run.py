@@ -14,7 +14,7 @@ from capaft.config.settings import dump_settings
 from capaft.config.train_config import TrainConfig
 from capaft.job import Job
 from capaft.machine import accelerator_for
-from capaft.methods.stack import canonical
+from capaft.methods.stack import canonical_method
 from capaft.storage import DTYPE_BYTES, layout
 from capaft.train import start_training
 
@@ -29,7 +29,7 @@ def describe(config: TrainConfig, console: Console) -> dict[str, Any]:
     sharding.asked_for()
     accelerator_for(config)
     run = run_directory.choose(
-        config.output, canonical(config.method), overwrite=config.overwrite, resume=config.resume
+        config.output, canonical_method(config.method), overwrite=config.overwrite, resume=config.resume
     )
     decided = job.prepare(config, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
     own = decided.base.named_parameters()

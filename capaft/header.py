@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from capaft.factors import rng
-from capaft.methods.stack import options_of, parse
+from capaft.methods.stack import parse_stack, stack_options
 from capaft.storage import DTYPE_BYTES, SAVE_DTYPES
 from capaft.support.errors import AdapterFileError, UsageError
 
@@ -108,10 +108,10 @@ def parse_header(path: Path, text: str) -> dict[str, Any]:
             f"this capaft reads format {FORMAT} and contract {rng.CONTRACT_VERSION}"
         )
     try:
-        wrong = set(header["method"]) != options_of(str(header["method"].get("method")))
+        wrong = set(header["method"]) != stack_options(str(header["method"].get("method")))
         if wrong or header["save_dtype"] not in SAVE_DTYPES:
             raise AdapterFileError(f"{path} is damaged: its method's numbers are not complete")
-        if canonical_json(parse(**header["method"]).record()) != canonical_json(header["method"]):
+        if canonical_json(parse_stack(**header["method"]).record()) != canonical_json(header["method"]):
             raise AdapterFileError(f"{path} is damaged: its method is not in canonical form")
     except UsageError as error:
         raise AdapterFileError(f"{path}: {error}") from None

@@ -15,8 +15,8 @@ from capaft.attach import check_dropout
 from capaft.columns import Columns
 from capaft.config.settings import parse_value as parse_setting
 from capaft.config.train_config import TASK_OPTIONS, TrainConfig
-from capaft.methods import HOSTS
-from capaft.methods.stack import canonical, known_options, options_of, parse
+from capaft.methods.registry import HOSTS
+from capaft.methods.stack import canonical_method, known_options, parse_stack, stack_options
 from capaft.model.load import BaseModel, load_configuration
 from capaft.model.targets import Targets
 from capaft.plan import Plan, plan
@@ -93,7 +93,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
         UsageError: something cannot be used as given.
     """
     is_demo = config.model is None and config.data is None
-    stack = parse(config.method, **_numbers(config, demo.K if is_demo else None))
+    stack = parse_stack(config.method, **_numbers(config, demo.K if is_demo else None))
     check_dropout(stack, config.dropout)
 
     def say_data(line: str) -> None:
@@ -226,7 +226,7 @@ def _numbers(config: TrainConfig, k: tuple[int, ...] | None) -> dict[str, Any]:
     """The options of the configured method; those of another package's method by their types."""
     numbers = {name: getattr(config, name) for name in known_options() if hasattr(config, name)}
     numbers["k"] = config.k or k
-    host = HOSTS.get(canonical(config.method).partition("+")[0])
+    host = HOSTS.get(canonical_method(config.method).partition("+")[0])
     own = {option.name for option in host.options()} if host else set()
     for entry in config.method_option or ():
         name, _, text = entry.partition("=")
@@ -269,7 +269,7 @@ def _describe(job: Job, config: TrainConfig, say: Callable[[str], None]) -> None
             dense = stack.method.replace("+nola", "")
             say(f"       warning: k {max(stack.k)} is more than the {smallest} entries of a factor; {dense} is smaller")
     changed = [each.name for each in fields(config) if getattr(config, each.name) != each.default]
-    void = known_options() - options_of(stack.method)
+    void = known_options() - stack_options(stack.method)
     of_others = TASK_OPTIONS - {each.name for each in fields(job.task)}
     for name in changed:
         if name in void or name in of_others:

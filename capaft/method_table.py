@@ -10,16 +10,16 @@ from typing import Any, Literal, get_args, get_origin
 from torch import nn
 
 from capaft.config.train_config import TrainConfig
-from capaft.methods import HOSTS
 from capaft.methods.host import Host
+from capaft.methods.registry import HOSTS
 from capaft.methods.stack import (
     CAPABOOST_OPTIONS,
     HOSTLESS,
     NOLA_OPTIONS,
     PARAMETERISATION,
     TRANSFORM,
-    combinations,
-    parse,
+    parse_stack,
+    stacks_of,
 )
 from capaft.model.names import base_parameters, canonical_path
 from capaft.plan import plan
@@ -39,7 +39,7 @@ def rows(model: nn.Module | None = None) -> list[dict[str, Any]]:
         model: adds what each stack comes to on it, under `model`; see `count`. Only its shapes are read.
     """
     found = [_host(host) for host in HOSTS.values()]
-    defaults = parse(f"{PARAMETERISATION}+{TRANSFORM}").record()
+    defaults = parse_stack(f"{PARAMETERISATION}+{TRANSFORM}").record()
     found.append(
         _row(
             PARAMETERISATION,
@@ -75,7 +75,7 @@ def count(model: nn.Module, method: str) -> dict[str, Any]:
         random masks, which are not drawn. Or else `reason`: why the model cannot take the method.
     """
     try:
-        decided = plan(model, parse(method))
+        decided = plan(model, parse_stack(method))
     except UsageError as error:
         return {"reason": str(error)}
     sizes = {canonical_path(model, name): parameter.numel() for name, parameter in base_parameters(model).items()}
@@ -109,7 +109,7 @@ def _host(host: type[Host]) -> dict[str, Any]:
         host.equation,
         host.paper,
         options=[_option(each.name, getattr(plain, each.name), each.default is None) for each in host.options()],
-        stacks=combinations(host),
+        stacks=stacks_of(host),
         narrow=host.narrow or None,
         unmergeable=host.unmergeable or None,
     )

@@ -11,7 +11,7 @@ from torch import nn
 
 from capaft.adapter import Adapter
 from capaft.config.train_config import TrainConfig
-from capaft.head import ROLE
+from capaft.methods.head import HEAD_ROLE
 from capaft.support.errors import UsageError
 
 MOMENTUM = 0.9
@@ -37,7 +37,7 @@ def groups(
     matrices = {role for role, parts in decided.groups().items() if any(len(f.shape) > 1 for f, _ in parts)}
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in adapter.trained(model).items():
-        is_coefficient = name in adapter.numbers and (decided.stack.k is not None or name == ROLE)
+        is_coefficient = name in adapter.numbers and (decided.stack.k is not None or name == HEAD_ROLE)
         is_vector = name not in matrices if name in adapter.numbers else parameter.ndim < 2
         decay = 0.0 if is_coefficient or is_vector else config.weight_decay
         faster = config.lora_plus_ratio if name == "up" else 1.0

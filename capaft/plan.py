@@ -12,8 +12,8 @@ from capaft.factors.expansion import parameter_bounds
 from capaft.factors.factor import Factor
 from capaft.factors.nola import Coefficients
 from capaft.factors.rng import MAX_SEED
-from capaft.head import DEFAULT_K, MODES, ROLE, Head
-from capaft.methods.host import Host, whole
+from capaft.methods.head import DEFAULT_HEAD_K, HEAD_MODES, HEAD_ROLE, Head
+from capaft.methods.host import Host, check_whole
 from capaft.methods.stack import Stack
 from capaft.model.names import base_parameters, canonical_name
 from capaft.model.site import Site
@@ -54,7 +54,7 @@ class Plan:
 
     def coefficients(self, factor: Factor) -> Coefficients | None:
         """NOLA's numbers for a factor of the stack or of the head, or None where the factor itself is trained."""
-        return self.head.coefficients if factor.name.startswith(f"{ROLE}:") else self.stack.coefficients(factor)
+        return self.head.coefficients if factor.name.startswith(f"{HEAD_ROLE}:") else self.stack.coefficients(factor)
 
     def groups(self) -> dict[str, list[tuple[Factor, list[Site]]]]:
         """By role, the kinds of factor in ascending order of their shapes, each with its sites sorted by path.
@@ -66,13 +66,13 @@ class Plan:
         for site in self.sites:
             for factor in self.stack.host.factors(site) if self.stack.host else ():
                 found[factor.name][factor].append(site)
-        assert ROLE not in found, "a host's factor cannot be called what the head's coefficients are"
+        assert HEAD_ROLE not in found, "a host's factor cannot be called what the head's coefficients are"
         roles = {
             role: sorted(groups.items(), key=lambda group: (group[0].shape, group[0].fan_in))
             for role, groups in found.items()
         }
         head = [(factor, [site]) for site in self.head.moved for factor in self.head.factors(site)]
-        return roles | ({ROLE: head} if head else {})
+        return roles | ({HEAD_ROLE: head} if head else {})
 
     def bounds(self) -> dict[str, tuple[int, int]]:
         """By role, the fewest and the most numbers that the plan can come to, without drawing anything.
@@ -102,7 +102,7 @@ def plan(
     seed: int = 0,
     head: Iterable[str] = (),
     head_mode: str = "full",
-    head_k: int = DEFAULT_K,
+    head_k: int = DEFAULT_HEAD_K,
     trained: Iterable[str] = (),
     modules_to_save: str = "",
     rename: dict[str, str] | None = None,
@@ -168,9 +168,9 @@ def _head(model: nn.Module, stack: Stack, names: dict[str, str], mode: str, k: i
         mode: see `plan`.
         k: see `plan`.
     """
-    whole("head-k", k)
-    if mode not in MODES:
-        raise UsageError(f"--head must be one of {', '.join(MODES)}, got {mode}")
+    check_whole("head-k", k)
+    if mode not in HEAD_MODES:
+        raise UsageError(f"--head must be one of {', '.join(HEAD_MODES)}, got {mode}")
     if mode == "full":
         return Head(), set(names)
     if stack.method == "full":

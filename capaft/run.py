@@ -26,7 +26,7 @@ from capaft.job import Job
 from capaft.machine import accelerator_for, move
 from capaft.made_from import check_same, made_from
 from capaft.methods.host import Host
-from capaft.methods.stack import canonical
+from capaft.methods.stack import canonical_method
 from capaft.processes import Processes
 from capaft.run_directory import RunDirectory
 from capaft.support import strict_json
@@ -169,7 +169,7 @@ def _execute(
 
 def _choose(config: TrainConfig) -> Path:
     return run_directory.choose(
-        config.output, canonical(config.method), overwrite=config.overwrite, resume=config.resume
+        config.output, canonical_method(config.method), overwrite=config.overwrite, resume=config.resume
     ).path
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import capaft
 from capaft.attach import Adapter, get
-from capaft.methods.stack import parse
+from capaft.methods.stack import parse_stack
 from capaft.plan import plan
 from capaft.support.errors import UsageError
 
@@ -565,12 +565,12 @@ def test_what_cannot_be_planned(method: str, options: dict[str, Any], message: s
     placing = {key: options.pop(key) for key in ("seed", "head") if key in options}
     model = tiny.bert()
     with pytest.raises(UsageError, match=message):
-        plan(model, parse(method, **options), **placing)
+        plan(model, parse_stack(method, **options), **placing)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_numbers_beside_a_stack_that_is_parsed_already_are_refused() -> None:
-    model, stack = tiny.bert(), parse("nola", k=4)
+    model, stack = tiny.bert(), parse_stack("nola", k=4)
     with pytest.raises(UsageError, match="the stack is parsed already; give its numbers to parse: k, rnak"):
         capaft.attach(model, stack, k=8, rnak=2, seed=3)
     assert not capaft.adapters(model)

@@ -31,7 +31,8 @@ from transformers import (
     ViTModel,
 )
 
-from capaft.model.attention_routing import attention_modules, route, with_virtual_tokens
+from capaft.methods.prefix import with_virtual_tokens
+from capaft.model.attention_routing import attention_modules, route
 from capaft.support.errors import UsageError
 
 TOKENS = 3

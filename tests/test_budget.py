@@ -13,7 +13,7 @@ import tiny
 
 import capaft
 from capaft.budget import fit, trained_numbers
-from capaft.methods.stack import Stack, parse
+from capaft.methods.stack import Stack, parse_stack
 from capaft.plan import plan
 from capaft.support.errors import UsageError
 
@@ -29,7 +29,7 @@ TARGETS = {"targets": "query,intermediate.dense", "seed": 3}
 
 def stack_of(parameterisation: str, copies: str, **options: Any) -> Stack:
     transform = "" if copies == "plain" else "+capaboost"
-    return parse(f"lora{parameterisation}{transform}", alpha=12.0, **options, **COPIES[copies])
+    return parse_stack(f"lora{parameterisation}{transform}", alpha=12.0, **options, **COPIES[copies])
 
 
 def counted(stack: Stack) -> int:
@@ -82,12 +82,17 @@ def test_a_budget_below_the_smallest_size(parameterisation: str, copies: str) ->
 @pytest.mark.parametrize("method", ["head", "full"])
 def test_methods_without_a_size(method: str) -> None:
     with pytest.raises(UsageError, match=f"--budget has no meaning for --method {method}"):
-        fit(BASE, parse(method), 1000)
+        fit(BASE, parse_stack(method), 1000)
 
 
 def test_counting_draws_nothing_where_nothing_is_random(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("capaft.factors.rng.words", lambda *_: pytest.fail("a stream was drawn"))
-    for stack in (parse("lora"), parse("nola"), parse("nola+capaboost"), parse("capaboost", masks="partition")):
+    for stack in (
+        parse_stack("lora"),
+        parse_stack("nola"),
+        parse_stack("nola+capaboost"),
+        parse_stack("capaboost", masks="partition"),
+    ):
         decided = plan(BASE, stack)
         shapes = [shape for site in decided.sites for shape in naive.shapes(decided, site).values()]
         wanted = 192 * len(shapes) if stack.k else sum(map(prod, shapes))
@@ -97,10 +102,10 @@ def test_counting_draws_nothing_where_nothing_is_random(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("host", ["houlsby", "pfeiffer", "vera", "prefix", "dora"])
 @pytest.mark.parametrize("copies", COPIES)
 def test_other_hosts_are_fitted_too(host: str, copies: str) -> None:
-    stack = parse(f"{host}{'' if copies == 'plain' else '+capaboost'}", **COPIES[copies])
+    stack = parse_stack(f"{host}{'' if copies == 'plain' else '+capaboost'}", **COPIES[copies])
     found = fit(tiny.bert(), stack, 3000)
     size = getattr(found.host, found.host.size)
-    sized = partial(parse, found.method, **COPIES[copies])
+    sized = partial(parse_stack, found.method, **COPIES[copies])
     assert trained_numbers(plan(tiny.bert(), found)) <= 3000
     if host in ("houlsby", "pfeiffer", "prefix") or (size + 1) * COPIES[copies].get("copies", 1) <= 32:
         assert trained_numbers(plan(tiny.bert(), sized(**{found.host.size: size + 1}))) > 3000

@@ -19,7 +19,7 @@ from tiny_job import bert, config
 from transformers import BertForSequenceClassification
 
 from capaft import cli, job, summary
-from capaft.methods import HOSTS
+from capaft.methods.registry import HOSTS
 from capaft.support import strict_json
 
 TRAIN_KEYS = {

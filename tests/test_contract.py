@@ -31,8 +31,8 @@ import capaft
 from capaft.attach import Adapter, attach_plan
 from capaft.budget import trained_numbers
 from capaft.factors.basis import BASES
-from capaft.methods import HOSTS
-from capaft.methods.stack import parse
+from capaft.methods.registry import HOSTS
+from capaft.methods.stack import parse_stack
 from capaft.plan import Plan, plan
 from capaft.support.errors import UsageError
 
@@ -161,7 +161,7 @@ class Cell:
         return LAYOUTS[self.layout].base().to(self.device, self.dtype)
 
     def plan(self, seed: int = 5) -> Plan:
-        return plan(unchanged(self.layout), parse(self.method, **self.options), targets=self.targets, seed=seed)
+        return plan(unchanged(self.layout), parse_stack(self.method, **self.options), targets=self.targets, seed=seed)
 
     def attach(self, model: nn.Module, **options: Any) -> Adapter:
         return capaft.attach(model, self.method, **{"targets": self.targets, "seed": 5} | self.options | options)
@@ -240,7 +240,7 @@ def test_every_registered_implementation_has_a_naive_twin() -> None:
 @pytest.mark.parametrize("cell", [c for c in MAIN if c.unfit], ids=str)
 def test_what_does_not_compose_is_refused_with_its_reason(cell: Cell) -> None:
     with pytest.raises(UsageError, match=re.escape(cell.unfit)) as refusal:
-        parse(cell.method, **cell.options)
+        parse_stack(cell.method, **cell.options)
     assert "\n" not in str(refusal.value)
 
 

@@ -18,7 +18,7 @@ from conftest import QUICK, invoke, invoke_apart, write_reviews
 from tiny_job import bert
 from transformers import BertForSequenceClassification
 
-from capaft.methods import OWN
+from capaft.methods.registry import BUILT_IN
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -235,7 +235,7 @@ def left_out(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     (listed,) = capaft(("methods", "--json"), site=site, cwd=site)
     assert listed.code == 0, listed.err
     hosts = [row["name"] for row in json.loads(listed.out) if row["kind"] == "host"]
-    assert hosts == [*(host.name for host in OWN), "loha"]
+    assert hosts == [*(host.name for host in BUILT_IN), "loha"]
     return listed.err.splitlines()
 
 

@@ -28,7 +28,7 @@ import capaft
 from capaft.adapter_file import describe, read, restore
 from capaft.attach import Adapter, get
 from capaft.budget import fit, trained_numbers
-from capaft.methods.stack import parse
+from capaft.methods.stack import parse_stack
 from capaft.model.load import initialise_head
 from capaft.model.origin import Origin
 from capaft.plan import Plan, plan
@@ -431,7 +431,7 @@ def numbers_of_head(model: nn.Module, decided: Plan) -> int:
 
 @everywhere
 def test_the_adapters_numbers_and_the_heads_are_counted_apart(kind: str, method: str) -> None:
-    model, stack = base(kind), parse(method, **STACKS[method])
+    model, stack = base(kind), parse_stack(method, **STACKS[method])
     without = plan(model, stack, seed=SEED)
     placing = {key: value for key, value in options(kind, method).items() if key not in STACKS[method]}
     decided = plan(model, stack, **placing)
@@ -444,7 +444,7 @@ def test_the_adapters_numbers_and_the_heads_are_counted_apart(kind: str, method:
 
 
 def test_a_budget_is_the_adapters_alone() -> None:
-    model, stack = base("roberta"), parse("nola", k=9)
+    model, stack = base("roberta"), parse_stack("nola", k=9)
     placing = {"head": names_of_head(model), "head_mode": "nola", "head_k": 16, "seed": SEED}
     for budget in (8, 100, 1000):
         assert fit(model, stack, budget, **placing) == fit(model, stack, budget, seed=SEED)
@@ -453,12 +453,16 @@ def test_a_budget_is_the_adapters_alone() -> None:
 def test_small_heads_and_whole_ones_are_trained_as_they_are() -> None:
     model = base("bert")
     names = names_of_head(model)
-    assert plan(model, parse("lora"), head=names, head_mode="nola", head_k=96) == plan(model, parse("lora"), head=names)
-    assert plan(model, parse("lora"), head=names, head_mode="nola", head_k=95).trained == ("classifier.bias",)
-    saved = plan(model, parse("lora"), head=names, head_mode="nola", head_k=4, modules_to_save="pooler,classifier")
+    assert plan(model, parse_stack("lora"), head=names, head_mode="nola", head_k=96) == plan(
+        model, parse_stack("lora"), head=names
+    )
+    assert plan(model, parse_stack("lora"), head=names, head_mode="nola", head_k=95).trained == ("classifier.bias",)
+    saved = plan(
+        model, parse_stack("lora"), head=names, head_mode="nola", head_k=4, modules_to_save="pooler,classifier"
+    )
     assert saved.trained == ("classifier.bias", "classifier.weight", "pooler.dense.bias", "pooler.dense.weight")
     assert saved.head.parameters == ()
-    frozen = plan(model, parse("head"), head=names, head_mode="frozen", modules_to_save="pooler")
+    frozen = plan(model, parse_stack("head"), head=names, head_mode="frozen", modules_to_save="pooler")
     assert frozen.trained == ("pooler.dense.bias", "pooler.dense.weight")
 
 
@@ -732,7 +736,7 @@ def test_what_cannot_be_planned(model: Callable[[], nn.Module], method: str, giv
     assert not capaft.adapters(made)
     frozen = given | {"head_mode": "frozen"}
     if model in (Tied, Quantised):
-        assert plan(made, parse(method), **frozen).head.moved == ()
+        assert plan(made, parse_stack(method), **frozen).head.moved == ()
 
 
 def test_a_weight_tied_later_cannot_be_merged() -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import capaft
 from capaft.attach import Adapter
-from capaft.methods.stack import parse
+from capaft.methods.stack import parse_stack
 from capaft.support.errors import UsageError
 
 
@@ -40,7 +40,7 @@ def test_ranks_by_pattern() -> None:
         "encoder.layer.1.attention.self.query": (5, 32),
         "encoder.layer.1.attention.self.value": (3, 32),
     }
-    assert parse(**adapter.plan.stack.record()) == adapter.plan.stack
+    assert parse_stack(**adapter.plan.stack.record()) == adapter.plan.stack
 
 
 def test_a_pattern_keeps_its_scale_by_its_own_rank() -> None:
@@ -127,7 +127,7 @@ def test_embeddings(kind: type[nn.Embedding], method: str) -> None:
 
 
 def test_an_embedding_starts_as_wide_as_a_single_input() -> None:
-    (factor, _) = parse("lora", rank=2).host.factors(
+    (factor, _) = parse_stack("lora", rank=2).host.factors(
         capaft.attach(nn.Embedding(9, 6), "lora", rank=2, targets="embeddings").plan.sites[0]
     )
     assert (factor.shape, factor.fan_in) == ((2, 9), 1)

@@ -12,8 +12,8 @@ from conftest import invoke
 from transformers import BertConfig, GPT2Config, PretrainedConfig, ResNetConfig
 
 from capaft import budget, method_table
-from capaft.methods import HOSTS
-from capaft.methods.stack import HOSTLESS, combinations, options_of, parse
+from capaft.methods.registry import HOSTS
+from capaft.methods.stack import HOSTLESS, parse_stack, stack_options, stacks_of
 from capaft.model.load import load_skeleton
 from capaft.plan import plan
 from capaft.support.errors import UsageError
@@ -44,8 +44,8 @@ def test_every_method_has_its_record() -> None:
     assert list(rows) == [*HOSTS, "nola", "capaboost", *HOSTLESS]
     for name, host in HOSTS.items():
         row = rows[name]
-        assert row["stacks"] == combinations(host)
-        assert {each["name"] for each in row["options"]} == options_of(name) - {"method"}
+        assert row["stacks"] == stacks_of(host)
+        assert {each["name"] for each in row["options"]} == stack_options(name) - {"method"}
         assert (row["narrow"], row["unmergeable"]) == (host.narrow or None, host.unmergeable or None)
         assert all(row[key] for key in ("kind", "summary", "equation", "paper"))
     assert not any("model" in row for row in rows.values())
@@ -54,9 +54,9 @@ def test_every_method_has_its_record() -> None:
 def test_defaults_give_the_stack_that_nothing_gives() -> None:
     rows = {row["name"]: row["options"] for row in method_table.rows()}
     for name, host in HOSTS.items():
-        for method in combinations(host):
+        for method in stacks_of(host):
             given = [each for part in method.split("+") for each in rows[part]]
-            assert parse(method, **{each["name"]: each["value"] for each in given}) == parse(method), name
+            assert parse_stack(method, **{each["name"]: each["value"] for each in given}) == parse_stack(method), name
 
 
 def test_flags_are_those_of_train() -> None:
@@ -91,11 +91,11 @@ def test_without_a_host(counted: dict[str, Any]) -> None:
 
 
 def test_a_real_model_comes_to_the_same(counted: dict[str, Any]) -> None:
-    assert counted.keys() == {stack for host in HOSTS.values() for stack in combinations(host)} | HOSTLESS.keys()
+    assert counted.keys() == {stack for host in HOSTS.values() for stack in stacks_of(host)} | HOSTLESS.keys()
     for method, each in counted.items():
         if method in HOSTLESS:
             continue
-        decided = plan(tiny.bert(), parse(method))
+        decided = plan(tiny.bert(), parse_stack(method))
         low, high = each["numbers"]
         assert low <= budget.trained_numbers(decided) <= high, method
         assert each["sites"] == len(decided.sites), method

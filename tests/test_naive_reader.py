@@ -31,7 +31,7 @@ from transformers import (
 
 import capaft
 from capaft.adapter_file import Task, save
-from capaft.methods import HOSTS as HOST_CLASSES
+from capaft.methods.registry import HOSTS as HOST_CLASSES
 from capaft.model.origin import Origin
 from capaft.storage import SAVE_DTYPES
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from capaft.factors.basis import BASES
 from capaft.factors.factor import Factor
 from capaft.factors.nola import Coefficients
-from capaft.methods import HOSTS
-from capaft.methods.stack import DEFAULT_HOST, HOSTLESS, canonical, options_of, parse
+from capaft.methods.registry import HOSTS
+from capaft.methods.stack import DEFAULT_HOST, HOSTLESS, canonical_method, parse_stack, stack_options
 from capaft.support.errors import UsageError
 
 TAILS = ((), ("nola",), ("capaboost",), ("nola", "capaboost"))
@@ -25,13 +25,13 @@ PARTS = (*HOSTS, "nola", "capaboost", *HOSTLESS)
 
 @pytest.mark.parametrize("stack", [*STACKS, *HOSTLESS])
 def test_canonical_names_stay(stack: str) -> None:
-    assert canonical(stack) == parse(stack).method == stack
-    assert canonical(f" {stack.upper()} ") == stack
+    assert canonical_method(stack) == parse_stack(stack).method == stack
+    assert canonical_method(f" {stack.upper()} ") == stack
 
 
 @pytest.mark.parametrize("tail", TAILS[1:])
 def test_the_default_host_may_be_left_out(tail: tuple[str, ...]) -> None:
-    assert canonical("+".join(tail)) == "+".join((DEFAULT_HOST, *tail))
+    assert canonical_method("+".join(tail)) == "+".join((DEFAULT_HOST, *tail))
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])
@@ -39,13 +39,13 @@ def test_a_stack_is_a_host_then_nola_then_capaboost_and_nothing_else(length: int
     for parts in product(PARTS, repeat=length):
         name = "+".join(parts)
         if name in (*STACKS, *HOSTLESS, *("+".join(tail) for tail in TAILS[1:])):
-            assert canonical(name) in (*STACKS, *HOSTLESS)
+            assert canonical_method(name) in (*STACKS, *HOSTLESS)
             continue
         why = r"does not compose; a stack is host\[\+nola\]\[\+capaboost\]"
         if name in NARROW:
             why = rf"{parts[0]} has no hidden axis for capaboost to widen: .* add up to"
         with pytest.raises(UsageError, match=why):
-            parse(name)
+            parse_stack(name)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_stack_is_a_host_then_nola_then_capaboost_and_nothing_else(length: int
     ],
 )
 def test_what_is_unknown_is_named_with_a_hint(method: str, hint: str) -> None:
-    for use in (parse, canonical, options_of):
+    for use in (parse_stack, canonical_method, stack_options):
         with pytest.raises(UsageError, match=hint):
             use(method)
 
@@ -77,11 +77,11 @@ def test_what_is_unknown_is_named_with_a_hint(method: str, hint: str) -> None:
     masks=st.sampled_from(["random", "partition"]),
 )
 def test_the_record_gives_the_stack_back(method: str, **options: Any) -> None:
-    stack = parse(method, **options)
+    stack = parse_stack(method, **options)
     record = stack.record()
-    assert parse(**record) == stack
-    assert parse(**record).record() == record
-    assert set(record) == options_of(method)
+    assert parse_stack(**record) == stack
+    assert parse_stack(**record).record() == record
+    assert set(record) == stack_options(method)
     assert (stack.k is not None) == ("nola" in method)
     assert (stack.copies is not None) == ("capaboost" in method)
     if stack.copies:
@@ -91,19 +91,19 @@ def test_the_record_gives_the_stack_back(method: str, **options: Any) -> None:
 
 @pytest.mark.parametrize("method", HOSTLESS)
 def test_methods_without_a_host_have_no_numbers(method: str) -> None:
-    stack = parse(method, rank=0, k=-3)
+    stack = parse_stack(method, rank=0, k=-3)
     assert stack.host is stack.k is stack.copies is None
     assert stack.record() == {"method": method}
-    assert options_of(method) == {"method"}
+    assert stack_options(method) == {"method"}
 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_hosts_fields_are_its_options(host: str) -> None:
-    assert {field.name for field in fields(HOSTS[host])} == options_of(host) - {"method"}
+    assert {field.name for field in fields(HOSTS[host])} == stack_options(host) - {"method"}
 
 
 def test_defaults() -> None:
-    stack = parse("nola+capaboost")
+    stack = parse_stack("nola+capaboost")
     assert stack.record() == {
         "method": "lora+nola+capaboost",
         "rank": 8,
@@ -118,16 +118,16 @@ def test_defaults() -> None:
         "masks": "random",
         "mask_rescale": "none",
     }
-    assert parse("lora", rank=3).host.alpha == 6.0
-    assert parse("lora", rank=3, alpha=None, k=None) == parse("lora", rank=3)
+    assert parse_stack("lora", rank=3).host.alpha == 6.0
+    assert parse_stack("lora", rank=3, alpha=None, k=None) == parse_stack("lora", rank=3)
 
 
 def test_the_first_k_is_of_down_type_factors() -> None:
-    stack = parse("nola", k=(512, 256))
+    stack = parse_stack("nola", k=(512, 256))
     down, up = Factor("down", (8, 32), 0, "uniform", 32), Factor("up", (32, 8), 1, 0.0, 8)
     assert stack.coefficients(down) == Coefficients(512, "hadamard")
     assert stack.coefficients(up) == Coefficients(256, "hadamard")
-    assert parse("lora").coefficients(up) is None
+    assert parse_stack("lora").coefficients(up) is None
 
 
 NONSENSE: dict[str, tuple[str, list[Any]]] = {
@@ -152,13 +152,13 @@ NONSENSE: dict[str, tuple[str, list[Any]]] = {
 )
 def test_numbers_out_of_range(option: str, value: Any) -> None:
     with pytest.raises(UsageError, match=NONSENSE[option][0]):
-        parse("lora+nola+capaboost", **{option: value})
+        parse_stack("lora+nola+capaboost", **{option: value})
 
 
 def test_an_option_that_no_method_has() -> None:
     with pytest.raises(UsageError, match="no method has an option rnak; did you mean rank"):
-        parse("lora", rnak=4)
+        parse_stack("lora", rnak=4)
 
 
 def test_an_alias() -> None:
-    assert canonical("adapter+nola") == "houlsby+nola"
+    assert canonical_method("adapter+nola") == "houlsby+nola"

@@ -1,65 +1,32 @@
-"""The methods: one file each, the stack that composes them, and those that other packages bring.
-
-A package adds a method by an entry point of the group `capaft.methods` that names a `Host`; docs/extending.md
-shows one.
-"""
+"""One adapter method a file, and all that a method of another package is made from."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Container
-from importlib.metadata import entry_points
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from capaft.methods.bitfit import Bitfit
-from capaft.methods.dora import Dora
-from capaft.methods.host import Host
-from capaft.methods.houlsby import Houlsby
-from capaft.methods.ia3 import Ia3
-from capaft.methods.lora import Lora
-from capaft.methods.parallel import Parallel
-from capaft.methods.pfeiffer import Pfeiffer
-from capaft.methods.prefix import Prefix
-from capaft.methods.vera import Vera
+if TYPE_CHECKING:
+    from capaft.factors.factor import Factor as Factor
+    from capaft.methods.bottleneck import Bottleneck as Bottleneck
+    from capaft.methods.host import Host as Host
+    from capaft.methods.low_rank import LowRank as LowRank
+    from capaft.methods.registry import HOSTS as HOSTS
+    from capaft.model.site import Site as Site
+    from capaft.model.targets import Targets as Targets
 
-ENTRY_POINTS = "capaft.methods"
-# What these words mean in a stack, in its record and to `capaft.attach` is not a host's to change.
-RESERVED_NAMES = frozenset(["nola", "capaboost", "head", "full", "adapter"])
-OF_STACKS = frozenset(["method", "k", "basis", "scope", "copies", "density", "masks", "mask_rescale"])
-OF_ATTACH = frozenset(["name", "targets", "exclude", "layers", "seed", "rename", "dropout"]) | frozenset(
-    ["head", "head_mode", "head_k", "modules_to_save"]
-)
-OWN: tuple[type[Host], ...] = (Lora, Dora, Vera, Houlsby, Pfeiffer, Parallel, Prefix, Ia3, Bitfit)
+_HOME = {
+    "Bottleneck": "methods.bottleneck",
+    "Factor": "factors.factor",
+    "HOSTS": "methods.registry",
+    "Host": "methods.host",
+    "LowRank": "methods.low_rank",
+    "Site": "model.site",
+    "Targets": "model.targets",
+}
+__all__ = list(_HOME)
 
 
-def _registered() -> dict[str, type[Host]]:
-    """Every host by name; one that another package brings never replaces one of capaft's own."""
-    hosts: dict[str, type[Host]] = {host.name: host for host in OWN}
-    for entry in entry_points(group=ENTRY_POINTS):
-        try:
-            host = entry.load()
-            _check(host, hosts)
-        except Exception as error:  # A stranger's package must not keep capaft from working.
-            why = " ".join(str(error).split())
-            warnings.warn(f"the method {entry.name} of {entry.value} cannot be used: {why}", stacklevel=2)
-            continue
-        hosts[host.name] = host
-    return hosts
-
-
-def _check(host: Any, taken: Container[str]) -> None:
-    """Refuse, by an exception of any kind, what a stack or a list of the methods could not work with."""
-    if not (isinstance(host, type) and issubclass(host, Host)):
-        raise TypeError("it is no capaft.methods.host.Host")
-    if host.name in taken or host.name in RESERVED_NAMES:
-        raise ValueError(f"its name {host.name!r} is taken")
-    if not host.name.isidentifier() or host.name != host.name.lower():
-        raise ValueError(f"its name {host.name!r} is no lower-case identifier")
-    if reserved := (OF_STACKS | OF_ATTACH) & {option.name for option in host.options()}:
-        raise ValueError(f"its option {min(reserved)} means something else")
-    for said in ("summary", "equation", "paper"):
-        getattr(host, said)
-    host()
-
-
-HOSTS: dict[str, type[Host]] = _registered()
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'capaft.methods' has no attribute {name!r}")
+    return getattr(import_module(f"capaft.{_HOME[name]}"), name)

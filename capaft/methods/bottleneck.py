@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from capaft.factors.factor import Factor
-from capaft.methods.host import Host, number, whole
+from capaft.methods.host import Host, check_number, check_whole
 from capaft.model.block_sites import Block, find_block_sites
 from capaft.model.site import Site
 from capaft.model.targets import Targets
@@ -46,8 +46,8 @@ class Bottleneck(Host):
     scaling: float = 1.0
 
     def __post_init__(self) -> None:
-        whole("bottleneck", self.bottleneck)
-        object.__setattr__(self, "scaling", number("scaling", self.scaling))
+        check_whole("bottleneck", self.bottleneck)
+        object.__setattr__(self, "scaling", check_number("scaling", self.scaling))
         if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             raise UsageError(f"--activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation}")
         if not isinstance(self.bias, bool):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from capaft.factors.factor import Factor
-from capaft.methods.host import Host, number, whole
+from capaft.methods.host import Host, check_number, check_whole
 from capaft.model.site import Site, is_quantised, stored_parameter
 from capaft.model.targets import Targets
 from capaft.support.errors import UsageError
@@ -43,8 +43,8 @@ class Dora(Host):
     alpha: float | None = None
 
     def __post_init__(self) -> None:
-        whole("rank", self.rank)
-        object.__setattr__(self, "alpha", number("alpha", 2.0 * self.rank if self.alpha is None else self.alpha))
+        check_whole("rank", self.rank)
+        object.__setattr__(self, "alpha", check_number("alpha", 2.0 * self.rank if self.alpha is None else self.alpha))
 
     @property
     def scale(self) -> float:

@@ -108,7 +108,7 @@ class Host(ABC):
         return fields(cls)  # type: ignore[arg-type]
 
 
-def whole(option: str, value: Any, low: int = 1) -> int:
+def check_whole(option: str, value: Any, low: int = 1) -> int:
     """An option that must be a whole number.
 
     Raises:
@@ -119,7 +119,7 @@ def whole(option: str, value: Any, low: int = 1) -> int:
     return value
 
 
-def number(option: str, value: Any) -> float:
+def check_number(option: str, value: Any) -> float:
     """An option that must be a finite number other than 0.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from capaft.factors.factor import Factor
-from capaft.methods.host import number, whole
+from capaft.methods.host import check_number, check_whole
 from capaft.methods.low_rank import LowRank
 from capaft.model.site import Site
 from capaft.model.targets import MAX_TARGETS, Targets, path_matcher
@@ -41,8 +41,8 @@ class Lora(LowRank):
     rank_pattern: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        whole("rank", self.rank)
-        object.__setattr__(self, "alpha", number("alpha", 2.0 * self.rank if self.alpha is None else self.alpha))
+        check_whole("rank", self.rank)
+        object.__setattr__(self, "alpha", check_number("alpha", 2.0 * self.rank if self.alpha is None else self.alpha))
         if not isinstance(self.rslora, bool):
             raise UsageError(f"--rslora must be true or false, got {self.rslora}")
         if not isinstance(self.rank_pattern, (list, tuple)) or len(str(self.rank_pattern)) > MAX_TARGETS:

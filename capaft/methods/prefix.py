@@ -11,14 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from capaft.factors.factor import Factor
-from capaft.methods.host import Host, whole
-from capaft.model.attention_routing import Attention, Route, attention_modules, with_virtual_tokens
+from capaft.methods.host import Host, check_whole
+from capaft.model.attention_routing import Attention, Route, attention_modules
 from capaft.model.names import canonical_path, renamed_path
 from capaft.model.site import Site
 from capaft.model.targets import Targets, select_sites
+from capaft.support.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Prefix(Host):
     prefix_length: int = 16
 
     def __post_init__(self) -> None:
-        whole("prefix-length", self.prefix_length)
+        check_whole("prefix-length", self.prefix_length)
 
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
         """See `Host.sites`: every attention that goes through transformers' attention interface."""
@@ -76,3 +78,87 @@ class Prefix(Host):
         keys, values, gate = factors
         attend: Any = with_virtual_tokens
         return attend(function, *args, keys=keys, values=values, gate=gate[0], **kwargs)
+
+
+# They choose keys by number, or write the keys to a cache, and so cannot be called with keys of another length.
+KEYS_BY_NUMBER = ("indices", "block_indices", "cache")
+
+
+def with_virtual_tokens(
+    attention: Attention,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    keys: Tensor,
+    values: Tensor,
+    gate: Tensor,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention to `l` virtual tokens and the real ones: `real + gate * (joint - real)`.
+
+    `joint` is prefix tuning (Li & Liang 2021, arXiv 2101.00190): one softmax over both, in which every query sees every
+    virtual token, with no position bias. It is itself `(1 - λ) real + λ virtual` (He et al. 2022, arXiv 2110.04366,
+    section 3.1), where λ is the softmax's share of the virtual tokens; the gate multiplies λ. A gate of 0 gives the
+    base's output exactly. Under attention dropout the two calls draw separate masks, and so move the random stream on.
+
+    Args:
+        attention: what to wrap.
+        module: the attention module.
+        query: `(batch, heads, queries, head)`.
+        key: `(batch, key heads, T, head)`.
+        value: `(batch, key heads, T, head of values)`.
+        mask: as in `Participant.attend`.
+        keys: `(l, key heads * head)`.
+        values: `(l, key heads * head of values)`.
+        gate: one number.
+        **kwargs: the module's other arguments.
+
+    Returns:
+        The output `(batch, queries, heads, head of values)`, and the weights of the real tokens where the base
+        returns weights; virtual tokens have the rest.
+
+    Raises:
+        UsageError: the widths do not fit, or the module picks its keys in a way that leaves no room for more.
+    """
+    for given, real in ((keys, key), (values, value)):
+        if given.shape[1] != real.shape[1] * real.shape[3]:
+            raise UsageError(
+                f"{type(module).__name__} attends with {real.shape[1]} heads of size {real.shape[3]}, which virtual "
+                f"tokens of width {given.shape[1]} do not fit; choose another method"
+            )
+    for name in KEYS_BY_NUMBER:
+        if kwargs.get(name) is not None:
+            raise UsageError(f"{type(module).__name__} attends by {name}, which leaves no room for virtual tokens")
+    tokens, length = len(keys), key.shape[2]
+    wider = dict(kwargs)
+    if kwargs.get("position_bias") is not None:
+        wider["position_bias"] = _prepended(kwargs["position_bias"], length, tokens)
+    if mask is None and kwargs.get("is_causal") and query.shape[2] > 1:
+        # Aligned as sdpa aligns it, which matters while a static cache is longer than what has been seen.
+        wide_mask: Tensor | None = torch.ones(query.shape[2], length, dtype=torch.bool, device=key.device).tril()
+    else:
+        wide_mask = mask
+    if wide_mask is not None:
+        wide_mask = _prepended(wide_mask[(None,) * (4 - wide_mask.ndim)], length, tokens)
+    real, real_weights = attention(module, query, key, value, mask, **kwargs)
+    joint, weights = attention(module, query, _with(keys, key), _with(values, value), wide_mask, **wider)
+    gate = gate.reshape(()).to(real.dtype)
+    if real_weights is not None and weights is not None:
+        real_weights = real_weights + gate * (weights[..., tokens:] - real_weights)
+    return real + gate * (joint - real), real_weights
+
+
+def _with(virtual: Tensor, real: Tensor) -> Tensor:
+    """`(l, heads * head)` in front of `(batch, heads, T, head)`."""
+    batch, heads, _, head = real.shape
+    split = virtual.to(real.dtype).unflatten(1, (heads, head)).transpose(0, 1)
+    return torch.cat([split.expand(batch, -1, -1, -1), real], dim=2)
+
+
+def _prepended(scores: Tensor, length: int, tokens: int) -> Tensor:
+    """A mask or a bias `(..., T)` with columns for virtual tokens in front, which neither hide nor favour them."""
+    # A bias or a mask of numbers is added to the scores, a mask of booleans says who attends.
+    neutral = scores.new_full((*scores.shape[:-1], tokens), scores.dtype == torch.bool)
+    return torch.cat([neutral, scores[..., :length].expand(*scores.shape[:-1], length)], dim=-1)

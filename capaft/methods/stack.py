@@ -16,8 +16,8 @@ from capaft.factors.basis import BASES
 from capaft.factors.capaboost import Copies
 from capaft.factors.factor import Factor
 from capaft.factors.nola import Coefficients
-from capaft.methods import HOSTS
 from capaft.methods.host import Host
+from capaft.methods.registry import HOSTS
 from capaft.support.errors import UsageError
 
 HOSTLESS = {"head": "a trained head on the frozen base", "full": "every weight of the model"}
@@ -83,7 +83,7 @@ class Stack:
         return record
 
 
-def canonical(method: str) -> str:
+def canonical_method(method: str) -> str:
     """The full name of a stack: `nola` is `lora+nola`.
 
     Raises:
@@ -92,7 +92,7 @@ def canonical(method: str) -> str:
     return "+".join(_parts(method))
 
 
-def options_of(method: str) -> frozenset[str]:
+def stack_options(method: str) -> frozenset[str]:
     """Names of the numbers that a stack has: the keys of its record.
 
     Raises:
@@ -114,7 +114,7 @@ def known_options() -> set[str]:
     return {option.name for host in HOSTS.values() for option in host.options()} | NOLA_OPTIONS | CAPABOOST_OPTIONS
 
 
-def parse(method: str, **options: Any) -> Stack:
+def parse_stack(method: str, **options: Any) -> Stack:
     """Build a stack from its name and numbers; numbers that the stack has no use for are ignored.
 
     Args:
@@ -149,7 +149,7 @@ def parse(method: str, **options: Any) -> Stack:
     )
 
 
-def combinations(host: type[Host]) -> list[str]:
+def stacks_of(host: type[Host]) -> list[str]:
     """The stacks that a host composes to."""
     rest = ["", "+nola", *(["+capaboost", "+nola+capaboost"] if not host.narrow else [])]
     return [host.name + each for each in rest]

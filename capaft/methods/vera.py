@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from capaft.factors.factor import Factor
-from capaft.methods.host import whole
+from capaft.methods.host import check_whole
 from capaft.methods.low_rank import LowRank
 from capaft.model.site import Site
 
@@ -36,7 +36,7 @@ class Vera(LowRank):
     rank: int = 256
 
     def __post_init__(self) -> None:
-        whole("rank", self.rank)
+        check_whole("rank", self.rank)
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
         """See `Host.factors`. `d` starts at 0.1 and `b` at 0, as in the paper."""

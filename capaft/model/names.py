@@ -71,8 +71,6 @@ def unwrapped_model(model: nn.Module) -> nn.Module:
     return model if inside is None else unwrapped_model(inside)
 
 
-
-
 def canonical_name(model: nn.Module, name: str, rename: dict[str, str] | None) -> str:
     """The name of a parameter as an adapter file has it: canonical, and the old one where modules were renamed."""
     return renamed_path(canonical_path(model, name), rename)

@@ -22,10 +22,10 @@ from capaft.methods.host import Host
 from capaft.model.site import Site, is_quantised, stored_parameter
 from capaft.support.errors import UsageError
 
-MODES = ("full", "nola", "frozen")
-DEFAULT_K = 1024
+HEAD_MODES = ("full", "nola", "frozen")
+DEFAULT_HEAD_K = 1024
 # The role of the coefficients, of all parameters together: one tensor in an adapter file.
-ROLE = "head"
+HEAD_ROLE = "head"
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Head(Host):
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
         """See `Host.factors`: `G c`, which starts at 0."""
-        return (Factor(f"{ROLE}:{site.parameter}", (site.out_features, site.in_features), None),)
+        return (Factor(f"{HEAD_ROLE}:{site.parameter}", (site.out_features, site.in_features), None),)
 
     def forward(
         self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
