@@ -90,14 +90,14 @@ def load() -> tuple:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from capaft import demo
+    from capaft.data.demo import PACKAGES, demo_examples
     from capaft.model.demo import demo_model
 
     torch.manual_seed(0)
     directory = demo_model()
-    rows = demo.examples()["train"]
+    rows = demo_examples()["train"]
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    model = AutoModelForSequenceClassification.from_pretrained(directory, num_labels=len(demo.PACKAGES))
+    model = AutoModelForSequenceClassification.from_pretrained(directory, num_labels=len(PACKAGES))
     encoded = tokenizer(rows["text"][:], truncation=True, max_length=LENGTH)
     examples = [
         {"input_ids": ids, "token_type_ids": types, "labels": label}

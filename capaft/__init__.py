@@ -34,7 +34,7 @@ _HOME = {
     "save": "adapter_file",
     "switch": "attach",
 }
-__all__ = [*_HOME, "__version__"]
+__all__ = ["__version__", "adapters", "attach", "detach", "disabled", "load", "merge", "save", "switch"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from capaft import budget, data, demo, fitted_head, selection
+from capaft import budget, fitted_head, selection
 from capaft.adapter_file import Task as TaskRecord
 from capaft.attach import check_dropout
 from capaft.columns import Columns
 from capaft.config.settings import parse_value as parse_setting
 from capaft.config.train_config import TASK_OPTIONS, TrainConfig
+from capaft.data.demo import TARGET_MODULES, K
+from capaft.data.sampling import sample_rows, sample_shots
 from capaft.methods.registry import HOSTS
 from capaft.methods.stack import canonical_method, known_options, parse_stack, stack_options
 from capaft.model.load import BaseModel, load_configuration
@@ -93,7 +95,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
         UsageError: something cannot be used as given.
     """
     is_demo = config.model is None and config.data is None
-    stack = parse_stack(config.method, **_numbers(config, demo.K if is_demo else None))
+    stack = parse_stack(config.method, **_numbers(config, K if is_demo else None))
     check_dropout(stack, config.dropout)
 
     def say_data(line: str) -> None:
@@ -116,7 +118,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     train_rows = _chosen(config, task, train_part.rows, train_part.columns, say_data)
     validation_rows = validation_part.rows
     if config.max_eval_examples and config.max_eval_examples < len(validation_rows):
-        validation_rows = data.sample(validation_rows, config.max_eval_examples, config.seed)
+        validation_rows = sample_rows(validation_rows, config.max_eval_examples, config.seed)
     base = task.load_model(
         config.model,
         seed=config.seed,
@@ -135,7 +137,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
         raise UsageError(f"--method head has nothing to train: {task.name} makes no new head; choose another method")
     adapts_weights = stack.host is not None and bool(stack.host.default_targets)
     targets = Targets(
-        config.target_modules or (demo.TARGET_MODULES if is_demo and adapts_weights else ""),
+        config.target_modules or (TARGET_MODULES if is_demo and adapts_weights else ""),
         config.exclude_modules or "",
         config.layers or "",
     )
@@ -190,14 +192,14 @@ def _chosen(config: TrainConfig, task: Task, rows: Dataset, found: Columns, say:
         classes = task.classes_of(rows, found)
         if classes is None:
             raise UsageError(f"--shots has no meaning for this {task.name}: no class a row; use --max-train-examples")
-        rows = data.shots(rows, classes, config.shots, config.seed)
+        rows = sample_shots(rows, classes, config.shots, config.seed)
         counts = Counter(classes)
         scarce = [f"{label} ({counts[at]})" for at, label in enumerate(task.labels) if counts[at] < config.shots]
         if scarce:
             more = f" and {len(scarce) - 10} more" if len(scarce) > 10 else ""
             say(f"some classes have fewer than {config.shots} training rows: {', '.join(scarce[:10])}{more}")
     if config.max_train_examples and config.max_train_examples < len(rows):
-        rows = data.sample(rows, config.max_train_examples, config.seed)
+        rows = sample_rows(rows, config.max_train_examples, config.seed)
     return rows
 
 

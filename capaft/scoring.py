@@ -10,16 +10,18 @@ from typing import Any
 
 import torch
 
-from capaft import data, selection
+from capaft import selection
 from capaft.config.settings import check_range, parse_value
 from capaft.config.train_config import TrainConfig
+from capaft.data.load import Say, load_evaluation_data
+from capaft.data.sampling import sample_rows
+from capaft.data.splits import WantedSplits
 from capaft.evaluate import evaluate
 from capaft.interrupt import memory_guard
 from capaft.machine import accelerator_for, move
 from capaft.processes import Processes
 from capaft.saved import Saved
 from capaft.selection import Selection
-from capaft.split_names import Wanted
 from capaft.support import strict_json
 from capaft.support.errors import UsageError, did_you_mean
 from capaft.support.files import write_atomically
@@ -32,7 +34,7 @@ def score(
     saved: Saved,
     given: str | None,
     *,
-    say: data.Say,
+    say: Say,
     split: str | None = None,
     metric: str | None = None,
     options: Mapping[str, str] | None = None,
@@ -78,7 +80,7 @@ def score(
     found = _selected(saved, given, split, {"text": text, "pair": pair, "label": label}, say)
     rows = found.rows
     if max_examples and max_examples < len(rows):
-        rows = data.sample(rows, max_examples, config.seed)
+        rows = sample_rows(rows, max_examples, config.seed)
     features = task.features(saved.base, rows, found.columns, training=False)
     if isinstance(task, Generation) and not predictions and not task.has_targets(features):
         also = "" if task.generates else f" and --metric {text_scores.METRICS[0]}"
@@ -119,7 +121,7 @@ def _reports(task: Task) -> bool:
 
 
 def _selected(
-    saved: Saved, given: str | None, split: str | None, named: Mapping[str, str | None], say: data.Say
+    saved: Saved, given: str | None, split: str | None, named: Mapping[str, str | None], say: Say
 ) -> Selection:
     """What to score on: the run's own validation rows, unless other data or another split is given."""
     config = saved.config or TrainConfig()
@@ -130,7 +132,7 @@ def _selected(
     if given is None and split is not None:
         source = selection.splits(replace(config, eval_split=split), say)
     else:
-        source = data.load_evaluation(str(given), Wanted(evaluation=split), say=say)
+        source = load_evaluation_data(str(given), WantedSplits(evaluation=split), say=say)
     return selection.for_scoring(saved.task, source, config, named, say, asked=split is not None)
 
 

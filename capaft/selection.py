@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from capaft import data, demo
 from capaft.columns import Columns, numbered
 from capaft.config.train_config import TrainConfig
-from capaft.data import Say, Splits
-from capaft.split_names import VALIDATION, Wanted
+from capaft.data.demo import demo_examples
+from capaft.data.load import Say, Splits, choose_splits, load_data
+from capaft.data.sampling import hold_out
+from capaft.data.splits import VALIDATION, WantedSplits
 from capaft.support.errors import UsageError
 from capaft.tasks.generation import Generation
 from capaft.tasks.task import Task
@@ -43,10 +44,10 @@ def splits(config: TrainConfig, say: Say) -> Splits:
     Raises:
         UsageError: it cannot be read.
     """
-    wanted = Wanted(config.train_split, config.eval_split)
+    wanted = WantedSplits(config.train_split, config.eval_split)
     if config.data is None or (config.data == DEMO and not Path(DEMO).exists()):
-        return data.of(demo.examples(), wanted)
-    return data.load(config.data, wanted, say=say)
+        return choose_splits(demo_examples(), wanted)
+    return load_data(config.data, wanted, say=say)
 
 
 def for_training(
@@ -71,7 +72,7 @@ def for_training(
             if source.name != VALIDATION:
                 say(f"validation is the split {source.name}, {len(validation.rows)} rows")
             return train, validation, train
-    first, second = data.cut(config.data or DEMO, train.rows, config.validation_split, config.seed)
+    first, second = hold_out(config.data or DEMO, train.rows, config.validation_split, config.seed)
     say(f"there is no validation split; {len(second)} of {len(train.rows)} training rows are set aside")
     return Selection(first, columns), Selection(second, columns), train
 

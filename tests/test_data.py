@@ -26,9 +26,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_data import load, load_evaluation
 
-from capaft.data import shots
-from capaft.readers import read
-from capaft.split_names import Wanted
+from capaft.data.sampling import sample_shots
+from capaft.data.splits import WantedSplits
+from capaft.data.tables import read_rows
 from capaft.support import hub
 from capaft.support.errors import UsageError
 
@@ -127,7 +127,7 @@ def test_file(tmp_path: Path, suffix: str) -> None:
 @every_kind
 def test_text_stays_text(tmp_path: Path, suffix: str) -> None:
     rows = [{"text": text, "label": i % 2} for i, text in enumerate(ODD_TEXTS)]
-    assert list(read(write(tmp_path / f"x{suffix}", rows))) == rows
+    assert list(read_rows(write(tmp_path / f"x{suffix}", rows))) == rows
 
 
 line_free = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r"))
@@ -141,7 +141,7 @@ def test_kinds_agree(tmp_path: Path, texts: list[tuple[str, str]], data: st.Data
     # A column of nothing but numbers is a column of numbers in CSV and TSV, hence one word that is none.
     rows = [{"text": f"{a} word", "pair": f"word{b}", "label": c} for (a, b), c in zip(texts, classes, strict=True)]
     for suffix in WRITERS:
-        assert list(read(write(tmp_path / f"x{suffix}", rows))) == rows
+        assert list(read_rows(write(tmp_path / f"x{suffix}", rows))) == rows
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -149,13 +149,13 @@ def test_kinds_agree(tmp_path: Path, texts: list[tuple[str, str]], data: st.Data
 def test_kinds_that_carry_lines_agree(tmp_path: Path, texts: list[str]) -> None:
     rows = [{"text": f"{text} word", "label": "x"} for text in texts]
     for suffix in (".csv", ".jsonl", ".json", ".parquet", ".arrow", ".feather"):
-        assert list(read(write(tmp_path / f"x{suffix}", rows))) == rows
+        assert list(read_rows(write(tmp_path / f"x{suffix}", rows))) == rows
 
 
 def test_numbers_of_a_csv(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("i,f,gap,zip,long,word\n1,0.5,,007,99999999999999999999,1\n-2,1,3,100,1,a\n")
-    dataset = read(path)
+    dataset = read_rows(path)
     assert {name: feature.dtype for name, feature in dataset.features.items()} == {
         "i": "int64",
         "f": "float64",
@@ -170,34 +170,34 @@ def test_numbers_of_a_csv(tmp_path: Path) -> None:
 def test_tsv_knows_no_quotes(tmp_path: Path) -> None:
     path = tmp_path / "x.tsv"
     path.write_text('sentence\tlabel\n"open and never closed\t0\nsays "so"\t1\n')
-    assert read(path)["sentence"][:] == ['"open and never closed', 'says "so"']
+    assert read_rows(path)["sentence"][:] == ['"open and never closed', 'says "so"']
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json"])
 def test_byte_order_mark(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"x{suffix}", ROWS)
     path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
-    assert list(read(path)) == ROWS
+    assert list(read_rows(path)) == ROWS
 
 
 def test_windows_line_ends(tmp_path: Path) -> None:
     for suffix in (".csv", ".tsv", ".jsonl"):
         path = write(tmp_path / f"x{suffix}", ROWS)
         path.write_bytes(path.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n") + b"\r\n")
-        assert list(read(path)) == ROWS
+        assert list(read_rows(path)) == ROWS
 
 
 def test_long_cells(tmp_path: Path) -> None:
     rows = [{"text": "long " * 100_000, "label": 0}]
-    assert list(read(write(tmp_path / "x.csv", rows))) == rows
+    assert list(read_rows(write(tmp_path / "x.csv", rows))) == rows
 
 
 def test_index_of_pandas_and_categories(tmp_path: Path) -> None:
     frame = pd.DataFrame({"text": ["a", "b"], "label": pd.Categorical(["x", "y"])})
     frame.to_csv(tmp_path / "x.csv")
-    assert read(tmp_path / "x.csv").column_names == ["Unnamed: 0", "text", "label"]
+    assert read_rows(tmp_path / "x.csv").column_names == ["Unnamed: 0", "text", "label"]
     frame.to_parquet(tmp_path / "x.parquet")
-    assert read(tmp_path / "x.parquet")["label"][:] == ["x", "y"]
+    assert read_rows(tmp_path / "x.parquet")["label"][:] == ["x", "y"]
 
 
 def test_parquet_keeps_class_names_and_ignores_directories(tmp_path: Path) -> None:
@@ -205,19 +205,19 @@ def test_parquet_keeps_class_names_and_ignores_directories(tmp_path: Path) -> No
     directory = tmp_path / "seed=3"
     directory.mkdir()
     datasets.Dataset.from_list(ROWS, features=features).to_parquet(directory / "x.parquet")
-    assert read(directory / "x.parquet").features == features
+    assert read_rows(directory / "x.parquet").features == features
 
 
 def test_missing_json_keys_are_missing_values(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"text": "a"}\n\n{"label": 1, "text": "b"}\n')
-    assert list(read(path)) == [{"text": "a", "label": None}, {"text": "b", "label": 1}]
+    assert list(read_rows(path)) == [{"text": "a", "label": None}, {"text": "b", "label": 1}]
 
 
 def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:
     path = write(tmp_path / "x.csv", [{"text": "a", "label": 0}, {"text": "b", "label": 1}])
     before = os.stat(path)
-    assert "a" in read(path)["text"][:]
+    assert "a" in read_rows(path)["text"][:]
     write(path, [{"text": "c", "label": 0}, {"text": "d", "label": 1}])
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert sorted(text for split in load(str(path)).values() for text in split["text"]) == ["c", "d"]
@@ -348,27 +348,27 @@ def test_files_are_splits_by_name(tmp_path: Path) -> None:
     for at, name in enumerate(("train_sft.jsonl", "train_gen-0-of-2.jsonl", "train_gen-1-of-2.jsonl", "odd.jsonl")):
         write(tmp_path / name, ROWS[at : at + 3])
     fails(tmp_path, "several files could be the train split: train_gen-0-of-2.jsonl, train_gen-1-of-2.jsonl, train_sft")
-    splits = load(str(tmp_path), wanted=Wanted("train_sft", "odd"))
+    splits = load(str(tmp_path), wanted=WantedSplits("train_sft", "odd"))
     assert (list(splits["train"]), list(splits["validation"])) == (ROWS[:3], ROWS[3:6])
-    assert list(load(str(tmp_path), wanted=Wanted("train_gen", "odd"))["train"]) == [*ROWS[1:4], *ROWS[2:5]]
-    assert list(load_evaluation(str(tmp_path), wanted=Wanted("train_sft", "odd"))) == ROWS[3:6]
+    assert list(load(str(tmp_path), wanted=WantedSplits("train_gen", "odd"))["train"]) == [*ROWS[1:4], *ROWS[2:5]]
+    assert list(load_evaluation(str(tmp_path), wanted=WantedSplits("train_sft", "odd"))) == ROWS[3:6]
     with pytest.raises(UsageError, match="no split 'x' in this data set; it has odd, train_gen, train_sft, train"):
-        load(str(tmp_path), wanted=Wanted("train_sft", "x"))
-    assert len(load(f"{tmp_path}[:2]", wanted=Wanted("train_sft", "odd"))["train"]) == 2
+        load(str(tmp_path), wanted=WantedSplits("train_sft", "x"))
+    assert len(load(f"{tmp_path}[:2]", wanted=WantedSplits("train_sft", "odd"))["train"]) == 2
 
 
 def test_a_name_goes_before_the_role_it_begins_with(tmp_path: Path) -> None:
     for at, name in enumerate(("train.csv", "test.csv", "test_hard.csv")):
         write(tmp_path / name, ROWS[4 * at : 4 * at + 4])
-    assert list(load(str(tmp_path), wanted=Wanted(evaluation="test"))["validation"]) == ROWS[4:8]
-    assert list(load(str(tmp_path), wanted=Wanted(evaluation="test_hard"))["validation"]) == ROWS[8:12]
+    assert list(load(str(tmp_path), wanted=WantedSplits(evaluation="test"))["validation"]) == ROWS[4:8]
+    assert list(load(str(tmp_path), wanted=WantedSplits(evaluation="test_hard"))["validation"]) == ROWS[8:12]
 
 
 def test_files_without_a_role_are_splits_by_name(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", ROWS[:12])
     write(tmp_path / "b.csv", ROWS[12:])
-    assert list(load_evaluation(str(tmp_path), wanted=Wanted(evaluation="b"))) == ROWS[12:]
-    assert list(load(str(tmp_path), wanted=Wanted("a", "b"))["train"]) == ROWS[:12]
+    assert list(load_evaluation(str(tmp_path), wanted=WantedSplits(evaluation="b"))) == ROWS[12:]
+    assert list(load(str(tmp_path), wanted=WantedSplits("a", "b"))["train"]) == ROWS[:12]
 
 
 def test_directory_with_one_file(tmp_path: Path) -> None:
@@ -537,30 +537,30 @@ def test_encoded_columns_are_not_decoded(tmp_path: Path) -> None:
 @given(classes=st.lists(st.integers(-1, 4), max_size=50), count=st.integers(1, 12), seed=st.integers(0, 2**64 - 1))
 def test_shots_of_every_class(classes: list[int], count: int, seed: int) -> None:
     rows = datasets.Dataset.from_dict({"row": list(range(len(classes)))})
-    chosen = shots(rows, classes, count, seed)["row"][:]
+    chosen = sample_shots(rows, classes, count, seed)["row"][:]
     assert chosen == sorted(set(chosen))
     for each in set(classes):
         assert sum(classes[row] == each for row in chosen) == min(count, classes.count(each))
-    assert shots(rows, classes, count, seed)["row"][:] == chosen
-    assert set(chosen) <= set(shots(rows, classes, count + 1, seed)["row"][:])
+    assert sample_shots(rows, classes, count, seed)["row"][:] == chosen
+    assert set(chosen) <= set(sample_shots(rows, classes, count + 1, seed)["row"][:])
 
 
 def test_shots_of_a_class_depend_on_that_class_alone() -> None:
     rows = datasets.Dataset.from_dict({"row": list(range(60))})
     few = [0] * 30 + [1] * 30
     many = [0] * 30 + [1, 2] * 15
-    of_class_0 = [[row for row in shots(rows, classes, 5, 3)["row"] if row < 30] for classes in (few, many)]
+    of_class_0 = [[row for row in sample_shots(rows, classes, 5, 3)["row"] if row < 30] for classes in (few, many)]
     assert of_class_0[0] == of_class_0[1] == [5, 12, 16, 26, 28]
-    assert shots(rows, few, 5, 4)["row"][:] != shots(rows, few, 5, 3)["row"][:]
+    assert sample_shots(rows, few, 5, 4)["row"][:] != sample_shots(rows, few, 5, 3)["row"][:]
 
 
 def test_a_scarce_class_gives_all_its_rows() -> None:
     rows = datasets.Dataset.from_dict({"row": list(range(10))})
-    assert len(shots(rows, [0] * 8 + [1] * 2, 4, 0)) == 6
+    assert len(sample_shots(rows, [0] * 8 + [1] * 2, 4, 0)) == 6
     with pytest.raises(UsageError, match="must be 1 or more, got 0"):
-        shots(rows, [0] * 10, 0, 0)
+        sample_shots(rows, [0] * 10, 0, 0)
     with pytest.raises(ValueError, match="3 classes were given for 10 rows"):
-        shots(rows, [0] * 3, 1, 0)
+        sample_shots(rows, [0] * 3, 1, 0)
 
 
 def test_shards_differ(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from capaft import demo
+from capaft.data.demo import PACKAGES, demo_examples, in_validation, sentences
 from capaft.model.demo import DISTRIBUTION, WEIGHTS_SHA256, demo_model
 from capaft.support.errors import UsageError
 
@@ -43,7 +43,7 @@ def installed_copy(tmp_path: Path, uncached: None, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture(scope="module")
 def pairs() -> list[tuple[str, str]]:
-    return demo.sentences(STDLIB)
+    return sentences(STDLIB)
 
 
 def one_line(error: pytest.ExceptionInfo[UsageError]) -> str:
@@ -120,7 +120,7 @@ def test_the_copy_does_not_outlive_its_test() -> None:
 def test_sentences_are_distinct_clean_and_labelled_with_known_packages(pairs: list[tuple[str, str]]) -> None:
     texts = [text for text, _ in pairs]
     assert len(set(texts)) == len(texts)
-    assert {package for _, package in pairs} == set(demo.PACKAGES)
+    assert {package for _, package in pairs} == set(PACKAGES)
     for text in texts:
         assert text == " ".join(text.split())
         assert len(text.split()) >= 3
@@ -131,7 +131,7 @@ def test_sentences_are_enough_and_balanced_enough(pairs: list[tuple[str, str]]) 
     assert 1_800 <= len(pairs) <= 3_000
     assert min(counts.values()) >= 40
     assert max(counts.values()) <= 0.25 * len(pairs)
-    held_out = sum(demo.in_validation(text) for text, _ in pairs)
+    held_out = sum(in_validation(text) for text, _ in pairs)
     assert 0.17 <= held_out / len(pairs) <= 0.25
 
 
@@ -152,7 +152,7 @@ def test_what_counts_as_the_first_sentence(tmp_path: Path) -> None:
     (folder / "null.py").write_bytes(b"\0")
     (tmp_path / "email" / "c.py").write_text('"""Said in two packages."""')
     (tmp_path / "re.py").write_text('"""A module that is no label."""')
-    assert demo.sentences(tmp_path) == [
+    assert sentences(tmp_path) == [
         ("One class paragraph e.g. this", "asyncio"),
         ("The module says this first.", "asyncio"),
         (r"Wait for \d things!", "asyncio"),
@@ -166,24 +166,24 @@ def test_the_split_depends_on_the_text_alone() -> None:
         "Abstract Transport class.": True,
         "Discard all session cookies.": False,
     }
-    assert {text: demo.in_validation(text) for text in golden} == golden
+    assert {text: in_validation(text) for text in golden} == golden
 
 
 def test_examples_hold_every_sentence_once_in_a_fixed_split(pairs: list[tuple[str, str]]) -> None:
-    data = demo.examples()
+    data = demo_examples()
     assert list(data) == ["train", "validation"]
     seen = []
     for name, split in data.items():
         label = split.features["label"]
-        assert label.names == list(demo.PACKAGES)
-        assert set(split["label"]) == set(range(len(demo.PACKAGES)))
-        assert all(demo.in_validation(text) == (name == "validation") for text in split["text"])
+        assert label.names == list(PACKAGES)
+        assert set(split["label"]) == set(range(len(PACKAGES)))
+        assert all(in_validation(text) == (name == "validation") for text in split["text"])
         seen += [(text, label.int2str(number)) for text, number in zip(split["text"], split["label"], strict=True)]
     assert sorted(seen) == pairs
 
 
 def test_examples_are_the_same_every_time() -> None:
-    first, second = demo.examples(), demo.examples()
+    first, second = demo_examples(), demo_examples()
     for name in first:
         assert first[name].to_dict() == second[name].to_dict()
 
@@ -197,10 +197,10 @@ def test_stripped_sources_are_refused(stripped: str, tmp_path: Path, monkeypatch
         (stdlib / "asyncio").mkdir()
         (stdlib / "asyncio" / "__init__.pyc").write_bytes(b"\0")
     if stripped == "partial":
-        for package in set(demo.PACKAGES) - {"xmlrpc"}:
+        for package in set(PACKAGES) - {"xmlrpc"}:
             (stdlib / package).symlink_to(STDLIB / package)
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(stdlib)})
     with pytest.raises(UsageError, match=r"xmlrpc: .*\.py files, or pass --model and --data") as error:
-        demo.examples()
+        demo_examples()
     assert str(stdlib) in one_line(error)
     assert ("asyncio" in one_line(error)) == (stripped != "partial")

@@ -196,14 +196,14 @@ def test_wrong_options(site: Path, reviews: Path, tmp_path: Path) -> None:
 
 
 OTHER = LOHA.replace('"loha"', '"broken"')
-BARE = "from capaft.methods.host import Host\nclass Loha(Host):\n    {body}\n"
+BARE = "from capaft.methods import Host\nclass Loha(Host):\n    {body}\n"
 # A module, and why what it brings cannot be used.
 BROKEN: dict[str, tuple[str, str]] = {
     "cannot be imported": ("import no_such_module", "No module named 'no_such_module'"),
     "fails when it is imported": ("raise OSError('disk on fire')", "disk on fire"),
     "has no such class": ("", "has no attribute 'Loha'"),
-    "no host": ("class Loha: ...", "it is no capaft.methods.host.Host"),
-    "no class": ("Loha = 3", "it is no capaft.methods.host.Host"),
+    "no host": ("class Loha: ...", "it is not a capaft.methods.Host"),
+    "no class": ("Loha = 3", "it is not a capaft.methods.Host"),
     "no name": (BARE.format(body="..."), "name"),
     "no dataclass": (BARE.format(body="name = 'broken'"), "dataclass"),
     "abstract": (

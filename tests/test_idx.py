@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_data import load, load_evaluation
 
-from capaft import idx
-from capaft.media import open_image
+from capaft.data import idx
+from capaft.data.media.decode import open_image
 from capaft.support.errors import UsageError
 
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"

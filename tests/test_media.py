@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from capaft.media import open_audio, open_image
+from capaft.data.media.decode import open_audio, open_image
 from capaft.support.errors import UsageError
 
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_data import load, load_evaluation
 
-from capaft.media import open_audio, open_image
-from capaft.media_folder import SUFFIXES
+from capaft.data.media.decode import open_audio, open_image
+from capaft.data.media.folder import MEDIA_SUFFIXES
 from capaft.support.errors import UsageError
 
 CLASSES = ("cat", "dog")
@@ -46,7 +46,9 @@ def fails(source: Path, *parts: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("kind", "suffix"), [(kind, suffix) for kind in SUFFIXES for suffix in SUFFIXES[kind]])
+@pytest.mark.parametrize(
+    ("kind", "suffix"), [(kind, suffix) for kind in MEDIA_SUFFIXES for suffix in MEDIA_SUFFIXES[kind]]
+)
 def test_classes(tmp_path: Path, kind: str, suffix: str) -> None:
     make(tmp_path, *some(suffix=suffix), *some(suffix=suffix.upper()), "dog/.hidden.png", ".cache/x/1.png")
     splits = load(str(tmp_path))

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capaft.readers import read
+from capaft.data.tables import read_rows
 from capaft.support.errors import UsageError
 
 TABLE = pa.table({"text": [f"text {i}" for i in range(3000)], "label": [i % 2 for i in range(3000)]})
@@ -40,7 +40,7 @@ def test_arrow(tmp_path: Path, suffix: str, kind: str) -> None:
         {"stream": write_stream, "file": write_file}[kind](path)
     else:
         feather.write_feather(TABLE, path, compression=kind)
-    assert read(path)[:] == TABLE.to_pydict()
+    assert read_rows(path)[:] == TABLE.to_pydict()
 
 
 def test_what_datasets_writes(tmp_path: Path) -> None:
@@ -48,16 +48,16 @@ def test_what_datasets_writes(tmp_path: Path) -> None:
     rows = datasets.Dataset.from_dict(TABLE.to_pydict()).cast_column("label", names)
     rows.save_to_disk(tmp_path / "saved")
     (shard,) = (tmp_path / "saved").glob("*.arrow")
-    assert read(shard).features == rows.features
-    assert read(shard)[:] == TABLE.to_pydict()
+    assert read_rows(shard).features == rows.features
+    assert read_rows(shard)[:] == TABLE.to_pydict()
 
 
 def test_types_of_pandas_and_polars(tmp_path: Path) -> None:
     pd.DataFrame({"label": pd.Categorical(["x", "y"])}).to_feather(tmp_path / "pandas.feather")
-    assert read(tmp_path / "pandas.feather")["label"][:] == ["x", "y"]
+    assert read_rows(tmp_path / "pandas.feather")["label"][:] == ["x", "y"]
     feather.write_feather(pa.table({"text": pa.array(["a", None], pa.string_view())}), tmp_path / "polars.arrow")
-    assert read(tmp_path / "polars.arrow").features == {"text": datasets.Value("string")}
-    assert read(tmp_path / "polars.arrow")["text"][:] == ["a", None]
+    assert read_rows(tmp_path / "polars.arrow").features == {"text": datasets.Value("string")}
+    assert read_rows(tmp_path / "polars.arrow")["text"][:] == ["a", None]
 
 
 @pytest.mark.parametrize("writer", [write_stream, write_file])
@@ -70,11 +70,11 @@ def test_truncated_arrow(tmp_path: Path, writer: Any, share: float) -> None:
     path.write_bytes(whole[: int(len(whole) * share)])
     if writer is write_file:
         with pytest.raises(UsageError, match=r"x\.arrow: "):
-            read(path)
+            read_rows(path)
     else:
         # A stream may end after any batch, so that this cannot be told from a shorter one.
         with contextlib.suppress(UsageError):
-            assert len(read(path)) % 1000 == 0
+            assert len(read_rows(path)) % 1000 == 0
 
 
 @pytest.mark.parametrize("writer", [write_stream, write_file])
@@ -89,7 +89,7 @@ def test_damaged_arrow(tmp_path: Path, writer: Any, data: st.DataObject) -> None
         content[at] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
     with contextlib.suppress(UsageError):
-        assert read(path).to_dict()
+        assert read_rows(path).to_dict()
 
 
 def test_arrow_of_rows_without_columns(tmp_path: Path) -> None:
@@ -99,13 +99,13 @@ def test_arrow_of_rows_without_columns(tmp_path: Path) -> None:
         stream.write_batch(batch)
     assert pa.ipc.open_stream(path.read_bytes()).read_all().num_rows == 2
     with pytest.raises(UsageError, match=r"x\.arrow: there are no rows in this file"):
-        read(path)
+        read_rows(path)
 
 
 def test_text(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_bytes('\ufeffone\r\n\n  \n two, "é"\u2028three\tfour \nNA'.encode())
-    assert list(read(path)) == [{"text": "one"}, {"text": ' two, "é"\u2028three\tfour '}, {"text": "NA"}]
+    assert list(read_rows(path)) == [{"text": "one"}, {"text": ' two, "é"\u2028three\tfour '}, {"text": "NA"}]
 
 
 MESSAGES = [
@@ -125,7 +125,7 @@ NESTED: list[list[dict[str, Any]]] = [
 def test_nested_json(tmp_path: Path, suffix: str, rows: list[dict[str, Any]]) -> None:
     path = tmp_path / f"x{suffix}"
     path.write_text(json.dumps(rows) if suffix == ".json" else "\n".join(map(json.dumps, rows)))
-    assert list(read(path)) == rows
+    assert list(read_rows(path)) == rows
 
 
 @pytest.mark.parametrize("values", [["a", ["b"]], [{"text": "a"}, {"text": ["b"]}], [["a"], [3]], [{"a": 1}, "b"]])
@@ -133,7 +133,7 @@ def test_nested_json_of_several_types(tmp_path: Path, values: list[Any]) -> None
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join(json.dumps({"column": value}) for value in values))
     with pytest.raises(UsageError, match="column 'column' cannot be read as one type") as caught:
-        read(path)
+        read_rows(path)
     assert "\n" not in str(caught.value)
 
 
@@ -149,4 +149,4 @@ def test_nested_json_of_several_types(tmp_path: Path, values: list[Any]) -> None
 def test_values_of_several_types_are_text(tmp_path: Path, values: list[Any], expected: list[Any]) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text("".join(json.dumps({"id": value, "text": "a"}) + "\n" for value in values))
-    assert read(path)["id"][:] == expected
+    assert read_rows(path)["id"][:] == expected

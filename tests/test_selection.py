@@ -15,7 +15,7 @@ from tiny_data import ignore
 from capaft import selection
 from capaft.columns import Columns, numbers
 from capaft.config.train_config import TrainConfig
-from capaft.data import Splits
+from capaft.data.load import Splits
 from capaft.selection import Selection
 from capaft.support.errors import UsageError
 from capaft.tasks import task_class

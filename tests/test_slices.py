@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capaft.slices import Slice, split_off
+from capaft.data.slices import Slice, split_off_slice
 from capaft.support.errors import UsageError
 
 bounds = st.none() | st.integers(-60, 60)
@@ -17,7 +17,7 @@ bounds = st.none() | st.integers(-60, 60)
 @given(start=bounds, stop=bounds, count=st.integers(0, 50))
 def test_counts_are_those_of_python(start: int | None, stop: int | None, count: int) -> None:
     written = f"{'' if start is None else start}:{'' if stop is None else stop}"
-    source, part = split_off(f"glue/sst2[{written}]")
+    source, part = split_off_slice(f"glue/sst2[{written}]")
     assert source == "glue/sst2"
     assert part is not None
     assert list(part.rows(count)) == list(range(count))[start:stop]
@@ -41,15 +41,15 @@ def test_bounds_may_differ_in_kind() -> None:
 
 @pytest.mark.parametrize("spec", ["imdb", "user/name/config", "data/x[1].csv", "x[1]/train.csv", "", "[1:2]"])
 def test_names_without_a_slice(spec: str) -> None:
-    assert split_off(spec) == (spec, None)
+    assert split_off_slice(spec) == (spec, None)
 
 
 def test_only_the_last_brackets_are_a_slice() -> None:
-    assert split_off("x[1:2][:5]") == ("x[1:2]", Slice("", "5"))
+    assert split_off_slice("x[1:2][:5]") == ("x[1:2]", Slice("", "5"))
 
 
 @pytest.mark.parametrize("part", ["[]", "[5]", "[5%]", "[:5", "[::2]", "[:1e3]", "[:100.5%]", "[:+5]", "[:%]", "[:٣]"])
 def test_what_is_no_slice(part: str) -> None:
     with pytest.raises(UsageError, match=r"what is in brackets must be \[a:b\]") as caught:
-        split_off(f"imdb{part}")
+        split_off_slice(f"imdb{part}")
     assert "\n" not in str(caught.value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from capaft.split_names import BY_RULE, Wanted, role
+from capaft.data.splits import BY_RULE, WantedSplits, split_role
 from capaft.support.errors import UsageError
 
 
@@ -30,7 +30,7 @@ from capaft.support.errors import UsageError
     ],
 )
 def test_role(name: str, split: str | None) -> None:
-    assert role(name) == split
+    assert split_role(name) == split
 
 
 def test_validation_goes_before_dev_and_dev_before_test() -> None:
@@ -43,10 +43,10 @@ def test_validation_goes_before_dev_and_dev_before_test() -> None:
 
 def test_splits_that_are_asked_for() -> None:
     names = ["train", "train_sft", "test_sft", "test"]
-    assert Wanted("train_sft", "test_sft").among(names) == ("train_sft", "test_sft")
-    assert Wanted(evaluation="train_sft").among(names) == ("train", "train_sft")
-    assert Wanted("test").among(names) == ("test", None)
+    assert WantedSplits("train_sft", "test_sft").among(names) == ("train_sft", "test_sft")
+    assert WantedSplits(evaluation="train_sft").among(names) == ("train", "train_sft")
+    assert WantedSplits("test").among(names) == ("test", None)
     with pytest.raises(
         UsageError, match="no split 'tset' in this data set; it has train, train_sft, test_sft, test; did"
     ):
-        Wanted(evaluation="tset").among(names)
+        WantedSplits(evaluation="tset").among(names)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from capaft.readers import read
+from capaft.data.tables import read_rows
 from capaft.support.errors import UsageError
 
 
@@ -73,7 +73,7 @@ ROWS = [
 def test_rows(tmp_path: Path, indent: int | None) -> None:
     path = tmp_path / "train-v2.0.json"
     path.write_text(json.dumps(DOCUMENT, indent=indent))
-    assert list(read(path)) == ROWS
+    assert list(read_rows(path)) == ROWS
 
 
 def test_answers_that_are_withheld(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_answers_that_are_withheld(tmp_path: Path) -> None:
         question.pop("is_impossible", None)
     path = tmp_path / "test.json"
     path.write_text(json.dumps(document))
-    assert read(path).column_names == ["id", "title", "context", "question"]
+    assert read_rows(path).column_names == ["id", "title", "context", "question"]
 
 
 def drop(name: str) -> Callable[[dict[str, Any]], Any]:
@@ -115,7 +115,7 @@ def test_damaged(tmp_path: Path, damage: Callable[[dict[str, Any]], Any], messag
     path = tmp_path / "x.json"
     path.write_text(json.dumps(document))
     with pytest.raises(UsageError, match=f"x.json: .*{message}") as caught:
-        read(path)
+        read_rows(path)
     assert "\n" not in str(caught.value)
 
 
@@ -124,22 +124,22 @@ def test_damaged_articles(tmp_path: Path, articles: list[Any]) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"data": articles}))
     with pytest.raises(UsageError, match="has no usable 'paragraphs'"):
-        read(path)
+        read_rows(path)
 
 
 def test_no_questions_and_truncated(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"data": [{"paragraphs": []}]}))
     with pytest.raises(UsageError, match="there are no rows"):
-        read(path)
+        read_rows(path)
     path.write_text(json.dumps(DOCUMENT)[:-5])
     with pytest.raises(UsageError, match="line 1 is not JSON"):
-        read(path)
+        read_rows(path)
 
 
 def test_records_with_a_column_named_data_are_records(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text('{"data": ["a"], "label": 0}\n{"data": ["b"], "label": 1}\n')
-    assert read(path)["data"][:] == [["a"], ["b"]]
+    assert read_rows(path)["data"][:] == [["a"], ["b"]]
     path.write_text('{"data": ["a"], "label": 0}\n')
-    assert read(path)["data"][:] == [["a"]]
+    assert read_rows(path)["data"][:] == [["a"]]

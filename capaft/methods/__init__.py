@@ -6,13 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from capaft.factors.factor import Factor as Factor
-    from capaft.methods.bottleneck import Bottleneck as Bottleneck
-    from capaft.methods.host import Host as Host
-    from capaft.methods.low_rank import LowRank as LowRank
-    from capaft.methods.registry import HOSTS as HOSTS
-    from capaft.model.site import Site as Site
-    from capaft.model.targets import Targets as Targets
+    from capaft.factors.factor import Factor
+    from capaft.methods.bottleneck import Bottleneck
+    from capaft.methods.host import Host, check_number, check_whole
+    from capaft.methods.low_rank import LowRank
+    from capaft.methods.registry import HOSTS
+    from capaft.model.site import Site
+    from capaft.model.targets import Targets
+    from capaft.support.errors import UsageError
 
 _HOME = {
     "Bottleneck": "methods.bottleneck",
@@ -22,8 +23,22 @@ _HOME = {
     "LowRank": "methods.low_rank",
     "Site": "model.site",
     "Targets": "model.targets",
+    "UsageError": "support.errors",
+    "check_number": "methods.host",
+    "check_whole": "methods.host",
 }
-__all__ = list(_HOME)
+__all__ = [
+    "HOSTS",
+    "Bottleneck",
+    "Factor",
+    "Host",
+    "LowRank",
+    "Site",
+    "Targets",
+    "UsageError",
+    "check_number",
+    "check_whole",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -50,7 +50,7 @@ def _registered() -> dict[str, type[Host]]:
 def _check(host: Any, taken: Container[str]) -> None:
     """Refuse, by an exception of any kind, what a stack or a list of the methods could not work with."""
     if not (isinstance(host, type) and issubclass(host, Host)):
-        raise TypeError("it is no capaft.methods.host.Host")
+        raise TypeError("it is not a capaft.methods.Host")
     if host.name in taken or host.name in RESERVED_NAMES:
         raise ValueError(f"its name {host.name!r} is taken")
     if not host.name.isidentifier() or host.name != host.name.lower():

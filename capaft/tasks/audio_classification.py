@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from capaft.columns import Columns
-from capaft.media import open_audio
+from capaft.data.media.decode import open_audio
 from capaft.model.load import BaseModel
 from capaft.tasks.media_classification import MediaClassification, opened
 from capaft.tasks.task import Batch, Features

@@ -9,8 +9,8 @@ import os
 import re
 from itertools import pairwise
 
-from capaft import slices
-from capaft.readers import SUFFIXES
+from capaft.data.slices import split_off_slice
+from capaft.data.tables import TABLE_SUFFIXES
 
 _METRICS = {
     "cola": "matthews",
@@ -33,10 +33,10 @@ def official_metric(data: str) -> str | None:
     The task may be a directory or a file, and a slice may follow.
     """
     # As where the data is read: what is there under that name has no slice.
-    source = data if os.path.exists(os.path.expanduser(data)) else slices.split_off(data)[0]
+    source = data if os.path.exists(os.path.expanduser(data)) else split_off_slice(data)[0]
     parts = re.split(r"[/\\]", source.lower())
     for benchmark, task in pairwise(parts):
         if benchmark in ("glue", "glue_data"):
-            suffix = next((each for each in SUFFIXES if task.endswith(each)), "")
+            suffix = next((each for each in TABLE_SUFFIXES if task.endswith(each)), "")
             return _METRICS.get(re.sub(r"[\W_]", "", task.removesuffix(suffix)))
     return None

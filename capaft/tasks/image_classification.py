@@ -11,7 +11,7 @@ import datasets
 import torch
 from PIL import Image
 
-from capaft.media import open_image
+from capaft.data.media.decode import open_image
 from capaft.model.load import BaseModel, load_base_model
 from capaft.support.errors import UsageError, one_line
 from capaft.tasks.media_classification import MediaClassification, opened

@@ -15,7 +15,7 @@ def is_squad(document: Any) -> bool:
     return isinstance(articles, list) and any(isinstance(each, dict) and "paragraphs" in each for each in articles)
 
 
-def records(path: Path, document: Any) -> list[dict[str, Any]]:
+def squad_records(path: Path, document: Any) -> list[dict[str, Any]]:
     """Records of `id`, `title`, `context`, `question` and `answers` (`text` and `answer_start`, both lists).
 
     A question that cannot be answered has no answers. Where no question has any, because they were withheld,

@@ -24,7 +24,7 @@ class Slice:
         return range(count)[_position(self.start, count) : _position(self.stop, count)]
 
 
-def split_off(spec: str) -> tuple[str, Slice | None]:
+def split_off_slice(spec: str) -> tuple[str, Slice | None]:
     """A name without its slice, and the slice if there is one.
 
     Raises:

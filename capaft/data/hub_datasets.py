@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
-from capaft.directory import without_progress_bars
+from capaft.data.quiet import without_progress_bars
 from capaft.support import hub
 from capaft.support.errors import UsageError, one_line
 
@@ -27,7 +27,7 @@ _CONVERTED = "refs/convert/parquet"
 _NAMED = 20
 
 
-def fetch(spec: str, revision: str | None, hint: str = "") -> dict[str, datasets.Dataset]:
+def fetch_dataset(spec: str, revision: str | None, hint: str = "") -> dict[str, datasets.Dataset]:
     """The splits of a data set on the hub, or of its copy in the cache.
 
     Args:

@@ -19,18 +19,18 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from capaft import squad_file
+from capaft.data.squad_file import is_squad, squad_records
 from capaft.support.errors import UsageError, one_line
 
 TEXT = ".txt"
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".feather", TEXT)
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".feather", TEXT)
 # Narrower than what int() and float() take: "007", "+1", "nan" and what is too long for 64 bits stay text.
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]+)?([eE][+-]?[0-9]{1,2})?")
 _LONGEST_CELL = 2**31 - 1
 
 
-def read(path: Path, text_columns: Collection[str] = ()) -> datasets.Dataset:
+def read_rows(path: Path, text_columns: Collection[str] = ()) -> datasets.Dataset:
     """Read one file of rows with named columns.
 
     CSV is comma-separated with double quotes, TSV is tab-separated and knows no quotes. Both start with a
@@ -57,10 +57,10 @@ def read(path: Path, text_columns: Collection[str] = ()) -> datasets.Dataset:
             table = _read_arrow(path)
         elif suffix == TEXT:
             table = pa.table({"text": [line.rstrip("\r\n") for line in _lines(path) if line.strip()]})
-        elif suffix in SUFFIXES:
+        elif suffix in TABLE_SUFFIXES:
             table = _read_json(path)
         else:
-            raise UsageError(f"{path}: not a data file that capaft reads; give one of {' '.join(SUFFIXES)}")
+            raise UsageError(f"{path}: not a data file that capaft reads; give one of {' '.join(TABLE_SUFFIXES)}")
         # What a damaged file says of itself may be rows without columns.
         if table.num_rows == 0 or table.num_columns == 0:
             raise UsageError(f"{path}: there are no rows in this file")
@@ -145,7 +145,7 @@ def _read_json(path: Path) -> pa.Table:
     if first.startswith("["):
         parsed = enumerate(_parse(path, "".join(lines), "the list"), start=1)
     elif (document := _squad(path, lines)) is not None:
-        parsed = enumerate(squad_file.records(path, document), start=1)
+        parsed = enumerate(squad_records(path, document), start=1)
     else:
         parsed = ((n, _parse(path, line, f"line {n}")) for n, line in enumerate(lines, start=1) if line.strip())
         unit = "line"
@@ -164,7 +164,7 @@ def _squad(path: Path, lines: list[str]) -> Any:
     except (ValueError, RecursionError):
         # As records, one a line, it may be right, and if not, the error can name the line.
         return None
-    return document if squad_file.is_squad(document) else None
+    return document if is_squad(document) else None
 
 
 def _parse(path: Path, text: str, what: str) -> Any:

@@ -16,7 +16,7 @@ VALIDATION_NAMES = (VALIDATION, "validation_matched", "valid", "val", "dev", "ev
 _ROLE = re.compile(r"train|valid|val(?![a-z])|dev|eval(?![a-z])|evaluation|test")
 
 
-def role(name: str) -> str | None:
+def split_role(name: str) -> str | None:
     """The split that a name begins with, be it `Validation-v1.1` or `train-00000-of-00002.parquet`, if it does."""
     match = _ROLE.match(name.lower())
     if match is None or "mismatched" in name.lower():
@@ -25,7 +25,7 @@ def role(name: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedSplits:
     """Which splits a user asks for.
 
     Attributes:
@@ -51,4 +51,4 @@ class Wanted:
         return train, self.evaluation or next(usual, None)
 
 
-BY_RULE = Wanted()
+BY_RULE = WantedSplits()

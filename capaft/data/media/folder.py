@@ -14,14 +14,14 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 
-from capaft.split_names import TRAIN, Wanted, role
+from capaft.data.splits import TRAIN, WantedSplits, split_role
 from capaft.support.errors import UsageError
 
-SUFFIXES = {
+MEDIA_SUFFIXES = {
     "image": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tiff", ".tif"),
     "audio": (".wav", ".flac", ".mp3", ".ogg"),
 }
-KINDS = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
+MEDIA_KINDS = {suffix: kind for kind, suffixes in MEDIA_SUFFIXES.items() for suffix in suffixes}
 
 # Split -> class -> its files.
 Tree = dict[str, dict[str, list[Path]]]
@@ -35,7 +35,7 @@ class _Directory:
     others: int
 
 
-def scan(path: Path, say: Callable[[str], None]) -> Tree:
+def scan_media(path: Path, say: Callable[[str], None]) -> Tree:
     """The media below a directory: `train/cat/1.png` and `test/cat/2.png`, or `cat/1.png`. Empty if there are none.
 
     Args:
@@ -49,7 +49,7 @@ def scan(path: Path, say: Callable[[str], None]) -> Tree:
     groups = [_look(each) for each in top.inner]
     classes = {group.path: [_look(each) for each in group.inner] for group in groups}
     _check_has_class(top.media)
-    if any(role(group.path.name) and _with_media(classes[group.path]) for group in groups):
+    if any(split_role(group.path.name) and _with_media(classes[group.path]) for group in groups):
         return _tree_of_splits(groups, classes, say)
     found = _with_media(groups)
     for inner in _with_media(each for group in groups for each in classes[group.path]):
@@ -57,12 +57,12 @@ def scan(path: Path, say: Callable[[str], None]) -> Tree:
             f"{inner.path}: its {_kind(inner.media[0])} files stand too deep; the class must be a directory in "
             f"{path} or in its train directory, or give another directory with --data"
         )
-    if found and all(role(group.path.name) for group in found):
+    if found and all(split_role(group.path.name) for group in found):
         _check_has_class(found[0].media)
     return {TRAIN: _files(found, say)} if found else {}
 
 
-def read(path: Path, tree: Tree, wanted: Wanted) -> dict[str, datasets.Dataset]:
+def read_media_folder(path: Path, tree: Tree, wanted: WantedSplits) -> dict[str, datasets.Dataset]:
     """The wanted splits of what `scan` found, with `image` or `audio`, and `label`.
 
     Raises:
@@ -85,7 +85,7 @@ def _look(path: Path) -> _Directory:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
         inner = sorted(path / entry.name for entry in visible if entry.is_dir())
         files = sorted(path / entry.name for entry in visible if entry.is_file())
-    media = [file for file in files if file.suffix.lower() in KINDS]
+    media = [file for file in files if file.suffix.lower() in MEDIA_KINDS]
     return _Directory(path, inner, media, len(files) - len(media))
 
 
@@ -94,7 +94,7 @@ def _tree_of_splits(
 ) -> Tree:
     tree: Tree = {}
     for group in groups:
-        name = role(group.path.name)
+        name = split_role(group.path.name)
         found = _with_media(classes[group.path])
         if found and name in tree:
             raise UsageError(f"{group.path}: there is another directory for the {name} split; keep one of them")
@@ -120,7 +120,7 @@ def _with_media(directories: Iterable[_Directory]) -> list[_Directory]:
 
 
 def _kind(file: Path) -> str:
-    return KINDS[file.suffix.lower()]
+    return MEDIA_KINDS[file.suffix.lower()]
 
 
 def _check_has_class(files: list[Path]) -> None:

@@ -11,22 +11,21 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import datasets
-import numpy as np
 
-from capaft import hub_data, idx, slices
-from capaft.directory import read_directory, read_table
-from capaft.factors import rng
-from capaft.readers import SUFFIXES
-from capaft.split_names import BY_RULE, TRAIN, VALIDATION, Wanted
+from capaft.data.directory import read_directory, read_table
+from capaft.data.hub_datasets import fetch_dataset
+from capaft.data.idx import is_idx, read_idx_file
+from capaft.data.slices import split_off_slice
+from capaft.data.splits import BY_RULE, TRAIN, WantedSplits
+from capaft.data.tables import TABLE_SUFFIXES
 from capaft.support.errors import UsageError, one_line
 
 Say = Callable[[str], None]
-
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+){0,2}")
 
 
@@ -44,9 +43,9 @@ class Splits(NamedTuple):
     name: str | None = None
 
 
-def load(
+def load_data(
     spec: str,
-    wanted: Wanted = BY_RULE,
+    wanted: WantedSplits = BY_RULE,
     *,
     say: Say,
     revision: str | None = None,
@@ -65,7 +64,7 @@ def load(
         UsageError: there is no such source or split, it cannot be read, or it has no split to train on.
     """
     found = _open(spec, wanted, revision, say)
-    splits = of(found, wanted)
+    splits = choose_splits(found, wanted)
     if splits.train is None:
         raise UsageError(f"{spec}: there is no train split among {', '.join(found)}; choose one with --train-split")
     if splits.evaluation is not None and 0 in (len(splits.train), len(splits.evaluation)):
@@ -73,9 +72,9 @@ def load(
     return splits
 
 
-def load_evaluation(
+def load_evaluation_data(
     spec: str,
-    wanted: Wanted = BY_RULE,
+    wanted: WantedSplits = BY_RULE,
     *,
     say: Say,
     revision: str | None = None,
@@ -92,17 +91,17 @@ def load_evaluation(
         UsageError: there is no such source or split, it cannot be read, or it has several splits and none to take.
     """
     found = _open(spec, wanted, revision, say)
-    splits = of(found, wanted)
+    splits = choose_splits(found, wanted)
     if splits.train is None and splits.evaluation is None:
         if len(found) > 1:
             raise UsageError(
                 f"{spec}: there is no validation or train split among {', '.join(found)}; choose one with --split"
             )
-        return of(found, Wanted(evaluation=next(iter(found))))
+        return choose_splits(found, WantedSplits(evaluation=next(iter(found))))
     return splits
 
 
-def of(splits: Mapping[str, datasets.Dataset], wanted: Wanted) -> Splits:
+def choose_splits(splits: Mapping[str, datasets.Dataset], wanted: WantedSplits) -> Splits:
     """Those of named splits that are wanted.
 
     Raises:
@@ -112,65 +111,12 @@ def of(splits: Mapping[str, datasets.Dataset], wanted: Wanted) -> Splits:
     return Splits(splits.get(str(train)), splits.get(str(name)), name)
 
 
-def cut(spec: str, rows: datasets.Dataset, share: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Training and validation rows, both in their old order.
-
-    Args:
-        spec: what the user called the rows.
-        rows: all of them.
-        share: how many of them, of 1, become validation rows.
-        seed: decides which these are.
-
-    Raises:
-        UsageError: there are fewer than two rows, or the share is none.
-    """
-    if not 0 < share < 1:
-        raise UsageError(f"--validation-split must lie between 0 and 1, got {share}")
-    if len(rows) < 2:
-        raise UsageError(f"{spec}: {len(rows)} row(s) cannot be split into train and validation; add rows")
-    size = min(max(round(share * len(rows)), 1), len(rows) - 1)
-    shuffled = rng.permutation(rng.fold_in(seed, "", "data", VALIDATION), len(rows))
-    return rows.select(np.sort(shuffled[size:])), rows.select(np.sort(shuffled[:size]))
-
-
-def sample(rows: datasets.Dataset, count: int, seed: int) -> datasets.Dataset:
-    """A seeded sample of `count` rows, in their original order."""
-    chosen = rng.permutation(rng.fold_in(seed, "", "data", "sample"), len(rows))[:count]
-    return rows.select(np.sort(chosen))
-
-
-def shots(rows: datasets.Dataset, classes: Sequence[int], count: int, seed: int) -> datasets.Dataset:
-    """A seeded sample of `count` rows of each class, in their original order; a scarcer class gives all its rows.
-
-    What a class gives depends on the seed and its own rows alone, and a smaller sample is a part of a larger one.
-
-    Args:
-        rows: what is drawn from.
-        classes: the class of each row.
-        count: how many rows of each class.
-        seed: decides which rows these are.
-
-    Raises:
-        UsageError: `count` is not positive.
-    """
-    if count < 1:
-        raise UsageError(f"the number of rows of each class must be 1 or more, got {count}")
-    if len(classes) != len(rows):
-        raise ValueError(f"{len(classes)} classes were given for {len(rows)} rows")
-    of_row = np.asarray(classes, dtype=np.int64)
-    chosen = []
-    for each in np.unique(of_row):
-        there = np.flatnonzero(of_row == each)
-        chosen.append(there[rng.permutation(rng.fold_in(seed, "", "data", f"shots.{each}"), len(there))[:count]])
-    return rows.select(np.sort(np.concatenate(chosen))) if chosen else rows
-
-
-def _open(spec: str, wanted: Wanted, revision: str | None, say: Say) -> dict[str, datasets.Dataset]:
+def _open(spec: str, wanted: WantedSplits, revision: str | None, say: Say) -> dict[str, datasets.Dataset]:
     """The splits of a source under their own names, with what a slice leaves of train; one file alone is train."""
     if spec and os.path.exists(os.path.expanduser(spec)):
         source, part = spec, None
     else:
-        source, part = slices.split_off(spec)
+        source, part = split_off_slice(spec)
     splits = {name: _undecoded(rows) for name, rows in _read_source(source, wanted, revision, say).items()}
     train, _ = wanted.among(splits)
     if part is not None and train is not None:
@@ -182,22 +128,22 @@ def _open(spec: str, wanted: Wanted, revision: str | None, say: Say) -> dict[str
     return splits
 
 
-def _read_source(spec: str, wanted: Wanted, revision: str | None, say: Say) -> dict[str, datasets.Dataset]:
+def _read_source(spec: str, wanted: WantedSplits, revision: str | None, say: Say) -> dict[str, datasets.Dataset]:
     path = Path(os.path.expanduser(spec))
     if spec and os.path.exists(path):
         try:
             if path.is_dir():
                 return read_directory(path, wanted, say)
-            return {TRAIN: idx.read_file(path) if idx.is_idx(path) else read_table(path)}
+            return {TRAIN: read_idx_file(path) if is_idx(path) else read_table(path)}
         except OSError as error:
             raise UsageError(f"{spec}: cannot read this ({one_line(error)})") from error
-    if spec.startswith((".", "/", "~")) or path.suffix.lower() in SUFFIXES or not _HUB_ID.fullmatch(spec):
+    if spec.startswith((".", "/", "~")) or path.suffix.lower() in TABLE_SUFFIXES or not _HUB_ID.fullmatch(spec):
         raise UsageError(f"{spec!r}: no such file or directory{_similar(path)}; give an existing one with --data")
-    return hub_data.fetch(spec, revision, _similar(path))
+    return fetch_dataset(spec, revision, _similar(path))
 
 
 def _undecoded(rows: datasets.Dataset) -> datasets.Dataset:
-    """The rows with images and recordings as the files they are in; `capaft.media` opens them."""
+    """The rows with images and recordings as the files they are in; `capaft.data.media.decode` opens them."""
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image | datasets.Audio) and feature.decode:
             rows = rows.cast_column(name, dataclasses.replace(feature, decode=False))

@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 
-from capaft.media_folder import KINDS, feature_of, files_at
+from capaft.data.media.folder import MEDIA_KINDS, feature_of, files_at
 
 # What Hugging Face's folders of images and recordings call the column of paths.
 _FILE_NAME = "file_name"
@@ -46,5 +46,5 @@ def _begins_with_a_file(column: pa.ChunkedArray, directory: Path) -> bool:
 
 def _kind(paths: list[str | None]) -> str | None:
     """What all these paths lead to, if it is one kind."""
-    kinds = {KINDS.get(os.path.splitext(path)[1].lower()) for path in paths if path}
+    kinds = {MEDIA_KINDS.get(os.path.splitext(path)[1].lower()) for path in paths if path}
     return kinds.pop() if len(kinds) == 1 else None

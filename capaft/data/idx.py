@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from capaft.split_names import TRAIN, Wanted, role
+from capaft.data.splits import TRAIN, WantedSplits, split_role
 from capaft.support.errors import UsageError, one_line
 
 Bytes = NDArray[np.uint8]
@@ -35,7 +35,7 @@ def is_idx(path: Path) -> bool:
     return _NAME.fullmatch(path.name) is not None and path.is_file()
 
 
-def read_directory(path: Path, wanted: Wanted) -> dict[str, datasets.Dataset]:
+def read_idx_directory(path: Path, wanted: WantedSplits) -> dict[str, datasets.Dataset]:
     """The wanted splits of a directory: `t10k` is the test split, and a single pair of files is the train split.
 
     Raises:
@@ -51,7 +51,7 @@ def read_directory(path: Path, wanted: Wanted) -> dict[str, datasets.Dataset]:
     return {name: _dataset(pixels, labels, classes) for name, (pixels, labels) in pairs.items()}
 
 
-def read_file(path: Path) -> datasets.Dataset:
+def read_idx_file(path: Path) -> datasets.Dataset:
     """One file of images, with the file of labels beside it.
 
     Raises:
@@ -77,14 +77,14 @@ def _of_labels(path: Path) -> bool:
     return _parts(path)["labels"] is not None
 
 
-def _splits(path: Path, images: dict[str, Path], wanted: Wanted) -> dict[str, Path]:
+def _splits(path: Path, images: dict[str, Path], wanted: WantedSplits) -> dict[str, Path]:
     """The files of images that are needed, by split."""
     splits: dict[str, Path] = {}
     if len(images) == 1:
         splits, images = {TRAIN: next(iter(images.values()))}, {}
     for prefix, file in images.items():
         words = re.split(r"[^a-z0-9]+", prefix.lower().replace("t10k", "test"))
-        name = next(filter(None, map(role, words)), None)
+        name = next(filter(None, map(split_role, words)), None)
         if name is None or name in splits:
             names = ", ".join(sorted(each.name for each in images.values()))
             raise UsageError(f"{path}: cannot tell train from test among {names}; give the path of one of them")

@@ -51,7 +51,7 @@ _MINIMUM_SENTENCES = 30
 _VALIDATION_EVERY = 5
 
 
-def examples() -> DatasetDict:
+def demo_examples() -> DatasetDict:
     """The docstring sentences of this Python as splits `train` and `validation`, columns `text` and `label`.
 
     A sentence's split depends on its text alone, so no other sentence, file or Python version can move it.

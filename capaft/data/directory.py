@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from capaft import idx, media_folder, media_table
-from capaft.readers import SUFFIXES, TEXT, read
-from capaft.split_names import TRAIN, Wanted, role
+from capaft.data.idx import is_idx, read_idx_directory
+from capaft.data.media.folder import Tree, read_media_folder, scan_media
+from capaft.data.media.table import with_files
+from capaft.data.quiet import without_progress_bars
+from capaft.data.splits import TRAIN, WantedSplits, split_role
+from capaft.data.tables import TABLE_SUFFIXES, TEXT, read_rows
 from capaft.support.errors import UsageError, one_line
 
 # How Hugging Face calls the table beside images or recordings that says what they show.
@@ -23,10 +24,10 @@ _SHARD = re.compile(r"[-_]\d+(-of-\d+)?$")
 
 def read_table(file: Path, text_columns: tuple[str, ...] = ()) -> datasets.Dataset:
     """A file of rows as `read` takes it, with the images or recordings that it names."""
-    return media_table.with_files(read(file, text_columns), file.parent)
+    return with_files(read_rows(file, text_columns), file.parent)
 
 
-def read_directory(path: Path, wanted: Wanted, say: Callable[[str], None]) -> dict[str, datasets.Dataset]:
+def read_directory(path: Path, wanted: WantedSplits, say: Callable[[str], None]) -> dict[str, datasets.Dataset]:
     """The splits of a directory under their own names: at least those that are wanted and there.
 
     Args:
@@ -41,9 +42,9 @@ def read_directory(path: Path, wanted: Wanted, say: Callable[[str], None]) -> di
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _read_saved(path)
     visible = sorted(p for p in path.iterdir() if not p.name.startswith("."))
-    if any(map(idx.is_idx, visible)):
-        return idx.read_directory(path, wanted)
-    files = [p for p in visible if p.suffix.lower() in SUFFIXES and p.is_file()]
+    if any(map(is_idx, visible)):
+        return read_idx_directory(path, wanted)
+    files = [p for p in visible if p.suffix.lower() in TABLE_SUFFIXES and p.is_file()]
     # Beside other data, a text file is a note or a list.
     tables = [p for p in files if p.suffix.lower() != TEXT]
     texts = [p for p in files if p.suffix.lower() == TEXT]
@@ -51,7 +52,7 @@ def read_directory(path: Path, wanted: Wanted, say: Callable[[str], None]) -> di
         return _read_splits(_splits(tables, wanted), wanted)
     if beside := [p for p in tables if p.stem == _METADATA]:
         return {TRAIN: _read_shards(TRAIN, beside, ())}
-    if within := {str(role(each.name)): p for each in visible if each.is_dir() and (p := _metadata(each))}:
+    if within := {str(split_role(each.name)): p for each in visible if each.is_dir() and (p := _metadata(each))}:
         return _read_splits(within, wanted)
     tree = _scan(path, say, forgiving=len(tables) == 1 or _have_roles(texts, wanted))
     classes = {name for split in tree.values() for name in split}
@@ -63,7 +64,7 @@ def read_directory(path: Path, wanted: Wanted, say: Callable[[str], None]) -> di
     if len(tables) == 1:
         return {TRAIN: read_table(tables[0])}
     if tree:
-        return media_folder.read(path, tree, wanted)
+        return read_media_folder(path, tree, wanted)
     if _have_roles(texts, wanted):
         return _read_splits(_splits(texts, wanted), wanted)
     if len(files) == 1:
@@ -71,23 +72,8 @@ def read_directory(path: Path, wanted: Wanted, say: Callable[[str], None]) -> di
     there = ", ".join(p.name for p in visible[:8]) or "nothing"
     raise UsageError(
         f"{path}: neither files named train, validation or test nor exactly one data file "
-        f"({' '.join(SUFFIXES)}) nor classes of images or recordings in this directory; it holds {there}"
+        f"({' '.join(TABLE_SUFFIXES)}) nor classes of images or recordings in this directory; it holds {there}"
     )
-
-
-@contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Within, neither `datasets` nor the hub's client draws any."""
-    before = datasets.are_progress_bars_disabled(), are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not before[0]:
-            datasets.enable_progress_bars()
-        if not before[1]:
-            enable_progress_bars()
 
 
 def _read_saved(path: Path) -> dict[str, datasets.Dataset]:
@@ -99,9 +85,9 @@ def _read_saved(path: Path) -> dict[str, datasets.Dataset]:
     return dict(saved) if isinstance(saved, datasets.DatasetDict) else {TRAIN: saved}
 
 
-def _scan(path: Path, say: Callable[[str], None], forgiving: bool) -> media_folder.Tree:
+def _scan(path: Path, say: Callable[[str], None], forgiving: bool) -> Tree:
     try:
-        return media_folder.scan(path, say)
+        return scan_media(path, say)
     except (UsageError, OSError):
         # A picture beside the data is no reason to refuse the data.
         if forgiving:
@@ -109,9 +95,9 @@ def _scan(path: Path, say: Callable[[str], None], forgiving: bool) -> media_fold
         raise
 
 
-def _have_roles(files: list[Path], wanted: Wanted) -> bool:
+def _have_roles(files: list[Path], wanted: WantedSplits) -> bool:
     """Whether files are named as splits, by the rule or by the user."""
-    return any(role(file.name) or _stem(file) in (wanted.train, wanted.evaluation) for file in files)
+    return any(split_role(file.name) or _stem(file) in (wanted.train, wanted.evaluation) for file in files)
 
 
 def _stem(file: Path) -> str:
@@ -121,24 +107,24 @@ def _stem(file: Path) -> str:
 
 def _metadata(directory: Path) -> list[Path]:
     """The table that says what the images or recordings in a directory of a split show, if it has one."""
-    if role(directory.name) is None:
+    if split_role(directory.name) is None:
         return []
-    return [p for p in sorted(directory.iterdir()) if p.stem == _METADATA and p.suffix.lower() in SUFFIXES]
+    return [p for p in sorted(directory.iterdir()) if p.stem == _METADATA and p.suffix.lower() in TABLE_SUFFIXES]
 
 
-def _splits(files: list[Path], wanted: Wanted) -> dict[str, list[Path]]:
+def _splits(files: list[Path], wanted: WantedSplits) -> dict[str, list[Path]]:
     """The files of each split: under the role that their names begin with, and under those names."""
     by_role: dict[str, list[Path]] = defaultdict(list)
     by_name: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         by_name[_stem(file)].append(file)
-        if name := role(file.name):
+        if name := split_role(file.name):
             by_role[name].append(file)
     asked = {name: by_name[name] for name in (wanted.train, wanted.evaluation) if name in by_name}
     return {**by_name, **by_role, **asked}
 
 
-def _read_splits(splits: dict[str, list[Path]], wanted: Wanted) -> dict[str, datasets.Dataset]:
+def _read_splits(splits: dict[str, list[Path]], wanted: WantedSplits) -> dict[str, datasets.Dataset]:
     train, evaluation = wanted.among(splits)
     found = {} if train is None else {train: _read_shards(train, splits[train], ())}
     if evaluation is not None:

@@ -1,0 +1,1 @@
+"""From anything a user calls a data set to tables with splits."""

@@ -1,0 +1,1 @@
+"""Images and recordings: opened, found in folders, named by tables."""
