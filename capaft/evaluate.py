@@ -14,7 +14,8 @@ from torch import nn
 from capaft import batches
 from capaft.model.load import BaseModel
 from capaft.processes import Processes
-from capaft.tasks.task import Batch, Features, Task
+from capaft.tasks.base.features import Batch, Features
+from capaft.tasks.base.task import Task
 
 
 @dataclass(frozen=True)

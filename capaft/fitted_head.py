@@ -22,7 +22,8 @@ from capaft.factors import rng
 from capaft.model.load import BaseModel
 from capaft.model.names import backbone_prefix
 from capaft.support.errors import UsageError
-from capaft.tasks.task import Batch, Features, Task
+from capaft.tasks.base.features import Batch, Features
+from capaft.tasks.base.task import Task
 
 # More examples hardly move a linear head, and would be slow to fit.
 EXAMPLES = 4096

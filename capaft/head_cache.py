@@ -27,7 +27,8 @@ from capaft.fitted_head import FittedHead
 from capaft.model.load import BaseModel
 from capaft.support.errors import TrainingError
 from capaft.support.files import write_atomically
-from capaft.tasks.task import Features, Task
+from capaft.tasks.base.features import Features
+from capaft.tasks.base.task import Task
 
 # Of some kilobytes each; the oldest go first.
 KEPT = 256

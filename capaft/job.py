@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from capaft import budget, fitted_head, selection
 from capaft.adapter_file import Task as TaskRecord
 from capaft.attach import check_dropout
-from capaft.columns import Columns
 from capaft.config.settings import parse_value as parse_setting
 from capaft.config.train_config import TASK_OPTIONS, TrainConfig
 from capaft.data.demo import TARGET_MODULES, K
@@ -24,9 +23,11 @@ from capaft.model.targets import Targets
 from capaft.plan import Plan, plan
 from capaft.recipe import recipe
 from capaft.support.errors import UsageError, did_you_mean
-from capaft.tasks import task_class
-from capaft.tasks.recognise import check_model, recognise
-from capaft.tasks.task import Features, Task
+from capaft.tasks.base.columns import Columns
+from capaft.tasks.base.features import Features
+from capaft.tasks.base.recognise import check_model, recognise_task
+from capaft.tasks.base.registry import task_class
+from capaft.tasks.base.task import Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -107,7 +108,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     classify = config.problem != "auto" or bool(config.label_separator)
     name: str = config.task
     if name == "auto":
-        name = recognise(source.train, sketch, selection.given_columns(config), classify=classify)
+        name = recognise_task(source.train, sketch, selection.given_columns(config), classify=classify)
     say(f"task   {name}{'' if config.task == name else ', told by the data and the model (--task chooses)'}")
     check_model(name, sketch)
     kind = task_class(name)

@@ -14,7 +14,7 @@ import numpy as np
 from capaft.fingerprint import samples_of
 from capaft.job import Job
 from capaft.support.errors import UsageError
-from capaft.tasks.task import Features
+from capaft.tasks.base.features import Features
 
 
 def made_from(job: Job) -> dict[str, str]:

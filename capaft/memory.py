@@ -34,7 +34,7 @@ from torch.utils._pytree import tree_leaves
 from capaft import heap, optimiser
 from capaft.heap import Heap, Request, Requests
 from capaft.journal import peak_memory
-from capaft.tasks.task import Batch
+from capaft.tasks.base.features import Batch
 
 Loss = Callable[[Any, Mapping[str, Tensor]], Tensor]
 

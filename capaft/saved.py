@@ -10,13 +10,14 @@ from torch import nn
 
 from capaft import adapter_file, run_directory
 from capaft.adapter_file import HEAD, AdapterFile
+from capaft.config.choices import TASKS
 from capaft.config.settings import check_range, resolve_settings
 from capaft.config.train_config import TrainConfig
 from capaft.model.load import BaseModel
 from capaft.run_directory import RunDirectory
 from capaft.support.errors import AdapterFileError, UsageError
-from capaft.tasks import TASKS, task_class
-from capaft.tasks.task import Task
+from capaft.tasks.base.registry import task_class
+from capaft.tasks.base.task import Task
 
 
 @dataclass(frozen=True)

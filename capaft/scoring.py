@@ -25,9 +25,9 @@ from capaft.selection import Selection
 from capaft.support import strict_json
 from capaft.support.errors import UsageError, did_you_mean
 from capaft.support.files import write_atomically
-from capaft.tasks import text_scores
-from capaft.tasks.generation import Generation
-from capaft.tasks.task import Task
+from capaft.tasks.base.task import Task
+from capaft.tasks.language.generation import Generation
+from capaft.tasks.language.text_scores import TEXT_METRICS
 
 
 def score(
@@ -83,7 +83,7 @@ def score(
         rows = sample_rows(rows, max_examples, config.seed)
     features = task.features(saved.base, rows, found.columns, training=False)
     if isinstance(task, Generation) and not predictions and not task.has_targets(features):
-        also = "" if task.generates else f" and --metric {text_scores.METRICS[0]}"
+        also = "" if task.generates else f" and --metric {TEXT_METRICS[0]}"
         raise UsageError(
             "there are no targets to compare with; name their column with --label-column, or write the texts with "
             f"--predictions FILE{also}"

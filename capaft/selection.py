@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from capaft.columns import Columns, numbered
 from capaft.config.train_config import TrainConfig
 from capaft.data.demo import demo_examples
 from capaft.data.load import Say, Splits, choose_splits, load_data
 from capaft.data.sampling import hold_out
 from capaft.data.splits import VALIDATION, WantedSplits
 from capaft.support.errors import UsageError
-from capaft.tasks.generation import Generation
-from capaft.tasks.task import Task
+from capaft.tasks.base.columns import Columns, with_row_numbers
+from capaft.tasks.base.task import Task
+from capaft.tasks.language.generation import Generation
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -214,4 +214,4 @@ def _usable(kind: type[Task], rows: Dataset, columns: Columns, config: TrainConf
         lost = int((~usable).sum())
         say(f"{lost} of {len(rows)} {what} have no value in {' or '.join(map(repr, read))} and are left out")
     # Messages name rows by their numbers in the file.
-    return Selection(numbered(rows).select(np.flatnonzero(usable)), columns)
+    return Selection(with_row_numbers(rows).select(np.flatnonzero(usable)), columns)

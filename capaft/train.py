@@ -31,7 +31,7 @@ from capaft.run_directory import RunDirectory
 from capaft.support import strict_json
 from capaft.support.errors import Interrupted
 from capaft.support.files import write_atomically
-from capaft.tasks.task import Batch
+from capaft.tasks.base.features import Batch
 
 # Losses are fetched from the device this many steps at a time, so that it never waits for the host.
 FETCH_STEPS = 10

@@ -10,10 +10,10 @@ import torch
 from datasets import Audio, Dataset, Features, List, Value
 from tiny_media import RATE, ast, hubert, tone, wav2vec2, whisper
 
-from capaft.columns import Columns
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.audio_classification import AudioClassification, prepared
+from capaft.tasks.base.columns import Columns
 
 COLUMNS = Columns("audio", None, "label")
 LABELS = ("low", "high")

@@ -200,7 +200,7 @@ def test_a_full_disk_keeps_what_was_there(reviews: Path, tmp_path: Path, monkeyp
 def test_nan_loss_stops_and_keeps_the_last_good_adapter(
     reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from capaft.tasks import single_label
+    from capaft.tasks.labels import single_label
 
     real = torch.nn.functional.cross_entropy
     calls = {"training": 0}

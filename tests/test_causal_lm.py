@@ -10,11 +10,11 @@ from datasets import Dataset
 from tiny_text import PLAIN_TEMPLATE, SPECIALS, base, ids, table, tokenizer
 from torch.nn import functional as F
 
-from capaft.columns import Columns
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
+from capaft.tasks.base.columns import Columns
 from capaft.tasks.causal_lm import CausalLM
-from capaft.tasks.token_loss import IGNORED
+from capaft.tasks.language.token_loss import IGNORED
 
 END = [SPECIALS["<end>"]]
 PAIRS = Columns("prompt", None, "completion")

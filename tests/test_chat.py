@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from tiny_text import BREAKS, MARKED_TEMPLATE, PLAIN_TEMPLATE, SPECIALS, THINKING_TEMPLATE, ids, table, tokenizer
 
-from capaft.columns import Columns
 from capaft.support.errors import UsageError
-from capaft.tasks import chat
-from capaft.tasks.example import Example
-from capaft.tasks.text_pairs import Pair
-from capaft.tasks.token_loss import IGNORED
+from capaft.tasks.base.columns import Columns
+from capaft.tasks.language.chat import chat_examples, conversations, exchange, is_chat, recognise_exchange, turn_ends
+from capaft.tasks.language.example import Example
+from capaft.tasks.language.text_pairs import Pair
+from capaft.tasks.language.token_loss import IGNORED
 
 TURN, STOP = [SPECIALS["<turn>"]], [SPECIALS["<stop>"]]
 CHAT = [("system", "be brief"), ("user", "hi"), ("assistant", "yo"), ("user", "why"), ("assistant", "so")]
@@ -23,7 +23,7 @@ def messages(chat: list[tuple[str, str]]) -> list[dict[str, str]]:
 
 
 def examples(chats: list[Any], template: str = PLAIN_TEMPLATE) -> list[Example]:
-    return chat.conversations(tokenizer(template), table(messages=chats), Columns("messages"))
+    return conversations(tokenizer(template), table(messages=chats), Columns("messages"))
 
 
 def by_hand(turns: list[tuple[str, str]]) -> tuple[list[int], list[int]]:
@@ -61,8 +61,8 @@ def test_every_answer_counts_and_nothing_else(template: str) -> None:
 def test_of_a_prompt_and_its_completion_the_answers_of_the_completion_count(template: str, asked: int) -> None:
     rows = table(prompt=[messages(CHAT[:asked])], completion=[messages(CHAT[asked:])])
     columns = Columns("prompt", None, "completion")
-    assert chat.recognise_exchange(rows, {}) == columns
-    found = chat.conversations(tokenizer(template), rows, columns)
+    assert recognise_exchange(rows, {}) == columns
+    found = conversations(tokenizer(template), rows, columns)
     whole = examples([messages(CHAT)], template)
     if asked == 2:
         assert found == whole
@@ -81,17 +81,17 @@ def test_completions_without_an_answer(completion: Any) -> None:
     said = completion and messages(completion)
     rows = table(prompt=[messages(CHAT[:2]), messages(CHAT[:3])], completion=[messages(CHAT[2:]), said])
     with pytest.raises(UsageError, match="row 2: the assistant says nothing in column 'completion'; drop the row"):
-        chat.conversations(tokenizer(PLAIN_TEMPLATE), rows, Columns("prompt", None, "completion"))
+        conversations(tokenizer(PLAIN_TEMPLATE), rows, Columns("prompt", None, "completion"))
 
 
 def test_which_columns_are_an_exchange() -> None:
     said = [messages(CHAT)]
     rows = table(prompt=said, completion=said, one=said, other=said, text=["a"])
-    assert chat.recognise_exchange(rows, {"text": "one", "label": "other"}) == Columns("one", None, "other")
-    assert chat.recognise_exchange(rows, {"text": "one"}) == Columns("one", None, "completion")
-    assert chat.recognise_exchange(rows, {"text": "text", "label": "other"}) is None
-    assert chat.recognise_exchange(rows, {"label": "text"}) is None
-    assert chat.recognise_exchange(table(prompt=said, text=["a"]), {}) is None
+    assert recognise_exchange(rows, {"text": "one", "label": "other"}) == Columns("one", None, "other")
+    assert recognise_exchange(rows, {"text": "one"}) == Columns("one", None, "completion")
+    assert recognise_exchange(rows, {"text": "text", "label": "other"}) is None
+    assert recognise_exchange(rows, {"label": "text"}) is None
+    assert recognise_exchange(table(prompt=said, text=["a"]), {}) is None
 
 
 def test_sharegpt() -> None:
@@ -134,24 +134,24 @@ def test_chats_without_an_answer(said: list[dict[str, Any]], says: str) -> None:
 
 def test_the_template_refuses() -> None:
     with pytest.raises(UsageError, match="row 1: the model's chat template does not take this chat: not you"):
-        chat.examples(tokenizer("{{ raise_exception('not you') }}"), messages(CHAT), set(), "row 1")
+        chat_examples(tokenizer("{{ raise_exception('not you') }}"), messages(CHAT), set(), "row 1")
     with pytest.raises(UsageError, match=r"row 1: .*does not put an answer after the prompt"):
-        chat.examples(tokenizer("{{ messages | length }}"), messages(CHAT), set(), "row 1")
+        chat_examples(tokenizer("{{ messages | length }}"), messages(CHAT), set(), "row 1")
     with pytest.raises(UsageError, match="no chat template"):
-        chat.conversations(tokenizer(), table(messages=[messages(CHAT)]), Columns("messages"))
+        conversations(tokenizer(), table(messages=[messages(CHAT)]), Columns("messages"))
 
 
 def test_what_ends_an_answer() -> None:
-    assert chat.ends(tokenizer()) == {SPECIALS["<end>"]}
-    assert chat.ends(tokenizer(PLAIN_TEMPLATE)) == {SPECIALS["<end>"], SPECIALS["<stop>"]}
+    assert turn_ends(tokenizer()) == {SPECIALS["<end>"]}
+    assert turn_ends(tokenizer(PLAIN_TEMPLATE)) == {SPECIALS["<end>"], SPECIALS["<stop>"]}
 
 
 def test_a_pair_as_a_chat() -> None:
     made = tokenizer(PLAIN_TEMPLATE)
-    found = chat.exchange(made, Pair(1, "hi", ("yo", "hey")), chat.ends(made))
+    found = exchange(made, Pair(1, "hi", ("yo", "hey")), turn_ends(made))
     assert (found.ids, found.labels) == by_hand([("user", "hi"), ("assistant", "yo")])
     assert (found.source, found.references) == ("hi", ("yo", "hey"))
-    asked = chat.exchange(made, Pair(1, "hi", ()), chat.ends(made))
+    asked = exchange(made, Pair(1, "hi", ()), turn_ends(made))
     assert asked.ids == asked.prompt == found.prompt
     assert set(asked.labels) == {IGNORED}
 
@@ -160,5 +160,5 @@ def test_what_is_a_chat() -> None:
     features = table(
         a=[messages(CHAT)], b=[[{"from": "x", "value": "y"}]], c=["text"], d=[["texts"]], e=[[{"role": "x"}]]
     ).features
-    assert {name for name, feature in features.items() if chat.is_chat(feature)} == {"a", "b"}
-    assert not chat.is_chat(None)
+    assert {name for name, feature in features.items() if is_chat(feature)} == {"a", "b"}
+    assert not is_chat(None)

@@ -7,8 +7,18 @@ from typing import Any
 import pytest
 from datasets import ClassLabel, Dataset, Image, List, Value
 
-from capaft.columns import Columns, filled, find, is_id, is_text, kind, place, plain, texts
 from capaft.support.errors import UsageError
+from capaft.tasks.base.columns import (
+    Columns,
+    cell_kind,
+    describe_row,
+    filled_rows,
+    find_column,
+    is_id,
+    is_text,
+    plain_name,
+    row_texts,
+)
 
 NAMES = (("label", "labels"), ("class",))
 
@@ -18,7 +28,7 @@ def table(**columns: list[Any]) -> Dataset:
 
 
 def found(given: str | None = None, taken: tuple[str, ...] = (), **columns: list[Any]) -> str | None:
-    return find(table(**columns), "text", given, NAMES, is_text, "text", taken)
+    return find_column(table(**columns), "text", given, NAMES, is_text, "text", taken)
 
 
 def test_by_name() -> None:
@@ -75,7 +85,7 @@ def test_given_columns_that_are_wrong(given: str, said: str) -> None:
     ],
 )
 def test_kind(feature: Any, expected: str) -> None:
-    assert kind(feature) == expected
+    assert cell_kind(feature) == expected
 
 
 def test_ids() -> None:
@@ -84,7 +94,7 @@ def test_ids() -> None:
 
 
 def test_plain() -> None:
-    assert plain("#1 String_a") == "1stringa"
+    assert plain_name("#1 String_a") == "1stringa"
 
 
 def test_describe() -> None:
@@ -95,39 +105,39 @@ def test_describe() -> None:
 
 def test_texts() -> None:
     dataset = table(text=["a", ""], other=["c", "d"], label=[0, 1])
-    assert texts(dataset, Columns("text")) == (["a", ""], None)
-    assert texts(dataset, Columns("text", "other", "label")) == (["a", ""], ["c", "d"])
-    assert texts(dataset.select([1]), Columns("text")) == ([""], None)
+    assert row_texts(dataset, Columns("text")) == (["a", ""], None)
+    assert row_texts(dataset, Columns("text", "other", "label")) == (["a", ""], ["c", "d"])
+    assert row_texts(dataset.select([1]), Columns("text")) == ([""], None)
 
 
 def test_missing_text() -> None:
     dataset = table(text=["a", "b", None], other=["c", None, "d"])
     with pytest.raises(UsageError, match="row 3: no text in column 'text'"):
-        texts(dataset, Columns("text"))
+        row_texts(dataset, Columns("text"))
     with pytest.raises(UsageError, match="row 2: no text in column 'other'"):
-        texts(dataset.select([0, 1]), Columns("text", "other"))
+        row_texts(dataset.select([0, 1]), Columns("text", "other"))
 
 
 def test_place() -> None:
     dataset = table(text=["short", "a  sentence\nthat goes on for more than forty characters"], image=[1, 2])
-    assert place(dataset, Columns("text"), 0) == "row 1 ('short')"
-    assert place(dataset, Columns("text"), 1) == "row 2 ('a sentence that goes on for more than...')"
-    assert place(dataset, Columns("image"), 1) == "row 2"
+    assert describe_row(dataset, Columns("text"), 0) == "row 1 ('short')"
+    assert describe_row(dataset, Columns("text"), 1) == "row 2 ('a sentence that goes on for more than...')"
+    assert describe_row(dataset, Columns("image"), 1) == "row 2"
 
 
 def test_which_rows_are_filled() -> None:
-    assert filled(table(a=["x", "", None], b=[1, None, -1]), "a").tolist() == [True, True, False]
-    assert filled(table(a=["x", "", None], b=[1, None, -1]), "a", None, "b").tolist() == [True, False, False]
-    assert filled(table(a=[0.5, float("nan"), float("inf"), None]), "a").tolist() == [True, False, False, False]
-    assert filled(table(a=[["x"], [], None, [None]]), "a").tolist() == [True, False, False, True]
+    assert filled_rows(table(a=["x", "", None], b=[1, None, -1]), "a").tolist() == [True, True, False]
+    assert filled_rows(table(a=["x", "", None], b=[1, None, -1]), "a", None, "b").tolist() == [True, False, False]
+    assert filled_rows(table(a=[0.5, float("nan"), float("inf"), None]), "a").tolist() == [True, False, False, False]
+    assert filled_rows(table(a=[["x"], [], None, [None]]), "a").tolist() == [True, False, False, True]
     classes = table(a=[0, 1, -1, None]).cast_column("a", ClassLabel(names=["x", "y"]))
-    assert filled(classes, "a").tolist() == [True, True, False, False]
-    assert filled(table(a=[{"x": "b", "y": None}, {"x": None, "y": "c"}]), "x").tolist() == [True, False]
+    assert filled_rows(classes, "a").tolist() == [True, True, False, False]
+    assert filled_rows(table(a=[{"x": "b", "y": None}, {"x": None, "y": "c"}]), "x").tolist() == [True, False]
     files = table(a=["0.png", None]).cast_column("a", Image(decode=False))
-    assert filled(files, "a").tolist() == [True, False]
+    assert filled_rows(files, "a").tolist() == [True, False]
 
 
 def test_which_rows_are_filled_is_told_for_any_selection() -> None:
     rows = table(a=[["x", None][row % 3 == 0] for row in range(25_000)])
     for chosen in (rows, rows.select(range(24_999, 0, -7)), rows.select([])):
-        assert filled(chosen, "a").tolist() == [value is not None for value in chosen["a"]]
+        assert filled_rows(chosen, "a").tolist() == [value is not None for value in chosen["a"]]

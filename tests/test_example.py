@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_text import SPECIALS, ids, tokenizer
 
-from capaft.tasks import example
-from capaft.tasks.text_pairs import Pair
-from capaft.tasks.token_loss import IGNORED
+from capaft.tasks.language.example import plain_examples, shortened_prompt
+from capaft.tasks.language.text_pairs import Pair
+from capaft.tasks.language.token_loss import IGNORED
 
 TOKENIZER = tokenizer(framed=True)
 # Without line breaks, two of which are one token.
@@ -18,7 +18,7 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\n<"), max_size
 @settings(deadline=None)
 @given(TEXTS, TEXTS, TEXTS)
 def test_the_completion_and_its_end_count(source: str, separator: str, target: str) -> None:
-    (found,) = example.plain(TOKENIZER, [Pair(1, source, (target, "another"))], separator)
+    (found,) = plain_examples(TOKENIZER, [Pair(1, source, (target, "another"))], separator)
     tokens = [SPECIALS["<start>"], *ids(source + separator), *ids(target), SPECIALS["<end>"]]
     labels = [token if place > len((source + separator).encode()) else IGNORED for place, token in enumerate(tokens)]
     assert (found.ids, found.labels) == (tokens, labels)
@@ -27,26 +27,26 @@ def test_the_completion_and_its_end_count(source: str, separator: str, target: s
 
 
 def test_without_a_completion() -> None:
-    (found,) = example.plain(TOKENIZER, [Pair(1, "ab", ())], "")
+    (found,) = plain_examples(TOKENIZER, [Pair(1, "ab", ())], "")
     assert found.ids == found.prompt == [SPECIALS["<start>"], *ids("ab")]
     assert set(found.labels) == {IGNORED}
 
 
 def test_an_empty_prompt_begins_with_the_end_token() -> None:
-    (found,) = example.plain(tokenizer(), [Pair(1, "", ("x",))], "")
+    (found,) = plain_examples(tokenizer(), [Pair(1, "", ("x",))], "")
     assert found.ids == [SPECIALS["<end>"], *ids("x"), SPECIALS["<end>"]]
 
 
 def test_a_long_prompt_keeps_its_end_and_its_first_special_tokens() -> None:
     start, turn = SPECIALS["<start>"], SPECIALS["<turn>"]
     prompt = [start, turn, *ids("abcd"), turn, *ids("e")]
-    assert example.shortened(TOKENIZER, prompt, 8) is prompt
-    assert example.shortened(TOKENIZER, prompt, 7) == [start, turn, *ids("bcd"), turn, *ids("e")]
-    assert example.shortened(TOKENIZER, prompt, 3) == [start, turn, *ids("e")]
-    assert example.shortened(TOKENIZER, prompt, 1) == ids("e")
-    assert example.shortened(TOKENIZER, ids("abcd"), 3) == ids("bcd")
+    assert shortened_prompt(TOKENIZER, prompt, 8) is prompt
+    assert shortened_prompt(TOKENIZER, prompt, 7) == [start, turn, *ids("bcd"), turn, *ids("e")]
+    assert shortened_prompt(TOKENIZER, prompt, 3) == [start, turn, *ids("e")]
+    assert shortened_prompt(TOKENIZER, prompt, 1) == ids("e")
+    assert shortened_prompt(TOKENIZER, ids("abcd"), 3) == ids("bcd")
 
 
 def test_a_prompt_of_special_tokens_alone_keeps_its_end() -> None:
     prompt = list(SPECIALS.values())
-    assert example.shortened(TOKENIZER, prompt, 4) == [*prompt[:2], *prompt[-2:]]
+    assert shortened_prompt(TOKENIZER, prompt, 4) == [*prompt[:2], *prompt[-2:]]

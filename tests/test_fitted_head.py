@@ -22,7 +22,7 @@ from capaft.model.demo import demo_model
 from capaft.model.load import BaseModel
 from capaft.model.origin import Origin
 from capaft.support.errors import UsageError
-from capaft.tasks.task import Batch, Features
+from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.text_classification import TextClassification
 
 TASK = TextClassification(("a", "b", "c"), 16)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from tiny_text import SPECIALS, base, ids, tokenizer
 
+from capaft.tasks.base.features import Features
 from capaft.tasks.causal_lm import CausalLM
-from capaft.tasks.task import Features
 
 TASK = CausalLM(layout="prompt", metric="bleu", max_new_tokens=4)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from capaft.tasks.glue import official_metric
+from capaft.tasks.labels.glue import official_metric
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from capaft import fitted_head, head_cache
 from capaft.fitted_head import FittedHead
 from capaft.head_cache import Start
 from capaft.model.load import BaseModel
-from capaft.tasks.task import Features
+from capaft.tasks.base.features import Features
 from capaft.tasks.text_classification import TextClassification
 
 TASK = TextClassification(("a", "b"), 16)

@@ -14,9 +14,9 @@ from PIL import Image
 from tiny_media import SIZE, picture, resnet, vit
 from transformers import AutoImageProcessor
 
-from capaft.columns import Columns
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
+from capaft.tasks.base.columns import Columns
 from capaft.tasks.image_classification import ImageClassification, _channels, augmented, converted
 
 COLUMNS = Columns("image", None, "label")

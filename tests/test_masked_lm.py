@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny_text import SIZE, SPECIALS, base, ids, table, tokenizer
 
-from capaft.columns import Columns
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
+from capaft.tasks.base.columns import Columns
+from capaft.tasks.language.token_loss import IGNORED
 from capaft.tasks.masked_lm import MaskedLM, mask
-from capaft.tasks.token_loss import IGNORED
 
 START, END, MASK = [SPECIALS["<start>"]], [SPECIALS["<end>"]], SPECIALS["<mask>"]
 COLUMNS = Columns("text")

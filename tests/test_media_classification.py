@@ -15,10 +15,10 @@ import torch
 from datasets import Array2D, Audio, ClassLabel, Dataset, Features, Image, List, Value
 from tiny_media import GIVEN, picture, vit
 
-from capaft.columns import Columns
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.audio_classification import AudioClassification
+from capaft.tasks.base.columns import Columns
 from capaft.tasks.image_classification import ImageClassification
 
 SEVEN = tuple("abcdefg")

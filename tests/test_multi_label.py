@@ -10,9 +10,9 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from capaft.columns import Columns
 from capaft.support.errors import UsageError
-from capaft.tasks.multi_label import MultiLabel
+from capaft.tasks.base.columns import Columns
+from capaft.tasks.labels.multi_label import MultiLabel
 
 COLUMNS = Columns("text", None, "label")
 

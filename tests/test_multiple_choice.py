@@ -12,12 +12,12 @@ import torch
 from datasets import ClassLabel, Dataset
 from transformers import AutoTokenizer, BertConfig, BertForMultipleChoice, ByT5Tokenizer, GPT2Config, GPT2LMHeadModel
 
-from capaft.columns import Columns
 from capaft.config.train_config import TrainConfig
 from capaft.model.demo import demo_model
 from capaft.model.load import BaseModel
 from capaft.model.origin import Origin
 from capaft.support.errors import UsageError
+from capaft.tasks.base.columns import Columns
 from capaft.tasks.multiple_choice import MultipleChoice
 
 TASK = MultipleChoice()

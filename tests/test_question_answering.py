@@ -28,14 +28,15 @@ from transformers import (
     XLNetConfig,
 )
 
-from capaft.columns import Columns
 from capaft.config.train_config import TrainConfig
 from capaft.model.demo import demo_model
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
-from capaft.tasks import answers, squad_metrics, windows
-from capaft.tasks.answers import Answer
+from capaft.tasks.base.columns import Columns
 from capaft.tasks.question_answering import QuestionAnswering, Span, best_span
+from capaft.tasks.spans import squad_metrics
+from capaft.tasks.spans.answers import Answer, locate_answer, read_answers
+from capaft.tasks.spans.windows import Window, cut_windows
 
 COLUMNS = Columns("question", "context", "answers")
 CONTEXT = "The Tower of London was built in 1078. William the Conqueror, a Norman, built it. " + "It still stands. " * 9
@@ -180,14 +181,14 @@ def test_positions_decode_to_the_answer_and_windows_cover_the_context(words, dat
 def test_spaces_that_belong_to_a_token_are_not_part_of_an_answer() -> None:
     tokenizer = Tokenizer(models.BPE({"a": 0, "Ġ": 1, "Ġa": 2, "b": 3, "Ġb": 4}, [("Ġ", "a"), ("Ġ", "b")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    cut = windows.cut(PreTrainedTokenizerFast(tokenizer_object=tokenizer), ["a"], ["a b a"], 8, 2)[0]
+    cut = cut_windows(PreTrainedTokenizerFast(tokenizer_object=tokenizer), ["a"], ["a b a"], 8, 2)[0]
     assert cut.characters.tolist() == [[0, 1], [1, 3], [3, 5]]
     assert cut.tokens(2, 3) == (2, 2)
     assert cut.text("a b a", 2, 2) == "b"
 
 
 def test_tokens_that_stand_for_nothing_are_no_answers() -> None:
-    nothing = windows.Window(0, np.arange(5), np.zeros(5), 0, 1, 0, 4, np.array([[0, 0], [0, 3], [0, 0], [3, 5]]))
+    nothing = Window(0, np.arange(5), np.zeros(5), 0, 1, 0, 4, np.array([[0, 0], [0, 3], [0, 0], [3, 5]]))
     assert nothing.answerable().tolist() == [False, False, True, False, True]
     assert nothing.tokens(0, 3) == (2, 2)
     assert nothing.tokens(1, 5) == (2, 4)
@@ -300,7 +301,7 @@ def test_answers_are_those_of_a_search_of_all_pairs(seed: int, no_answer: bool, 
 
 
 def test_a_window_in_which_no_start_goes_with_an_end() -> None:
-    window = windows.Window(0, np.arange(4), np.zeros(4), 0, 1, 0, 3, np.array([[0, 1], [1, 2], [2, 3]]))
+    window = Window(0, np.arange(4), np.zeros(4), 0, 1, 0, 3, np.array([[0, 1], [1, 2], [2, 3]]))
     rising = torch.tensor([0.0, 1, 2, 3])
     assert best_span(rising, -rising, window, 1, 30).score == -np.inf
     assert best_span(rising, -rising, window, 3, 30).score == 0.0
@@ -369,7 +370,7 @@ def test_columns_are_told_by_name_and_by_what_they_hold() -> None:
     lists = rows(("q", "c", [("c", 0)]))
     for each in (structs, lists):
         assert QuestionAnswering.recognise(each, {}) == COLUMNS
-        assert answers.read(each, "answers") == [[Answer("c", 0)]]
+        assert read_answers(each, "answers") == [[Answer("c", 0)]]
     renamed = lists.rename_columns({"question": "query", "context": "passage", "answers": "gold"})
     assert QuestionAnswering.recognise(renamed, {"label": "gold"}) == Columns("query", "passage", "gold")
     with pytest.raises(UsageError, match=r"no column of a usual name holds answers.*--label-column"):
@@ -399,7 +400,7 @@ def test_ids_are_the_rows_own() -> None:
     ],
 )
 def test_answers_that_stand_elsewhere_are_found(context: str, answer: Answer, wanted: tuple[int, int] | None) -> None:
-    assert answers.place(context, answer) == wanted
+    assert locate_answer(context, answer) == wanted
 
 
 def test_rows_whose_answer_is_nowhere() -> None:
@@ -448,7 +449,7 @@ def test_metrics_that_these_questions_do_not_have() -> None:
 
 def test_slow_tokenizers_are_refused() -> None:
     with pytest.raises(UsageError, match="fast tokenizer"):
-        windows.cut(SimpleNamespace(is_fast=False), ["Who?"], ["a"], 8, 2)
+        cut_windows(SimpleNamespace(is_fast=False), ["Who?"], ["a"], 8, 2)
 
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}

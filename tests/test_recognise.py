@@ -10,7 +10,7 @@ from datasets import Dataset, Features, Sequence, Value
 from transformers import AutoConfig
 
 from capaft.support.errors import UsageError
-from capaft.tasks.recognise import check_model, recognise
+from capaft.tasks.base.recognise import check_model, recognise_task
 
 NOTHING = {"text": None, "pair": None, "label": None}
 
@@ -83,7 +83,7 @@ TOKENS, TAGS = [["a", "b"]] * 8, [["O", "B-x"]] * 8
     ],
 )
 def test_the_columns_tell(columns: dict[str, list[Any]], model: Any, task: str) -> None:
-    assert recognise(Dataset.from_dict(columns), model, NOTHING) == task
+    assert recognise_task(Dataset.from_dict(columns), model, NOTHING) == task
 
 
 @pytest.mark.parametrize(
@@ -95,17 +95,17 @@ def test_the_columns_tell(columns: dict[str, list[Any]], model: Any, task: str) 
 )
 def test_media_are_told_by_their_type(feature: Any, task: str) -> None:
     rows = Dataset.from_dict({"x": [{"bytes": b"", "path": None}] * 2, "label": [0, 1]})
-    assert recognise(rows.cast_column("x", feature), BERT, NOTHING) == task
+    assert recognise_task(rows.cast_column("x", feature), BERT, NOTHING) == task
 
 
 def test_named_columns_count() -> None:
     rows = Dataset.from_dict({"from": TEXTS, "to": [f"{text}!" for text in TEXTS]})
-    assert recognise(rows, GPT, NOTHING | {"text": "from", "label": "to"}) == "causal-lm"
+    assert recognise_task(rows, GPT, NOTHING | {"text": "from", "label": "to"}) == "causal-lm"
 
 
 def test_a_named_label_outweighs_a_pair() -> None:
     rows = Dataset.from_dict({"text": TEXTS, "summary": TEXTS, "language": CLASSES})
-    assert recognise(rows, T5, NOTHING | {"label": "language"}) == "text-classification"
+    assert recognise_task(rows, T5, NOTHING | {"label": "language"}) == "text-classification"
 
 
 @pytest.mark.parametrize(
@@ -118,45 +118,45 @@ def test_a_named_label_outweighs_a_pair() -> None:
     ],
 )
 def test_a_named_label_is_never_left_unread(columns: dict[str, Any], model: Any, given: dict[str, str]) -> None:
-    assert recognise(Dataset.from_dict(columns), model, NOTHING | given) == "text-classification"
+    assert recognise_task(Dataset.from_dict(columns), model, NOTHING | given) == "text-classification"
 
 
 @pytest.mark.parametrize("model", [BERT, GPT])
 def test_named_columns_that_no_task_can_read_are_told(model: Any) -> None:
     rows = Dataset.from_dict({"text": TEXTS, "more": TEXTS, "box": [{"a": 1}] * 8})
     with pytest.raises(UsageError, match=r"^--label-column box: this column does not hold a label.*--task$"):
-        recognise(rows, model, NOTHING | {"label": "box"})
+        recognise_task(rows, model, NOTHING | {"label": "box"})
     with pytest.raises(UsageError, match=r"^cannot tell which column is the label .*--task$"):
-        recognise(rows, model, NOTHING | {"text": "text", "pair": "more"})
+        recognise_task(rows, model, NOTHING | {"text": "text", "pair": "more"})
     rows = Dataset.from_dict({"source": TEXTS, "foo": TEXTS, "verdict": CLASSES})
     with pytest.raises(UsageError, match=r"^cannot tell which column is the text .*--task$"):
-        recognise(rows, BERT, NOTHING | {"label": "verdict"})
+        recognise_task(rows, BERT, NOTHING | {"label": "verdict"})
 
 
 @pytest.mark.parametrize("model", [BERT, GPT, T5])
 @pytest.mark.parametrize("columns", [{"text": TEXTS, "tags": TEXTS}, {"question": TEXTS, "answer": TEXTS}])
 def test_an_option_of_classification_alone_says_so(model: Any, columns: dict[str, Any]) -> None:
-    assert recognise(Dataset.from_dict(columns), model, NOTHING, classify=True) == "text-classification"
+    assert recognise_task(Dataset.from_dict(columns), model, NOTHING, classify=True) == "text-classification"
 
 
 @pytest.mark.parametrize("kind", ["string", "large_string"])
 def test_a_text_of_its_own_in_every_row_is_no_class(kind: str) -> None:
     rows = Dataset.from_dict({"text": TEXTS, "target": TEXTS})
     rows = rows.cast(Features({"text": Value(kind), "target": Value(kind)}))
-    assert recognise(rows, GPT, NOTHING) == "causal-lm"
+    assert recognise_task(rows, GPT, NOTHING) == "causal-lm"
     rows = rows.rename_column("target", "label")
     with pytest.raises(UsageError, match=r"^cannot tell source and target; choose them with --text-column .*--task$"):
-        recognise(rows, T5, NOTHING)
-    assert recognise(rows, T5, NOTHING | {"text": "text", "label": "label"}) == "seq2seq"
+        recognise_task(rows, T5, NOTHING)
+    assert recognise_task(rows, T5, NOTHING | {"text": "text", "label": "label"}) == "seq2seq"
 
 
 def test_what_is_for_no_task_is_told_with_a_way_out() -> None:
     rows = Dataset.from_dict({"x": [1.5, 2.5]}, features=Features({"x": Value("float32")}))
     with pytest.raises(UsageError, match="--task"):
-        recognise(rows, BERT, NOTHING)
+        recognise_task(rows, BERT, NOTHING)
     rows = Dataset.from_dict({"x": [[1], [2]]}, features=Features({"x": Sequence(Value("int32"))}))
     with pytest.raises(UsageError, match="--task"):
-        recognise(rows, GPT, NOTHING)
+        recognise_task(rows, GPT, NOTHING)
 
 
 def test_a_model_that_reads_both_ways_does_not_write() -> None:

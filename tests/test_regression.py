@@ -9,9 +9,9 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
-from capaft.columns import Columns
 from capaft.support.errors import UsageError
-from capaft.tasks.regression import Regression
+from capaft.tasks.base.columns import Columns
+from capaft.tasks.labels.regression import Regression
 
 PROBLEM = Regression()
 COLUMNS = Columns("text", None, "label")

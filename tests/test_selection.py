@@ -13,13 +13,13 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from tiny_data import ignore
 
 from capaft import selection
-from capaft.columns import Columns, numbers
 from capaft.config.train_config import TrainConfig
 from capaft.data.load import Splits
 from capaft.selection import Selection
 from capaft.support.errors import UsageError
-from capaft.tasks import task_class
-from capaft.tasks.task import Task
+from capaft.tasks.base.columns import Columns, row_numbers
+from capaft.tasks.base.registry import task_class
+from capaft.tasks.base.task import Task
 
 Row = dict[str, Any]
 LABELLED: list[Row] = [{"text": f"text {row}", "label": row % 2} for row in range(40)]
@@ -179,10 +179,10 @@ def test_rows_are_left_out_before_any_are_set_aside() -> None:
 def test_rows_keep_their_numbers() -> None:
     gaps: list[Row] = [{"text": "lost", "label": None} for _ in range(40)]
     train, validation, known, _ = chosen([*gaps, *LABELLED])
-    assert [numbers(each.rows) for each in (known,)] == [list(range(41, 81))]
+    assert [row_numbers(each.rows) for each in (known,)] == [list(range(41, 81))]
     for each in (train, validation):
-        assert [f"text {row - 41}" for row in numbers(each.rows)] == each.rows["text"][:]
-    assert sorted(numbers(train.rows) + numbers(validation.rows)) == numbers(known.rows)
+        assert [f"text {row - 41}" for row in row_numbers(each.rows)] == each.rows["text"][:]
+    assert sorted(row_numbers(train.rows) + row_numbers(validation.rows)) == row_numbers(known.rows)
     _, validation, known, _ = chosen(LABELLED, [{"text": None, "label": 0}, {"text": "b", "label": 7}])
     with pytest.raises(UsageError, match=r"^row 2 \('b'\): the training data has no label '7'"):
         decided(known).check_labels(validation.rows, validation.columns)

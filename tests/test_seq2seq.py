@@ -9,11 +9,11 @@ import torch
 from datasets import Dataset
 from tiny_text import SPECIALS, base, ids, table, tokenizer
 
-from capaft.columns import Columns
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
+from capaft.tasks.base.columns import Columns
+from capaft.tasks.language.token_loss import IGNORED
 from capaft.tasks.seq2seq import Seq2Seq
-from capaft.tasks.token_loss import IGNORED
 
 START, END = [SPECIALS["<start>"]], [SPECIALS["<end>"]]
 ROWS = table(document=["abc", "d", "a longer one"], summary=["xy", "z", "w"])

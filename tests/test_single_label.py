@@ -11,9 +11,9 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
-from capaft.columns import Columns
 from capaft.support.errors import UsageError
-from capaft.tasks.single_label import SingleLabel, check_metric
+from capaft.tasks.base.columns import Columns
+from capaft.tasks.labels.single_label import SingleLabel, check_metric
 
 PROBLEM = SingleLabel()
 COLUMNS = Columns("text", None, "label")

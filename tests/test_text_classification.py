@@ -14,12 +14,12 @@ from tiny import build
 from tiny_text import SIZE, SPECIALS, tokenizer
 from transformers import AutoTokenizer, BertConfig, GPT2Config, GPT2ForSequenceClassification, GPT2Model
 
-from capaft.columns import Columns
 from capaft.config.train_config import TrainConfig
 from capaft.model.demo import demo_model
 from capaft.model.load import BaseModel
 from capaft.model.origin import Origin
 from capaft.support.errors import UsageError
+from capaft.tasks.base.columns import Columns
 from capaft.tasks.text_classification import TextClassification
 
 LONG = [f"a sentence of its own, number {i}" for i in range(8)]

@@ -6,10 +6,9 @@ import pytest
 from datasets import Dataset, Features, Translation, Value
 from tiny_text import table
 
-from capaft.columns import Columns
 from capaft.support.errors import UsageError
-from capaft.tasks import text_pairs
-from capaft.tasks.text_pairs import Pair
+from capaft.tasks.base.columns import Columns
+from capaft.tasks.language.text_pairs import Pair, are_summaries, check_pairs, read_pairs, recognise_text_pairs
 
 LANGUAGES = [{"en": "one", "de": "eins"}, {"en": "two", "de": "zwei"}]
 
@@ -36,70 +35,70 @@ def rows_of(names: str) -> Dataset:
     ],
 )
 def test_usual_names(names: str, expected: Columns) -> None:
-    assert text_pairs.recognise(rows_of(names), {}) == expected
+    assert recognise_text_pairs(rows_of(names), {}) == expected
 
 
 def test_what_is_given_goes_first() -> None:
     rows = rows_of("prompt completion body heading")
-    assert text_pairs.recognise(rows, {"text": "body", "label": "heading"}) == Columns("body", None, "heading")
-    assert text_pairs.recognise(rows, {"label": "heading"}) == Columns("prompt", None, "heading")
-    assert text_pairs.recognise(rows, {"text": "prompt"}) == Columns("prompt", None, "completion")
-    assert text_pairs.recognise(rows, {"text": "body"}) is None
-    pairs = text_pairs.recognise(rows, {"text": "prompt", "pair": "body", "label": "heading"})
+    assert recognise_text_pairs(rows, {"text": "body", "label": "heading"}) == Columns("body", None, "heading")
+    assert recognise_text_pairs(rows, {"label": "heading"}) == Columns("prompt", None, "heading")
+    assert recognise_text_pairs(rows, {"text": "prompt"}) == Columns("prompt", None, "completion")
+    assert recognise_text_pairs(rows, {"text": "body"}) is None
+    pairs = recognise_text_pairs(rows, {"text": "prompt", "pair": "body", "label": "heading"})
     assert pairs == Columns("prompt", "body", "heading")
 
 
 def test_no_pair() -> None:
-    assert text_pairs.recognise(rows_of("text label"), {}) is None
-    assert text_pairs.recognise(table(question=["a"], answer=[1]), {}) is None
+    assert recognise_text_pairs(rows_of("text label"), {}) is None
+    assert recognise_text_pairs(table(question=["a"], answer=[1]), {}) is None
     with pytest.raises(UsageError, match="does not hold text or a list of texts"):
-        text_pairs.recognise(table(question=["a"], answer=[1]), {"label": "answer"})
+        recognise_text_pairs(table(question=["a"], answer=[1]), {"label": "answer"})
 
 
 @pytest.mark.parametrize("feature", [Translation(["en", "de"]), {"en": Value("string"), "de": Value("string")}])
 def test_translations_go_by_language(feature: object) -> None:
     rows = Dataset.from_dict({"id": [1, 2], "translation": LANGUAGES}, Features(id=Value("int64"), translation=feature))
-    columns = text_pairs.recognise(rows, {})
+    columns = recognise_text_pairs(rows, {})
     assert columns == Columns("en", None, "de")
-    assert text_pairs.recognise(rows, {"text": "de"}) == Columns("de", None, "en")
-    assert text_pairs.recognise(rows, {"label": "en"}) == Columns("de", None, "en")
-    assert text_pairs.read(rows, columns, "", each=True) == [Pair(1, "one", ("eins",)), Pair(2, "two", ("zwei",))]
+    assert recognise_text_pairs(rows, {"text": "de"}) == Columns("de", None, "en")
+    assert recognise_text_pairs(rows, {"label": "en"}) == Columns("de", None, "en")
+    assert read_pairs(rows, columns, "", each=True) == [Pair(1, "one", ("eins",)), Pair(2, "two", ("zwei",))]
     with pytest.raises(UsageError, match=r"--text-column fr.*the columns are en"):
-        text_pairs.recognise(rows, {"text": "fr"})
+        recognise_text_pairs(rows, {"text": "fr"})
 
 
 def test_several_references() -> None:
     rows = table(mr=["a", "b"], refs=[["x", "y"], ["z"]])
-    columns = text_pairs.recognise(rows, {})
+    columns = recognise_text_pairs(rows, {})
     assert columns == Columns("mr", None, "refs")
-    assert text_pairs.read(rows, columns, "say: ", each=False) == [
+    assert read_pairs(rows, columns, "say: ", each=False) == [
         Pair(1, "say: a", ("x", "y")),
         Pair(2, "say: b", ("z",)),
     ]
-    assert [pair.references for pair in text_pairs.read(rows, columns, "", each=True)] == [("x",), ("y",), ("z",)]
+    assert [pair.references for pair in read_pairs(rows, columns, "", each=True)] == [("x",), ("y",), ("z",)]
 
 
 def test_a_further_text_stands_on_a_line_of_its_own() -> None:
     rows = table(instruction=["add", "add"], input=["1 2", ""], output=["3", "?"])
-    columns = text_pairs.recognise(rows, {})
-    assert [pair.source for pair in text_pairs.read(rows, columns, "", each=False)] == ["add\n1 2", "add"]
+    columns = recognise_text_pairs(rows, {})
+    assert [pair.source for pair in read_pairs(rows, columns, "", each=False)] == ["add\n1 2", "add"]
 
 
 def test_missing_texts_name_their_row() -> None:
     with pytest.raises(UsageError, match="row 2: no text in column 'ref'"):
-        text_pairs.check(table(mr=["a", "b"], ref=["x", None]), Columns("mr", None, "ref"))
+        check_pairs(table(mr=["a", "b"], ref=["x", None]), Columns("mr", None, "ref"))
     with pytest.raises(UsageError, match="row 1: no text in column 'refs'"):
-        text_pairs.check(table(mr=["a", "b"], refs=[[], ["x"]]), Columns("mr", None, "refs"))
+        check_pairs(table(mr=["a", "b"], refs=[[], ["x"]]), Columns("mr", None, "refs"))
     with pytest.raises(UsageError, match="row 1: no text in column 'mr'"):
-        text_pairs.check(table(mr=[None, "b"], ref=["x", "x"]), Columns("mr", None, "ref"))
+        check_pairs(table(mr=[None, "b"], ref=["x", "x"]), Columns("mr", None, "ref"))
     with pytest.raises(UsageError, match="--label-column among mr"):
-        text_pairs.check(table(mr=["a"]), Columns("mr"))
+        check_pairs(table(mr=["a"]), Columns("mr"))
 
 
 def test_summaries_are_known_by_their_name() -> None:
-    assert text_pairs.are_summaries(Columns("a", None, "Summary"))
-    assert text_pairs.are_summaries(Columns("a", None, "highlights"))
-    assert not text_pairs.are_summaries(Columns("a", None, "de"))
+    assert are_summaries(Columns("a", None, "Summary"))
+    assert are_summaries(Columns("a", None, "highlights"))
+    assert not are_summaries(Columns("a", None, "de"))
 
 
 GEM = {"target": ["one", "two"], "references": [["one", "ONE"], ["two"]]}
@@ -116,22 +115,22 @@ GEM = {"target": ["one", "two"], "references": [["one", "ONE"], ["two"]]}
 def test_sources_may_be_lists_and_all_references_count(name: str, values: list[object], source: str) -> None:
     """As GEM has DART, WebNLG and E2E; the triples as LoRA's experiments wrote them."""
     rows = table(**{name: values}, **GEM)
-    columns = text_pairs.recognise(rows, {"text": name})
+    columns = recognise_text_pairs(rows, {"text": name})
     assert columns == Columns(name, None, "references")
-    first, _ = text_pairs.read(rows, columns, "", each=False)
+    first, _ = read_pairs(rows, columns, "", each=False)
     assert first == Pair(1, source, ("one", "ONE"))
     # Rows for training have a target and no references.
     trained = table(**{name: values, "target": ["one", "two"], "references": [[], []]})
-    assert text_pairs.recognise(trained, {"text": name}) == Columns(name, None, "target")
+    assert recognise_text_pairs(trained, {"text": name}) == Columns(name, None, "target")
 
 
 def test_a_list_with_nothing_in_it_is_no_source() -> None:
     rows = table(triples=[[["a"]], []], target=["one", "two"])
-    columns = text_pairs.recognise(rows, {"text": "triples", "label": "target"})
+    columns = recognise_text_pairs(rows, {"text": "triples", "label": "target"})
     assert columns is not None
     with pytest.raises(UsageError, match="row 2: no text in column 'triples'"):
-        text_pairs.read(rows, columns, "", each=True)
+        read_pairs(rows, columns, "", each=True)
     with pytest.raises(UsageError, match="--text-column number: this column does not hold text or lists of texts"):
-        text_pairs.recognise(table(number=[1], target=["x"]), {"text": "number", "label": "target"})
+        recognise_text_pairs(table(number=[1], target=["x"]), {"text": "number", "label": "target"})
     # A list that is not named as the source is none.
-    assert text_pairs.recognise(table(input=[["a"]], target=["x"]), {}) is None
+    assert recognise_text_pairs(table(input=[["a"]], target=["x"]), {}) is None

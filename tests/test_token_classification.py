@@ -20,11 +20,11 @@ from transformers import (
     RobertaTokenizer,
 )
 
-from capaft.columns import Columns
 from capaft.config.train_config import TrainConfig
 from capaft.model.load import BaseModel
 from capaft.model.origin import Origin
 from capaft.support.errors import UsageError
+from capaft.tasks.base.columns import Columns
 from capaft.tasks.token_classification import TokenClassification
 
 NER = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")

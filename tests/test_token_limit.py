@@ -12,13 +12,13 @@ from transformers import RobertaConfig, RobertaModel
 
 from capaft.model.load import BaseModel
 from capaft.model.origin import Origin
-from capaft.tasks.token_limit import positions, token_limit
+from capaft.tasks.language.token_limit import model_positions, token_limit
 
 
 def test_the_least_of_three() -> None:
     made = tokenizer()
     gpt2, t5 = base("gpt2", made), base("t5", made)
-    assert (positions(gpt2), positions(t5)) == (64, sys.maxsize)
+    assert (model_positions(gpt2), model_positions(t5)) == (64, sys.maxsize)
     assert [token_limit(gpt2, length) for length in (10, 64, 100)] == [10, 64, 64]
     assert token_limit(t5, 100) == 100
     made.model_max_length = 20
@@ -29,7 +29,7 @@ def test_positions_may_begin_after_that_of_padding() -> None:
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = RobertaConfig(vocab_size=SIZE, **shape, max_position_embeddings=20, pad_token_id=1)
     roberta = BaseModel(build(RobertaModel, config), tokenizer(), Origin("tiny", None), (), True)
-    assert (positions(roberta), token_limit(roberta, 99)) == (18, 18)
+    assert (model_positions(roberta), token_limit(roberta, 99)) == (18, 18)
     assert torch.isfinite(roberta.model(torch.full((1, 18), 7)).last_hidden_state).all()
     with pytest.raises((IndexError, RuntimeError)):
         roberta.model(torch.full((1, 19), 7))

@@ -10,8 +10,7 @@ from tiny_text import tokenizer
 from transformers import AutoTokenizer
 
 from capaft.model.demo import demo_model
-from capaft.tasks import token_loss
-from capaft.tasks.token_loss import IGNORED
+from capaft.tasks.language.token_loss import IGNORED, loss_by_example, mark_tokens, pad_rows, score_tokens, summed_loss
 
 
 def case(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,22 +37,22 @@ def naive(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> float
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_sum_is_that_of_a_loop(smoothing: float, dtype: torch.dtype) -> None:
     logits, labels = case(dtype)
-    found = token_loss.total(logits, labels, smoothing)
+    found = summed_loss(logits, labels, smoothing)
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(naive(logits, labels, smoothing), rel=1e-5)
 
 
 def test_sums_of_parts_add_up() -> None:
     logits, labels = case()
-    parts = sum(token_loss.total(logits[i : i + 1], labels[i : i + 1], 0.1) for i in range(3))
-    torch.testing.assert_close(parts, token_loss.total(logits, labels, 0.1))
+    parts = sum(summed_loss(logits[i : i + 1], labels[i : i + 1], 0.1) for i in range(3))
+    torch.testing.assert_close(parts, summed_loss(logits, labels, 0.1))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_nothing_counts(smoothing: float) -> None:
     logits, labels = case()
     logits.requires_grad_()
-    found = token_loss.total(logits, torch.full_like(labels, IGNORED), smoothing)
+    found = summed_loss(logits, torch.full_like(labels, IGNORED), smoothing)
     found.backward()
     assert found.item() == 0
     assert not logits.grad.any()
@@ -61,28 +60,28 @@ def test_nothing_counts(smoothing: float) -> None:
 
 def test_each_example_and_their_scores() -> None:
     logits, labels = case()
-    found = token_loss.each(logits, labels)
+    found = loss_by_example(logits, labels)
     right = (logits.argmax(-1) == labels).sum(1).tolist()
     for row, (loss, tokens, hits) in enumerate(found):
         assert loss == pytest.approx(naive(logits[row : row + 1], labels[row : row + 1], 0.0), rel=1e-5)
         assert (tokens, hits) == ((labels[row] != IGNORED).sum(), right[row])
     # The mean is over tokens, not over examples.
     mean = naive(logits, labels, 0.0) / 7
-    assert token_loss.scores(found) == pytest.approx(
+    assert score_tokens(found) == pytest.approx(
         {"perplexity": math.exp(mean), "loss": mean, "accuracy": sum(right) / 7}, rel=1e-5
     )
-    assert token_loss.scores([(0.0, 0, 0)]) == {}
-    assert math.isfinite(token_loss.scores([(1e6, 1, 0)])["perplexity"])
+    assert score_tokens([(0.0, 0, 0)]) == {}
+    assert math.isfinite(score_tokens([(1e6, 1, 0)])["perplexity"])
 
 
 def test_padding_on_either_side() -> None:
-    assert token_loss.padded([[1, 2], [3]], 9).tolist() == [[1, 2], [3, 9]]
-    assert token_loss.padded([[1, 2], [3]], 9, left=True).tolist() == [[1, 2], [9, 3]]
+    assert pad_rows([[1, 2], [3]], 9).tolist() == [[1, 2], [3, 9]]
+    assert pad_rows([[1, 2], [3]], 9, left=True).tolist() == [[1, 2], [9, 3]]
 
 
 def test_marked() -> None:
     ids = tokenizer()("abcd")["input_ids"]
-    assert token_loss.marked(tokenizer(), ids, [False, True, True, False]) == "a⟦bc⟧d"
+    assert mark_tokens(tokenizer(), ids, [False, True, True, False]) == "a⟦bc⟧d"
     pieces = AutoTokenizer.from_pretrained(demo_model())
     ids = pieces("the alimentum is", add_special_tokens=False)["input_ids"]
-    assert token_loss.marked(pieces, ids, [False, True, True, False, True]) == "the⟦ aliment⟧um⟦ is⟧"
+    assert mark_tokens(pieces, ids, [False, True, True, False, True]) == "the⟦ aliment⟧um⟦ is⟧"

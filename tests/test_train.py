@@ -25,7 +25,7 @@ from capaft.evaluate import Evaluation
 from capaft.processes import Processes
 from capaft.run_directory import RunDirectory
 from capaft.support.errors import TrainingError, UsageError
-from capaft.tasks import task as tasks
+from capaft.tasks.base import task as tasks
 
 # Newer versions call it activation checkpointing.
 pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")

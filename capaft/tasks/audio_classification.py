@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from capaft.columns import Columns
 from capaft.data.media.decode import open_audio
 from capaft.model.load import BaseModel
-from capaft.tasks.media_classification import MediaClassification, opened
-from capaft.tasks.task import Batch, Features
+from capaft.tasks.base.columns import Columns
+from capaft.tasks.base.features import Batch, Features
+from capaft.tasks.media.classification import MediaClassification, open_media
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Samples = NDArray[np.float32]
+Waveform = NDArray[np.float32]
 
 # What is shorter is filled up with silence: wav2vec 2.0 cannot make a single frame of less than 25 ms.
 _LEAST_SECONDS = 0.1
@@ -84,7 +84,7 @@ class AudioClassification(MediaClassification):
         seconds: list[float] = []
         for first in range(0, len(found), _READ):
             indices = range(first, min(first + _READ, len(found)))
-            seconds += [len(samples) / rate for samples, rate in opened(found, self.medium, indices, open_audio)]
+            seconds += [len(samples) / rate for samples, rate in open_media(found, self.medium, indices, open_audio)]
         rate = base.processor.sampling_rate
         lengths = np.minimum(np.array(seconds), self.max_seconds) * rate
         truncated = sum(each > self.max_seconds for each in seconds)
@@ -102,13 +102,13 @@ class AudioClassification(MediaClassification):
         rate = base.processor.sampling_rate
         recordings = [
             prepared(samples, own_rate, rate, self.max_seconds)
-            for samples, own_rate in opened(features, self.medium, indices, open_audio)
+            for samples, own_rate in open_media(features, self.medium, indices, open_audio)
         ]
         inputs = base.processor(recordings, sampling_rate=rate, return_tensors="pt", **_padding(base.processor))
         return Batch(dict(inputs), {"labels": torch.from_numpy(features.references[list(indices)])}, len(indices))
 
 
-def prepared(samples: Samples, rate: int, wanted: int, max_seconds: float) -> Samples:
+def prepared(samples: Waveform, rate: int, wanted: int, max_seconds: float) -> Waveform:
     """A recording of at most so many seconds at the wanted sampling rate, `(samples,)`.
 
     Resampled by a polyphase filter: zero phase, Kaiser window (Crochiere and Rabiner 1983, "Multirate digital signal

@@ -12,16 +12,26 @@ import numpy as np
 from torch import nn
 from torch.nn import functional as F
 
-from capaft.columns import Columns, find
 from capaft.config.train_config import TrainConfig
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
-from capaft.tasks import chat, plain_text, text_pairs, text_scores, token_loss
-from capaft.tasks.example import Example, plain, shortened
-from capaft.tasks.generation import Generation
-from capaft.tasks.task import Batch, Features
-from capaft.tasks.token_limit import positions, token_limit
-from capaft.tasks.token_loss import IGNORED, padded
+from capaft.tasks.base.columns import Columns, find_column
+from capaft.tasks.base.features import Batch, Features
+from capaft.tasks.language import chat
+from capaft.tasks.language.chat import conversations, has_template, recognise_exchange, turn_ends
+from capaft.tasks.language.example import Example, plain_examples, shortened_prompt
+from capaft.tasks.language.generation import Generation
+from capaft.tasks.language.plain_text import (
+    end_of_text_token,
+    pack_blocks,
+    recognise_plain_text,
+    surrounding_tokens,
+    tokenise_rows,
+)
+from capaft.tasks.language.text_pairs import check_pairs, read_pairs, recognise_text_pairs
+from capaft.tasks.language.text_scores import TEXT_METRICS
+from capaft.tasks.language.token_limit import model_positions, token_limit
+from capaft.tasks.language.token_loss import IGNORED, TOKEN_METRICS, mark_tokens, pad_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,7 +57,7 @@ class CausalLM(Generation):
     name: ClassVar[str] = "causal-lm"
     summary: ClassVar[str] = "text in, what follows it out: plain text, prompts with completions, or chats"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
-    metrics: ClassVar[tuple[str, ...]] = token_loss.METRICS + text_scores.METRICS
+    metrics: ClassVar[tuple[str, ...]] = TOKEN_METRICS + TEXT_METRICS
     own_head: ClassVar[bool] = False
 
     packing: bool = True
@@ -62,7 +72,7 @@ class CausalLM(Generation):
         if self.layout == TEXT and self.generates:
             raise UsageError(
                 f"--metric {self.metric} compares completions, and plain text has none; "
-                f"choose one of {', '.join(token_loss.METRICS)}, or name their column with --label-column"
+                f"choose one of {', '.join(TOKEN_METRICS)}, or name their column with --label-column"
             )
 
     @classmethod
@@ -71,18 +81,18 @@ class CausalLM(Generation):
         text, label = given.get("text"), given.get("label")
         chats = [name for name, feature in rows.features.items() if chat.is_chat(feature)]
         if text is None and label is None:
-            named = find(rows, "text", None, _CHATS, chat.is_chat, "messages")
+            named = find_column(rows, "text", None, _CHATS, chat.is_chat, "messages")
             if named is not None:
                 return Columns(named)
-        exchange = chat.recognise_exchange(rows, given)
+        exchange = recognise_exchange(rows, given)
         if exchange is not None:
             return exchange
         if text is not None and text in chats and label is None:
             return Columns(text)
-        pair = text_pairs.recognise(rows, given)
+        pair = recognise_text_pairs(rows, given)
         if pair is None and text is None and len(chats) == 1:
             return Columns(chats[0])
-        return pair or plain_text.recognise(rows, given)
+        return pair or recognise_plain_text(rows, given)
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
@@ -101,7 +111,7 @@ class CausalLM(Generation):
         """
         self._check_layout(rows, columns)
         if self.layout == PROMPT:
-            text_pairs.check(rows, columns)
+            check_pairs(rows, columns)
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Blocks or texts; prompts with completions; or chats.
@@ -127,10 +137,10 @@ class CausalLM(Generation):
         kept = fitting if training else examples
         ids = [each.ids[:limit] for each in kept]
         inputs: dict[str, Sequence[Any]] = {"input_ids": ids, "labels": [each.labels[:limit] for each in kept]}
-        room = min(limit, positions(base) - self._new_tokens(base))
+        room = min(limit, model_positions(base) - self._new_tokens(base))
         writes = self.generates and not training
         if not training:
-            inputs["prompt_ids"] = [shortened(base.processor, each.prompt, room) for each in kept]
+            inputs["prompt_ids"] = [shortened_prompt(base.processor, each.prompt, room) for each in kept]
         return Features(
             inputs,
             np.array([len(each) for each in ids], dtype=np.int64),
@@ -146,10 +156,10 @@ class CausalLM(Generation):
         """
         ids = [features.inputs["input_ids"][i] for i in indices]
         counted = features.inputs.get("labels", features.inputs["input_ids"])
-        labels = F.pad(padded((counted[i] for i in indices), IGNORED)[:, 1:], (0, 1), value=IGNORED)
+        labels = F.pad(pad_rows((counted[i] for i in indices), IGNORED)[:, 1:], (0, 1), value=IGNORED)
         inputs = {
-            "input_ids": padded(ids, base.processor.pad_token_id),
-            "attention_mask": padded(([1] * len(each) for each in ids), 0),
+            "input_ids": pad_rows(ids, base.processor.pad_token_id),
+            "attention_mask": pad_rows(([1] * len(each) for each in ids), 0),
         }
         places = (labels != IGNORED).any(0).nonzero().squeeze(1)
         if 0 < len(places) < labels.shape[1] - 1 and _leaves_logits_out(base.model):
@@ -163,9 +173,9 @@ class CausalLM(Generation):
         """What the model makes of the prompts, padded on the left so that all end where it begins."""
         prompts = [features.inputs["prompt_ids"][i] for i in indices]
         device = batch.inputs["input_ids"].device
-        ids = padded(prompts, base.processor.pad_token_id, left=True)
-        mask = padded(([1] * len(each) for each in prompts), 0, left=True)
-        stops = chat.ends(base.processor)
+        ids = pad_rows(prompts, base.processor.pad_token_id, left=True)
+        mask = pad_rows(([1] * len(each) for each in prompts), 0, left=True)
+        stops = turn_ends(base.processor)
         new = self._new_tokens(base)
         return self.generated(base, model, new, stops, input_ids=ids.to(device), attention_mask=mask.to(device))
 
@@ -173,11 +183,11 @@ class CausalLM(Generation):
         """The text, with ⟦brackets⟧ around what counts in the loss."""
         ids = features.inputs["input_ids"][index]
         labels = features.inputs.get("labels", features.inputs["input_ids"])[index]
-        return token_loss.marked(base.processor, ids, (label != IGNORED for label in labels))
+        return mark_tokens(base.processor, ids, (label != IGNORED for label in labels))
 
     def _new_tokens(self, base: BaseModel) -> int:
         """Tokens to write at most, where half of the model's positions are the prompt's."""
-        return min(self.max_new_tokens, positions(base) // 2)
+        return min(self.max_new_tokens, model_positions(base) // 2)
 
     def _check_layout(self, rows: Dataset, columns: Columns) -> None:
         if (self.layout == MESSAGES) != chat.is_chat(rows.features.get(columns.text)):
@@ -186,21 +196,21 @@ class CausalLM(Generation):
 
     def _plain(self, tokenizer: Any, rows: Dataset, columns: Columns, limit: int) -> Features:
         """Texts between the special tokens that the tokenizer puts before one and its end; empty ones are left out."""
-        lead, end = plain_text.frame(tokenizer)[0], plain_text.end_of_text(tokenizer)
-        whole = [[*lead, *ids, end] for ids in plain_text.tokenised(tokenizer, rows, columns)]
-        found: Sequence[Any] = plain_text.blocks(whole, limit) if self.packing else [ids[:limit] for ids in whole]
+        lead, end = surrounding_tokens(tokenizer)[0], end_of_text_token(tokenizer)
+        whole = [[*lead, *ids, end] for ids in tokenise_rows(tokenizer, rows, columns)]
+        found: Sequence[Any] = pack_blocks(whole, limit) if self.packing else [ids[:limit] for ids in whole]
         truncated = 0 if self.packing else sum(len(ids) > limit for ids in whole)
         lengths = np.array([len(ids) for ids in found], dtype=np.int64)
         return Features({"input_ids": found}, lengths, truncated=truncated, rows=len(whole))
 
     def _examples(self, tokenizer: Any, rows: Dataset, columns: Columns, training: bool) -> list[Example]:
         if self.layout == MESSAGES:
-            return chat.conversations(tokenizer, rows, columns)
-        pairs = text_pairs.read(rows, columns, self.source_prefix, each=training)
-        if self.chat_template and chat.has_template(tokenizer):
-            stops = chat.ends(tokenizer)
+            return conversations(tokenizer, rows, columns)
+        pairs = read_pairs(rows, columns, self.source_prefix, each=training)
+        if self.chat_template and has_template(tokenizer):
+            stops = turn_ends(tokenizer)
             return [chat.exchange(tokenizer, pair, stops) for pair in pairs]
-        return plain(tokenizer, pairs, self.separator)
+        return plain_examples(tokenizer, pairs, self.separator)
 
 
 def _leaves_logits_out(model: Any) -> bool:

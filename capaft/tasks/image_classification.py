@@ -14,8 +14,8 @@ from PIL import Image
 from capaft.data.media.decode import open_image
 from capaft.model.load import BaseModel, load_base_model
 from capaft.support.errors import UsageError, one_line
-from capaft.tasks.media_classification import MediaClassification, opened
-from capaft.tasks.task import Batch, Features
+from capaft.tasks.base.features import Batch, Features
+from capaft.tasks.media.classification import MediaClassification, open_media
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # What a random part keeps at least of an image, and how far its sides may depart from the image's ratio.
@@ -76,7 +76,7 @@ class ImageClassification(MediaClassification):
             UsageError: an image cannot be read or prepared; names the row and, if it has one, the file.
         """
         channels = _channels(base.model.config)
-        images = [converted(image, channels) for image in opened(features, self.medium, indices, open_image)]
+        images = [converted(image, channels) for image in open_media(features, self.medium, indices, open_image)]
         if training and self.augment:
             images = [augmented(image) for image in images]
         try:

@@ -10,13 +10,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capaft.columns import Columns
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
-from capaft.tasks import plain_text, token_loss
-from capaft.tasks.task import Batch, Features, Task
-from capaft.tasks.token_limit import token_limit
-from capaft.tasks.token_loss import IGNORED, Counted, padded
+from capaft.tasks.base.columns import Columns
+from capaft.tasks.base.features import Batch, Features
+from capaft.tasks.base.task import Task
+from capaft.tasks.language.plain_text import (
+    end_of_text_token,
+    pack_blocks,
+    recognise_plain_text,
+    surrounding_tokens,
+    tokenise_rows,
+)
+from capaft.tasks.language.token_limit import token_limit
+from capaft.tasks.language.token_loss import (
+    IGNORED,
+    TOKEN_METRICS,
+    Counted,
+    loss_by_example,
+    mark_tokens,
+    pad_rows,
+    score_tokens,
+    summed_loss,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,7 +50,7 @@ class MaskedLM(Task):
     name: ClassVar[str] = "masked-lm"
     summary: ClassVar[str] = "text with hidden words in, the words out"
     auto_class: ClassVar[str] = "AutoModelForMaskedLM"
-    metrics: ClassVar[tuple[str, ...]] = token_loss.METRICS
+    metrics: ClassVar[tuple[str, ...]] = TOKEN_METRICS
     own_head: ClassVar[bool] = False
 
     packing: bool = True
@@ -43,7 +59,7 @@ class MaskedLM(Task):
     @classmethod
     def recognise(cls, rows: Dataset, given: Mapping[str, str | None]) -> Columns:
         """The column of text."""
-        return plain_text.recognise(rows, given)
+        return recognise_plain_text(rows, given)
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Blocks or texts, between the tokenizer's special tokens; empty texts are left out.
@@ -54,17 +70,17 @@ class MaskedLM(Task):
         tokenizer = base.processor
         if tokenizer.mask_token_id is None:
             raise UsageError("the tokenizer has no mask token, so this is no model for masked-lm; try causal-lm")
-        before, after = plain_text.frame(tokenizer)
+        before, after = surrounding_tokens(tokenizer)
         room = token_limit(base, self.max_length) - len(before) - len(after)
         if room < 1:
             raise UsageError(f"--max-length {self.max_length} has no room for words beside special tokens; raise it")
-        whole = plain_text.tokenised(tokenizer, rows, columns)
+        whole = tokenise_rows(tokenizer, rows, columns)
         truncated = 0
         found: Sequence[Sequence[int]]
         if self.packing:
-            between = plain_text.end_of_text(tokenizer)
+            between = end_of_text_token(tokenizer)
             joined = [[*ids, between] for ids in whole[:-1]] + whole[-1:]
-            found = [block.tolist() for block in plain_text.blocks(joined, room)]
+            found = [block.tolist() for block in pack_blocks(joined, room)]
         else:
             truncated = sum(len(ids) > room for ids in whole)
             found = [ids[:room] for ids in whole]
@@ -82,31 +98,31 @@ class MaskedLM(Task):
         In evaluation a feature's masks depend on nothing but its index.
         """
         pairs = [self._masked(base, features, i, training=training) for i in indices]
-        labels = padded((wanted for _, wanted in pairs), IGNORED)
+        labels = pad_rows((wanted for _, wanted in pairs), IGNORED)
         inputs = {
-            "input_ids": padded((ids for ids, _ in pairs), base.processor.pad_token_id),
-            "attention_mask": padded(([1] * len(ids) for ids, _ in pairs), 0),
+            "input_ids": pad_rows((ids for ids, _ in pairs), base.processor.pad_token_id),
+            "attention_mask": pad_rows(([1] * len(ids) for ids, _ in pairs), 0),
         }
         return Batch(inputs, {"labels": labels}, int((labels != IGNORED).sum()))
 
     def loss(self, outputs: Any, targets: Mapping[str, Tensor], smoothing: float) -> Tensor:
         """The sum of the cross-entropy over the masked tokens."""
-        return token_loss.total(outputs.logits, targets["labels"], smoothing)
+        return summed_loss(outputs.logits, targets["labels"], smoothing)
 
     def predict(
         self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch, outputs: Any
     ) -> list[Counted]:
         """The loss of each feature, how many tokens it masks, and how many of them are right."""
-        return token_loss.each(outputs.logits, batch.targets["labels"])
+        return loss_by_example(outputs.logits, batch.targets["labels"])
 
     def score(self, features: Features, predictions: Sequence[Counted]) -> dict[str, float]:
         """Perplexity, loss and accuracy of the masked tokens."""
-        return token_loss.scores(predictions)
+        return score_tokens(predictions)
 
     def show(self, base: BaseModel, features: Features, index: int) -> str:
         """The text, with ⟦brackets⟧ around what would be masked in evaluation."""
         _, wanted = self._masked(base, features, index, training=False)
-        return token_loss.marked(base.processor, features.inputs["input_ids"][index], (wanted != IGNORED).tolist())
+        return mark_tokens(base.processor, features.inputs["input_ids"][index], (wanted != IGNORED).tolist())
 
     def _masked(self, base: BaseModel, features: Features, index: int, *, training: bool) -> tuple[Tensor, Tensor]:
         generator = None if training else torch.Generator().manual_seed(index)

@@ -15,13 +15,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capaft.columns import Columns, ask, filled, find, is_text, kind, listed, place, texts, values
 from capaft.config.train_config import TrainConfig
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
-from capaft.tasks.problem import missing
-from capaft.tasks.task import Batch, Features, Task
-from capaft.tasks.token_limit import token_limit
+from capaft.tasks.base.columns import (
+    Columns,
+    ask_for_column,
+    cell_kind,
+    column_values,
+    describe_row,
+    filled_rows,
+    find_column,
+    is_text,
+    list_columns,
+    row_texts,
+)
+from capaft.tasks.base.features import Batch, Features
+from capaft.tasks.base.task import Task
+from capaft.tasks.labels.problem import missing_label
+from capaft.tasks.language.token_limit import token_limit
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -81,22 +93,22 @@ class MultipleChoice(Task):
         Raises:
             UsageError: a given column is not there or not usable, or one that is not given cannot be told.
         """
-        found = find(rows, "choices", None, _LISTS, _holds_lists, "lists of choices")
+        found = find_column(rows, "choices", None, _LISTS, _holds_lists, "lists of choices")
         choices = (found,) if found else _numbered(rows)
         text, pair, label = given.get("text"), given.get("pair"), given.get("label")
-        label = find(rows, "label", label, _LABELS, _holds_label, "numbers or letters", (text, pair, *choices))
-        text = find(rows, "text", text, _CONTEXTS, is_text, "text", (pair, label, *choices))
+        label = find_column(rows, "label", label, _LABELS, _holds_label, "numbers or letters", (text, pair, *choices))
+        text = find_column(rows, "text", text, _CONTEXTS, is_text, "text", (pair, label, *choices))
         if text is None or label is None:
-            ask(rows, "text" if text is None else "label", "no column has a usual name")
+            ask_for_column(rows, "text" if text is None else "label", "no column has a usual name")
         if pair or not given.get("text"):
-            pair = find(rows, "pair", pair, _STARTS, is_text, "text", (text, label, *choices))
+            pair = find_column(rows, "pair", pair, _STARTS, is_text, "text", (text, label, *choices))
         return Columns(text, pair, label, choices)
 
     @classmethod
     def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
         """See `Task.usable`; an empty label is none."""
         labels = [label not in _WITHHELD for label in _labels(rows, columns)]
-        return filled(rows, columns.text, columns.pair) & np.array(labels, dtype=np.bool_)
+        return filled_rows(rows, columns.text, columns.pair) & np.array(labels, dtype=np.bool_)
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
@@ -124,7 +136,7 @@ class MultipleChoice(Task):
             UsageError: a row has no context, fewer than two choices, or a label that is none of them.
         """
         labels = self._encoded(rows, columns)
-        contexts, starts = texts(rows, columns)
+        contexts, starts = row_texts(rows, columns)
         choices = [each for each, _ in _choices(rows, columns)]
         row_of = [row for row, each in enumerate(choices) for _ in each]
         first = [contexts[row] for row in row_of]
@@ -211,7 +223,7 @@ class MultipleChoice(Task):
     ) -> int:
         """The index of the choice that a label means."""
         if label in _WITHHELD:
-            raise missing(rows, columns, row)
+            raise missing_label(rows, columns, row)
         by_text = self.by_text and isinstance(label, str)
         if str(label) in names:
             index = names.index(str(label))
@@ -224,8 +236,8 @@ class MultipleChoice(Task):
             usual = f"{first} to {first + last} or A to {chr(ord('A') + last)}"
             known = ", ".join(choices if by_text else names) or usual
             raise UsageError(
-                f"{place(rows, columns, row)}: the label {label!r} is none of the row's choices, which are {known}; "
-                "correct it or drop the row"
+                f"{describe_row(rows, columns, row)}: the label {label!r} is none of the row's choices, which "
+                f"are {known}; correct it or drop the row"
             )
         return index
 
@@ -236,14 +248,14 @@ def _among(logits: Tensor, present: Tensor) -> Tensor:
 
 
 def _holds_label(feature: Any) -> bool:
-    return kind(feature) in ("class", "integer", "text")
+    return cell_kind(feature) in ("class", "integer", "text")
 
 
 def _holds_lists(feature: Any) -> bool:
     """Whether a column holds lists of texts, or as in ARC beside the texts their names."""
     if isinstance(feature, Mapping):
         return {"text", "label"} <= feature.keys() and _holds_lists(feature["text"]) and _holds_lists(feature["label"])
-    return kind(feature) == "list" and is_text(feature.feature)
+    return cell_kind(feature) == "list" and is_text(feature.feature)
 
 
 def _numbered(rows: Dataset) -> tuple[str, ...]:
@@ -264,7 +276,7 @@ def _numbered(rows: Dataset) -> tuple[str, ...]:
         why = f"; {' and '.join(repr(min(each.values())) for each in found)} begin some" if len(found) > 1 else ""
         raise UsageError(
             "cannot tell the columns of choices: call them choice0, choice1, ..., or give one column of lists called "
-            f"choices{why}; the columns are {listed(rows)}"
+            f"choices{why}; the columns are {list_columns(rows)}"
         )
     return tuple(found[0][at] for at in sorted(found[0]))
 
@@ -276,7 +288,7 @@ def _follow(numbers: list[int]) -> bool:
 
 def _labels(rows: Dataset, columns: Columns) -> list[Any]:
     assert columns.label is not None
-    return values(rows, columns.label)
+    return column_values(rows, columns.label)
 
 
 def _are_texts(rows: Dataset, columns: Columns) -> bool:
@@ -298,15 +310,15 @@ def _are_texts(rows: Dataset, columns: Columns) -> bool:
     if as_texts != as_places and all(0 <= at < len(each) for at, (each, _) in zip(as_places, choices, strict=True)):
         row = next(row for row, at in enumerate(as_places) if at != as_texts[row])
         raise UsageError(
-            f"{place(rows, columns, row)}: the label {labels[row]!r} is the text of one choice and the number or "
-            f"letter of another; make column {columns.label!r} whole numbers, 0 for a row's first choice"
+            f"{describe_row(rows, columns, row)}: the label {labels[row]!r} is the text of one choice and the number "
+            f"or letter of another; make column {columns.label!r} whole numbers, 0 for a row's first choice"
         )
     return True
 
 
 def _one_based(rows: Dataset, columns: Columns, *, warn: bool) -> bool:
     """Whether the numbers among the labels count from 1; a `ClassLabel` never does, nor does a choice's own name."""
-    if kind(rows.features[columns.label]) == "class":
+    if cell_kind(rows.features[columns.label]) == "class":
         return False
     numbers = [
         (number, len(choices))
@@ -347,16 +359,16 @@ def _choices(rows: Dataset, columns: Columns) -> list[tuple[list[str], list[str]
     """
     found: list[tuple[list[str], list[str]]] = []
     if len(columns.choices) > 1:
-        for each in zip(*(values(rows, name) for name in columns.choices), strict=True):
+        for each in zip(*(column_values(rows, name) for name in columns.choices), strict=True):
             size = max((at + 1 for at, choice in enumerate(each) if choice is not None), default=0)
             found.append((list(each[:size]), []))
     else:
-        for each in values(rows, columns.choices[0]):
+        for each in column_values(rows, columns.choices[0]):
             named = each if isinstance(each, dict) else {"text": each, "label": []}
             found.append((named["text"] or [], named["label"] or []))
     for row, (choices, _) in enumerate(found):
         if len(choices) < 2 or None in choices:
             what = "a choice is missing" if None in choices else "there are fewer than two choices"
             where = f"column{'s' if columns.choices[1:] else ''} {', '.join(columns.choices)}"
-            raise UsageError(f"{place(rows, columns, row)}: {what} in {where}; fill it in or drop the row")
+            raise UsageError(f"{describe_row(rows, columns, row)}: {what} in {where}; fill it in or drop the row")
     return found

@@ -17,13 +17,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capaft.columns import Columns, ask, filled, find, is_text, numbers, texts, values
 from capaft.config.train_config import TrainConfig
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
-from capaft.tasks import answers, squad_metrics, windows
-from capaft.tasks.task import Batch, Features, Task
-from capaft.tasks.token_limit import token_limit
+from capaft.tasks.base.columns import (
+    Columns,
+    ask_for_column,
+    column_values,
+    filled_rows,
+    find_column,
+    is_text,
+    row_numbers,
+    row_texts,
+)
+from capaft.tasks.base.features import Batch, Features
+from capaft.tasks.base.task import Task
+from capaft.tasks.language.token_limit import token_limit
+from capaft.tasks.spans import squad_metrics
+from capaft.tasks.spans.answers import Answer, holds_answers, locate_answer, read_answers
+from capaft.tasks.spans.windows import Window, cut_windows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -56,7 +68,7 @@ class Asked:
         references: texts of each row's answers; none if its context has none.
     """
 
-    windows: list[windows.Window]
+    windows: list[Window]
     ids: list[str]
     questions: list[str]
     contexts: list[str]
@@ -101,9 +113,9 @@ class QuestionAnswering(Task):
             UsageError: a given column is not there or not usable, or one that is not given cannot be told.
         """
         text, pair, label = given.get("text"), given.get("pair"), given.get("label")
-        label = find(rows, "label", label, _ANSWERS, answers.holds_answers, "answers (text and answer_start)")
-        text = find(rows, "text", text, _QUESTIONS, is_text, "text", (pair, label))
-        pair = find(rows, "pair", pair, _CONTEXTS, is_text, "text", (text, label))
+        label = find_column(rows, "label", label, _ANSWERS, holds_answers, "answers (text and answer_start)")
+        text = find_column(rows, "text", text, _QUESTIONS, is_text, "text", (pair, label))
+        pair = find_column(rows, "pair", pair, _CONTEXTS, is_text, "text", (text, label))
         wanted = {
             "text": (text, "questions"),
             "pair": (pair, "contexts"),
@@ -111,20 +123,20 @@ class QuestionAnswering(Task):
         }
         for role, (name, what) in wanted.items():
             if name is None:
-                ask(rows, role, f"no column of a usual name holds {what}")
+                ask_for_column(rows, role, f"no column of a usual name holds {what}")
         return Columns(str(text), pair, label)
 
     @classmethod
     def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
         """See `Task.usable`; no answer is one, but no list of answers is none."""
-        named = [value is not None for value in values(rows, str(columns.label))]
-        return filled(rows, columns.text, columns.pair) & np.array(named, dtype=np.bool_)
+        named = [value is not None for value in column_values(rows, str(columns.label))]
+        return filled_rows(rows, columns.text, columns.pair) & np.array(named, dtype=np.bool_)
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
         """The task that training rows and a configuration describe: a row without answers makes it SQuAD v2."""
         decided = super().decide(rows, columns, config)
-        return dataclasses.replace(decided, no_answer=not all(answers.read(rows, str(columns.label))))
+        return dataclasses.replace(decided, no_answer=not all(read_answers(rows, str(columns.label))))
 
     def check_labels(self, rows: Dataset, columns: Columns) -> None:
         """Make sure that every row has an answer where every training row had one.
@@ -134,10 +146,10 @@ class QuestionAnswering(Task):
         """
         if self.no_answer:
             return
-        found = answers.read(rows, str(columns.label))
+        found = read_answers(rows, str(columns.label))
         if not all(found):
             raise UsageError(
-                f"row {numbers(rows)[found.index([])]}: there is no answer in column {columns.label!r}, but every "
+                f"row {row_numbers(rows)[found.index([])]}: there is no answer in column {columns.label!r}, but every "
                 "training row has one; fill it in or drop the row"
             )
 
@@ -155,14 +167,14 @@ class QuestionAnswering(Task):
             UsageError: a value is missing or cannot be used (names the row), or no row has what the metric scores.
         """
         self.check_labels(rows, columns)
-        questions, contexts = texts(rows, columns)
+        questions, contexts = row_texts(rows, columns)
         assert contexts is not None, "recognise() found them"
-        found = answers.read(rows, str(columns.label))
+        found = read_answers(rows, str(columns.label))
         places = [_place(context, given) for context, given in zip(contexts, found, strict=True)]
         lost = {row for row, place in enumerate(places) if found[row] and place is None}
-        known = numbers(rows)
+        known = row_numbers(rows)
         limit = token_limit(base, self.max_length)
-        cut = windows.cut(base.processor, questions, contexts, limit, self.stride, known)
+        cut = cut_windows(base.processor, questions, contexts, limit, self.stride, known)
         left_out = ""
         if training:
             left_out = _left_out([known[row] for row in sorted(lost)], len(rows))
@@ -179,7 +191,7 @@ class QuestionAnswering(Task):
         }
         if _takes_token_types(base):
             inputs["token_type_ids"] = [window.token_type_ids for window in cut]
-        ids = values(rows, "id") if "id" in rows.column_names else known
+        ids = column_values(rows, "id") if "id" in rows.column_names else known
         references = [[answer.text for answer in given] for given in found]
         return Features(
             inputs,
@@ -249,7 +261,7 @@ class QuestionAnswering(Task):
         answer = base.processor.decode(ids[start : end + 1]) if start >= 0 else "(unknown)"
         return f"{base.processor.decode(ids)} -> {answer}"
 
-    def _check_metric(self, found: Sequence[Sequence[answers.Answer]]) -> None:
+    def _check_metric(self, found: Sequence[Sequence[Answer]]) -> None:
         """Refuse a metric of questions that there are none of."""
         if self.metric == "no_answer_accuracy" and all(found):
             raise UsageError(f"--metric {self.metric} needs questions without an answer, and every question has one")
@@ -273,7 +285,7 @@ class QuestionAnswering(Task):
         return ["" if row in silent else best[row][1] for row in sorted(best)]
 
 
-def best_span(start: Tensor, end: Tensor, window: windows.Window, n_best: int, max_length: int) -> Span:
+def best_span(start: Tensor, end: Tensor, window: Window, n_best: int, max_length: int) -> Span:
     """The best of a window's answers, among the likeliest starts and ends within the context.
 
     Args:
@@ -300,12 +312,12 @@ def best_span(start: Tensor, end: Tensor, window: windows.Window, n_best: int, m
     return Span(int(firsts[first, 0]), int(lasts[0, last]), float(scores[first, last]), null)
 
 
-def _place(context: str, given: Sequence[answers.Answer]) -> tuple[int, int] | None:
+def _place(context: str, given: Sequence[Answer]) -> tuple[int, int] | None:
     """The characters of the first of a row's answers that can be found."""
-    return next((place for answer in given if (place := answers.place(context, answer))), None)
+    return next((place for answer in given if (place := locate_answer(context, answer))), None)
 
 
-def _positions(window: windows.Window, place: tuple[int, int] | None) -> tuple[int, int]:
+def _positions(window: Window, place: tuple[int, int] | None) -> tuple[int, int]:
     """What start and end should point at: the answer, or the null token if it is not in the window."""
     return (place and window.tokens(*place)) or (window.null, window.null)
 

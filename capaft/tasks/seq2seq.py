@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from torch import nn
 
-from capaft.columns import Columns, listed
 from capaft.config.train_config import TrainConfig
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
-from capaft.tasks import plain_text, text_pairs, text_scores, token_loss
-from capaft.tasks.generation import Generation
-from capaft.tasks.task import Batch, Features
-from capaft.tasks.token_limit import positions, token_limit
-from capaft.tasks.token_loss import IGNORED, padded
+from capaft.tasks.base.columns import Columns, list_columns
+from capaft.tasks.base.features import Batch, Features
+from capaft.tasks.language.generation import Generation
+from capaft.tasks.language.plain_text import recognise_plain_text
+from capaft.tasks.language.text_pairs import are_summaries, check_pairs, read_pairs, recognise_text_pairs
+from capaft.tasks.language.text_scores import TEXT_METRICS
+from capaft.tasks.language.token_limit import model_positions, token_limit
+from capaft.tasks.language.token_loss import IGNORED, TOKEN_METRICS, pad_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,7 +37,7 @@ class Seq2Seq(Generation):
     name: ClassVar[str] = "seq2seq"
     summary: ClassVar[str] = "a text in, a text out: summaries, translations, answers"
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
-    metrics: ClassVar[tuple[str, ...]] = text_scores.METRICS + token_loss.METRICS
+    metrics: ClassVar[tuple[str, ...]] = TEXT_METRICS + TOKEN_METRICS
     cut_by: ClassVar[str] = "--max-length, --max-target-length"
     own_head: ClassVar[bool] = False
 
@@ -44,17 +46,18 @@ class Seq2Seq(Generation):
     @classmethod
     def recognise(cls, rows: Dataset, given: Mapping[str, str | None]) -> Columns:
         """Source and target, by name or by the keys of a column `translation`; a given source may be alone."""
-        found = text_pairs.recognise(rows, given)
+        found = recognise_text_pairs(rows, given)
         if found is None and (given.get("text") is None or given.get("label") is not None):
             raise UsageError(
-                f"cannot tell source and target; choose them with --text-column and --label-column among {listed(rows)}"
+                f"cannot tell source and target; choose them with --text-column and --label-column among "
+                f"{list_columns(rows)}"
             )
-        return found or plain_text.recognise(rows, given)
+        return found or recognise_plain_text(rows, given)
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
         """As the settings say, with the metric that suits the target."""
-        usual = "rougeL" if text_pairs.are_summaries(columns) else "bleu"
+        usual = "rougeL" if are_summaries(columns) else "bleu"
         return super().decide(rows, columns, dataclasses.replace(config, metric=config.metric or usual))
 
     def check_labels(self, rows: Dataset, columns: Columns) -> None:
@@ -63,11 +66,11 @@ class Seq2Seq(Generation):
         Raises:
             UsageError: there are not.
         """
-        text_pairs.check(rows, columns)
+        check_pairs(rows, columns)
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Sources and targets; in training an example of each reference, in evaluation the loss of the first."""
-        pairs = text_pairs.read(rows, columns, self.source_prefix, each=training)
+        pairs = read_pairs(rows, columns, self.source_prefix, each=training)
         limit, target_limit = token_limit(base, self.max_length), token_limit(base, self.max_target_length)
         sources, long_sources = _cut(base.processor, limit, text=[pair.source for pair in pairs])
         targets: list[list[int]] = [[IGNORED]] * len(pairs)
@@ -86,10 +89,10 @@ class Seq2Seq(Generation):
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
         """Sources `(batch, longest)`; targets `(batch, longest)`, and the same one place later as decoder inputs."""
         ids = [features.inputs["input_ids"][i] for i in indices]
-        labels = padded((features.inputs["labels"][i] for i in indices), IGNORED)
+        labels = pad_rows((features.inputs["labels"][i] for i in indices), IGNORED)
         inputs = {
-            "input_ids": padded(ids, base.processor.pad_token_id),
-            "attention_mask": padded(([1] * len(each) for each in ids), 0),
+            "input_ids": pad_rows(ids, base.processor.pad_token_id),
+            "attention_mask": pad_rows(([1] * len(each) for each in ids), 0),
         }
         if hasattr(base.model, "prepare_decoder_input_ids_from_labels"):
             inputs["decoder_input_ids"] = base.model.prepare_decoder_input_ids_from_labels(labels=labels)
@@ -103,7 +106,7 @@ class Seq2Seq(Generation):
     ) -> list[str]:
         """What the model makes of the sources."""
         sources = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
-        return self.generated(base, model, min(self.max_new_tokens, positions(base) - 1), set(), **sources)
+        return self.generated(base, model, min(self.max_new_tokens, model_positions(base) - 1), set(), **sources)
 
     def show(self, base: BaseModel, features: Features, index: int) -> str:
         """The source, and the target in ⟦brackets⟧."""

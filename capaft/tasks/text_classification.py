@@ -11,18 +11,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capaft.columns import Columns, ask, filled, find, is_id, is_text, kind, plain, texts, values
 from capaft.config.train_config import TrainConfig
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
-from capaft.tasks.glue import official_metric
-from capaft.tasks.multi_label import MultiLabel
-from capaft.tasks.plain_text import end_of_text
-from capaft.tasks.problem import MAX_CLASSES, Problem
-from capaft.tasks.regression import Regression
-from capaft.tasks.single_label import SingleLabel, check_metric
-from capaft.tasks.task import Batch, Features, Task
-from capaft.tasks.token_limit import token_limit
+from capaft.tasks.base.columns import (
+    Columns,
+    ask_for_column,
+    cell_kind,
+    column_values,
+    filled_rows,
+    find_column,
+    is_id,
+    is_text,
+    plain_name,
+    row_texts,
+)
+from capaft.tasks.base.features import Batch, Features
+from capaft.tasks.base.task import Task
+from capaft.tasks.labels.glue import official_metric
+from capaft.tasks.labels.multi_label import MultiLabel
+from capaft.tasks.labels.problem import MAX_CLASSES, Problem
+from capaft.tasks.labels.regression import Regression
+from capaft.tasks.labels.single_label import SingleLabel, check_metric
+from capaft.tasks.language.plain_text import end_of_text_token
+from capaft.tasks.language.token_limit import token_limit
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -112,20 +124,22 @@ class TextClassification(Task):
         choices = _choices(rows, label)
         if choices:
             for each in choices:
-                find(rows, "label", each, (), _is_flag, "0 or 1", (text, pair))
+                find_column(rows, "label", each, (), _is_flag, "0 or 1", (text, pair))
             label = None
         else:
-            label = find(rows, "label", label, _LABELS, _is_label, "a label, labels or a number a row", (text, pair))
+            label = find_column(
+                rows, "label", label, _LABELS, _is_label, "a label, labels or a number a row", (text, pair)
+            )
         taken = (label, *choices)
-        text = find(rows, "text", text, (), is_text, "text", taken)
-        pair = find(rows, "pair", pair, (), is_text, "text", (*taken, text))
+        text = find_column(rows, "text", text, (), is_text, "text", taken)
+        pair = find_column(rows, "pair", pair, (), is_text, "text", (*taken, text))
         if text is None:
             taken = (*taken, pair)
             words = [n for n, feature in rows.features.items() if is_text(feature) and n not in taken and not is_id(n)]
             unsure = label is None and not choices
-            sure = [n for n in words if not (unsure and plain(n) in _REPLIES and _like_classes(rows, n))]
+            sure = [n for n in words if not (unsure and plain_name(n) in _REPLIES and _like_classes(rows, n))]
             text, pair = _pair_by_name(sure, pair)
-            text = text or find(rows, "text", None, _TEXTS, is_text, "text", taken) or _text_by_type(rows, words)
+            text = text or find_column(rows, "text", None, _TEXTS, is_text, "text", taken) or _text_by_type(rows, words)
         if label is None and not choices:
             label = _label_by_type(rows, (text, pair))
         return Columns(text, pair, label, choices)
@@ -144,7 +158,7 @@ class TextClassification(Task):
         """See `Task.usable`; what a label is, the problem says."""
         problem = _told_by(rows, columns) if config.problem == "auto" else config.problem
         described = cls(problem=problem, label_separator=config.label_separator or "")
-        return filled(rows, columns.text, columns.pair) & described._problem.labelled(rows, columns)
+        return filled_rows(rows, columns.text, columns.pair) & described._problem.labelled(rows, columns)
 
     def check_labels(self, rows: Dataset, columns: Columns) -> None:
         """Encode the labels, and leave it at that."""
@@ -162,14 +176,14 @@ class TextClassification(Task):
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Tokenise a split. References are the targets, `(rows, ...)`; sources the texts, by `text` and `pair`."""
         targets = self._problem.encode(rows, columns, self.labels)
-        first, second = texts(rows, columns)
+        first, second = row_texts(rows, columns)
         tokenizer = base.processor
         limit = token_limit(base, self.max_length)
         encoded = tokenizer(first, second, truncation=True, max_length=limit, return_attention_mask=False)
         # Without special tokens an empty text is no token at all, from which nothing can be read.
         for row in (row for row, ids in enumerate(encoded["input_ids"]) if not ids):
             for name, column in encoded.items():
-                column[row] = [end_of_text(tokenizer) if name == "input_ids" else 0]
+                column[row] = [end_of_text_token(tokenizer) if name == "input_ids" else 0]
         lengths = np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
         at_limit = np.flatnonzero(lengths >= limit).tolist()
         truncated = 0
@@ -224,11 +238,11 @@ class TextClassification(Task):
 
 
 def _is_flag(feature: Any) -> bool:
-    return kind(feature) in ("integer", "bool", "float", "class")
+    return cell_kind(feature) in ("integer", "bool", "float", "class")
 
 
 def _is_label(feature: Any) -> bool:
-    return kind(feature) != "other"
+    return cell_kind(feature) != "other"
 
 
 def _choices(rows: Dataset, label: str | None) -> tuple[str, ...]:
@@ -240,20 +254,20 @@ def _choices(rows: Dataset, label: str | None) -> tuple[str, ...]:
 
 def _told_by(rows: Dataset, columns: Columns) -> Literal["single", "multi", "regression"]:
     """The problem that a column of labels makes."""
-    if columns.label is None or kind(rows.features[columns.label]) == "list":
+    if columns.label is None or cell_kind(rows.features[columns.label]) == "list":
         return "multi"
-    if kind(rows.features[columns.label]) == "float":
+    if cell_kind(rows.features[columns.label]) == "float":
         # NaN is not greater than anything, and told as a missing label later.
-        fractions = (value % 1 > 0 for value in values(rows, columns.label) if value is not None)
+        fractions = (value % 1 > 0 for value in column_values(rows, columns.label) if value is not None)
         return "regression" if any(fractions) else "single"
     return "single"
 
 
 def _pair_by_name(words: Sequence[str], pair: str | None) -> tuple[str | None, str | None]:
     """Both columns of a pair, or the first one that belongs to a given second."""
-    names = {plain(name): name for name in words}
+    names = {plain_name(name): name for name in words}
     for first, second in _PAIRS:
-        if first in names and (second == plain(pair) if pair else second in names):
+        if first in names and (second == plain_name(pair) if pair else second in names):
             return names[first], pair or names[second]
     return None, pair
 
@@ -263,17 +277,17 @@ def _text_by_type(rows: Dataset, words: Sequence[str]) -> str:
     if len(found) > 1:
         found = [name for name in found if not _like_classes(rows, name)]
     if len(found) != 1:
-        ask(rows, "text", "several columns could be" if words else "there is no column of text")
+        ask_for_column(rows, "text", "several columns could be" if words else "there is no column of text")
     return found[0]
 
 
 def _label_by_type(rows: Dataset, taken: Sequence[str | None]) -> str:
-    kinds = {n: kind(feature) for n, feature in rows.features.items() if n not in taken and not is_id(n)}
+    kinds = {n: cell_kind(feature) for n, feature in rows.features.items() if n not in taken and not is_id(n)}
     usual = ("class", "integer", "bool")
     found = [n for n, held in kinds.items() if held in usual or (held == "text" and _like_classes(rows, n))]
     found = found or [name for name, held in kinds.items() if held == "float"]
     if len(found) != 1:
-        ask(rows, "label", "several columns could be" if found else "no column looks like one")
+        ask_for_column(rows, "label", "several columns could be" if found else "no column looks like one")
     return found[0]
 
 

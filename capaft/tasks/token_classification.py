@@ -14,14 +14,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capaft.columns import Columns, ask, find, is_text, kind, listed, place, values
 from capaft.config.train_config import TrainConfig
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
-from capaft.tasks.problem import MAX_CLASSES, positions, unknown
-from capaft.tasks.task import Batch, Features, Task
-from capaft.tasks.token_limit import token_limit
-from capaft.tasks.token_loss import IGNORED, total
+from capaft.tasks.base.columns import (
+    Columns,
+    ask_for_column,
+    cell_kind,
+    column_values,
+    describe_row,
+    find_column,
+    is_text,
+    list_columns,
+)
+from capaft.tasks.base.features import Batch, Features
+from capaft.tasks.base.task import Task
+from capaft.tasks.labels.problem import MAX_CLASSES, class_positions, unknown_label
+from capaft.tasks.language.token_limit import token_limit
+from capaft.tasks.language.token_loss import IGNORED, summed_loss
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -78,8 +88,8 @@ class TokenClassification(Task):
     @classmethod
     def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
         """See `Task.usable`; a row needs one word with a tag, and no gap among its words."""
-        words = [bool(each) and None not in each for each in values(rows, columns.text)]
-        tags = [any(_is_tag(tag) for tag in each or ()) for each in values(rows, str(columns.label))]
+        words = [bool(each) and None not in each for each in column_values(rows, columns.text)]
+        tags = [any(_is_tag(tag) for tag in each or ()) for each in column_values(rows, str(columns.label))]
         return np.array(words, dtype=np.bool_) & np.array(tags, dtype=np.bool_)
 
     @classmethod
@@ -95,11 +105,11 @@ class TokenClassification(Task):
         if not 2 <= len(present) <= MAX_CLASSES:
             raise UsageError(
                 f"column {columns.label!r} has {len(present)} different tags, and {cls.name} wants from 2 to "
-                f"{MAX_CLASSES}; choose one with --label-column among {listed(rows)}"
+                f"{MAX_CLASSES}; choose one with --label-column among {list_columns(rows)}"
             )
         if isinstance(held, datasets.ClassLabel):
             return tuple(held.names)
-        return tuple(sorted(present, key=int if kind(held) == "integer" else None))
+        return tuple(sorted(present, key=int if cell_kind(held) == "integer" else None))
 
     def check_labels(self, rows: Dataset, columns: Columns) -> None:
         """As `Task.check_labels`, and that there are as many tags as words."""
@@ -138,7 +148,7 @@ class TokenClassification(Task):
             tagged.append([word for word in firsts if word is not None and classes[word] != IGNORED])
             if not any(word is not None for word in firsts):
                 raise UsageError(
-                    f"{place(rows, columns, row)}: the tokenizer has no token for any word in column "
+                    f"{describe_row(rows, columns, row)}: the tokenizer has no token for any word in column "
                     f"{columns.text!r}; drop the row"
                 )
         return Features(
@@ -163,7 +173,7 @@ class TokenClassification(Task):
 
     def loss(self, outputs: Any, targets: Mapping[str, Tensor], smoothing: float) -> Tensor:
         """The sum of the cross-entropy over the words that have a token."""
-        return total(outputs.logits, targets["labels"], smoothing)
+        return summed_loss(outputs.logits, targets["labels"], smoothing)
 
     def predict(
         self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch, outputs: Any
@@ -211,12 +221,12 @@ class TokenClassification(Task):
 
     def _encoded(self, rows: Dataset, columns: Columns, words: Sequence[Sequence[str]]) -> list[NDArray[np.int32]]:
         """The class of each word, by row `(words,)`."""
-        index = positions(self.labels, integers=kind(_held(rows, columns)) == "integer")
+        index = class_positions(self.labels, integers=cell_kind(_held(rows, columns)) == "integer")
         names = _tag_names(rows, columns, words)
         for row, tags in enumerate(names):
             for tag in tags:
                 if tag is not None and tag not in index:
-                    raise unknown(rows, columns, row, tag, self.labels)
+                    raise unknown_label(rows, columns, row, tag, self.labels)
         return [np.array([IGNORED if tag is None else index[tag] for tag in tags], dtype=np.int32) for tags in names]
 
     def _entities(self, truth: Sequence[Any], predictions: Sequence[Any]) -> tuple[float, float, float]:
@@ -257,20 +267,20 @@ def _column(
     taken: str | None,
 ) -> str:
     """The column of a role, by name or as the only one that fits; see `find`."""
-    if found := find(rows, role, given, names, fits, what, (taken,)):
+    if found := find_column(rows, role, given, names, fits, what, (taken,)):
         return found
     fitting = [name for name, feature in rows.features.items() if fits(feature) and name != taken]
     if len(fitting) != 1:
-        ask(rows, role, "several columns could be" if fitting else f"no column holds {what}")
+        ask_for_column(rows, role, "several columns could be" if fitting else f"no column holds {what}")
     return fitting[0]
 
 
 def _holds_words(feature: Any) -> bool:
-    return kind(feature) == "list" and is_text(feature.feature)
+    return cell_kind(feature) == "list" and is_text(feature.feature)
 
 
 def _holds_tags(feature: Any) -> bool:
-    return kind(feature) == "list" and kind(feature.feature) in ("class", "integer", "text")
+    return cell_kind(feature) == "list" and cell_kind(feature.feature) in ("class", "integer", "text")
 
 
 def _held(rows: Dataset, columns: Columns) -> Any:
@@ -280,11 +290,11 @@ def _held(rows: Dataset, columns: Columns) -> Any:
 
 def _words(rows: Dataset, columns: Columns) -> list[list[str]]:
     """The words of each row; there is one at least."""
-    words = values(rows, columns.text)
+    words = column_values(rows, columns.text)
     for row, each in enumerate(words):
         if not each or None in each:
             what = "a word is missing" if each else "there are no words"
-            where = f"{place(rows, columns, row)}: {what} in column {columns.text!r}"
+            where = f"{describe_row(rows, columns, row)}: {what} in column {columns.text!r}"
             raise UsageError(f"{where}; fill it in or drop the row")
     return words
 
@@ -297,15 +307,15 @@ def _is_tag(tag: Any) -> bool:
 def _tag_names(rows: Dataset, columns: Columns, words: Sequence[Sequence[str]]) -> list[list[str | None]]:
     """The name of each word's tag, by row, whatever type the column has; None for no tag."""
     assert columns.label is not None
-    tags: list[list[Any]] = [each or [] for each in values(rows, columns.label)]
+    tags: list[list[Any]] = [each or [] for each in column_values(rows, columns.label)]
     names = getattr(_held(rows, columns), "names", None)
     for row, each in enumerate(tags):
         if len(each) != len(words[row]):
             raise UsageError(
-                f"{place(rows, columns, row)}: {len(words[row])} words in column {columns.text!r} but {len(each)} "
-                f"tags in column {columns.label!r}; give each word a tag or drop the row"
+                f"{describe_row(rows, columns, row)}: {len(words[row])} words in column {columns.text!r} but "
+                f"{len(each)} tags in column {columns.label!r}; give each word a tag or drop the row"
             )
         if names and any(_is_tag(tag) and tag >= len(names) for tag in each):
-            where = f"{place(rows, columns, row)}: a tag in column {columns.label!r}"
+            where = f"{describe_row(rows, columns, row)}: a tag in column {columns.label!r}"
             raise UsageError(f"{where} is none of {len(names)}; drop the row")
     return [[(names[tag] if names else str(tag)) if _is_tag(tag) else None for tag in each] for each in tags]

@@ -14,12 +14,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capaft.columns import Columns, ask, filled, find, kind, numbers
 from capaft.config.train_config import TrainConfig
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
-from capaft.tasks.single_label import SingleLabel, check_metric
-from capaft.tasks.task import Batch, Features, Task
+from capaft.tasks.base.columns import Columns, ask_for_column, cell_kind, filled_rows, find_column, row_numbers
+from capaft.tasks.base.features import Batch, Features
+from capaft.tasks.base.task import Task
+from capaft.tasks.labels.single_label import SingleLabel, check_metric
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,9 +69,9 @@ class MediaClassification(Task):
             raise UsageError(f"--pair-column {given['pair']}: {cls.name} takes one {cls.medium} a row; drop it")
         text, label = given.get("text"), given.get("label")
         what = f"{cls.medium} files, their paths or arrays"
-        text = find(rows, "text", text, cls.usual_names, cls.fits, what, (label,))
+        text = find_column(rows, "text", text, cls.usual_names, cls.fits, what, (label,))
         text = text or _only(rows, "text", cls.feature_type)
-        label = find(rows, "label", label, _LABELS, _is_class, "one class a row", (text,))
+        label = find_column(rows, "label", label, _LABELS, _is_class, "one class a row", (text,))
         label = label or _only(rows, "label", datasets.ClassLabel)
         return Columns(text, None, label)
 
@@ -82,7 +83,7 @@ class MediaClassification(Task):
     @classmethod
     def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
         """See `Task.usable`."""
-        return filled(rows, columns.text) & SingleLabel().labelled(rows, columns)
+        return filled_rows(rows, columns.text) & SingleLabel().labelled(rows, columns)
 
     def classes_of(self, rows: Dataset, columns: Columns) -> Sequence[int]:
         """See `Task.classes_of`."""
@@ -98,7 +99,7 @@ class MediaClassification(Task):
         if isinstance(rows.features[columns.text], self.feature_type):
             rows = rows.cast_column(columns.text, self.feature_type(decode=False))
         return Features(
-            inputs={self.medium: rows[columns.text], "row": numbers(rows)},
+            inputs={self.medium: rows[columns.text], "row": row_numbers(rows)},
             lengths=np.ones(len(rows), dtype=np.int64),
             references=SingleLabel().encode(rows, columns, self.labels),
             sources=_names(rows, columns.text),
@@ -138,7 +139,7 @@ class MediaClassification(Task):
         return f"{features.sources[index]} -> {self.labels[features.references[index]]}"
 
 
-def opened(features: Features, medium: str, indices: Sequence[int], opener: Any) -> list[Any]:
+def open_media(features: Features, medium: str, indices: Sequence[int], opener: Any) -> list[Any]:
     """What `opener` makes of the values at those indices.
 
     Raises:
@@ -157,7 +158,7 @@ def opened(features: Features, medium: str, indices: Sequence[int], opener: Any)
 
 
 def _is_class(feature: Any) -> bool:
-    return kind(feature) in ("class", "integer", "bool", "text")
+    return cell_kind(feature) in ("class", "integer", "bool", "text")
 
 
 def _only(rows: Dataset, role: str, feature_type: type) -> str:
@@ -169,7 +170,7 @@ def _only(rows: Dataset, role: str, feature_type: type) -> str:
     found = [name for name, feature in rows.features.items() if isinstance(feature, feature_type)]
     if len(found) != 1:
         several = f"{' and '.join(map(repr, found))} both could be"
-        ask(rows, role, several if found else f"none has a usual name or is of type {feature_type.__name__}")
+        ask_for_column(rows, role, several if found else f"none has a usual name or is of type {feature_type.__name__}")
     return found[0]
 
 
@@ -183,7 +184,7 @@ def _names(rows: Dataset, name: str) -> list[str]:
     for table in rows.select_columns([name]).with_format("arrow").iter(1000):
         column = table.column(0)
         if column.null_count:
-            row = numbers(rows)[len(found) + pc.index(column.is_null(), True).as_py()]
+            row = row_numbers(rows)[len(found) + pc.index(column.is_null(), True).as_py()]
             raise UsageError(f"row {row}: nothing in column {name!r}; fill it in or drop the row")
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             found += column.to_pylist()
@@ -191,4 +192,4 @@ def _names(rows: Dataset, name: str) -> list[str]:
             found += pc.struct_field(column, "path").to_pylist()
         else:
             found += [None] * len(column)
-    return [path or f"row {row}" for row, path in zip(numbers(rows), found, strict=True)]
+    return [path or f"row {row}" for row, path in zip(row_numbers(rows), found, strict=True)]

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from capaft.columns import Columns, kind, listed
 from capaft.support.errors import UsageError
-from capaft.tasks.problem import Problem, label_values, missing
+from capaft.tasks.base.columns import Columns, cell_kind, list_columns
+from capaft.tasks.labels.problem import Problem, label_values, missing_label
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,15 +31,15 @@ class Regression(Problem):
 
     def encode(self, rows: Dataset, columns: Columns, labels: Sequence[str]) -> NDArray[np.float32]:
         """The number of each row, `(rows,)`."""
-        if kind(rows.features[columns.label]) not in ("float", "integer"):
+        if cell_kind(rows.features[columns.label]) not in ("float", "integer"):
             raise UsageError(
                 f"--problem regression: column {columns.label!r} does not hold one number a row; "
-                f"choose one with --label-column among {listed(rows)}"
+                f"choose one with --label-column among {list_columns(rows)}"
             )
         found = label_values(rows, columns)
         for row, value in enumerate(found):
             if value is None or not math.isfinite(value):
-                raise missing(rows, columns, row)
+                raise missing_label(rows, columns, row)
         return np.array(found, dtype=np.float32)
 
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:

@@ -10,8 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from capaft.model.load import BaseModel
-from capaft.tasks import text_scores, token_loss
-from capaft.tasks.task import Batch, Features, Task
+from capaft.tasks.base.features import Batch, Features
+from capaft.tasks.base.task import Task
+from capaft.tasks.language.text_scores import TEXT_METRICS, score_texts
+from capaft.tasks.language.token_loss import loss_by_example, score_tokens, summed_loss
 
 Prediction = tuple[float, int, int, str | None]
 """Of one feature: the loss, the tokens that count, those that are right, and the generated text, if there is one."""
@@ -39,17 +41,17 @@ class Generation(Task):
     @property
     def generates(self) -> bool:
         """Whether evaluation has the model write."""
-        return self.metric in text_scores.METRICS
+        return self.metric in TEXT_METRICS
 
     def loss(self, outputs: Any, targets: Mapping[str, Tensor], smoothing: float) -> Tensor:
         """The sum of the cross-entropy over the tokens that count."""
-        return token_loss.total(outputs.logits, targets["labels"], smoothing)
+        return summed_loss(outputs.logits, targets["labels"], smoothing)
 
     def predict(
         self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch, outputs: Any
     ) -> list[Prediction]:
         """The loss of each feature, and what the model writes where that is asked for."""
-        counted = token_loss.each(outputs.logits, batch.targets["labels"])
+        counted = loss_by_example(outputs.logits, batch.targets["labels"])
         texts = self.written(base, model, features, indices, batch) if self.generates else [None] * len(counted)
         return [(*each, text) for each, text in zip(counted, texts, strict=True)]
 
@@ -91,10 +93,10 @@ class Generation(Task):
 
     def score(self, features: Features, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Perplexity, loss and accuracy of the tokens, and how good the texts are if there are any."""
-        found = token_loss.scores(prediction[:3] for prediction in predictions)
+        found = score_tokens(prediction[:3] for prediction in predictions)
         texts = [text for *_, text in predictions if text is not None]
         is_comparable = texts and self.has_targets(features)
-        return found | (text_scores.scores(texts, features.references) if is_comparable else {})
+        return found | (score_texts(texts, features.references) if is_comparable else {})
 
     def has_targets(self, features: Features) -> bool:
         """Whether there is anything to compare with: plain text is its own target, other rows need references."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from capaft.support.errors import UsageError, did_you_mean
 
-Kind = Literal["text", "class", "integer", "bool", "float", "list", "other"]
+CellKind = Literal["text", "class", "integer", "bool", "float", "list", "other"]
 """What one cell of a column holds."""
 
 # What rows are called by once some of them are left out or set aside.
@@ -54,7 +54,7 @@ class Columns:
         return f"input from {self.text!r}{pair}{choices}{label}"
 
 
-def find(
+def find_column(
     dataset: datasets.Dataset,
     role: str,
     given: str | None,
@@ -84,45 +84,47 @@ def find(
         option = f"--{role}-column {given}"
         if given not in dataset.column_names:
             hint = did_you_mean(given, dataset.column_names)
-            raise UsageError(f"{option}: there is no such column; the columns are {listed(dataset)}{hint}")
+            raise UsageError(f"{option}: there is no such column; the columns are {list_columns(dataset)}{hint}")
         if given in taken:
             raise UsageError(f"{option}: this column has another role; name a different column with each option")
         if not fits(dataset.features[given]):
-            raise UsageError(f"{option}: this column does not hold {what}; the columns are {listed(dataset)}")
+            raise UsageError(f"{option}: this column does not hold {what}; the columns are {list_columns(dataset)}")
         return given
     free = [name for name, feature in dataset.features.items() if name not in taken and fits(feature)]
     for group in names:
-        found = [name for name in free if plain(name) in group]
+        found = [name for name in free if plain_name(name) in group]
         if len(found) > 1:
-            ask(dataset, role, f"{' and '.join(map(repr, found))} both could be")
+            ask_for_column(dataset, role, f"{' and '.join(map(repr, found))} both could be")
         if found:
             return found[0]
     return None
 
 
-def ask(dataset: datasets.Dataset, role: str, why: str) -> NoReturn:
+def ask_for_column(dataset: datasets.Dataset, role: str, why: str) -> NoReturn:
     """Say that the column of a role has to be named.
 
     Raises:
         UsageError: always.
     """
     option = "--text-column (and --pair-column for pairs)" if role == "text" else f"--{role}-column"
-    raise UsageError(f"cannot tell which column is the {role} ({why}); choose with {option} among {listed(dataset)}")
+    raise UsageError(
+        f"cannot tell which column is the {role} ({why}); choose with {option} among {list_columns(dataset)}"
+    )
 
 
-def kind(feature: Any) -> Kind:
+def cell_kind(feature: Any) -> CellKind:
     """What a column with that `datasets` feature holds."""
     if isinstance(feature, datasets.ClassLabel):
         return "class"
     if isinstance(feature, datasets.List | datasets.LargeList):
         return "list"
     match = _DTYPES.fullmatch(feature.dtype) if isinstance(feature, datasets.Value) else None
-    return cast(Kind, (match and match.lastgroup) or "other")
+    return cast(CellKind, (match and match.lastgroup) or "other")
 
 
 def is_text(feature: Any) -> bool:
     """Whether a column with that feature holds a text a row."""
-    return kind(feature) == "text"
+    return cell_kind(feature) == "text"
 
 
 def is_id(name: str) -> bool:
@@ -130,23 +132,23 @@ def is_id(name: str) -> bool:
     return bool(_ID.fullmatch(name) or _CAMEL_CASE_ID.fullmatch(name))
 
 
-def plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name in lower case without punctuation, as names are compared: "Sentence_1" is "sentence1"."""
     return re.sub(r"[\W_]", "", name.lower())
 
 
-def listed(dataset: datasets.Dataset) -> str:
+def list_columns(dataset: datasets.Dataset) -> str:
     """The columns with their types."""
     features = [(name, feature) for name, feature in dataset.features.items() if name != _NUMBERS]
     return ", ".join(f"{name} ({getattr(feature, 'dtype', None) or 'nested'})" for name, feature in features)
 
 
-def values(dataset: datasets.Dataset, name: str) -> list[Any]:
+def column_values(dataset: datasets.Dataset, name: str) -> list[Any]:
     """A column as plain Python values."""
     return list(dataset.with_format(None)[name][:])
 
 
-def filled(dataset: datasets.Dataset, *names: str | None) -> NDArray[np.bool_]:
+def filled_rows(dataset: datasets.Dataset, *names: str | None) -> NDArray[np.bool_]:
     """Which rows have something in all these columns, `(rows,)`.
 
     Nothing is what stands for a missing value: null, NaN, an empty list, or the -1 of a class that is withheld. An
@@ -179,22 +181,22 @@ def _filled(dataset: datasets.Dataset, name: str) -> NDArray[np.bool_]:
     return np.concatenate(found)
 
 
-def texts(dataset: datasets.Dataset, columns: Columns) -> tuple[list[str], list[str] | None]:
+def row_texts(dataset: datasets.Dataset, columns: Columns) -> tuple[list[str], list[str] | None]:
     """The text of each row and, if there are pairs, its second text.
 
     Raises:
         UsageError: a row has no text (an empty one is a text).
     """
-    first = values(dataset, columns.text)
-    second = None if columns.pair is None else values(dataset, columns.pair)
+    first = column_values(dataset, columns.text)
+    second = None if columns.pair is None else column_values(dataset, columns.pair)
     for name, column in ((columns.text, first), (columns.pair, second)):
         if column is not None and None in column:
-            row = numbers(dataset)[column.index(None)]
+            row = row_numbers(dataset)[column.index(None)]
             raise UsageError(f"row {row}: no text in column {name!r}; fill it in or drop the row")
     return first, second
 
 
-def numbered(dataset: datasets.Dataset) -> datasets.Dataset:
+def with_row_numbers(dataset: datasets.Dataset) -> datasets.Dataset:
     """The rows, which keep the numbers that they have now, from 1, whichever of them are taken later."""
     if _NUMBERS in dataset.column_names:
         return dataset
@@ -203,15 +205,15 @@ def numbered(dataset: datasets.Dataset) -> datasets.Dataset:
     return dataset.add_column(_NUMBERS, np.arange(1, len(dataset) + 1))
 
 
-def numbers(dataset: datasets.Dataset) -> list[int]:
+def row_numbers(dataset: datasets.Dataset) -> list[int]:
     """The number of each row, from 1, in what was read."""
-    return values(dataset, _NUMBERS) if _NUMBERS in dataset.column_names else list(range(1, len(dataset) + 1))
+    return column_values(dataset, _NUMBERS) if _NUMBERS in dataset.column_names else list(range(1, len(dataset) + 1))
 
 
-def place(dataset: datasets.Dataset, columns: Columns, row: int) -> str:
+def describe_row(dataset: datasets.Dataset, columns: Columns, row: int) -> str:
     """A row by its number and, if that is one, by its text."""
-    number = f"row {numbers(dataset.select([row]))[0] if _NUMBERS in dataset.column_names else row + 1}"
+    number = f"row {row_numbers(dataset.select([row]))[0] if _NUMBERS in dataset.column_names else row + 1}"
     if not is_text(dataset.features[columns.text]):
         return number
-    text = " ".join(str(values(dataset.select([row]), columns.text)[0]).split())
+    text = " ".join(str(column_values(dataset.select([row]), columns.text)[0]).split())
     return f"{number} ({text[:37] + '...' if len(text) > 40 else text!r})"

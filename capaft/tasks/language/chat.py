@@ -14,12 +14,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from capaft.columns import Columns, find, is_text, numbers, values
 from capaft.support.errors import UsageError, printable
-from capaft.tasks.example import Example, continued
-from capaft.tasks.plain_text import specials, without_specials
-from capaft.tasks.text_pairs import Pair
-from capaft.tasks.token_loss import IGNORED
+from capaft.tasks.base.columns import Columns, column_values, find_column, is_text, row_numbers
+from capaft.tasks.language.example import Example, answered
+from capaft.tasks.language.plain_text import special_tokens, tokenise_plain
+from capaft.tasks.language.text_pairs import Pair
+from capaft.tasks.language.token_loss import IGNORED
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,8 +49,8 @@ def recognise_exchange(rows: Dataset, given: Mapping[str, str | None]) -> Column
     text, label = given.get("text"), given.get("label")
     if not all(name is None or is_chat(rows.features.get(name)) for name in (text, label)):
         return None
-    text = find(rows, "text", text, (("prompt",),), is_chat, "messages", (label,))
-    label = find(rows, "label", label, (("completion",),), is_chat, "messages", (text,))
+    text = find_column(rows, "text", text, (("prompt",),), is_chat, "messages", (label,))
+    label = find_column(rows, "label", label, (("completion",),), is_chat, "messages", (text,))
     return None if text is None or label is None else Columns(text, None, label)
 
 
@@ -77,13 +77,13 @@ def has_template(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
-def ends(tokenizer: Any) -> set[int]:
+def turn_ends(tokenizer: Any) -> set[int]:
     """The tokens that end an answer: the end of a text, and what the template puts after what the assistant says."""
     found = {tokenizer.eos_token_id} - {None}
     if has_template(tokenizer):
         whole = _rendered(tokenizer, [_user("question"), _assistant("answer")], "the model")
-        special = specials(tokenizer)
-        after = without_specials(tokenizer, [whole.rpartition("answer")[2]])[0]
+        special = special_tokens(tokenizer)
+        after = tokenise_plain(tokenizer, [whole.rpartition("answer")[2]])[0]
         found |= set([token for token in after if token in special][:1])
     return found
 
@@ -100,19 +100,21 @@ def conversations(tokenizer: Any, rows: Dataset, columns: Columns) -> list[Examp
             f"column {columns.text!r} holds chats, and this model has no chat template to put them into; "
             "take a model that was made for chats, or columns of prompts and completions"
         )
-    stops = ends(tokenizer)
-    firsts = [messages or [] for messages in values(rows, columns.text)]
-    given, seconds = (firsts, values(rows, columns.label)) if columns.label else ([[]] * len(firsts), firsts)
+    stops = turn_ends(tokenizer)
+    firsts = [messages or [] for messages in column_values(rows, columns.text)]
+    given, seconds = (firsts, column_values(rows, columns.label)) if columns.label else ([[]] * len(firsts), firsts)
     found = []
-    for row, before, after in zip(numbers(rows), given, seconds, strict=True):
+    for row, before, after in zip(row_numbers(rows), given, seconds, strict=True):
         messages = conversation([*before, *(after or [])], f"row {row}")
         if len(messages) <= len(before):
             raise UsageError(f"row {row}: the assistant says nothing in column {columns.label!r}; drop the row")
-        found += examples(tokenizer, messages, stops, f"row {row}", len(before))
+        found += chat_examples(tokenizer, messages, stops, f"row {row}", len(before))
     return found
 
 
-def examples(tokenizer: Any, messages: Sequence[Message], stops: set[int], where: str, given: int = 0) -> list[Example]:
+def chat_examples(
+    tokenizer: Any, messages: Sequence[Message], stops: set[int], where: str, given: int = 0
+) -> list[Example]:
     """One example for all answers of a chat, or several where the template does not render them in one text.
 
     Args:
@@ -149,8 +151,8 @@ def exchange(tokenizer: Any, pair: Pair, stops: set[int]) -> Example:
     """
     question, where = [_user(pair.source)], f"row {pair.row}"
     if not pair.references:
-        return continued(without_specials(tokenizer, [_asked(tokenizer, question, where)])[0], [], pair.source, ())
-    (found,) = examples(tokenizer, [*question, _assistant(pair.references[0])], stops, where)
+        return answered(tokenise_plain(tokenizer, [_asked(tokenizer, question, where)])[0], [], pair.source, ())
+    (found,) = chat_examples(tokenizer, [*question, _assistant(pair.references[0])], stops, where)
     return dataclasses.replace(found, source=pair.source, references=pair.references)
 
 
@@ -175,13 +177,13 @@ def _answered(tokenizer: Any, messages: Sequence[Message], stops: set[int], wher
             f"{where}: the model's chat template does not put an answer after the prompt that asks for it; "
             "use a template with {% generation %} markers, or --no-chat-template with prompts and completions"
         )
-    prompt, ids = without_specials(tokenizer, [before, after])
+    prompt, ids = tokenise_plain(tokenizer, [before, after])
     answer = ids[len(prompt) :]
     if ids[: len(prompt)] != prompt:
         # White space on both sides of the seam makes one token; a prompt ends there all the same.
-        answer = without_specials(tokenizer, [after[len(before) :]])[0]
+        answer = tokenise_plain(tokenizer, [after[len(before) :]])[0]
     stop = max((place for place, token in enumerate(answer, start=1) if token in stops), default=len(answer))
-    return continued(prompt, answer[:stop], before, (messages[-1]["content"],))
+    return answered(prompt, answer[:stop], before, (messages[-1]["content"],))
 
 
 def _marked(tokenizer: Any, messages: Sequence[Message], where: str) -> Example:
@@ -190,7 +192,7 @@ def _marked(tokenizer: Any, messages: Sequence[Message], where: str) -> Example:
     found = _rendered(tokenizer, messages, where, tokenize=True, return_assistant_tokens_mask=True)
     ids = found["input_ids"]
     labels = [token if counts else IGNORED for token, counts in zip(ids, found["assistant_masks"], strict=True)]
-    prompt = without_specials(tokenizer, [before])[0]
+    prompt = tokenise_plain(tokenizer, [before])[0]
     return Example(ids, labels, prompt, before, (messages[-1]["content"],))
 
 

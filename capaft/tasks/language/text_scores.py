@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import zip_longest
 
-METRICS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "exact_match")
+TEXT_METRICS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "exact_match")
 
 
-def scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """All of them over a data set.
 
     BLEU (Papineni et al. 2002) and chrF (Popovic 2015) are sacrebleu's, over the corpus, from 0 to 100. ROUGE (Lin

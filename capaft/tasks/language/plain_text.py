@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from capaft.columns import Columns, ask, find, is_id, is_text, texts
 from capaft.support.errors import UsageError
+from capaft.tasks.base.columns import Columns, ask_for_column, find_column, is_id, is_text, row_texts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,51 +21,51 @@ if TYPE_CHECKING:
 _NAMES = (("text",), ("content", "body", "document"), ("sentence", "article", "review", "abstract"))
 
 
-def recognise(rows: Dataset, given: Mapping[str, str | None]) -> Columns:
+def recognise_plain_text(rows: Dataset, given: Mapping[str, str | None]) -> Columns:
     """The column of text: the one named, the one with a usual name, or the only one.
 
     Raises:
         UsageError: there is none, or there are several.
     """
-    found = find(rows, "text", given.get("text"), _NAMES, is_text, "text")
+    found = find_column(rows, "text", given.get("text"), _NAMES, is_text, "text")
     columns = [name for name, feature in rows.features.items() if is_text(feature) and not is_id(name)]
     if found is None and len(columns) != 1:
-        ask(rows, "text", "several columns could be" if columns else "there is no column of text")
+        ask_for_column(rows, "text", "several columns could be" if columns else "there is no column of text")
     return Columns(found or columns[0])
 
 
-def tokenised(tokenizer: Any, rows: Dataset, columns: Columns) -> list[list[int]]:
+def tokenise_rows(tokenizer: Any, rows: Dataset, columns: Columns) -> list[list[int]]:
     """The tokens of each row that has any text, without special tokens.
 
     Raises:
         UsageError: a row has no value, or none has text.
     """
-    found = [text for text in texts(rows, columns)[0] if text]
+    found = [text for text in row_texts(rows, columns)[0] if text]
     if not found:
         raise UsageError(f"every text in column {columns.text!r} is empty; choose another with --text-column")
-    return without_specials(tokenizer, found)
+    return tokenise_plain(tokenizer, found)
 
 
-def without_specials(tokenizer: Any, found: Sequence[str]) -> list[list[int]]:
+def tokenise_plain(tokenizer: Any, found: Sequence[str]) -> list[list[int]]:
     """Token ids of texts as they are."""
     return list(
         tokenizer(list(found), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     )
 
 
-def frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+def surrounding_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer puts before and after one text."""
     whole, inner = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
     start = next(i for i in range(len(whole)) if whole[i : i + len(inner)] == inner)
     return whole[:start], whole[start + len(inner) :]
 
 
-def specials(tokenizer: Any) -> set[int]:
+def special_tokens(tokenizer: Any) -> set[int]:
     """The tokens that stand for no text, those of chat templates among them."""
     return {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
 
 
-def end_of_text(tokenizer: Any) -> int:
+def end_of_text_token(tokenizer: Any) -> int:
     """The token that ends a text, or else the one that separates two.
 
     Raises:
@@ -77,7 +77,7 @@ def end_of_text(tokenizer: Any) -> int:
     return int(found)
 
 
-def blocks(sequences: Sequence[Sequence[int]], length: int) -> list[NDArray[np.int64]]:
+def pack_blocks(sequences: Sequence[Sequence[int]], length: int) -> list[NDArray[np.int64]]:
     """The joined sequences, cut into blocks of `length` tokens, of which the last may be shorter."""
     stream = np.concatenate([np.asarray(sequence, dtype=np.int64) for sequence in sequences])
     return [stream[start : start + length] for start in range(0, len(stream), length)]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
-from capaft.columns import Columns, find, is_text, kind, numbers, plain, values
 from capaft.support.errors import UsageError
+from capaft.tasks.base.columns import Columns, cell_kind, column_values, find_column, is_text, plain_name, row_numbers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -56,7 +56,7 @@ class Pair:
     references: tuple[str, ...]
 
 
-def recognise(rows: Dataset, given: Mapping[str, str | None]) -> Columns | None:
+def recognise_text_pairs(rows: Dataset, given: Mapping[str, str | None]) -> Columns | None:
     """The columns of source and target, or None where neither names nor the user tell them.
 
     Columns of a dictionary `translation` go by its keys: the first is the source, the second the target. A given
@@ -70,20 +70,20 @@ def recognise(rows: Dataset, given: Mapping[str, str | None]) -> Columns | None:
     text, pair, label = (given.get(role) for role in ("text", "pair", "label"))
     fits = is_text if text is None else _is_source
     if text is not None:
-        find(flat, "text", text, (), fits, "text or lists of texts")
-    languages = [plain(name) for name in flat.column_names if name not in rows.column_names]
+        find_column(flat, "text", text, (), fits, "text or lists of texts")
+    languages = [plain_name(name) for name in flat.column_names if name not in rows.column_names]
     table = tuple((first, tuple(each for each in languages if each != first)) for first in languages) or _PAIRS
     usual = [
         (first, seconds)
         for first, seconds in table
-        if (text is None or plain(text) == first) and (label is None or plain(label) in seconds)
+        if (text is None or plain_name(text) == first) and (label is None or plain_name(label) in seconds)
     ]
     # A source of an unusual name says nothing of what its target is called.
     for first, seconds in usual or (table if label is not None else ()):
-        source = find(flat, "text", text, ((first,),), fits, "text or lists of texts", (label,))
+        source = find_column(flat, "text", text, ((first,),), fits, "text or lists of texts", (label,))
         names = [(each,) for each in seconds if each != "references" or _has_references(flat)]
-        target = find(flat, "label", label, names, _is_target, "text or a list of texts")
-        further = find(flat, "pair", pair, _FURTHER.get(first, ()), is_text, "text", (source, target))
+        target = find_column(flat, "label", label, names, _is_target, "text or a list of texts")
+        further = find_column(flat, "pair", pair, _FURTHER.get(first, ()), is_text, "text", (source, target))
         if source is not None and target is not None:
             return Columns(source, further, target)
     return None
@@ -94,7 +94,7 @@ def are_summaries(columns: Columns) -> bool:
     return columns.label is not None and columns.label.lower().endswith(_SUMMARIES)
 
 
-def check(rows: Dataset, columns: Columns) -> None:
+def check_pairs(rows: Dataset, columns: Columns) -> None:
     """Make sure that there are references to compare with.
 
     Raises:
@@ -103,10 +103,10 @@ def check(rows: Dataset, columns: Columns) -> None:
     if columns.label is None:
         listed = ", ".join(_flat(rows).column_names)
         raise UsageError(f"no column holds what should come out; choose one with --label-column among {listed}")
-    read(rows, columns, "", each=False)
+    read_pairs(rows, columns, "", each=False)
 
 
-def read(rows: Dataset, columns: Columns, prefix: str, *, each: bool) -> list[Pair]:
+def read_pairs(rows: Dataset, columns: Columns, prefix: str, *, each: bool) -> list[Pair]:
     """The pairs of a split.
 
     Args:
@@ -119,17 +119,16 @@ def read(rows: Dataset, columns: Columns, prefix: str, *, each: bool) -> list[Pa
         UsageError: a row has no source, or no target.
     """
     flat = _flat(rows)
-    firsts = [_joined(value, *_BETWEEN) for value in values(flat, columns.text)]
+    firsts = [_joined(value, *_BETWEEN) for value in column_values(flat, columns.text)]
     if None in firsts:
-        raise UsageError(
-            f"row {numbers(rows)[firsts.index(None)]}: no text in column {columns.text!r}; fill it in or drop the row"
-        )
-    further = [""] * len(firsts) if columns.pair is None else values(flat, columns.pair)
+        row = row_numbers(rows)[firsts.index(None)]
+        raise UsageError(f"row {row}: no text in column {columns.text!r}; fill it in or drop the row")
+    further = [""] * len(firsts) if columns.pair is None else column_values(flat, columns.pair)
     sources = [prefix + (f"{text}\n{more}" if more else text) for text, more in zip(firsts, further, strict=True)]
     if columns.label is None:
-        return [Pair(row, source, ()) for row, source in zip(numbers(rows), sources, strict=True)]
+        return [Pair(row, source, ()) for row, source in zip(row_numbers(rows), sources, strict=True)]
     found = []
-    for row, source, value in zip(numbers(rows), sources, values(flat, columns.label), strict=True):
+    for row, source, value in zip(row_numbers(rows), sources, column_values(flat, columns.label), strict=True):
         several = (value,) if isinstance(value, str) else tuple(text for text in value or () if text is not None)
         if not several:
             raise UsageError(f"row {row}: no text in column {columns.label!r}; fill it in or drop the row")
@@ -144,7 +143,7 @@ def _is_target(feature: Any) -> bool:
 def _is_source(feature: Any) -> bool:
     """Whether a column holds texts, or lists of them, or lists of such lists."""
     for _ in _BETWEEN:
-        feature = feature.feature if kind(feature) == "list" else feature
+        feature = feature.feature if cell_kind(feature) == "list" else feature
     return is_text(feature)
 
 
@@ -158,8 +157,8 @@ def _joined(value: Any, between: str = "", *within: str) -> Any:
 
 def _has_references(rows: Dataset) -> bool:
     """Whether every row has something in the columns called references."""
-    found = [name for name in rows.column_names if plain(name) == "references"]
-    return all(value for name in found for value in values(rows, name))
+    found = [name for name in rows.column_names if plain_name(name) == "references"]
+    return all(value for name in found for value in column_values(rows, name))
 
 
 def _flat(rows: Dataset) -> Dataset:

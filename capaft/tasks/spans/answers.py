@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
-from capaft.columns import numbers, values
 from capaft.support.errors import UsageError
+from capaft.tasks.base.columns import column_values, row_numbers
 
 _FIELDS = {"text", "answer_start"}
 
@@ -31,16 +31,18 @@ def holds_answers(feature: Any) -> bool:
     return isinstance(inner, Mapping) and inner.keys() >= _FIELDS
 
 
-def read(rows: Dataset, column: str) -> list[list[Answer]]:
+def read_answers(rows: Dataset, column: str) -> list[list[Answer]]:
     """The answers of each row; blank ones are none.
 
     Raises:
         UsageError: a row has no value, or a text without its start; names the row.
     """
-    return [_answers(value, f"row {row}") for row, value in zip(numbers(rows), values(rows, column), strict=True)]
+    return [
+        _answers(value, f"row {row}") for row, value in zip(row_numbers(rows), column_values(rows, column), strict=True)
+    ]
 
 
-def place(context: str, answer: Answer) -> tuple[int, int] | None:
+def locate_answer(context: str, answer: Answer) -> tuple[int, int] | None:
     """The characters of the context that are the answer, the first and one past the last.
 
     Starts that count bytes, or that were kept when the context was cleaned, miss by a little: the answer is then the

@@ -12,9 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from capaft.columns import Columns, filled, kind, place, values
 from capaft.support.errors import UsageError
-from capaft.tasks.problem import MAX_CLASSES, Problem, label_values, missing, positions, unknown
+from capaft.tasks.base.columns import Columns, cell_kind, column_values, describe_row, filled_rows
+from capaft.tasks.labels.problem import (
+    MAX_CLASSES,
+    Problem,
+    class_positions,
+    label_values,
+    missing_label,
+    unknown_label,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -55,13 +62,13 @@ class MultiLabel(Problem):
         if _are_vectors(held, sets, None):
             return tuple(str(position) for position in range(len(sets[0])))
         present = {name for names in self._names(rows, columns, None) for name in names}
-        integers = kind(getattr(held, "feature", None)) == "integer"
+        integers = cell_kind(getattr(held, "feature", None)) == "integer"
         return tuple(sorted(present, key=int if integers else None))
 
     def labelled(self, rows: Dataset, columns: Columns) -> NDArray[np.bool_]:
         """See `Problem.labelled`; an empty list says that no class applies, one with a gap says nothing."""
         if columns.choices:
-            return filled(rows, *columns.choices)
+            return filled_rows(rows, *columns.choices)
         inner = getattr(rows.features[columns.label], "feature", None)
         classes = len(inner.names) if isinstance(inner, datasets.ClassLabel) else None
 
@@ -71,7 +78,7 @@ class MultiLabel(Problem):
         return np.array(
             [
                 each is not None and (not isinstance(each, list) or all(map(is_label, each)))
-                for each in values(rows, str(columns.label))
+                for each in column_values(rows, str(columns.label))
             ],
             dtype=np.bool_,
         )
@@ -79,12 +86,12 @@ class MultiLabel(Problem):
     def encode(self, rows: Dataset, columns: Columns, labels: Sequence[str]) -> NDArray[np.float32]:
         """1 where a class applies to a row, `(rows, classes)`."""
         held = rows.features.get(columns.label)
-        index = positions(labels, integers=kind(getattr(held, "feature", None)) == "integer")
+        index = class_positions(labels, integers=cell_kind(getattr(held, "feature", None)) == "integer")
         targets = np.zeros((len(rows), len(labels)), dtype=np.float32)
         for row, names in enumerate(self._names(rows, columns, len(labels))):
             for name in names:
                 if name not in index:
-                    raise unknown(rows, columns, row, name, labels)
+                    raise unknown_label(rows, columns, row, name, labels)
                 targets[row, index[name]] = 1
         return targets
 
@@ -93,12 +100,12 @@ class MultiLabel(Problem):
         if columns.choices:
             return _chosen(rows, columns)
         held = rows.features[columns.label]
-        if kind(held) == "text" and self.separator:
+        if cell_kind(held) == "text" and self.separator:
             return [
                 [name.strip() for name in text.split(self.separator) if name.strip()]
                 for text in _present(rows, columns, label_values(rows, columns))
             ]
-        if kind(held) != "list":
+        if cell_kind(held) != "list":
             raise UsageError(
                 f"--problem multi: column {columns.label!r} holds one value a row; give lists, "
                 "or say with --label-separator what stands between the labels in a text"
@@ -135,7 +142,7 @@ class MultiLabel(Problem):
 def _present(rows: Dataset, columns: Columns, found: list[Any]) -> list[Any]:
     """The labels, none of which is missing; an empty list or text is not."""
     if None in found:
-        raise missing(rows, columns, found.index(None))
+        raise missing_label(rows, columns, found.index(None))
     return found
 
 
@@ -144,7 +151,7 @@ def _are_vectors(feature: Any, sets: list[Any], classes: int | None) -> bool:
 
     Class numbers look like that only where there are two classes and every row has both.
     """
-    if kind(feature) != "list" or kind(feature.feature) not in ("integer", "float", "bool"):
+    if cell_kind(feature) != "list" or cell_kind(feature.feature) not in ("integer", "float", "bool"):
         return False
     length = classes or len(sets[0])
     return length > 1 and all(len(each) == length and set(each) <= {0, 1} for each in sets)
@@ -153,16 +160,16 @@ def _are_vectors(feature: Any, sets: list[Any], classes: int | None) -> bool:
 def _listed(rows: Dataset, columns: Columns, sets: list[list[Any]]) -> list[list[str]]:
     """The names in lists of names or of class numbers."""
     inner = rows.features[columns.label].feature
-    held = kind(inner)
+    held = cell_kind(inner)
     # The lists of a column without any label have no type.
     if held not in ("text", "class", "integer") and any(sets):
         raise UsageError(f"column {columns.label!r}: lists of labels hold names, class numbers, or a 0 or 1 a class")
     for row, names in enumerate(sets):
         if any(name in (None, "") or (held == "class" and not 0 <= name < len(inner.names)) for name in names):
-            raise missing(rows, columns, row)
+            raise missing_label(rows, columns, row)
         if held == "integer" and len(set(names)) < len(names):
             raise UsageError(
-                f"{place(rows, columns, row)}: a label occurs twice in {names}; if these are a 0 or 1 for each "
+                f"{describe_row(rows, columns, row)}: a label occurs twice in {names}; if these are a 0 or 1 for each "
                 "class, every row has to have them for all classes"
             )
     return [[inner.names[name] if held == "class" else str(name) for name in names] for names in sets]
@@ -172,9 +179,9 @@ def _chosen(rows: Dataset, columns: Columns) -> list[list[str]]:
     """The names of the columns that hold 1, for each row."""
     found: list[list[str]] = [[] for _ in range(len(rows))]
     for name in columns.choices:
-        for row, value in enumerate(values(rows, name)):
+        for row, value in enumerate(column_values(rows, name)):
             if value not in (0, 1):
-                where = f"{place(rows, columns, row)}: column {name!r} holds {value!r}"
+                where = f"{describe_row(rows, columns, row)}: column {name!r} holds {value!r}"
                 raise UsageError(f"{where}; a column for each label holds 0 or 1")
             if value:
                 found[row].append(name)

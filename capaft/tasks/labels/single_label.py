@@ -11,9 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from capaft.columns import Columns, is_text, kind, listed, place, values
 from capaft.support.errors import UsageError
-from capaft.tasks.problem import MAX_CLASSES, Problem, label_values, missing, positions, unknown
+from capaft.tasks.base.columns import Columns, cell_kind, column_values, describe_row, is_text, list_columns
+from capaft.tasks.labels.problem import (
+    MAX_CLASSES,
+    Problem,
+    class_positions,
+    label_values,
+    missing_label,
+    unknown_label,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,24 +55,24 @@ class SingleLabel(Problem):
         if len(present) > MAX_CLASSES or len(present) == len(names):
             raise UsageError(
                 f"column {columns.label!r} has {len(present)} different values in {len(names)} rows and does not "
-                f"look like a label; choose one with --label-column among {listed(rows)}"
+                f"look like a label; choose one with --label-column among {list_columns(rows)}"
             )
-        return tuple(sorted(present, key=int if kind(feature) in ("integer", "float") else None))
+        return tuple(sorted(present, key=int if cell_kind(feature) in ("integer", "float") else None))
 
     def labelled(self, rows: Dataset, columns: Columns) -> NDArray[np.bool_]:
         """See `Problem.labelled`; an empty text is no class."""
         found = super().labelled(rows, columns)
         if is_text(rows.features[columns.label]):
-            found &= np.array(values(rows, str(columns.label)), dtype=object) != ""
+            found &= np.array(column_values(rows, str(columns.label)), dtype=object) != ""
         return found
 
     def encode(self, rows: Dataset, columns: Columns, labels: Sequence[str]) -> NDArray[np.int64]:
         """The index of each row's class, `(rows,)`."""
         names = _names(rows, columns)
-        index = positions(labels, integers=kind(rows.features[columns.label]) == "integer")
+        index = class_positions(labels, integers=cell_kind(rows.features[columns.label]) == "integer")
         for row, name in enumerate(names):
             if name not in index:
-                raise unknown(rows, columns, row, name, labels)
+                raise unknown_label(rows, columns, row, name, labels)
         return np.array([index[name] for name in names], dtype=np.int64)
 
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
@@ -114,18 +121,18 @@ def check_metric(metric: str, labels: Sequence[str]) -> None:
 def _names(rows: Dataset, columns: Columns) -> list[str]:
     """The name of each row's class, whatever type the column has."""
     feature = rows.features[columns.label]
-    held = kind(feature)
+    held = cell_kind(feature)
     if held in ("list", "other"):
         raise UsageError(f"column {columns.label!r} does not hold one label a row; lists want --problem multi")
     names = []
     for row, value in enumerate(label_values(rows, columns)):
         # NaN is the value that differs from itself.
         if value in (None, "") or value != value or (held == "class" and not 0 <= value < len(feature.names)):
-            raise missing(rows, columns, row)
+            raise missing_label(rows, columns, row)
         if held == "float" and value % 1 != 0:
             raise UsageError(
-                f"{place(rows, columns, row)}: the label {value} is a fraction and no class; use --problem regression, "
-                "or choose a column of classes with --label-column"
+                f"{describe_row(rows, columns, row)}: the label {value} is a fraction and no class; "
+                "use --problem regression, or choose a column of classes with --label-column"
             )
         names.append(feature.names[value] if held == "class" else str(int(value) if held == "float" else value))
     return names

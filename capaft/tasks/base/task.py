@@ -16,66 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capaft.columns import Columns, filled
 from capaft.config.train_config import TrainConfig
 from capaft.model.load import BaseModel, load_base_model
 from capaft.support.errors import UsageError
+from capaft.tasks.base.columns import Columns, filled_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
+from capaft.tasks.base.features import Batch, Features
 
 # Scores of which less is better; of all others more is.
-LESS_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae"})
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae"})
 # What the fields of every task are; a task's further fields are its own options.
 _COMMON = ("labels", "max_length", "metric")
-
-
-@dataclass(frozen=True)
-class Features:
-    """Examples as a model takes them: tokenised texts, or images still to be read.
-
-    A feature need not be a row: long contexts become several, short texts are packed into one.
-
-    Attributes:
-        inputs: what `collate` pads and stacks, by name, each of one entry a feature.
-        lengths: what batches are sorted by, `(features,)`: tokens, mostly.
-        references: what `score` compares predictions with, in whatever form the task likes.
-        truncated: how many rows lost a part to the maximum length.
-        sources: what went in, for people, by feature: a text, or several by name; may be empty.
-        left_out: what people should know of rows that could not be used; empty if all could.
-        rows: how many rows these are, if not as many.
-    """
-
-    inputs: dict[str, Sequence[Any]]
-    lengths: NDArray[np.int64]
-    references: Any = None
-    truncated: int = 0
-    sources: Sequence[Any] = ()
-    left_out: str = ""
-    rows: int | None = None
-
-    @property
-    def examples(self) -> int:
-        """How many rows these are."""
-        return len(self) if self.rows is None else self.rows
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some features, padded.
-
-    Attributes:
-        inputs: arguments of the model's forward.
-        targets: what `loss` compares the outputs with.
-        terms: how many terms the loss is a sum of: examples, or tokens that count.
-    """
-
-    inputs: dict[str, Tensor]
-    targets: dict[str, Tensor]
-    terms: int
 
 
 @dataclass(frozen=True)
@@ -132,7 +85,7 @@ class Task(ABC):
 
         They are left out before anything is decided by them, so that nothing else need mind a missing value.
         """
-        return filled(rows, columns.text, columns.label)
+        return filled_rows(rows, columns.text, columns.label)
 
     @classmethod
     def classes(cls, rows: Dataset, columns: Columns) -> tuple[str, ...]:
@@ -169,7 +122,7 @@ class Task(ABC):
     @property
     def more_is_better(self) -> bool:
         """Whether the metric is one of which more is better."""
-        return self.metric not in LESS_IS_BETTER
+        return self.metric not in LOWER_IS_BETTER
 
     def model_config(self) -> dict[str, Any]:
         """Configuration entries that the model is loaded with."""

@@ -67,7 +67,7 @@ class Window:
         return mask
 
 
-def cut(
+def cut_windows(
     tokenizer: Any,
     questions: Sequence[str],
     contexts: Sequence[str],

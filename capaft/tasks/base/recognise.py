@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
-from capaft.columns import Columns, find, is_text, plain
 from capaft.support.errors import UsageError
-from capaft.tasks import task_class, text_pairs
-from capaft.tasks.answers import holds_answers
-from capaft.tasks.chat import is_chat
+from capaft.tasks.base.columns import Columns, find_column, is_text, plain_name
+from capaft.tasks.base.registry import task_class
+from capaft.tasks.language.chat import is_chat
+from capaft.tasks.language.text_pairs import recognise_text_pairs
+from capaft.tasks.spans.answers import holds_answers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,7 +23,7 @@ _TELLING = ("token-classification", "multiple-choice", "text-classification")
 _SURE = ("label", "labels")
 
 
-def recognise(rows: Dataset, config: Any, given: Mapping[str, str | None], *, classify: bool = False) -> str:
+def recognise_task(rows: Dataset, config: Any, given: Mapping[str, str | None], *, classify: bool = False) -> str:
     """The name of the task that rows and a model are for.
 
     Args:
@@ -37,7 +38,7 @@ def recognise(rows: Dataset, config: Any, given: Mapping[str, str | None], *, cl
     known = {*rows.column_names, *(name.rpartition(".")[2] for name in rows.flatten().column_names)}
     for role, name in given.items():
         if name is not None and not set(name.split(",")) & known:
-            find(rows, role, name, (), lambda feature: True, "")  # No such column: it says so.
+            find_column(rows, role, name, (), lambda feature: True, "")  # No such column: it says so.
     features = list(rows.features.values())
     if any(isinstance(feature, datasets.Image) for feature in features):
         return "image-classification"
@@ -96,14 +97,14 @@ def _is_classified(rows: Dataset, given: Mapping[str, str | None], label: str | 
     often classifies, a column called label is more than a note. To a model that cannot write, a label that the user
     named, or that is called so, holds classes whatever it looks like.
     """
-    if models == "masked-lm" and (given.get("label") or plain(label or "") in _SURE):
+    if models == "masked-lm" and (given.get("label") or plain_name(label or "") in _SURE):
         return True
     if not _has_classes(rows, label):
         return False
-    if given.get("label") or models == "masked-lm" or (models == "causal-lm" and plain(label or "") in _SURE):
+    if given.get("label") or models == "masked-lm" or (models == "causal-lm" and plain_name(label or "") in _SURE):
         return True
     try:
-        pair = text_pairs.recognise(rows, given)
+        pair = recognise_text_pairs(rows, given)
     except UsageError:
         return True
     if pair is None or pair.label in (None, label):

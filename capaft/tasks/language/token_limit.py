@@ -15,10 +15,10 @@ _TABLES = ("position_embeddings", "embed_positions")
 
 def token_limit(base: BaseModel, max_length: int) -> int:
     """Tokens that an input of this model may have, at most `max_length`."""
-    return min(max_length, base.processor.model_max_length, positions(base))
+    return min(max_length, base.processor.model_max_length, model_positions(base))
 
 
-def positions(base: BaseModel) -> int:
+def model_positions(base: BaseModel) -> int:
     """Positions that the model was made for; those without a table or a number of them take any."""
     found = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
     return found - _unused(base.model) if isinstance(found, int) and found > 0 else sys.maxsize

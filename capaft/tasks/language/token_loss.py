@@ -18,16 +18,16 @@ IGNORED = -100
 Counted = tuple[float, int, int]
 """Of one example: the sum of the loss, how many tokens count, and how many of those are the model's first choice."""
 
-METRICS = ("perplexity", "loss", "accuracy")
+TOKEN_METRICS = ("perplexity", "loss", "accuracy")
 
 
-def padded(rows: Iterable[Sequence[int] | Tensor], value: int, *, left: bool = False) -> Tensor:
+def pad_rows(rows: Iterable[Sequence[int] | Tensor], value: int, *, left: bool = False) -> Tensor:
     """Rows of whole numbers as one tensor `(rows, longest)`, filled up with `value` on the right or on the left."""
     tensors = [torch.as_tensor(row, dtype=torch.int64) for row in rows]
     return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side="left" if left else "right")
 
 
-def total(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+def summed_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """The sum of the cross-entropy over the tokens that count, float32; 0 where none does.
 
     Only their logits are cast to float32: those of a whole batch can be the largest tensor of all.
@@ -41,7 +41,7 @@ def total(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     return F.cross_entropy(logits[counts].float(), labels[counts], reduction="sum", label_smoothing=smoothing)
 
 
-def each(logits: Tensor, labels: Tensor) -> list[Counted]:
+def loss_by_example(logits: Tensor, labels: Tensor) -> list[Counted]:
     """What `total` sums, by example, and how many tokens are right; one example at a time to save memory."""
     found = []
     for scores, wanted in zip(logits, labels, strict=True):
@@ -53,7 +53,7 @@ def each(logits: Tensor, labels: Tensor) -> list[Counted]:
     return [(loss, int(tokens), int(right)) for loss, tokens, right in torch.stack(found).tolist()]
 
 
-def scores(counted: Iterable[Counted]) -> dict[str, float]:
+def score_tokens(counted: Iterable[Counted]) -> dict[str, float]:
     """Perplexity, mean loss and accuracy over all tokens that count; nothing where none does."""
     losses, tokens, right = zip(*counted, strict=True)
     if not sum(tokens):
@@ -63,7 +63,7 @@ def scores(counted: Iterable[Counted]) -> dict[str, float]:
     return {"perplexity": math.exp(min(loss, 700.0)), "loss": loss, "accuracy": sum(right) / sum(tokens)}
 
 
-def marked(tokenizer: Any, ids: Iterable[int], counts: Iterable[bool]) -> str:
+def mark_tokens(tokenizer: Any, ids: Iterable[int], counts: Iterable[bool]) -> str:
     """Tokens as text, with ⟦brackets⟧ around those that count."""
     tokens = [int(token) for token in ids]
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from capaft.columns import Columns, filled, kind, place, values
 from capaft.support.errors import UsageError, did_you_mean
+from capaft.tasks.base.columns import Columns, cell_kind, column_values, describe_row, filled_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,9 +38,9 @@ class Problem(ABC):
     def labelled(self, rows: Dataset, columns: Columns) -> NDArray[np.bool_]:
         """Which rows have a label, `(rows,)`: none if all labels are -1, as where they are withheld."""
         assert columns.label is not None
-        if kind(rows.features[columns.label]) in ("integer", "float") and set(rows.unique(columns.label)) == {-1}:
+        if cell_kind(rows.features[columns.label]) in ("integer", "float") and set(rows.unique(columns.label)) == {-1}:
             return np.zeros(len(rows), dtype=np.bool_)
-        return filled(rows, columns.label)
+        return filled_rows(rows, columns.label)
 
     @abstractmethod
     def encode(self, rows: Dataset, columns: Columns, labels: Sequence[str]) -> NDArray[Any]:
@@ -86,30 +86,30 @@ def label_values(rows: Dataset, columns: Columns) -> list[Any]:
         UsageError: it does not hold labels but -1.
     """
     assert columns.label is not None
-    found = values(rows, columns.label)
+    found = column_values(rows, columns.label)
     # True for lists too, which are never -1.
     if found and all(value == -1 for value in found):
         raise UsageError(f"every label in column {columns.label!r} is -1, which marks rows whose label is withheld")
     return found
 
 
-def positions(labels: Sequence[str], integers: bool) -> dict[str, int]:
+def class_positions(labels: Sequence[str], integers: bool) -> dict[str, int]:
     """Where each class stands, by name; integers are positions where no class has an integer for its name."""
     if integers and not any(label.removeprefix("-").isdecimal() for label in labels):
         return {str(position): position for position in range(len(labels))}
     return {label: position for position, label in enumerate(labels)}
 
 
-def missing(rows: Dataset, columns: Columns, row: int) -> UsageError:
+def missing_label(rows: Dataset, columns: Columns, row: int) -> UsageError:
     """What to say of a row without a label."""
-    where = f"{place(rows, columns, row)}: no label in column {columns.label!r}"
+    where = f"{describe_row(rows, columns, row)}: no label in column {columns.label!r}"
     return UsageError(f"{where}; fill it in or drop the row")
 
 
-def unknown(rows: Dataset, columns: Columns, row: int, name: str, labels: Sequence[str]) -> UsageError:
+def unknown_label(rows: Dataset, columns: Columns, row: int, name: str, labels: Sequence[str]) -> UsageError:
     """What to say of a row with a label that the training data lack."""
     known = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
     return UsageError(
-        f"{place(rows, columns, row)}: the training data has no label {name!r}; "
+        f"{describe_row(rows, columns, row)}: the training data has no label {name!r}; "
         f"its labels are {known}{did_you_mean(name, labels)}"
     )

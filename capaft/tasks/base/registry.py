@@ -1,0 +1,27 @@
+"""The tasks by name. Each file of `capaft/tasks/` is one, and is imported when it is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from capaft.config.choices import TASKS
+
+if TYPE_CHECKING:
+    from capaft.tasks.base.task import Task
+
+
+def task_class(name: str) -> type[Task]:
+    """The class of a task by its name.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    if name not in TASKS:
+        raise KeyError(name)
+    module = import_module(f"capaft.tasks.{name.replace('-', '_')}")
+    return next(value for value in vars(module).values() if isinstance(value, type) and _is_task(value, name, module))
+
+
+def _is_task(value: type, name: str, module: object) -> bool:
+    return getattr(value, "name", None) == name and value.__module__ == getattr(module, "__name__", "")

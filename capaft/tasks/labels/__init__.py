@@ -1,0 +1,1 @@
+"""What a label is: one class, several, or a number."""

@@ -1,0 +1,1 @@
+"""Texts as language models read and write them."""

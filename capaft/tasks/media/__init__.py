@@ -1,0 +1,1 @@
+"""Images and recordings to classify."""
