@@ -11,44 +11,67 @@ Nothing heavy is imported until it is used, so that the command line can answer 
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from capaft.adapter import adapters
-    from capaft.adapter_file import load, save
-    from capaft.attach import attach, detach, disabled, switch
-    from capaft.merge import merge
+    from capaft.adapter.attach import attach, detach, disabled, switch
+    from capaft.adapter.file.save_load import AdapterFile, load, read, save
+    from capaft.adapter.merge import merge
+    from capaft.adapter.module import Adapter, adapters
+    from capaft.methods.stack import Stack
+    from capaft.support.errors import AdapterFileError, CapaftError, Interrupted, TrainingError, UsageError
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "adapters": "adapter",
-    "attach": "attach",
-    "detach": "attach",
-    "disabled": "attach",
-    "load": "adapter_file",
-    "merge": "merge",
-    "save": "adapter_file",
-    "switch": "attach",
+    "Adapter": "adapter.module",
+    "AdapterFile": "adapter.file.save_load",
+    "AdapterFileError": "support.errors",
+    "CapaftError": "support.errors",
+    "Interrupted": "support.errors",
+    "Stack": "methods.stack",
+    "TrainingError": "support.errors",
+    "UsageError": "support.errors",
+    "adapters": "adapter.module",
+    "attach": "adapter.attach",
+    "detach": "adapter.attach",
+    "disabled": "adapter.attach",
+    "load": "adapter.file.save_load",
+    "merge": "adapter.merge",
+    "read": "adapter.file.save_load",
+    "save": "adapter.file.save_load",
+    "switch": "adapter.attach",
 }
-__all__ = ["__version__", "adapters", "attach", "detach", "disabled", "load", "merge", "save", "switch"]
+__all__ = [
+    "Adapter",
+    "AdapterFile",
+    "AdapterFileError",
+    "CapaftError",
+    "Interrupted",
+    "Stack",
+    "TrainingError",
+    "UsageError",
+    "__version__",
+    "adapters",
+    "attach",
+    "detach",
+    "disabled",
+    "load",
+    "merge",
+    "read",
+    "save",
+    "switch",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'capaft' has no attribute {name!r}")
-    return getattr(import_module(f"capaft.{_HOME[name]}"), name)
+    value = getattr(import_module(f"capaft.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
 
 
-class _Package(ModuleType):
-    """Keeps `capaft.attach` and `capaft.merge` the functions, though submodules have the same names."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return __all__

@@ -230,12 +230,13 @@ def inspect_rank(
     with _reporting() as console:
         check_writable("--plot", plot)
         _quiet_libraries(console)
-        from capaft import rank, rank_report
+        from capaft import rank_report
+        from capaft.adapter.rank import inspect_ranks, summarise_ranks
         from capaft.support.files import write_atomically
 
         saved = _opened(run, model, rename, allow_base_mismatch, base_dtype)
-        reports = rank.inspect(saved.model)
-        summary = rank.summarise(reports)
+        reports = inspect_ranks(saved.model)
+        summary = summarise_ranks(reports)
         if plot:
             write_atomically(plot, rank_report.draw(reports))
         if json:
@@ -251,14 +252,16 @@ def info(
 ) -> None:
     """Verify an adapter file and say what it is."""
     with _reporting():
-        from capaft import adapter_file, run_directory
+        from capaft import run_directory
+        from capaft.adapter.file import save_load
+        from capaft.adapter.file.save_load import describe
 
         path, _ = run_directory.find(file)
-        read = adapter_file.read(path)
+        read = save_load.read(path)
         if json:
             print(strict_json.document({"path": str(path), "bytes": read.size, "header": read.header}))
             return
-        print("\n".join(printable(line) for line in adapter_file.describe(read)))
+        print("\n".join(printable(line) for line in describe(read)))
 
 
 @app.command(epilog="Examples: `capaft methods` · `capaft methods --model ./dir`")

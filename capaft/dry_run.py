@@ -9,13 +9,13 @@ import torch
 from rich.console import Console
 
 from capaft import batches, job, memory, optimiser, run_directory, sharding
-from capaft.attach import attach_plan
+from capaft.adapter.attach import attach_plan
+from capaft.adapter.file.encoding import DTYPE_BYTES, encoded_layout
 from capaft.config.settings import dump_settings
 from capaft.config.train_config import TrainConfig
 from capaft.job import Job
 from capaft.machine import accelerator_for
 from capaft.methods.stack import canonical_method
-from capaft.storage import DTYPE_BYTES, layout
 from capaft.train import start_training
 
 
@@ -38,7 +38,9 @@ def describe(config: TrainConfig, console: Console) -> dict[str, Any]:
         tensors["head"] = (decided.plan.head.numbers,)
     if decided.plan.stack.host:
         tensors["adapter"] = (decided.adapter_numbers,)
-    stored = [entry for name, shape in tensors.items() for entry in layout(name, shape, config.save_dtype).values()]
+    stored = [
+        entry for name, shape in tensors.items() for entry in encoded_layout(name, shape, config.save_dtype).values()
+    ]
     return {
         "output": str(run.path),
         "config": dump_settings(job.settled(config, decided)),

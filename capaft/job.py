@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from capaft import budget, fitted_head, selection
-from capaft.adapter_file import Task as TaskRecord
-from capaft.attach import check_dropout
+from capaft import fitted_head, selection
+from capaft.adapter.attach import check_dropout
+from capaft.adapter.budget import count_trainable, fit_to_budget
+from capaft.adapter.file.save_load import TaskRecord
+from capaft.adapter.plan import Plan, make_plan
 from capaft.config.settings import parse_value as parse_setting
 from capaft.config.train_config import TASK_OPTIONS, TrainConfig
 from capaft.data.demo import TARGET_MODULES, K
@@ -20,7 +22,6 @@ from capaft.methods.registry import HOSTS
 from capaft.methods.stack import canonical_method, known_options, parse_stack, stack_options
 from capaft.model.load import BaseModel, load_configuration
 from capaft.model.targets import Targets
-from capaft.plan import Plan, plan
 from capaft.recipe import recipe
 from capaft.support.errors import UsageError, did_you_mean
 from capaft.tasks.base.columns import Columns
@@ -145,13 +146,13 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     placing: dict[str, Any] = {"targets": targets, "seed": config.seed, "head": base.head}
     placing |= {"modules_to_save": config.modules_to_save or "", "head_mode": config.head, "head_k": config.head_k}
     if config.budget is not None:
-        stack = budget.fit(base.model, stack, config.budget, **placing)
-    decided = plan(base.model, stack, **placing)
+        stack = fit_to_budget(base.model, stack, config.budget, **placing)
+    decided = make_plan(base.model, stack, **placing)
     own = base.named_parameters()
     for name in decided.trained:
         # A step is often smaller than what bfloat16 or float16 can tell apart.
         own[name].data = own[name].data.float()
-    adapter_numbers = budget.trained_numbers(decided)
+    adapter_numbers = count_trainable(decided)
     rates = recipe(stack, adapter_numbers or sum(own[name].numel() for name in decided.trained))
     per_epoch = math.ceil(len(train) / config.batch_size)
     epochs = None if config.max_steps else config.epochs or rates.epochs

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from capaft.fingerprint import samples_of
+from capaft.adapter.file.fingerprint import weight_samples
 from capaft.job import Job
 from capaft.support.errors import UsageError
 from capaft.tasks.base.features import Features
@@ -22,7 +22,7 @@ def made_from(job: Job) -> dict[str, str]:
 
     Images and recordings are told by their number, their labels and their lengths, since reading them all takes long.
     """
-    weights = samples_of(job.base.model, job.plan)
+    weights = weight_samples(job.base.model, job.plan)
     return {
         "training data": _digest(job.train),
         "validation data": _digest(job.validation),

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from capaft.merge import merge
+from capaft.adapter.merge import merge
 from capaft.saved import Saved
 from capaft.support.errors import TrainingError, UsageError
 from capaft.support.files import write_atomically

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from torch import nn
 
+from capaft.adapter.budget import count_stack
 from capaft.config.train_config import TrainConfig
 from capaft.methods.host import Host
 from capaft.methods.registry import HOSTS
@@ -21,9 +22,7 @@ from capaft.methods.stack import (
     parse_stack,
     stacks_of,
 )
-from capaft.model.names import base_parameters, canonical_path
-from capaft.plan import plan
-from capaft.support.errors import UsageError, printable
+from capaft.support.errors import printable
 
 WIDTH = 100
 INDENT = 11
@@ -63,25 +62,8 @@ def rows(model: nn.Module | None = None) -> list[dict[str, Any]]:
     found += [_row(name, "alone", summary, stacks=[name]) for name, summary in HOSTLESS.items()]
     if model is not None:
         for row in found:
-            row["model"] = {stack: count(model, stack) for stack in row["stacks"]}
+            row["model"] = {stack: count_stack(model, stack) for stack in row["stacks"]}
     return found
-
-
-def count(model: nn.Module, method: str) -> dict[str, Any]:
-    """What a stack with its default options comes to on a model.
-
-    Returns:
-        `sites`, and `numbers`: the fewest and the most that are trained, a task's head not counted. They differ for
-        random masks, which are not drawn. Or else `reason`: why the model cannot take the method.
-    """
-    try:
-        decided = plan(model, parse_stack(method))
-    except UsageError as error:
-        return {"reason": str(error)}
-    sizes = {canonical_path(model, name): parameter.numel() for name, parameter in base_parameters(model).items()}
-    own = sum(sizes[name] for name in decided.trained)
-    bounds = decided.bounds().values()
-    return {"sites": len(decided.sites), "numbers": [own + sum(bound[i] for bound in bounds) for i in (0, 1)]}
 
 
 def text(model: nn.Module | None = None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from capaft.adapter import Adapter
+from capaft.adapter.module import Adapter
 from capaft.config.train_config import TrainConfig
 from capaft.methods.head import HEAD_ROLE
 from capaft.support.errors import UsageError

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from capaft.rank import SiteRank
+from capaft.adapter.rank import SiteRank
 
 BARS = "▁▂▃▄▅▆▇█"
 

@@ -16,10 +16,10 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from capaft import card, checkpoint, fitted_head, head_cache, job, optimiser, run_directory, sharding
-from capaft.attach import attach_plan
+from capaft.adapter.attach import attach_plan
+from capaft.adapter.file.fingerprint import weight_samples
 from capaft.config.settings import dump_settings, parse_value, resolve_settings
 from capaft.config.train_config import TrainConfig
-from capaft.fingerprint import samples_of
 from capaft.head_cache import Start
 from capaft.interrupt import memory_guard
 from capaft.job import Job
@@ -122,7 +122,7 @@ def _execute(
         samples = None
         if in_shares and processes.count > 1:
             # No process can read all weights afterwards.
-            samples = samples_of(decided.base.model, decided.plan)
+            samples = weight_samples(decided.base.model, decided.plan)
             sharding.shard(decided.base.model, adapter.trained(decided.base.model).values(), accelerator.device)
         try:
             outcome = train(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from torch import nn
 
-from capaft import adapter_file, run_directory
-from capaft.adapter_file import HEAD, AdapterFile
+from capaft import run_directory
+from capaft.adapter.file import save_load
+from capaft.adapter.file.save_load import HEAD, AdapterFile, read
 from capaft.config.choices import TASKS
 from capaft.config.settings import check_range, resolve_settings
 from capaft.config.train_config import TrainConfig
@@ -66,7 +67,7 @@ def open_run(
         AdapterFileError: the file is damaged, or belongs to another model.
     """
     path, run = run_directory.find(given)
-    file = adapter_file.read(path)
+    file = read(path)
     task = _task(file)
     config = _config(run.config) if run else None
     named = model or (config.model if config else file.base.name)
@@ -84,7 +85,7 @@ def open_run(
         if name in own:
             # Trained as float32 beside a base of fewer bits.
             own[name].data = own[name].data.float()
-    adapter_file.load(base.model, file, rename=rename, allow_base_mismatch=allow_base_mismatch)
+    save_load.load(base.model, file, rename=rename, allow_base_mismatch=allow_base_mismatch)
     base.model.eval()
     return Saved(file, run, config, task, base)
 

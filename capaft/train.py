@@ -13,14 +13,16 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor, nn
 
-from capaft import adapter_file, batches, checkpoint, optimiser, schedule
-from capaft.adapter import Adapter
+from capaft import batches, checkpoint, optimiser, schedule
+from capaft.adapter.file import save_load
+from capaft.adapter.file.fingerprint import WeightSamples
+from capaft.adapter.file.save_load import restore_parameters
+from capaft.adapter.module import Adapter
 from capaft.best import Best
 from capaft.checkpoint import Checkpoint, Progress
 from capaft.config.train_config import TrainConfig
 from capaft.evaluate import Evaluation, evaluate, on_device
 from capaft.factors import rng
-from capaft.fingerprint import Samples
 from capaft.interrupt import interruptible, memory_guard
 from capaft.job import Job
 from capaft.journal import Journal, peak_memory
@@ -79,7 +81,7 @@ def train(
     processes: Processes | None = None,
     resumed: Checkpoint | None = None,
     baseline: float | None = None,
-    samples: Samples | None = None,
+    samples: WeightSamples | None = None,
     made_from: dict[str, str] | None = None,
 ) -> Outcome:
     """Train an adapter that is attached to the job's model, and leave the best one in the run's directory.
@@ -138,9 +140,7 @@ def train(
 
     def save(path: Any) -> None:
         if processes.is_first:
-            adapter_file.save(
-                model, path, base=job.base.base, task=job.record, dtype=config.save_dtype, samples=samples
-            )
+            save_load.save(model, path, base=job.base.base, task=job.record, dtype=config.save_dtype, samples=samples)
 
     def plot() -> None:
         if processes.is_first:
@@ -305,7 +305,7 @@ def _scores_as_saved(
 ) -> dict[str, float]:
     """The scores of the rounded numbers in the file, which is what users will get."""
     processes.totals(0)  # The first process may still be writing the file.
-    adapter_file.restore(job.base.model, run.adapter)
+    restore_parameters(job.base.model, run.adapter)
     found = _evaluated(job, config, accelerator, processes)
     _write_predictions(job, found.predictions, run, processes)
     return found.scores

@@ -24,10 +24,10 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from capaft.attach import Adapter
+from capaft.adapter.attach import Adapter
+from capaft.adapter.plan import Plan
 from capaft.factors import rng
 from capaft.model.site import Site
-from capaft.plan import Plan
 
 Array = NDArray[np.float64]
 Stream = Callable[..., NDArray[np.uint64]]

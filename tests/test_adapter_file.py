@@ -31,17 +31,17 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 import capaft
-from capaft.adapter_file import FORMAT, AdapterFile, Task, load, read, restore, save
-from capaft.attach import Adapter
+from capaft.adapter.attach import Adapter
+from capaft.adapter.file.encoding import SAVE_DTYPES, SaveDtype, decode_tensor, encode_tensor
+from capaft.adapter.file.save_load import FORMAT, AdapterFile, TaskRecord, load, read, restore_parameters, save
 from capaft.factors import rng
 from capaft.model.origin import Origin
-from capaft.storage import SAVE_DTYPES, SaveDtype, decode, encode
 from capaft.support import files
 from capaft.support.errors import AdapterFileError, TrainingError, UsageError
 
 HEAD = ("classifier.weight", "classifier.bias")
 OPTIONS = {"problem": "single", "stride": 128, "threshold": 0.5, "packing": True, "prefix": None}
-TASK = Task("text-classification", ("bad", "so so", "très bon 😀"), 128, "accuracy", OPTIONS)
+TASK = TaskRecord("text-classification", ("bad", "so so", "très bon 😀"), 128, "accuracy", OPTIONS)
 STACKS: dict[str, dict[str, Any]] = {
     "head": {"method": "head"},
     "full": {"method": "full"},
@@ -122,9 +122,12 @@ def test_round_trip(stack: str, dtype: SaveDtype, path: Path) -> None:
     plan = capaft.adapters(model)["default"].plan
     assert (adapter.plan.stack, adapter.plan.seed, adapter.plan.targets) == (plan.stack, plan.seed, plan.targets)
     assert (adapter.plan.sites, adapter.plan.trained) == (plan.sites, plan.trained)
-    stored = {key: decode(key, encode(key, n, dtype), tuple(n.shape), dtype) for key, n in numbers(model).items()}
+    stored = {
+        key: decode_tensor(key, encode_tensor(key, n, dtype), tuple(n.shape), dtype)
+        for key, n in numbers(model).items()
+    }
     assert equal(numbers(fresh), stored)
-    restore(model, path)
+    restore_parameters(model, path)
     assert torch.equal(logits(fresh), logits(model))
     # What came back is saved as the same file.
     save(fresh, path.with_name("again"), base=Origin("tiny", "main"), task=TASK, dtype=dtype)
@@ -146,7 +149,7 @@ def test_any_text_comes_back(
     labels: list[str], name: str | None, options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     file, model = tmp_path_factory.getbasetemp() / "text.safetensors", _one_layer()
-    task = Task("text-classification", tuple(labels), 1, "f1", options)
+    task = TaskRecord("text-classification", tuple(labels), 1, "f1", options)
     capaft.attach(model, "nola", rank=1, k=2)
     save(model, file, base=Origin(name, name), task=task)
     assert (read(file).task, read(file).base) == (task, Origin(name, name))
@@ -163,9 +166,9 @@ def test_any_text_comes_back(
 )
 def test_options_that_a_file_cannot_hold(options: Any, message: str, path: Path) -> None:
     with pytest.raises(UsageError, match=message):
-        save(adapted(), path, task=Task("text-classification", (), 1, "f1", options))
+        save(adapted(), path, task=TaskRecord("text-classification", (), 1, "f1", options))
     assert not path.exists()
-    assert Task("text-classification", (), 1, "f1").options == {}
+    assert TaskRecord("text-classification", (), 1, "f1").options == {}
 
 
 def test_a_wrapped_model_and_a_bare_encoder_have_the_same_sites(path: Path) -> None:
@@ -208,7 +211,7 @@ def test_restore_refuses_another_adapter(path: Path) -> None:
     model = adapted()
     before = numbers(model)
     with pytest.raises(AdapterFileError, match="not of the adapter"):
-        restore(model, path)
+        restore_parameters(model, path)
     assert equal(numbers(model), before)
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import capaft
-from capaft.attach import Adapter, get
+from capaft.adapter.attach import Adapter, get_adapter
+from capaft.adapter.plan import make_plan
 from capaft.methods.stack import parse_stack
-from capaft.plan import plan
 from capaft.support.errors import UsageError
 
 METHODS = ("lora", "lora+nola+capaboost")
@@ -63,7 +63,7 @@ def test_a_copy_is_independent(duplicate: Callable[[Any], Any]) -> None:
     wanted = tiny.logits(model)
     twin = duplicate(model)
     assert torch.equal(tiny.logits(twin), wanted)
-    other = tiny.scramble(get(twin), seed=1)
+    other = tiny.scramble(get_adapter(twin), seed=1)
     assert not torch.allclose(tiny.logits(twin), wanted)
     assert torch.equal(tiny.logits(model), wanted)
     backward(tiny.logits(twin))
@@ -84,7 +84,7 @@ def test_the_state_dict_is_the_bases_and_the_numbers() -> None:
     torch.save(model.state_dict(), file)
     file.seek(0)
     twin, _ = adapted()
-    tiny.scramble(get(twin), seed=1)
+    tiny.scramble(get_adapter(twin), seed=1)
     twin.load_state_dict(torch.load(file, weights_only=True))
     assert torch.equal(tiny.logits(twin), tiny.logits(model))
 
@@ -565,7 +565,7 @@ def test_what_cannot_be_planned(method: str, options: dict[str, Any], message: s
     placing = {key: options.pop(key) for key in ("seed", "head") if key in options}
     model = tiny.bert()
     with pytest.raises(UsageError, match=message):
-        plan(model, parse_stack(method, **options), **placing)
+        make_plan(model, parse_stack(method, **options), **placing)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 

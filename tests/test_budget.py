@@ -12,9 +12,9 @@ import pytest
 import tiny
 
 import capaft
-from capaft.budget import fit, trained_numbers
+from capaft.adapter.budget import count_trainable, fit_to_budget
+from capaft.adapter.plan import make_plan
 from capaft.methods.stack import Stack, parse_stack
-from capaft.plan import plan
 from capaft.support.errors import UsageError
 
 COPIES: dict[str, dict[str, Any]] = {
@@ -33,7 +33,7 @@ def stack_of(parameterisation: str, copies: str, **options: Any) -> Stack:
 
 
 def counted(stack: Stack) -> int:
-    decided = plan(BASE, stack, **TARGETS)
+    decided = make_plan(BASE, stack, **TARGETS)
     return sum(naive.count(decided, site, role) for site in decided.sites for role in naive.shapes(decided, site))
 
 
@@ -43,7 +43,7 @@ def test_trained_numbers_are_those_of_the_adapter(parameterisation: str, copies:
     stack = stack_of(parameterisation, copies, rank=4, k=(16, 8))
     adapter = capaft.attach(tiny.bert(), stack, **TARGETS)
     made = sum(numbers.numel() for numbers in adapter.numbers.values())
-    assert trained_numbers(adapter.plan) == made == counted(stack)
+    assert count_trainable(adapter.plan) == made == counted(stack)
 
 
 @pytest.mark.parametrize("copies", COPIES)
@@ -52,7 +52,7 @@ def test_the_rank_is_the_largest_within_the_budget(copies: str) -> None:
     ranks = range(1, 32 // COPIES[copies].get("copies", 1) + 1)
     counts = [counted(stack_of("", copies, rank=rank)) for rank in ranks]
     for budget in (*counts, *(count - 1 for count in counts[1:]), 10**9):
-        found = fit(BASE, stack, budget, **TARGETS)
+        found = fit_to_budget(BASE, stack, budget, **TARGETS)
         assert found.host.rank == max(rank for rank, count in zip(ranks, counts, strict=True) if count <= budget)
         assert found.host.alpha / found.host.rank == stack.host.alpha / stack.host.rank
         assert found.copies == stack.copies
@@ -61,8 +61,8 @@ def test_the_rank_is_the_largest_within_the_budget(copies: str) -> None:
 @pytest.mark.parametrize(("copies", "budget"), list(product(COPIES, (8, 9, 100, 1023))))
 def test_k_is_the_largest_within_the_budget(copies: str, budget: int) -> None:
     stack = stack_of("+nola", copies, rank=4, k=(64, 32))
-    found = fit(BASE, stack, budget, **TARGETS)
-    sites = plan(BASE, stack, **TARGETS).sites
+    found = fit_to_budget(BASE, stack, budget, **TARGETS)
+    sites = make_plan(BASE, stack, **TARGETS).sites
     assert found.k == (budget // (2 * len(sites)),) * 2
     assert counted(found) <= budget < counted(found) + 2 * len(sites)
     assert found.host == stack.host
@@ -73,16 +73,16 @@ def test_a_budget_below_the_smallest_size(parameterisation: str, copies: str) ->
     stack = stack_of(parameterisation, copies)
     size = {"k": 1} if parameterisation else {"rank": 1}
     smallest = counted(stack_of(parameterisation, copies, **size))
-    fit(BASE, stack, smallest, **TARGETS)
+    fit_to_budget(BASE, stack, smallest, **TARGETS)
     for budget in (smallest - 1, 0, -5):
         with pytest.raises(UsageError, match=f"--budget {budget} is below the {smallest} numbers that the smallest"):
-            fit(BASE, stack, budget, **TARGETS)
+            fit_to_budget(BASE, stack, budget, **TARGETS)
 
 
 @pytest.mark.parametrize("method", ["head", "full"])
 def test_methods_without_a_size(method: str) -> None:
     with pytest.raises(UsageError, match=f"--budget has no meaning for --method {method}"):
-        fit(BASE, parse_stack(method), 1000)
+        fit_to_budget(BASE, parse_stack(method), 1000)
 
 
 def test_counting_draws_nothing_where_nothing_is_random(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,19 +93,19 @@ def test_counting_draws_nothing_where_nothing_is_random(monkeypatch: pytest.Monk
         parse_stack("nola+capaboost"),
         parse_stack("capaboost", masks="partition"),
     ):
-        decided = plan(BASE, stack)
+        decided = make_plan(BASE, stack)
         shapes = [shape for site in decided.sites for shape in naive.shapes(decided, site).values()]
         wanted = 192 * len(shapes) if stack.k else sum(map(prod, shapes))
-        assert trained_numbers(decided) == wanted
+        assert count_trainable(decided) == wanted
 
 
 @pytest.mark.parametrize("host", ["houlsby", "pfeiffer", "vera", "prefix", "dora"])
 @pytest.mark.parametrize("copies", COPIES)
 def test_other_hosts_are_fitted_too(host: str, copies: str) -> None:
     stack = parse_stack(f"{host}{'' if copies == 'plain' else '+capaboost'}", **COPIES[copies])
-    found = fit(tiny.bert(), stack, 3000)
+    found = fit_to_budget(tiny.bert(), stack, 3000)
     size = getattr(found.host, found.host.size)
     sized = partial(parse_stack, found.method, **COPIES[copies])
-    assert trained_numbers(plan(tiny.bert(), found)) <= 3000
+    assert count_trainable(make_plan(tiny.bert(), found)) <= 3000
     if host in ("houlsby", "pfeiffer", "prefix") or (size + 1) * COPIES[copies].get("copies", 1) <= 32:
-        assert trained_numbers(plan(tiny.bert(), sized(**{found.host.size: size + 1}))) > 3000
+        assert count_trainable(make_plan(tiny.bert(), sized(**{found.host.size: size + 1}))) > 3000

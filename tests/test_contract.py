@@ -28,12 +28,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import capaft
-from capaft.attach import Adapter, attach_plan
-from capaft.budget import trained_numbers
+from capaft.adapter.attach import Adapter, attach_plan
+from capaft.adapter.budget import count_trainable
+from capaft.adapter.plan import Plan, make_plan
 from capaft.factors.basis import BASES
 from capaft.methods.registry import HOSTS
 from capaft.methods.stack import parse_stack
-from capaft.plan import Plan, plan
 from capaft.support.errors import UsageError
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -161,7 +161,9 @@ class Cell:
         return LAYOUTS[self.layout].base().to(self.device, self.dtype)
 
     def plan(self, seed: int = 5) -> Plan:
-        return plan(unchanged(self.layout), parse_stack(self.method, **self.options), targets=self.targets, seed=seed)
+        return make_plan(
+            unchanged(self.layout), parse_stack(self.method, **self.options), targets=self.targets, seed=seed
+        )
 
     def attach(self, model: nn.Module, **options: Any) -> Adapter:
         return capaft.attach(model, self.method, **{"targets": self.targets, "seed": 5} | self.options | options)
@@ -394,7 +396,7 @@ def test_two_adapters_on_one_model_do_not_disturb_one_another(cell: Cell) -> Non
 def test_the_number_of_parameters_is_the_closed_form(cell: Cell) -> None:
     decided = cell.plan()
     wanted = naive.total(decided)
-    assert trained_numbers(decided) == wanted
+    assert count_trainable(decided) == wanted
     assert sum(each.numel() for each in Adapter(decided).numbers.values()) == wanted
     low, high = (sum(bound[i] for bound in decided.bounds().values()) for i in (0, 1))
     assert low <= wanted <= high

@@ -25,7 +25,7 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import capaft
-from capaft import adapter_file
+from capaft.adapter.file.save_load import read
 from capaft.model.load import BaseModel, load_base_model
 from capaft.support.errors import UsageError
 
@@ -149,7 +149,7 @@ def train_eval_merge(model: Path, data: Path, where: Path, options: tuple[str, .
     done = invoke("train", "--model", model, "--data", data, "--method", "nola", "--output", run, "--json", *options)
     assert done.code == 0, done.err
     results = json.loads(done.out)
-    assert adapter_file.read(run / "adapter.safetensors").base.name == str(model)
+    assert read(run / "adapter.safetensors").base.name == str(model)
     again = invoke("eval", run, "--json")
     assert again.code == 0, again.err
     assert json.loads(again.out)["value"] == results["value"]

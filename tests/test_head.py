@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
 import capaft
-from capaft.adapter_file import describe, read, restore
-from capaft.attach import Adapter, get
-from capaft.budget import fit, trained_numbers
+from capaft.adapter.attach import Adapter, get_adapter
+from capaft.adapter.budget import count_trainable, fit_to_budget
+from capaft.adapter.file.encoding import SAVE_DTYPES
+from capaft.adapter.file.save_load import describe, read, restore_parameters
+from capaft.adapter.plan import Plan, make_plan
 from capaft.methods.stack import parse_stack
 from capaft.model.load import initialise_head
 from capaft.model.origin import Origin
-from capaft.plan import Plan, plan
-from capaft.storage import SAVE_DTYPES
 from capaft.support.errors import AdapterFileError, UsageError
 
 SEED = 5
@@ -288,7 +288,7 @@ def test_what_is_saved_comes_back(kind: str, method: str, tmp_path: Path) -> Non
         with torch.no_grad():
             for name in adapter.plan.trained:
                 stored(fresh, name).copy_(stored(MODELS[kind](), name))
-    restore(model, path)
+    restore_parameters(model, path)
 
 
 def test_loaded_in_a_fresh_process(tmp_path: Path) -> None:
@@ -432,14 +432,14 @@ def numbers_of_head(model: nn.Module, decided: Plan) -> int:
 @everywhere
 def test_the_adapters_numbers_and_the_heads_are_counted_apart(kind: str, method: str) -> None:
     model, stack = base(kind), parse_stack(method, **STACKS[method])
-    without = plan(model, stack, seed=SEED)
+    without = make_plan(model, stack, seed=SEED)
     placing = {key: value for key, value in options(kind, method).items() if key not in STACKS[method]}
-    decided = plan(model, stack, **placing)
+    decided = make_plan(model, stack, **placing)
     adapter = capaft.attach(model, stack, **placing)
-    assert trained_numbers(decided) == trained_numbers(without)
+    assert count_trainable(decided) == count_trainable(without)
     assert decided.bounds() == without.bounds() | {"head": (len(MOVED[kind]) * K[kind],) * 2}
     trained = sum(parameter.numel() for parameter in adapter.trained(model).values())
-    assert trained == trained_numbers(decided) + numbers_of_head(model, decided)
+    assert trained == count_trainable(decided) + numbers_of_head(model, decided)
     assert decided.head.numbers == adapter.numbers["head"].numel()
 
 
@@ -447,22 +447,24 @@ def test_a_budget_is_the_adapters_alone() -> None:
     model, stack = base("roberta"), parse_stack("nola", k=9)
     placing = {"head": names_of_head(model), "head_mode": "nola", "head_k": 16, "seed": SEED}
     for budget in (8, 100, 1000):
-        assert fit(model, stack, budget, **placing) == fit(model, stack, budget, seed=SEED)
+        assert fit_to_budget(model, stack, budget, **placing) == fit_to_budget(model, stack, budget, seed=SEED)
 
 
 def test_small_heads_and_whole_ones_are_trained_as_they_are() -> None:
     model = base("bert")
     names = names_of_head(model)
-    assert plan(model, parse_stack("lora"), head=names, head_mode="nola", head_k=96) == plan(
+    assert make_plan(model, parse_stack("lora"), head=names, head_mode="nola", head_k=96) == make_plan(
         model, parse_stack("lora"), head=names
     )
-    assert plan(model, parse_stack("lora"), head=names, head_mode="nola", head_k=95).trained == ("classifier.bias",)
-    saved = plan(
+    assert make_plan(model, parse_stack("lora"), head=names, head_mode="nola", head_k=95).trained == (
+        "classifier.bias",
+    )
+    saved = make_plan(
         model, parse_stack("lora"), head=names, head_mode="nola", head_k=4, modules_to_save="pooler,classifier"
     )
     assert saved.trained == ("classifier.bias", "classifier.weight", "pooler.dense.bias", "pooler.dense.weight")
     assert saved.head.parameters == ()
-    frozen = plan(model, parse_stack("head"), head=names, head_mode="frozen", modules_to_save="pooler")
+    frozen = make_plan(model, parse_stack("head"), head=names, head_mode="frozen", modules_to_save="pooler")
     assert frozen.trained == ("pooler.dense.bias", "pooler.dense.weight")
 
 
@@ -491,7 +493,7 @@ def test_copies_are_independent() -> None:
     wanted = tiny.logits(model)
     for twin in copies(model):
         assert torch.equal(tiny.logits(twin), wanted)
-        get(twin).numbers["head"].data.zero_()
+        get_adapter(twin).numbers["head"].data.zero_()
         assert not torch.equal(tiny.logits(twin), wanted)
         assert torch.equal(tiny.logits(model), wanted)
         capaft.detach(twin)
@@ -736,7 +738,7 @@ def test_what_cannot_be_planned(model: Callable[[], nn.Module], method: str, giv
     assert not capaft.adapters(made)
     frozen = given | {"head_mode": "frozen"}
     if model in (Tied, Quantised):
-        assert plan(made, parse_stack(method), **frozen).head.moved == ()
+        assert make_plan(made, parse_stack(method), **frozen).head.moved == ()
 
 
 def test_a_weight_tied_later_cannot_be_merged() -> None:

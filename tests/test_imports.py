@@ -20,19 +20,6 @@ def test_nothing_heavy_is_imported_before_it_is_used(module: str) -> None:
     assert run(f"import sys, {module}; print(*({heavy} & sys.modules.keys()))") == "\n"
 
 
-def test_functions_keep_their_names_beside_modules_of_the_same_name() -> None:
-    code = """
-import sys
-import capaft.merge
-from capaft import attach
-import capaft.attach
-assert attach is capaft.attach is sys.modules["capaft.attach"].attach
-assert capaft.merge is sys.modules["capaft.merge"].merge
-assert all(callable(getattr(capaft, name)) for name in capaft.__all__ if name != "__version__")
-"""
-    run(code)
-
-
 def test_what_the_package_does_not_have_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'atach'"):
         getattr(capaft, "atach")  # noqa: B009

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import capaft
-from capaft.attach import get
+from capaft.adapter.attach import get_adapter
 from capaft.support.errors import UsageError
 
 STACKS = ("lora", "nola", "capaboost", "lora+nola+capaboost")
@@ -28,7 +28,7 @@ def adapted(model: Any, method: str = "lora+nola+capaboost", **options: Any) -> 
 def test_merged_equals_unmerged(make: Callable[[], Any], targets: str, method: str) -> None:
     model = adapted(make(), method, targets=targets)
     unmerged = tiny.logits(model)
-    sites = len(get(model).plan.sites)
+    sites = len(get_adapter(model).plan.sites)
     assert capaft.merge(model) == sites
     merged = tiny.logits(model)
     assert (merged - unmerged).abs().max() < 1e-5
@@ -40,7 +40,7 @@ def test_merged_equals_unmerged(make: Callable[[], Any], targets: str, method: s
 @pytest.mark.parametrize(("make", "targets"), [(tiny.bert, "qv"), (tiny.gpt2, "qv"), (tiny.gpt2, "c_fc")])
 def test_the_sum_is_rounded_once(make: Callable[[], Any], targets: str, dtype: torch.dtype) -> None:
     model = adapted(make().to(dtype), targets=targets)
-    adapter = get(model)
+    adapter = get_adapter(model)
     before = {name: parameter.detach().clone() for name, parameter in make().to(dtype).named_parameters()}
     capaft.merge(model)
     touched = {site.module + ".weight" for site in adapter.plan.sites}

@@ -11,11 +11,12 @@ import tiny
 from conftest import invoke
 from transformers import BertConfig, GPT2Config, PretrainedConfig, ResNetConfig
 
-from capaft import budget, method_table
+from capaft import method_table
+from capaft.adapter.budget import count_stack, count_trainable
+from capaft.adapter.plan import make_plan
 from capaft.methods.registry import HOSTS
 from capaft.methods.stack import HOSTLESS, parse_stack, stack_options, stacks_of
 from capaft.model.load import load_skeleton
-from capaft.plan import plan
 from capaft.support.errors import UsageError
 
 # Of the tiny BERT: blocks, its width, and that of its feed-forward parts.
@@ -95,9 +96,9 @@ def test_a_real_model_comes_to_the_same(counted: dict[str, Any]) -> None:
     for method, each in counted.items():
         if method in HOSTLESS:
             continue
-        decided = plan(tiny.bert(), parse_stack(method))
+        decided = make_plan(tiny.bert(), parse_stack(method))
         low, high = each["numbers"]
-        assert low <= budget.trained_numbers(decided) <= high, method
+        assert low <= count_trainable(decided) <= high, method
         assert each["sites"] == len(decided.sites), method
 
 
@@ -122,8 +123,8 @@ def test_a_wide_default_on_a_narrow_model(tmp_path: Path) -> None:
     """Each stack has an answer of its own."""
     config = BertConfig(vocab_size=64, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     model = load_skeleton(directory(config, tmp_path))
-    assert method_table.count(model, "lora")["sites"] == 2
-    assert "a hidden width of 16 (rank times copies) exceeds" in method_table.count(model, "lora+capaboost")["reason"]
+    assert count_stack(model, "lora")["sites"] == 2
+    assert "a hidden width of 16 (rank times copies) exceeds" in count_stack(model, "lora+capaboost")["reason"]
 
 
 @pytest.mark.parametrize(
@@ -157,8 +158,8 @@ def test_large_models_are_counted_without_memory(tmp_path: Path) -> None:
     )
     model = load_skeleton(directory(config, tmp_path))
     wanted = 16 * 8 * (8192 + 8192 + 8192 + 1024)
-    assert method_table.count(model, "lora") == {"sites": 32, "numbers": [wanted, wanted]}
-    low, high = method_table.count(model, "lora+capaboost")["numbers"]
+    assert count_stack(model, "lora") == {"sites": 32, "numbers": [wanted, wanted]}
+    low, high = count_stack(model, "lora+capaboost")["numbers"]
     assert (low, high) == (wanted // 2, wanted)
 
 

@@ -30,10 +30,10 @@ from transformers import (
 )
 
 import capaft
-from capaft.adapter_file import Task, save
+from capaft.adapter.file.encoding import SAVE_DTYPES
+from capaft.adapter.file.save_load import TaskRecord, save
 from capaft.methods.registry import HOSTS as HOST_CLASSES
 from capaft.model.origin import Origin
-from capaft.storage import SAVE_DTYPES
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "adapter-format.md").read_text(encoding="utf-8")
 
@@ -342,7 +342,7 @@ def example(tmp_path: Path) -> bytes:
     with torch.no_grad():
         adapter.numbers["down"].copy_(torch.tensor([[0.5, -1.0, 0.25]]))
         adapter.numbers["up"].copy_(torch.tensor([[1.0, -0.5]]))
-    task = Task("text-classification", ("bad", "très bon"), 128, "accuracy", {"problem": "single"})
+    task = TaskRecord("text-classification", ("bad", "très bon"), 128, "accuracy", {"problem": "single"})
     path = tmp_path / "adapter.safetensors"
     save(model, path, base=Origin("one-layer"), task=task)
     return path.read_bytes()

@@ -13,7 +13,7 @@ from transformers.optimization import Adafactor
 
 import capaft
 from capaft import optimiser
-from capaft.adapter import Adapter
+from capaft.adapter.module import Adapter
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 

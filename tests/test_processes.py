@@ -15,7 +15,8 @@ from conftest import invoke
 from tiny_job import bert, command, config, together
 from transformers import BertForSequenceClassification
 
-from capaft import adapter_file, run, train
+from capaft import run, train
+from capaft.adapter.file import save_load
 from capaft.processes import Processes
 from capaft.support.errors import PeerError, TrainingError, UsageError
 
@@ -132,7 +133,7 @@ def _full_disk(rank: int, patch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise TrainingError("cannot write: No space left on device")
 
-    patch.setattr(adapter_file, "save", full)
+    patch.setattr(save_load, "save", full)
 
 
 def _output_is_taken(rank: int, patch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import capaft
-from capaft.attach import Adapter
-from capaft.rank import SiteRank, inspect, singular_values, summarise
+from capaft.adapter.attach import Adapter
+from capaft.adapter.rank import SiteRank, inspect_ranks, singular_values, summarise_ranks
 from capaft.support.errors import UsageError
 
 STACKS = ("lora", "nola", "capaboost", "lora+nola+capaboost")
@@ -31,7 +31,7 @@ def one_layer(values: list[float], wide_out: int = 24, wide_in: int = 20) -> tup
     left, right = (torch.linalg.qr(torch.randn(n, len(values), generator=generator))[0] for n in (wide_out, wide_in))
     adapter.numbers["up"].data = (left * torch.tensor(values)).flatten()
     adapter.numbers["down"].data = right.T.flatten()
-    (report,) = inspect(model)
+    (report,) = inspect_ranks(model)
     return model, report
 
 
@@ -54,7 +54,7 @@ def test_singular_values_equal_the_dense_ones(wide_out: int, wide_in: int, hidde
 def test_the_report_equals_a_dense_one(make: Any, method: str) -> None:
     model = make()
     adapter = tiny.scramble(capaft.attach(model, method, rank=4, k=16))
-    reports = inspect(model)
+    reports = inspect_ranks(model)
     assert [report.site for report in reports] == [site.path for site in adapter.plan.sites]
     for report, site in zip(reports, adapter.plan.sites, strict=True):
         delta = naive.update(adapter, site).numpy()
@@ -101,11 +101,11 @@ def test_what_is_lost_in_float32_is_no_rank() -> None:
 def test_an_update_of_zero() -> None:
     model = tiny.bert()
     capaft.attach(model, "lora", rank=4)
-    for report in inspect(model):
+    for report in inspect_ranks(model):
         record = report.record()
         assert (record.pop("site"), record.pop("rank"), record.pop("hidden_width")) == (report.site, 4, 4)
         assert set(record.values()) == {0}
-    assert summarise(inspect(model))["mean_effective_rank"] == 0
+    assert summarise_ranks(inspect_ranks(model))["mean_effective_rank"] == 0
 
 
 @pytest.mark.parametrize(("method", "rank"), [("lora", 4), ("capaboost", 8), ("lora+nola+capaboost", 8)])
@@ -113,16 +113,16 @@ def test_training_reaches_the_hidden_width_at_every_site(method: str, rank: int)
     model = tiny.bert()
     capaft.attach(model, method, rank=4, k=64, copies=2)
     tiny.train(model, steps=4)
-    reports = inspect(model)
+    reports = inspect_ranks(model)
     assert [report.numerical_rank for report in reports] == [rank] * 4
-    assert summarise(reports)["min_numerical_rank"] == summarise(reports)["max_numerical_rank"] == rank
+    assert summarise_ranks(reports)["min_numerical_rank"] == summarise_ranks(reports)["max_numerical_rank"] == rank
 
 
 def test_the_summary_is_the_mean() -> None:
     model = tiny.bert()
     tiny.scramble(capaft.attach(model, "capaboost", rank=4))
-    reports = inspect(model)
-    summary = summarise(reports)
+    reports = inspect_ranks(model)
+    summary = summarise_ranks(reports)
     assert summary["sites"] == 4
     for name in ("effective_rank", "stable_rank", "top_r_energy", "delta_norm", "relative_norm"):
         assert summary[f"mean_{name}"] == pytest.approx(np.mean([report.record()[name] for report in reports]))
@@ -154,4 +154,4 @@ def test_methods_without_an_update() -> None:
     model = tiny.bert()
     assert isinstance(capaft.attach(model, "full"), Adapter)
     with pytest.raises(UsageError, match="method full has no low-rank update to inspect"):
-        inspect(model)
+        inspect_ranks(model)

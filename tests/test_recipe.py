@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capaft import budget
+from capaft.adapter.budget import count_trainable
+from capaft.adapter.plan import make_plan
 from capaft.methods.registry import HOSTS
 from capaft.methods.stack import parse_stack, stacks_of
 from capaft.model.demo import demo_model
 from capaft.model.targets import Targets
-from capaft.plan import plan
 from capaft.recipe import recipe
 
 
@@ -38,7 +38,7 @@ def test_each_rate_was_found_with_as_many_numbers_as_the_defaults_train(method: 
     from transformers import AutoModel
 
     stack = parse_stack(method)
-    numbers = budget.trained_numbers(plan(AutoModel.from_pretrained(demo_model()), stack, targets=Targets("")))
+    numbers = count_trainable(make_plan(AutoModel.from_pretrained(demo_model()), stack, targets=Targets("")))
     assert stack.host is not None
     assert recipe(stack, numbers).lr == (1e-2 if stack.k else stack.host.learning_rate)
     assert recipe(stack, 2 * numbers).lr < recipe(stack, numbers).lr

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from capaft import adapter_file
+from capaft.adapter.file.save_load import read, save
 from capaft.saved import _task, open_run
 from capaft.support.errors import AdapterFileError, UsageError
 
@@ -28,7 +28,7 @@ def rewritten(run: Path, path: Path, **changes: object) -> Path:
     """The adapter file of a run with another record of its task, and all digests as they should be."""
     saved = open_run(str(run))
     record = None if changes == {"task": None} else dataclasses.replace(saved.file.task, **changes)  # type: ignore
-    adapter_file.save(saved.base.model, path, base=saved.file.base, task=record)
+    save(saved.base.model, path, base=saved.file.base, task=record)
     return path
 
 
@@ -118,5 +118,5 @@ def test_a_record_of_a_task_that_cannot_be_is_one_line(
 
 def test_whole_numbers_are_fractions_too(run: Path, tmp_path: Path) -> None:
     changes = {"name": "question-answering", "metric": "", "options": {"no_answer_threshold": 1}}
-    file = adapter_file.read(rewritten(run, tmp_path / "a.safetensors", **changes))
+    file = read(rewritten(run, tmp_path / "a.safetensors", **changes))
     assert _task(file).options()["no_answer_threshold"] == 1

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from torch import Tensor
 
-from capaft.storage import BLOCK, SAVE_DTYPES, SaveDtype, decode, encode, layout
+from capaft.adapter.file.encoding import BLOCK, SAVE_DTYPES, SaveDtype, decode_tensor, encode_tensor, encoded_layout
 
 EVERY = pytest.mark.parametrize("dtype", SAVE_DTYPES)
 SHAPES = st.one_of(array_shapes(max_dims=3, max_side=12), st.integers(1, 400).map(lambda n: (n,)), st.just(()))
@@ -29,7 +29,7 @@ def numbers(largest: float = 6e4) -> Any:
 
 
 def there_and_back(values: Tensor, dtype: SaveDtype) -> Tensor:
-    return decode("x", encode("x", values, dtype), tuple(values.shape), dtype)
+    return decode_tensor("x", encode_tensor("x", values, dtype), tuple(values.shape), dtype)
 
 
 def allowed(values: np.ndarray[Any, Any], dtype: SaveDtype) -> Any:
@@ -66,16 +66,16 @@ def test_the_error_is_bounded(dtype: SaveDtype, values: Any) -> None:
 @given(values=numbers())
 @settings(max_examples=40)
 def test_layout_is_what_encode_makes(dtype: SaveDtype, values: Any) -> None:
-    stored = encode("x", torch.from_numpy(values), dtype)
+    stored = encode_tensor("x", torch.from_numpy(values), dtype)
     found = {name: (SAFETENSORS_NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in stored.items()}
-    assert found == layout("x", values.shape, dtype)
+    assert found == encoded_layout("x", values.shape, dtype)
 
 
 @EVERY
 @given(values=numbers())
 @settings(max_examples=40)
 def test_a_naive_reader_finds_the_same(dtype: SaveDtype, values: Any) -> None:
-    stored = encode("x", torch.from_numpy(values), dtype)
+    stored = encode_tensor("x", torch.from_numpy(values), dtype)
     raw = {name: tensor.flatten().view(torch.uint8).numpy().tobytes() for name, tensor in stored.items()}
     naive = naive_reader.decode(dtype, "x", raw)[: values.size]
     assert naive.tolist() == there_and_back(torch.from_numpy(values), dtype).flatten().tolist()
@@ -120,7 +120,7 @@ def test_the_largest_number_of_a_block_keeps_its_sign(dtype: SaveDtype) -> None:
     ],
 )
 def test_golden_integers(dtype: SaveDtype, stored: dict[str, list[float]]) -> None:
-    found = encode("x", torch.tensor([7.0, -3.55, 0.0, 1.0, 0.05]), dtype)
+    found = encode_tensor("x", torch.tensor([7.0, -3.55, 0.0, 1.0, 0.05]), dtype)
     assert set(found) == set(stored)
     for name, tensor in found.items():
         assert tensor.tolist() == pytest.approx(stored[name])
@@ -130,8 +130,8 @@ def test_golden_integers(dtype: SaveDtype, stored: dict[str, list[float]]) -> No
 def test_gradients_views_and_wider_dtypes_are_no_matter(dtype: SaveDtype) -> None:
     values = torch.arange(12, dtype=torch.float64).view(3, 4).T.requires_grad_()
     plain = values.detach().float().contiguous()
-    for name, tensor in encode("x", values, dtype).items():
-        assert torch.equal(tensor, encode("x", plain, dtype)[name])
+    for name, tensor in encode_tensor("x", values, dtype).items():
+        assert torch.equal(tensor, encode_tensor("x", plain, dtype)[name])
         assert not tensor.requires_grad
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import BertForSequenceClassification, BertForTokenClassification
 
 from capaft import job, schedule, train
-from capaft.attach import attach_plan, get
+from capaft.adapter.attach import attach_plan, get_adapter
 from capaft.config.train_config import TrainConfig
 from capaft.evaluate import Evaluation
 from capaft.processes import Processes
@@ -95,9 +95,9 @@ def test_head_and_adapter_learn_at_their_own_rates(
     settings = replace(still, head_init="seeded", max_steps=2, epochs=None, method="lora", **rates)
     decided = job.prepare(settings, lambda line: None)
     attach_plan(decided.base.model, decided.plan)
-    start = {k: p.detach().clone() for k, p in get(decided.base.model).trained(decided.base.model).items()}
+    start = {k: p.detach().clone() for k, p in get_adapter(decided.base.model).trained(decided.base.model).items()}
     decided, _, _ = trained(settings, tmp_path)
-    now = get(decided.base.model).trained(decided.base.model)
+    now = get_adapter(decided.base.model).trained(decided.base.model)
     stayed = {name for name, parameter in now.items() if torch.allclose(parameter, start[name], rtol=0, atol=1e-20)}
     assert stayed == ({"down", "up"} if group == "adapter" else {"head:classifier.weight", "head:classifier.bias"})
 
@@ -300,7 +300,7 @@ def scripted(values: list[float], monkeypatch: pytest.MonkeyPatch) -> list[dict[
 
     def evaluate(task: Any, base: Any, model: Any, features: Any, *args: Any, **options: Any) -> Evaluation:
         value = values[len(seen)]
-        seen.append({name: p.detach().clone() for name, p in get(model).trained(model).items()})
+        seen.append({name: p.detach().clone() for name, p in get_adapter(model).trained(model).items()})
         predictions = [np.array([0.0, value])] * len(features)
         return Evaluation({"loss": 1.0, "accuracy": value, "f1": 0.0, "matthews": 0.0}, predictions)
 
@@ -405,7 +405,7 @@ def test_two_processes_train_as_one_does(kind: str, request: pytest.FixtureReque
 
     def work(rank: int) -> None:
         decided, outcome, _ = trained(settings, tmp_path / "two") if rank == 0 else follow(settings)
-        numbers = get(decided.base.model).trained(decided.base.model)
+        numbers = get_adapter(decided.base.model).trained(decided.base.model)
         torch.save([outcome, {name: p.detach() for name, p in numbers.items()}], tmp_path / f"{rank}.pt")
 
     assert together(2, work, tmp_path) == [0, 0]

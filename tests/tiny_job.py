@@ -18,7 +18,7 @@ from tiny import build
 from transformers import AutoTokenizer, BertConfig, PreTrainedModel
 
 from capaft import job, run, run_directory, train
-from capaft.attach import attach_plan
+from capaft.adapter.attach import attach_plan
 from capaft.config.train_config import TrainConfig
 from capaft.model.demo import demo_model
 

@@ -19,7 +19,7 @@ _FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _LEVELS = {"int8": 127, "int4": 7}
 
 
-def encode(name: str, numbers: Tensor, dtype: SaveDtype) -> dict[str, Tensor]:
+def encode_tensor(name: str, numbers: Tensor, dtype: SaveDtype) -> dict[str, Tensor]:
     """The stored tensors of one parameter: itself, cast, or flat integers and their block scales.
 
     Integers are `round(x / scale)` with `scale = absmax / levels` over blocks of 128 numbers in row-major order
@@ -41,7 +41,7 @@ def encode(name: str, numbers: Tensor, dtype: SaveDtype) -> dict[str, Tensor]:
     return {name: levels, name + SCALE: scales}
 
 
-def layout(name: str, shape: tuple[int, ...], dtype: SaveDtype) -> dict[str, tuple[str, tuple[int, ...]]]:
+def encoded_layout(name: str, shape: tuple[int, ...], dtype: SaveDtype) -> dict[str, tuple[str, tuple[int, ...]]]:
     """What `encode` makes of a parameter of that shape: safetensors dtype and shape by tensor name."""
     count = math.prod(shape)
     scales: dict[str, tuple[str, tuple[int, ...]]] = {name + SCALE: ("F32", (-(-count // BLOCK),))}
@@ -58,7 +58,7 @@ def layout(name: str, shape: tuple[int, ...], dtype: SaveDtype) -> dict[str, tup
             return {name: ("U8", (-(-count // 2),))} | scales
 
 
-def decode(name: str, stored: dict[str, Tensor], shape: tuple[int, ...], dtype: SaveDtype) -> Tensor:
+def decode_tensor(name: str, stored: dict[str, Tensor], shape: tuple[int, ...], dtype: SaveDtype) -> Tensor:
     """The parameter, float32, from its stored tensors."""
     values = stored[name]
     if dtype in _FLOATS:

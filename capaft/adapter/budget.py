@@ -8,14 +8,15 @@ from typing import Any
 
 from torch import nn
 
+from capaft.adapter.plan import Plan, hidden_limit, make_plan
 from capaft.factors.rng import Streams
 from capaft.methods.head import Head
-from capaft.methods.stack import Stack
-from capaft.plan import Plan, hidden_limit, plan
+from capaft.methods.stack import Stack, parse_stack
+from capaft.model.names import base_parameters, canonical_path
 from capaft.support.errors import UsageError
 
 
-def trained_numbers(decided: Plan) -> int:
+def count_trainable(decided: Plan) -> int:
     """Numbers that the plan's adapter trains, a head not counted; random masks are drawn to count their union."""
     decided = replace(decided, head=Head())
     bounds = decided.bounds()
@@ -35,7 +36,7 @@ def trained_numbers(decided: Plan) -> int:
     return total
 
 
-def fit(model: nn.Module, stack: Stack, budget: int, **placing: Any) -> Stack:
+def fit_to_budget(model: nn.Module, stack: Stack, budget: int, **placing: Any) -> Stack:
     """The stack with k, or with the rank where factors are dense, so that it trains at most `budget` numbers.
 
     Args:
@@ -50,12 +51,12 @@ def fit(model: nn.Module, stack: Stack, budget: int, **placing: Any) -> Stack:
     if stack.host is None or not (stack.k or stack.host.size):
         raise UsageError(f"--budget has no meaning for --method {stack.method}, which has one size only; drop it")
     # The sites do not depend on the size, nor on masks, which may keep nothing of the smallest factors.
-    decided = plan(model, _sized(replace(stack, copies=None), 1), **placing)
+    decided = make_plan(model, _sized(replace(stack, copies=None), 1), **placing)
     sizes: Sequence[int] = (1,) if stack.k else range(1, _widest(replace(decided, stack=stack)) + 1)
     least = next((size for size in sizes if _keeps(replace(decided, stack=_sized(stack, size)))), sizes[-1])
 
     def count(size: int) -> int:
-        return trained_numbers(replace(decided, stack=_sized(stack, size)))
+        return count_trainable(replace(decided, stack=_sized(stack, size)))
 
     smallest = count(least)
     if smallest > budget:
@@ -99,3 +100,20 @@ def _sized(stack: Stack, size: int) -> Stack:
     if alpha is not None and not getattr(stack.host, "rslora", False):
         changed["alpha"] = alpha / getattr(stack.host, stack.host.size) * size
     return replace(stack, host=replace(stack.host, **changed))  # type: ignore[type-var]
+
+
+def count_stack(model: nn.Module, method: str) -> dict[str, Any]:
+    """What a stack with its default options comes to on a model.
+
+    Returns:
+        `sites`, and `numbers`: the fewest and the most that are trained, a task's head not counted. They differ for
+        random masks, which are not drawn. Or else `reason`: why the model cannot take the method.
+    """
+    try:
+        decided = make_plan(model, parse_stack(method))
+    except UsageError as error:
+        return {"reason": str(error)}
+    sizes = {canonical_path(model, name): parameter.numel() for name, parameter in base_parameters(model).items()}
+    own = sum(sizes[name] for name in decided.trained)
+    bounds = decided.bounds().values()
+    return {"sites": len(decided.sites), "numbers": [own + sum(bound[i] for bound in bounds) for i in (0, 1)]}

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capaft.adapter import Adapter, Factors
-from capaft.parametrise import parametrise, restore
+from capaft.adapter.module import Adapter, Factors
+from capaft.adapter.parametrise import add_parametrisation, remove_parametrisation
 
 
 class SiteAdapter(nn.Module):
@@ -55,7 +55,7 @@ class SiteAdapter(nn.Module):
             source: the module whose input the host takes, if it is another.
         """
         if self.parametrises:
-            parametrise(module, self.parametrises)
+            add_parametrisation(module, self.parametrises)
             return
         if source is not None:
             self.handles.append(source.register_forward_pre_hook(self.take, with_kwargs=True))
@@ -67,7 +67,7 @@ class SiteAdapter(nn.Module):
         """Leave the module as it was."""
         for handle in self.handles:
             handle.remove()
-        restore(module)
+        remove_parametrisation(module)
 
     def take(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the source: keep its input for this site."""

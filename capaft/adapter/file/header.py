@@ -8,9 +8,9 @@ import math
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from capaft.adapter.file.encoding import DTYPE_BYTES, SAVE_DTYPES
 from capaft.factors import rng
 from capaft.methods.stack import parse_stack, stack_options
-from capaft.storage import DTYPE_BYTES, SAVE_DTYPES
 from capaft.support.errors import AdapterFileError, UsageError
 
 FORMAT = 1

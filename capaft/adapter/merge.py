@@ -8,8 +8,8 @@ from itertools import product
 import torch
 from torch import nn
 
-from capaft.adapter import Adapter, adapters
-from capaft.attach import detach, get
+from capaft.adapter.attach import detach, get_adapter
+from capaft.adapter.module import Adapter, adapters
 from capaft.model.site import is_quantised
 from capaft.support.errors import UsageError
 
@@ -41,7 +41,7 @@ def merge(model: nn.Module, name: str = "default") -> int:
         >>> capaft.adapters(model)
         {}
     """
-    adapter = get(model, name)
+    adapter = get_adapter(model, name)
     host = adapter.plan.stack.host
     if host is not None and host.unmergeable:
         raise UsageError(f"{host.name} cannot be merged: {host.unmergeable}; keep the adapter beside the base model")

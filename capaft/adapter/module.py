@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from capaft.adapter.plan import Plan
 from capaft.factors.expansion import Expansion
 from capaft.factors.nola import Seeded
 from capaft.factors.rng import Streams
 from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name
 from capaft.model.site import Site, is_quantised
-from capaft.plan import Plan
 from capaft.support.errors import UsageError
 
 Factors = tuple[Tensor, ...]

@@ -16,25 +16,32 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from capaft.adapter import Adapter
-from capaft.attach import attach_plan, detach, get
-from capaft.factors import rng
-from capaft.fingerprint import (
-    Samples,
+from capaft.adapter.attach import attach_plan, detach, get_adapter
+from capaft.adapter.file.encoding import SAVE_DTYPES, SCALE, SaveDtype, decode_tensor, encode_tensor, encoded_layout
+from capaft.adapter.file.fingerprint import (
+    WeightSamples,
     base_samples,
     head_samples,
     same_base,
-    samples_of,
     sites_digest,
     streams_digest,
     tensors_digest,
+    weight_samples,
 )
-from capaft.header import FORMAT, canonical_json, header_digest, open_safetensors, parse_header, wrong_options
+from capaft.adapter.file.header import (
+    FORMAT,
+    canonical_json,
+    header_digest,
+    open_safetensors,
+    parse_header,
+    wrong_options,
+)
+from capaft.adapter.module import Adapter
+from capaft.adapter.plan import Plan, make_plan
+from capaft.factors import rng
 from capaft.methods.stack import parse_stack
 from capaft.model.origin import Origin
 from capaft.model.targets import Targets
-from capaft.plan import Plan, plan
-from capaft.storage import SAVE_DTYPES, SCALE, SaveDtype, decode, encode, layout
 from capaft.support.errors import AdapterFileError, TrainingError, UsageError
 from capaft.support.files import write_atomically
 
@@ -42,7 +49,7 @@ HEAD = "head:"
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskRecord:
     """What the adapter was trained for; what evaluation needs beside the numbers.
 
     Attributes:
@@ -82,10 +89,10 @@ class AdapterFile:
         return Origin(self.header["base"]["name"], self.header["base"]["revision"])
 
     @property
-    def task(self) -> Task | None:
+    def task(self) -> TaskRecord | None:
         """The task, if the file has one."""
         record = self.header["task"]
-        return None if record is None else Task(**{**record, "labels": tuple(record["labels"])})
+        return None if record is None else TaskRecord(**{**record, "labels": tuple(record["labels"])})
 
 
 def save(
@@ -94,9 +101,9 @@ def save(
     *,
     name: str = "default",
     base: Origin | None = None,
-    task: Task | None = None,
+    task: TaskRecord | None = None,
     dtype: SaveDtype = "float32",
-    samples: Samples | None = None,
+    samples: WeightSamples | None = None,
 ) -> int:
     """Write an adapter to a file, atomically.
 
@@ -132,16 +139,16 @@ def save(
         raise UsageError(f"--save-dtype must be one of {', '.join(SAVE_DTYPES)}, got {dtype}")
     if task and (problem := wrong_options(task.options)):
         raise UsageError(f"{problem}; {path} was not written")
-    adapter = get(model, name)
+    adapter = get_adapter(model, name)
     base = base or Origin(getattr(model, "name_or_path", None) or None)
     tensors: dict[str, Tensor] = {}
     for key, numbers in adapter.trained(model).items():
-        stored = encode(key, numbers, dtype)
-        if not torch.isfinite(decode(key, stored, tuple(numbers.shape), dtype)).all():
+        stored = encode_tensor(key, numbers, dtype)
+        if not torch.isfinite(decode_tensor(key, stored, tuple(numbers.shape), dtype)).all():
             raise TrainingError(f"{key} holds numbers that are not finite as {dtype}; {path} was not written")
         tensors |= stored
     decided = adapter.plan
-    samples = samples or samples_of(model, decided)
+    samples = samples or weight_samples(model, decided)
     head = decided.head.record()
     header: dict[str, Any] = {
         "base": {"name": base.name, "revision": base.revision, "weights": samples.base},
@@ -245,13 +252,13 @@ def load(
     return adapter
 
 
-def restore(model: nn.Module, path: str | Path, *, name: str = "default") -> None:
+def restore_parameters(model: nn.Module, path: str | Path, *, name: str = "default") -> None:
     """Give an attached adapter the numbers of a file that was saved from it.
 
     Raises:
         AdapterFileError: the file is damaged, or is of another adapter.
     """
-    file, adapter = read(path), get(model, name)
+    file, adapter = read(path), get_adapter(model, name)
     if file.header["digest"]["streams"] != streams_digest(adapter.plan):
         raise AdapterFileError(f"{path} is not of the adapter that is attached")
     _fill(adapter, model, file)
@@ -263,10 +270,10 @@ def _fill(adapter: Adapter, model: nn.Module, file: AdapterFile) -> None:
     trained = adapter.trained(model)
     expected: dict[str, Any] = {}
     for key, parameter in trained.items():
-        expected |= layout(key, tuple(parameter.shape), dtype)
+        expected |= encoded_layout(key, tuple(parameter.shape), dtype)
     if expected != {key: (_dtype_name(t), tuple(t.shape)) for key, t in file.tensors.items()}:
         raise AdapterFileError(f"{file.path} is damaged: its tensors are not what its header describes")
-    numbers = {key: decode(key, file.tensors, tuple(p.shape), dtype) for key, p in trained.items()}
+    numbers = {key: decode_tensor(key, file.tensors, tuple(p.shape), dtype) for key, p in trained.items()}
     if not all(torch.isfinite(each).all() for each in numbers.values()):
         raise AdapterFileError(f"{file.path} is damaged: it holds numbers that are not finite")
     with torch.no_grad():
@@ -304,7 +311,7 @@ def _plan(model: nn.Module, file: AdapterFile, rename: dict[str, str] | None) ->
         trained = [key.removeprefix(HEAD) for key in _parameters(file) if key.startswith(HEAD)]
         targets = Targets(**header["targets"])
         head = _head_options(header["head"])
-        decided = plan(model, stack, targets=targets, seed=header["seed"], trained=trained, rename=rename, **head)
+        decided = make_plan(model, stack, targets=targets, seed=header["seed"], trained=trained, rename=rename, **head)
     except (UsageError, ValueError) as error:
         raise AdapterFileError(
             f"{file.path} does not fit {type(model).__name__}: {error}; pass the --model it was trained on"

@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import align_module_device
 from torch import nn
 
+from capaft.adapter.plan import Plan
 from capaft.factors import rng
 from capaft.factors.expansion import words_used
 from capaft.factors.rng import Streams
@@ -21,7 +22,6 @@ from capaft.model.names import canonical_name
 from capaft.model.site import Site, is_quantised
 from capaft.model.targets import Targets
 from capaft.model.weight_sites import find_weight_sites
-from capaft.plan import Plan
 from capaft.support.errors import UsageError
 
 SAMPLES = 64
@@ -55,16 +55,16 @@ def streams_digest(decided: Plan) -> str:
     return state.hexdigest()
 
 
-class Samples(NamedTuple):
+class WeightSamples(NamedTuple):
     """Sample weights of a model: those at the sites, and those of the head that are not trained themselves."""
 
     base: str | None
     head: str | None
 
 
-def samples_of(model: nn.Module, decided: Plan) -> Samples:
+def weight_samples(model: nn.Module, decided: Plan) -> WeightSamples:
     """What tells a base model from others, for an adapter of this plan."""
-    return Samples(base_samples(model, decided), head_samples(model, decided) if decided.head.record() else None)
+    return WeightSamples(base_samples(model, decided), head_samples(model, decided) if decided.head.record() else None)
 
 
 def base_samples(model: nn.Module, decided: Plan) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capaft.attach import get
+from capaft.adapter.attach import get_adapter
 from capaft.support.errors import UsageError
 
 
@@ -62,13 +62,13 @@ def singular_values(left: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.svdvals(left_r @ right_r.T)
 
 
-def inspect(model: nn.Module, name: str = "default") -> list[SiteRank]:
+def inspect_ranks(model: nn.Module, name: str = "default") -> list[SiteRank]:
     """The rank report of every site of an adapter.
 
     Raises:
         UsageError: there is no such adapter, or its method has no low-rank update.
     """
-    adapter = get(model, name)
+    adapter = get_adapter(model, name)
     host = adapter.plan.stack.host
     reports = []
     for site, factors in adapter.factors_of_sites():
@@ -85,7 +85,7 @@ def inspect(model: nn.Module, name: str = "default") -> list[SiteRank]:
     return reports
 
 
-def summarise(reports: list[SiteRank]) -> dict[str, Any]:
+def summarise_ranks(reports: list[SiteRank]) -> dict[str, Any]:
     """Means over the sites, and the extremes of the numerical rank."""
     names = ["effective_rank", "stable_rank", "top_r_energy", "delta_norm"]
     if all(report.relative_norm is not None for report in reports):

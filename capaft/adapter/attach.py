@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from capaft.adapter import Adapter, adapters
+from capaft.adapter.hooks import AttentionAdapter, SiteAdapter
+from capaft.adapter.module import Adapter, adapters
+from capaft.adapter.plan import Plan, make_plan
 from capaft.methods.stack import Stack, parse_stack
 from capaft.model.layers import has_own_backward
 from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name, input_embeddings
 from capaft.model.site import Site
 from capaft.model.targets import Targets
-from capaft.plan import Plan, plan
-from capaft.site_adapter import AttentionAdapter, SiteAdapter
 from capaft.support.errors import UsageError
 
 # What of the options is not the stack's, but says where it goes.
@@ -58,7 +58,7 @@ def attach(model: nn.Module, method: str | Stack, *, name: str = "default", **op
     if isinstance(method, Stack) and options:
         raise UsageError(f"the stack is parsed already; give its numbers to parse: {', '.join(sorted(options))}")
     stack = method if isinstance(method, Stack) else parse_stack(method, **options)
-    return attach_plan(model, plan(model, stack, targets=targets, **placing), name=name, dropout=dropout)
+    return attach_plan(model, make_plan(model, stack, targets=targets, **placing), name=name, dropout=dropout)
 
 
 def attach_plan(model: nn.Module, decided: Plan, *, name: str = "default", dropout: float = 0.0) -> Adapter:
@@ -131,7 +131,7 @@ def detach(model: nn.Module, name: str = "default") -> Adapter:
         >>> all(p.requires_grad for p in model.parameters())
         True
     """
-    adapter = get(model, name)
+    adapter = get_adapter(model, name)
     for _, site in adapter.plan.placed:
         for path in site.modules:
             module = model.get_submodule(path)
@@ -164,12 +164,12 @@ def switch(model: nn.Module, *names: str) -> None:
         >>> adapter.enabled, other.enabled
         (False, True)
     """
-    wanted = [get(model, name) for name in names]
+    wanted = [get_adapter(model, name) for name in names]
     for adapter in adapters(model).values():
         adapter.enabled = any(adapter is each for each in wanted)
 
 
-def get(model: nn.Module, name: str = "default") -> Adapter:
+def get_adapter(model: nn.Module, name: str = "default") -> Adapter:
     """The adapter of that name.
 
     Raises:

@@ -94,7 +94,7 @@ class Plan:
         return totals
 
 
-def plan(
+def make_plan(
     model: nn.Module,
     stack: Stack,
     *,

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from capaft.model.site import stored_parameter
 
 
-def parametrise(module: nn.Module, parameter: str) -> None:
+def add_parametrisation(module: nn.Module, parameter: str) -> None:
     """Let a module read one of its parameters as its adapters change it; the parameter itself stays in its place."""
     cls: Any = type(module)
     module.__class__ = _parametrised(cls, parameter)
 
 
-def restore(module: nn.Module) -> None:
+def remove_parametrisation(module: nn.Module) -> None:
     """Undo `parametrise` for parameters that no adapter changes any more."""
     wanted = {getattr(child, "parametrises", "") for child in module.children()}
     cls, changed = _unparametrised(type(module))

@@ -1,0 +1,1 @@
+"""An adapter on a model."""

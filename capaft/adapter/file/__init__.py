@@ -1,0 +1,1 @@
+"""The adapter file: written, read, verified."""
