@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 from typer.core import TyperGroup
 
-from capaft import __version__, run_directory, summary
+from capaft import __version__, summary
 from capaft.config.presets import preset_file, preset_summaries
 from capaft.config.settings import dump_settings, resolve_settings, signature
 from capaft.config.train_config import BaseDtype, TrainConfig
 from capaft.support import strict_json
 from capaft.support.errors import CapaftError, TrainingError, UsageError, printable
 from capaft.support.files import check_writable
+from capaft.training.record.run_directory import started_config
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from capaft.saved import Saved
+    from capaft.training.record.saved_run import SavedRun
 
 
 class _Commands(TyperGroup):
@@ -110,18 +111,18 @@ def train(
             raise UsageError(f"--config {config}: there is no such file")
         published = preset_file(preset) if preset else None
         settings, _ = resolve_settings(TrainConfig, flags=flags, environ=os.environ, file=config, preset=published)
-        if settings.resume and (begun := run_directory.started(settings.output)):
+        if settings.resume and (begun := started_config(settings.output)):
             # What the run began with counts where the command says nothing.
             settings, _ = resolve_settings(TrainConfig, flags=flags, environ=os.environ, file=config, preset=begun)
         if print_config:
             print(dump_settings(settings), end="")
             return
         if not dry_run:
-            from capaft import launch
+            from capaft.training.parallel.launch import follow_launcher, launch_processes, should_launch
 
-            if launch.wanted(settings.processes):
-                raise typer.Exit(launch.launch(settings.processes, sys.argv[1:]))
-            launch.follow()
+            if should_launch(settings.processes):
+                raise typer.Exit(launch_processes(settings.processes, sys.argv[1:]))
+            follow_launcher()
         _quiet_libraries(console)
         if dry_run:
             from capaft import dry_run as dry
@@ -129,9 +130,9 @@ def train(
             decided = dry.describe(settings, console)
             print(strict_json.document(decided) if json else dry.text(decided))
             return
-        from capaft.run import execute
+        from capaft.training.run import execute_run
 
-        results = execute(settings, console, sys.argv[1:])
+        results = execute_run(settings, console, sys.argv[1:])
         if _is_first():
             print(strict_json.document(results) if json else summary.of_run(results))
 
@@ -170,11 +171,11 @@ def evaluate(
     with _reporting() as console:
         check_writable("--predictions", predictions)
         _quiet_libraries(console)
-        from capaft import scoring
+        from capaft.training.scoring import score_run
 
         saved = _opened(run, model, rename, allow_base_mismatch, base_dtype)
         chosen = {"text": text_column, "pair": pair_column, "label": label_column}
-        results = scoring.score(
+        results = score_run(
             saved,
             data,
             say=lambda line: console.print(f"data   {line}", highlight=False, markup=False, soft_wrap=True),
@@ -252,11 +253,11 @@ def info(
 ) -> None:
     """Verify an adapter file and say what it is."""
     with _reporting():
-        from capaft import run_directory
         from capaft.adapter.file import save_load
         from capaft.adapter.file.save_load import describe
+        from capaft.training.record.run_directory import find_adapter_file
 
-        path, _ = run_directory.find(file)
+        path, _ = find_adapter_file(file)
         read = save_load.read(path)
         if json:
             print(strict_json.document({"path": str(path), "bytes": read.size, "header": read.header}))
@@ -374,9 +375,9 @@ def _quiet_libraries(console: Console) -> None:
 
 def _opened(
     run: str, model: str | None, rename: list[str] | None, allow_base_mismatch: bool, base_dtype: str | None
-) -> Saved:
+) -> SavedRun:
     """The run or adapter file that the options of a command describe, on its base model."""
-    from capaft.saved import open_run
+    from capaft.training.record.saved_run import open_run
 
     return open_run(
         run,

@@ -8,15 +8,19 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from capaft import batches, job, memory, optimiser, run_directory, sharding
 from capaft.adapter.attach import attach_plan
 from capaft.adapter.file.encoding import DTYPE_BYTES, encoded_layout
 from capaft.config.settings import dump_settings
 from capaft.config.train_config import TrainConfig
-from capaft.job import Job
-from capaft.machine import accelerator_for
 from capaft.methods.stack import canonical_method
-from capaft.train import start_training
+from capaft.training import batches
+from capaft.training.accelerator import accelerator_for
+from capaft.training.loop import set_training_mode
+from capaft.training.memory import estimate_peak_memory
+from capaft.training.optimizer import check_optimizer
+from capaft.training.parallel.sharding import sharding_requested
+from capaft.training.record.run_directory import choose_directory
+from capaft.training.setup.job import Job, prepare_job, settled_config
 
 
 def describe(config: TrainConfig, console: Console) -> dict[str, Any]:
@@ -25,13 +29,13 @@ def describe(config: TrainConfig, console: Console) -> dict[str, Any]:
     Raises:
         UsageError: something cannot be used as given.
     """
-    optimiser.check(config.optimizer)
-    sharding.asked_for()
+    check_optimizer(config.optimizer)
+    sharding_requested()
     accelerator_for(config)
-    run = run_directory.choose(
+    run = choose_directory(
         config.output, canonical_method(config.method), overwrite=config.overwrite, resume=config.resume
     )
-    decided = job.prepare(config, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+    decided = prepare_job(config, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
     own = decided.base.named_parameters()
     tensors = {f"head:{name}": tuple(own[name].shape) for name in decided.plan.trained}
     if decided.plan.head.numbers:
@@ -43,7 +47,7 @@ def describe(config: TrainConfig, console: Console) -> dict[str, Any]:
     ]
     return {
         "output": str(run.path),
-        "config": dump_settings(job.settled(config, decided)),
+        "config": dump_settings(settled_config(config, decided)),
         "sites": [site.path for site in decided.plan.sites],
         "adapter_parameters": decided.adapter_numbers,
         "head_parameters": decided.own_numbers,
@@ -59,14 +63,14 @@ def _peak_memory(config: TrainConfig, decided: Job) -> int | None:
     """What training would need at its peak in each process, or None where that cannot be told."""
     base, task = decided.base, decided.task
     attach_plan(base.model, decided.plan, dropout=config.dropout)
-    start_training(base.model)
+    set_training_mode(base.model)
     lengths = decided.train.lengths
-    order = batches.training(lengths, config.batch_size, config.seed, 0)
+    order = batches.training_batches(lengths, config.batch_size, config.seed, 0)
     largest = max(order, key=lambda indices: len(indices) * int(lengths[indices].max()))
-    parts = batches.parts(largest, 0, config.processes, config.micro_batch_size)
+    parts = batches.micro_batches(largest, 0, config.processes, config.micro_batch_size)
     batch = task.collate(base, decided.train, parts[0][0], training=True)
-    scored = batches.evaluation(decided.validation.lengths, config.eval_batch_size)[0]
-    return memory.estimate(
+    scored = batches.evaluation_batches(decided.validation.lengths, config.eval_batch_size)[0]
+    return estimate_peak_memory(
         base.model,
         batch,
         lambda outputs, targets: task.loss(outputs, targets, config.label_smoothing) / max(batch.terms, 1),

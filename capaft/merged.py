@@ -7,12 +7,12 @@ import tempfile
 from pathlib import Path
 
 from capaft.adapter.merge import merge
-from capaft.saved import Saved
 from capaft.support.errors import TrainingError, UsageError
 from capaft.support.files import write_atomically
+from capaft.training.record.saved_run import SavedRun
 
 
-def write(saved: Saved, output: str, *, overwrite: bool = False) -> int:
+def write(saved: SavedRun, output: str, *, overwrite: bool = False) -> int:
     """Merge the adapter and write weights, configuration with labels, tokenizer and a model card.
 
     The directory is written beside its place and renamed, so it is there whole or not at all.
@@ -57,7 +57,7 @@ def write(saved: Saved, output: str, *, overwrite: bool = False) -> int:
     return count
 
 
-def _card(saved: Saved) -> str:
+def _card(saved: SavedRun) -> str:
     method = saved.file.header["method"]["method"]
     base = saved.file.base.name or "an unnamed base model"
     return f"""---

@@ -6,22 +6,22 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capaft import batches
+from capaft.training import batches
 
 LENGTHS = st.lists(st.integers(1, 200), min_size=1, max_size=300).map(lambda each: np.array(each, dtype=np.int64))
 
 
 @given(LENGTHS, st.integers(1, 40), st.integers(0, 2**64 - 1), st.integers(0, 5))
 def test_every_example_once(lengths: np.ndarray, size: int, seed: int, epoch: int) -> None:
-    found = batches.training(lengths, size, seed, epoch)
+    found = batches.training_batches(lengths, size, seed, epoch)
     assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
     assert all(len(batch) <= size for batch in found)
-    assert found == batches.training(lengths, size, seed, epoch)
+    assert found == batches.training_batches(lengths, size, seed, epoch)
 
 
 @given(LENGTHS, st.integers(1, 40))
 def test_evaluation_takes_the_longest_first(lengths: np.ndarray, size: int) -> None:
-    order = [i for batch in batches.evaluation(lengths, size) for i in batch]
+    order = [i for batch in batches.evaluation_batches(lengths, size) for i in batch]
     assert sorted(order) == list(range(len(lengths)))
     assert (np.diff(lengths[order]) <= 0).all()
 
@@ -29,7 +29,7 @@ def test_evaluation_takes_the_longest_first(lengths: np.ndarray, size: int) -> N
 @given(st.integers(1, 40), st.integers(1, 5), st.none() | st.integers(1, 12))
 def test_processes_share_a_batch_and_keep_step(size: int, processes: int, micro: int | None) -> None:
     batch = list(range(100, 100 + size))
-    shares = [batches.parts(batch, rank, processes, micro) for rank in range(processes)]
+    shares = [batches.micro_batches(batch, rank, processes, micro) for rank in range(processes)]
     counted = [index for share in shares for part, is_own in share if is_own for index in part]
     assert sorted(counted) == batch
     # All make equally many forwards, none of them larger than asked for and none of nothing.
@@ -44,15 +44,15 @@ def test_processes_share_a_batch_and_keep_step(size: int, processes: int, micro:
 
 
 def test_one_example_for_two_processes() -> None:
-    assert batches.parts([7], 0, 2, None) == [([7], True)]
-    assert batches.parts([7], 1, 2, None) == [([7], False)]
+    assert batches.micro_batches([7], 0, 2, None) == [([7], True)]
+    assert batches.micro_batches([7], 1, 2, None) == [([7], False)]
 
 
 def test_epochs_and_seeds_differ_and_padding_is_saved() -> None:
     lengths = np.random.default_rng(0).integers(1, 200, 1000)
-    first = batches.training(lengths, 16, 0, 0)
-    assert first != batches.training(lengths, 16, 0, 1)
-    assert first != batches.training(lengths, 16, 1, 0)
+    first = batches.training_batches(lengths, 16, 0, 0)
+    assert first != batches.training_batches(lengths, 16, 0, 1)
+    assert first != batches.training_batches(lengths, 16, 1, 0)
 
     def padding(found: list[list[int]]) -> int:
         return sum(len(batch) * lengths[batch].max() - lengths[batch].sum() for batch in found)

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capaft.best import Best
+from capaft.training.early_stopping import Best
 
 
 def after(values: list[float], more_is_better: bool = True, min_delta: float = 0.0) -> Best:

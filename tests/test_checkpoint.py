@@ -16,11 +16,11 @@ import torch
 from tiny_job import fork, killing_at, wait
 from torch import nn
 
-from capaft import checkpoint, optimiser
-from capaft.best import Best
-from capaft.checkpoint import Progress
 from capaft.support import files
 from capaft.support.errors import TrainingError, UsageError
+from capaft.training.early_stopping import Best
+from capaft.training.optimizer import build_optimizer
+from capaft.training.record.checkpoint import Checkpoint, Progress, newest_checkpoint, write_checkpoint
 
 EIGHT_BIT = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 OPTIMISERS = ("adamw", "adafactor", "sgd", pytest.param("adamw-8bit", marks=EIGHT_BIT))
@@ -41,7 +41,7 @@ class Run:
             {"params": [self.trained["down"]], "lr": 1e-2, "weight_decay": 0.1},
             {"params": [self.trained["head:bias"]], "lr": 1e-3, "weight_decay": 0.0},
         ]
-        self.optimizer = optimiser.build(name, groups)
+        self.optimizer = build_optimizer(name, groups)
 
     def go(self, first: int, last: int) -> Run:
         for step in range(first, last):
@@ -52,15 +52,15 @@ class Run:
 
     def write(self, directory: Path, step: int, scaler: Any = None) -> Path:
         progress = Progress(step, Best(2, 0.1 + 0.2, {"accuracy": 0.1 + 0.2, "loss": 1 / 3}, 1), 12.5, 0.25)
-        checkpoint.write(directory, progress, self.trained, self.optimizer, scaler, MADE_WITH, MADE_FROM)
+        write_checkpoint(directory, progress, self.trained, self.optimizer, scaler, MADE_WITH, MADE_FROM)
         return directory / f"step-{step:09d}"
 
     def same(self, other: Run) -> bool:
         return all(torch.equal(p, q) for p, q in zip(self.trained.values(), other.trained.values(), strict=True))
 
 
-def newest(directory: Path) -> checkpoint.Checkpoint:
-    found = checkpoint.newest(directory)
+def newest(directory: Path) -> Checkpoint:
+    found = newest_checkpoint(directory)
     assert found is not None
     return found
 
@@ -200,16 +200,16 @@ def test_the_one_before_serves_if_the_newest_is_damaged(
     assert newest(tmp_path).progress.step == 4
     damage(tmp_path / "step-000000004" / name)
     with pytest.raises(UsageError, match=r"no checkpoint in .* can be read; start anew with --overwrite") as error:
-        checkpoint.newest(tmp_path)
+        newest_checkpoint(tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_none_is_no_error(tmp_path: Path) -> None:
-    assert checkpoint.newest(tmp_path) is None
-    assert checkpoint.newest(tmp_path / "nowhere") is None
+    assert newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path / "nowhere") is None
     (tmp_path / ".step-000000003").mkdir()
     (tmp_path / "step-3").mkdir()
-    assert checkpoint.newest(tmp_path) is None
+    assert newest_checkpoint(tmp_path) is None
 
 
 def test_one_of_another_run_is_refused(tmp_path: Path) -> None:

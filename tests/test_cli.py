@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from tiny_job import bert, config
 from transformers import BertForSequenceClassification
 
-from capaft import cli, job, summary
+from capaft import cli, summary
 from capaft.methods.registry import HOSTS
 from capaft.support import strict_json
+from capaft.training.setup.job import prepare_job
 
 TRAIN_KEYS = {
     "output",
@@ -105,7 +106,7 @@ def test_eval_of_a_bare_file_on_other_data(run: Path, reviews: Path, tmp_path: P
 def test_merge_is_a_plain_model_with_the_same_logits(run: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from capaft.saved import open_run
+    from capaft.training.record.saved_run import open_run
 
     done = invoke("merge", run, "--output", tmp_path / "merged", "--json")
     assert done.code == 0, done.err
@@ -202,7 +203,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_rate_is_the_heads_where_nothing_else_is_trained(
     method: str, changes: dict, rates: tuple[float, float], small: Path, reviews: Path
 ) -> None:
-    made = job.prepare(config(small, reviews, method=method, **changes), lambda line: None)
+    made = prepare_job(config(small, reviews, method=method, **changes), lambda line: None)
     assert (made.lr, made.head_lr) == rates
 
 

@@ -16,29 +16,29 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertForSequenceClassification
 
-from capaft import job
-from capaft.evaluate import Evaluation, evaluate
-from capaft.processes import Processes
 from capaft.support.errors import TrainingError
+from capaft.training.evaluate import Evaluation, evaluate
+from capaft.training.parallel.processes import Processes
+from capaft.training.setup.job import Job, prepare_job
 
 
 @pytest.fixture(scope="module")
-def decided(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> job.Job:
+def decided(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> Job:
     """A job with 29 validation examples of different lengths, whose model has an opinion on each; not to be changed."""
     model = bert(tmp_path_factory.mktemp("models") / "bert", BertForSequenceClassification, dropout=0.5)
-    made = job.prepare(config(model, reviews, validation_split=0.45), lambda line: None)
+    made = prepare_job(config(model, reviews, validation_split=0.45), lambda line: None)
     with torch.no_grad():
         made.base.model.classifier.weight.mul_(20)
     return made
 
 
-def scored(decided: job.Job, batch_size: int, processes: Processes | None = None, **options: Any) -> Evaluation:
+def scored(decided: Job, batch_size: int, processes: Processes | None = None, **options: Any) -> Evaluation:
     model = decided.base.model
     processes = processes or Processes.here()
     return evaluate(decided.task, decided.base, model, decided.validation, batch_size, processes=processes, **options)
 
 
-def one_by_one(decided: job.Job) -> np.ndarray:
+def one_by_one(decided: Job) -> np.ndarray:
     """Logits of each example, `(examples, 2)`, without padding."""
     decided.base.model.eval()
     with torch.no_grad():
@@ -50,7 +50,7 @@ def one_by_one(decided: job.Job) -> np.ndarray:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_scores_are_those_of_every_example_once(batch_size: int, decided: job.Job) -> None:
+def test_scores_are_those_of_every_example_once(batch_size: int, decided: Job) -> None:
     found = scored(decided, batch_size)
     logits, truth = one_by_one(decided), decided.validation.references
     np.testing.assert_allclose(np.stack(found.predictions), logits, rtol=1e-4, atol=1e-5)
@@ -61,14 +61,14 @@ def test_scores_are_those_of_every_example_once(batch_size: int, decided: job.Jo
     assert found.scores["loss"] == pytest.approx(float(loss), rel=1e-5)
 
 
-def test_a_model_whose_numbers_left_the_range_has_no_score(decided: job.Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_whose_numbers_left_the_range_has_no_score(decided: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     head = decided.base.model.classifier
     monkeypatch.setattr(head, "forward", lambda hidden: F.linear(hidden, head.weight, head.bias) * math.nan)
     with pytest.raises(TrainingError, match="loss on the data to score is nan"):
         scored(decided, 4)
 
 
-def test_it_leaves_the_model_as_it_was(decided: job.Job) -> None:
+def test_it_leaves_the_model_as_it_was(decided: Job) -> None:
     model = decided.base.model
     model.train()
     model.bert.encoder.layer[0].eval()
@@ -81,7 +81,7 @@ def test_it_leaves_the_model_as_it_was(decided: job.Job) -> None:
     assert np.array_equal(np.stack(first.predictions), np.stack(second.predictions))
 
 
-def test_its_forwards_run_in_the_context_it_is_given(decided: job.Job) -> None:
+def test_its_forwards_run_in_the_context_it_is_given(decided: Job) -> None:
     seen = []
 
     def look(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
@@ -98,7 +98,7 @@ def test_its_forwards_run_in_the_context_it_is_given(decided: job.Job) -> None:
 
 @pytest.mark.parametrize(("count", "batch_size"), [(2, 8), (3, 8), (3, 64)])
 def test_processes_share_the_work_and_each_has_the_whole(
-    count: int, batch_size: int, decided: job.Job, tmp_path: Path
+    count: int, batch_size: int, decided: Job, tmp_path: Path
 ) -> None:
     forwards = []
     handle = decided.base.model.register_forward_hook(lambda *_: forwards.append(1))

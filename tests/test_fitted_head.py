@@ -16,14 +16,14 @@ from transformers import (
 )
 from transformers import RobertaForSequenceClassification as Roberta
 
-from capaft import fitted_head
-from capaft.fitted_head import FittedHead
 from capaft.model.demo import demo_model
 from capaft.model.load import BaseModel
 from capaft.model.origin import Origin
 from capaft.support.errors import UsageError
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.text_classification import TextClassification
+from capaft.training.setup import fitted_head
+from capaft.training.setup.fitted_head import FittedHead
 
 TASK = TextClassification(("a", "b", "c"), 16)
 
@@ -54,7 +54,7 @@ def minilm(labels: int) -> BaseModel:
 
 
 def fit(*arguments: Any, seed: int) -> tuple[FittedHead, FittedHead]:
-    heads = fitted_head.fit(*arguments, seed=seed)
+    heads = fitted_head.fit_heads(*arguments, seed=seed)
     assert heads is not None
     return heads
 
@@ -128,13 +128,13 @@ def test_numbers_are_fitted_by_ridge_regression() -> None:
 
 def test_what_it_fits() -> None:
     whole = features([0, 1, 2])
-    assert fitted_head.fits(TASK, whole)
-    assert not fitted_head.fits(TASK, replace(whole, references=np.zeros((3, 3), dtype=np.float32)))
-    assert not fitted_head.fits(TASK, replace(whole, references=[[0], [1], [2]]))
-    assert not fitted_head.fits(TextClassification(), whole)
+    assert fitted_head.can_fit_head(TASK, whole)
+    assert not fitted_head.can_fit_head(TASK, replace(whole, references=np.zeros((3, 3), dtype=np.float32)))
+    assert not fitted_head.can_fit_head(TASK, replace(whole, references=[[0], [1], [2]]))
+    assert not fitted_head.can_fit_head(TextClassification(), whole)
     numbers = replace(whole, references=np.zeros(3, dtype=np.float32))
-    assert fitted_head.fits(TextClassification(problem="regression"), numbers)
-    assert not fitted_head.fits(TASK, numbers)
+    assert fitted_head.can_fit_head(TextClassification(problem="regression"), numbers)
+    assert not fitted_head.can_fit_head(TASK, numbers)
 
 
 def test_a_head_that_reads_several_vectors_is_not_fitted() -> None:
@@ -165,7 +165,7 @@ def test_a_scarce_class_is_in_the_sample(seed: int) -> None:
     truth[[5, 9_000, 19_999]] = 1
     truth[100:120] = 2
     found = fitted_head._sample(truth, True, seed)
-    assert len(set(found)) == len(found) == fitted_head.EXAMPLES
+    assert len(set(found)) == len(found) == fitted_head.HEAD_EXAMPLES
     assert (truth[found] == 1).sum() == 3
     assert 8 <= (truth[found] == 2).sum() <= 20
     assert found.tolist() == fitted_head._sample(truth, True, seed).tolist()

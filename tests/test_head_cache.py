@@ -10,12 +10,12 @@ import pytest
 import torch
 from conftest import QUICK, invoke
 
-from capaft import fitted_head, head_cache
-from capaft.fitted_head import FittedHead
-from capaft.head_cache import Start
 from capaft.model.load import BaseModel
 from capaft.tasks.base.features import Features
 from capaft.tasks.text_classification import TextClassification
+from capaft.training.setup import fitted_head, head_cache
+from capaft.training.setup.fitted_head import FittedHead
+from capaft.training.setup.head_cache import Start
 
 TASK = TextClassification(("a", "b"), 16)
 SETTINGS = {"seed": 0}
@@ -41,36 +41,36 @@ def features() -> Features:
 
 
 def key(base: BaseModel, task: Any = TASK, data: Features | None = None, **settings: Any) -> str | None:
-    return head_cache.key(task, base, [data or features()], SETTINGS | settings)
+    return head_cache.start_key(task, base, [data or features()], SETTINGS | settings)
 
 
 def test_what_is_kept_is_found_to_the_bit() -> None:
     for start in (START, replace(START, baseline=None)):
-        head_cache.keep("k", start)
-        found = head_cache.find("k")
+        head_cache.keep_start("k", start)
+        found = head_cache.cached_start("k")
         assert found is not None
         assert found.baseline == start.baseline
         np.testing.assert_array_equal(found.head.weight, START.head.weight)
         np.testing.assert_array_equal(found.head.bias, START.head.bias)
-    assert head_cache.find("other") is None
+    assert head_cache.cached_start("other") is None
 
 
 def test_what_cannot_be_read_is_fitted_anew(cache: Path) -> None:
-    head_cache.keep("k", START)
+    head_cache.keep_start("k", START)
     path = cache / "k.safetensors"
     whole = path.read_bytes()
     for broken in (b"", whole[:40], b"no tensors at all"):
         path.write_bytes(broken)
-        assert head_cache.find("k") is None
-    head_cache.keep("k", START)
+        assert head_cache.cached_start("k") is None
+    head_cache.keep_start("k", START)
     assert path.read_bytes() == whole
 
 
 def test_a_cache_that_cannot_be_written_stops_nobody(cache: Path) -> None:
     cache.rmdir()
     cache.write_text("a file, where the directory should be")
-    head_cache.keep("k", START)
-    assert head_cache.find("k") is None
+    head_cache.keep_start("k", START)
+    assert head_cache.cached_start("k") is None
 
 
 def test_the_oldest_go_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,7 @@ def test_the_oldest_go_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(head_cache, "KEPT", 3)
     for number in range(5):
-        head_cache.keep(f"{number}", START)
+        head_cache.keep_start(f"{number}", START)
         os.utime(cache / f"{number}.safetensors", (number, number)) if number < 4 else None
     assert {path.stem for path in cache.iterdir()} == {"2", "3", "4"}
 
@@ -93,7 +93,7 @@ def changes(base: BaseModel) -> Iterator[tuple[str, str | None]]:
     yield "boundary", key(base, data=replace(features(), inputs={"input_ids": [[1, 2, 3], [4, 5]]}))
     yield "kinds", key(base, data=replace(features(), inputs={"input_ids": ids, "token_type_ids": [[0, 0], [0, 1, 1]]}))
     yield "class", key(base, data=replace(features(), references=np.array([1, 1])))
-    yield "split", head_cache.key(TASK, base, [features(), features()], SETTINGS)
+    yield "split", head_cache.start_key(TASK, base, [features(), features()], SETTINGS)
     bias = base.model.bert.encoder.layer[3].output.LayerNorm.bias
     before = bias.detach().clone()
     with torch.no_grad():

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capaft import heap
-from capaft.heap import Heap, Request, Requests
+from capaft.training import heap
+from capaft.training.heap import Heap, Request, Requests
 
 MIB = 2**20
 pytestmark = pytest.mark.skipif(Heap.of_glibc() is None, reason="another C library than glibc")

@@ -9,8 +9,8 @@ import threading
 import pytest
 import torch
 
-from capaft.interrupt import interruptible, memory_guard
 from capaft.support.errors import PeerError, TrainingError
+from capaft.training.interrupt import interruptible, memory_guard
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from capaft import journal
-from capaft.journal import Journal
 from capaft.support.errors import TrainingError
+from capaft.training.record import journal
+from capaft.training.record.journal import Journal
 
 PACE = {"examples_per_second", "seconds_left", "peak_memory_bytes"}
 

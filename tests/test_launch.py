@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 from tiny_job import bert, command, config, execute, fork, losses, wait
 from transformers import BertForSequenceClassification
 
-from capaft import launch, train
+from capaft.training import loop
+from capaft.training.parallel import launch
+from capaft.training.parallel.launch import launch_processes, should_launch
 
 
 @pytest.fixture
@@ -34,10 +36,10 @@ RANK = "import os, sys, time, signal; rank = int(os.environ['RANK'])\n"
 
 def test_a_process_that_was_started_starts_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert launch.wanted(2)
-    assert not launch.wanted(1)
+    assert should_launch(2)
+    assert not should_launch(1)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert not launch.wanted(2)
+    assert not should_launch(2)
 
 
 def test_what_each_is_told(program: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +48,7 @@ def test_what_each_is_told(program: Path, capfd: pytest.CaptureFixture[str], mon
     names = "'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'OMP_NUM_THREADS', 'MASTER_PORT'"
     tell = f"open(f'{{rank}}.txt', 'w').write(repr([sys.argv[1:]] + [os.environ[name] for name in ({names})]))\n"
     program.write_text(RANK + tell + "print('result', rank)")
-    assert launch.launch(3, ["train", "--lr", "1e-3"]) == 0
+    assert launch_processes(3, ["train", "--lr", "1e-3"]) == 0
     told = [eval((program.parent.parent / f"{rank}.txt").read_text()) for rank in range(3)]
     ports = {each.pop() for each in told}
     assert told == [[["train", "--lr", "1e-3"], str(rank), "3", "127.0.0.1", "2"] for rank in range(3)]
@@ -78,7 +80,7 @@ def test_they_end_with_the_launcher_however_it_ends() -> None:
 def test_threads_that_were_asked_for_are_kept(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     program.write_text(RANK + "sys.exit(os.environ['OMP_NUM_THREADS'] != '3')")
-    assert launch.launch(2, []) == 0
+    assert launch_processes(2, []) == 0
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_one_that_fails_ends_all(
     monkeypatch.setattr(launch, "_NOTICING_SECONDS", 0.3)
     program.write_text(RANK + ends)
     started = time.monotonic()
-    assert launch.launch(2, []) == code
+    assert launch_processes(2, []) == code
     assert time.monotonic() - started < 30
     assert capfd.readouterr().err == says
 
@@ -110,7 +112,7 @@ def test_signals_are_passed_on_once_each(number: signal.Signals, code: int, prog
     # Both go on for a while after the first signal, as a run does that saves.
     ends = f"\nwhile not os.path.exists(f'{{rank}}.heard'): time.sleep(0.01)\ntime.sleep(0.3)\nsys.exit({code})"
     program.write_text(RANK + heard + ready + ends)
-    child = fork(lambda: os._exit(launch.launch(2, [])))
+    child = fork(lambda: os._exit(launch_processes(2, [])))
     deadline = time.monotonic() + 60
     while len(list(place.glob("*.ready"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -170,7 +172,7 @@ def test_two_processes_train_as_one_does(
     # What is said is said once.
     results = json.loads(done.stdout)
     assert done.stderr.count("epoch 1  accuracy") == 1
-    monkeypatch.setattr(train, "draw", lambda *_: b"")
+    monkeypatch.setattr(loop, "draw", lambda *_: b"")
     alone = execute(settings, tmp_path / "one")
     wanted = losses(tmp_path / "one")
     assert len(wanted) == 8

@@ -13,14 +13,16 @@ from conftest import invoke
 from tiny_job import bert, command, config, execute, fresh_accelerate, losses, records
 from transformers import BertForSequenceClassification
 
-from capaft import machine, optimiser, train
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
+from capaft.training import loop
+from capaft.training import optimizer as optimiser
+from capaft.training.accelerator import accelerator_for
 
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(train, "draw", lambda *_: b"")
+    monkeypatch.setattr(loop, "draw", lambda *_: b"")
     fresh_accelerate()
     yield
     fresh_accelerate()
@@ -33,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def refused(**settings: object) -> str:
     with pytest.raises(UsageError) as error:
-        machine.accelerator_for(TrainConfig(**settings))  # type: ignore[arg-type]
+        accelerator_for(TrainConfig(**settings))  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
     return str(error.value)
 

@@ -12,13 +12,14 @@ import torch
 from tiny_job import bert, config
 from transformers import BertForQuestionAnswering, BertForSequenceClassification
 
-from capaft import job, made_from
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
+from capaft.training.record.resume import check_same_origin, origin_digests
+from capaft.training.setup.job import Job, prepare_job
 
 
-def prepared(settings: TrainConfig) -> job.Job:
-    return job.prepare(settings, lambda line: None)
+def prepared(settings: TrainConfig) -> Job:
+    return prepare_job(settings, lambda line: None)
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +28,13 @@ def settings(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> TrainCo
 
 
 def test_the_same_is_the_same(settings: TrainConfig) -> None:
-    one, other = (made_from.made_from(prepared(settings)) for _ in range(2))
+    one, other = (origin_digests(prepared(settings)) for _ in range(2))
     assert one == other
-    made_from.check_same(one, other, "run")
+    check_same_origin(one, other, "run")
 
 
 def test_anything_else_is_named(settings: TrainConfig) -> None:
-    before = made_from.made_from(prepared(settings))
+    before = origin_digests(prepared(settings))
     fewer, renamed, tokens, labels, weights = (prepared(settings) for _ in range(5))
     fewer = replace(fewer, train=fewer.validation)
     renamed = replace(renamed, task=replace(renamed.task, labels=("a", "b")))
@@ -50,10 +51,10 @@ def test_anything_else_is_named(settings: TrainConfig) -> None:
         ("base model", weights),
     ]
     for name, made in several:
-        now = made_from.made_from(made)
+        now = origin_digests(made)
         assert [each for each in before if before[each] != now[each]] == [name]
         with pytest.raises(UsageError, match=f"--resume goes on with runs/one, and its {name} is not what it was"):
-            made_from.check_same(before, now, "runs/one")
+            check_same_origin(before, now, "runs/one")
 
 
 def test_answers_with_their_windows(tmp_path: Path) -> None:
@@ -70,8 +71,8 @@ def test_answers_with_their_windows(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = config(bert(tmp_path / "model", BertForQuestionAnswering), file, max_length=32, stride=8)
     made = prepared(settings)
-    before = made_from.made_from(made)
-    assert before == made_from.made_from(prepared(settings))
+    before = origin_digests(made)
+    assert before == origin_digests(prepared(settings))
     window = made.train.references.windows[0]
     made.train.references.windows[0] = replace(window, input_ids=np.roll(window.input_ids, 1))
-    assert made_from.made_from(made)["training data"] != before["training data"]
+    assert origin_digests(made)["training data"] != before["training data"]

@@ -15,9 +15,10 @@ import torch
 from tiny_job import bert, config
 from transformers import BertForSequenceClassification
 
-from capaft import dry_run, job
+from capaft import dry_run
 from capaft.config.train_config import TrainConfig
 from capaft.model.demo import demo_model
+from capaft.training.setup.job import prepare_job
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> TrainConfi
 
 
 def estimated(settings: TrainConfig) -> int:
-    found = dry_run._peak_memory(settings, job.prepare(settings, lambda line: None))
+    found = dry_run._peak_memory(settings, prepare_job(settings, lambda line: None))
     assert found is not None
     return found
 
@@ -52,7 +53,7 @@ def test_more_is_more(reviews: Path) -> None:
 
 
 def test_the_model_stays_as_it_was(small: TrainConfig) -> None:
-    decided = job.prepare(small, lambda line: None)
+    decided = prepare_job(small, lambda line: None)
     before = {name: tensor.clone() for name, tensor in decided.base.model.state_dict().items()}
     dry_run._peak_memory(small, decided)
     after = decided.base.model.state_dict()
@@ -60,7 +61,7 @@ def test_the_model_stays_as_it_was(small: TrainConfig) -> None:
 
 
 def test_a_model_that_looks_at_its_numbers_cannot_be_told(small: TrainConfig) -> None:
-    decided = job.prepare(small, lambda line: None)
+    decided = prepare_job(small, lambda line: None)
     classifier = decided.base.model.classifier
     classifier.register_forward_hook(lambda module, args, output: output * (2 if output.sum().item() > 0 else 1))
     assert dry_run._peak_memory(small, decided) is None

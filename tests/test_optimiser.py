@@ -12,10 +12,10 @@ from torch import nn
 from transformers.optimization import Adafactor
 
 import capaft
-from capaft import optimiser
 from capaft.adapter.module import Adapter
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
+from capaft.training.optimizer import build_optimizer, parameter_groups
 
 HEAD = ("classifier.weight", "classifier.bias")
 NAMES = ("adamw", "adafactor", "sgd")
@@ -30,7 +30,7 @@ def grouped(
     sizes = {"k": 8, "rank": 2} if "nola" in method else {} if method in ("full", "head", "bitfit") else {"rank": 2}
     adapter = capaft.attach(model, method, seed=1, head=list(HEAD), **sizes, **(head or {}))
     names = {"head"} | {f"head:{name}" for name in HEAD}
-    found = optimiser.groups(adapter, model, names, 1e-2, 1e-3, TrainConfig(**settings))
+    found = parameter_groups(adapter, model, names, 1e-2, 1e-3, TrainConfig(**settings))
     by_id = {id(parameter): group for group in found for parameter in group["params"]}
     return adapter, model, found, {name: by_id[id(p)] for name, p in adapter.trained(model).items()}
 
@@ -109,7 +109,7 @@ def test_steps_are_those_of_the_name(name: str) -> None:
     start = 0.3 * torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     group = {"params": [ours], "lr": 1e-2, "peak": 1e-2, "weight_decay": 0.1}
-    for optimizer, parameter in ((optimiser.build(name, [group]), ours), (plain([theirs]), theirs)):
+    for optimizer, parameter in ((build_optimizer(name, [group]), ours), (plain([theirs]), theirs)):
         for step in range(3):
             parameter.grad = (start * (step + 1)).sin()
             optimizer.step()
@@ -120,7 +120,7 @@ def test_steps_are_those_of_the_name(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_coefficients_leave_the_nothing_they_start_at(name: str) -> None:
     coefficients = nn.Parameter(torch.zeros(2, 8))
-    optimizer = optimiser.build(name, [{"params": [coefficients], "lr": 1e-2, "weight_decay": 0.0}])
+    optimizer = build_optimizer(name, [{"params": [coefficients], "lr": 1e-2, "weight_decay": 0.0}])
     coefficients.grad = torch.ones(2, 8)
     optimizer.step()
     assert coefficients.detach().abs().min() > 5e-3
@@ -131,7 +131,7 @@ def test_every_optimiser_trains_what_is_trained_and_nothing_else(name: str) -> N
     adapter, model, found, _ = grouped("nola")
     before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
     train(model)
-    optimiser.build(name, found).step()
+    build_optimizer(name, found).step()
     moved = {key for key, parameter in model.named_parameters() if not torch.equal(parameter, before[key])}
     assert len(moved) == len(adapter.trained(model))
 
@@ -139,5 +139,5 @@ def test_every_optimiser_trains_what_is_trained_and_nothing_else(name: str) -> N
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="it is installed")
 def test_the_8_bit_one_says_what_it_needs() -> None:
     with pytest.raises(UsageError, match="--optimizer adamw-8bit needs the package bitsandbytes; pip install") as error:
-        optimiser.build("adamw-8bit", [])
+        build_optimizer("adamw-8bit", [])
     assert "\n" not in str(error.value)

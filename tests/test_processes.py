@@ -15,10 +15,10 @@ from conftest import invoke
 from tiny_job import bert, command, config, together
 from transformers import BertForSequenceClassification
 
-from capaft import run, train
 from capaft.adapter.file import save_load
-from capaft.processes import Processes
 from capaft.support.errors import PeerError, TrainingError, UsageError
+from capaft.training import loop, run
+from capaft.training.parallel.processes import Processes
 
 
 def parameters(rank: int) -> list[torch.nn.Parameter]:
@@ -92,7 +92,7 @@ def test_ctrl_c_that_reaches_one_stops_all_at_the_same_step(
 ) -> None:
     model = bert(tmp_path / "bert", BertForSequenceClassification)
     arguments = command(config(model, reviews, head_init="seeded"), tmp_path / "run")
-    real = train._collated
+    real = loop._collated
 
     def collated(job: Any, indices: Any, step: int, *others: Any) -> Any:
         if step == 4 and others[-1].rank == 1:
@@ -100,8 +100,8 @@ def test_ctrl_c_that_reaches_one_stops_all_at_the_same_step(
         return real(job, indices, step, *others)
 
     def work(rank: int) -> None:
-        monkeypatch.setattr(train, "_collated", collated)
-        monkeypatch.setattr(train, "draw", lambda *_: b"")
+        monkeypatch.setattr(loop, "_collated", collated)
+        monkeypatch.setattr(loop, "draw", lambda *_: b"")
         done = invoke(*arguments)
         (tmp_path / f"{rank}.err").write_text(done.err)
         os._exit(done.code)
@@ -121,12 +121,12 @@ def _killed(rank: int, patch: pytest.MonkeyPatch) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     if rank == 1:
-        patch.setattr(train, "_collated", die)
+        patch.setattr(loop, "_collated", die)
 
 
 def _loss_is_nan(rank: int, patch: pytest.MonkeyPatch) -> None:
-    real = train._backward
-    patch.setattr(train, "_backward", lambda *given: real(*given) * float("nan"))
+    real = loop._backward
+    patch.setattr(loop, "_backward", lambda *given: real(*given) * float("nan"))
 
 
 def _full_disk(rank: int, patch: pytest.MonkeyPatch) -> None:
@@ -168,7 +168,7 @@ def test_one_line_of_all_of_them(
 
     def work(rank: int) -> None:
         fault(rank, monkeypatch)
-        monkeypatch.setattr(train, "draw", lambda *_: b"")
+        monkeypatch.setattr(loop, "draw", lambda *_: b"")
         done = invoke(*arguments)
         assert done.out == ""
         (tmp_path / f"{rank}.err").write_text(done.err)

@@ -12,24 +12,24 @@ from capaft.methods.registry import HOSTS
 from capaft.methods.stack import parse_stack, stacks_of
 from capaft.model.demo import demo_model
 from capaft.model.targets import Targets
-from capaft.recipe import recipe
+from capaft.training.setup.recipe import choose_recipe
 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_host_brings_the_rate_of_its_own_factors(host: str) -> None:
     for stack in (each for each in stacks_of(HOSTS[host]) if "nola" not in each):
-        assert recipe(parse_stack(stack), HOSTS[host].found_with).lr == HOSTS[host].learning_rate
+        assert choose_recipe(parse_stack(stack), HOSTS[host].found_with).lr == HOSTS[host].learning_rate
 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_coefficients_have_one_rate_wherever_they_are(host: str) -> None:
     for stack in (each for each in stacks_of(HOSTS[host]) if "nola" in each):
-        assert recipe(parse_stack(stack), 1000) == recipe(parse_stack("nola"), 1000)
+        assert choose_recipe(parse_stack(stack), 1000) == choose_recipe(parse_stack("nola"), 1000)
 
 
 def test_all_weights_move_far_more_slowly_than_an_adapter() -> None:
-    assert recipe(parse_stack("full"), 1).lr < min(host.learning_rate for host in HOSTS.values()) / 10
-    assert recipe(parse_stack("head"), 0).lr == recipe(parse_stack("head"), 0).head_lr
+    assert choose_recipe(parse_stack("full"), 1).lr < min(host.learning_rate for host in HOSTS.values()) / 10
+    assert choose_recipe(parse_stack("head"), 0).lr == choose_recipe(parse_stack("head"), 0).head_lr
 
 
 @pytest.mark.parametrize("method", [*HOSTS, "nola"])
@@ -40,14 +40,14 @@ def test_each_rate_was_found_with_as_many_numbers_as_the_defaults_train(method: 
     stack = parse_stack(method)
     numbers = count_trainable(make_plan(AutoModel.from_pretrained(demo_model()), stack, targets=Targets("")))
     assert stack.host is not None
-    assert recipe(stack, numbers).lr == (1e-2 if stack.k else stack.host.learning_rate)
-    assert recipe(stack, 2 * numbers).lr < recipe(stack, numbers).lr
+    assert choose_recipe(stack, numbers).lr == (1e-2 if stack.k else stack.host.learning_rate)
+    assert choose_recipe(stack, 2 * numbers).lr < choose_recipe(stack, numbers).lr
 
 
 @given(st.sampled_from([*HOSTS, "nola", "full"]), st.integers(0, 10**11))
 def test_a_step_is_never_longer_than_the_one_that_was_found(method: str, numbers: int) -> None:
-    rates = recipe(parse_stack(method), numbers), recipe(parse_stack(method), 4 * numbers)
-    assert 0 < rates[1].lr <= rates[0].lr <= recipe(parse_stack(method), 0).lr
-    if rates[0].lr < recipe(parse_stack(method), 0).lr:
+    rates = choose_recipe(parse_stack(method), numbers), choose_recipe(parse_stack(method), 4 * numbers)
+    assert 0 < rates[1].lr <= rates[0].lr <= choose_recipe(parse_stack(method), 0).lr
+    if rates[0].lr < choose_recipe(parse_stack(method), 0).lr:
         # Four times the numbers, half the rate: to two digits.
         assert math.isclose(rates[1].lr, rates[0].lr / 2, rel_tol=0.1)

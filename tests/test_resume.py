@@ -21,10 +21,11 @@ from safetensors.torch import load_file, save_file
 from tiny_job import bert, command, config, execute, fork, killing_at, losses, outputs, records, together, wait
 from transformers import BertForMaskedLM, BertForSequenceClassification
 
-from capaft import run_directory, train
 from capaft.config.train_config import TrainConfig
-from capaft.run_directory import RunDirectory
 from capaft.support.errors import UsageError
+from capaft.training import loop
+from capaft.training.record import resume
+from capaft.training.record.run_directory import RunDirectory, hold_directory
 
 # What is measured, and where the run is.
 OF_THE_MACHINE = {"seconds", "examples_per_second", "peak_memory_bytes", "output", "next"}
@@ -33,7 +34,7 @@ OF_THE_MACHINE = {"seconds", "examples_per_second", "peak_memory_bytes", "output
 @pytest.fixture(autouse=True)
 def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes longer than all else."""
-    monkeypatch.setattr(train, "draw", lambda *_: b"")
+    monkeypatch.setattr(loop, "draw", lambda *_: b"")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def settings(models: Path, reviews: Path) -> TrainConfig:
 def undisturbed(settings: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of these settings that nothing has happened to."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "draw", lambda *_: b"")
+        patch.setattr(loop, "draw", lambda *_: b"")
         directory = tmp_path_factory.mktemp("undisturbed") / "run"
         execute(settings, directory)
     return directory
@@ -80,14 +81,14 @@ def killed(settings: TrainConfig, directory: Path, step: int) -> None:
     """A run whose process was killed when it was about to take a step, counted from 0."""
 
     def work() -> None:
-        real = train._collated
+        real = loop._collated
 
         def collated(job: Any, indices: Any, at: int, *others: Any) -> Any:
             if at == step:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(job, indices, at, *others)
 
-        train._collated = collated
+        loop._collated = collated
         execute(settings, directory)
 
     assert wait(fork(work)) == -signal.SIGKILL
@@ -211,14 +212,14 @@ def test_killed_once_more_and_with_damaged_checkpoints(
 def test_two_processes_of_which_one_is_killed(settings: TrainConfig, tmp_path: Path) -> None:
     def run(directory: Path, kill: int, **changes: Any) -> list[int]:
         def work(rank: int) -> None:
-            real = train._collated
+            real = loop._collated
 
             def collated(job: Any, indices: Any, at: int, *others: Any) -> Any:
                 if at == kill and rank == 1:
                     os.kill(os.getpid(), signal.SIGKILL)
                 return real(job, indices, at, *others)
 
-            train._collated = collated
+            loop._collated = collated
             execute(settings, directory, **changes)
 
         (tmp_path / "meeting").unlink(missing_ok=True)
@@ -276,7 +277,7 @@ def _kill_when(ready: Any, arguments: list[str]) -> bool:
 def test_ctrl_c_saves_and_the_run_goes_on(
     settings: TrainConfig, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = train._collated
+    real = loop._collated
 
     def collated(job: Any, indices: Any, at: int, *others: Any) -> Any:
         if at == 2:
@@ -284,7 +285,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(
         return real(job, indices, at, *others)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_collated", collated)
+        patch.setattr(loop, "_collated", collated)
         done = invoke(*command(settings, tmp_path))
     assert done.code == 130, done.err
     assert done.out == ""
@@ -384,7 +385,7 @@ def test_the_card_has_the_command_that_began(settings: TrainConfig, tmp_path: Pa
 
 def test_one_at_a_time(settings: TrainConfig, tmp_path: Path) -> None:
     killed(settings, tmp_path, 2)
-    with run_directory.held(RunDirectory(tmp_path)):
+    with hold_directory(RunDirectory(tmp_path)):
         done = invoke("train", "--resume", "--output", tmp_path)
     assert done.code == 2
     assert "another process is training there" in done.err
@@ -399,9 +400,9 @@ def test_resume_has_to_be_told_what_run() -> None:
 def test_what_makes_other_bytes_is_told(settings: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = replace(settings, max_steps=3, baseline=False)
     killed(own, tmp_path, 2)
-    here = train._made_with
+    here = resume.made_with
 
-    monkeypatch.setattr(train, "_made_with", lambda *about: here(*about) | {"torch": "9.9", "threads": "64"})
+    monkeypatch.setattr(loop, "_made_with", lambda *about: here(*about) | {"torch": "9.9", "threads": "64"})
     done = invoke("train", "--resume", "--output", tmp_path)
     assert done.code == 0
     (line,) = [line for line in done.err.splitlines() if line.startswith("warning: ")]

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from capaft.adapter.file.save_load import read, save
-from capaft.saved import _task, open_run
 from capaft.support.errors import AdapterFileError, UsageError
+from capaft.training.record.saved_run import _task, open_run
 
 TEXTS = ["A superb film.", "A most tedious and lengthy play."]
 

@@ -12,8 +12,8 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capaft import schedule
 from capaft.config.train_config import TrainConfig
+from capaft.training import schedule
 
 STEPS, WARMUP = 60, 12
 NAMES = get_args(schedule.Schedule)

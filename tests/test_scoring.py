@@ -13,15 +13,16 @@ import tiny_checkpoints
 from conftest import GOOD, QUICK, invoke
 from tiny_data import ignore
 
-from capaft import scoring
-from capaft.saved import Saved, open_run
 from capaft.support.errors import UsageError
+from capaft.training import scoring
+from capaft.training.record.saved_run import SavedRun, open_run
+from capaft.training.scoring import score_run
 
-score = partial(scoring.score, say=ignore)
+score = partial(score_run, say=ignore)
 
 
 @pytest.fixture(scope="module")
-def saved(run: Path) -> Saved:
+def saved(run: Path) -> SavedRun:
     return open_run(str(run))
 
 
@@ -37,7 +38,7 @@ def by_hand(records: list[dict[str, Any]]) -> dict[str, float]:
     return {"accuracy": sum(a == b for a, b in pairs) / len(pairs), "f1": 2 * hits / max(2 * hits + misses, 1)}
 
 
-def test_the_own_validation_split(saved: Saved, run: Path, tmp_path: Path) -> None:
+def test_the_own_validation_split(saved: SavedRun, run: Path, tmp_path: Path) -> None:
     results = json.loads((run / "results.json").read_text())
     found = score(saved, None, predictions=tmp_path / "p.jsonl")
     assert found["scores"] == results["scores"]
@@ -47,7 +48,7 @@ def test_the_own_validation_split(saved: Saved, run: Path, tmp_path: Path) -> No
     assert {name: found["scores"][name] for name in expected} == pytest.approx(expected)
 
 
-def test_other_data_with_other_names(saved: Saved, tmp_path: Path) -> None:
+def test_other_data_with_other_names(saved: SavedRun, tmp_path: Path) -> None:
     file = tmp_path / "other.csv"
     with file.open("w", newline="") as stream:
         rows = [(f"What a {word} story!", "no", "good") for word in GOOD] + [("So long.", "no", "bad")]
@@ -63,7 +64,7 @@ def test_other_data_with_other_names(saved: Saved, tmp_path: Path) -> None:
         score(saved, str(file), text="tale")
 
 
-def test_a_sample_is_the_same_each_time(saved: Saved, reviews: Path, tmp_path: Path) -> None:
+def test_a_sample_is_the_same_each_time(saved: SavedRun, reviews: Path, tmp_path: Path) -> None:
     for name in "ab":
         found = score(saved, str(reviews), max_examples=5, predictions=tmp_path / name)
         assert found["examples"] == 5
@@ -78,7 +79,7 @@ def test_a_file_alone_needs_data(run: Path, tmp_path: Path) -> None:
         score(open_run(str(alone)), None)
 
 
-def test_options_change_what_is_scored(saved: Saved, tmp_path: Path) -> None:
+def test_options_change_what_is_scored(saved: SavedRun, tmp_path: Path) -> None:
     whole = score(saved, None)
     short = score(saved, None, options={"max-length": "4"})
     assert short["loss"] != whole["loss"]

@@ -12,14 +12,13 @@ from conftest import GOOD, invoke, write_reviews
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from tiny_data import ignore
 
-from capaft import selection
 from capaft.config.train_config import TrainConfig
 from capaft.data.load import Splits
-from capaft.selection import Selection
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns, row_numbers
 from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
+from capaft.training.setup.selection import Selection, load_splits, select_for_training
 
 Row = dict[str, Any]
 LABELLED: list[Row] = [{"text": f"text {row}", "label": row % 2} for row in range(40)]
@@ -33,7 +32,7 @@ def chosen(
     config = TrainConfig(**{"task": "text-classification", **settings})
     source = Splits(Dataset.from_list(rows), None if others is None else Dataset.from_list(others), name)
     said: list[str] = []
-    return *selection.for_training(task_class(config.task), source, config, said.append), said
+    return *select_for_training(task_class(config.task), source, config, said.append), said
 
 
 def decided(known: Selection, **settings: Any) -> Task:
@@ -160,7 +159,7 @@ def test_rows_without_a_label_or_a_text_are_left_out() -> None:
     source = Splits(Dataset.from_list(rows, features=FEATURES), Dataset.from_list(rows[20:], features=FEATURES), "dev")
     said: list[str] = []
     kind, config = task_class("text-classification"), TrainConfig()
-    train, validation, _ = selection.for_training(kind, source, config, said.append)
+    train, validation, _ = select_for_training(kind, source, config, said.append)
     assert train.rows["text"][:] == [row["text"] for row in LABELLED]
     assert validation.rows["text"][:] == [row["text"] for row in LABELLED[20:]]
     assert said == [
@@ -297,7 +296,7 @@ def test_references_go_before_the_target_of_training() -> None:
         for each in ([], ["c", "d"])
     ]
     config = TrainConfig(task="seq2seq")
-    found = selection.for_training(task_class("seq2seq"), Splits(*made, "test"), config, ignore)
+    found = select_for_training(task_class("seq2seq"), Splits(*made, "test"), config, ignore)
     assert (found[0].columns.label, found[1].columns.label) == ("target", "references")
 
 
@@ -367,7 +366,7 @@ def test_splits_that_are_not_there(command: tuple[str, ...], said: str, named: P
 
 
 def test_splits_of_the_demo_by_name() -> None:
-    found = selection.splits(TrainConfig(eval_split="train"), ignore)
+    found = load_splits(TrainConfig(eval_split="train"), ignore)
     assert found.train is found.evaluation
     with pytest.raises(UsageError, match="no split 'test' in this data set; it has train, validation"):
-        selection.splits(TrainConfig(eval_split="test"), ignore)
+        load_splits(TrainConfig(eval_split="test"), ignore)

@@ -13,8 +13,8 @@ import pytest
 from tiny_job import bert
 from transformers import BertModel
 
-from capaft import sharding
 from capaft.support.errors import UsageError
+from capaft.training.parallel.sharding import sharding_requested
 
 VARIABLES = (
     "ACCELERATE_USE_FSDP",
@@ -44,7 +44,7 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_asked_for(environment: dict[str, str], asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert sharding.asked_for() is asked
+    assert sharding_requested() is asked
     # Accelerate would shard the trained numbers too, and must not see it.
     assert not {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & os.environ.keys()
 
@@ -62,7 +62,7 @@ def test_what_is_refused(environment: dict[str, str], says: str, monkeypatch: py
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=says):
-        sharding.asked_for()
+        sharding_requested()
 
 
 def test_a_configuration_file_of_deepspeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,10 +71,10 @@ def test_a_configuration_file_of_deepspeed(tmp_path: Path, monkeypatch: pytest.M
     file.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(UsageError, match="ZeRO-3"):
-        sharding.asked_for()
+        sharding_requested()
     file.write_text(json.dumps({"zero_optimization": {"stage": 2}}))
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    assert sharding.asked_for() is False
+    assert sharding_requested() is False
 
 
 # One process looks at what it holds: shares of the frozen weights, and the trained numbers whole.

@@ -20,7 +20,7 @@ from conftest import invoke
 from safetensors.torch import load_file
 from tiny_data import load_evaluation
 
-from capaft.saved import Saved, open_run
+from capaft.training.record.saved_run import SavedRun, open_run
 
 QUICK = ("--method", "nola", "--k", "16", "--rank", "2", "--batch-size", "4", "--max-steps", "3", "--max-length", "96")
 COLOURS = ("red", "green", "blue")
@@ -165,7 +165,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     return find
 
 
-def outputs(saved: Saved, model: Any, rows: datasets.Dataset, columns: Any) -> list[torch.Tensor]:
+def outputs(saved: SavedRun, model: Any, rows: datasets.Dataset, columns: Any) -> list[torch.Tensor]:
     """What a model says of a batch of rows."""
     features = saved.task.features(saved.base, rows, columns, training=False)
     batch = saved.task.collate(saved.base, features, range(min(4, len(features))), training=False)

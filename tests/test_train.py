@@ -18,14 +18,15 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertForSequenceClassification, BertForTokenClassification
 
-from capaft import job, schedule, train
 from capaft.adapter.attach import attach_plan, get_adapter
 from capaft.config.train_config import TrainConfig
-from capaft.evaluate import Evaluation
-from capaft.processes import Processes
-from capaft.run_directory import RunDirectory
 from capaft.support.errors import TrainingError, UsageError
 from capaft.tasks.base import task as tasks
+from capaft.training import loop, schedule
+from capaft.training.evaluate import Evaluation
+from capaft.training.parallel.processes import Processes
+from capaft.training.record.run_directory import RunDirectory
+from capaft.training.setup.job import Job, prepare_job
 
 # Newer versions call it activation checkpointing.
 pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:FutureWarning")
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:Fu
 @pytest.fixture(autouse=True)
 def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes longer than all else."""
-    monkeypatch.setattr(train, "draw", lambda *_: b"")
+    monkeypatch.setattr(loop, "draw", lambda *_: b"")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def tags(models: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 @pytest.mark.parametrize("method", ["nola", "lora", "capaboost"])
 def test_the_base_stays_as_it_was_and_holds_no_gradient(method: str, still: TrainConfig, tmp_path: Path) -> None:
     settings = replace(still, method=method)
-    before = {k: v.clone() for k, v in job.prepare(settings, lambda line: None).base.model.state_dict().items()}
+    before = {k: v.clone() for k, v in prepare_job(settings, lambda line: None).base.model.state_dict().items()}
     decided, _, _ = trained(settings, tmp_path)
     model, head = decided.base.model, set(decided.base.head)
     assert head == {"classifier.weight", "classifier.bias"}
@@ -81,7 +82,7 @@ def test_the_base_stays_as_it_was_and_holds_no_gradient(method: str, still: Trai
 
 def test_averages_that_no_adapter_file_holds_stay_as_they_are() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.BatchNorm1d(3)), nn.Dropout())
-    train.start_training(model)
+    loop.set_training_mode(model)
     assert model.training
     assert model[2].training
     model(torch.randn(8, 3))
@@ -93,7 +94,7 @@ def test_head_and_adapter_learn_at_their_own_rates(
     group: str, rates: dict[str, float], still: TrainConfig, tmp_path: Path
 ) -> None:
     settings = replace(still, head_init="seeded", max_steps=2, epochs=None, method="lora", **rates)
-    decided = job.prepare(settings, lambda line: None)
+    decided = prepare_job(settings, lambda line: None)
     attach_plan(decided.base.model, decided.plan)
     start = {k: p.detach().clone() for k, p in get_adapter(decided.base.model).trained(decided.base.model).items()}
     decided, _, _ = trained(settings, tmp_path)
@@ -142,7 +143,7 @@ def gradients(settings: TrainConfig, indices: list[int], processes: int = 1) -> 
     """The loss of a batch and the gradients of all trained numbers, added up over processes one after the other."""
     from accelerate import Accelerator
 
-    decided = job.prepare(settings, lambda line: None)
+    decided = prepare_job(settings, lambda line: None)
     model = decided.base.model
     adapter = attach_plan(model, decided.plan)
     numbers = adapter.trained(model)
@@ -154,17 +155,17 @@ def gradients(settings: TrainConfig, indices: list[int], processes: int = 1) -> 
     shares = []
     for rank in range(processes):
         every = Processes(rank, processes)
-        shares.append((every, train._collated(decided, indices, 3, settings, every)))
+        shares.append((every, loop._collated(decided, indices, 3, settings, every)))
     terms = sum(batch.terms for _, share in shares for batch, is_own in share if is_own)
     loss = 0.0
     for every, share in shares:
-        loss += float(train._backward(decided, model, share, terms, 3, settings, Accelerator(), every))
+        loss += float(loop._backward(decided, model, share, terms, 3, settings, Accelerator(), every))
     return loss, {name: parameter.grad for name, parameter in numbers.items()}
 
 
 def by_hand(settings: TrainConfig, indices: list[int]) -> tuple[float, dict[str, torch.Tensor]]:
     """The same from the mean over the batch's terms, one example at a time and without padding."""
-    decided = job.prepare(settings, lambda line: None)
+    decided = prepare_job(settings, lambda line: None)
     model = decided.base.model
     numbers = attach_plan(model, decided.plan).trained(model)
     with torch.no_grad():
@@ -304,7 +305,7 @@ def scripted(values: list[float], monkeypatch: pytest.MonkeyPatch) -> list[dict[
         predictions = [np.array([0.0, value])] * len(features)
         return Evaluation({"loss": 1.0, "accuracy": value, "f1": 0.0, "matthews": 0.0}, predictions)
 
-    monkeypatch.setattr(train, "evaluate", evaluate)
+    monkeypatch.setattr(loop, "evaluate", evaluate)
     return seen
 
 
@@ -381,12 +382,12 @@ def test_gradient_checkpointing_of_a_model_that_cannot(
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_good(
     still: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = train._backward
+    real = loop._backward
 
     def poisoned(*args: Any) -> torch.Tensor:
         return real(*args) * (math.nan if args[4] == 12 else 1.0)
 
-    monkeypatch.setattr(train, "_backward", poisoned)
+    monkeypatch.setattr(loop, "_backward", poisoned)
     with pytest.raises(TrainingError, match=r"the loss is nan at step 13 .*; lower --lr\. The best adapter of earlier"):
         trained(still, tmp_path)
     assert [step for step, _ in losses(tmp_path)] == list(range(1, 13))
@@ -421,11 +422,11 @@ def test_two_processes_train_as_one_does(kind: str, request: pytest.FixtureReque
     assert alone.bytes_per_step == 0
 
 
-def follow(settings: TrainConfig) -> tuple[job.Job, train.Outcome, None]:
+def follow(settings: TrainConfig) -> tuple[Job, loop.Outcome, None]:
     """The loop in a process that is not the first, which writes nothing."""
-    decided = job.prepare(settings, lambda line: None)
+    decided = prepare_job(settings, lambda line: None)
     adapter = attach_plan(decided.base.model, decided.plan, dropout=settings.dropout)
-    return decided, train.train(decided, adapter, settings, RunDirectory(Path("/nowhere")), quiet()), None
+    return decided, loop.train(decided, adapter, settings, RunDirectory(Path("/nowhere")), quiet()), None
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -17,10 +17,13 @@ from rich.console import Console
 from tiny import build
 from transformers import AutoTokenizer, BertConfig, PreTrainedModel
 
-from capaft import job, run, run_directory, train
 from capaft.adapter.attach import attach_plan
 from capaft.config.train_config import TrainConfig
 from capaft.model.demo import demo_model
+from capaft.training import loop
+from capaft.training.record.run_directory import RunDirectory, clear_run
+from capaft.training.run import execute_run
+from capaft.training.setup.job import Job, prepare_job
 
 
 def bert(directory: Path, kind: type[PreTrainedModel], dropout: float = 0.0) -> Path:
@@ -59,14 +62,14 @@ def config(model: Path, data: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(model=str(model), data=str(data), **{**small, **changes})
 
 
-def trained(settings: TrainConfig, directory: Path) -> tuple[job.Job, train.Outcome, list[dict[str, Any]]]:
+def trained(settings: TrainConfig, directory: Path) -> tuple[Job, loop.Outcome, list[dict[str, Any]]]:
     """The loop alone: its job, what came out, and the records."""
-    decided = job.prepare(settings, lambda line: None)
-    place = run_directory.RunDirectory(directory)
+    decided = prepare_job(settings, lambda line: None)
+    place = RunDirectory(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    run_directory.clear(place)
+    clear_run(place)
     adapter = attach_plan(decided.base.model, decided.plan, dropout=settings.dropout)
-    outcome = train.train(decided, adapter, settings, place, quiet())
+    outcome = loop.train(decided, adapter, settings, place, quiet())
     return decided, outcome, records(directory)
 
 
@@ -74,7 +77,7 @@ def execute(settings: TrainConfig, directory: Path, **changes: Any) -> dict[str,
     """A whole run, as the command makes it; its results."""
     from dataclasses import replace
 
-    return run.execute(replace(settings, output=str(directory), **changes), quiet())
+    return execute_run(replace(settings, output=str(directory), **changes), quiet())
 
 
 def command(settings: TrainConfig, directory: Path, **changes: Any) -> list[str]:

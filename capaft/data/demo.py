@@ -40,10 +40,6 @@ PACKAGES = (
     "xml",
     "xmlrpc",
 )
-# What the demo chooses where the user does not. So few examples gain more from a small change to every layer than from
-# a larger one to the query and value projections, at the same count of trained numbers.
-TARGET_MODULES = "all-linear"
-K = (128,)
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
 _SENTENCE_END = re.compile(r"\n\s*\n|(?<=[.!?])\s+(?=[A-Z])")
 _MINIMUM_WORDS = 3

@@ -11,7 +11,7 @@ from typing import Any
 _PIPELINES = {"causal-lm": "text-generation", "seq2seq": "text2text-generation", "masked-lm": "fill-mask"}
 
 
-def write(results: dict[str, Any], command: Sequence[str], config: Path) -> str:
+def card_text(results: dict[str, Any], command: Sequence[str], config: Path) -> str:
     """The card as Markdown with the metadata block that the Hugging Face hub reads.
 
     Args:

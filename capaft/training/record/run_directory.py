@@ -103,7 +103,7 @@ class RunDirectory:
         return self.adapter.exists() or any(self.checkpoints.glob("step-*"))
 
 
-def choose(output: str | None, method: str, *, overwrite: bool, resume: bool = False) -> RunDirectory:
+def choose_directory(output: str | None, method: str, *, overwrite: bool, resume: bool = False) -> RunDirectory:
     """The directory of a new run, not yet made.
 
     Args:
@@ -137,14 +137,14 @@ def choose(output: str | None, method: str, *, overwrite: bool, resume: bool = F
     return run
 
 
-def started(output: str | None) -> Path | None:
+def started_config(output: str | None) -> Path | None:
     """The settings of the run that is in a directory, if one is."""
     found = RunDirectory(Path(output).expanduser()).config if output else None
     return found if found and found.is_file() else None
 
 
 @contextmanager
-def held(run: RunDirectory) -> Iterator[None]:
+def hold_directory(run: RunDirectory) -> Iterator[None]:
     """Keeps other runs out of a directory for as long as the context lasts; it is made, and goes if it stays empty.
 
     Raises:
@@ -188,7 +188,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(run: RunDirectory, say: Callable[[str], None]) -> Iterator[None]:
+def replacing_run(run: RunDirectory, say: Callable[[str], None]) -> Iterator[None]:
     """Puts the run that is there aside for as long as the context lasts.
 
     If what is done in it fails before it has left an adapter or a checkpoint, the old run is put back, and `say` told.
@@ -196,11 +196,11 @@ def replacing(run: RunDirectory, say: Callable[[str], None]) -> Iterator[None]:
     Raises:
         UsageError: it cannot be moved.
     """
-    sweep(run)
+    remove_leftovers(run)
     try:
         if run.replaced.exists():
             # What was to replace it was killed before it had anything to leave.
-            clear(run)
+            clear_run(run)
         else:
             run.replaced.mkdir()
             _move(run, run.replaced)
@@ -210,7 +210,7 @@ def replacing(run: RunDirectory, say: Callable[[str], None]) -> Iterator[None]:
         yield
     except BaseException:
         if not run.has_trained and any(run.replaced.iterdir()):
-            clear(run)
+            clear_run(run)
             _move(RunDirectory(run.replaced), run.path, back=True)
             say(f"the run that was in {run.path} is there as before")
         # Not before it is back.
@@ -228,13 +228,13 @@ def _move(run: RunDirectory, target: Path, *, back: bool = False) -> None:
             part.rename(target / part.name)
 
 
-def clear(run: RunDirectory) -> None:
+def clear_run(run: RunDirectory) -> None:
     """Remove the files of a run.
 
     Raises:
         UsageError: they cannot be removed.
     """
-    sweep(run)
+    remove_leftovers(run)
     try:
         # Without its results a run is not taken for finished, and without its configuration for none.
         *others, configuration = run.files()
@@ -248,7 +248,7 @@ def clear(run: RunDirectory) -> None:
         raise _unwritable(run, error) from None
 
 
-def sweep(run: RunDirectory) -> None:
+def remove_leftovers(run: RunDirectory) -> None:
     """Remove what was being written when the run was killed, and what it had replaced by then.
 
     Raises:
@@ -265,7 +265,7 @@ def _unwritable(run: RunDirectory, error: OSError) -> UsageError:
     return UsageError(f"--output {run.path} cannot be written: {error.strerror or error}")
 
 
-def find(given: str) -> tuple[Path, RunDirectory | None]:
+def find_adapter_file(given: str) -> tuple[Path, RunDirectory | None]:
     """The adapter file that RUN means, and its run directory if it has one.
 
     Args:

@@ -25,12 +25,12 @@ _INTERRUPTED = 130
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
-def wanted(processes: int) -> bool:
+def should_launch(processes: int) -> bool:
     """Whether this process is to start others and not to train itself."""
     return processes > 1 and os.environ.get(_STARTED, "1") == "1" and "LOCAL_RANK" not in os.environ
 
 
-def follow() -> None:
+def follow_launcher() -> None:
     """Have this process end with the launcher that started it, however that ends; nothing without one."""
 
     def wait() -> None:
@@ -43,7 +43,7 @@ def follow() -> None:
         threading.Thread(target=wait, daemon=True).start()
 
 
-def launch(processes: int, arguments: Sequence[str]) -> int:
+def launch_processes(processes: int, arguments: Sequence[str]) -> int:
     """Run `capaft` with these arguments in so many processes, which find one another over the loopback.
 
     Ctrl-C and requests to end are passed on to all of them, once each. If one is killed, it cannot say so, and a line

@@ -19,14 +19,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from capaft.best import Best
 from capaft.support.errors import TrainingError, UsageError
 from capaft.support.files import flush_directory, write_atomically
+from capaft.training.early_stopping import Best
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
 # The one before the last stays, in case a disk loses what it said it had written.
-KEPT = 2
+KEPT_CHECKPOINTS = 2
 # Between the keys of mappings within one another.
 _NESTED = "/"
 _NAME = re.compile(r"step-(\d{9})")
@@ -102,7 +102,7 @@ class Checkpoint:
         return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
-def write(
+def write_checkpoint(
     directory: Path,
     progress: Progress,
     trained: dict[str, nn.Parameter],
@@ -145,12 +145,12 @@ def write(
             flush_directory(directory)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        prune(directory, progress.step)
+        prune_checkpoints(directory, progress.step)
     except OSError as error:
         raise TrainingError(f"cannot write {final}: {error.strerror or error}; older ones are kept") from None
 
 
-def prune(directory: Path, step: int) -> None:
+def prune_checkpoints(directory: Path, step: int) -> None:
     """Drop all checkpoints but that of a step and the last before it.
 
     One of a later step could not be read when the run went on from an earlier one.
@@ -159,11 +159,11 @@ def prune(directory: Path, step: int) -> None:
     found = _all(directory)
     older = [path for path in found if path.name < final.name]
     for path in found:
-        if path not in (final, *older[: KEPT - 1]):
+        if path not in (final, *older[: KEPT_CHECKPOINTS - 1]):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def newest(directory: Path) -> Checkpoint | None:
+def newest_checkpoint(directory: Path) -> Checkpoint | None:
     """The last checkpoint that can be read, or None.
 
     Raises:

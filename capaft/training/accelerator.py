@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
         raise UsageError(f"Accelerate cannot be set up: {' '.join(str(error).split())}") from None
 
 
-def move(model: Any, device: torch.device) -> nn.Module:
+def move_model(model: Any, device: torch.device) -> nn.Module:
     """The model, on that device; quantised weights already lie where they were loaded to, and may not be moved."""
     moved: nn.Module = model if getattr(model, "is_quantized", False) else model.to(device)
     return moved
@@ -63,3 +64,17 @@ def _trackers(names: tuple[str, ...]) -> list[str]:
         if name not in there:
             raise UsageError(f"--tracker {name} needs its package; pip install {name}")
     return list(names)
+
+
+def peak_memory() -> int:
+    """Highest memory use so far in bytes: of the accelerator, or of the process on a CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows has none.
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -19,7 +19,7 @@ from capaft.support.errors import UsageError
 _FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
 
 
-def asked_for() -> bool:
+def sharding_requested() -> bool:
     """Whether a launcher's configuration asks for a sharded base model; from then on Accelerate no longer sees it.
 
     Accelerate would shard the trained numbers as well. Of DeepSpeed's stages, 1 and 2 shard the optimiser's state and
@@ -50,7 +50,7 @@ def _zero_stage() -> int:
     return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") or 2)
 
 
-def shard(model: nn.Module, trained: Iterable[nn.Parameter], device: torch.device) -> None:
+def shard_model(model: nn.Module, trained: Iterable[nn.Parameter], device: torch.device) -> None:
     """Share a model's weights out over the processes, block by block and then what is left; changes it in place.
 
     Args:

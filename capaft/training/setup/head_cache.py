@@ -23,15 +23,15 @@ from huggingface_hub import cached_assets_path
 from safetensors import SafetensorError
 
 import capaft
-from capaft.fitted_head import FittedHead
 from capaft.model.load import BaseModel
 from capaft.support.errors import TrainingError
 from capaft.support.files import write_atomically
 from capaft.tasks.base.features import Features
 from capaft.tasks.base.task import Task
+from capaft.training.setup.fitted_head import FittedHead
 
 # Of some kilobytes each; the oldest go first.
-KEPT = 256
+KEPT_STARTS = 256
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Start:
     baseline: float | None
 
 
-def key(task: Task, base: BaseModel, examples: Iterable[Features], settings: Mapping[str, Any]) -> str | None:
+def start_key(task: Task, base: BaseModel, examples: Iterable[Features], settings: Mapping[str, Any]) -> str | None:
     """The digest that a start is found again by, or None if not all that it follows from can be told in time.
 
     Args:
@@ -84,7 +84,7 @@ def key(task: Task, base: BaseModel, examples: Iterable[Features], settings: Map
     return state.hexdigest()
 
 
-def find(key: str) -> Start | None:
+def cached_start(key: str) -> Start | None:
     """What an earlier run kept under a key, or None."""
     with suppress(OSError, ValueError, KeyError, SafetensorError):
         tensors = safetensors.numpy.load(_path(key).read_bytes())
@@ -95,7 +95,7 @@ def find(key: str) -> Start | None:
     return None
 
 
-def keep(key: str, start: Start) -> None:
+def keep_start(key: str, start: Start) -> None:
     """Keep a start for later runs, if the cache can be written to; a run does not need it."""
     tensors = {"weight": start.head.weight, "bias": start.head.bias}
     if start.baseline is not None:
@@ -103,7 +103,7 @@ def keep(key: str, start: Start) -> None:
     with suppress(OSError, ValueError, TrainingError):
         path = _path(key)
         write_atomically(path, safetensors.numpy.save({name: np.ascontiguousarray(t) for name, t in tensors.items()}))
-        for old in sorted(_all(path.parent), key=lambda each: each.stat().st_mtime, reverse=True)[KEPT:]:
+        for old in sorted(_all(path.parent), key=lambda each: each.stat().st_mtime, reverse=True)[KEPT_STARTS:]:
             old.unlink(missing_ok=True)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +20,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from capaft.support import strict_json
 from capaft.support.errors import TrainingError
 from capaft.support.files import write_atomically
+from capaft.training.accelerator import peak_memory
 
 
 class Journal:
@@ -167,20 +167,6 @@ def _told(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise TrainingError(f"cannot write {file}: {error.strerror}; the best adapter so far is kept") from None
-
-
-def peak_memory() -> int:
-    """Highest memory use so far in bytes: of the accelerator, or of the process on a CPU."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    try:
-        import resource
-    except ImportError:  # Windows has none.
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _kept(file: Path, done: int) -> list[dict[str, Any]]:

@@ -9,26 +9,33 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from capaft import fitted_head, selection
 from capaft.adapter.attach import check_dropout
 from capaft.adapter.budget import count_trainable, fit_to_budget
 from capaft.adapter.file.save_load import TaskRecord
 from capaft.adapter.plan import Plan, make_plan
 from capaft.config.settings import parse_value as parse_setting
 from capaft.config.train_config import TASK_OPTIONS, TrainConfig
-from capaft.data.demo import TARGET_MODULES, K
 from capaft.data.sampling import sample_rows, sample_shots
 from capaft.methods.registry import HOSTS
 from capaft.methods.stack import canonical_method, known_options, parse_stack, stack_options
 from capaft.model.load import BaseModel, load_configuration
 from capaft.model.targets import Targets
-from capaft.recipe import recipe
 from capaft.support.errors import UsageError, did_you_mean
 from capaft.tasks.base.columns import Columns
 from capaft.tasks.base.features import Features
 from capaft.tasks.base.recognise import check_model, recognise_task
 from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
+from capaft.training.setup import fitted_head
+from capaft.training.setup.recipe import DEMO_K, DEMO_TARGET_MODULES, choose_recipe
+from capaft.training.setup.selection import (
+    DEMO,
+    column_settings,
+    given_columns,
+    load_splits,
+    select_for_training,
+    with_task_options,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -86,7 +93,7 @@ class Job:
         return TaskRecord(task.name, task.labels, task.max_length, task.metric, task.options())
 
 
-def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
+def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
     """Decide a run. Nothing is written and nothing is trained.
 
     Args:
@@ -97,23 +104,23 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
         UsageError: something cannot be used as given.
     """
     is_demo = config.model is None and config.data is None
-    stack = parse_stack(config.method, **_numbers(config, K if is_demo else None))
+    stack = parse_stack(config.method, **_numbers(config, DEMO_K if is_demo else None))
     check_dropout(stack, config.dropout)
 
     def say_data(line: str) -> None:
         say(f"data   {line}")
 
-    source = selection.splits(config, say_data)
+    source = load_splits(config, say_data)
     assert source.train is not None
     sketch = load_configuration(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
     classify = config.problem != "auto" or bool(config.label_separator)
     name: str = config.task
     if name == "auto":
-        name = recognise_task(source.train, sketch, selection.given_columns(config), classify=classify)
+        name = recognise_task(source.train, sketch, given_columns(config), classify=classify)
     say(f"task   {name}{'' if config.task == name else ', told by the data and the model (--task chooses)'}")
     check_model(name, sketch)
     kind = task_class(name)
-    train_part, validation_part, known = selection.for_training(kind, source, config, say_data)
+    train_part, validation_part, known = select_for_training(kind, source, config, say_data)
     task = kind.decide(known.rows, known.columns, config)
     # A wrong label should be told before minutes of loading.
     task.check_labels(validation_part.rows, validation_part.columns)
@@ -139,7 +146,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
         raise UsageError(f"--method head has nothing to train: {task.name} makes no new head; choose another method")
     adapts_weights = stack.host is not None and bool(stack.host.default_targets)
     targets = Targets(
-        config.target_modules or (TARGET_MODULES if is_demo and adapts_weights else ""),
+        config.target_modules or (DEMO_TARGET_MODULES if is_demo and adapts_weights else ""),
         config.exclude_modules or "",
         config.layers or "",
     )
@@ -153,7 +160,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
         # A step is often smaller than what bfloat16 or float16 can tell apart.
         own[name].data = own[name].data.float()
     adapter_numbers = count_trainable(decided)
-    rates = recipe(stack, adapter_numbers or sum(own[name].numel() for name in decided.trained))
+    rates = choose_recipe(stack, adapter_numbers or sum(own[name].numel() for name in decided.trained))
     per_epoch = math.ceil(len(train) / config.batch_size)
     epochs = None if config.max_steps else config.epochs or rates.epochs
     job = Job(
@@ -163,7 +170,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
         adapter_numbers=adapter_numbers,
         train=train,
         validation=validation,
-        data=config.data or selection.DEMO,
+        data=config.data or DEMO,
         columns=train_part.columns,
         steps=config.max_steps or (epochs or 1) * per_epoch,
         epochs=epochs,
@@ -281,11 +288,11 @@ def _describe(job: Job, config: TrainConfig, say: Callable[[str], None]) -> None
             say(f"       warning: --{name.replace('_', '-')} means nothing to {whom} and is left aside")
     if not job.base.head and config.head != "full":
         say(f"       warning: --head {config.head} means nothing here: {job.task.name} makes no new head")
-    if config.baseline and not fitted_head.fits(job.task, job.train):
+    if config.baseline and not fitted_head.can_fit_head(job.task, job.train):
         say(f"       warning: --baseline means nothing to {job.task.name}, for which no linear head can be fitted")
 
 
-def settled(config: TrainConfig, job: Job) -> TrainConfig:
+def settled_config(config: TrainConfig, job: Job) -> TrainConfig:
     """The configuration with every choice filled in that was left to capaft, so that a saved run repeats exactly."""
     stack = job.plan.stack
     numbers: dict[str, Any] = {"k": stack.k} if stack.k else {}
@@ -297,9 +304,9 @@ def settled(config: TrainConfig, job: Job) -> TrainConfig:
         else:
             shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             others.append(f"{option.name}={shown}")
-    found = selection.names(type(job.task), job.columns)
+    found = column_settings(type(job.task), job.columns)
     return replace(
-        selection.with_options(config, job.task),
+        with_task_options(config, job.task),
         method=job.plan.stack.method,
         task=job.task.name,  # type: ignore[arg-type] # one of those that the setting takes
         epochs=job.epochs,

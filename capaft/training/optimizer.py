@@ -17,7 +17,7 @@ from capaft.support.errors import UsageError
 MOMENTUM = 0.9
 
 
-def groups(
+def parameter_groups(
     adapter: Adapter, model: nn.Module, head: set[str], lr: float, head_lr: float, config: TrainConfig
 ) -> list[dict[str, Any]]:
     """Optimiser groups: the head learns at its own rate, up factors faster if asked to; decay is for matrices only.
@@ -47,13 +47,13 @@ def groups(
     return [{"params": params, "lr": rate, "peak": rate, "weight_decay": decay} for (rate, decay), params in ordered]
 
 
-def build(name: str, params: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def build_optimizer(name: str, params: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """The optimiser of that name, which is there; see `check`."""
-    check(name)
+    check_optimizer(name)
     return _MAKERS[name](params)
 
 
-def check(name: str) -> None:
+def check_optimizer(name: str) -> None:
     """Make sure that the optimiser of that name can be had.
 
     Raises:

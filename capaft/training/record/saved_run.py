@@ -8,21 +8,20 @@ from pathlib import Path
 
 from torch import nn
 
-from capaft import run_directory
 from capaft.adapter.file import save_load
 from capaft.adapter.file.save_load import HEAD, AdapterFile, read
 from capaft.config.choices import TASKS
 from capaft.config.settings import check_range, resolve_settings
 from capaft.config.train_config import TrainConfig
 from capaft.model.load import BaseModel
-from capaft.run_directory import RunDirectory
 from capaft.support.errors import AdapterFileError, UsageError
 from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
+from capaft.training.record.run_directory import RunDirectory, find_adapter_file
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedRun:
     """An adapter on its base model.
 
     Attributes:
@@ -52,7 +51,7 @@ def open_run(
     rename: dict[str, str] | None = None,
     allow_base_mismatch: bool = False,
     base_dtype: str | None = None,
-) -> Saved:
+) -> SavedRun:
     """Open a run directory or an adapter file.
 
     Args:
@@ -66,7 +65,7 @@ def open_run(
         UsageError: there is nothing there, or the base model cannot be loaded.
         AdapterFileError: the file is damaged, or belongs to another model.
     """
-    path, run = run_directory.find(given)
+    path, run = find_adapter_file(given)
     file = read(path)
     task = _task(file)
     config = _config(run.config) if run else None
@@ -87,7 +86,7 @@ def open_run(
             own[name].data = own[name].data.float()
     save_load.load(base.model, file, rename=rename, allow_base_mismatch=allow_base_mismatch)
     base.model.eval()
-    return Saved(file, run, config, task, base)
+    return SavedRun(file, run, config, task, base)
 
 
 def _task(file: AdapterFile) -> Task:

@@ -31,10 +31,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from capaft import heap, optimiser
-from capaft.heap import Heap, Request, Requests
-from capaft.journal import peak_memory
 from capaft.tasks.base.features import Batch
+from capaft.training import heap
+from capaft.training.accelerator import peak_memory
+from capaft.training.heap import Heap, Request, Requests
+from capaft.training.optimizer import build_optimizer
 
 Loss = Callable[[Any, Mapping[str, Tensor]], Tensor]
 
@@ -50,7 +51,7 @@ MOST_CONTENTS = 2**20
 EIGHT_BIT_FROM = 4096
 
 
-def estimate(
+def estimate_peak_memory(
     model: nn.Module,
     batch: Batch,
     loss: Loss,
@@ -166,7 +167,7 @@ def _optimiser(name: str, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimiser that will be used, or one whose state is as large."""
     if name == "adamw-8bit":
         return _EightBit(trained, {})
-    return optimiser.build(name, [{"params": trained, "lr": 1e-3}])
+    return build_optimizer(name, [{"params": trained, "lr": 1e-3}])
 
 
 class _EightBit(torch.optim.Optimizer):

@@ -38,7 +38,7 @@ class Selection:
     columns: Columns
 
 
-def splits(config: TrainConfig, say: Say) -> Splits:
+def load_splits(config: TrainConfig, say: Say) -> Splits:
     """The configured data set, or the embedded one.
 
     Raises:
@@ -50,7 +50,7 @@ def splits(config: TrainConfig, say: Say) -> Splits:
     return load_data(config.data, wanted, say=say)
 
 
-def for_training(
+def select_for_training(
     kind: type[Task], source: Splits, config: TrainConfig, say: Say
 ) -> tuple[Selection, Selection, Selection]:
     """The training rows, the validation rows, and those whose labels are the task's.
@@ -66,7 +66,9 @@ def for_training(
     columns = kind.recognise(source.train, given)
     train = _usable(kind, source.train, columns, config, "training rows", say)
     if source.evaluation is not None:
-        known = _Known(names(kind, columns), there(source.evaluation, given), columns.label is not None)
+        known = _Known(
+            column_settings(kind, columns), present_columns(source.evaluation, given), columns.label is not None
+        )
         validation = _scored(kind, source, known, config, say, asked=config.eval_split is not None)
         if validation is not None:
             if source.name != VALIDATION:
@@ -77,7 +79,7 @@ def for_training(
     return Selection(first, columns), Selection(second, columns), train
 
 
-def for_scoring(
+def select_for_scoring(
     task: Task,
     source: Splits,
     config: TrainConfig,
@@ -100,7 +102,7 @@ def for_scoring(
         UsageError: the columns cannot be told, or no row is left.
     """
     kind = type(task)
-    config = with_options(config, task)
+    config = with_task_options(config, task)
     usual = given_columns(config)
     known = _Known(usual, named, _has_labels(kind, source.train, usual, named))
     if source.evaluation is not None:
@@ -117,7 +119,7 @@ def given_columns(config: TrainConfig) -> dict[str, str | None]:
     return {"text": config.text_column, "pair": config.pair_column, "label": config.label_column}
 
 
-def names(kind: type[Task], columns: Columns) -> dict[str, str | None]:
+def column_settings(kind: type[Task], columns: Columns) -> dict[str, str | None]:
     """How a user would name these columns, by role.
 
     Those of generation are not named: one split may have a target, and another references that go before it.
@@ -127,7 +129,7 @@ def names(kind: type[Task], columns: Columns) -> dict[str, str | None]:
     return {"text": columns.text, "pair": columns.pair, "label": columns.label or ",".join(columns.choices) or None}
 
 
-def there(rows: Dataset, given: Mapping[str, str | None]) -> dict[str, str | None]:
+def present_columns(rows: Dataset, given: Mapping[str, str | None]) -> dict[str, str | None]:
     """Those of the named columns, or names within one, that a split has: a second one may call some otherwise."""
     known = {*rows.column_names, *(name.rpartition(".")[2] for name in rows.flatten().column_names)}
 
@@ -140,7 +142,7 @@ def there(rows: Dataset, given: Mapping[str, str | None]) -> dict[str, str | Non
     return found | {"text": None} if given.get("pair") and not found["pair"] else found
 
 
-def with_options(config: TrainConfig, task: Task) -> TrainConfig:
+def with_task_options(config: TrainConfig, task: Task) -> TrainConfig:
     """The configuration with the task's fields that are settings of that name."""
     settings = {each.name for each in fields(config)}
     return replace(config, **{each.name: getattr(task, each.name) for each in fields(task) if each.name in settings})
@@ -165,7 +167,7 @@ def _columns(kind: type[Task], rows: Dataset, known: _Known) -> Columns:
     """The columns that training rows have, if they are there and fit; a few rows alone may not tell them."""
     named = {role: name for role, name in known.named.items() if name is not None}
     try:
-        return kind.recognise(rows, there(rows, known.usual) | named)
+        return kind.recognise(rows, present_columns(rows, known.usual) | named)
     except UsageError:
         return kind.recognise(rows, named)
 

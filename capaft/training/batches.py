@@ -14,7 +14,7 @@ from capaft.factors import rng
 POOL = 32
 
 
-def training(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def training_batches(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """Shuffled batches of examples of similar length; every example once.
 
     Args:
@@ -34,7 +34,7 @@ def training(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int)
     return [batches[index] for index in turn]
 
 
-def parts(
+def micro_batches(
     indices: Sequence[int], rank: int, processes: int, micro_batch_size: int | None
 ) -> list[tuple[Sequence[int], bool]]:
     """One process's share of a batch, cut into micro-batches; all processes have equally many.
@@ -56,7 +56,7 @@ def parts(
     return cut + [(indices[:1], False)] * (count - len(cut))
 
 
-def evaluation(lengths: NDArray[np.int64], batch_size: int) -> list[list[int]]:
+def evaluation_batches(lengths: NDArray[np.int64], batch_size: int) -> list[list[int]]:
     """Batches in descending order of length, so that memory peaks in the first one."""
     order = np.argsort(-lengths, kind="stable")
     return [order[first : first + batch_size].tolist() for first in range(0, len(order), batch_size)]

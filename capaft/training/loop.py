@@ -13,27 +13,29 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor, nn
 
-from capaft import batches, checkpoint, optimiser, schedule
 from capaft.adapter.file import save_load
 from capaft.adapter.file.fingerprint import WeightSamples
 from capaft.adapter.file.save_load import restore_parameters
 from capaft.adapter.module import Adapter
-from capaft.best import Best
-from capaft.checkpoint import Checkpoint, Progress
 from capaft.config.train_config import TrainConfig
-from capaft.evaluate import Evaluation, evaluate, on_device
 from capaft.factors import rng
-from capaft.interrupt import interruptible, memory_guard
-from capaft.job import Job
-from capaft.journal import Journal, peak_memory
-from capaft.loss_plot import draw
-from capaft.machine import accelerator_for, move
-from capaft.processes import Processes
-from capaft.run_directory import RunDirectory
 from capaft.support import strict_json
 from capaft.support.errors import Interrupted
 from capaft.support.files import write_atomically
 from capaft.tasks.base.features import Batch
+from capaft.training import batches, schedule
+from capaft.training.accelerator import accelerator_for, move_model, peak_memory
+from capaft.training.early_stopping import Best
+from capaft.training.evaluate import Evaluation, evaluate, move_batch
+from capaft.training.interrupt import interruptible, memory_guard
+from capaft.training.optimizer import build_optimizer, parameter_groups
+from capaft.training.parallel.processes import Processes
+from capaft.training.record.checkpoint import Checkpoint, Progress, write_checkpoint
+from capaft.training.record.journal import Journal
+from capaft.training.record.loss_plot import draw_losses
+from capaft.training.record.resume import environment, warn_of_other_environment
+from capaft.training.record.run_directory import RunDirectory
+from capaft.training.setup.job import Job
 
 # Losses are fetched from the device this many steps at a time, so that it never waits for the host.
 FETCH_STEPS = 10
@@ -104,19 +106,23 @@ def train(
         Interrupted: Ctrl-C; a checkpoint, and the best adapter so far or else the present one, are on disk.
     """
     accelerator, processes = accelerator or accelerator_for(config), processes or Processes.here()
-    model: nn.Module = move(job.base.model, accelerator.device)
+    model: nn.Module = move_model(job.base.model, accelerator.device)
     per_epoch = math.ceil(len(job.train) / config.batch_size)
     course = schedule.course(config.schedule, schedule.warmup_steps(config.warmup, job.steps), job.steps)
     evaluate_every = config.eval_steps or config.eval_epochs * per_epoch
     trained = adapter.trained(model)
-    groups = optimiser.groups(adapter, model, job.head_names, job.lr, job.head_lr, config)
-    optimizer = accelerator.prepare(optimiser.build(config.optimizer, groups))
-    made_with = _made_with(config, processes)
+    groups = parameter_groups(adapter, model, job.head_names, job.lr, job.head_lr, config)
+    optimizer = accelerator.prepare(build_optimizer(config.optimizer, groups))
+    made_with = environment(config, processes)
     progress = Progress(baseline=baseline)
     if resumed:
         resumed.restore(trained, optimizer, accelerator.scaler)
         progress = resumed.progress
-        _compare(resumed.made_with, made_with, console)
+        warn_of_other_environment(
+            resumed.made_with,
+            made_with,
+            lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
+        )
     journal = Journal(
         console,
         run.metrics,
@@ -135,7 +141,7 @@ def train(
         if processes.is_first:
             journal.keep()
             now = Progress(step, best, journal.seconds, baseline)
-            checkpoint.write(run.checkpoints, now, trained, optimizer, accelerator.scaler, made_with, made_from or {})
+            write_checkpoint(run.checkpoints, now, trained, optimizer, accelerator.scaler, made_with, made_from or {})
         saved_at = time.monotonic()
 
     def save(path: Any) -> None:
@@ -144,14 +150,14 @@ def train(
 
     def plot() -> None:
         if processes.is_first:
-            write_atomically(run.plot, draw(journal.records, job.task.metric))
+            write_atomically(run.plot, draw_losses(journal.records, job.task.metric))
 
     with journal, interruptible() as interrupted, memory_guard():
-        start_training(model)
+        set_training_mode(model)
         while step < job.steps and not _waited_enough(best, config):
             epoch, position = divmod(step, per_epoch)
             if position == 0 or step == progress.step:
-                order = batches.training(job.train.lengths, config.batch_size, config.seed, epoch)
+                order = batches.training_batches(job.train.lengths, config.batch_size, config.seed, epoch)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * course(step)
             micro_batches = _collated(job, order[position], step, config, processes)
@@ -210,7 +216,7 @@ def train(
     )
 
 
-def start_training(model: nn.Module) -> None:
+def set_training_mode(model: nn.Module) -> None:
     """Training mode, but for layers that would go on averaging what they see: no adapter file holds their averages."""
     model.train()
     for module in model.modules():
@@ -223,7 +229,7 @@ def _collated(
 ) -> list[tuple[Batch, bool]]:
     """One process's micro-batches of a batch, and whether each counts or only keeps step with other processes'."""
     found = []
-    parts = batches.parts(indices, processes.rank, processes.count, config.micro_batch_size)
+    parts = batches.micro_batches(indices, processes.rank, processes.count, config.micro_batch_size)
     for number, (part, is_own) in enumerate(parts):
         torch.manual_seed(_seed(config.seed, "collate", step, processes.rank, number))
         found.append((job.task.collate(job.base, job.train, part, training=True), is_own))
@@ -248,7 +254,7 @@ def _backward(
     total = torch.zeros((), device=accelerator.device)
     for number, (batch, is_own) in enumerate(micro_batches):
         torch.manual_seed(_seed(config.seed, "dropout", step, processes.rank, number))
-        moved = on_device(batch, accelerator.device)
+        moved = move_batch(batch, accelerator.device)
         with accelerator.autocast():
             outputs = model(**moved.inputs)
         loss = job.task.loss(outputs, moved.targets, config.label_smoothing) / max(terms, 1.0)
@@ -309,25 +315,3 @@ def _scores_as_saved(
     found = _evaluated(job, config, accelerator, processes)
     _write_predictions(job, found.predictions, run, processes)
     return found.scores
-
-
-def _made_with(config: TrainConfig, processes: Processes) -> dict[str, str]:
-    """What has to be the same for a resumed run to end with the same bytes."""
-    import transformers
-
-    return {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "threads": str(torch.get_num_threads()),
-        "processes": str(processes.count),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "--micro-batch-size": str(config.micro_batch_size),
-        "--gradient-checkpointing": str(config.gradient_checkpointing),
-    }
-
-
-def _compare(before: dict[str, str], now: dict[str, str], console: Console) -> None:
-    changed = [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
-    if changed:
-        line = f"warning: not the same bytes as without the interruption: {', '.join(changed)}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -10,28 +10,27 @@ from typing import Any
 
 import torch
 
-from capaft import selection
 from capaft.config.settings import check_range, parse_value
 from capaft.config.train_config import TrainConfig
 from capaft.data.load import Say, load_evaluation_data
 from capaft.data.sampling import sample_rows
 from capaft.data.splits import WantedSplits
-from capaft.evaluate import evaluate
-from capaft.interrupt import memory_guard
-from capaft.machine import accelerator_for, move
-from capaft.processes import Processes
-from capaft.saved import Saved
-from capaft.selection import Selection
 from capaft.support import strict_json
 from capaft.support.errors import UsageError, did_you_mean
 from capaft.support.files import write_atomically
 from capaft.tasks.base.task import Task
 from capaft.tasks.language.generation import Generation
 from capaft.tasks.language.text_scores import TEXT_METRICS
+from capaft.training.accelerator import accelerator_for, move_model
+from capaft.training.evaluate import evaluate
+from capaft.training.interrupt import memory_guard
+from capaft.training.parallel.processes import Processes
+from capaft.training.record.saved_run import SavedRun
+from capaft.training.setup.selection import Selection, load_splits, select_for_scoring, select_for_training
 
 
-def score(
-    saved: Saved,
+def score_run(
+    saved: SavedRun,
     given: str | None,
     *,
     say: Say,
@@ -95,7 +94,7 @@ def score(
         result = evaluate(
             task,
             saved.base,
-            move(saved.model, accelerator.device),
+            move_model(saved.model, accelerator.device),
             features,
             config.eval_batch_size,
             processes=Processes.here(),
@@ -121,19 +120,19 @@ def _reports(task: Task) -> bool:
 
 
 def _selected(
-    saved: Saved, given: str | None, split: str | None, named: Mapping[str, str | None], say: Say
+    saved: SavedRun, given: str | None, split: str | None, named: Mapping[str, str | None], say: Say
 ) -> Selection:
     """What to score on: the run's own validation rows, unless other data or another split is given."""
     config = saved.config or TrainConfig()
     if given is None and split is None:
         columns: dict[str, Any] = {f"{role}_column": name for role, name in named.items() if name}
         config = replace(config, **columns)
-        return selection.for_training(type(saved.task), selection.splits(config, say), config, say)[1]
+        return select_for_training(type(saved.task), load_splits(config, say), config, say)[1]
     if given is None and split is not None:
-        source = selection.splits(replace(config, eval_split=split), say)
+        source = load_splits(replace(config, eval_split=split), say)
     else:
         source = load_evaluation_data(str(given), WantedSplits(evaluation=split), say=say)
-    return selection.for_scoring(saved.task, source, config, named, say, asked=split is not None)
+    return select_for_scoring(saved.task, source, config, named, say, asked=split is not None)
 
 
 def _changed(task: Task, metric: str | None, options: Mapping[str, str]) -> Task:

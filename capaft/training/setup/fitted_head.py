@@ -17,16 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capaft import batches
 from capaft.factors import rng
 from capaft.model.load import BaseModel
 from capaft.model.names import backbone_prefix
 from capaft.support.errors import UsageError
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
+from capaft.training import batches
 
 # More examples hardly move a linear head, and would be slow to fit.
-EXAMPLES = 4096
+HEAD_EXAMPLES = 4096
 # Of a scarce class so many are among them if it has them.
 FEWEST = 8
 # Weights of the loss against a penalty of 1; strongest penalty first.
@@ -48,7 +48,7 @@ class FittedHead:
     def score(self, task: Task, base: BaseModel, features: Features, batch_size: int) -> float:
         """The task's metric of the frozen base under this head."""
         predictions: dict[int, Any] = {}
-        for indices in batches.evaluation(features.lengths, batch_size):
+        for indices in batches.evaluation_batches(features.lengths, batch_size):
             batch = task.collate(base, features, indices, training=False)
             inputs = _inputs(base, batch)
             assert inputs is not None, "this head was fitted on such inputs"
@@ -68,7 +68,7 @@ class FittedHead:
         return True
 
 
-def installs(base: BaseModel) -> bool:
+def can_install_head(base: BaseModel) -> bool:
     """Whether the model's own head can start from a fitted one: it is a single linear layer."""
     return _only_layer(base.model) is not None
 
@@ -79,7 +79,7 @@ def _only_layer(model: nn.Module) -> nn.Linear | None:
     return layer if is_linear and isinstance(layer, nn.Linear) else None
 
 
-def fits(task: Task, train: Features) -> bool:
+def can_fit_head(task: Task, train: Features) -> bool:
     """Whether a linear head can be fitted: every example has one class, or one number, and the head is the task's."""
     truth = train.references
     if not task.own_head or not isinstance(truth, np.ndarray) or truth.shape != (len(train),):
@@ -87,7 +87,7 @@ def fits(task: Task, train: Features) -> bool:
     return np.issubdtype(truth.dtype, np.integer) if task.labels else np.issubdtype(truth.dtype, np.floating)
 
 
-def fit(
+def fit_heads(
     task: Task, base: BaseModel, train: Features, batch_size: int, seed: int
 ) -> tuple[FittedHead, FittedHead] | None:
     """Regression on standardised inputs of the head, its penalty chosen on a fifth held out.
@@ -113,7 +113,7 @@ def fit(
     if task.labels and len(np.unique(truth)) < 2:
         raise UsageError("the training examples have one class only; raise --max-train-examples, or add others")
     inputs = None
-    for rows in batches.evaluation(train.lengths[chosen], batch_size):
+    for rows in batches.evaluation_batches(train.lengths[chosen], batch_size):
         seen = _inputs(base, task.collate(base, train, chosen[rows].tolist(), training=False))
         if seen is None:
             return None
@@ -147,12 +147,12 @@ def _sample(truth: NDArray[Any], are_classes: bool, seed: int) -> NDArray[np.int
     """Rows to fit on, in random order: any, but of no class fewer than `FEWEST` where it has them and all fit in."""
     order = rng.permutation(rng.fold_in(seed, "", "data", "head"), len(truth))
     if not are_classes:
-        return order[:EXAMPLES]
+        return order[:HEAD_EXAMPLES]
     found = truth[order]
     by_class = np.argsort(found, kind="stable")
     before = np.empty(len(order), dtype=np.int64)
     before[by_class] = np.arange(len(order)) - np.searchsorted(found[by_class], found[by_class])
-    first = np.argsort(np.minimum(before, FEWEST), kind="stable")[:EXAMPLES]
+    first = np.argsort(np.minimum(before, FEWEST), kind="stable")[:HEAD_EXAMPLES]
     return order[np.sort(first)]
 
 

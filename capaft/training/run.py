@@ -3,47 +3,51 @@
 from __future__ import annotations
 
 import json
-import time
 import typing
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from capaft import card, checkpoint, fitted_head, head_cache, job, optimiser, run_directory, sharding
 from capaft.adapter.attach import attach_plan
 from capaft.adapter.file.fingerprint import weight_samples
-from capaft.config.settings import dump_settings, parse_value, resolve_settings
+from capaft.config.settings import dump_settings, parse_value
 from capaft.config.train_config import TrainConfig
-from capaft.head_cache import Start
-from capaft.interrupt import memory_guard
-from capaft.job import Job
-from capaft.machine import accelerator_for, move
-from capaft.made_from import check_same, made_from
 from capaft.methods.host import Host
 from capaft.methods.stack import canonical_method
-from capaft.processes import Processes
-from capaft.run_directory import RunDirectory
 from capaft.support import strict_json
 from capaft.support.errors import UsageError
 from capaft.support.files import write_atomically
-from capaft.train import train
+from capaft.training.accelerator import accelerator_for, move_model
+from capaft.training.interrupt import memory_guard
+from capaft.training.loop import train
+from capaft.training.optimizer import check_optimizer
+from capaft.training.parallel.processes import Processes
+from capaft.training.parallel.sharding import shard_model, sharding_requested
+from capaft.training.record.checkpoint import newest_checkpoint, prune_checkpoints
+from capaft.training.record.model_card import card_text
+from capaft.training.record.resume import check_same_origin, check_same_settings, origin_digests
+from capaft.training.record.run_directory import (
+    RunDirectory,
+    choose_directory,
+    hold_directory,
+    remove_leftovers,
+    replacing_run,
+)
+from capaft.training.setup.head_start import start_head
+from capaft.training.setup.job import Job, prepare_job, settled_config
 
 # What says where and how a run goes on, not what it is.
 _NOT_REPEATED: dict[str, Any] = {"output": None, "overwrite": False, "resume": False, "processes": 1, "show": 0}
-# What a run may go on with otherwise than it began: how it fits the machine, and who is told of it.
-_FREE = ("micro_batch_size", "eval_batch_size", "gradient_checkpointing", "checkpoint_seconds", "tracker", "head_cache")
-
 # The first line of a run's settings.
 _MADE_BY = "# capaft "
 
 
-def execute(config: TrainConfig, console: Console, command: Sequence[str] = ()) -> dict[str, Any]:
+def execute_run(config: TrainConfig, console: Console, command: Sequence[str] = ()) -> dict[str, Any]:
     """Train, and write the run directory; or go on with a run that was interrupted.
 
     Args:
@@ -59,14 +63,14 @@ def execute(config: TrainConfig, console: Console, command: Sequence[str] = ()) 
         TrainingError: the run could not go on; the best adapter so far is on disk.
         Interrupted: Ctrl-C; the run can be resumed.
     """
-    optimiser.check(config.optimizer)
-    in_shares = sharding.asked_for()
+    check_optimizer(config.optimizer)
+    in_shares = sharding_requested()
     accelerator = accelerator_for(config)
     processes = Processes.here()
     console.quiet = console.quiet or not processes.is_first
     # Which directory is free, the first process says: the others look when it has already made it.
     run = RunDirectory(processes.from_first(_choose(config) if processes.is_first else None))
-    with run_directory.held(run) if processes.is_first else nullcontext():
+    with hold_directory(run) if processes.is_first else nullcontext():
         return _execute(config, run, console, command, accelerator, processes, in_shares)
 
 
@@ -85,24 +89,24 @@ def _execute(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     resumes = config.resume and run.config.exists()
-    resumed = checkpoint.newest(run.checkpoints) if resumes else None
+    resumed = newest_checkpoint(run.checkpoints) if resumes else None
     seen = (resumes, run.results.exists(), resumed.progress.step if resumed else 0)
     if len(set(processes.gather([seen]))) > 1:
         raise UsageError(f"--output {run.path}: not all processes see the same run; name a directory that they share")
     if resumes and run.results.exists():
         say(f"{run.path} is finished; nothing is left to do")
         return json.loads(run.results.read_text(encoding="utf-8"))
-    decided = job.prepare(config, say)
-    repeatable = _as_read(replace(job.settled(config, decided), **_NOT_REPEATED))
-    origin = made_from(decided)
+    decided = prepare_job(config, say)
+    repeatable = _as_read(replace(settled_config(config, decided), **_NOT_REPEATED))
+    origin = origin_digests(decided)
     if resumes:
-        _check_same(run, repeatable)
+        check_same_settings(run, repeatable)
         command = _command_of(run)
     if resumed:
-        check_same(resumed.made_from, origin, run.path)
+        check_same_origin(resumed.made_from, origin, run.path)
     adapter_numbers, own_numbers = decided.adapter_numbers, decided.own_numbers
     if not in_shares:
-        move(decided.base.model, accelerator.device)
+        move_model(decided.base.model, accelerator.device)
     if resumed:
         before = resumed.progress.baseline
     else:
@@ -110,9 +114,9 @@ def _execute(
             before = start_head(decided, config, console, processes)
     adapter = attach_plan(decided.base.model, decided.plan, dropout=config.dropout)
     if processes.is_first and resumed:
-        run_directory.sweep(run)
-        checkpoint.prune(run.checkpoints, resumed.progress.step)
-    with run_directory.replacing(run, say) if processes.is_first and not resumed else nullcontext():
+        remove_leftovers(run)
+        prune_checkpoints(run.checkpoints, resumed.progress.step)
+    with replacing_run(run, say) if processes.is_first and not resumed else nullcontext():
         if processes.is_first:
             write_atomically(run.config, f"{_MADE_BY}{json.dumps(list(command))}\n\n{dump_settings(repeatable)}")
         if config.tracker:
@@ -123,7 +127,7 @@ def _execute(
         if in_shares and processes.count > 1:
             # No process can read all weights afterwards.
             samples = weight_samples(decided.base.model, decided.plan)
-            sharding.shard(decided.base.model, adapter.trained(decided.base.model).values(), accelerator.device)
+            shard_model(decided.base.model, adapter.trained(decided.base.model).values(), accelerator.device)
         try:
             outcome = train(
                 decided,
@@ -162,13 +166,13 @@ def _execute(
         "next": _next(run.path, decided),
     }
     if processes.is_first:
-        write_atomically(run.card, card.write(results, command, run.config))
+        write_atomically(run.card, card_text(results, command, run.config))
         write_atomically(run.results, strict_json.document(results, indent=2) + "\n")
     return results
 
 
 def _choose(config: TrainConfig) -> Path:
-    return run_directory.choose(
+    return choose_directory(
         config.output, canonical_method(config.method), overwrite=config.overwrite, resume=config.resume
     ).path
 
@@ -187,23 +191,6 @@ def _command_of(run: RunDirectory) -> list[str]:
     return found
 
 
-def _check_same(run: RunDirectory, now: TrainConfig) -> None:
-    """Refuse to go on with a run under other settings.
-
-    Raises:
-        UsageError: names the first setting that differs.
-    """
-    saved, _ = resolve_settings(TrainConfig, flags={}, environ={}, file=run.config)
-    for each in fields(TrainConfig):
-        then, here = getattr(saved, each.name), getattr(now, each.name)
-        if then != here and each.name not in _FREE:
-            flag = f"--{each.name.replace('_', '-')}"
-            raise UsageError(
-                f"--resume goes on with {run.path}, which has {flag} {then} and not {here}; drop {flag}, or start anew "
-                "in another --output"
-            )
-
-
 def _next(path: Path, decided: Job) -> list[str]:
     """Commands that make sense after a run."""
     host = decided.plan.stack.host
@@ -213,62 +200,3 @@ def _next(path: Path, decided: Job) -> list[str]:
     if host is not None and type(host).product is not Host.product:
         found.append(f"capaft inspect-rank {path}")
     return found
-
-
-def start_head(decided: Job, config: TrainConfig, console: Console, processes: Processes) -> float | None:
-    """Fit a head on the frozen base where it is wanted: as the head's start, as the baseline, or as both.
-
-    The first process fits it and the others take its numbers, so that all start from the same bits.
-
-    Returns:
-        The baseline's score, or None where it was not asked for or the task has none.
-    """
-    wanted = config.head_init == "fitted" and config.head == "full" and decided.base.new_head
-    starts = wanted and fitted_head.installs(decided.base)
-    if not (decided.baseline or starts) or not fitted_head.fits(decided.task, decided.train):
-        return None
-    before = None
-    if processes.is_first:
-        count = min(len(decided.train), fitted_head.EXAMPLES)
-        aim = "start and baseline" if starts and decided.baseline else "start" if starts else "baseline"
-        key = _key_of_head(decided, config)
-        found = head_cache.find(key) if key else None
-        kept = ", by an earlier run (--no-head-cache fits it anew)" if found else ""
-        line = f"head   fitted on {count} examples' features of the frozen base, as {aim}{kept}"
-        console.print(line, highlight=False, soft_wrap=True)
-        started = time.perf_counter()
-        if not found and (found := _fitted(decided, config)) and key:
-            head_cache.keep(key, found)
-        before = found.baseline if found else None
-        if before is not None:
-            seconds = "" if kept else f" ({time.perf_counter() - started:.0f} s)"
-            console.print(
-                f"before {decided.task.metric} {before:.4f} with a head fitted on the frozen base{seconds}",
-                highlight=False,
-            )
-        if found and starts:
-            found.head.install(decided.base)
-    own = decided.base.named_parameters()
-    numbers = processes.from_first([own[name].detach().cpu() for name in decided.base.head])
-    with torch.no_grad():
-        for name, values in zip(decided.base.head, numbers, strict=True):
-            own[name].copy_(values)
-    return processes.from_first(before)
-
-
-def _fitted(decided: Job, config: TrainConfig) -> Start | None:
-    """The head that training starts from, and the baseline if it is wanted; None if the model's head cannot be read."""
-    task, base, batch_size = decided.task, decided.base, config.eval_batch_size
-    if (heads := fitted_head.fit(task, base, decided.train, batch_size, config.seed)) is None:
-        return None
-    best, careful = heads
-    return Start(careful, best.score(task, base, decided.validation, batch_size) if decided.baseline else None)
-
-
-def _key_of_head(decided: Job, config: TrainConfig) -> str | None:
-    """What the same start would be found by in the cache, if it may be looked for there."""
-    if not config.head_cache or config.trust_remote_code:
-        return None
-    examples = [decided.train, decided.validation] if decided.baseline else [decided.train]
-    settings = {name: getattr(config, name) for name in ("seed", "eval_batch_size", "precision")}
-    return head_cache.key(decided.task, decided.base, examples, settings)

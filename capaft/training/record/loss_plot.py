@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 
-def draw(records: list[dict[str, Any]], metric: str) -> bytes:
+def draw_losses(records: list[dict[str, Any]], metric: str) -> bytes:
     """A PNG: raw and smoothed training loss, validation loss, and the metric with its best step marked."""
     from matplotlib.figure import Figure
 

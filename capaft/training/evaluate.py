@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from capaft import batches
 from capaft.model.load import BaseModel
-from capaft.processes import Processes
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
+from capaft.training import batches
+from capaft.training.parallel.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ def evaluate(
     Raises:
         TrainingError: the loss is not finite, so no score means anything.
     """
-    device = home(model)
+    device = input_device(model)
     in_training = [module for module in model.modules() if module.training]
     model.eval()
     found: list[tuple[int, Any]] = []
     total = terms = 0.0
     with torch.inference_mode(), autocast or nullcontext():
         for indices, is_own in _share(features, batch_size, processes):
-            batch = on_device(task.collate(base, features, indices, training=False), device)
+            batch = move_batch(task.collate(base, features, indices, training=False), device)
             outputs = model(**batch.inputs)
             if is_own:
                 total += float(task.loss(outputs, batch.targets, 0.0))
@@ -86,19 +86,19 @@ def _share(features: Features, batch_size: int, processes: Processes) -> list[tu
 
     The forwards of a sharded model wait for one another, so all processes make equally many.
     """
-    every = batches.evaluation(features.lengths, batch_size)
+    every = batches.evaluation_batches(features.lengths, batch_size)
     own = [(indices, True) for indices in every[processes.rank :: processes.count]]
     missing = -(-len(every) // processes.count) - len(own)
     return own + [(every[-1], False)] * missing
 
 
-def home(model: nn.Module) -> torch.device:
+def input_device(model: nn.Module) -> torch.device:
     """Where a model's inputs go: to its first weight that lies anywhere."""
     devices = [parameter.device for parameter in model.parameters()]
     return next((device for device in devices if device.type != "meta"), devices[0])
 
 
-def on_device(batch: Batch, device: torch.device) -> Batch:
+def move_batch(batch: Batch, device: torch.device) -> Batch:
     """The batch, moved."""
     inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
     targets = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.targets.items()}

@@ -1,0 +1,120 @@
+"""Whether this is still the same run: its settings, its data and base model, and the machine it goes on with.
+
+Settings and origin must be what they were, or the run is refused. Another machine or version goes on too, with a
+warning that the bytes will not be those of an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+
+from capaft.adapter.file.fingerprint import weight_samples
+from capaft.config.settings import resolve_settings
+from capaft.config.train_config import TrainConfig
+from capaft.support.errors import UsageError
+from capaft.tasks.base.features import Features
+from capaft.training.parallel.processes import Processes
+from capaft.training.record.run_directory import RunDirectory
+from capaft.training.setup.job import Job
+
+# Settings that may differ from those the run began with: how it fits the machine, and who is told of it.
+_FREE = ("micro_batch_size", "eval_batch_size", "gradient_checkpointing", "checkpoint_seconds", "tracker", "head_cache")
+
+
+def check_same_settings(run: RunDirectory, config: TrainConfig) -> None:
+    """Refuse to go on with a run under other settings.
+
+    Raises:
+        UsageError: names the first setting that differs.
+    """
+    saved, _ = resolve_settings(TrainConfig, flags={}, environ={}, file=run.config)
+    for field in fields(TrainConfig):
+        before, now = getattr(saved, field.name), getattr(config, field.name)
+        if before != now and field.name not in _FREE:
+            flag = f"--{field.name.replace('_', '-')}"
+            raise UsageError(
+                f"--resume goes on with {run.path}, which has {flag} {before} and not {now}; drop {flag}, or start "
+                "anew in another --output"
+            )
+
+
+def origin_digests(job: Job) -> dict[str, str]:
+    """Digests of a job's data and of sample weights of its base model, by what they are of.
+
+    Images and recordings count by their number, labels and lengths, since reading them all takes long.
+    """
+    weights = weight_samples(job.base.model, job.plan)
+    return {
+        "training data": _features_digest(job.train),
+        "validation data": _features_digest(job.validation),
+        "list of labels": _digest(job.task.labels),
+        "base model": _digest([weights]),
+    }
+
+
+def check_same_origin(before: dict[str, str], now: dict[str, str], run: object) -> None:
+    """Refuse to go on with other data, labels or another base model.
+
+    Args:
+        before: `origin_digests` as the checkpoint has them.
+        now: those of the job at hand.
+        run: names the run in the message.
+
+    Raises:
+        UsageError: names what differs.
+    """
+    for name, digest in now.items():
+        if before.get(name) != digest:
+            raise UsageError(
+                f"--resume goes on with {run}, and its {name} is not what it was; put it back as it was, or start anew "
+                "in another --output"
+            )
+
+
+def environment(config: TrainConfig, processes: Processes) -> dict[str, str]:
+    """Versions, device and settings that decide the bytes of a run beside its configuration, by name."""
+    import transformers
+
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": str(torch.get_num_threads()),
+        "processes": str(processes.count),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "--micro-batch-size": str(config.micro_batch_size),
+        "--gradient-checkpointing": str(config.gradient_checkpointing),
+    }
+
+
+def warn_of_other_environment(before: dict[str, str], now: dict[str, str], say: Callable[[str], None]) -> None:
+    """Say in one line what of the `environment` is not what it was; nothing if all of it is."""
+    changes = [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
+    if changes:
+        say(f"warning: not the same bytes as without the interruption: {', '.join(changes)}")
+
+
+def _features_digest(features: Features) -> str:
+    references = features.references
+    listed = references if isinstance(references, list | np.ndarray) else [references]
+    return _digest(chain(features.lengths, features.inputs.get("input_ids", ()), listed))
+
+
+def _digest(entries: Iterable[Any]) -> str:
+    state = hashlib.blake2b(digest_size=16)
+    for entry in entries:
+        state.update(json.dumps(entry, default=_as_json).encode() + b"\n")
+    return state.hexdigest()
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return [getattr(value, field.name) for field in fields(value)]
