@@ -114,7 +114,7 @@ def start_of_capaft(start: str) -> None:
         leave_after_the_first_forward()
     else:
         leave_after_the_first_step()
-    from capaft.cli import app
+    from capaft.commands.app import app
 
     with tempfile.TemporaryDirectory() as directory:
         app([*capaft_arguments(2, f"{directory}/run", head), cache])

@@ -1,6 +1,6 @@
 """`python -m capaft`, and the `capaft` command."""
 
-from capaft.cli import app
+from capaft.commands.app import app
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ def write_reviews(path: Path) -> Path:
 
 def invoke(*arguments: Any, environ: dict[str, str] | None = None) -> SimpleNamespace:
     """Run the command line in this process: exit code, stdout, stderr."""
-    from capaft.cli import app
+    from capaft.commands.app import app
 
     result = CliRunner().invoke(app, [str(each) for each in arguments], env=environ)
     if result.exception is not None and not isinstance(result.exception, SystemExit):

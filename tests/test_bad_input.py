@@ -91,7 +91,7 @@ def test_unknown_model_path() -> None:
 
 
 def test_no_network_is_one_line_and_prompt() -> None:
-    code = "from capaft.cli import app; app(['train', '--model', 'roberta-base'])"
+    code = "from capaft.commands.app import app; app(['train', '--model', 'roberta-base'])"
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
     # An endpoint where nothing listens stands for a machine without network.
     environment["HF_ENDPOINT"] = "http://127.0.0.1:9"

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from tiny_job import bert, config
 from transformers import BertForSequenceClassification
 
-from capaft import cli, summary
+from capaft.commands import app
+from capaft.commands.summary import run_summary
 from capaft.methods.registry import HOSTS
 from capaft.support import strict_json
 from capaft.training.setup.job import prepare_job
@@ -48,7 +49,7 @@ SITE_KEYS = {
 
 def test_help_is_fast_and_imports_no_torch() -> None:
     code = (
-        "import sys; from capaft.cli import app\ntry: app(['--help'])\nexcept SystemExit: pass\n"
+        "import sys; from capaft.commands.app import app\ntry: app(['--help'])\nexcept SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'accelerate'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
@@ -138,7 +139,7 @@ def test_inspect_rank(run: Path, tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_told_before_the_work(
     command: str, option: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_opened", None)
+    monkeypatch.setattr(app, "_opened", None)
     (tmp_path / "file").touch()
     for path, said in (
         (tmp_path, f"{tmp_path} is a directory; name a file"),
@@ -168,13 +169,13 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(
 def test_a_summary_says_which_way_the_metric_went(
     value: float, baseline: float | None, said: str, results: dict
 ) -> None:
-    shown = summary.of_run(results | {"value": value, "baseline": baseline}).splitlines()[0]
+    shown = run_summary(results | {"value": value, "baseline": baseline}).splitlines()[0]
     frozen = " with the base frozen" if said else ""
     number = "undefined" if math.isnan(value) else f"{value:.4f}"
     assert shown.split("  (")[0] == f"accuracy {number}{said}{frozen}"
     # As a finished run is read again.
     again = json.loads(strict_json.document(results | {"value": value, "baseline": baseline}))
-    assert summary.of_run(again).splitlines()[0] == shown
+    assert run_summary(again).splitlines()[0] == shown
 
 
 def test_the_saved_configuration_repeats_the_run_to_the_byte(run: Path, tmp_path: Path) -> None:

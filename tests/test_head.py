@@ -28,8 +28,9 @@ import capaft
 from capaft.adapter.attach import Adapter, get_adapter
 from capaft.adapter.budget import count_trainable, fit_to_budget
 from capaft.adapter.file.encoding import SAVE_DTYPES
-from capaft.adapter.file.save_load import describe, read, restore_parameters
+from capaft.adapter.file.save_load import read, restore_parameters
 from capaft.adapter.plan import Plan, make_plan
+from capaft.commands.info import describe_file
 from capaft.methods.stack import parse_stack
 from capaft.model.load import initialise_head
 from capaft.model.origin import Origin
@@ -415,10 +416,10 @@ def test_a_file_says_what_it_holds_of_the_head(tmp_path: Path) -> None:
         "classifier.out_proj.weight": [3, 32],
     }
     assert file.header["head"]["k"] == 16
-    assert f"head      16 coefficients each for {', '.join(MOVED['roberta'])}" in describe(file)
+    assert f"head      16 coefficients each for {', '.join(MOVED['roberta'])}" in describe_file(file)
     model, _ = adapted("gpt2", "lora", head_mode="frozen")
     capaft.save(model, tmp_path / "adapter")
-    assert "head      frozen: score.weight" in describe(read(tmp_path / "adapter"))
+    assert "head      frozen: score.weight" in describe_file(read(tmp_path / "adapter"))
 
 
 # Counting

@@ -14,7 +14,7 @@ def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
 
 
-@pytest.mark.parametrize("module", ["capaft", "capaft.cli", "capaft.config.train_config", "capaft.__main__"])
+@pytest.mark.parametrize("module", ["capaft", "capaft.commands.app", "capaft.config.train_config", "capaft.__main__"])
 def test_nothing_heavy_is_imported_before_it_is_used(module: str) -> None:
     heavy = {"torch", "transformers", "datasets", "numpy", "accelerate", "matplotlib", "sklearn", "safetensors"}
     assert run(f"import sys, {module}; print(*({heavy} & sys.modules.keys()))") == "\n"

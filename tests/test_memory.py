@@ -15,7 +15,7 @@ import torch
 from tiny_job import bert, config
 from transformers import BertForSequenceClassification
 
-from capaft import dry_run
+from capaft.commands import dry_run
 from capaft.config.train_config import TrainConfig
 from capaft.model.demo import demo_model
 from capaft.training.setup.job import prepare_job

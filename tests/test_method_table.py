@@ -11,9 +11,9 @@ import tiny
 from conftest import invoke
 from transformers import BertConfig, GPT2Config, PretrainedConfig, ResNetConfig
 
-from capaft import method_table
 from capaft.adapter.budget import count_stack, count_trainable
 from capaft.adapter.plan import make_plan
+from capaft.commands.method_table import method_rows
 from capaft.methods.registry import HOSTS
 from capaft.methods.stack import HOSTLESS, parse_stack, stack_options, stacks_of
 from capaft.model.load import load_skeleton
@@ -53,7 +53,7 @@ def test_every_method_has_its_record() -> None:
 
 
 def test_defaults_give_the_stack_that_nothing_gives() -> None:
-    rows = {row["name"]: row["options"] for row in method_table.rows()}
+    rows = {row["name"]: row["options"] for row in method_rows()}
     for name, host in HOSTS.items():
         for method in stacks_of(host):
             given = [each for part in method.split("+") for each in rows[part]]
@@ -62,7 +62,7 @@ def test_defaults_give_the_stack_that_nothing_gives() -> None:
 
 def test_flags_are_those_of_train() -> None:
     known = invoke("train", "--help", environ={"COLUMNS": "400"}).out
-    for row in method_table.rows():
+    for row in method_rows():
         for option in row["options"]:
             assert option["flag"] in known
 

@@ -400,9 +400,9 @@ def test_resume_has_to_be_told_what_run() -> None:
 def test_what_makes_other_bytes_is_told(settings: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = replace(settings, max_steps=3, baseline=False)
     killed(own, tmp_path, 2)
-    here = resume.made_with
+    here = resume.environment
 
-    monkeypatch.setattr(loop, "_made_with", lambda *about: here(*about) | {"torch": "9.9", "threads": "64"})
+    monkeypatch.setattr(loop, "environment", lambda *about: here(*about) | {"torch": "9.9", "threads": "64"})
     done = invoke("train", "--resume", "--output", tmp_path)
     assert done.code == 0
     (line,) = [line for line in done.err.splitlines() if line.startswith("warning: ")]

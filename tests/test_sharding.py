@@ -87,7 +87,7 @@ def looking(*arguments, **more):
         assert isinstance(p, DTensor) is not p.requires_grad, name
     return train.train(*arguments, **more)
 run.train = looking
-from capaft.cli import app
+from capaft.commands.app import app
 app(sys.argv[1:])
 """
 

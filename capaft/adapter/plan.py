@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
+from capaft.config.choices import HEAD_K
 from capaft.factors.expansion import parameter_bounds
 from capaft.factors.factor import Factor
 from capaft.factors.nola import Coefficients
 from capaft.factors.rng import MAX_SEED
-from capaft.methods.head import DEFAULT_HEAD_K, HEAD_MODES, HEAD_ROLE, Head
+from capaft.methods.head import HEAD_MODES, HEAD_ROLE, Head
 from capaft.methods.host import Host, check_whole
 from capaft.methods.stack import Stack
 from capaft.model.names import base_parameters, canonical_name
@@ -102,7 +103,7 @@ def make_plan(
     seed: int = 0,
     head: Iterable[str] = (),
     head_mode: str = "full",
-    head_k: int = DEFAULT_HEAD_K,
+    head_k: int = HEAD_K,
     trained: Iterable[str] = (),
     modules_to_save: str = "",
     rename: dict[str, str] | None = None,

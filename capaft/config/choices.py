@@ -1,11 +1,15 @@
-"""What a setting can be, where that is a word of several: once, and without a heavy import."""
+"""What a setting can be, where that is a word of several, and what it is by default: said once.
+
+The flags, their help, the parser and the checks of the library read it here. Importing it loads nothing heavy.
+"""
 
 from __future__ import annotations
 
 import pkgutil
 from pathlib import Path
+from typing import Literal
 
-# Told by the files' names, since importing the tasks would import torch.
+# Found by the files' names, since importing the tasks would import torch.
 TASKS: tuple[str, ...] = tuple(
     sorted(
         module.name.replace("_", "-")
@@ -13,4 +17,45 @@ TASKS: tuple[str, ...] = tuple(
         if not module.ispkg
     )
 )
-"""The tasks: every file of `capaft/tasks/`."""
+"""The tasks: every file of `capaft/tasks/` is one."""
+
+Problem = Literal["auto", "single", "multi", "regression"]
+HeadMode = Literal["full", "nola", "frozen"]
+HeadInit = Literal["fitted", "seeded"]
+
+Activation = Literal["relu", "gelu", "swish", "tanh", "identity"]
+Basis = Literal["uniform", "hadamard", "group"]
+Scope = Literal["site", "model"]
+Masks = Literal["random", "partition"]
+MaskRescale = Literal["none", "variance"]
+
+Optimizer = Literal["adamw", "adamw-8bit", "adafactor", "sgd"]
+Schedule = Literal["linear", "cosine", "constant", "polynomial", "inverse-sqrt", "cosine-restarts", "wsd"]
+
+Precision = Literal["fp32", "bf16", "fp16"]
+BaseDtype = Literal["float32", "bfloat16", "float16", "8bit", "4bit"]
+SaveDtype = Literal["float32", "bfloat16", "float16", "int8", "int4"]
+
+RANK = 8
+VERA_RANK = 256
+BOTTLENECK = 64
+ACTIVATION: Activation = "relu"
+HOULSBY_ACTIVATION: Activation = "swish"
+SCALING = 1.0
+PARALLEL_SCALING = 4.0
+PREFIX_LENGTH = 16
+
+K = 192
+BASIS: Basis = "hadamard"
+SCOPE: Scope = "site"
+COPIES = 2
+DENSITY = 0.5
+MASKS: Masks = "random"
+MASK_RESCALE: MaskRescale = "none"
+
+HEAD_K = 1024
+
+# What the demo trains where the user does not say. So few examples gain more from a small change to every layer than
+# from a larger one to the query and value projections, at the same count of trainable parameters.
+DEMO_K = 128
+DEMO_TARGET_MODULES = "all-linear"

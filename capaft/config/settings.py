@@ -44,10 +44,34 @@ class Settings:
 S = TypeVar("S", bound=Settings)
 
 
-def setting(default: Any, help: str, panel: str, *, metavar: str = "", check: Check | None = None) -> Any:
-    """Make a dataclass field that knows its one-sentence help, its help panel, its metavar and its range."""
+def setting(
+    default: Any,
+    help: str,
+    panel: str,
+    *,
+    metavar: str = "",
+    check: Check | None = None,
+    choices: Sequence[str] = (),
+    repeated: bool = False,
+    marks: Collection[str] = (),
+) -> Any:
+    """Make a dataclass field that knows how it is shown and checked.
+
+    Args:
+        default: its default.
+        help: one sentence.
+        panel: the help panel.
+        metavar: stands for the value in the help; by default the type's.
+        check: its range.
+        choices: what it can be, where its type is not a `Literal` that says so.
+        repeated: a flag is given once for each entry of a tuple, instead of once with commas.
+        marks: words that other rooms read, such as `task` for an option that only some tasks have.
+    """
     metadata = {"help": help, "panel": panel, "metavar": metavar, "check": check}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(
+        default=default,
+        metadata=metadata | {"choices": tuple(choices), "repeated": repeated, "marks": frozenset(marks)},
+    )
 
 
 def _count(text: str) -> int | None:
@@ -134,9 +158,14 @@ def check_range(cls: type[Settings], name: str, value: Any, text: str | Sequence
     Raises:
         ValueError: it is not; the message goes on after the name of the setting.
     """
-    checks = {field.name: field.metadata["check"] for field in dataclasses.fields(cls)}
-    words, holds = checks.get(name) or ("", bool)
-    if words and value is not None and not holds(value):
+    about = {field.name: field.metadata for field in dataclasses.fields(cls)}.get(name)
+    if about is None or value is None:
+        return
+    if (choices := about["choices"]) and value not in choices:
+        hint = did_you_mean(str(value).lower(), choices)
+        raise ValueError(f"must be one of {', '.join(choices)}, got {str(value)!r}{hint}")
+    words, holds = about["check"] or ("", bool)
+    if words and not holds(value):
         raise ValueError(f"must be {words}, got {text.strip() if isinstance(text, str) else ','.join(text)}")
 
 
@@ -154,10 +183,13 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _from_flags(flags: Mapping[str, str | bool | None]) -> list[_Given]:
-    typed = {name: value for name, value in flags.items() if value is not None}
+def _from_flags(flags: Mapping[str, str | bool | list[str] | None]) -> list[_Given]:
+    typed = {name: value for name, value in flags.items() if value is not None and value != []}
     labels = {name: _flag(f"no_{name}" if value is False else name) for name, value in typed.items()}
-    return [_Given(name, str(value), labels[name], labels[name]) for name, value in typed.items()]
+    return [
+        _Given(name, value if isinstance(value, list) else str(value), labels[name], labels[name])
+        for name, value in typed.items()
+    ]
 
 
 def _from_env(env: Mapping[str, str], names: Collection[str], start: str, errors: list[str]) -> list[_Given]:
@@ -207,7 +239,7 @@ def _from_yaml(file: Path, kinds: Mapping[str, Any], errors: list[str]) -> list[
 def resolve_settings(
     cls: type[S],
     *,
-    flags: Mapping[str, str | bool | None],
+    flags: Mapping[str, str | bool | list[str] | None],
     environ: Mapping[str, str],
     file: Path | None = None,
     preset: Path | None = None,
@@ -289,8 +321,6 @@ class _Unset:
 
 
 def _metavar(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "|".join(get_args(kind))
     return f"{_metavar(get_args(kind)[0])},..." if get_origin(kind) is tuple else _KINDS[kind][0]
 
 
@@ -306,15 +336,17 @@ def signature(cls: type[Settings]) -> Callable[[Any], Any]:
     def parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
         kind, option, about = kinds[field.name], _flag(field.name), field.metadata
         switch = kind is bool
+        choices = about["choices"] or (get_args(kind) if get_origin(kind) is Literal else ())
+        metavar = about["metavar"] or "|".join(choices) or _metavar(kind)
         info = typer.Option(
             f"{option}/{_flag(f'no_{field.name}')}" if switch else option,
             help=about["help"],
             rich_help_panel=about["panel"],
-            metavar=None if switch else f"<{about['metavar'] or _metavar(kind)}>",
-            autocompletion=(lambda: list(get_args(kind))) if get_origin(kind) is Literal else None,
+            metavar=None if switch else f"<{metavar}>",
+            autocompletion=(lambda: list(choices)) if choices else None,
         )
         default = None if field.default is None else _Unset(field.default)
-        hint: Any = bool | None if switch else str | None
+        hint: Any = bool | None if switch else list[str] | None if about["repeated"] else str | None
         where = inspect.Parameter.KEYWORD_ONLY
         return inspect.Parameter(field.name, where, default=default, annotation=Annotated[hint, info])
 

@@ -5,14 +5,47 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar
 
+from capaft.config.choices import (
+    ACTIVATION,
+    BASIS,
+    BOTTLENECK,
+    COPIES,
+    DEMO_K,
+    DENSITY,
+    HEAD_K,
+    HOULSBY_ACTIVATION,
+    MASK_RESCALE,
+    MASKS,
+    PARALLEL_SCALING,
+    PREFIX_LENGTH,
+    RANK,
+    SCALING,
+    SCOPE,
+    TASKS,
+    VERA_RANK,
+    Activation,
+    BaseDtype,
+    Basis,
+    HeadInit,
+    HeadMode,
+    K,
+    MaskRescale,
+    Masks,
+    Optimizer,
+    Precision,
+    Problem,
+    SaveDtype,
+    Schedule,
+    Scope,
+)
 from capaft.config.settings import Check, Count, Settings, Text, setting
-
-BaseDtype = Literal["float32", "bfloat16", "float16", "8bit", "4bit"]
 
 _source = partial(setting, panel="Model and data")
 _task = partial(setting, panel="Task")
+# An option of some tasks only: their fields of the same names.
+_option = partial(setting, panel="Task", marks=("task option",))
 _method = partial(setting, panel="Method")
 _optimisation = partial(setting, panel="Optimisation")
 _evaluation = partial(setting, panel="Evaluation")
@@ -78,73 +111,64 @@ class TrainConfig(Settings):
     )
     show: int = _source(0, "Print this many training examples, decoded, before training.", check=_at_least(0))
 
-    task: Literal[
-        "auto",
-        "text-classification",
-        "token-classification",
-        "question-answering",
-        "multiple-choice",
-        "causal-lm",
-        "seq2seq",
-        "masked-lm",
-        "image-classification",
-        "audio-classification",
-    ] = _task("auto", "What to train for (auto: told by the data's columns and the model).")
-    head: Literal["full", "nola", "frozen"] = _task(
+    task: str = _task(
+        "auto", "What to train for (auto: inferred from the data's columns and the model).", choices=("auto", *TASKS)
+    )
+    head: HeadMode = _task(
         "full", "How the head is trained: as it is, as coefficients of a random basis, or not at all."
     )
     head_k: int = _task(
-        1024,
+        HEAD_K,
         "Coefficients of each parameter of the head with more numbers than this, under --head nola.",
         check=_at_least(1),
     )
-    problem: Literal["auto", "single", "multi", "regression"] = _task(
-        "auto", "Text classification: one label of several, any number of labels, or a number."
-    )
-    label_separator: Text | None = _task(  # noqa: RUF009
+    problem: Problem = _option("auto", "Text classification: one label of several, any number of labels, or a number.")
+    label_separator: Text | None = _option(
         None,
         "Text classification: what stands between the labels of a row that are one text, under --problem multi "
         "(default: labels are lists).",
         metavar="text",
     )
-    stride: int = _task(
+    stride: int = _option(
         128, "Question answering: tokens by which windows of a long context overlap.", check=_at_least(0)
     )
-    n_best: int = _task(20, "Question answering: candidates for start and end that are combined.", check=_at_least(1))
-    max_answer_length: int = _task(30, "Question answering: tokens in an answer at most.", check=_at_least(1))
-    no_answer_threshold: float = _task(
+    n_best: int = _option(20, "Question answering: candidates for start and end that are combined.", check=_at_least(1))
+    max_answer_length: int = _option(30, "Question answering: tokens in an answer at most.", check=_at_least(1))
+    no_answer_threshold: float = _option(
         0.0, "Question answering: how much better than any answer no answer must score to be given (SQuAD v2)."
     )
-    packing: bool = _task(True, "Language modelling: join texts and cut them into blocks of the maximum length.")
-    chat_template: bool = _task(
+    packing: bool = _option(True, "Language modelling: join texts and cut them into blocks of the maximum length.")
+    chat_template: bool = _option(
         True, "Language modelling: put prompts and answers into the model's own chat template, if it has one."
     )
-    source_prefix: Text | None = _task(  # noqa: RUF009
+    source_prefix: Text | None = _option(
         None, 'Generation: text put before each source, such as "summarize: " (default: none).', metavar="text"
     )
-    separator: Text | None = _task(  # noqa: RUF009
+    separator: Text | None = _option(
         None,
         "Language modelling: text between prompt and completion where there is no chat template (default: line break).",
     )
-    max_target_length: int = _task(128, "Sequence to sequence: tokens a target is cut to.", check=_at_least(2))
-    max_new_tokens: int = _task(128, "Generation: tokens generated at most.", check=_at_least(1))
-    num_beams: int = _task(1, "Generation: beams of the search; 1 is greedy.", check=_at_least(1))
-    length_penalty: float = _task(1.0, "Generation: above 0 beam search prefers longer texts, below 0 shorter ones.")
-    no_repeat_ngram_size: int = _task(
+    max_target_length: int = _option(128, "Sequence to sequence: tokens a target is cut to.", check=_at_least(2))
+    max_new_tokens: int = _option(128, "Generation: tokens generated at most.", check=_at_least(1))
+    num_beams: int = _option(1, "Generation: beams of the search; 1 is greedy.", check=_at_least(1))
+    length_penalty: float = _option(1.0, "Generation: above 0 beam search prefers longer texts, below 0 shorter ones.")
+    no_repeat_ngram_size: int = _option(
         0, "Generation: word groups of this many tokens occur once; 0 does not mind.", check=_at_least(0)
     )
-    mlm_probability: float = _task(
+    mlm_probability: float = _option(
         0.15, "Masked language modelling: share of the tokens to predict.", check=("in (0, 1)", lambda p: 0 < p < 1)
     )
-    augment: bool = _task(True, "Images: crop and flip at random in training (digits and the like want --no-augment).")
-    max_seconds: float = _task(10.0, "Audio: seconds that a recording is cut to.", check=_POSITIVE)
+    augment: bool = _option(
+        True, "Images: crop and flip at random in training (digits and the like want --no-augment)."
+    )
+    max_seconds: float = _option(10.0, "Audio: seconds that a recording is cut to.", check=_POSITIVE)
 
     method: str = _method(
         "nola",
         "Method: head, full, or a host such as lora with +nola, +capaboost or both; `capaft methods` lists them.",
         metavar="stack",
     )
-    rank: int | None = _method(None, "Rank of the factors (default: 8, of vera 256).", check=_at_least(1))
+    rank: int | None = _method(None, f"Rank of the factors (default: {RANK}; vera: {VERA_RANK}).", check=_at_least(1))
     alpha: float | None = _method(
         None, "Scaling; the update is multiplied by alpha/rank (default: twice the rank).", check=_POSITIVE
     )
@@ -153,41 +177,41 @@ class TrainConfig(Settings):
         None, "Ranks of some layers, the first match counts (default: none).", metavar="name=rank,..."
     )
     dropout: float = _method(0.0, "Share of the adapter's input that is zeroed in training.", check=_FRACTION)
-    bottleneck: int | None = _method(None, "Hidden width of adapter layers (default: 64).", check=_at_least(1))
-    activation: Literal["relu", "gelu", "swish", "tanh", "identity"] | None = _method(
-        None, "Activation of adapter layers (default: relu, of houlsby swish)."
+    bottleneck: int | None = _method(
+        None, f"Hidden width of adapter layers (default: {BOTTLENECK}).", check=_at_least(1)
+    )
+    activation: Activation | None = _method(
+        None, f"Activation of adapter layers (default: {ACTIVATION}; houlsby: {HOULSBY_ACTIVATION})."
     )
     bias: bool = _method(True, "Biases in adapter layers.")
     scaling: float | None = _method(
-        None, "What the output of adapter layers is multiplied by (default: 1, of parallel 4).", check=_POSITIVE
+        None,
+        f"Factor on the output of adapter layers (default: {SCALING:g}; parallel: {PARALLEL_SCALING:g}).",
+        check=_POSITIVE,
     )
     prefix_length: int | None = _method(
-        None, "Virtual tokens that prefix puts before keys and values (default: 16).", check=_at_least(1)
+        None, f"Virtual tokens that prefix puts before keys and values (default: {PREFIX_LENGTH}).", check=_at_least(1)
     )
     method_option: tuple[str, ...] | None = _method(
         None, "Options of a method that another package brings (default: its own).", metavar="name=value,..."
     )
     k: tuple[int, ...] | None = _method(
         None,
-        "Coefficients of a factor, as one number or as two for down and up (default: 192, in the demo 128).",
+        f"Coefficients of a factor, as one number or as two for down and up (default: {K}; in the demo: {DEMO_K}).",
         metavar="int[,int]",
         check=("one or two whole numbers of at least 1", lambda k: len(k) in (1, 2) and min(k) >= 1),
     )
-    basis: Literal["uniform", "hadamard", "group"] = _method("hadamard", "Random basis: the paper's, or a fast one.")
-    scope: Literal["site", "model"] = _method(
-        "site", "Coefficients of every layer's own, or one vector of them for the whole model."
-    )
-    copies: int = _method(2, "Masked copies of a factor that CapaBoost uses.", check=_at_least(1))
+    basis: Basis = _method(BASIS, "Random basis: the paper's, or a fast one.")
+    scope: Scope = _method(SCOPE, "Coefficients of every layer's own, or one vector of them for the whole model.")
+    copies: int = _method(COPIES, "Masked copies of a factor that CapaBoost uses.", check=_at_least(1))
     density: float = _method(
-        0.5,
+        DENSITY,
         "Share of a factor's entries that a random mask keeps.",
         check=("in (0, 1]", lambda x: 0 < x <= 1),
     )
-    masks: Literal["random", "partition"] = _method(
-        "random", "Masks drawn independently, or disjoint ones that keep every entry exactly once."
-    )
-    mask_rescale: Literal["none", "variance"] = _method(
-        "none", "Leave masked factors as they are, or scale them to the variance that they have unmasked."
+    masks: Masks = _method(MASKS, "Masks drawn independently, or disjoint ones that keep every entry exactly once.")
+    mask_rescale: MaskRescale = _method(
+        MASK_RESCALE, "Leave masked factors as they are, or scale them to the variance that they have unmasked."
     )
     target_modules: str | None = _method(
         None,
@@ -204,7 +228,7 @@ class TrainConfig(Settings):
     modules_to_save: str | None = _method(
         None, "Modules to train as they are, beside the adapter (default: the new head alone).", metavar="names"
     )
-    budget: Count | None = _method(  # noqa: RUF009
+    budget: Count | None = _method(
         None,
         "Total of trained numbers, such as 50k; picks k, or the rank where there is no k.",
         check=_at_least(1),
@@ -231,12 +255,10 @@ class TrainConfig(Settings):
     head_lr: float | None = _optimisation(
         None, "Peak learning rate of the head (default: set by the method).", check=_RATE
     )
-    head_init: Literal["fitted", "seeded"] = _optimisation(
+    head_init: HeadInit = _optimisation(
         "fitted", "Where a new head starts: fitted on the frozen base's features, or at random from the seed."
     )
-    optimizer: Literal["adamw", "adamw-8bit", "adafactor", "sgd"] = _optimisation(
-        "adamw", "Optimiser; the 8-bit one needs the package bitsandbytes."
-    )
+    optimizer: Optimizer = _optimisation("adamw", "Optimiser; the 8-bit one needs the package bitsandbytes.")
     warmup: float = _optimisation(
         0.06,
         "Steps in which the learning rate rises, as a share of all; from 1 on, as their number.",
@@ -246,9 +268,7 @@ class TrainConfig(Settings):
         1.0, "How many times faster the up factors learn than the down factors (LoRA+).", check=_RATE
     )
     weight_decay: float = _optimisation(0.0, "Weight decay of matrices, decoupled except for sgd.", check=_at_least(0))
-    schedule: Literal["linear", "cosine", "constant", "polynomial", "inverse-sqrt", "cosine-restarts", "wsd"] = (
-        _optimisation("linear", "Course of the learning rate after the warm-up.")
-    )
+    schedule: Schedule = _optimisation("linear", "Course of the learning rate after the warm-up.")
     clip: float = _optimisation(1.0, "Largest norm of the gradient; 0 leaves it alone.", check=_at_least(0))
     label_smoothing: float = _optimisation(0.0, "Share of the target spread over all labels.", check=_FRACTION)
 
@@ -268,10 +288,8 @@ class TrainConfig(Settings):
     )
     eval_batch_size: int = _evaluation(64, "Examples scored at a time, in each process.", check=_at_least(1))
 
-    precision: Literal["fp32", "bf16", "fp16"] = _machine(
-        "fp32", "What products are computed in; trained numbers stay float32."
-    )
-    base_dtype: BaseDtype = _machine(  # noqa: RUF009
+    precision: Precision = _machine("fp32", "What products are computed in; trained numbers stay float32.")
+    base_dtype: BaseDtype = _machine(
         "float32", "What the frozen weights are held in; 8bit and 4bit need the package bitsandbytes."
     )
     head_cache: bool = _machine(
@@ -294,9 +312,7 @@ class TrainConfig(Settings):
     tracker: tuple[str, ...] | None = _output(
         None, "Also log to tensorboard, wandb or others that Accelerate knows (default: none).", metavar="name,..."
     )
-    save_dtype: Literal["float32", "bfloat16", "float16", "int8", "int4"] = _output(
-        "float32", "Number format of the adapter file."
-    )
+    save_dtype: SaveDtype = _output("float32", "Number format of the adapter file.")
     overwrite: bool = _output(False, "Replace a run that is already in the output directory.")
 
     def conflicts(self, given: Mapping[str, str]) -> list[str]:
@@ -336,7 +352,5 @@ class TrainConfig(Settings):
         return found
 
 
-# What only some tasks can be told: their fields of the same names.
-TASK_OPTIONS = frozenset(each.name for each in fields(TrainConfig) if each.metadata["panel"] == "Task") - {
-    *("task", "head", "head_k")
-}
+TASK_OPTIONS = frozenset(field.name for field in fields(TrainConfig) if "task option" in field.metadata["marks"])
+"""Settings that only some tasks have."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from capaft.config.choices import MASK_RESCALE, MaskRescale, Masks
 from capaft.factors import rng
 from capaft.factors.factor import Factor
 from capaft.factors.rng import Streams
@@ -27,8 +27,8 @@ class Copies:
 
     copies: int
     density: float
-    masks: Literal["random", "partition"]
-    rescale: Literal["none", "variance"] = "none"
+    masks: Masks
+    rescale: MaskRescale = MASK_RESCALE
 
     @property
     def scale(self) -> float:

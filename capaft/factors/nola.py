@@ -7,10 +7,11 @@ numbers in the adapter file.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor, nn
 
+from capaft.config.choices import SCOPE, Scope
+from capaft.config.choices import Basis as BasisName
 from capaft.factors.basis import Basis
 
 
@@ -22,8 +23,8 @@ class Coefficients:
     """
 
     k: int
-    basis: str
-    scope: Literal["site", "model"] = "site"
+    basis: BasisName
+    scope: Scope = SCOPE
 
 
 class Seeded(nn.Module):

@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from capaft.config.choices import ACTIVATION, BOTTLENECK, SCALING, Activation
 from capaft.factors.factor import Factor
 from capaft.methods.host import Host, check_number, check_whole
 from capaft.model.block_sites import Block, find_block_sites
@@ -17,7 +18,7 @@ from capaft.model.site import Site
 from capaft.model.targets import Targets
 from capaft.support.errors import UsageError
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "swish": F.silu,
@@ -40,10 +41,10 @@ class Bottleneck(Host):
     size: ClassVar[str] = "bottleneck"
     unmergeable: ClassVar[str] = "an adapter layer has an activation between its projections, so it is no matrix"
 
-    bottleneck: int = 64
-    activation: str = "relu"
+    bottleneck: int = BOTTLENECK
+    activation: Activation = ACTIVATION
     bias: bool = True
-    scaling: float = 1.0
+    scaling: float = SCALING
 
     def __post_init__(self) -> None:
         check_whole("bottleneck", self.bottleneck)

@@ -12,18 +12,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from torch import Tensor, nn
 
+from capaft.config.choices import BASIS, Basis, HeadMode
 from capaft.factors.factor import Factor
 from capaft.factors.nola import Coefficients
 from capaft.methods.host import Host
 from capaft.model.site import Site, is_quantised, stored_parameter
 from capaft.support.errors import UsageError
 
-HEAD_MODES = ("full", "nola", "frozen")
-DEFAULT_HEAD_K = 1024
+HEAD_MODES = get_args(HeadMode)
 # The role of the coefficients, of all parameters together: one tensor in an adapter file.
 HEAD_ROLE = "head"
 
@@ -46,11 +46,11 @@ class Head(Host):
     kinds: ClassVar[frozenset[str]] = frozenset()
 
     k: int = 0
-    basis: str = "hadamard"
+    basis: Basis = BASIS
     parameters: tuple[Site, ...] = ()
 
     @staticmethod
-    def of(model: nn.Module, names: Mapping[str, str], k: int, basis: str) -> Head:
+    def of(model: nn.Module, names: Mapping[str, str], k: int, basis: Basis) -> Head:
         """The head that has these parameters.
 
         Args:

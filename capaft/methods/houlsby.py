@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from capaft.config.choices import HOULSBY_ACTIVATION, Activation
 from capaft.methods.bottleneck import Bottleneck
 from capaft.model.block_sites import Block
 from capaft.model.site import Site
@@ -24,7 +25,7 @@ class Houlsby(Bottleneck):
     paper: ClassVar[str] = "arXiv 1902.00751"
     found_with: ClassVar[int] = 595_200
 
-    activation: str = "swish"
+    activation: Activation = HOULSBY_ACTIVATION
 
     def places(self, block: Block) -> list[Site]:
         """See `Bottleneck.places`."""

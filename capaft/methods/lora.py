@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from capaft.config.choices import RANK
 from capaft.factors.factor import Factor
 from capaft.methods.host import check_number, check_whole
 from capaft.methods.low_rank import LowRank
@@ -35,7 +36,7 @@ class Lora(LowRank):
     paper: ClassVar[str] = "arXiv 2106.09685"
     size: ClassVar[str] = "rank"
 
-    rank: int = 8
+    rank: int = RANK
     alpha: float | None = None
     rslora: bool = False
     rank_pattern: tuple[str, ...] = field(default=())

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from capaft.config.choices import PARALLEL_SCALING
 from capaft.methods.bottleneck import Bottleneck
 from capaft.model.block_sites import Block
 from capaft.model.site import Site
@@ -23,7 +24,7 @@ class Parallel(Bottleneck):
     paper: ClassVar[str] = "arXiv 2110.04366"
     found_with: ClassVar[int] = 297_600
 
-    scaling: float = 4.0
+    scaling: float = PARALLEL_SCALING
 
     def places(self, block: Block) -> list[Site]:
         """See `Bottleneck.places`."""

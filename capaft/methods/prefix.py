@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from capaft.config.choices import PREFIX_LENGTH
 from capaft.factors.factor import Factor
 from capaft.methods.host import Host, check_whole
 from capaft.model.attention_routing import Attention, Route, attention_modules
@@ -40,7 +41,7 @@ class Prefix(Host):
     found_with: ClassVar[int] = 73_734
     unmergeable: ClassVar[str] = "virtual tokens are no part of any weight"
 
-    prefix_length: int = 16
+    prefix_length: int = PREFIX_LENGTH
 
     def __post_init__(self) -> None:
         check_whole("prefix-length", self.prefix_length)

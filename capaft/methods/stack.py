@@ -10,9 +10,21 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, get_args
 
-from capaft.factors.basis import BASES
+from capaft.config.choices import (
+    BASIS,
+    COPIES,
+    DENSITY,
+    MASK_RESCALE,
+    MASKS,
+    SCOPE,
+    Basis,
+    K,
+    MaskRescale,
+    Masks,
+    Scope,
+)
 from capaft.factors.capaboost import Copies
 from capaft.factors.factor import Factor
 from capaft.factors.nola import Coefficients
@@ -25,7 +37,6 @@ PARAMETERISATION = "nola"
 TRANSFORM = "capaboost"
 DEFAULT_HOST = "lora"
 ALIASES = {"adapter": "houlsby"}
-SCOPES = ("site", "model")
 MAX_COPIES = 64
 NOLA_OPTIONS = frozenset(["k", "basis", "scope"])
 CAPABOOST_OPTIONS = frozenset(["copies", "density", "masks", "mask_rescale"])
@@ -47,8 +58,8 @@ class Stack:
     method: str
     host: Host | None = None
     k: tuple[int, int] | None = None
-    basis: str = "hadamard"
-    scope: str = "site"
+    basis: Basis = BASIS
+    scope: Scope = SCOPE
     copies: Copies | None = None
 
     def coefficients(self, factor: Factor) -> Coefficients | None:
@@ -61,7 +72,7 @@ class Stack:
         k = self.k[0 if isinstance(factor.init, str) else 1]
         if len(factor.shape) == 1 and factor.size <= k:
             return None
-        return Coefficients(k, self.basis, "model" if self.scope == "model" else "site")
+        return Coefficients(k, self.basis, self.scope)
 
     def copies_of(self, factor: Factor) -> Copies | None:
         """CapaBoost's numbers for one factor, or None where it has no hidden axis: it is used once."""
@@ -134,8 +145,8 @@ def parse_stack(method: str, **options: Any) -> Stack:
             close = difflib.get_close_matches(option, known_options(), 1)
             raise UsageError(f"no method has an option {option}" + (f"; did you mean {close[0]}?" if close else ""))
     given = {key: value for key, value in options.items() if value is not None}
-    values: dict[str, Any] = {"k": (192,), "basis": "hadamard", "scope": "site", "copies": 2, "density": 0.5}
-    values |= {"masks": "random", "mask_rescale": "none"} | given
+    values: dict[str, Any] = {"k": (K,), "basis": BASIS, "scope": SCOPE, "copies": COPIES, "density": DENSITY}
+    values |= {"masks": MASKS, "mask_rescale": MASK_RESCALE} | given
     _check(values)
     host = HOSTS[parts[0]]
     with_nola = PARAMETERISATION in parts
@@ -143,8 +154,8 @@ def parse_stack(method: str, **options: Any) -> Stack:
         method=name,
         host=host(**{option.name: given[option.name] for option in host.options() if option.name in given}),
         k=_pair(values["k"]) if with_nola else None,
-        basis=values["basis"] if with_nola else "hadamard",
-        scope=values["scope"] if with_nola else "site",
+        basis=values["basis"] if with_nola else BASIS,
+        scope=values["scope"] if with_nola else SCOPE,
         copies=_copies(values) if TRANSFORM in parts else None,
     )
 
@@ -184,12 +195,8 @@ def _check(values: Mapping[str, Any]) -> None:
         raise UsageError(f"--copies must be a whole number from 1 to {MAX_COPIES}, got {values['copies']}")
     if any(not _whole(each) or each < 1 for each in _pair(k)):
         raise UsageError(f"--k must be a whole number of at least 1, or two as in 512,256, got {k}")
-    for name, choices in {
-        "basis": tuple(BASES),
-        "scope": SCOPES,
-        "masks": ("random", "partition"),
-        "mask_rescale": ("none", "variance"),
-    }.items():
+    for name, kind in {"basis": Basis, "scope": Scope, "masks": Masks, "mask_rescale": MaskRescale}.items():
+        choices = get_args(kind)
         if not isinstance(values[name], str) or values[name] not in choices:
             option = name.replace("_", "-")
             raise UsageError(f"--{option} must be one of {', '.join(choices)}, got {values[name]}")

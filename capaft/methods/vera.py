@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from capaft.config.choices import VERA_RANK
 from capaft.factors.factor import Factor
 from capaft.methods.host import check_whole
 from capaft.methods.low_rank import LowRank
@@ -33,7 +34,7 @@ class Vera(LowRank):
     learning_rate: ClassVar[float] = 1e-1
     found_with: ClassVar[int] = 7_680
 
-    rank: int = 256
+    rank: int = VERA_RANK
 
     def __post_init__(self) -> None:
         check_whole("rank", self.rank)

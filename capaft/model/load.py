@@ -9,11 +9,12 @@ from collections.abc import Iterable
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
+from capaft.config.choices import BaseDtype
 from capaft.factors import rng
 from capaft.model.demo import MODEL_NAME, demo_model
 from capaft.model.names import backbone_prefix, canonical_path
@@ -22,7 +23,7 @@ from capaft.support import hub
 from capaft.support.errors import UsageError, printable
 
 GGUF = ".gguf"
-BASE_DTYPES = ("float32", "bfloat16", "float16", "8bit", "4bit")
+BASE_DTYPES = get_args(BaseDtype)
 
 
 @dataclass(frozen=True)

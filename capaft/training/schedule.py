@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Literal
 
-Schedule = Literal["linear", "cosine", "constant", "polynomial", "inverse-sqrt", "cosine-restarts", "wsd"]
+from capaft.config.choices import Schedule
+
 # Power of `polynomial`, turns of `cosine-restarts`, and the share of the run in which `wsd` decays.
 POWER = 2.0
 TURNS = 4

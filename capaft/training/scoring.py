@@ -5,11 +5,11 @@ from __future__ import annotations
 import typing
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from capaft.config.open_options import EvalOptions
 from capaft.config.settings import check_range, parse_value
 from capaft.config.train_config import TrainConfig
 from capaft.data.load import Say, load_evaluation_data
@@ -28,35 +28,16 @@ from capaft.training.parallel.processes import Processes
 from capaft.training.record.saved_run import SavedRun
 from capaft.training.setup.selection import Selection, load_splits, select_for_scoring, select_for_training
 
+DEFAULTS = EvalOptions()
 
-def score_run(
-    saved: SavedRun,
-    given: str | None,
-    *,
-    say: Say,
-    split: str | None = None,
-    metric: str | None = None,
-    options: Mapping[str, str] | None = None,
-    max_examples: int | None = None,
-    predictions: Path | None = None,
-    text: str | None = None,
-    pair: str | None = None,
-    label: str | None = None,
-) -> dict[str, Any]:
-    """The metric of a saved adapter.
+
+def score_run(saved: SavedRun, options: EvalOptions = DEFAULTS, *, say: Say) -> dict[str, Any]:
+    """Score a saved adapter.
 
     Args:
         saved: the opened run.
-        given: a data set; None for the run's own.
+        options: the data, and what of the task is changed; by default the run's validation split.
         say: told one line for each thing that is decided about the data.
-        split: which split of it; None for the validation split.
-        metric: another metric than the run's.
-        options: options of the task to change, as text.
-        max_examples: score on a seeded sample of this many.
-        predictions: where to write what was predicted, one JSON record a line.
-        text: column of the text; by default the run's if there is one of its name, else found by name.
-        pair: column of the second text.
-        label: column of the label.
 
     Returns:
         `metric`, `value`, `loss`, `scores` and `examples`; without targets only predictions are written, `value` and
@@ -66,17 +47,18 @@ def score_run(
         UsageError: there is no data to score on, it does not fit the task, or there is nothing to compare or to write.
     """
     config = saved.config or TrainConfig()
-    task = _changed(saved.task, metric, options or {})
+    task = _changed(saved.task, options.metric, options.task_options)
+    predictions, max_examples = options.predictions, options.max_examples
     if predictions and not _reports(task):
         raise UsageError(
             f"--predictions has no meaning for {task.name} with --metric {task.metric}, which predicts nothing to "
             "read; drop it or choose another metric"
         )
-    if given is None and saved.config is None:
+    if options.data is None and saved.config is None:
         raise UsageError("an adapter file alone does not know its data; pass --data")
-    if given is None and split is None:
+    if options.data is None and options.split is None:
         max_examples = max_examples or config.max_eval_examples
-    found = _selected(saved, given, split, {"text": text, "pair": pair, "label": label}, say)
+    found = _selected(saved, options, say)
     rows = found.rows
     if max_examples and max_examples < len(rows):
         rows = sample_rows(rows, max_examples, config.seed)
@@ -119,20 +101,18 @@ def _reports(task: Task) -> bool:
     return task.generates if isinstance(task, Generation) else type(task).report is not Task.report
 
 
-def _selected(
-    saved: SavedRun, given: str | None, split: str | None, named: Mapping[str, str | None], say: Say
-) -> Selection:
+def _selected(saved: SavedRun, options: EvalOptions, say: Say) -> Selection:
     """What to score on: the run's own validation rows, unless other data or another split is given."""
-    config = saved.config or TrainConfig()
-    if given is None and split is None:
-        columns: dict[str, Any] = {f"{role}_column": name for role, name in named.items() if name}
+    config, split = saved.config or TrainConfig(), options.split
+    if options.data is None and split is None:
+        columns: dict[str, Any] = {f"{role}_column": name for role, name in options.columns.items() if name}
         config = replace(config, **columns)
         return select_for_training(type(saved.task), load_splits(config, say), config, say)[1]
-    if given is None and split is not None:
+    if options.data is None:
         source = load_splits(replace(config, eval_split=split), say)
     else:
-        source = load_evaluation_data(str(given), WantedSplits(evaluation=split), say=say)
-    return select_for_scoring(saved.task, source, config, named, say, asked=split is not None)
+        source = load_evaluation_data(options.data, WantedSplits(evaluation=split), say=say)
+    return select_for_scoring(saved.task, source, config, options.columns, say, asked=split is not None)
 
 
 def _changed(task: Task, metric: str | None, options: Mapping[str, str]) -> Task:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-SaveDtype = Literal["float32", "bfloat16", "float16", "int8", "int4"]
+from capaft.config.choices import SaveDtype
+
 SAVE_DTYPES: tuple[SaveDtype, ...] = get_args(SaveDtype)
 BLOCK = 128
 SCALE = ".scale"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from capaft.adapter.attach import attach_plan, detach, get_adapter
-from capaft.adapter.file.encoding import SAVE_DTYPES, SCALE, SaveDtype, decode_tensor, encode_tensor, encoded_layout
+from capaft.adapter.file.encoding import SAVE_DTYPES, SCALE, decode_tensor, encode_tensor, encoded_layout
 from capaft.adapter.file.fingerprint import (
     WeightSamples,
     base_samples,
@@ -38,6 +38,7 @@ from capaft.adapter.file.header import (
 )
 from capaft.adapter.module import Adapter
 from capaft.adapter.plan import Plan, make_plan
+from capaft.config.choices import SaveDtype
 from capaft.factors import rng
 from capaft.methods.stack import parse_stack
 from capaft.model.origin import Origin
@@ -279,29 +280,6 @@ def _fill(adapter: Adapter, model: nn.Module, file: AdapterFile) -> None:
     with torch.no_grad():
         for key, parameter in trained.items():
             parameter.copy_(numbers[key])
-
-
-def describe(file: AdapterFile) -> list[str]:
-    """What a file is, as lines for people."""
-    header, task, base = file.header, file.task, file.base
-    options = task.options if task else {}
-    settings = ", ".join(f"{key} {value}" for key, value in header["method"].items() if key != "method")
-    return [
-        f"{file.path}: {file.size:,} bytes, intact",
-        f"method    {header['method']['method']}{f' ({settings})' if settings else ''}",
-        f"base      {base.name}{f' at {base.revision}' if base.revision else ''}",
-        f"sites     {header['sites']} for {Targets(**header['targets'])}" if header["sites"] else "sites     none",
-        *([_head_line(header["head"])] if header["head"] else []),
-        f"tensors   {', '.join(sorted(file.tensors))} as {header['save_dtype']}",
-        f"seed      {header['seed']} (seed contract {header['contract']})",
-        *([f"task      {task.name}, {len(task.labels)} labels: {', '.join(task.labels[:12])}"] if task else []),
-        *([f"options   {', '.join(f'{key} {value}' for key, value in options.items())}"] if options else []),
-    ]
-
-
-def _head_line(head: dict[str, Any]) -> str:
-    what = f"{head['k']:,} coefficients each for" if head["k"] else "frozen:"
-    return f"head      {what} {', '.join(head['parameters'])}"
 
 
 def _plan(model: nn.Module, file: AdapterFile, rename: dict[str, str] | None) -> Plan:

@@ -11,6 +11,7 @@ from torch import nn
 from capaft.adapter.file import save_load
 from capaft.adapter.file.save_load import HEAD, AdapterFile, read
 from capaft.config.choices import TASKS
+from capaft.config.open_options import OpenOptions
 from capaft.config.settings import check_range, resolve_settings
 from capaft.config.train_config import TrainConfig
 from capaft.model.load import BaseModel
@@ -18,6 +19,8 @@ from capaft.support.errors import AdapterFileError, UsageError
 from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
 from capaft.training.record.run_directory import RunDirectory, find_adapter_file
+
+DEFAULTS = OpenOptions()
 
 
 @dataclass(frozen=True)
@@ -44,22 +47,12 @@ class SavedRun:
         return self.base.model
 
 
-def open_run(
-    given: str,
-    *,
-    model: str | None = None,
-    rename: dict[str, str] | None = None,
-    allow_base_mismatch: bool = False,
-    base_dtype: str | None = None,
-) -> SavedRun:
+def open_run(given: str, options: OpenOptions = DEFAULTS) -> SavedRun:
     """Open a run directory or an adapter file.
 
     Args:
         given: what the user named.
-        model: the base model; by default the run's, or the one the file names.
-        rename: see `load`.
-        allow_base_mismatch: see `load`.
-        base_dtype: what the base's weights are held in; by default as in the run, or float32.
+        options: the base model to put it on, if it is not the one that the run or the file names.
 
     Raises:
         UsageError: there is nothing there, or the base model cannot be loaded.
@@ -69,14 +62,14 @@ def open_run(
     file = read(path)
     task = _task(file)
     config = _config(run.config) if run else None
-    named = model or (config.model if config else file.base.name)
+    named = options.model or (config.model if config else file.base.name)
     if named is None and config is None:
         raise UsageError(f"{path} does not name its base model; pass --model")
     base = task.load_model(
         named,
         seed=file.header["seed"],
-        base_dtype=base_dtype or (config.base_dtype if config else "float32"),
-        revision=None if model else file.base.revision,
+        base_dtype=options.base_dtype or (config.base_dtype if config else "float32"),
+        revision=None if options.model else file.base.revision,
         trust_remote_code=config.trust_remote_code if config else False,
     )
     own = base.named_parameters()
@@ -84,7 +77,7 @@ def open_run(
         if name in own:
             # Trained as float32 beside a base of fewer bits.
             own[name].data = own[name].data.float()
-    save_load.load(base.model, file, rename=rename, allow_base_mismatch=allow_base_mismatch)
+    save_load.load(base.model, file, rename=options.renames, allow_base_mismatch=options.allow_base_mismatch)
     base.model.eval()
     return SavedRun(file, run, config, task, base)
 

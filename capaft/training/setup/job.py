@@ -13,6 +13,7 @@ from capaft.adapter.attach import check_dropout
 from capaft.adapter.budget import count_trainable, fit_to_budget
 from capaft.adapter.file.save_load import TaskRecord
 from capaft.adapter.plan import Plan, make_plan
+from capaft.config.choices import DEMO_K, DEMO_TARGET_MODULES
 from capaft.config.settings import parse_value as parse_setting
 from capaft.config.train_config import TASK_OPTIONS, TrainConfig
 from capaft.data.sampling import sample_rows, sample_shots
@@ -27,7 +28,7 @@ from capaft.tasks.base.recognise import check_model, recognise_task
 from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
 from capaft.training.setup import fitted_head
-from capaft.training.setup.recipe import DEMO_K, DEMO_TARGET_MODULES, choose_recipe
+from capaft.training.setup.recipe import choose_recipe
 from capaft.training.setup.selection import (
     DEMO,
     column_settings,
@@ -104,7 +105,7 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
         UsageError: something cannot be used as given.
     """
     is_demo = config.model is None and config.data is None
-    stack = parse_stack(config.method, **_numbers(config, DEMO_K if is_demo else None))
+    stack = parse_stack(config.method, **_numbers(config, (DEMO_K,) if is_demo else None))
     check_dropout(stack, config.dropout)
 
     def say_data(line: str) -> None:
@@ -308,7 +309,7 @@ def settled_config(config: TrainConfig, job: Job) -> TrainConfig:
     return replace(
         with_task_options(config, job.task),
         method=job.plan.stack.method,
-        task=job.task.name,  # type: ignore[arg-type] # one of those that the setting takes
+        task=job.task.name,
         epochs=job.epochs,
         lr=job.lr,
         head_lr=job.head_lr,

@@ -55,9 +55,3 @@ def choose_recipe(stack: Stack, numbers: int) -> Recipe:
 def _slowed(lr: float, found_with: int, numbers: int) -> float:
     """A rate that was found with so many numbers, for as many or more; to two digits, which is what it is known to."""
     return float(f"{lr * min(1.0, math.sqrt(found_with / max(numbers, 1))):.1e}")
-
-
-# What the demo chooses where the user does not. So few examples gain more from a small change to every layer than from
-# a larger one to the query and value projections, at the same count of trained numbers.
-DEMO_TARGET_MODULES = "all-linear"
-DEMO_K = (128,)

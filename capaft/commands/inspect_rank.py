@@ -1,16 +1,48 @@
-"""The rank report as a table for people and as a plot."""
+"""`capaft inspect-rank`: the effective rank of each site's update, as a table and as a plot."""
 
 from __future__ import annotations
 
 import io
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from capaft.adapter.rank import SiteRank
+from capaft.commands.reporting import Json, Run, quiet_libraries, reporting
+from capaft.config.open_options import OpenOptions
+from capaft.config.settings import resolve_settings, signature
+from capaft.support import strict_json
+from capaft.support.files import check_writable, write_atomically
+
+if TYPE_CHECKING:
+    from capaft.adapter.rank import SiteRank
 
 BARS = "▁▂▃▄▅▆▇█"
+
+
+@signature(OpenOptions)
+def inspect_rank_command(
+    run: Run,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the spectra to this PNG file.")] = None,
+    json: Json = False,
+    **flags: str | bool | list[str] | None,
+) -> None:
+    """Report the effective rank of each site's update."""
+    with reporting() as console:
+        options, _ = resolve_settings(OpenOptions, flags=flags, environ={})
+        check_writable("--plot", plot)
+        quiet_libraries(console)
+        from capaft.adapter.rank import inspect_ranks, summarise_ranks
+        from capaft.training.record.saved_run import open_run
+
+        reports = inspect_ranks(open_run(run, options).model)
+        summary = summarise_ranks(reports)
+        if plot:
+            write_atomically(plot, draw_ranks(reports))
+        if json:
+            print(strict_json.document({"sites": [report.record() for report in reports], "summary": summary}))
+        else:
+            show_ranks(reports, summary)
 
 
 def sparkline(spectrum: tuple[float, ...]) -> str:
@@ -21,8 +53,11 @@ def sparkline(spectrum: tuple[float, ...]) -> str:
     return "".join(BARS[min(7, int(8 * value / largest))] for value in spectrum[:32])
 
 
-def show(reports: list[SiteRank], summary: dict[str, Any]) -> None:
+def show_ranks(reports: list[SiteRank], summary: dict[str, Any]) -> None:
     """Print the report on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console()
     if not console.is_terminal:
         # No screen to fit: every column in full, so that the lines can be searched.
@@ -55,7 +90,7 @@ def show(reports: list[SiteRank], summary: dict[str, Any]) -> None:
     )
 
 
-def draw(reports: list[SiteRank]) -> bytes:
+def draw_ranks(reports: list[SiteRank]) -> bytes:
     """A PNG: the spectrum of every site, relative to its largest value, and the effective ranks."""
     from matplotlib.figure import Figure
 

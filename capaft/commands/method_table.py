@@ -28,7 +28,7 @@ WIDTH = 100
 INDENT = 11
 
 
-def rows(model: nn.Module | None = None) -> list[dict[str, Any]]:
+def method_rows(model: nn.Module | None = None) -> list[dict[str, Any]]:
     """One record a method: what it is, its options, and the stacks that begin with it.
 
     Of an option, `default` is what it stands at, null where it follows from the others, and `value` what that comes to.
@@ -66,9 +66,9 @@ def rows(model: nn.Module | None = None) -> list[dict[str, Any]]:
     return found
 
 
-def text(model: nn.Module | None = None) -> str:
+def methods_text(model: nn.Module | None = None) -> str:
     """The records as lines for people."""
-    found = rows(model)
+    found = method_rows(model)
     lines = ["A stack is host[+nola][+capaboost]; head and full stand alone.", ""]
     for row in found:
         lines += _lines(row)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from capaft.adapter.attach import attach_plan
 from capaft.adapter.file.encoding import DTYPE_BYTES, encoded_layout
@@ -23,7 +23,7 @@ from capaft.training.record.run_directory import choose_directory
 from capaft.training.setup.job import Job, prepare_job, settled_config
 
 
-def describe(config: TrainConfig, console: Console) -> dict[str, Any]:
+def describe_run(config: TrainConfig, say: Callable[[str], None]) -> dict[str, Any]:
     """Decide a run: its output directory, data, model, sites and sizes. Nothing is written.
 
     Raises:
@@ -35,7 +35,7 @@ def describe(config: TrainConfig, console: Console) -> dict[str, Any]:
     run = choose_directory(
         config.output, canonical_method(config.method), overwrite=config.overwrite, resume=config.resume
     )
-    decided = prepare_job(config, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+    decided = prepare_job(config, say)
     own = decided.base.named_parameters()
     tensors = {f"head:{name}": tuple(own[name].shape) for name in decided.plan.trained}
     if decided.plan.head.numbers:
@@ -82,7 +82,7 @@ def _peak_memory(config: TrainConfig, decided: Job) -> int | None:
     )
 
 
-def text(decided: dict[str, Any]) -> str:
+def dry_run_text(decided: dict[str, Any]) -> str:
     """The decisions as lines for people: the configuration, the sites, the sizes."""
     peak = decided["estimated_peak_memory_bytes"]
     return "\n".join(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-def of_run(results: dict[str, Any]) -> str:
+def run_summary(results: dict[str, Any]) -> str:
     """What a run came to, and what to do next."""
     before = "" if results["baseline"] is None else _compared(results["value"], results["baseline"])
     others = _scores(results, "loss")
@@ -23,7 +23,7 @@ def of_run(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def of_evaluation(results: dict[str, Any], predictions: Path | None) -> str:
+def evaluation_summary(results: dict[str, Any], predictions: Path | None) -> str:
     """All scores in a line, or where the predictions are that nothing can be compared with."""
     if results["value"] is None:
         return f"{results['examples']} predictions in {predictions}, and no targets to compare them with"

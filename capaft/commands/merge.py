@@ -1,18 +1,47 @@
-"""A merged model as a plain Hugging Face directory that needs nothing of capaft."""
+"""`capaft merge`: base and adapter as one plain Hugging Face directory that needs nothing of capaft."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from capaft.adapter.merge import merge
+import typer
+
+from capaft.commands.reporting import Json, Run, quiet_libraries, reporting
+from capaft.config.open_options import OpenOptions
+from capaft.config.settings import resolve_settings, signature
+from capaft.support import strict_json
 from capaft.support.errors import TrainingError, UsageError
 from capaft.support.files import write_atomically
-from capaft.training.record.saved_run import SavedRun
+
+if TYPE_CHECKING:
+    from capaft.training.record.saved_run import SavedRun
 
 
-def write(saved: SavedRun, output: str, *, overwrite: bool = False) -> int:
+@signature(OpenOptions)
+def merge_command(
+    run: Run,
+    output: Annotated[str, typer.Option("--output", help="Directory to write the merged model to.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
+    json: Json = False,
+    **flags: str | bool | list[str] | None,
+) -> None:
+    """Write base and adapter as one plain model directory."""
+    with reporting() as console:
+        options, _ = resolve_settings(OpenOptions, flags=flags, environ={})
+        quiet_libraries(console)
+        from capaft.training.record.saved_run import open_run
+
+        started = time.perf_counter()
+        sites = write_merged(open_run(run, options), output, overwrite=overwrite)
+        results = {"output": output, "sites": sites, "seconds": round(time.perf_counter() - started, 3)}
+        print(strict_json.document(results) if json else f"merged {sites} sites into {output}")
+
+
+def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False) -> int:
     """Merge the adapter and write weights, configuration with labels, tokenizer and a model card.
 
     The directory is written beside its place and renamed, so it is there whole or not at all.
@@ -29,6 +58,8 @@ def write(saved: SavedRun, output: str, *, overwrite: bool = False) -> int:
         UsageError: the directory holds something else, or a weight cannot be merged into.
         TrainingError: the disk is full or cannot be written.
     """
+    from capaft.adapter.merge import merge
+
     path = Path(output).expanduser()
     if path.exists() and not path.is_dir():
         raise UsageError(f"--output {output} is a file; name a directory that is new or empty")

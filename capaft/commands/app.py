@@ -1,0 +1,93 @@
+"""The command line: the verbs, and how a wrong command line is reported. Nothing heavy is imported before one runs.
+
+Results go to stdout and everything else to stderr, so that a script can read the one and a person the other.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from capaft import __version__
+from capaft.commands.env import env_command
+from capaft.commands.evaluate import eval_command
+from capaft.commands.info import info_command
+from capaft.commands.inspect_rank import inspect_rank_command
+from capaft.commands.merge import merge_command
+from capaft.commands.methods import methods_command
+from capaft.commands.presets import presets_command
+from capaft.commands.train import train_command
+from capaft.support.errors import UsageError
+
+
+class _Commands(TyperGroup):
+    """The verbs: listed in plain text, and a wrong command line reported in one line."""
+
+    def format_help(self, *args: Any) -> None:
+        # Drawing panels takes as long as all else that `--help` does.
+        self.rich_markup_mode = None
+        super().format_help(*args)
+
+    def main(self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any) -> Any:  # type: ignore[override] # the rest is passed by name
+        try:
+            result = super().main(args, standalone_mode=False, **extra)
+        except Exception as error:
+            # Typer's own, or click's where Typer builds on that: they alone know how to be shown.
+            if not standalone_mode or not hasattr(error, "format_message"):
+                raise
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "capaft"
+            message = " ".join(error.format_message().split()).rstrip(".")
+            print(f"error: {message}; see {command} --help", file=sys.stderr)
+            sys.exit(UsageError.exit_code)
+        if standalone_mode:
+            sys.exit(result if isinstance(result, int) else 0)
+        return result
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Fine-tune any Hugging Face checkpoint with adapters of a few kilobytes.",
+    epilog="Start with `capaft train`: it needs no model, no data and no network.",
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Fine-tune any Hugging Face checkpoint with adapters of a few kilobytes."""
+
+
+app.command(
+    "train",
+    epilog="Examples: `capaft train` · `capaft train --model roberta-base --data glue/sst2 --method nola --k 1024` · "
+    "`capaft train --model ./dir --data reviews.csv --method capaboost`",
+)(train_command)
+app.command(
+    "eval",
+    epilog="Examples: `capaft eval runs/lora+nola-1` · `capaft eval adapter.safetensors --data test.csv`",
+)(eval_command)
+app.command("merge", epilog="Example: `capaft merge runs/lora+nola-1 --output merged`")(merge_command)
+app.command("inspect-rank", epilog="Example: `capaft inspect-rank runs/lora+nola-1 --plot rank.png`")(
+    inspect_rank_command
+)
+app.command("info", epilog="Example: `capaft info runs/lora+nola-1`")(info_command)
+app.command("methods", epilog="Examples: `capaft methods` · `capaft methods --model ./dir`")(methods_command)
+app.command("presets", epilog="Example: `capaft train --preset nola-glue-rte --print-config`")(presets_command)
+app.command("env")(env_command)

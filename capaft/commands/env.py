@@ -1,0 +1,24 @@
+"""`capaft env`: the versions and the device that a run would use."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+
+from capaft import __version__
+from capaft.commands.reporting import Json, reporting
+from capaft.support import strict_json
+
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "numpy", "typer", "rich")
+
+
+def env_command(json: Json = False) -> None:
+    """Print the versions and the device that a run would use."""
+    with reporting():
+        import torch
+
+        facts = {"capaft": __version__, "python": platform.python_version(), "platform": platform.platform()}
+        facts |= {name: version(name) for name in _PACKAGES}
+        facts["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        facts["threads"] = str(torch.get_num_threads())
+        print(strict_json.document(facts) if json else "\n".join(f"{name:14}{fact}" for name, fact in facts.items()))

@@ -1,0 +1,25 @@
+"""`capaft eval`: score a saved adapter."""
+
+from __future__ import annotations
+
+from capaft.commands.reporting import Json, Run, print_line, quiet_libraries, reporting
+from capaft.commands.summary import evaluation_summary
+from capaft.config.open_options import EvalOptions
+from capaft.config.settings import resolve_settings, signature
+from capaft.support import strict_json
+from capaft.support.files import check_writable
+
+
+@signature(EvalOptions)
+def eval_command(run: Run, json: Json = False, **flags: str | bool | list[str] | None) -> None:
+    """Score a saved adapter."""
+    with reporting() as console:
+        options, _ = resolve_settings(EvalOptions, flags=flags, environ={})
+        check_writable("--predictions", options.predictions)
+        quiet_libraries(console)
+        from capaft.training.record.saved_run import open_run
+        from capaft.training.scoring import score_run
+
+        saved = open_run(run, options)
+        results = score_run(saved, options, say=lambda line: print_line(console, f"data   {line}"))
+        print(strict_json.document(results) if json else evaluation_summary(results, options.predictions))

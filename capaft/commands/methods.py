@@ -1,0 +1,29 @@
+"""`capaft methods`: the methods, their options, and what each comes to on a model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from capaft.commands.reporting import Json, quiet_libraries, reporting
+from capaft.support import strict_json
+
+
+def methods_command(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="Count what each trains on this model; its weights are not read.", metavar="DIR|ID"
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the methods, their options and what they compose with."""
+    with reporting() as console:
+        quiet_libraries(console)
+        from capaft.commands.method_table import method_rows, methods_text
+        from capaft.model.load import load_skeleton
+
+        base = None if model is None else load_skeleton(model)
+        print(strict_json.document(method_rows(base)) if json else methods_text(base))

@@ -1,0 +1,76 @@
+"""What every verb does around its work: errors become one line and an exit code, libraries keep quiet."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from capaft.support.errors import CapaftError, TrainingError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Run = Annotated[str, typer.Argument(help="A run directory or an adapter file.", metavar="RUN")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+@contextmanager
+def reporting() -> Iterator[Console]:
+    """Turns what is raised on purpose into one line on stderr and an exit code; gives the console of stderr."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    try:
+        yield console
+        sys.stdout.flush()
+    except CapaftError as error:
+        prefix = "stopped" if error.exit_code == 130 else "error"
+        # All processes of a run find the same fault in what they were given; a failure may be one's own.
+        if is_first_process() or type(error) is TrainingError:
+            console.quiet = False
+            for line in str(error).splitlines():
+                print_line(console, f"{prefix}: {line}")
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print_line(console, "stopped: interrupted")
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        # The reader of stdout has gone, as in `capaft info RUN | head -1`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+
+
+def print_line(console: Console, line: str) -> None:
+    """Print a line as it is: neither wrapped, nor coloured, nor read as markup."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def quiet_libraries(console: Console) -> None:
+    """Keep the libraries' own reports off the screen, and show warnings as lines."""
+    import logging
+    import warnings
+
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, UserWarning) and not issubclass(category, (FutureWarning, DeprecationWarning)):
+            print_line(console, f"warning: {message}")
+
+    warnings.showwarning = show
+    for name in ("huggingface_hub", "datasets", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks for those that train together."""
+    return os.environ.get("RANK", "0") == "0"

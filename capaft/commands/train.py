@@ -1,0 +1,78 @@
+"""`capaft train`: train an adapter."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from capaft.commands.reporting import Json, is_first_process, print_line, quiet_libraries, reporting
+from capaft.config.presets import preset_file
+from capaft.config.settings import dump_settings, resolve_settings, signature
+from capaft.config.train_config import TrainConfig
+from capaft.support import strict_json
+from capaft.support.errors import UsageError
+
+
+@signature(TrainConfig)
+def train_command(
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="Settings of a published experiment; `capaft presets` lists them.")
+    ] = None,
+    json: Json = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Resolve everything, train nothing, and show the plan.")
+    ] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the resolved settings as YAML and stop.")
+    ] = False,
+    **flags: str | bool | list[str] | None,
+) -> None:
+    """Train an adapter. Without arguments: a real job on an embedded model and data set."""
+    with reporting() as console:
+        settings = _resolve(flags, config, preset)
+        if print_config:
+            print(dump_settings(settings), end="")
+            return
+        if not dry_run:
+            from capaft.training.parallel.launch import follow_launcher, launch_processes, should_launch
+
+            if should_launch(settings.processes):
+                raise typer.Exit(launch_processes(settings.processes, sys.argv[1:]))
+            follow_launcher()
+        quiet_libraries(console)
+        if dry_run:
+            from capaft.commands.dry_run import describe_run, dry_run_text
+
+            description = describe_run(settings, lambda line: print_line(console, line))
+            print(strict_json.document(description) if json else dry_run_text(description))
+            return
+        from capaft.commands.summary import run_summary
+        from capaft.training.run import execute_run
+
+        results = execute_run(settings, console, sys.argv[1:])
+        if is_first_process():
+            print(strict_json.document(results) if json else run_summary(results))
+
+
+def _resolve(flags: dict[str, str | bool | list[str] | None], config: Path | None, preset: str | None) -> TrainConfig:
+    """The settings, from all sources.
+
+    Raises:
+        UsageError: one of them is wrong, or a file or preset is not there.
+    """
+    if config is not None and not config.is_file():
+        raise UsageError(f"--config {config}: there is no such file")
+    published = preset_file(preset) if preset else None
+    settings, _ = resolve_settings(TrainConfig, flags=flags, environ=os.environ, file=config, preset=published)
+    if settings.resume and settings.output:
+        from capaft.training.record.run_directory import started_config
+
+        if begun := started_config(settings.output):
+            # What the run began with counts where the command says nothing.
+            settings, _ = resolve_settings(TrainConfig, flags=flags, environ=os.environ, file=config, preset=begun)
+    return settings
