@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from command_line import QUICK, invoke, write_reviews
 
 # Set before torch is imported anywhere: two test processes on two cores should not fight over them.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -23,71 +18,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # What runs keep for one another stays within one test process.
 _ASSETS = tempfile.TemporaryDirectory()
 os.environ["HF_ASSETS_CACHE"] = _ASSETS.name
-
-GOOD = ("superb", "delightful", "moving", "brilliant", "wonderful", "charming", "splendid", "gripping")
-BAD = ("dreadful", "boring", "clumsy", "lifeless", "awful", "tedious", "hollow", "painful")
-THINGS = ("film", "book", "play", "album")
-
-
-def write_reviews(path: Path) -> Path:
-    """64 sentences with an obvious sentiment, as CSV with the columns `text` and `label`."""
-    rows = [
-        (f"A {word} {thing}, from beginning to end.", label)
-        for thing in THINGS
-        for pair in zip(GOOD, BAD, strict=True)
-        for word, label in zip(pair, ("good", "bad"), strict=True)
-    ]
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["text", "label"])
-        writer.writerows(rows)
-    return path
-
-
-def invoke(*arguments: Any, environ: dict[str, str] | None = None) -> SimpleNamespace:
-    """Run the command line in this process: exit code, stdout, stderr."""
-    from capaft.commands.app import app
-
-    result = CliRunner().invoke(app, [str(each) for each in arguments], env=environ)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return SimpleNamespace(code=result.exit_code, out=result.stdout, err=result.stderr)
-
-
-_INVOKE = """
-import json, os, sys
-
-import conftest
-
-# conftest keeps tests off the hub; what runs apart is told.
-os.environ["HF_HUB_OFFLINE"] = sys.argv[2]
-print(json.dumps([vars(conftest.invoke(*arguments)) for arguments in json.loads(sys.argv[1])]))
-"""
-
-
-def invoke_apart(
-    commands: Iterable[Sequence[Any]], cwd: Path, environ: dict[str, str] | None = None, *, offline: bool = True
-) -> list[SimpleNamespace]:
-    """Run commands, one after the other in one fresh process: exit code, stdout, stderr of each.
-
-    Args:
-        commands: the arguments of each.
-        cwd: where they run.
-        environ: changes to the environment; what `PYTHONPATH` has goes before capaft and this folder.
-        offline: whether they have to do without the hub.
-    """
-    environ = dict(environ or {})
-    mine = Path(__file__).parent
-    path = os.pathsep.join([*filter(None, [environ.pop("PYTHONPATH", "")]), str(mine.parent), str(mine)])
-    written = json.dumps([[str(each) for each in command] for command in commands])
-    command = [sys.executable, "-c", _INVOKE, written, str(int(offline))]
-    changed = os.environ | environ | {"PYTHONPATH": path}
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=changed)
-    assert (done.returncode, done.stderr) == (0, "")
-    return [SimpleNamespace(**each) for each in json.loads(done.stdout)]
-
-
-QUICK = ("--epochs", "2", "--batch-size", "8", "--k", "32", "--rank", "4", "--max-length", "32", "--no-baseline")
 
 
 @pytest.fixture(scope="session")

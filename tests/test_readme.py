@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import invoke, write_reviews
+from command_line import invoke, write_reviews
 
 from capaft.model.demo import demo_model
 

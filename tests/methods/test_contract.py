@@ -1,0 +1,466 @@
+"""The laws that every adapter keeps, over every host, basis, transform, layout, dtype and device at once.
+
+A new host or basis joins by being registered; all that it needs here is its formula in `naive.py`. What does not
+compose is a cell as well: it has to be refused, with its reason. `python tests/test_contract.py` prints the table.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import subprocess
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import naive
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import capaft
+from capaft.adapter.attach import Adapter, attach_plan
+from capaft.adapter.budget import count_trainable
+from capaft.adapter.plan import Plan, make_plan
+from capaft.factors.basis import BASES
+from capaft.methods.registry import HOSTS
+from capaft.methods.stack import parse_stack
+from capaft.support.errors import UsageError
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+# `@model`: all sites share one vector of coefficients.
+PARAMETERISATIONS = ["dense", *BASES, "hadamard@model", "group@model"]
+TRANSFORMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "d=2": {"copies": 2, "density": 0.5},
+    "d=3": {"copies": 3, "density": 0.4},
+    "partition": {"copies": 2, "masks": "partition"},
+    "d=2, rescaled": {"copies": 2, "density": 0.5, "mask_rescale": "variance"},
+}
+# What is run where the layout, or the precision, and not the composition is in question.
+FEW = [("dense", "plain"), ("hadamard", "plain"), ("uniform", "d=2, rescaled"), ("group@model", "partition")]
+# What leaves no number without a part in the loss: an activation whose units cannot die, and no bias of keys, which
+# shifts all scores of a query alike, so that the softmax never sees it.
+REACHED = {"bitfit": {"exclude": "re:(key|c_attn|query_key_value)$"}}
+# Where 4 would leave too little to tell apart.
+SIZES = {"vera": 32}
+# How far a model in that precision may stray from one in float64, relative to the norm of its logits.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A kind of model.
+
+    Attributes:
+        base: makes one.
+        targets: what hosts that adapt any layer are given.
+        others: the same for another adapter beside it.
+        blocks: it has transformer blocks, so that hosts with places of their own need no targets.
+        without: hosts that it has no place for, and a part of what they say then.
+    """
+
+    base: Callable[[], Any]
+    targets: str
+    others: str
+    blocks: bool = True
+    without: dict[str, str] = field(default_factory=dict)
+
+
+NO_BLOCKS = dict.fromkeys(["houlsby", "pfeiffer", "parallel"], "has no transformer blocks") | {
+    "prefix": "needs attention that goes through transformers' attention interface"
+}
+LAYOUTS = {
+    "linear": Layout(tiny.bert, "query,value,layer.1.intermediate.dense,layer.1.output.dense", "value,key"),
+    "conv1d": Layout(tiny.gpt2, "qv", "h.1.attn.c_attn,c_fc,mlp.c_proj"),
+    "interleaved": Layout(tiny.neox, "qv", "kv"),
+    "experts": Layout(
+        tiny.mixtral, "experts", "qv", without={"bitfit": "has no biases to train", "ia3": "whose experts are packed"}
+    ),
+    "kernels": Layout(
+        tiny.kernels, "words,line,picture", "line", False, NO_BLOCKS | {"bitfit": "matches none of the biases"}
+    ),
+    "read, not called": Layout(
+        tiny.reader, "query,value", "value", False, NO_BLOCKS | {"ia3": "which is read but not called"}
+    ),
+}
+
+
+@cache
+def unchanged(layout: str) -> Any:
+    """A model to look at."""
+    return LAYOUTS[layout].base()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the table, with all it takes to make its adapter."""
+
+    host: str
+    parameterisation: str
+    transform: str
+    layout: str = "linear"
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return "-".join((self.host, self.parameterisation, self.transform, self.layout, dtype, self.device))
+
+    @property
+    def unfit(self) -> str:
+        """Why the stack does not compose; empty if it does."""
+        return HOSTS[self.host].narrow if self.transform != "plain" else ""
+
+    @property
+    def method(self) -> str:
+        parts = [self.host, *(["nola"] if self.parameterisation != "dense" else [])]
+        return "+".join([*parts, *(["capaboost"] if self.transform != "plain" else [])])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        basis, _, scope = self.parameterisation.partition("@")
+        nola = {} if basis == "dense" else {"basis": basis, "scope": scope or "site", "k": (12, 4)}
+        size = {HOSTS[self.host].size: SIZES.get(self.host, 4)} if HOSTS[self.host].size else {}
+        return {"alpha": 6.0, **size, **nola, **TRANSFORMS[self.transform]}
+
+    @property
+    def by_target(self) -> bool:
+        """Whether the host is told its places."""
+        return bool(HOSTS[self.host].default_targets) or not LAYOUTS[self.layout].blocks
+
+    @property
+    def targets(self) -> str:
+        return LAYOUTS[self.layout].targets if self.by_target else ""
+
+    @property
+    def elsewhere(self) -> dict[str, Any]:
+        """Options that make another adapter."""
+        place = {"targets": LAYOUTS[self.layout].others} if self.by_target else {"layers": "0"}
+        return place | {"seed": 8}
+
+    @property
+    def mask(self) -> Tensor | None:
+        """What the model is told of the lengths of its sequences."""
+        return tiny.MASK if LAYOUTS[self.layout].blocks else None
+
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCE[self.dtype]
+
+    def base(self) -> Any:
+        return LAYOUTS[self.layout].base().to(self.device, self.dtype)
+
+    def plan(self, seed: int = 5) -> Plan:
+        return make_plan(
+            unchanged(self.layout), parse_stack(self.method, **self.options), targets=self.targets, seed=seed
+        )
+
+    def attach(self, model: nn.Module, **options: Any) -> Adapter:
+        return capaft.attach(model, self.method, **{"targets": self.targets, "seed": 5} | self.options | options)
+
+    def adapted(self, **options: Any) -> tuple[Any, Adapter]:
+        """A model with an adapter whose numbers are as training might leave them."""
+        model = self.base()
+        return model, tiny.scramble(self.attach(model, **options))
+
+    def logits(self, model: nn.Module) -> Tensor:
+        return tiny.logits(model, mask=self.mask)
+
+    def train(self, model: nn.Module, steps: int) -> nn.Module:
+        return tiny.train(model, steps, mask=self.mask)
+
+
+MAIN = [Cell(*each) for each in product(HOSTS, PARAMETERISATIONS, TRANSFORMS)]
+FURTHER = [Cell(host, *each, layout) for host, each, layout in product(HOSTS, FEW, list(LAYOUTS)[1:])]
+HALF = [Cell(host, *each, dtype=torch.bfloat16) for host, each in product(HOSTS, FEW[::2])]
+EVERYWHERE = [
+    Cell(c.host, c.parameterisation, c.transform, c.layout, c.dtype, device)
+    for c, device in product([*MAIN, *FURTHER, *HALF], DEVICES)
+]
+PLACED = [cell for cell in EVERYWHERE if cell.host not in LAYOUTS[cell.layout].without]
+TABLE = [cell for cell in PLACED if not cell.unfit]
+
+
+def over(cells: list[Cell], **conditions: Any) -> Any:
+    chosen = [c for c in cells if all(getattr(c, key) == value for key, value in conditions.items())]
+    return pytest.mark.parametrize("cell", chosen, ids=str)
+
+
+every_cell = over(TABLE)
+# Where the dtype of the base plays no part.
+float32_cells = over(TABLE, dtype=torch.float32)
+# Where the layout plays none either.
+main_cells = over(TABLE, dtype=torch.float32, layout="linear")
+
+
+def distance(found: Tensor, wanted: Tensor) -> float:
+    """Of the norm of what is wanted."""
+    found, wanted = (each.detach().cpu().double() for each in (found, wanted))
+    return float((found - wanted).norm() / wanted.norm())
+
+
+def state(model: Any) -> dict[str, Any]:
+    """All that attaching may touch: tensors, flags, modules, hooks and the choice of attention."""
+    found: dict[str, Any] = {"attention": getattr(getattr(model, "config", None), "_attn_implementation", None)}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        found[name] = (tensor.dtype, tensor.requires_grad, tensor.detach().cpu().view(torch.uint8).numpy().tobytes())
+    for name, module in model.named_modules():
+        hooks = {key: dict(value) for key, value in vars(module).items() if isinstance(value, OrderedDict)}
+        found["module " + name] = (type(module), module.training, list(vars(module)), hooks)
+    return found
+
+
+def numbers(adapter: Adapter) -> list[Tensor]:
+    return [each.detach().cpu().clone() for each in adapter.numbers.values()]
+
+
+def factors(adapter: Adapter) -> list[Tensor]:
+    """All that comes of an adapter's numbers and streams, without those."""
+    with torch.no_grad():
+        return [factor.cpu() for site in adapter.expand() for factor in site]
+
+
+def all_equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    return len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
+
+
+def test_every_registered_implementation_has_a_naive_twin() -> None:
+    assert set(naive.HOSTS) == set(HOSTS)
+    assert set(naive.BASES) == set(BASES)
+
+
+@pytest.mark.parametrize("cell", [c for c in MAIN if c.unfit], ids=str)
+def test_what_does_not_compose_is_refused_with_its_reason(cell: Cell) -> None:
+    with pytest.raises(UsageError, match=re.escape(cell.unfit)) as refusal:
+        parse_stack(cell.method, **cell.options)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("host", "layout"), [(h, name) for name, each in LAYOUTS.items() for h in each.without])
+def test_a_host_says_why_a_model_has_no_place_for_it(host: str, layout: str) -> None:
+    with pytest.raises(UsageError, match=LAYOUTS[layout].without[host]) as refusal:
+        Cell(host, "dense", "plain", layout).plan()
+    assert "\n" not in str(refusal.value)
+
+
+@every_cell
+def test_identity_at_initialisation_training_and_detaching(cell: Cell) -> None:
+    model = cell.base()
+    base = dict(model.named_parameters())
+    next(model.parameters()).requires_grad_(False)
+    before, wanted = state(model), cell.logits(model)
+    adapter = cell.attach(model, activation="swish", **REACHED.get(cell.host, {}))
+    assert state(model) != before
+    assert torch.equal(cell.logits(model), wanted)
+    cell.train(model, 2)
+    # Only the adapter is trained, and all of it.
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in base.values())
+    for role, parameter in adapter.numbers.items():
+        assert parameter.dtype == torch.float32
+        assert parameter.grad is not None, role
+        assert parameter.grad.isfinite().all(), role
+        # A sum in bfloat16 may come to nothing.
+        reached = (parameter.grad != 0).double().mean()
+        assert reached == 1 if cell.dtype == torch.float32 else reached > 0.9, role
+    assert capaft.detach(model) is adapter
+    assert state(model) == before
+
+
+@every_cell
+def test_forward_and_gradients_equal_a_naive_loop_over_copies(cell: Cell) -> None:
+    model, adapter = cell.adapted()
+    found = cell.logits(model)
+    exact = {role: each.detach().cpu().double().requires_grad_() for role, each in adapter.numbers.items()}
+    wanted = cell.logits(naive.adapted(cell.base(), adapter, numbers=exact))
+    assert distance(found, wanted) < cell.tolerance
+    if cell.dtype == torch.float32:
+        with capaft.disabled(model):
+            assert distance(cell.logits(model), wanted) > 10 * cell.tolerance, "the adapter changes too little"
+        weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+        (found * weights.to(cell.device)).sum().backward()
+        (wanted * weights).sum().backward()
+        for role, parameter in adapter.numbers.items():
+            assert distance(parameter.grad, exact[role].grad) < 1e-4, role
+
+
+@pytest.mark.parametrize(("made", "loaded"), list(product(DEVICES, DEVICES)))
+@over(TABLE, device="cpu")
+def test_loaded_equals_saved_and_merged_equals_unmerged(cell: Cell, made: str, loaded: str, tmp_path: Path) -> None:
+    model = cell.base().to(made)
+    adapter = tiny.scramble(cell.attach(model))
+    capaft.save(model, tmp_path / "adapter.safetensors")
+    fresh = cell.base().to(loaded)
+    other = capaft.load(fresh, tmp_path / "adapter.safetensors")
+    streams, others = (dict(each.named_buffers()) for each in (adapter, other))
+    assert streams.keys() == others.keys()
+    assert all(tensor.device.type == loaded for tensor in others.values())
+    assert all(torch.equal(streams[name].cpu(), others[name].cpu()) for name in streams)
+    assert all_equal(numbers(adapter), numbers(other))
+    unmerged = cell.logits(fresh)
+    assert distance(unmerged, cell.logits(model)) <= (0 if made == loaded else cell.tolerance)
+
+    if reason := HOSTS[cell.host].unmergeable:
+        with pytest.raises(UsageError, match=re.escape(reason)):
+            capaft.merge(fresh)
+        assert capaft.adapters(fresh) == {"default": other}
+        assert torch.equal(cell.logits(fresh), unmerged)
+        return
+    capaft.detach(model)
+    assert capaft.merge(fresh) == len(other.plan.sites)
+    assert distance(cell.logits(fresh), unmerged) < cell.tolerance
+    assert not capaft.adapters(fresh)
+    assert list(fresh.state_dict()) == list(model.state_dict())
+    for site in other.plan.sites:
+        wanted = naive.merged(other, site, naive.matrix(model, site), naive.offset(model, site))
+        for found, each in zip((naive.matrix(fresh, site), naive.offset(fresh, site)), wanted, strict=True):
+            rounding = 4 * torch.finfo(cell.dtype).eps * each.abs().max()
+            assert (found.double() - each).abs().max() <= rounding, site.path
+
+
+@main_cells
+def test_the_same_seed_makes_the_same_file_whatever_else_is_made_and_in_whatever_order(
+    cell: Cell, tmp_path: Path
+) -> None:
+    model = cell.base()
+    adapter = cell.attach(model)
+    capaft.save(cell.train(model, 1), tmp_path / "alone")
+
+    beside, other = cell.base(), cell.base()
+    cell.attach(other, **cell.elsewhere)
+    for path, module in beside.named_modules():
+        # Inside a block the order of its layers is what says where its parts end.
+        inside = not cell.by_target and re.search(r"\.\d+(\.|$)", path)
+        if not inside and not isinstance(module, (nn.ModuleList, nn.Sequential)):
+            for name in reversed(list(module._modules)):
+                module._modules[name] = module._modules.pop(name)
+    torch.manual_seed(99)
+    np.random.seed(99)
+    random.seed(99)
+    globally = (torch.get_rng_state(), np.random.get_state(), random.getstate())
+    twin = cell.attach(beside)
+    assert torch.equal(torch.get_rng_state(), globally[0])
+    assert str(np.random.get_state()) == str(globally[1])
+    assert random.getstate() == globally[2]
+    assert [site.path for site in twin.plan.sites] == [site.path for site in adapter.plan.sites]
+    others = cell.logits(cell.train(other, 1))
+    cell.train(beside, 1)
+    assert torch.equal(cell.logits(other), others)
+    assert all(torch.allclose(*pair) for pair in zip(factors(twin), factors(adapter), strict=True))
+    if cell.device == "cpu":
+        capaft.save(beside, tmp_path / "beside")
+        assert (tmp_path / "alone").read_bytes() == (tmp_path / "beside").read_bytes()
+
+
+@main_cells
+def test_another_seed_makes_another_adapter(cell: Cell) -> None:
+    ours, theirs = (Adapter(cell.plan(seed)) for seed in (5, 9))
+    if cell.parameterisation != "dense" or cell.transform != "plain":
+        # Where factors are trained whole, their initial values are what is drawn.
+        ours, theirs = tiny.scramble(ours), tiny.scramble(theirs)
+    drawn = [naive.is_drawn(ours.plan, part) for s in ours.plan.sites for part in naive.parts(ours.plan, s).values()]
+    for one, another, is_drawn in zip(factors(ours), factors(theirs), drawn, strict=True):
+        assert not (is_drawn and torch.equal(one, another))
+
+
+@main_cells
+def test_two_adapters_on_one_model_do_not_disturb_one_another(cell: Cell) -> None:
+    model = cell.base()
+    before = state(model)
+    first = tiny.scramble(cell.attach(model, name="first"))
+    alone = cell.logits(model)
+    second = tiny.scramble(cell.attach(model, name="second", **cell.elsewhere), seed=1)
+    kept = numbers(first)
+    assert distance(cell.logits(model), cell.logits(naive.adapted(cell.base(), first, second))) < cell.tolerance
+    capaft.detach(model, "second")
+    assert torch.equal(cell.logits(model), alone)
+    assert all_equal(numbers(first), kept)
+    attach_plan(model, second.plan, name="second")
+    capaft.detach(model, "first")
+    assert not any(p.requires_grad for name, p in model.named_parameters() if "capaft" not in name)
+    assert all(p.requires_grad for p in capaft.adapters(model)["second"].parameters())
+    capaft.detach(model, "second")
+    assert state(model) == before
+
+
+@float32_cells
+def test_the_number_of_parameters_is_the_closed_form(cell: Cell) -> None:
+    decided = cell.plan()
+    wanted = naive.total(decided)
+    assert count_trainable(decided) == wanted
+    assert sum(each.numel() for each in Adapter(decided).numbers.values()) == wanted
+    low, high = (sum(bound[i] for bound in decided.bounds().values()) for i in (0, 1))
+    assert low <= wanted <= high
+
+
+def product_table() -> str:
+    """What was run, in Markdown: of every composition of the main layout, and of every layout beside it."""
+    reasons: dict[str, int] = {}
+
+    def entry(cells: list[Cell], reason: str) -> str:
+        """A cell of the table, which has to be among those that the laws run over, or those that are refused."""
+        assert bool(reason) != bool(set(cells) & set(TABLE)), (cells, reason)
+        return f"- [{reasons.setdefault(reason, len(reasons) + 1)}]" if reason else "ok"
+
+    def table(*heads: str) -> list[str]:
+        return ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+
+    lines = table("host", "numbers", *TRANSFORMS)
+    for host, numbers_of in product(HOSTS, PARAMETERISATIONS):
+        cells = [Cell(host, numbers_of, transform) for transform in TRANSFORMS]
+        lines.append("| " + " | ".join([host, numbers_of, *(entry([c], c.unfit) for c in cells)]) + " |")
+    lines += ["", *table("host", *LAYOUTS)]
+    for host in HOSTS:
+        row = [
+            entry([Cell(host, *few, name) for few in FEW], each.without.get(host, "")) for name, each in LAYOUTS.items()
+        ]
+        lines.append("| " + " | ".join([host, *row]) + " |")
+    return "\n".join([*lines, "", *(f"{number}. {reason}" for reason, number in reasons.items())])
+
+
+def test_the_table_in_the_documentation_is_the_one_that_was_run() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    found = re.search("<!-- product table -->\n(.*?)\n<!-- end -->", text, re.DOTALL)
+    assert found, "docs/methods.md has no table"
+    assert found[1].strip() == product_table(), "python tests/test_contract.py prints the table"
+
+
+def test_loaded_in_a_fresh_process(tmp_path: Path) -> None:
+    fits = {("dense", "d=2"), ("hadamard", "plain")}
+    cells = [c for c in TABLE if (c.parameterisation, c.transform) in fits or (c.host, c.transform) == ("lora", "d=2")]
+    cells = [c for c in cells if (c.dtype, c.device) == (torch.float32, "cpu")]
+    wanted = {}
+    for cell in cells:
+        model, _ = cell.adapted()
+        capaft.save(model, tmp_path / f"{cell}.safetensors")
+        wanted[str(cell)] = cell.logits(model)
+    script = """
+import sys, test_contract, capaft, safetensors.torch
+found = {}
+for cell in test_contract.TABLE:
+    if str(cell) in sys.argv[2:]:
+        model = cell.base()
+        capaft.load(model, f"{sys.argv[1]}/{cell}.safetensors")
+        found[str(cell)] = cell.logits(model).detach()
+safetensors.torch.save_file(found, f"{sys.argv[1]}/logits")
+"""
+    environ = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONHASHSEED": "1"}
+    command = [sys.executable, "-c", script, str(tmp_path), *wanted]
+    subprocess.run(command, cwd=Path(__file__).parents[1] / "support", env=environ, check=True)
+    found = load_file(tmp_path / "logits")
+    assert found.keys() == wanted.keys()
+    for name, each in wanted.items():
+        torch.testing.assert_close(found[name], each.detach(), rtol=0, atol=1e-7)
+
+
+if __name__ == "__main__":
+    print(product_table())

@@ -1,0 +1,264 @@
+"""docs/extending.md, word for word: its class in a package of its own, installed beside capaft, in fresh processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from command_line import QUICK, invoke, invoke_apart, write_reviews
+from tiny_job import bert
+from transformers import BertForSequenceClassification
+
+from capaft.methods.registry import BUILT_IN
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+LOHA, USE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+(ENTRY,) = re.findall(r"```toml\n.*?\n(.*?)```", PAGE, re.DOTALL)
+COMMANDS = [
+    shlex.split(line)[1:] for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()
+]
+STACKS = ("loha", "loha+nola", "loha+capaboost", "loha+nola+capaboost")
+
+
+def install(site: Path, name: str, source: str, entry: str) -> Path:
+    """A distribution as an installer leaves it: a module, and beside it what says that it is there."""
+    site.mkdir(exist_ok=True)
+    (site / f"{name}.py").write_text(source, encoding="utf-8")
+    about = site / f"{name}-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n")
+    # In pyproject.toml the value is quoted, in entry_points.txt it is not.
+    (about / "entry_points.txt").write_text(f"[capaft.methods]\n{entry.replace(chr(34), '').strip()}\n")
+    files = [f"{name}.py", *(f"{about.name}/{each}" for each in ("METADATA", "entry_points.txt", "RECORD"))]
+    (about / "RECORD").write_text("".join(f"{each},,\n" for each in files))
+    return site
+
+
+def python(code: str, *arguments: str, site: Path, cwd: Path) -> str:
+    """What a fresh Python with capaft, this folder, and what is installed at `site` prints."""
+    path = os.pathsep.join(map(str, (site, ROOT, Path(__file__).parents[1] / "support")))
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def capaft(*commands: Sequence[Any], site: Path, cwd: Path) -> list[SimpleNamespace]:
+    """Commands, one after the other in one fresh process: exit code, stdout, stderr."""
+    return invoke_apart(commands, cwd, {"PYTHONPATH": str(site)})
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page's package, installed."""
+    return install(tmp_path_factory.mktemp("loha") / "site", "my_package", LOHA, ENTRY)
+
+
+LAWS = """
+import sys
+
+import tiny
+import torch
+
+import capaft
+from capaft.methods import HOSTS
+
+assert HOSTS["loha"].__module__ == "my_package"
+options = {"rank": 2, "gain": 1.5, "k": (24, 16), "targets": "query,value,intermediate.dense", "seed": 3}
+for method in sys.argv[1:]:
+    model = tiny.bert()
+    before = tiny.logits(model)
+    adapter = capaft.attach(model, method, **options)
+    assert torch.equal(tiny.logits(model), before), "it changes something at the start"
+
+    base = {name: p.detach().clone() for name, p in model.named_parameters() if "capaft_" not in name}
+    numbers = {role: p.detach().clone() for role, p in adapter.numbers.items()}
+    assert set(numbers) == {"down", "up", "down2", "up2"}
+    tiny.train(model, steps=2)
+    assert all(torch.equal(p, base[name]) for name, p in model.named_parameters() if name in base)
+    assert not any(torch.equal(p, numbers[role]) for role, p in adapter.numbers.items())
+    for p in tiny.scramble(adapter).numbers.values():
+        p.data *= 3  # What is a product of four small numbers is very small.
+    after = tiny.logits(model)
+    assert not torch.allclose(after, before, atol=1e-3)
+
+    capaft.save(model, "loha.safetensors")
+    other = tiny.bert()
+    assert capaft.load(other, "loha.safetensors").plan.stack == adapter.plan.stack
+    assert torch.equal(tiny.logits(other), after), "it is not what was saved"
+
+    # The matrix itself, from its definition.
+    site, (down, up, down2, up2) = next(adapter.factors_of_sites())
+    assert len(down) == (4 if "capaboost" in method else 2)
+    wanted = site.weight(model).detach() + 1.5 * (up @ down) * (up2 @ down2)
+    capaft.merge(model)
+    torch.testing.assert_close(site.weight(model).detach(), wanted)
+    torch.testing.assert_close(tiny.logits(model), after, atol=1e-5, rtol=1e-4)
+"""
+
+
+def test_the_class_keeps_the_laws(site: Path, tmp_path: Path) -> None:
+    python(LAWS, *STACKS, site=site, cwd=tmp_path)
+
+
+def test_the_use_from_python(site: Path, tmp_path: Path) -> None:
+    python(USE, site=site, cwd=tmp_path)
+    # This process has no such package.
+    done = invoke("info", tmp_path / "loha.safetensors")
+    assert done.code == 2
+    assert "there is no method loha" in done.err
+
+
+@pytest.mark.slow
+def test_in_a_notebook(tmp_path: Path) -> None:
+    (line,) = re.findall(r'`capaft\.methods\.(HOSTS\["loha"\] = Loha)`', PAGE)
+    code = f"{LOHA}\nfrom capaft.methods import HOSTS\n{line}\nimport capaft, tiny\ncapaft.attach(tiny.bert(), 'loha')"
+    python(code, site=tmp_path, cwd=tmp_path)
+
+
+def test_the_commands(site: Path, tmp_path: Path) -> None:
+    write_reviews(tmp_path / "reviews.csv")
+    assert [each[0] for each in COMMANDS] == ["methods", "train", "eval", "inspect-rank", "merge"]
+    short = ("--epochs", "1", "--max-train-examples", "32")
+    commands = [[*each, *short] if each[0] == "train" else each for each in COMMANDS]
+    answers = capaft(*commands, site=site, cwd=tmp_path)
+    for command, done in zip(commands, answers, strict=True):
+        assert done.code == 0, f"{command}\n{done.err}"
+        assert "warning" not in done.err
+    assert "options: --rank 4, --method-option gain=2.0" in answers[0].out
+    assert f"stacks:  {', '.join(STACKS)}" in answers[0].out
+
+
+def test_a_run_from_the_command_line_repeats_itself(site: Path, reviews: Path, tmp_path: Path) -> None:
+    model = bert(tmp_path / "model", BertForSequenceClassification)
+    method = ("--model", model, "--method", "loha+nola+capaboost", "--method-option", "gain=0.5")
+    trained, info, scored, again = capaft(
+        ("train", "--json", "--data", reviews, *method, "--output", "first", *QUICK),
+        ("info", "first", "--json"),
+        ("eval", "first", "--json"),
+        ("train", "--json", "--config", "first/run.yaml", "--output", "again"),
+        site=site,
+        cwd=tmp_path,
+    )
+    assert trained.code == again.code == 0, trained.err + again.err
+    results = json.loads(trained.out)
+    # Four factors of 32 coefficients for the queries and the values of two blocks.
+    assert results["adapter_parameters"] == 4 * 4 * 32
+    recorded = json.loads(info.out)["header"]["method"]
+    assert recorded | {"method": "loha+nola+capaboost", "rank": 4, "gain": 0.5} == recorded
+    assert json.loads(scored.out)["value"] == results["value"]
+    files = [(tmp_path / name / "adapter.safetensors").read_bytes() for name in ("first", "again")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.slow
+def test_what_a_budget_chose_is_kept(reviews: Path, tmp_path: Path) -> None:
+    """Also where the option that it chooses has no flag of its own."""
+    wide = LOHA.replace("rank:", "width:").replace("self.rank", "self.width").replace('"rank"', '"width"')
+    site = install(tmp_path / "site", "wide_package", wide, "loha = wide_package:Loha")
+    flags = ("--data", reviews, "--method", "loha", "--budget", "40k", "--epochs", "1", "--max-train-examples", "16")
+    first, again = capaft(
+        ("train", "--json", *flags, "--output", "first"),
+        ("train", "--json", "--config", "first/run.yaml", "--output", "again"),
+        site=site,
+        cwd=tmp_path,
+    )
+    assert first.code == again.code == 0, first.err + again.err
+    counts = [json.loads(each.out)["adapter_parameters"] for each in (first, again)]
+    # Of width 2, where nothing would be 4: two pairs of factors at each of twelve sites, 384 wide.
+    assert counts == [12 * 2 * 2 * 384 * 2] * 2
+
+
+def test_wrong_options(site: Path, reviews: Path, tmp_path: Path) -> None:
+    wrong = {
+        "gain=zero": "--method-option gain must be a finite number",
+        "gian=1": "has no option gian; did you mean gain?",
+        "gain": "--method-option gain must be",
+        "gain=0": "--gain must be a finite number other than 0",
+        "k=3": "has no option k",
+    }
+    flags = ("train", "--data", reviews, "--method", "loha", "--method-option")
+    answers = capaft(*((*flags, each) for each in wrong), site=site, cwd=tmp_path)
+    for says, done in zip(wrong.values(), answers, strict=True):
+        assert (done.code, done.out) == (2, "")
+        assert says in done.err
+        assert done.err.count("\n") == 1
+
+
+OTHER = LOHA.replace('"loha"', '"broken"')
+BARE = "from capaft.methods import Host\nclass Loha(Host):\n    {body}\n"
+# A module, and why what it brings cannot be used.
+BROKEN: dict[str, tuple[str, str]] = {
+    "cannot be imported": ("import no_such_module", "No module named 'no_such_module'"),
+    "fails when it is imported": ("raise OSError('disk on fire')", "disk on fire"),
+    "has no such class": ("", "has no attribute 'Loha'"),
+    "no host": ("class Loha: ...", "it is not a capaft.methods.Host"),
+    "no class": ("Loha = 3", "it is not a capaft.methods.Host"),
+    "no name": (BARE.format(body="..."), "name"),
+    "no dataclass": (BARE.format(body="name = 'broken'"), "dataclass"),
+    "abstract": (
+        "from dataclasses import dataclass\n"
+        + BARE.format(body="name = 'broken'; summary = equation = paper = ''").replace("class", "@dataclass\nclass"),
+        "abstract",
+    ),
+    "an option without a default": (OTHER.replace("rank: int = 4", "rank: int"), "missing 1 required"),
+    "no summary": (re.sub("    summary: .*\n", "", OTHER), "summary"),
+    "an option that stacks have": (OTHER.replace("gain", "density"), "density"),
+    "taken": (LOHA.replace('"loha"', '"lora"'), "'lora'"),
+    "taken by a parameterisation": (LOHA.replace('"loha"', '"nola"'), "'nola'"),
+    "taken by a transform": (LOHA.replace('"loha"', '"capaboost"'), "'capaboost'"),
+    "taken by a method without host": (LOHA.replace('"loha"', '"head"'), "'head'"),
+    "taken by an alias": (LOHA.replace('"loha"', '"adapter"'), "'adapter'"),
+    "capitals": (LOHA.replace('"loha"', '"LoHa"'), "'LoHa'"),
+    "no identifier": (LOHA.replace('"loha"', '"lo+ha"'), "'lo+ha'"),
+}
+
+
+@pytest.fixture(scope="module")
+def left_out(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The warnings beside a package for each of these, and two that bring the same method."""
+    site = tmp_path_factory.mktemp("broken") / "site"
+    for index, (source, _) in enumerate(BROKEN.values()):
+        install(site, f"broken_{index}", source, f"entry_{index} = broken_{index}:Loha")
+    install(site, "my_package", LOHA, ENTRY)
+    install(site, "other_package", LOHA, "other = other_package:Loha")
+    (listed,) = capaft(("methods", "--json"), site=site, cwd=site)
+    assert listed.code == 0, listed.err
+    hosts = [row["name"] for row in json.loads(listed.out) if row["kind"] == "host"]
+    assert hosts == [*(host.name for host in BUILT_IN), "loha"]
+    return listed.err.splitlines()
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_cannot_be_used_is_left_out_with_a_warning(case: str, left_out: list[str]) -> None:
+    index = list(BROKEN).index(case)
+    start = f"warning: the method entry_{index} of broken_{index}:Loha cannot be used: "
+    (line,) = (line for line in left_out if line.startswith(start))
+    assert BROKEN[case][1] in line.removeprefix(start)
+
+
+def test_of_two_packages_with_one_name_one_is_kept(left_out: list[str]) -> None:
+    assert len(left_out) == len(BROKEN) + 1
+    (line,) = (line for line in left_out if "_package:Loha" in line)
+    assert "its name 'loha' is taken" in line
+
+
+def test_one_that_is_broken_keeps_nothing_from_working(reviews: Path, tmp_path: Path) -> None:
+    site = install(tmp_path / "site", "my_package", LOHA, ENTRY)
+    install(site, "broken_package", "class Loha: ...", "broken = broken_package:Loha")
+    model = bert(tmp_path / "model", BertForSequenceClassification)
+    flags = ("--data", reviews, "--model", model, "--method", "loha", *QUICK, "--json")
+    (done,) = capaft(("train", *flags), site=site, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["adapter_parameters"] == 4 * 4 * 4 * 32
+    assert done.err.startswith("warning: the method broken of broken_package:Loha cannot be used: ")

@@ -1,0 +1,372 @@
+"""Which rows a task trains on and is scored on: their columns, those that are left out, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import GOOD, invoke, write_reviews
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from tiny_data import ignore
+
+from capaft.config.train_config import TrainConfig
+from capaft.data.load import Splits
+from capaft.support.errors import UsageError
+from capaft.tasks.base.columns import Columns, row_numbers
+from capaft.tasks.base.registry import task_class
+from capaft.tasks.base.task import Task
+from capaft.training.setup.selection import Selection, load_splits, select_for_training
+
+Row = dict[str, Any]
+LABELLED: list[Row] = [{"text": f"text {row}", "label": row % 2} for row in range(40)]
+QUICK = ("--max-steps", "2", "--batch-size", "8", "--k", "16", "--rank", "2", "--max-length", "16")
+
+
+def chosen(
+    rows: list[Row], others: list[Row] | None = None, name: str = "validation", **settings: Any
+) -> tuple[Selection, Selection, Selection, list[str]]:
+    """The training rows, the validation rows, those that tell the labels, and what was said."""
+    config = TrainConfig(**{"task": "text-classification", **settings})
+    source = Splits(Dataset.from_list(rows), None if others is None else Dataset.from_list(others), name)
+    said: list[str] = []
+    return *select_for_training(task_class(config.task), source, config, said.append), said
+
+
+def decided(known: Selection, **settings: Any) -> Task:
+    config = TrainConfig(**{"task": "text-classification", **settings})
+    return task_class(config.task).decide(known.rows, known.columns, config)
+
+
+def write(path: Path, rows: list[Row]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+# Labels that are in one part only
+
+
+RARE: list[Row] = [*LABELLED, *({"text": f"rare {each}", "label": f"rare{each}"} for each in range(12))]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("task", "labels"),
+    [
+        ("text-classification", lambda row: str(row["label"])),
+        ("text-classification", lambda row: ["any", str(row["label"])]),
+        ("token-classification", lambda row: ["O", str(row["label"])]),
+    ],
+)
+def test_what_is_scarce_may_be_in_the_rows_that_are_set_aside(task: str, labels: Any, seed: int) -> None:
+    text = (lambda row: row["text"].split()) if task.startswith("token") else (lambda row: row["text"])
+    rows = [{"tokens" if task.startswith("token") else "text": text(row), "tags": labels(row)} for row in RARE]
+    columns = {"label_column": "tags"} if task.startswith("text") else {}
+    train, validation, known, _ = chosen(rows, task=task, seed=seed, validation_split=0.4, **columns)
+    assert (len(train.rows), len(validation.rows), len(known.rows)) == (31, 21, 52)
+    of_train, of_all = (decided(each, task=task, **columns).labels for each in (train, known))
+    assert len(of_train) < len(of_all)
+    made = decided(known, task=task, **columns)
+    made.check_labels(train.rows, train.columns)
+    made.check_labels(validation.rows, validation.columns)
+
+
+def test_a_split_of_the_user_may_have_no_other_labels() -> None:
+    _, validation, known, _ = chosen(LABELLED, [{"text": "a", "label": 2}])
+    with pytest.raises(UsageError, match="the training data has no label '2'"):
+        decided(known).check_labels(validation.rows, validation.columns)
+
+
+def test_a_whole_run_with_scarce_labels(tmp_path: Path) -> None:
+    data = write_reviews(tmp_path / "x.csv")
+    with data.open("a") as stream:
+        stream.writelines(f"Nothing like number {each}.,rare{each}\n" for each in range(12))
+    done = invoke("train", "--data", data, "--output", tmp_path / "run", "--json", *QUICK, "--no-baseline")
+    assert done.code == 0, done.err
+    assert len(json.loads(done.out)["labels"]) == 14
+    assert "data   there is no validation split; 8 of 76 training rows are set aside\n" in done.err
+    scored = invoke("eval", tmp_path / "run", "--json")
+    assert json.loads(scored.out)["value"] == json.loads(done.out)["value"]
+
+
+def test_scarce_classes_are_named(tmp_path: Path) -> None:
+    data = write_reviews(tmp_path / "x.csv")
+    with data.open("a") as stream:
+        stream.writelines(f"Nothing like number {each}.,rare{each}\n" for each in range(12))
+    done = invoke("train", "--data", data, "--shots", "3", "--dry-run", *QUICK)
+    assert done.code == 0, done.err
+    (line,) = (each for each in done.err.splitlines() if "some classes have fewer" in each)
+    assert re.fullmatch(
+        r"data   some classes have fewer than 3 training rows: rare0 \([01]\), .*, rare7 \([01]\) and 2 more", line
+    )
+
+
+# Test splits
+
+
+def test_a_test_split_counts_where_it_has_labels() -> None:
+    others: list[Row] = [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
+    train = [{**row, "note": "x", "level": row["label"] - 1} for row in LABELLED]
+    for test in (others, [{**row, "level": -1} for row in others]):
+        _, validation, _, said = chosen(train, test, "test", label_column="label")
+        assert validation.rows["text"][:] == ["a", "b"]
+        assert said == ["validation is the split test, 2 rows"]
+
+
+@pytest.mark.parametrize(
+    ("test", "why"),
+    [
+        ([{"text": "a", "label": -1}] * 2, "none of the 2 validation rows has a value in 'text' and 'label'"),
+        ([{"text": "a", "label": None}] * 2, "cannot tell which column is the label (no column looks like one)"),
+        ([{"text": "a"}] * 2, "cannot tell which column is the label"),
+    ],
+)
+def test_a_test_split_without_labels_is_left_aside(test: list[Row], why: str) -> None:
+    train, validation, _, said = chosen(LABELLED, test, "test")
+    assert (len(train.rows), len(validation.rows)) == (36, 4)
+    assert said[0].startswith(f"the test split is left aside: {why}")
+    assert said[1:] == ["there is no validation split; 4 of 40 training rows are set aside"]
+    with pytest.raises(UsageError, match=r"none of|cannot tell"):
+        chosen(LABELLED, test, "test", eval_split="test")
+    with pytest.raises(UsageError, match=r"none of|cannot tell"):
+        chosen(LABELLED, test, "validation")
+
+
+def test_a_test_split_without_targets_is_left_aside() -> None:
+    rows = [{"prompt": f"p{row}", "completion": f"c{row}"} for row in range(10)]
+    test = [{"prompt": "p"}] * 3
+    _, validation, _, said = chosen(rows, test, "test", task="causal-lm")
+    assert len(validation.rows) == 1
+    assert said[0] == "the test split is left aside: it has no labels"
+
+
+# Rows that are left out
+
+
+FEATURES = Features(text=Value("string"), label=ClassLabel(names=["no", "yes"]))
+
+
+def test_rows_without_a_label_or_a_text_are_left_out() -> None:
+    rows: list[Row] = [
+        *LABELLED,
+        {"text": "lost", "label": -1},
+        {"text": "lost", "label": None},
+        {"text": None, "label": 1},
+    ]
+    source = Splits(Dataset.from_list(rows, features=FEATURES), Dataset.from_list(rows[20:], features=FEATURES), "dev")
+    said: list[str] = []
+    kind, config = task_class("text-classification"), TrainConfig()
+    train, validation, _ = select_for_training(kind, source, config, said.append)
+    assert train.rows["text"][:] == [row["text"] for row in LABELLED]
+    assert validation.rows["text"][:] == [row["text"] for row in LABELLED[20:]]
+    assert said == [
+        "3 of 43 training rows have no value in 'text' or 'label' and are left out",
+        "3 of 23 validation rows have no value in 'text' or 'label' and are left out",
+        "validation is the split dev, 20 rows",
+    ]
+
+
+def test_rows_are_left_out_before_any_are_set_aside() -> None:
+    gaps: list[Row] = [{"text": "lost", "label": None} for _ in range(40)]
+    whole, other = (chosen(rows)[:2] for rows in (LABELLED, [*gaps, *LABELLED]))
+    assert [each.rows["text"][:] for each in whole] == [each.rows["text"][:] for each in other]
+
+
+def test_rows_keep_their_numbers() -> None:
+    gaps: list[Row] = [{"text": "lost", "label": None} for _ in range(40)]
+    train, validation, known, _ = chosen([*gaps, *LABELLED])
+    assert [row_numbers(each.rows) for each in (known,)] == [list(range(41, 81))]
+    for each in (train, validation):
+        assert [f"text {row - 41}" for row in row_numbers(each.rows)] == each.rows["text"][:]
+    assert sorted(row_numbers(train.rows) + row_numbers(validation.rows)) == row_numbers(known.rows)
+    _, validation, known, _ = chosen(LABELLED, [{"text": None, "label": 0}, {"text": "b", "label": 7}])
+    with pytest.raises(UsageError, match=r"^row 2 \('b'\): the training data has no label '7'"):
+        decided(known).check_labels(validation.rows, validation.columns)
+
+
+def usable(task: str, rows: Dataset, columns: Columns, **settings: Any) -> list[bool]:
+    return task_class(task).usable(rows, columns, TrainConfig(**settings)).tolist()
+
+
+def test_what_a_label_is_depends_on_the_task() -> None:
+    words = Dataset.from_dict({"text": ["a"] * 3, "label": ["x", "", None]})
+    columns = Columns("text", None, "label")
+    assert usable("text-classification", words, columns) == [True, False, False]
+    assert usable("text-classification", words, columns, problem="multi", label_separator=";") == [True, True, False]
+    assert usable("seq2seq", words, columns) == [True, True, False]
+    numbers = Dataset.from_dict({"text": ["a"] * 4, "label": [0.5, float("nan"), None, float("inf")]})
+    assert usable("text-classification", numbers, columns) == [True, False, False, False]
+    of_minus_one = Dataset.from_dict({"text": ["a", "b"], "label": [-1, -1]})
+    assert usable("text-classification", of_minus_one, columns) == [False, False]
+    assert (
+        usable("text-classification", Dataset.from_dict({"text": ["a", "b"], "label": [-1, 1]}), columns) == [True] * 2
+    )
+    features = Features(text=Value("string"), label=List(ClassLabel(names=["a", "b"])))
+    lists = Dataset.from_dict({"text": ["a"] * 4, "label": [[0], [], None, [0, -1]]}, features=features)
+    assert usable("text-classification", lists, columns) == [True, True, False, False]
+    flags = Dataset.from_dict({"text": ["a"] * 2, "x": [0, None], "y": [1, 1]})
+    assert usable("text-classification", flags, Columns("text", None, None, ("x", "y"))) == [True, False]
+    pairs = Dataset.from_dict({"text": ["a"] * 2, "pair": ["b", None], "label": [0, 1]})
+    assert usable("text-classification", pairs, Columns("text", "pair", "label")) == [True, False]
+    # A second input of a prompt may be missing.
+    assert usable("causal-lm", pairs, Columns("text", "pair", "label")) == [True, True]
+
+
+def test_what_an_answer_is_depends_on_the_task() -> None:
+    asked = {"question": ["q"] * 3, "context": ["c", "c", None]}
+    answers = [{"text": ["c"], "answer_start": [0]}, {"text": [], "answer_start": []}, None]
+    rows = Dataset.from_dict({**asked, "answers": answers})
+    columns = Columns("question", "context", "answers")
+    assert usable("question-answering", rows, columns) == [True, True, False]
+    letters = Dataset.from_dict({"text": ["a"] * 4, "label": ["A", "", None, "-1"]})
+    assert usable("multiple-choice", letters, Columns("text", None, "label", ("b", "c"))) == [True, False, False, False]
+    speech = Dataset.from_dict({"image": ["a.png", None], "label": ["x", "y"]})
+    assert usable("image-classification", speech, Columns("image", None, "label")) == [True, False]
+    languages = Dataset.from_dict({"translation": [{"de": "a", "en": "b"}, {"de": None, "en": "c"}]})
+    assert usable("seq2seq", languages, Columns("de", None, "en")) == [True, False]
+
+
+def test_answers_that_are_nowhere_are_counted(tmp_path: Path) -> None:
+    answers = [{"text": ["ab"], "answer_start": [0]}, {"text": ["xy"], "answer_start": [0]}]
+    rows = [{"question": "q", "context": "ab cd", "answers": answers[row == 5]} for row in range(20)]
+    done = invoke("train", "--data", write(tmp_path / "x.jsonl", rows), "--dry-run", *QUICK)
+    assert done.code == 0, done.err
+    assert "1 of 18 training rows are left out, their answers are not in the context: row 6\n" in done.err
+
+
+def test_examples_are_rows_also_where_each_is_several_pieces(tmp_path: Path) -> None:
+    contexts = ["ab cd " * size for size in (1, 40)]
+    rows = [
+        {"question": "q", "context": contexts[row % 2], "answers": {"text": ["ab"], "answer_start": [0]}}
+        for row in range(20)
+    ]
+    data = write(tmp_path / "x.jsonl", rows)
+    done = invoke("train", "--data", data, "--dry-run", "--json", *QUICK, "--stride", "4")
+    assert done.code == 0, done.err
+    assert {key: json.loads(done.out)[key] for key in ("train_examples", "validation_examples")} == {
+        "train_examples": 18,
+        "validation_examples": 2,
+    }
+    (counts,) = re.findall(r"18 training and 2 validation examples, in (\d+) and (\d+) pieces\n", done.err)
+    assert int(counts[0]) > 5 * 18
+
+
+def test_nothing_that_can_be_used() -> None:
+    with pytest.raises(UsageError, match="none of the 3 training rows has a value in 'text' and 'label'"):
+        chosen([{"text": "a", "label": -1}] * 3)
+
+
+def test_eval_leaves_the_same_rows_out(run: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"A {word} film.", "label": "good"} for word in GOOD]
+    whole = write(tmp_path / "whole.jsonl", [*rows, {"text": "Bad.", "label": "bad"}])
+    gaps = write(tmp_path / "gaps.jsonl", [{"text": "Lost.", "label": None}, *rows, {"text": "Bad.", "label": "bad"}])
+    first, second = (invoke("eval", run, "--data", data, "--json") for data in (whole, gaps))
+    assert first.out == second.out
+    assert second.err == "data   1 of 10 rows have no value in 'text' or 'label' and are left out\n"
+
+
+# Columns
+
+
+MOODS: list[Row] = [{"phrase": f"phrase {row}", "mood": ("gay", "sad")[row % 2]} for row in range(40)]
+
+
+def test_few_rows_have_the_columns_of_many() -> None:
+    for others, name in ((None, ""), (MOODS[:3], "validation"), (MOODS[:3], "test")):
+        train, validation, _, _ = chosen(MOODS, others, name)
+        assert train.columns == validation.columns == Columns("phrase", None, "mood")
+
+
+def test_columns_of_another_kind_or_name_are_found_anew() -> None:
+    others = [{"sentence": "a", "mood": "gay"}, {"sentence": "b", "mood": "sad"}]
+    assert chosen(MOODS, [{**row, "label": row["mood"]} for row in others])[1].columns.text == "sentence"
+    train = [{"sentence1": "a", "sentence2": "b", "label": row % 2} for row in range(10)]
+    assert chosen(train, [{"premise": "a", "hypothesis": "b", "sentence1": "c", "label": 0}])[1].columns == Columns(
+        "premise", "hypothesis", "label"
+    )
+
+
+def test_references_go_before_the_target_of_training() -> None:
+    features = Features(source=Value("string"), target=Value("string"), references=List(Value("string")))
+    made = [
+        Dataset.from_list([{"source": "a", "target": "b", "references": each}] * 4, features=features)
+        for each in ([], ["c", "d"])
+    ]
+    config = TrainConfig(task="seq2seq")
+    found = select_for_training(task_class("seq2seq"), Splits(*made, "test"), config, ignore)
+    assert (found[0].columns.label, found[1].columns.label) == ("target", "references")
+
+
+def test_a_run_knows_its_columns(tmp_path: Path) -> None:
+    data = write(tmp_path / "moods.jsonl", MOODS)
+    run = tmp_path / "run"
+    done = invoke("train", "--data", data, "--output", run, *QUICK)
+    assert done.code == 0, done.err
+    assert "text_column: phrase\n" in (run / "run.yaml").read_text()
+    few = write(tmp_path / "few.jsonl", MOODS[:3])
+    scored = invoke("eval", run, "--data", few, "--json")
+    assert scored.code == 0, scored.err
+    assert json.loads(scored.out)["examples"] == 3
+    again = invoke("train", "--config", run / "run.yaml", "--output", tmp_path / "again")
+    assert again.code == 0, again.err
+    for name in ("adapter.safetensors", "run.yaml", "predictions.jsonl"):
+        assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes()
+
+
+# Splits by their names
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("named") / "saved"
+    rows = Dataset.from_list(LABELLED)
+    parts = {"train_sft": rows, "test_sft": rows.select(range(10)), "odd": rows.select(range(5))}
+    DatasetDict(parts).save_to_disk(directory)
+    return directory
+
+
+def test_splits_by_name(named: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = ("--train-split", "train_sft", "--eval-split", "test_sft", "--output", run, "--json")
+    done = invoke("train", "--data", named, *QUICK, *flags)
+    results = json.loads(done.out)
+    assert (results["train_examples"], results["validation_examples"]) == (40, 10)
+    assert "data   validation is the split test_sft, 10 rows\n" in done.err
+    for arguments, count in (
+        ((), 10),
+        (("--split", "odd"), 5),
+        (("--data", named, "--split", "odd"), 5),
+        (("--data", named, "--split", "train_sft"), 40),
+    ):
+        scored = invoke("eval", run, *arguments, "--json")
+        assert scored.code == 0, scored.err
+        assert json.loads(scored.out)["examples"] == count
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("train", "--train-split", "train_stf"), "there is no split 'train_stf' in this data set; it has train_sft, "),
+        (("train", "--train-split", "odd", "--eval-split", "x"), "no split 'x' in this data set; it has train_sft, "),
+        (("train",), "there is no train split among train_sft, test_sft, odd; choose one with --train-split"),
+        (("eval",), "no validation or train split among train_sft, test_sft, odd; choose one with --split"),
+        (("eval", "--split", "x"), "there is no split 'x' in this data set; it has train_sft, test_sft, odd"),
+    ],
+)
+def test_splits_that_are_not_there(command: tuple[str, ...], said: str, named: Path, run: Path, tmp_path: Path) -> None:
+    first, *flags = command
+    where = ("--output", tmp_path / "run") if first == "train" else (run,)
+    done = invoke(first, *where, "--data", named, *flags)
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1
+    assert said in done.err
+
+
+def test_splits_of_the_demo_by_name() -> None:
+    found = load_splits(TrainConfig(eval_split="train"), ignore)
+    assert found.train is found.evaluation
+    with pytest.raises(UsageError, match="no split 'test' in this data set; it has train, validation"):
+        load_splits(TrainConfig(eval_split="test"), ignore)

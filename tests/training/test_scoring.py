@@ -1,0 +1,186 @@
+"""Scoring a saved adapter: on which rows, by which columns, with which options of its task."""
+
+from __future__ import annotations
+
+import csv
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_checkpoints
+from command_line import GOOD, QUICK, invoke
+from tiny_data import ignore
+
+from capaft.support.errors import UsageError
+from capaft.training import scoring
+from capaft.training.record.saved_run import SavedRun, open_run
+from capaft.training.scoring import score_run
+
+score = partial(score_run, say=ignore)
+
+
+@pytest.fixture(scope="module")
+def saved(run: Path) -> SavedRun:
+    return open_run(str(run))
+
+
+def predicted(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def by_hand(records: list[dict[str, Any]]) -> dict[str, float]:
+    """Accuracy, and F1 of the class "good", which is second in the alphabet."""
+    pairs = [(each["predicted"], each["label"]) for each in records]
+    hits = sum(pair == ("good", "good") for pair in pairs)
+    misses = sum("good" in pair and pair[0] != pair[1] for pair in pairs)
+    return {"accuracy": sum(a == b for a, b in pairs) / len(pairs), "f1": 2 * hits / max(2 * hits + misses, 1)}
+
+
+def test_the_own_validation_split(saved: SavedRun, run: Path, tmp_path: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    found = score(saved, None, predictions=tmp_path / "p.jsonl")
+    assert found["scores"] == results["scores"]
+    assert (found["metric"], found["value"], found["examples"]) == ("accuracy", results["value"], 6)
+    assert (tmp_path / "p.jsonl").read_bytes() == (run / "predictions.jsonl").read_bytes()
+    expected = by_hand(predicted(tmp_path / "p.jsonl"))
+    assert {name: found["scores"][name] for name in expected} == pytest.approx(expected)
+
+
+def test_other_data_with_other_names(saved: SavedRun, tmp_path: Path) -> None:
+    file = tmp_path / "other.csv"
+    with file.open("w", newline="") as stream:
+        rows = [(f"What a {word} story!", "no", "good") for word in GOOD] + [("So long.", "no", "bad")]
+        csv.writer(stream).writerows([("story", "spoiler", "verdict"), *rows])
+    chosen = {"text": "story", "label": "verdict", "predictions": tmp_path / "p.jsonl"}
+    found = score(saved, str(file), **chosen, metric="f1")  # type: ignore[arg-type]
+    expected = by_hand(predicted(tmp_path / "p.jsonl"))
+    assert found["examples"] == len(GOOD) + 1
+    assert (found["metric"], found["value"]) == ("f1", found["scores"]["f1"])
+    assert {name: found["scores"][name] for name in expected} == pytest.approx(expected)
+    assert [each["text"] for each in predicted(tmp_path / "p.jsonl")] == [row[0] for row in rows]
+    with pytest.raises(UsageError, match="--text-column tale: there is no such column"):
+        score(saved, str(file), text="tale")
+
+
+def test_a_sample_is_the_same_each_time(saved: SavedRun, reviews: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        found = score(saved, str(reviews), max_examples=5, predictions=tmp_path / name)
+        assert found["examples"] == 5
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert score(saved, str(reviews), max_examples=500)["examples"] == 64
+
+
+def test_a_file_alone_needs_data(run: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes((run / "adapter.safetensors").read_bytes())
+    with pytest.raises(UsageError, match="an adapter file alone does not know its data; pass --data"):
+        score(open_run(str(alone)), None)
+
+
+def test_options_change_what_is_scored(saved: SavedRun, tmp_path: Path) -> None:
+    whole = score(saved, None)
+    short = score(saved, None, options={"max-length": "4"})
+    assert short["loss"] != whole["loss"]
+    assert score(saved, None, options={"max_length": "32"}) == whole
+    assert saved.task.max_length == 32
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("max_lenth=8", "--set max_lenth: text-classification has no option max_lenth; did you mean max_length?"),
+        ("num_beams=8", "--set num_beams: text-classification has no option num_beams"),
+        ("labels=a", "--set labels: text-classification has no option labels"),
+        ("max-length=x", "--set max-length must be a whole number, got 'x'"),
+        ("max_length=1", "--set max_length must be at least 2, got 1"),
+        ("max_length=-3", "--set max_length must be at least 2, got -3"),
+        ("problem=several", "--problem must be single, multi or regression, got several"),
+        ("max_length", "--set max_length must be name=value"),
+        ("=3", "--set =3 must be name=value"),
+    ],
+)
+def test_wrong_options_are_one_line(given: str, said: str, run: Path) -> None:
+    done = invoke("eval", run, "--set", given)
+    assert done.code == 2
+    assert done.err == f"error: {said}\n"
+
+
+def test_a_wrong_metric_is_one_line(run: Path) -> None:
+    done = invoke("eval", run, "--metric", "bleu")
+    assert done.code == 2
+    assert done.err.startswith("error: --metric must be one of accuracy, f1, matthews, top5 for text-classification")
+
+
+ROWS = {
+    "gpt2": lambda i: {"prompt": f"Ship {i}?", "completion": f"It is {i}"},
+    "t5": lambda i: {"document": f"A long ship of {i}", "summary": f"A ship, {i}"},
+    "roberta": lambda i: {"text": f"a ship of {i} sails"},
+}
+TASKS = {"gpt2": "causal-lm", "t5": "seq2seq", "roberta": "masked-lm"}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Finished runs of tasks on text, by model."""
+    runs = {}
+    for kind, row in ROWS.items():
+        home = tmp_path_factory.mktemp(kind)
+        (home / "rows.jsonl").write_text("".join(json.dumps(row(i)) + "\n" for i in range(16)))
+        model = tiny_checkpoints.save(kind, home / "model")
+        options = ("--task", TASKS[kind], *(("--max-new-tokens", "3") if kind != "roberta" else ()))
+        files = ("--model", model, "--data", home / "rows.jsonl", "--output", home / "run")
+        done = invoke("train", *files, *QUICK, "--epochs", "1", *options)
+        assert done.code == 0, done.err
+        runs[kind] = home / "run"
+    return runs
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """Texts without targets."""
+    file = tmp_path / "sources.jsonl"
+    file.write_text('{"story": "one ship"}\n{"story": "two"}\n')
+    return file
+
+
+@pytest.mark.parametrize(("kind", "metric"), [("gpt2", "bleu"), ("t5", "rougeL")])
+def test_without_targets_texts_are_written_and_not_scored(
+    kind: str, metric: str, texts: dict[str, Path], sources: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "p.jsonl"
+    flags = ("--data", sources, "--text-column", "story", "--metric", metric, "--predictions", file)
+    done = invoke("eval", texts[kind], *flags, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out) == {"metric": metric, "value": None, "loss": None, "scores": {}, "examples": 2}
+    assert [(each["source"], each["references"]) for each in predicted(file)] == [("one ship", []), ("two", [])]
+    assert invoke("eval", texts[kind], *flags).out == (
+        f"2 predictions in {file}, and no targets to compare them with\n"
+    )
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+@pytest.mark.parametrize(("metric", "also"), [("bleu", ""), ("loss", " and --metric bleu"), ("perplexity", " and ")])
+def test_without_targets_there_is_nothing_to_score(
+    kind: str, metric: str, also: str, texts: dict[str, Path], sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "evaluate", None)
+    done = invoke("eval", texts[kind], "--data", sources, "--text-column", "story", "--metric", metric)
+    assert done.code == 2
+    assert done.err.splitlines()[-1].startswith(
+        "error: there are no targets to compare with; name their column with --label-column, or write the texts with "
+        f"--predictions FILE{also}"
+    )
+    assert done.out == ""
+
+
+@pytest.mark.parametrize(("kind", "metric"), [("gpt2", "loss"), ("t5", "perplexity"), ("roberta", "loss")])
+def test_predictions_of_what_predicts_nothing_are_refused_before_scoring(
+    kind: str, metric: str, texts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "evaluate", None)
+    done = invoke("eval", texts[kind], "--metric", metric, "--predictions", tmp_path / "p.jsonl")
+    assert done.code == 2
+    assert f"--predictions has no meaning for {TASKS[kind]} with --metric {metric}" in done.err
+    assert not (tmp_path / "p.jsonl").exists()
