@@ -12,7 +12,7 @@ import pytest
 
 import capaft
 
-FUNCTIONS = [name for name in capaft.__all__ if name != "__version__"]
+FUNCTIONS = [name for name in capaft.__all__ if inspect.isfunction(getattr(capaft, name))]
 MODULES = sorted({inspect.unwrap(getattr(capaft, name)).__module__ for name in FUNCTIONS})
 
 

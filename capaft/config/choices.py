@@ -24,7 +24,7 @@ HeadMode = Literal["full", "nola", "frozen"]
 HeadInit = Literal["fitted", "seeded"]
 
 Activation = Literal["relu", "gelu", "swish", "tanh", "identity"]
-Basis = Literal["uniform", "hadamard", "group"]
+Basis = Literal["hadamard", "uniform", "group"]
 Scope = Literal["site", "model"]
 Masks = Literal["random", "partition"]
 MaskRescale = Literal["none", "variance"]

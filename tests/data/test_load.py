@@ -230,7 +230,9 @@ def test_nothing_is_cached(tmp_path: Path) -> None:
     directory = tmp_path / "data"
     write(directory / "train.jsonl", ROWS)
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
-    code = "import sys; from capaft.data import load; [load(a, say=print).train[:] for a in sys.argv[1:]]"
+    code = (
+        "import sys; from capaft.data.load import load_data; [load_data(a, say=print).train[:] for a in sys.argv[1:]]"
+    )
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))} | {"HOME": str(home)}
     command = [sys.executable, "-c", code, str(directory), str(tmp_path / "saved")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

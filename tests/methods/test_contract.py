@@ -454,8 +454,11 @@ for cell in test_contract.TABLE:
 safetensors.torch.save_file(found, f"{sys.argv[1]}/logits")
 """
     environ = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONHASHSEED": "1"}
+    environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parents[1] / "support"), os.environ.get("PYTHONPATH", "")]
+    )
     command = [sys.executable, "-c", script, str(tmp_path), *wanted]
-    subprocess.run(command, cwd=Path(__file__).parents[1] / "support", env=environ, check=True)
+    subprocess.run(command, cwd=Path(__file__).parent, env=environ, check=True)
     found = load_file(tmp_path / "logits")
     assert found.keys() == wanted.keys()
     for name, each in wanted.items():

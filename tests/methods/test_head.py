@@ -309,8 +309,11 @@ for cell in sys.argv[2:]:
 safetensors.torch.save_file(found, f"{sys.argv[1]}/logits")
 """
     environ = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONHASHSEED": "1"}
+    environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parents[1] / "support"), os.environ.get("PYTHONPATH", "")]
+    )
     command = [sys.executable, "-c", script, str(tmp_path), *wanted]
-    subprocess.run(command, cwd=Path(__file__).parents[1] / "support", env=environ, check=True)
+    subprocess.run(command, cwd=Path(__file__).parent, env=environ, check=True)
     found = load_file(tmp_path / "logits")
     for name, each in wanted.items():
         torch.testing.assert_close(found[name], each, rtol=0, atol=1e-7)

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import capaft
+from capaft.model.origin import Origin
 from capaft.support.errors import UsageError
 
 OPTIONS: dict[str, Any] = {"k": 32, "rank": 4, "seed": 3}
@@ -89,7 +90,7 @@ def test_a_model_whose_layers_are_partly_on_disk(case: str, saved: dict[str, Pat
         assert torch.equal(model.capaft_default.numbers[role].grad, numbers.grad)
     # The file is the one that the undispatched model writes, and each loads the other's.
     for name, each in (("one", model), ("other", plain)):
-        capaft.save(each, tmp_path / name, base=capaft.adapter_file.Base("tiny"))
+        capaft.save(each, tmp_path / name, base=Origin("tiny"))
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
     fresh = load()
     capaft.load(fresh, tmp_path / "other")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,15 @@ import tiny_checkpoints
 from command_line import GOOD, QUICK, invoke
 from tiny_data import ignore
 
+from capaft.config.open_options import EvalOptions
 from capaft.support.errors import UsageError
 from capaft.training import scoring
 from capaft.training.record.saved_run import SavedRun, open_run
 from capaft.training.scoring import score_run
 
-score = partial(score_run, say=ignore)
+
+def score(saved: SavedRun, data: str | None = None, **options: Any) -> dict[str, Any]:
+    return score_run(saved, EvalOptions(data=data, **options), say=ignore)
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +55,15 @@ def test_other_data_with_other_names(saved: SavedRun, tmp_path: Path) -> None:
     with file.open("w", newline="") as stream:
         rows = [(f"What a {word} story!", "no", "good") for word in GOOD] + [("So long.", "no", "bad")]
         csv.writer(stream).writerows([("story", "spoiler", "verdict"), *rows])
-    chosen = {"text": "story", "label": "verdict", "predictions": tmp_path / "p.jsonl"}
-    found = score(saved, str(file), **chosen, metric="f1")  # type: ignore[arg-type]
+    chosen = {"text_column": "story", "label_column": "verdict", "predictions": tmp_path / "p.jsonl"}
+    found = score(saved, str(file), **chosen, metric="f1")
     expected = by_hand(predicted(tmp_path / "p.jsonl"))
     assert found["examples"] == len(GOOD) + 1
     assert (found["metric"], found["value"]) == ("f1", found["scores"]["f1"])
     assert {name: found["scores"][name] for name in expected} == pytest.approx(expected)
     assert [each["text"] for each in predicted(tmp_path / "p.jsonl")] == [row[0] for row in rows]
     with pytest.raises(UsageError, match="--text-column tale: there is no such column"):
-        score(saved, str(file), text="tale")
+        score(saved, str(file), text_column="tale")
 
 
 def test_a_sample_is_the_same_each_time(saved: SavedRun, reviews: Path, tmp_path: Path) -> None:
@@ -81,9 +83,9 @@ def test_a_file_alone_needs_data(run: Path, tmp_path: Path) -> None:
 
 def test_options_change_what_is_scored(saved: SavedRun, tmp_path: Path) -> None:
     whole = score(saved, None)
-    short = score(saved, None, options={"max-length": "4"})
+    short = score(saved, None, set=("max-length=4",))
     assert short["loss"] != whole["loss"]
-    assert score(saved, None, options={"max_length": "32"}) == whole
+    assert score(saved, None, set=("max_length=32",)) == whole
     assert saved.task.max_length == 32
 
 

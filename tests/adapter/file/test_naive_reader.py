@@ -31,7 +31,7 @@ from transformers import (
 
 import capaft
 from capaft.adapter.file.encoding import SAVE_DTYPES
-from capaft.adapter.file.save_load import TaskRecord, save
+from capaft.adapter.file.save_load import TaskRecord, restore_parameters, save
 from capaft.methods.registry import HOSTS as HOST_CLASSES
 from capaft.model.origin import Origin
 
@@ -112,7 +112,7 @@ def others() -> Found:
 MODELS = {"bert": bert, "gpt2": gpt2}
 
 
-def fill(model: nn.Module, adapter: capaft.attach.Adapter) -> None:
+def fill(model: nn.Module, adapter: capaft.Adapter) -> None:
     draw = np.random.default_rng(0)
     with torch.no_grad():
         for parameter in adapter.trained(model).values():
@@ -126,7 +126,7 @@ def sites_of(weights: dict[str, Tensor], ends: str = "nothing") -> list[Site]:
     ]
 
 
-def compare(adapter: capaft.attach.Adapter, path: Path, sites: list[Site], weights: dict[str, Tensor]) -> None:
+def compare(adapter: capaft.Adapter, path: Path, sites: list[Site], weights: dict[str, Tensor]) -> None:
     """Both readers find the same factors, and the same weights if weights are what the host changes."""
     header, numbers = naive_reader.read(path.read_bytes())
     found = naive_reader.factors(header, numbers, sites)
@@ -199,7 +199,7 @@ def test_both_readers_find_the_same_head(method: str, options: dict[str, Any], d
     adapter = capaft.attach(model, method, head=names, head_mode="nola", head_k=5, seed=11, **options)
     fill(model, adapter)
     save(model, path, dtype=dtype)
-    capaft.adapter_file.restore(model, path)
+    restore_parameters(model, path)
     header, numbers = naive_reader.read(path.read_bytes())
     moved = ["classifier.dense.bias", "classifier.dense.weight", "classifier.out_proj.weight"]
     assert list(header["head"]["parameters"]) == moved

@@ -277,7 +277,8 @@ import sys
 import torch
 from torch import nn
 import capaft
-from capaft.adapter_file import Base, save
+from capaft.adapter.file.save_load import save
+from capaft.model.origin import Origin
 
 torch.manual_seed(0)
 model = nn.ModuleDict({name: nn.Linear(40, 40) for name in ("query", "value", "other")})
@@ -288,7 +289,7 @@ for _ in range(5):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.sub_(0.1 * parameter.grad)
-save(model, sys.argv[1], base=Base("tiny"))
+save(model, sys.argv[1], base=Origin("tiny"))
 """
 
 

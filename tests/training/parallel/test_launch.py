@@ -59,7 +59,8 @@ def test_what_each_is_told(program: Path, capfd: pytest.CaptureFixture[str], mon
 
 
 def test_they_end_with_the_launcher_however_it_ends() -> None:
-    code = "import time; from capaft import launch; launch.follow(); print('on', flush=True); time.sleep(60)"
+    code = "import time; from capaft.training.parallel.launch import follow_launcher; "
+    code += "follow_launcher(); print('on', flush=True); time.sleep(60)"
     command, follows = [sys.executable, "-c", code], {"_CAPAFT_FOLLOWS": "1"}
     pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with (
@@ -127,7 +128,8 @@ def test_ctrl_c_at_a_terminal_reaches_each_once(program: Path) -> None:
     heard = "signal.signal(2, lambda *_: open(f'{rank}.heard', 'a').write('x'))\nopen(f'{rank}.ready', 'w').close()\n"
     ends = "\nwhile not os.path.exists(f'{rank}.heard'): time.sleep(0.01)\ntime.sleep(0.3)\nsys.exit(130)"
     program.write_text(RANK + heard + ends)
-    starter = "import sys; sys.path.insert(0, sys.argv[1]); from capaft import launch; sys.exit(launch.launch(2, []))"
+    starter = "import sys; sys.path.insert(0, sys.argv[1]); from capaft.training.parallel import launch; "
+    starter += "sys.exit(launch.launch_processes(2, []))"
     source = str(Path(capaft.__file__).parent.parent)
     # A terminal sends the signal to the whole group of the command it runs.
     command = [sys.executable, "-P", "-c", starter, source]

@@ -80,12 +80,12 @@ def test_a_configuration_file_of_deepspeed(tmp_path: Path, monkeypatch: pytest.M
 # One process looks at what it holds: shares of the frozen weights, and the trained numbers whole.
 LOOK = """
 import os, sys
-from capaft import run, train
+from capaft.training import loop, run
 def looking(*arguments, **more):
     from torch.distributed.tensor import DTensor
     for name, p in arguments[0].base.model.named_parameters():
         assert isinstance(p, DTensor) is not p.requires_grad, name
-    return train.train(*arguments, **more)
+    return loop.train(*arguments, **more)
 run.train = looking
 from capaft.commands.app import app
 app(sys.argv[1:])

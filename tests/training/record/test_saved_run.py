@@ -6,19 +6,21 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from capaft.adapter.file.save_load import read, save
+from capaft.config.open_options import OpenOptions
 from capaft.support.errors import AdapterFileError, UsageError
 from capaft.training.record.saved_run import _task, open_run
 
 TEXTS = ["A superb film.", "A most tedious and lengthy play."]
 
 
-def logits(run: str | Path, **options: str) -> torch.Tensor:
-    saved = open_run(str(run), **options)  # type: ignore[arg-type]
+def logits(run: str | Path, **options: Any) -> torch.Tensor:
+    saved = open_run(str(run), OpenOptions(**options))
     batch = saved.base.processor(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
         return saved.model(**batch).logits
@@ -72,7 +74,7 @@ def test_another_base_model_can_be_named(run: Path, tmp_path: Path) -> None:
     AutoTokenizer.from_pretrained(demo_model()).save_pretrained(copy)
     assert torch.equal(logits(run, model=str(copy)), logits(run))
     with pytest.raises(UsageError, match=r"--model \./nowhere: there is no such directory"):
-        open_run(str(run), model="./nowhere")
+        open_run(str(run), OpenOptions(model="./nowhere"))
 
 
 def test_a_directory_without_an_adapter(tmp_path: Path) -> None:
