@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -48,15 +49,15 @@ def train_command(
         if dry_run:
             from capaft.commands.dry_run import describe_run, dry_run_text
 
-            description = describe_run(settings, lambda line: print_line(console, line))
-            print(strict_json.document(description) if json else dry_run_text(description))
+            dry_run_report = describe_run(settings, lambda line: print_line(console, line))
+            print(strict_json.document(asdict(dry_run_report)) if json else dry_run_text(dry_run_report))
             return
         from capaft.commands.summary import run_summary
         from capaft.training.run import execute_run
 
         results = execute_run(settings, console, sys.argv[1:])
         if is_first_process():
-            print(strict_json.document(results) if json else run_summary(results))
+            print(strict_json.document(results.record()) if json else run_summary(results))
 
 
 def _resolve(flags: dict[str, str | bool | list[str] | None], config: Path | None, preset: str | None) -> TrainConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,17 +31,32 @@ from capaft.training.setup.selection import Selection, load_splits, select_for_s
 DEFAULTS = EvalOptions()
 
 
-def score_run(saved: SavedRun, options: EvalOptions = DEFAULTS, *, say: Say) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a saved adapter; without targets there are none, and only predictions are written.
+
+    Attributes:
+        metric: name of the task's metric.
+        value: its score; None without targets.
+        loss: mean loss; None without targets.
+        scores: all scores by name.
+        examples: number of examples that were scored.
+    """
+
+    metric: str
+    value: float | None
+    loss: float | None
+    scores: dict[str, float | None]
+    examples: int
+
+
+def score_run(saved: SavedRun, options: EvalOptions = DEFAULTS, *, say: Say) -> Scores:
     """Score a saved adapter.
 
     Args:
         saved: the opened run.
-        options: the data, and what of the task is changed; by default the run's validation split.
-        say: told one line for each thing that is decided about the data.
-
-    Returns:
-        `metric`, `value`, `loss`, `scores` and `examples`; without targets only predictions are written, `value` and
-        `loss` are None, and `scores` is empty.
+        options: the data and changes to the task; by default the run's validation split.
+        say: called with a line for each decision about the data.
 
     Raises:
         UsageError: there is no data to score on, it does not fit the task, or there is nothing to compare or to write.
@@ -51,18 +66,18 @@ def score_run(saved: SavedRun, options: EvalOptions = DEFAULTS, *, say: Say) -> 
     predictions, max_examples = options.predictions, options.max_examples
     if predictions and not _reports(task):
         raise UsageError(
-            f"--predictions has no meaning for {task.name} with --metric {task.metric}, which predicts nothing to "
-            "read; drop it or choose another metric"
+            f"--predictions has no effect for {task.name} with --metric {task.metric}, which writes no predictions; "
+            "drop it or choose another metric"
         )
     if options.data is None and saved.config is None:
-        raise UsageError("an adapter file alone does not know its data; pass --data")
+        raise UsageError("an adapter file alone does not name its data; pass --data")
     if options.data is None and options.split is None:
         max_examples = max_examples or config.max_eval_examples
-    found = _selected(saved, options, say)
-    rows = found.rows
+    selection = _selected(saved, options, say)
+    rows = selection.rows
     if max_examples and max_examples < len(rows):
         rows = sample_rows(rows, max_examples, config.seed)
-    features = task.features(saved.base, rows, found.columns, training=False)
+    features = task.features(saved.base, rows, selection.columns, training=False)
     if isinstance(task, Generation) and not predictions and not task.has_targets(features):
         also = "" if task.generates else f" and --metric {TEXT_METRICS[0]}"
         raise UsageError(
@@ -87,22 +102,16 @@ def score_run(saved: SavedRun, options: EvalOptions = DEFAULTS, *, say: Say) -> 
         write_atomically(predictions, strict_json.lines(records))
     # A loss alone is the sum of no terms.
     scores = result.scores if result.scores.keys() - {"loss"} else {}
-    return {
-        "metric": task.metric,
-        "value": scores.get(task.metric),
-        "loss": scores.get("loss"),
-        "scores": scores,
-        "examples": features.examples,
-    }
+    return Scores(task.metric, scores.get(task.metric), scores.get("loss"), dict(scores), features.examples)
 
 
 def _reports(task: Task) -> bool:
-    """Whether a task has anything to write of its predictions."""
+    """True if a task has anything to write of its predictions."""
     return task.generates if isinstance(task, Generation) else type(task).report is not Task.report
 
 
 def _selected(saved: SavedRun, options: EvalOptions, say: Say) -> Selection:
-    """What to score on: the run's own validation rows, unless other data or another split is given."""
+    """The rows to score: the run's own validation rows, unless other data or another split is named."""
     config, split = saved.config or TrainConfig(), options.split
     if options.data is None and split is None:
         columns: dict[str, Any] = {f"{role}_column": name for role, name in options.columns.items() if name}
@@ -122,12 +131,12 @@ def _changed(task: Task, metric: str | None, options: Mapping[str, str]) -> Task
         UsageError: it has no such option, or the value does not fit.
     """
     kinds = typing.get_type_hints(type(task))
-    known = [*task.options(), "max_length"]
+    names = [*task.options(), "max_length"]
     changed: dict[str, Any] = {"metric": metric} if metric else {}
     for name, text in options.items():
         key = name.replace("-", "_")
-        if key not in known:
-            raise UsageError(f"--set {name}: {task.name} has no option {name}{did_you_mean(key, known)}")
+        if key not in names:
+            raise UsageError(f"--set {name}: {task.name} has no option {name}{did_you_mean(key, names)}")
         try:
             changed[key] = parse_value(kinds[key], text)
             check_range(TrainConfig, key, changed[key], text)

@@ -21,7 +21,8 @@ from transformers import BertForSequenceClassification
 from capaft.commands.summary import run_summary
 from capaft.methods.registry import HOSTS
 from capaft.support import strict_json
-from capaft.training.setup.job import prepare_job
+from capaft.training.record.results import Results
+from capaft.training.setup.prepare import prepare_job
 
 TRAIN_KEYS = {
     "output",
@@ -168,13 +169,13 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(
 def test_a_summary_says_which_way_the_metric_went(
     value: float, baseline: float | None, said: str, results: dict
 ) -> None:
-    shown = run_summary(results | {"value": value, "baseline": baseline}).splitlines()[0]
+    shown = run_summary(Results(**results | {"value": value, "baseline": baseline})).splitlines()[0]
     frozen = " with the base frozen" if said else ""
     number = "undefined" if math.isnan(value) else f"{value:.4f}"
     assert shown.split("  (")[0] == f"accuracy {number}{said}{frozen}"
     # As a finished run is read again.
     again = json.loads(strict_json.document(results | {"value": value, "baseline": baseline}))
-    assert run_summary(again).splitlines()[0] == shown
+    assert run_summary(Results(**again)).splitlines()[0] == shown
 
 
 def test_the_saved_configuration_repeats_the_run_to_the_byte(run: Path, tmp_path: Path) -> None:
@@ -204,7 +205,7 @@ def test_one_rate_is_the_heads_where_nothing_else_is_trained(
     method: str, changes: dict, rates: tuple[float, float], small: Path, reviews: Path
 ) -> None:
     made = prepare_job(config(small, reviews, method=method, **changes), lambda line: None)
-    assert (made.lr, made.head_lr) == rates
+    assert (made.rates.lr, made.rates.head_lr) == rates
 
 
 @pytest.mark.parametrize("method", ["head", "full", "lora", "capaboost", "lora+nola+capaboost"])
@@ -268,12 +269,12 @@ def test_an_option_that_the_method_has_no_use_for_is_told(reviews: Path) -> None
 def test_an_option_that_the_task_has_no_use_for_is_told(reviews: Path) -> None:
     void = ("--num-beams", "4", "--stride", "64", "--no-augment", "--separator", " ")
     err = invoke("train", "--data", reviews, "--dry-run", *void, "--problem", "single").err
-    told = re.findall(r"warning: (--[a-z-]+) means nothing to text-classification and is left aside", err)
+    told = re.findall(r"warning: (--[a-z-]+) has no effect with text-classification and is ignored", err)
     assert told == ["--stride", "--separator", "--num-beams", "--augment"]
     data = reviews.parent / "words.jsonl"
     data.write_text('{"tokens": ["a", "b"], "tags": ["x", "y"]}\n' * 4)
     err = invoke("train", "--data", data, "--dry-run", "--baseline").err
-    assert "warning: --baseline means nothing to token-classification, for which no linear head can be fitted" in err
+    assert "warning: --baseline has no effect: no linear head can be fitted for token-classification" in err
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,13 @@ from capaft.adapter.attach import attach_plan
 from capaft.config.train_config import TrainConfig
 from capaft.model.demo import demo_model
 from capaft.training import loop
+from capaft.training.accelerator import accelerator_for
+from capaft.training.parallel.processes import Processes
 from capaft.training.record.run_directory import RunDirectory, clear_run
 from capaft.training.run import execute_run
-from capaft.training.setup.job import Job, prepare_job
+from capaft.training.setup.job import Job
+from capaft.training.setup.prepare import prepare_job
+from capaft.training.trainer import Trainer
 
 
 def bert(directory: Path, kind: type[PreTrainedModel], dropout: float = 0.0) -> Path:
@@ -64,20 +68,25 @@ def config(model: Path, data: Path, **changes: Any) -> TrainConfig:
 
 def trained(settings: TrainConfig, directory: Path) -> tuple[Job, loop.Outcome, list[dict[str, Any]]]:
     """The loop alone: its job, what came out, and the records."""
-    decided = prepare_job(settings, lambda line: None)
-    place = RunDirectory(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    clear_run(place)
-    adapter = attach_plan(decided.base.model, decided.plan, dropout=settings.dropout)
-    outcome = loop.train(decided, adapter, settings, place, quiet())
-    return decided, outcome, records(directory)
+    clear_run(RunDirectory(directory))
+    run = trainer(settings, directory)
+    return run.job, loop.train(run), records(directory)
+
+
+def trainer(settings: TrainConfig, directory: Path) -> Trainer:
+    """A run that is ready for the loop, among the processes that are there."""
+    job = prepare_job(settings, lambda line: None)
+    accelerator, processes = accelerator_for(settings), Processes.here()
+    adapter = attach_plan(job.base.model, job.plan, dropout=settings.dropout)
+    return Trainer(job, settings, RunDirectory(directory), quiet(), accelerator, processes, adapter)
 
 
 def execute(settings: TrainConfig, directory: Path, **changes: Any) -> dict[str, Any]:
     """A whole run, as the command makes it; its results."""
     from dataclasses import replace
 
-    return execute_run(replace(settings, output=str(directory), **changes), quiet())
+    return execute_run(replace(settings, output=str(directory), **changes), quiet()).record()
 
 
 def command(settings: TrainConfig, directory: Path, **changes: Any) -> list[str]:

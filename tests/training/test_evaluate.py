@@ -19,7 +19,8 @@ from transformers import BertForSequenceClassification
 from capaft.support.errors import TrainingError
 from capaft.training.evaluate import Evaluation, evaluate
 from capaft.training.parallel.processes import Processes
-from capaft.training.setup.job import Job, prepare_job
+from capaft.training.setup.job import Job
+from capaft.training.setup.prepare import prepare_job
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from transformers import BertForSequenceClassification
 from capaft.commands import dry_run
 from capaft.config.train_config import TrainConfig
 from capaft.model.demo import demo_model
-from capaft.training.setup.job import prepare_job
+from capaft.training.setup.prepare import prepare_job
 
 
 @pytest.fixture(scope="module")

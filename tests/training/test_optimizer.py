@@ -16,6 +16,7 @@ from capaft.adapter.module import Adapter
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 from capaft.training.optimizer import build_optimizer, parameter_groups
+from capaft.training.setup.recipe import Rates
 
 HEAD = ("classifier.weight", "classifier.bias")
 NAMES = ("adamw", "adafactor", "sgd")
@@ -30,7 +31,7 @@ def grouped(
     sizes = {"k": 8, "rank": 2} if "nola" in method else {} if method in ("full", "head", "bitfit") else {"rank": 2}
     adapter = capaft.attach(model, method, seed=1, head=list(HEAD), **sizes, **(head or {}))
     names = {"head"} | {f"head:{name}" for name in HEAD}
-    found = parameter_groups(adapter, model, names, 1e-2, 1e-3, TrainConfig(**settings))
+    found = parameter_groups(adapter, model, names, Rates(1e-2, 1e-3, 1, None), TrainConfig(**settings))
     by_id = {id(parameter): group for group in found for parameter in group["params"]}
     return adapter, model, found, {name: by_id[id(p)] for name, p in adapter.trained(model).items()}
 

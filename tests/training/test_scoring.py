@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from capaft.training.scoring import score_run
 
 
 def score(saved: SavedRun, data: str | None = None, **options: Any) -> dict[str, Any]:
-    return score_run(saved, EvalOptions(data=data, **options), say=ignore)
+    return asdict(score_run(saved, EvalOptions(data=data, **options), say=ignore))
 
 
 @pytest.fixture(scope="module")

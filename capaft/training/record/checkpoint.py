@@ -37,7 +37,7 @@ class Progress:
     """How far a run has come.
 
     Attributes:
-        step: optimiser steps done.
+        step: optimizer steps done.
         best: the best evaluation so far.
         seconds: spent training, over all starts.
         baseline: score of the frozen base, if it was measured.
@@ -55,10 +55,10 @@ class Checkpoint:
 
     Attributes:
         progress: how far the run was.
-        made_with: versions and threads of the run that wrote it.
-        made_from: digests of its data and its base model; see `made_from`.
-        tensors: parameters as `parameter.<name>`, optimiser state as `optimizer.<index>.<key>`.
-        optimizer: what of the optimiser's state is no tensor, by `<index>.<key>`.
+        made_with: versions, device and settings of the run that wrote it; see `environment` in `resume.py`.
+        made_from: digests of its data and its base model; see `origin_digests` in `resume.py`.
+        tensors: parameters as `parameter.<name>`, optimizer state as `optimizer.<index>.<key>`.
+        optimizer: what of the optimizer's state is no tensor, by `<index>.<key>`.
         scaler: state of the loss scaler of fp16; empty otherwise.
     """
 
@@ -69,8 +69,38 @@ class Checkpoint:
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
 
+    @staticmethod
+    def capture(
+        progress: Progress,
+        trained: dict[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        scaler: Any,
+        made_with: dict[str, str],
+        made_from: dict[str, str],
+    ) -> Checkpoint:
+        """The state of a run as it is now.
+
+        Args:
+            progress: how far the run has come.
+            trained: trainable parameters by name.
+            optimizer: steps on them.
+            scaler: the loss scaler of fp16, or None.
+            made_with: see the class.
+            made_from: see the class.
+        """
+        tensors = {f"parameter.{name}": parameter.detach().cpu().contiguous() for name, parameter in trained.items()}
+        plain: dict[str, Any] = {}
+        for index, values in optimizer.state_dict()["state"].items():
+            for key, value in _leaves(values):
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous()
+                else:
+                    plain[f"{index}.{key}"] = value
+        state = scaler.state_dict() if scaler is not None else {}
+        return Checkpoint(progress, made_with, made_from, tensors, plain, state)
+
     def restore(self, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, scaler: Any) -> None:
-        """Give parameters, optimiser and scaler the state they had.
+        """Give parameters, optimizer and scaler the state they had.
 
         Raises:
             UsageError: they are not those of the run that wrote it.
@@ -102,38 +132,22 @@ class Checkpoint:
         return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
-def write_checkpoint(
-    directory: Path,
-    progress: Progress,
-    trained: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    scaler: Any,
-    made_with: dict[str, str],
-    made_from: dict[str, str],
-) -> None:
+def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     """Leave a checkpoint in a run's directory of checkpoints, and drop all but the last before it.
 
     Raises:
         TrainingError: the disk is full or cannot be written; older checkpoints are untouched.
     """
-    tensors = {f"parameter.{name}": parameter.detach().cpu().contiguous() for name, parameter in trained.items()}
-    plain: dict[str, Any] = {}
-    for index, values in optimizer.state_dict()["state"].items():
-        for key, value in _leaves(values):
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous()
-            else:
-                plain[f"{index}.{key}"] = value
-    state = {
-        "progress": asdict(progress),
-        "made_with": made_with,
-        "made_from": made_from,
-        "optimizer": plain,
-        "scaler": scaler.state_dict() if scaler is not None else {},
+    state: dict[str, Any] = {
+        "progress": asdict(checkpoint.progress),
+        "made_with": checkpoint.made_with,
+        "made_from": checkpoint.made_from,
+        "optimizer": checkpoint.optimizer,
+        "scaler": checkpoint.scaler,
     }
-    encoded = safetensors.torch.save(tensors)
+    encoded = safetensors.torch.save(checkpoint.tensors)
     state["digest"] = _digest(encoded, state)
-    final = _path(directory, progress.step)
+    final = _path(directory, checkpoint.progress.step)
     aside = final.with_name(f".{final.name}")
     try:
         try:
@@ -145,7 +159,7 @@ def write_checkpoint(
             flush_directory(directory)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        prune_checkpoints(directory, progress.step)
+        prune_checkpoints(directory, checkpoint.progress.step)
     except OSError as error:
         raise TrainingError(f"cannot write {final}: {error.strerror or error}; older ones are kept") from None
 
@@ -194,7 +208,7 @@ def newest_checkpoint(directory: Path) -> Checkpoint | None:
 
 
 def _leaves(state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The values of an optimiser's state; bitsandbytes keeps its own in a mapping within."""
+    """The values of an optimizer's state; bitsandbytes keeps its own in a mapping within."""
     for key, value in state.items():
         if isinstance(value, dict):
             yield from ((f"{key}{_NESTED}{inner}", each) for inner, each in _leaves(value))

@@ -19,6 +19,7 @@ from capaft.adapter.file import save_load
 from capaft.support.errors import PeerError, TrainingError, UsageError
 from capaft.training import loop, run
 from capaft.training.parallel.processes import Processes
+from capaft.training.trainer import Trainer
 
 
 def parameters(rank: int) -> list[torch.nn.Parameter]:
@@ -94,10 +95,10 @@ def test_ctrl_c_that_reaches_one_stops_all_at_the_same_step(
     arguments = command(config(model, reviews, head_init="seeded"), tmp_path / "run")
     real = loop._collated
 
-    def collated(job: Any, indices: Any, step: int, *others: Any) -> Any:
-        if step == 4 and others[-1].rank == 1:
+    def collated(run: Trainer, indices: Any, step: int) -> Any:
+        if step == 4 and run.processes.rank == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(job, indices, step, *others)
+        return real(run, indices, step)
 
     def work(rank: int) -> None:
         monkeypatch.setattr(loop, "_collated", collated)

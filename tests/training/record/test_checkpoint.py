@@ -52,7 +52,9 @@ class Run:
 
     def write(self, directory: Path, step: int, scaler: Any = None) -> Path:
         progress = Progress(step, Best(2, 0.1 + 0.2, {"accuracy": 0.1 + 0.2, "loss": 1 / 3}, 1), 12.5, 0.25)
-        write_checkpoint(directory, progress, self.trained, self.optimizer, scaler, MADE_WITH, MADE_FROM)
+        write_checkpoint(
+            directory, Checkpoint.capture(progress, self.trained, self.optimizer, scaler, MADE_WITH, MADE_FROM)
+        )
         return directory / f"step-{step:09d}"
 
     def same(self, other: Run) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def test_every_record_has_speed_memory_and_time_left(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     made = write(file, 0, 4)
     found = lines(file)
-    assert found == made.records
+    assert found == [asdict(record) for record in made.records]
     assert [record["step"] for record in found] == [1, 2, 2, 3, 4, 4]
     assert all(record.keys() >= PACE | {"step", "epoch"} for record in found)
     assert all(record["peak_memory_bytes"] > 2**20 for record in found)
@@ -63,8 +64,8 @@ def test_speed_and_time_left(tmp_path: Path, clock: list[float]) -> None:
             clock[0] += 3.0
             made.step(step, 1.0, 0.5, 1e-3, 12)
     # Two of six steps took six seconds, after the fifty of an earlier start.
-    assert made.records[-1]["seconds_left"] == 12.0
-    assert made.records[-1]["examples_per_second"] == 4.0
+    assert made.records[-1].seconds_left == 12.0
+    assert made.records[-1].examples_per_second == 4.0
     assert made.examples_per_second == 4.0
     assert made.seconds == 56.0
 

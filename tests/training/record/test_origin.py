@@ -15,7 +15,8 @@ from transformers import BertForQuestionAnswering, BertForSequenceClassification
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 from capaft.training.record.resume import check_same_origin, origin_digests
-from capaft.training.setup.job import Job, prepare_job
+from capaft.training.setup.job import Job
+from capaft.training.setup.prepare import prepare_job
 
 
 def prepared(settings: TrainConfig) -> Job:

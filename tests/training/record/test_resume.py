@@ -83,10 +83,10 @@ def killed(settings: TrainConfig, directory: Path, step: int) -> None:
     def work() -> None:
         real = loop._collated
 
-        def collated(job: Any, indices: Any, at: int, *others: Any) -> Any:
+        def collated(run: Any, indices: Any, at: int) -> Any:
             if at == step:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return real(job, indices, at, *others)
+            return real(run, indices, at)
 
         loop._collated = collated
         execute(settings, directory)
@@ -214,10 +214,10 @@ def test_two_processes_of_which_one_is_killed(settings: TrainConfig, tmp_path: P
         def work(rank: int) -> None:
             real = loop._collated
 
-            def collated(job: Any, indices: Any, at: int, *others: Any) -> Any:
+            def collated(run: Any, indices: Any, at: int) -> Any:
                 if at == kill and rank == 1:
                     os.kill(os.getpid(), signal.SIGKILL)
-                return real(job, indices, at, *others)
+                return real(run, indices, at)
 
             loop._collated = collated
             execute(settings, directory, **changes)
@@ -279,17 +279,17 @@ def test_ctrl_c_saves_and_the_run_goes_on(
 ) -> None:
     real = loop._collated
 
-    def collated(job: Any, indices: Any, at: int, *others: Any) -> Any:
+    def collated(run: Any, indices: Any, at: int) -> Any:
         if at == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(job, indices, at, *others)
+        return real(run, indices, at)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_collated", collated)
         done = invoke(*command(settings, tmp_path))
     assert done.code == 130, done.err
     assert done.out == ""
-    assert f"stopped: stopped at step 3 of 11; go on with --resume --output {tmp_path}" in done.err
+    assert f"stopped at step 3 of 11; go on with --resume --output {tmp_path}" in done.err
     # Before the first evaluation the present adapter is better than none.
     assert invoke("info", tmp_path).code == 0
     assert [step for step, _ in losses(tmp_path)] == [1, 2, 3]

@@ -1,0 +1,30 @@
+"""What a run leaves, and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from capaft.config.choices import SaveDtype
+from capaft.config.ranges import at_least
+from capaft.config.settings import Settings, setting
+
+_setting = partial(setting, panel="Output")
+
+
+@dataclass(frozen=True)
+class OutputSettings(Settings):
+    """What a run leaves, and where."""
+
+    output: str | None = _setting(
+        None, "Directory of the run (default: the next free runs/<method>-<n>).", metavar="dir"
+    )
+    checkpoint_seconds: float = _setting(
+        60.0, "Seconds between checkpoints; one is also left at every evaluation.", check=at_least(0)
+    )
+    resume: bool = _setting(False, "Go on with the run in --output from its last checkpoint, or start it.")
+    tracker: tuple[str, ...] | None = _setting(
+        None, "Also log to tensorboard, wandb or others that Accelerate knows (default: none).", metavar="name,..."
+    )
+    save_dtype: SaveDtype = _setting("float32", "Number format of the adapter file.")
+    overwrite: bool = _setting(False, "Replace a run that is already in the output directory.")
