@@ -10,7 +10,7 @@ import torch
 
 from capaft.adapter.attach import attach_plan
 from capaft.adapter.file.encoding import DTYPE_BYTES, encoded_layout
-from capaft.config.settings import dump_settings
+from capaft.config.sources import dump_settings
 from capaft.config.train_config import TrainConfig
 from capaft.methods.stack import canonical_method
 from capaft.training import batches

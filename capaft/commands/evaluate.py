@@ -7,7 +7,8 @@ from dataclasses import asdict
 from capaft.commands.reporting import Json, Run, print_line, quiet_libraries, reporting
 from capaft.commands.summary import evaluation_summary
 from capaft.config.open_options import EvalOptions
-from capaft.config.settings import resolve_settings, signature
+from capaft.config.signature import signature
+from capaft.config.sources import resolve_settings
 from capaft.support import strict_json
 from capaft.support.files import check_writable
 

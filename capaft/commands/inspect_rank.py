@@ -10,7 +10,8 @@ import typer
 
 from capaft.commands.reporting import Json, Run, quiet_libraries, reporting
 from capaft.config.open_options import OpenOptions
-from capaft.config.settings import resolve_settings, signature
+from capaft.config.signature import signature
+from capaft.config.sources import resolve_settings
 from capaft.support import strict_json
 from capaft.support.files import check_writable, write_atomically
 

@@ -35,41 +35,38 @@ class TrainConfig(
 
     alternatives: ClassVar = (("epochs", "max_steps"), ("eval_epochs", "eval_steps"))
 
-    def conflicts(self, given: Mapping[str, str]) -> list[str]:
-        """Say what contradicts what, one line each; `given` maps what was set to how it was named."""
-        found = []
-        picked = {"k"} if "nola" in self.method.split("+") else {"k", "rank", "bottleneck", "prefix_length"}
+    def conflicts(self, labels: Mapping[str, str]) -> list[str]:
+        """See `Settings.conflicts`."""
+        conflicts = []
+
+        def excludes(one: str, other: str, advice: str) -> None:
+            conflicts.append(f"{one} and {other} cannot be used together{advice}")
+
         if self.budget is not None:
-            found += [
-                f"{given.get('budget', '--budget')} and {given[name]} cannot be used together: a budget picks it; "
-                "drop one"
-                for name in sorted(picked & given.keys())
-            ]
-        if self.masks == "partition" and "density" in given and abs(self.density - 1 / self.copies) > 0.005:
-            found.append(
-                f"{given['density']} and {given.get('masks', '--masks')} cannot be used together: "
-                f"{self.copies} disjoint masks keep 1/{self.copies} each; drop the density"
-            )
-        if "eval_steps" in given and "eval_epochs" in given:
-            found.append(f"{given['eval_steps']} and {given['eval_epochs']} cannot be used together; drop one")
-        if "max_steps" in given and "epochs" in given:
-            found.append(f"{given['max_steps']} and {given['epochs']} cannot be used together; drop one")
+            sizes = {"k"} if "nola" in self.method.split("+") else {"k", "rank", "bottleneck", "prefix_length"}
+            for name in sorted(sizes & labels.keys()):
+                excludes(labels.get("budget", "--budget"), labels[name], ": a budget picks it; drop one")
+        if self.masks == "partition" and "density" in labels and abs(self.density - 1 / self.copies) > 0.005:
+            advice = f": {self.copies} disjoint masks keep 1/{self.copies} each; drop the density"
+            excludes(labels["density"], labels.get("masks", "--masks"), advice)
+        if "eval_steps" in labels and "eval_epochs" in labels:
+            excludes(labels["eval_steps"], labels["eval_epochs"], "; drop one")
+        if "max_steps" in labels and "epochs" in labels:
+            excludes(labels["max_steps"], labels["epochs"], "; drop one")
         if self.resume and self.output is None:
-            found.append("--resume needs --output, which says what run to go on with; add it")
+            conflicts.append("--resume needs the run to go on with; name its directory with --output")
         if self.resume and self.overwrite:
-            found.append("--resume and --overwrite cannot be used together: one goes on with a run, the other drops it")
+            excludes("--resume", "--overwrite", ": one goes on with a run, the other drops it")
         if self.micro_batch_size and self.micro_batch_size > self.batch_size:
-            found.append(
+            conflicts.append(
                 f"--micro-batch-size {self.micro_batch_size} is more than --batch-size {self.batch_size}; lower it"
             )
         if self.base_dtype != "float32" and self.precision == "fp32":
-            found.append(
-                f"--base-dtype {self.base_dtype} and --precision fp32 cannot be used together: products would be of "
-                "two kinds; add --precision bf16"
-            )
+            advice = ": the weights would not have the dtype of the products; add --precision bf16"
+            excludes(f"--base-dtype {self.base_dtype}", "--precision fp32", advice)
         if self.head == "frozen" and self.method == "head":
-            found.append("--head frozen and --method head cannot be used together: nothing would be trained")
-        return found
+            excludes("--head frozen", "--method head", ": nothing would be trained")
+        return conflicts
 
 
 TASK_OPTIONS = frozenset(field.name for field in fields(TrainConfig) if "task option" in field.metadata["marks"])

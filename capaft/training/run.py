@@ -14,8 +14,9 @@ from rich.console import Console
 
 from capaft.adapter.attach import attach_plan
 from capaft.adapter.file.fingerprint import weight_samples
-from capaft.config.settings import dump_settings, parse_value
+from capaft.config.sources import dump_settings
 from capaft.config.train_config import TrainConfig
+from capaft.config.values import parse_value
 from capaft.methods.host import Host
 from capaft.methods.stack import canonical_method
 from capaft.support import strict_json

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from capaft.config.open_options import EvalOptions
-from capaft.config.settings import check_range, parse_value
+from capaft.config.settings import check_range
 from capaft.config.train_config import TrainConfig
+from capaft.config.values import parse_value
 from capaft.data.load import Say, load_evaluation_data
 from capaft.data.sampling import sample_rows
 from capaft.data.splits import WantedSplits

@@ -17,7 +17,7 @@ from command_line import invoke
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from capaft.config.presets import preset_file, preset_names, preset_summaries
-from capaft.config.settings import resolve_settings
+from capaft.config.sources import resolve_settings
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 

@@ -13,16 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from capaft.config.settings import (
-    Count,
-    Settings,
-    Text,
-    dump_settings,
-    parse_value,
-    resolve_settings,
-    setting,
-    signature,
-)
+from capaft.config.settings import Settings, setting
+from capaft.config.signature import signature
+from capaft.config.sources import dump_settings, resolve_settings
+from capaft.config.values import Count, Text, parse_value
 from capaft.support.errors import UsageError
 
 NONE_WORDS = ("none", "null", "~")

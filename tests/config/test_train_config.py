@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capaft.config.settings import dump_settings, resolve_settings
+from capaft.config.sources import dump_settings, resolve_settings
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 

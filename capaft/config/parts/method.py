@@ -29,7 +29,8 @@ from capaft.config.choices import (
     Scope,
 )
 from capaft.config.ranges import FRACTION, POSITIVE, at_least
-from capaft.config.settings import Count, Settings, setting
+from capaft.config.settings import Settings, setting
+from capaft.config.values import Count
 
 _setting = partial(setting, panel="Method")
 

@@ -7,7 +7,8 @@ from functools import partial
 
 from capaft.config.choices import HEAD_K, TASKS, HeadMode, Problem
 from capaft.config.ranges import POSITIVE, at_least
-from capaft.config.settings import Settings, Text, setting
+from capaft.config.settings import Settings, setting
+from capaft.config.values import Text
 
 _setting = partial(setting, panel="Task")
 # An option that only some tasks have: their fields of the same names.

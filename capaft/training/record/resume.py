@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from capaft.adapter.file.fingerprint import weight_samples
-from capaft.config.settings import resolve_settings
+from capaft.config.sources import resolve_settings
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 from capaft.tasks.base.features import Features

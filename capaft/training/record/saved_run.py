@@ -12,7 +12,8 @@ from capaft.adapter.file import save_load
 from capaft.adapter.file.save_load import HEAD, AdapterFile, read
 from capaft.config.choices import TASKS
 from capaft.config.open_options import OpenOptions
-from capaft.config.settings import check_range, resolve_settings
+from capaft.config.settings import check_range
+from capaft.config.sources import resolve_settings
 from capaft.config.train_config import TrainConfig
 from capaft.model.load import BaseModel
 from capaft.support.errors import AdapterFileError, UsageError

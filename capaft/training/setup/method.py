@@ -9,8 +9,8 @@ from capaft.adapter.budget import fit_to_budget
 from capaft.adapter.plan import Plan, make_plan
 from capaft.config.choices import DEMO_K, DEMO_TARGET_MODULES
 from capaft.config.parts.method import MethodSettings
-from capaft.config.settings import parse_value
 from capaft.config.train_config import TrainConfig
+from capaft.config.values import parse_value
 from capaft.methods.registry import HOSTS
 from capaft.methods.stack import Stack, canonical_method, known_options, parse_stack
 from capaft.model.load import BaseModel
