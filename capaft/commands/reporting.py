@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capaft.support.errors import CapaftError, TrainingError
+from capaft.support.errors import CapaftError, Interrupted, TrainingError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,15 +29,16 @@ def reporting() -> Iterator[Console]:
         yield console
         sys.stdout.flush()
     except CapaftError as error:
-        prefix = "stopped" if error.exit_code == 130 else "error"
+        # An interruption says of itself that the run stopped, and where.
+        prefix = "" if isinstance(error, Interrupted) else "error: "
         # All processes of a run find the same fault in what they were given; a failure may be one's own.
         if is_first_process() or type(error) is TrainingError:
             console.quiet = False
             for line in str(error).splitlines():
-                print_line(console, f"{prefix}: {line}")
+                print_line(console, f"{prefix}{line}")
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        print_line(console, "stopped: interrupted")
+        print_line(console, "stopped by Ctrl-C")
         raise typer.Exit(130) from None
     except BrokenPipeError:
         # The reader of stdout has gone, as in `capaft info RUN | head -1`.

@@ -1,4 +1,4 @@
-"""Checkpoints: what a run needs to go on exactly where it was. Tensors as safetensors, the rest as JSON, no pickle.
+"""Checkpoints, from which a run goes on exactly where it was. Tensors as safetensors, the rest as JSON, no pickle.
 
 A checkpoint is a directory that is written aside, flushed to the disk and renamed, so it is there whole or not at all.
 Batches and dropout are functions of the seed and the step, so no state of a generator is in it.
@@ -25,7 +25,7 @@ from capaft.training.early_stopping import Best
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
-# The one before the last stays, in case a disk loses what it said it had written.
+# The last but one is kept, in case a disk loses what it reported as written.
 KEPT_CHECKPOINTS = 2
 # Between the keys of mappings within one another.
 _NESTED = "/"
@@ -39,7 +39,7 @@ class Progress:
     Attributes:
         step: optimizer steps done.
         best: the best evaluation so far.
-        seconds: spent training, over all starts.
+        seconds: time spent training, over all starts.
         baseline: score of the frozen base, if it was measured.
     """
 
@@ -58,7 +58,7 @@ class Checkpoint:
         made_with: versions, device and settings of the run that wrote it; see `environment` in `resume.py`.
         made_from: digests of its data and its base model; see `origin_digests` in `resume.py`.
         tensors: parameters as `parameter.<name>`, optimizer state as `optimizer.<index>.<key>`.
-        optimizer: what of the optimizer's state is no tensor, by `<index>.<key>`.
+        optimizer: entries of the optimizer's state that are not tensors, by `<index>.<key>`.
         scaler: state of the loss scaler of fp16; empty otherwise.
     """
 
@@ -103,7 +103,7 @@ class Checkpoint:
         """Give parameters, optimizer and scaler the state they had.
 
         Raises:
-            UsageError: they are not those of the run that wrote it.
+            UsageError: they do not belong to the run that wrote it.
         """
         missing = torch.empty(0)
         stored = {name: self.tensors.get(f"parameter.{name}", missing) for name in trained}
@@ -122,12 +122,12 @@ class Checkpoint:
         values = {
             name.removeprefix("optimizer."): t for name, t in self.tensors.items() if name.startswith("optimizer.")
         }
-        for name, value in (values | self.optimizer).items():
-            index, _, key = name.partition(".")
+        for path, value in (values | self.optimizer).items():
+            index, _, key = path.partition(".")
             *outer, last = key.split(_NESTED)
             place = state.setdefault(int(index), {})
-            for each in outer:
-                place = place.setdefault(each, {})
+            for name in outer:
+                place = place.setdefault(name, {})
             place[last] = value
         return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
@@ -167,12 +167,12 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
 def prune_checkpoints(directory: Path, step: int) -> None:
     """Drop all checkpoints but that of a step and the last before it.
 
-    One of a later step could not be read when the run went on from an earlier one.
+    A checkpoint of a later step could not be read when the run went on from an earlier one.
     """
     final = _path(directory, step)
-    found = _all(directory)
-    older = [path for path in found if path.name < final.name]
-    for path in found:
+    checkpoints = _all(directory)
+    older = [path for path in checkpoints if path.name < final.name]
+    for path in checkpoints:
         if path not in (final, *older[: KEPT_CHECKPOINTS - 1]):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -181,10 +181,10 @@ def newest_checkpoint(directory: Path) -> Checkpoint | None:
     """The last checkpoint that can be read, or None.
 
     Raises:
-        UsageError: there are checkpoints, and none can be read.
+        UsageError: there are checkpoints, but none can be read.
     """
-    found = _all(directory)
-    for path in found:
+    checkpoints = _all(directory)
+    for path in checkpoints:
         try:
             state = json.loads((path / STATE).read_text(encoding="utf-8"))
             encoded = (path / TENSORS).read_bytes()
@@ -202,22 +202,22 @@ def newest_checkpoint(directory: Path) -> Checkpoint | None:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError):
             continue
-    if found:
+    if checkpoints:
         raise UsageError(f"no checkpoint in {directory} can be read; start anew with --overwrite")
     return None
 
 
 def _leaves(state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The values of an optimizer's state; bitsandbytes keeps its own in a mapping within."""
+    """The values of an optimizer's state; bitsandbytes nests its own in a mapping."""
     for key, value in state.items():
         if isinstance(value, dict):
-            yield from ((f"{key}{_NESTED}{inner}", each) for inner, each in _leaves(value))
+            yield from ((f"{key}{_NESTED}{inner}", leaf) for inner, leaf in _leaves(value))
         else:
             yield key, value
 
 
 def _digest(tensors: bytes, state: dict[str, Any]) -> str:
-    """What tells that a disk gave back other bytes than it was given."""
+    """A digest that shows if a disk returned other bytes than were written."""
     digest = hashlib.blake2b(tensors, digest_size=16)
     digest.update(json.dumps(state).encode())
     return digest.hexdigest()
@@ -228,5 +228,5 @@ def _path(directory: Path, step: int) -> Path:
 
 
 def _all(directory: Path) -> list[Path]:
-    """The checkpoints of a run, the newest first; what was being written when the run died is none."""
+    """The checkpoints of a run, the newest first, without any that was being written when the run died."""
     return sorted((path for path in directory.glob("step-*") if _NAME.fullmatch(path.name)), reverse=True)
