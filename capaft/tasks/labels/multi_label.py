@@ -41,7 +41,7 @@ class MultiLabel(Problem):
     separator: str = ""
 
     def classes(self, rows: Dataset, columns: Columns) -> tuple[str, ...]:
-        """Class names: those of a `ClassLabel`, columns and vectors keep their order; integers ascend, words are sorted.
+        """Class names: a `ClassLabel`, columns and vectors keep their order; integers ascend, words are sorted.
 
         Raises:
             UsageError: a row has no label, not even an empty list, or there are not from two to `MAX_CLASSES` classes.
