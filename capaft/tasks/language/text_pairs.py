@@ -60,8 +60,9 @@ def recognise_text_pairs(rows: Dataset, user_columns: Mapping[str, str | None]) 
     """The columns of source and target, or None if neither usual names nor the user's choice determine them.
 
     The languages of a column `translation` are read as columns: the first is the source, the second the target. A
-    source that the user chose may hold lists, such as triples; a target is found for it only if the two are a usual
-    pair. References are preferred to a single target if every row has some: GEM's training rows have none.
+    source that the user chose may hold lists, such as triples; unless the user also chose its target, one is found only
+    if the two are a usual pair. References are preferred to a single target if every row has some: GEM's training rows
+    have none.
 
     Raises:
         UsageError: a column that the user chose is missing or does not hold text.
