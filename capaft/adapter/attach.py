@@ -42,10 +42,6 @@ def attach(model: nn.Module, method: str | Stack, *, name: str = "default", **op
         UsageError: the stack, the targets or the name cannot be used.
 
     Example:
-        >>> import capaft
-        >>> from transformers import BertConfig, BertModel
-        >>> size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-        >>> model = BertModel(BertConfig(vocab_size=100, **size))
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
         >>> sum(p.numel() for p in model.parameters() if p.requires_grad)
         128
@@ -121,10 +117,6 @@ def detach(model: nn.Module, name: str = "default") -> Adapter:
         UsageError: there is no such adapter.
 
     Example:
-        >>> import capaft
-        >>> from transformers import BertConfig, BertModel
-        >>> size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-        >>> model = BertModel(BertConfig(vocab_size=100, **size))
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
         >>> capaft.detach(model) is adapter
         True
@@ -154,10 +146,6 @@ def switch(model: nn.Module, *names: str) -> None:
         UsageError: there is no such adapter.
 
     Example:
-        >>> import capaft
-        >>> from transformers import BertConfig, BertModel
-        >>> size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-        >>> model = BertModel(BertConfig(vocab_size=100, **size))
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
         >>> other = capaft.attach(model, "ia3", name="other")
         >>> capaft.switch(model, "other")
@@ -186,15 +174,10 @@ def disabled(model: nn.Module) -> Iterator[None]:
     """The base model alone, for as long as the context lasts. A head that was trained whole stays in place.
 
     Example:
-        >>> import torch
-        >>> import capaft
-        >>> from transformers import BertConfig, BertModel
-        >>> size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-        >>> model = BertModel(BertConfig(vocab_size=100, **size))
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
-        >>> for numbers in adapter.parameters():
-        ...     _ = torch.nn.init.normal_(numbers)
-        >>> ids, model = torch.tensor([[1, 2, 3]]), model.eval()
+        >>> for parameter in adapter.parameters():
+        ...     _ = torch.nn.init.normal_(parameter)
+        >>> ids = torch.tensor([[1, 2, 3]])
         >>> with capaft.disabled(model):
         ...     before = model(ids).pooler_output
         >>> torch.equal(model(ids).pooler_output, before)

@@ -31,10 +31,6 @@ def merge(model: nn.Module, name: str = "default") -> int:
             offloaded, or it is shared with another module, which the update would reach as well.
 
     Example:
-        >>> import capaft
-        >>> from transformers import BertConfig, BertModel
-        >>> size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-        >>> model = BertModel(BertConfig(vocab_size=100, **size))
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
         >>> capaft.merge(model)
         4

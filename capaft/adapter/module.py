@@ -34,10 +34,6 @@ def adapters(model: nn.Module) -> dict[str, Adapter]:
     """The adapters on a model, by name.
 
     Example:
-        >>> import capaft
-        >>> from transformers import BertConfig, BertModel
-        >>> size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-        >>> model = BertModel(BertConfig(vocab_size=100, **size))
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
         >>> list(capaft.adapters(model))
         ['default']

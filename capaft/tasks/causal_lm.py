@@ -18,7 +18,7 @@ from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns, find_column
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.language import chat
-from capaft.tasks.language.chat import conversations, has_template, recognise_exchange, turn_ends
+from capaft.tasks.language.chat import has_template, read_chats, recognise_exchange, turn_ends
 from capaft.tasks.language.example import Example, plain_examples, shortened_prompt
 from capaft.tasks.language.generation import Generation
 from capaft.tasks.language.plain_text import (
@@ -205,11 +205,11 @@ class CausalLM(Generation):
 
     def _examples(self, tokenizer: Any, rows: Dataset, columns: Columns, training: bool) -> list[Example]:
         if self.layout == MESSAGES:
-            return conversations(tokenizer, rows, columns)
-        pairs = read_pairs(rows, columns, self.source_prefix, each=training)
+            return read_chats(tokenizer, rows, columns)
+        pairs = read_pairs(rows, columns, self.source_prefix, per_reference=training)
         if self.chat_template and has_template(tokenizer):
             stops = turn_ends(tokenizer)
-            return [chat.exchange(tokenizer, pair, stops) for pair in pairs]
+            return [chat.pair_example(tokenizer, pair, stops) for pair in pairs]
         return plain_examples(tokenizer, pairs, self.separator)
 
 

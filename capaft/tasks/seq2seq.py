@@ -70,7 +70,7 @@ class Seq2Seq(Generation):
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Sources and targets; in training an example of each reference, in evaluation the loss of the first."""
-        pairs = read_pairs(rows, columns, self.source_prefix, each=training)
+        pairs = read_pairs(rows, columns, self.source_prefix, per_reference=training)
         limit, target_limit = token_limit(base, self.max_length), token_limit(base, self.max_target_length)
         sources, long_sources = _cut(base.processor, limit, text=[pair.source for pair in pairs])
         targets: list[list[int]] = [[IGNORED]] * len(pairs)

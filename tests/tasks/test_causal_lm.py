@@ -158,7 +158,7 @@ def test_chats_and_texts_are_not_mixed() -> None:
         decided(table(text=["a"])).check_labels(chats, Columns("text"))
     with pytest.raises(UsageError, match="'prompt' does not hold chats"):
         decided(chats).check_labels(TWO, PAIRS)
-    with pytest.raises(UsageError, match="no column holds what should come out"):
+    with pytest.raises(UsageError, match="no column holds the target"):
         decided(TWO).check_labels(table(prompt=["a"]), Columns("prompt"))
     decided(TWO).check_labels(TWO, PAIRS)
     decided(chats).check_labels(chats, Columns("text"))

@@ -294,7 +294,11 @@ def test_examples_are_counted_and_shown(model: Callable[[str], str], tmp_path: P
         ("roberta", ("--task", "causal-lm"), "causal-lm needs a model that reads from left to right"),
         ("llama", ("--task", "masked-lm"), "transformers has no AutoModelForMaskedLM of its architecture"),
         ("llama", ("--task", "causal-lm", "--shots", "2"), "--shots has no meaning for this causal-lm"),
-        ("roberta", ("--problem", "regression"), "--problem regression: column 'label' does not hold one number a row"),
+        (
+            "roberta",
+            ("--problem", "regression"),
+            "--problem regression: column 'label' does not hold one number per row",
+        ),
         ("roberta", ("--metric", "bleu"), "--metric must be one of accuracy, f1, matthews"),
         ("roberta", ("--task", "text-clasification"), "did you mean text-classification?"),
         ("roberta", ("--text-column", "txt"), "--text-column txt: there is no such column"),

@@ -125,14 +125,7 @@ def save(
         TrainingError: a number is not finite, or the file cannot be written.
 
     Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> import capaft
-        >>> from transformers import BertConfig, BertModel
-        >>> size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-        >>> model = BertModel(BertConfig(vocab_size=100, **size))
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
-        >>> path = Path(tempfile.mkdtemp()) / "adapter.safetensors"
         >>> capaft.save(model, path) == path.stat().st_size
         True
     """
@@ -179,6 +172,12 @@ def read(path: str | Path) -> AdapterFile:
 
     Raises:
         AdapterFileError: the file is missing, truncated, altered, foreign, or of a newer format.
+
+    Example:
+        >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
+        >>> size = capaft.save(model, path)
+        >>> capaft.read(path).header["seed"]
+        7
     """
     path = Path(path)
     try:
@@ -222,14 +221,7 @@ def load(
         AdapterFileError: the file is damaged, or belongs to another model.
 
     Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> import capaft
-        >>> from transformers import BertConfig, BertModel
-        >>> size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-        >>> model = BertModel(BertConfig(vocab_size=100, **size))
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
-        >>> path = Path(tempfile.mkdtemp()) / "adapter.safetensors"
         >>> size = capaft.save(model, path)
         >>> _ = capaft.detach(model)
         >>> capaft.load(model, path).plan.stack.method

@@ -222,7 +222,7 @@ def test_scores_of_a_split_that_lacks_classes() -> None:
 
 def test_five_classes_have_no_top_five() -> None:
     assert scored(SEVEN[:5], [0], [[1, 0, 0, 0, 0]]).keys() == {"accuracy", "f1"}
-    with pytest.raises(UsageError, match=r"^--metric top5 says nothing with 5 classes; choose accuracy or f1"):
+    with pytest.raises(UsageError, match=r"^--metric top5 is always 1 with 5 classes; choose accuracy or f1"):
         ImageClassification(SEVEN[:5], metric="top5")
     assert ImageClassification(SEVEN, metric="top5").more_is_better
 
