@@ -143,7 +143,9 @@ def _read_shards(name: str, files: list[Path], text_columns: tuple[str, ...]) ->
     others = [read_table(file, _text_columns(first)) for file in files[1:]]
     for file, shard in zip(files[1:], others, strict=True):
         if shard.features != first.features:
-            raise UsageError(f"{file}: its columns or their types differ from those of {files[0].name}")
+            raise UsageError(
+                f"{file}: its columns or their types differ from those of {files[0].name}; make them the same"
+            )
     return datasets.concatenate_datasets([first, *others]) if others else first
 
 

@@ -44,7 +44,9 @@ def read_idx_directory(path: Path, choice: WantedSplits) -> dict[str, datasets.D
     files = sorted(p for p in path.iterdir() if is_idx(p) and not p.name.startswith("."))
     images = {_prefix(file): file for file in reversed(files) if not _of_labels(file)}
     if not images:
-        raise UsageError(f"{path}: there are idx files of labels but none of images (named ...images-idx3-ubyte)")
+        raise UsageError(
+            f"{path}: there are idx files of labels but none of images; add those named ...images-idx3-ubyte"
+        )
     splits = _splits(path, images, choice)
     pairs = {name: _read_pair(file) for name, file in splits.items()}
     classes = 1 + max(int(labels.max()) for _, labels in pairs.values())
@@ -97,10 +99,12 @@ def _read_pair(images: Path) -> tuple[Bytes, Bytes]:
     neighbours = [p for p in sorted(images.parent.iterdir()) if is_idx(p) and _of_labels(p)]
     matching = [p for p in neighbours if _prefix(p) == _prefix(images)]
     if not matching:
-        raise UsageError(f"{images}: there is no file {_prefix(images)}labels-idx1-ubyte beside it (.gz or not)")
+        raise UsageError(f"{images}: its labels are missing; put {_prefix(images)}labels-idx1-ubyte[.gz] beside it")
     pixels, labels = _read(images, 3), _read(matching[0], 1)
     if len(pixels) != len(labels):
-        raise UsageError(f"{images}: {len(pixels)} images, but {matching[0].name} has {len(labels)} labels")
+        raise UsageError(
+            f"{images}: {len(pixels)} images, but {matching[0].name} has {len(labels)} labels; download both again"
+        )
     if not 0 < pixels[0].size <= _LARGEST_CHUNK:
         raise UsageError(f"{images}: its images are {' x '.join(map(str, pixels.shape[1:]))} pixels; download it again")
     return pixels, labels
@@ -114,7 +118,7 @@ def _read(path: Path, dimensions: int) -> Bytes:
         kind = {1: "labels", 3: "images"}[dimensions]
         raise UsageError(
             f"{path}: not an idx file of {kind}: it begins with {content[:4].hex(' ') or 'nothing'}, "
-            f"not with {magic.hex(' ')}"
+            f"not with {magic.hex(' ')}; download it again"
         )
     if len(content) < start:
         raise UsageError(f"{path}: the file is cut off in its header; download it again")

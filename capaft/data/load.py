@@ -69,7 +69,8 @@ def load_data(
         names = ", ".join(available)
         raise UsageError(f"{spec}: there is no train split among {names}; choose one with --train-split")
     if splits.evaluation is not None and 0 in (len(splits.train), len(splits.evaluation)):
-        raise UsageError(f"{spec}: there are no rows in the split {splits.name if len(splits.train) else TRAIN}")
+        empty = splits.name if len(splits.train) else TRAIN
+        raise UsageError(f"{spec}: there are no rows in the split {empty}; add rows or choose another split")
     return splits
 
 
@@ -122,7 +123,7 @@ def _open(spec: str, choice: WantedSplits, revision: str | None, say: Say) -> di
     if part is not None and train is not None:
         chosen = part.rows(len(splits[train]))
         if len(chosen) == 0:
-            raise UsageError(f"{spec}: this slice takes none of the {len(splits[train])} training rows")
+            raise UsageError(f"{spec}: this slice takes none of the {len(splits[train])} training rows; choose another")
         say(f"{spec}: {len(chosen)} of {len(splits[train])} training rows")
         splits[train] = splits[train].select(chosen)
     return splits

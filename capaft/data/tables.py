@@ -67,7 +67,7 @@ def read_rows(path: Path, text_columns: Collection[str] = ()) -> datasets.Datase
         return datasets.Dataset(table)
     # pyarrow raises all of these, and `datasets` a KeyError for odd metadata in a Parquet or Arrow file.
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
-        raise UsageError(f"{path}: cannot read this file ({one_line(error)})") from error
+        raise UsageError(f"{path}: cannot read this file ({one_line(error)}); save it again") from error
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -100,9 +100,9 @@ def _read_delimited(path: Path, delimiter: str, quoting: Literal[0, 3], text_col
                     f"{path}: line {reader.line_num} has {len(row)} field(s), the header has {len(header)}; {advice}"
                 )
     except csv.Error as error:
-        raise UsageError(f"{path}: line {reader.line_num} is malformed ({one_line(error)})") from None
+        raise UsageError(f"{path}: line {reader.line_num} is malformed ({one_line(error)}); correct it") from None
     if not rows:
-        raise UsageError(f"{path}: there is a header but no rows")
+        raise UsageError(f"{path}: there is a header but no rows; add rows")
     cells = zip(*rows, strict=True)
     columns = dict(zip(header, cells, strict=True))
     return pa.table({name: _typed(column, name in text_columns) for name, column in columns.items()})
@@ -112,13 +112,13 @@ def _column_names(path: Path, header: list[str], delimiter: str) -> list[str]:
     if len(header) == 1:
         for other, word in ((",", "commas"), (";", "semicolons"), ("\t", "tabs")):
             if other != delimiter and other in header[0]:
-                kind = "CSV: commas" if delimiter == "," else "TSV: tabs"
-                raise UsageError(f"{path}: the columns are separated by {word}, not as its suffix says ({kind})")
+                expected = "commas" if delimiter == "," else "tabs"
+                raise UsageError(f"{path}: the columns are separated by {word}; as its suffix says, use {expected}")
     # pandas writes its index under a blank name, and reads that back under this one.
     names = [name.strip() or f"Unnamed: {position}" for position, name in enumerate(header)]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
-        raise UsageError(f"{path}: the header names column {repeated!r} twice")
+        raise UsageError(f"{path}: the header names column {repeated!r} twice; rename one")
     if not names:
         raise UsageError(f"{path}: the file is empty")
     return names
@@ -189,7 +189,9 @@ def _json_column(path: Path, name: str, values: list[Any]) -> pa.Array:
     except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
         kinds = sorted({type(value).__name__ for value in values if value is not None})
         reason = f"it mixes {' and '.join(kinds)}" if len(kinds) > 1 else one_line(error)
-        raise UsageError(f"{path}: column {name!r} cannot be read as one type ({reason})") from None
+        raise UsageError(
+            f"{path}: column {name!r} cannot be read as one type ({reason}); give its values one type"
+        ) from None
 
 
 def _read_parquet(path: Path) -> pa.Table:

@@ -144,7 +144,7 @@ def test_files_that_are_missing(tmp_path: Path) -> None:
     fails(labels, f"{LABELS}: these are labels; give the file of their images")
     labels.rename(tmp_path / f"t10k-{LABELS}")
     for source in (tmp_path, path):
-        fails(source, f"{IMAGES}: there is no file train-{LABELS} beside it")
+        fails(source, f"{IMAGES}: its labels are missing; put train-{LABELS}[.gz] beside it")
     path.unlink()
     fails(tmp_path, "there are idx files of labels but none of images")
 

@@ -175,11 +175,11 @@ def _decode(name: str, content: bytes) -> tuple[NDArray[np.float32], int]:
         raise UsageError(f"{name}: cannot read this recording ({error}); replace or remove it") from error
 
 
-class _Whole(io.BytesIO):
-    """A WAV file that scipy does not read where samples are missing.
+class _StrictWav(io.BytesIO):
+    """Content of a WAV file, which raises a ValueError where a chunk is shorter than its header says.
 
-    scipy itself only warns, and by the size in the first header, which is often wrong although all samples are there.
-    So that size becomes unknown, and a chunk must be as long as its own header says.
+    scipy only warns of that, and by the size of the whole file in the first header, which some writers get wrong. That
+    size is set to unknown here.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -187,7 +187,7 @@ class _Whole(io.BytesIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         content = super().read(size)
-        # Four bytes are the name or size of a chunk; after the samples they may be missing.
+        # Four bytes are the name or size of a chunk, which may be missing after the samples.
         if size is not None and 4 < size != _UNKNOWN_SIZE and len(content) < size:
             raise ValueError(f"{size} bytes promised, {len(content)} left")
         return content
@@ -205,9 +205,9 @@ def _decode_wav(content: bytes) -> tuple[NDArray[np.float32], int] | None:
 
     try:
         with warnings.catch_warnings():
-            # scipy warns of chunks that it skips, and of a file size that `_Whole` makes up.
+            # Warnings of chunks that it skips, and of the size that `_StrictWav` sets.
             warnings.simplefilter("ignore", wavfile.WavFileWarning)
-            rate, samples = wavfile.read(_Whole(content))
+            rate, samples = wavfile.read(_StrictWav(content))
     except Exception as error:  # a damaged file surfaces as any of a dozen types
         if str(error).startswith(_NOT_FOR_SCIPY):
             return None
