@@ -32,7 +32,7 @@ def uncached() -> Iterator[None]:
 
 @pytest.fixture
 def installed_copy(tmp_path: Path, uncached: None, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the demo package that importlib.metadata finds before the installed one."""
+    """Copy of the demo package that importlib.metadata finds before the installed one."""
     source = demo_model().parents[1]
     demo_model.cache_clear()
     shutil.copytree(source / MODEL, tmp_path / MODEL)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Array2D, Audio, ClassLabel, Dataset, Features, Image, List, Value
-from tiny_media import GIVEN, picture, vit
+from tiny_media import NO_COLUMNS, picture, vit
 
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
@@ -70,15 +70,15 @@ INT, TEXT, CLASS = Value("int64"), Value("string"), ClassLabel(names=["a", "b"])
     ],
 )
 def test_columns_are_found(features: dict[str, Any], found: tuple[str, str]) -> None:
-    columns = ImageClassification.recognise(empty(**features), GIVEN)
+    columns = ImageClassification.recognise(empty(**features), NO_COLUMNS)
     assert (columns.text, columns.label) == found
 
 
 def test_columns_of_recordings_are_found() -> None:
     speech = empty(file=TEXT, audio=Audio(decode=False), label=CLASS, is_unknown=Value("bool"), speaker_id=TEXT)
-    assert AudioClassification.recognise(speech, GIVEN) == Columns("audio", None, "label")
+    assert AudioClassification.recognise(speech, NO_COLUMNS) == Columns("audio", None, "label")
     arrays = empty(audio={"array": List(Value("float32")), "sampling_rate": INT}, emotion=TEXT)
-    assert AudioClassification.recognise(arrays, GIVEN) == Columns("audio", None, "emotion")
+    assert AudioClassification.recognise(arrays, NO_COLUMNS) == Columns("audio", None, "emotion")
 
 
 def test_given_columns_are_taken() -> None:
@@ -103,7 +103,7 @@ def test_given_columns_are_taken() -> None:
 )
 def test_columns_that_cannot_be_told(features: dict[str, Any], given: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        ImageClassification.recognise(empty(**features), GIVEN | given)
+        ImageClassification.recognise(empty(**features), NO_COLUMNS | given)
 
 
 # Features
