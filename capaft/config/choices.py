@@ -19,12 +19,12 @@ TASKS: tuple[str, ...] = tuple(
 )
 """The tasks: every file of `capaft/tasks/` is one."""
 
-Problem = Literal["auto", "single", "multi", "regression"]
+ProblemName = Literal["auto", "single", "multi", "regression"]
 HeadMode = Literal["full", "nola", "frozen"]
 HeadInit = Literal["fitted", "seeded"]
 
 Activation = Literal["relu", "gelu", "swish", "tanh", "identity"]
-Basis = Literal["hadamard", "uniform", "group"]
+BasisName = Literal["hadamard", "uniform", "group"]
 Scope = Literal["site", "model"]
 Masks = Literal["random", "partition"]
 MaskRescale = Literal["none", "variance"]
@@ -46,7 +46,7 @@ PARALLEL_SCALING = 4.0
 PREFIX_LENGTH = 16
 
 K = 192
-BASIS: Basis = "hadamard"
+BASIS: BasisName = "hadamard"
 SCOPE: Scope = "site"
 COPIES = 2
 DENSITY = 0.5

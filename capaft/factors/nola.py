@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from capaft.config.choices import SCOPE, Scope
-from capaft.config.choices import Basis as BasisName
+from capaft.config.choices import SCOPE, BasisName, Scope
 from capaft.factors.basis import Basis
 
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, get_args
 
 from torch import Tensor, nn
 
-from capaft.config.choices import BASIS, Basis, HeadMode
+from capaft.config.choices import BASIS, BasisName, HeadMode
 from capaft.factors.factor import Factor
 from capaft.factors.nola import Coefficients
 from capaft.methods.host import Host
@@ -46,11 +46,11 @@ class Head(Host):
     kinds: ClassVar[frozenset[str]] = frozenset()
 
     k: int = 0
-    basis: Basis = BASIS
+    basis: BasisName = BASIS
     parameters: tuple[Site, ...] = ()
 
     @staticmethod
-    def of(model: nn.Module, names: Mapping[str, str], k: int, basis: Basis) -> Head:
+    def of(model: nn.Module, names: Mapping[str, str], k: int, basis: BasisName) -> Head:
         """The head that has these parameters.
 
         Args:

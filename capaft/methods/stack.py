@@ -19,7 +19,7 @@ from capaft.config.choices import (
     MASK_RESCALE,
     MASKS,
     SCOPE,
-    Basis,
+    BasisName,
     K,
     MaskRescale,
     Masks,
@@ -58,7 +58,7 @@ class Stack:
     method: str
     host: Host | None = None
     k: tuple[int, int] | None = None
-    basis: Basis = BASIS
+    basis: BasisName = BASIS
     scope: Scope = SCOPE
     copies: Copies | None = None
 
@@ -195,7 +195,7 @@ def _check(values: Mapping[str, Any]) -> None:
         raise UsageError(f"--copies must be a whole number from 1 to {MAX_COPIES}, got {values['copies']}")
     if any(not _whole(each) or each < 1 for each in _pair(k)):
         raise UsageError(f"--k must be a whole number of at least 1, or two as in 512,256, got {k}")
-    for name, kind in {"basis": Basis, "scope": Scope, "masks": Masks, "mask_rescale": MaskRescale}.items():
+    for name, kind in {"basis": BasisName, "scope": Scope, "masks": Masks, "mask_rescale": MaskRescale}.items():
         choices = get_args(kind)
         if not isinstance(values[name], str) or values[name] not in choices:
             option = name.replace("_", "-")

@@ -29,8 +29,6 @@ from capaft.training.parallel.processes import Processes
 from capaft.training.record.saved_run import SavedRun
 from capaft.training.setup.selection import Selection, load_splits, select_for_scoring, select_for_training
 
-DEFAULTS = EvalOptions()
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -51,7 +49,7 @@ class Scores:
     examples: int
 
 
-def score_run(saved: SavedRun, options: EvalOptions = DEFAULTS, *, say: Say) -> Scores:
+def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) -> Scores:
     """Score a saved adapter.
 
     Args:
@@ -62,6 +60,7 @@ def score_run(saved: SavedRun, options: EvalOptions = DEFAULTS, *, say: Say) -> 
     Raises:
         UsageError: there is no data to score on, it does not fit the task, or there is nothing to compare or to write.
     """
+    options = options or EvalOptions()
     config = saved.config or TrainConfig()
     task = _changed(saved.task, options.metric, options.task_options)
     predictions, max_examples = options.predictions, options.max_examples

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from capaft.config.choices import HEAD_K, TASKS, HeadMode, Problem
+from capaft.config.choices import HEAD_K, TASKS, HeadMode, ProblemName
 from capaft.config.ranges import POSITIVE, at_least
 from capaft.config.settings import Settings, setting
 from capaft.config.values import Text
@@ -38,7 +38,9 @@ class TaskSettings(Settings):
         "Coefficients of each parameter of the head with more numbers than this, under --head nola.",
         check=at_least(1),
     )
-    problem: Problem = _option("auto", "Text classification: one label of several, any number of labels, or a number.")
+    problem: ProblemName = _option(
+        "auto", "Text classification: one label of several, any number of labels, or a number."
+    )
     label_separator: Text | None = _option(
         None,
         "Text classification: what stands between the labels of a row that are one text, under --problem multi "

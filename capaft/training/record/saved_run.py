@@ -21,8 +21,6 @@ from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
 from capaft.training.record.run_directory import RunDirectory, find_adapter_file
 
-DEFAULTS = OpenOptions()
-
 
 @dataclass(frozen=True)
 class SavedRun:
@@ -48,7 +46,7 @@ class SavedRun:
         return self.base.model
 
 
-def open_run(name: str, options: OpenOptions = DEFAULTS) -> SavedRun:
+def open_run(name: str, options: OpenOptions | None = None) -> SavedRun:
     """Open a run directory or an adapter file.
 
     Args:
@@ -59,6 +57,7 @@ def open_run(name: str, options: OpenOptions = DEFAULTS) -> SavedRun:
         UsageError: nothing is called so, or the base model cannot be loaded.
         AdapterFileError: the file is damaged, or belongs to another model.
     """
+    options = options or OpenOptions()
     path, run = find_adapter_file(name)
     file = read(path)
     task = _task(file)
