@@ -24,6 +24,7 @@ from capaft.model.layers import (
 from capaft.model.names import canonical_path, in_head, renamed_path
 from capaft.model.site import Site, SiteKind, is_quantised
 from capaft.model.targets import TARGET_PRESETS, Targets, path_matcher
+from capaft.model.weights import weight_owners
 from capaft.support.errors import UsageError
 
 # The kind of layer that a preset takes; names and regular expressions take any.
@@ -169,18 +170,14 @@ class _Layers:
 
 def _untied(model: nn.Module, sites: list[Site], strict: bool) -> list[Site]:
     """One site for each weight: modules that share one stand together, those shared with no target are left out."""
-    owners: dict[int, list[str]] = defaultdict(list)
-    for path, module in model.named_modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners[id(parameter)].append(path)
-    by_weight: dict[tuple[object, ...], list[Site]] = defaultdict(list)
+    owners = weight_owners(model)
+    by_weight: dict[tuple[int, str], list[Site]] = defaultdict(list)
     for site in sites:
         by_weight[id(site.stored(model)), site.part].append(site)
     kept = []
     for (weight, _), tied in by_weight.items():
         targeted = {site.module for site in tied}
-        outside = [path for path in owners[weight] if path not in targeted]  # type: ignore[index]
+        outside = [path for path, _ in owners[weight] if path not in targeted]
         if outside and strict:
             raise UsageError(
                 f"{tied[0].module} shares its weight with {outside[0]}, which an update would reach as well; leave it "
