@@ -79,7 +79,7 @@ def test_models_without_blocks_are_refused_in_one_line(name: str, method: str) -
     )
     with torch.device("meta"):
         model = kind(kind.config_class(**options))
-    with pytest.raises(UsageError, match="has no transformer blocks that an adapter layer could stand in; choose a me"):
+    with pytest.raises(UsageError, match="has no transformer blocks to put an adapter layer in; choose a method"):
         capaft.attach(model, method)
 
 

@@ -118,5 +118,5 @@ def test_a_layer_as_a_whole_and_in_part_is_adapted_twice() -> None:
 
 
 def test_renaming_two_modules_to_one_is_an_error() -> None:
-    with pytest.raises(UsageError, match=r"--rename calls both .*self.query and .*self.value encoder"):
+    with pytest.raises(UsageError, match=r"--rename turns both .*self.query and .*self.value into encoder"):
         find(tiny.bert(), "qv", {"query": "value"})
