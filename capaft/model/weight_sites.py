@@ -171,7 +171,7 @@ class _Layers:
 
 
 def _untied(model: nn.Module, sites: list[Site], strict: bool) -> list[Site]:
-    """One site for each weight: the modules that share it together, and none if one of them is not a target."""
+    """One site for each weight, with all modules that share it; none if it is shared with one that is not a target."""
     owners = weight_owners(model)
     by_weight: dict[tuple[int, str], list[Site]] = defaultdict(list)
     for site in sites:

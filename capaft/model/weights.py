@@ -1,4 +1,4 @@
-"""Where a model's weights are: the modules that hold each, and the device they are on."""
+"""Owners of a model's weights, and the device that they are on."""
 
 from __future__ import annotations
 

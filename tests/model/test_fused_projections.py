@@ -44,7 +44,7 @@ FUSED: list[tuple[str, dict[str, Any], str]] = [
     ("name", "options", "output"), FUSED, ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_slices_are_the_rows_of_query_and_value(name: str, options: dict[str, Any], output: str) -> None:
-    """A value changed at a position reaches those after it, a query only its own; without values nothing comes out."""
+    """A changed value reaches all later positions, a changed query only its own; without values the output is 0."""
     model = model_of(name, "cpu", **options)
     sites = [site for site in find(model, "qv") if ".0." in site.path and "cross" not in site.path]
     assert [site.path.rpartition("#")[2] for site in sites] == ["q", "v"]
@@ -54,7 +54,7 @@ def test_slices_are_the_rows_of_query_and_value(name: str, options: dict[str, An
     around.get_submodule(output).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
 
     def attended(change: Callable[[Tensor], None] | None = None) -> Tensor:
-        """What the first attention hands to its output projection, `(batch, tokens, width)`."""
+        """Input of the first attention's output projection, `(batch, tokens, width)`."""
         seen.clear()
 
         def hook(_: nn.Module, args: Any, result: Tensor) -> Tensor:

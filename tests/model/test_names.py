@@ -21,7 +21,7 @@ def find(model: nn.Module, targets: str, rename: dict[str, str] | None = None) -
 
 
 class Inside(nn.Module):
-    """A wrapper that hides its model, as DDP does, under a name of the caller's."""
+    """A wrapper that hides its model, as DDP does, under a chosen name."""
 
     def __init__(self, name: str, model: nn.Module) -> None:
         super().__init__()

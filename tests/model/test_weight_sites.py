@@ -1,4 +1,4 @@
-"""Layers found in many families, and the messages where none are."""
+"""Sites in many families, and the messages if there are none."""
 
 from __future__ import annotations
 
