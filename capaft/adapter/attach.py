@@ -18,6 +18,7 @@ from capaft.model.layers import has_own_backward
 from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name, input_embeddings
 from capaft.model.site import Site
 from capaft.model.targets import Targets
+from capaft.model.weights import device_of
 from capaft.support.errors import UsageError
 
 # What of the options is not the stack's, but says where it goes.
@@ -68,7 +69,7 @@ def attach_plan(model: nn.Module, decided: Plan, *, name: str = "default", dropo
         if parameter.is_meta and canonical_name(model, path, decided.rename) in decided.trained:
             raise UsageError(f"{path} is offloaded and cannot be trained; keep it on a device with device_map")
     adapter = Adapter(decided, dropout)
-    adapter.to(_home(model))
+    adapter.to(device_of(model))
     adapter.freeze(model)
     if decided.stack.host:
         adapter.handles += decided.stack.host.prepare(model)
@@ -198,14 +199,6 @@ def _ask_for_gradient(module: nn.Module, args: Any, output: Any) -> None:
     first = output if isinstance(output, torch.Tensor) else output[0]
     if torch.is_grad_enabled() and first.is_floating_point() and not first.requires_grad:
         first.requires_grad_(True)
-
-
-def _home(model: nn.Module) -> torch.device:
-    """Where an adapter lives: with the first weight that lies anywhere. What accelerate has offloaded is `meta`."""
-    devices = [parameter.device for parameter in model.parameters()]
-    # Everything is offloaded, or the model is a sketch without weights.
-    elsewhere = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
-    return next((device for device in devices if device.type != "meta"), torch.device(elsewhere or devices[0]))
 
 
 def _child(name: str, site: Site) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 from capaft.adapter.attach import detach, get_adapter
 from capaft.adapter.module import Adapter, adapters
 from capaft.model.site import is_quantised
+from capaft.model.weights import weight_owners
 from capaft.support.errors import UsageError
 
 
@@ -41,20 +42,19 @@ def merge(model: nn.Module, name: str = "default") -> int:
     host = adapter.plan.stack.host
     if host is not None and host.unmergeable:
         raise UsageError(f"{host.name} cannot be merged: {host.unmergeable}; keep the adapter beside the base model")
-    owners: dict[int, list[str]] = {}
-    for path, module in model.named_modules():
-        for key, parameter in module._parameters.items():
-            if parameter is not None:
-                owners.setdefault(parameter.data_ptr(), []).append(f"{path}.{key}")
+    # By memory: the update is written in place, and reaches every parameter that shares it.
+    owners = weight_owners(model, key=lambda parameter: parameter.data_ptr())
     for _, site in adapter.plan.placed:
         weight = site.stored(model)
         if is_quantised(weight):
             raise UsageError(f"{site.module} is quantised; load the base model unquantised to merge into it")
         if weight.is_meta:
             raise UsageError(f"{site.module} is offloaded; load the base model without offloading to merge into it")
-        shared = owners.get(weight.data_ptr(), [])
+        shared = owners[weight.data_ptr()]
         if len(shared) > len(site.modules):
-            raise UsageError(f"{' and '.join(shared)} are one tied weight; an update cannot be merged into one")
+            raise UsageError(
+                f"{' and '.join(map('.'.join, shared))} are one tied weight; an update cannot be merged into one"
+            )
     _refuse_order(model, adapter)
     with torch.no_grad():
         for (host, site), factors in zip(adapter.plan.placed, adapter.expand(), strict=True):

@@ -9,7 +9,6 @@ samples of it, so that another W0 is noticed.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, get_args
@@ -21,6 +20,7 @@ from capaft.factors.factor import Factor
 from capaft.factors.nola import Coefficients
 from capaft.methods.host import Host
 from capaft.model.site import Site, is_quantised, stored_parameter
+from capaft.model.weights import weight_owners
 from capaft.support.errors import UsageError
 
 HEAD_MODES = get_args(HeadMode)
@@ -62,10 +62,7 @@ class Head(Host):
         Raises:
             UsageError: one is quantised or shared with another module, and so cannot be moved.
         """
-        owners: dict[int, list[str]] = defaultdict(list)
-        for path, module in model.named_modules():
-            for key, parameter in module._parameters.items():
-                owners[id(parameter)].append(f"{path}.{key}")
+        owners = weight_owners(model)
         sites = []
         for name, own in sorted(names.items()):
             inside, _, leaf = own.rpartition(".")
@@ -73,7 +70,9 @@ class Head(Host):
             if k and is_quantised(parameter):
                 raise UsageError(f"{own} is quantised and has no coefficients; choose --head frozen")
             if k and len(tied := owners[id(parameter)]) > 1:
-                raise UsageError(f"{' and '.join(tied)} are one tied weight; choose --head full, or load it untied")
+                raise UsageError(
+                    f"{' and '.join(map('.'.join, tied))} are one tied weight; choose --head full, or load it untied"
+                )
             out = parameter.shape[0] if parameter.ndim else 1
             path = name.rpartition(".")[0]
             sites.append(Site(path, inside, parameter.shape[1:].numel(), out, "head", leaf))

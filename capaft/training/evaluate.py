@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from capaft.model.load import BaseModel
+from capaft.model.weights import device_of
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
 from capaft.training import batches
@@ -55,7 +56,7 @@ def evaluate(
     Raises:
         TrainingError: the loss is not finite, so no score means anything.
     """
-    device = input_device(model)
+    device = device_of(model)
     in_training = [module for module in model.modules() if module.training]
     model.eval()
     predicted: list[tuple[int, Any]] = []
@@ -90,12 +91,6 @@ def _share(features: Features, batch_size: int, processes: Processes) -> list[tu
     share = [(indices, True) for indices in all_batches[processes.rank :: processes.count]]
     missing = -(-len(all_batches) // processes.count) - len(share)
     return share + [(all_batches[-1], False)] * missing
-
-
-def input_device(model: nn.Module) -> torch.device:
-    """The device of a model's inputs: that of its first weight that lies anywhere."""
-    devices = [parameter.device for parameter in model.parameters()]
-    return next((device for device in devices if device.type != "meta"), devices[0])
 
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:

@@ -143,7 +143,7 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(
     (tmp_path / "file").touch()
     for path, said in (
         (tmp_path, f"{tmp_path} is a directory; name a file"),
-        (tmp_path / "file" / "a" / "b", f"{tmp_path}/file/a/b: {tmp_path}/file is no directory that can be written to"),
+        (tmp_path / "file" / "a" / "b", f"{tmp_path}/file/a/b: {tmp_path}/file is not a writable directory"),
     ):
         done = invoke(command, run, option, path)
         assert (done.code, done.out, done.err) == (2, "", f"error: {option} {said}\n")
@@ -151,7 +151,7 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(
     done = invoke(command, run, option, tmp_path / "new" / "file")
     assert (done.code, done.err) == (
         2,
-        f"error: {option} {tmp_path}/new/file: {tmp_path} is no directory that can be written to\n",
+        f"error: {option} {tmp_path}/new/file: {tmp_path} is not a writable directory\n",
     )
 
 

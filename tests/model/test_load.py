@@ -61,13 +61,13 @@ def test_the_demo_model_is_also_found_by_its_hub_name() -> None:
 
 def test_what_is_no_model_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for name, says in (
+    for name, message in (
         ("./nowhere", "no such directory"),
         (str(tmp_path), "no config.json"),
         (str(tmp_path / "file"), "is a file"),
         ("no-such-user/no-such-model", "cannot be reached"),
     ):
-        with pytest.raises(UsageError, match=says):
+        with pytest.raises(UsageError, match=message):
             load(name)
 
 

@@ -73,7 +73,7 @@ def test_another_base_model_can_be_named(run: Path, tmp_path: Path) -> None:
     AutoModel.from_pretrained(demo_model()).save_pretrained(copy)
     AutoTokenizer.from_pretrained(demo_model()).save_pretrained(copy)
     assert torch.equal(logits(run, model=str(copy)), logits(run))
-    with pytest.raises(UsageError, match=r"--model \./nowhere: there is no such directory"):
+    with pytest.raises(UsageError, match=r"--model \./nowhere: no such directory"):
         open_run(str(run), OpenOptions(model="./nowhere"))
 
 
