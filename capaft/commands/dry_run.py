@@ -38,8 +38,8 @@ def describe_run(config: TrainConfig, say: Callable[[str], None]) -> dict[str, A
     decided = prepare_job(config, say)
     own = decided.base.named_parameters()
     tensors = {f"head:{name}": tuple(own[name].shape) for name in decided.plan.trained}
-    if decided.plan.head.numbers:
-        tensors["head"] = (decided.plan.head.numbers,)
+    if decided.plan.head.count:
+        tensors["head"] = (decided.plan.head.count,)
     if decided.plan.stack.host:
         tensors["adapter"] = (decided.adapter_numbers,)
     stored = [

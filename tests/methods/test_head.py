@@ -430,7 +430,7 @@ def test_a_file_says_what_it_holds_of_the_head(tmp_path: Path) -> None:
 
 def numbers_of_head(model: nn.Module, decided: Plan) -> int:
     """As a caller would count them."""
-    return decided.head.numbers + sum(stored(model, name).numel() for name in decided.trained)
+    return decided.head.count + sum(stored(model, name).numel() for name in decided.trained)
 
 
 @everywhere
@@ -444,7 +444,7 @@ def test_the_adapters_numbers_and_the_heads_are_counted_apart(kind: str, method:
     assert decided.bounds() == without.bounds() | {"head": (len(MOVED[kind]) * K[kind],) * 2}
     trained = sum(parameter.numel() for parameter in adapter.trained(model).values())
     assert trained == count_trainable(decided) + numbers_of_head(model, decided)
-    assert decided.head.numbers == adapter.numbers["head"].numel()
+    assert decided.head.count == adapter.numbers["head"].numel()
 
 
 def test_a_budget_is_the_adapters_alone() -> None:
@@ -730,7 +730,7 @@ class Quantised(nn.Module):
             Quantised,
             "lora",
             {"head": ["one.weight"], "head_mode": "nola", "head_k": 4},
-            r"one\.weight is quantised and has no coefficients; choose --head frozen",
+            r"one\.weight is quantised and cannot have coefficients; choose --head frozen",
         ),
     ],
 )

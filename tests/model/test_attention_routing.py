@@ -433,7 +433,7 @@ def test_tokens_of_another_width_are_refused() -> None:
 def test_keys_that_are_picked_by_number_are_refused(name: str) -> None:
     tensor, virtual = torch.zeros(1, 2, 4, 3), torch.zeros(TOKENS, 6)
     given = (nn.Identity(), tensor, tensor, tensor, None, virtual, virtual, torch.ones(()))
-    with pytest.raises(UsageError, match=f"Identity attends by {name}"):
+    with pytest.raises(UsageError, match=f"Identity attends with {name}"):
         with_virtual_tokens(lambda *_, **__: (tensor, None), *given, **{name: tensor})
 
 

@@ -80,7 +80,7 @@ class Job:
     def own_numbers(self) -> int:
         """Trained numbers that are the model's own: the head's, or all for `full`."""
         sizes = {name: p.numel() for name, p in self.base.named_parameters().items()}
-        return sum(sizes[name] for name in self.plan.trained) + self.plan.head.numbers
+        return sum(sizes[name] for name in self.plan.trained) + self.plan.head.count
 
     @property
     def head_names(self) -> set[str]:

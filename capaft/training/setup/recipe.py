@@ -48,10 +48,10 @@ def choose_recipe(stack: Stack, numbers: int) -> Recipe:
     if stack.method == "head":
         return Recipe(lr=2e-3, head_lr=2e-3, epochs=5)
     assert stack.host is not None
-    lr, found_with = (1e-2, _COEFFICIENTS) if stack.k else (stack.host.learning_rate, stack.host.found_with)
-    return Recipe(lr=_slowed(lr, found_with, numbers), head_lr=2e-3, epochs=5)
+    lr, tuned = (1e-2, _COEFFICIENTS) if stack.k else (stack.host.learning_rate, stack.host.tuned_parameters)
+    return Recipe(lr=_slowed(lr, tuned, numbers), head_lr=2e-3, epochs=5)
 
 
-def _slowed(lr: float, found_with: int, numbers: int) -> float:
+def _slowed(lr: float, tuned: int, numbers: int) -> float:
     """A rate that was found with so many numbers, for as many or more; to two digits, which is what it is known to."""
-    return float(f"{lr * min(1.0, math.sqrt(found_with / max(numbers, 1))):.1e}")
+    return float(f"{lr * min(1.0, math.sqrt(tuned / max(numbers, 1))):.1e}")
