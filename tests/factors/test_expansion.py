@@ -1,9 +1,8 @@
-"""Laws of the maps from trained numbers to factors, over every source and every kind of copies at once."""
+"""Laws of the maps from trainable parameters to factors, over every source and every kind of copies at once."""
 
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from itertools import product
 from typing import Any
 
@@ -11,38 +10,14 @@ import naive_reader
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor
+from tiny_factors import COPIES, DOWN, FROZEN, INNER, OUTER, SEED, SITES, SOURCES, UP, build, random
 
-from capaft.factors.basis import BASES
 from capaft.factors.capaboost import Copies
 from capaft.factors.expansion import Expansion, parameter_bounds, words_used
 from capaft.factors.factor import Factor
-from capaft.factors.nola import Coefficients, Seeded
+from capaft.factors.nola import Coefficients
 from capaft.factors.rng import Streams
 
-SEED, SITES = 5, ("h.0", "h.1", "h.10")
-DOWN = Factor("down", (3, 10), 0, "uniform", 10)
-UP = Factor("up", (7, 3), 1, 0.0, 3)
-INNER = Factor("inner", (9,), 0, 0.1)
-OUTER = Factor("outer", (15,), None)
-FROZEN = Factor("frozen", (7, 3), 1, "uniform", 3, frozen=True)
-
-SOURCES = (
-    {"dense": None}
-    | {basis: Coefficients(4, basis) for basis in BASES}
-    | {f"{basis}-shared": Coefficients(4, basis, "model") for basis in BASES}
-)
-COPIES = {
-    "plain": None,
-    "d=1": Copies(1, 0.5, "random"),
-    "d=2": Copies(2, 0.29, "random"),
-    "d=3": Copies(3, 0.9, "random"),
-    "partition": Copies(3, 1 / 3, "partition"),
-    "rescaled": Copies(2, 0.29, "random", "variance"),
-    "rescaled partition": Copies(3, 1 / 3, "partition", "variance"),
-}
 CASES = [
     *product((DOWN, UP, INNER), SOURCES, COPIES),
     *product((OUTER,), SOURCES, ["plain"]),  # Without a hidden axis there are no copies.
@@ -55,17 +30,6 @@ EVERY = pytest.mark.parametrize(
         for factor, source, copies in CASES
     ],
 )
-
-
-def streams(factor: Factor) -> list[Streams]:
-    return [Streams(SEED, site, factor.name) for site in SITES]
-
-
-def build(factor: Factor, source: Coefficients | None, copies: Copies | None) -> tuple[Expansion, Tensor]:
-    expansion, start = Expansion.build(factor, streams(factor), source, copies)
-    if isinstance(expansion.source, Seeded) and expansion.source.shared:
-        expansion.source.basis.settle([expansion.source.basis])
-    return expansion, start
 
 
 def method_of(source: Coefficients | None, copies: Copies | None) -> dict[str, Any]:
@@ -83,11 +47,6 @@ def rescaled(copies: Copies | None) -> float:
 def theta0(factor: Factor, site: str) -> Any:
     of_site = (SEED, "" if factor.frozen else site, factor.name)
     return naive_reader.theta0(factor.init, of_site, factor.size, factor.fan_in)
-
-
-def random(like: Tensor, seed: int) -> Tensor:
-    draw = np.random.default_rng(seed).standard_normal(tuple(like.shape))
-    return torch.from_numpy(draw.astype(np.float32))
 
 
 class Naive:
@@ -134,78 +93,7 @@ def block_diagonal(blocks: list[Any]) -> Any:
     return matrix
 
 
-# theta0
-
-
-@given(st.integers(0, 2**64 - 1), st.integers(1, 6), st.integers(1, 30))
-def test_theta0_is_kaiming_uniform_for_down_and_zero_for_up(seed: int, rank: int, wide: int) -> None:
-    down = Factor("down", (rank, wide), 0, "uniform", wide).initial(Streams(seed, "h.0", "down"))
-    assert down.dtype == np.float32
-    assert down.tolist() == naive_reader.theta0("uniform", (seed, "h.0", "down"), rank * wide, wide).tolist()
-    assert (abs(down) < 1 / math.sqrt(wide) * (1 + 1e-7)).all()
-    up = Factor("up", (wide, rank), 1, 0.0, rank).initial(Streams(seed, "h.0", "up"))
-    assert up.tolist() == [0] * rank * wide
-
-
-def test_golden_theta0() -> None:
-    found = Factor("down", (2, 3), 0, "uniform", 3).initial(Streams(0, "layer.0.query", "down"))
-    assert [value.hex() for value in found.tolist()] == [
-        "0x1.a4801c0000000p-2",
-        "-0x1.1c597a0000000p-1",
-        "0x1.fd2b360000000p-3",
-        "-0x1.1b208e0000000p-2",
-        "0x1.b0bba80000000p-2",
-        "0x1.7c03840000000p-2",
-    ]
-
-
-# Masks
-
-
-@pytest.mark.parametrize(
-    ("density", "n", "kept"),
-    [(0.29, 100, 29), (0.57, 100, 57), (0.1, 30, 3), (0.7, 10, 7), (1.0, 7, 7), (0.5, 7, 3), (1e-05, 10**5, 1)],
-)
-def test_masks_keep_the_floor_of_the_exact_decimal(density: float, n: int, kept: int) -> None:
-    assert Copies(2, density, "random").kept(n) == kept
-
-
-def test_a_product_of_floats_would_keep_fewer() -> None:
-    assert int(0.29 * 100) == 28
-
-
-@given(st.integers(1, 9999), st.integers(0, 4), st.integers(1, 10**9))
-def test_kept_is_exact_for_any_decimal(digits: int, places: int, n: int) -> None:
-    exact = Fraction(digits, 10 ** (4 + places))
-    assert Copies(1, float(exact), "random").kept(n) == math.floor(exact * n)
-
-
-@pytest.mark.parametrize("copies", [COPIES["d=2"], COPIES["d=3"]], ids=["d=2", "d=3"])
-def test_random_masks_are_different_and_of_one_size(copies: Copies) -> None:
-    drawn = [copies.draw(factor, stream) for factor in (DOWN, UP) for stream in streams(factor)]
-    for masks in drawn:
-        assert (masks.sum(axis=1) == copies.kept(masks.shape[1])).all()
-        assert len({mask.tobytes() for mask in masks}) == copies.copies
-    assert len({masks.tobytes() for masks in drawn}) == len(drawn)
-
-
-@pytest.mark.parametrize("copies", [1, 2, 3, 7])
-def test_partition_masks_are_disjoint_and_complete(copies: int) -> None:
-    for stream in streams(DOWN):
-        masks = Copies(copies, 1 / copies, "partition").draw(DOWN, stream)
-        assert masks.shape == (copies, DOWN.size)
-        assert (masks.sum(axis=0) == 1).all()
-
-
-def test_golden_masks() -> None:
-    factor, stream = Factor("down", (2, 6), 0, "uniform", 6), Streams(0, "layer.0.query", "down")
-    random_masks = Copies(2, 0.5, "random").draw(factor, stream)
-    assert [np.flatnonzero(mask).tolist() for mask in random_masks] == [[3, 4, 6, 8, 9, 11], [0, 1, 7, 8, 9, 10]]
-    partition = Copies(3, 1 / 3, "partition").draw(factor, stream)
-    assert partition.argmax(axis=0).tolist() == [2, 0, 1, 1, 2, 2, 2, 0, 2, 1, 1, 1]
-
-
-# The maps
+# Laws
 
 
 @EVERY
@@ -315,7 +203,7 @@ def test_nothing_drawn_is_a_parameter_or_saved(
     assert expansion.state_dict() == {}
 
 
-# What sites share, and what is not copied
+# Frozen factors
 
 
 def test_a_frozen_factor_belongs_to_no_site_and_trains_nothing() -> None:
@@ -331,30 +219,3 @@ def test_the_masks_of_a_frozen_factor_belong_to_its_sites() -> None:
     expansion, start = build(FROZEN, None, COPIES["d=2"])
     first, second, _ = (expansion(start) != 0).unbind()
     assert not torch.equal(first, second)
-
-
-@pytest.mark.parametrize("basis", BASES)
-def test_shared_coefficients_are_one_row_and_give_every_site_its_own_factor(basis: str) -> None:
-    expansion, start = build(DOWN, SOURCES[f"{basis}-shared"], None)
-    assert start.shape == (1, 4)
-    assert parameter_bounds(DOWN, SOURCES[f"{basis}-shared"], None, len(SITES)) == (4, 4)
-    first, second, _ = expansion(random(start, 1)).unbind()
-    assert not torch.allclose(first, second)
-
-
-def test_a_shared_group_is_an_isometry_of_the_whole_model() -> None:
-    expansion, start = build(UP, SOURCES["group-shared"], None)
-    numbers = random(start, 1)
-    assert expansion(numbers).norm() == pytest.approx(numbers.norm())
-
-
-@pytest.mark.parametrize("copies", [Copies(4, 0.25, "random", "variance"), Copies(4, 0.25, "partition", "variance")])
-def test_rescaled_masks_keep_the_variance(copies: Copies) -> None:
-    wide = Factor("down", (100, 400), 0, "uniform", 400)
-    expansion, start = Expansion.build(wide, [Streams(SEED, "h.0", "down")], None, copies)
-    assert expansion(start).square().mean().item() == pytest.approx(1 / 3 / 400, rel=0.03)
-
-
-def test_what_has_no_hidden_axis_is_not_copied() -> None:
-    with pytest.raises(AssertionError, match="no hidden axis"):
-        build(OUTER, None, COPIES["d=2"])
