@@ -33,7 +33,7 @@ EVERY = pytest.mark.parametrize(
 
 
 def method_of(source: Coefficients | None, copies: Copies | None) -> dict[str, Any]:
-    """The same stack in the words of an adapter file."""
+    """The same stack as an adapter file records it."""
     method: dict[str, Any] = {"k": [source.k] * 2, "basis": source.basis} if source else {}
     if copies:
         method |= {"copies": copies.copies, "density": copies.density, "masks": copies.masks}
@@ -50,7 +50,7 @@ def theta0(factor: Factor, site: str) -> Any:
 
 
 class Naive:
-    """The map as matrices: `factors = offset + matrix @ numbers`, both for all sites and copies, flat."""
+    """The map as matrices: `factors = offset + matrix @ parameters`, both for all sites and copies, flat."""
 
     def __init__(self, factor: Factor, source: Coefficients | None, copies: Copies | None) -> None:
         method = method_of(source, copies)
@@ -73,14 +73,14 @@ class Naive:
             masks = masks * rescaled(copies)
             blocks.append(self.widen(factor, masks, block))
             offsets.append(self.widen(factor, masks, initial[:, None])[:, 0])
-        # Numbers of their own stand side by side for each site; shared ones are the same columns for all.
+        # Each site's own parameters are separate columns; shared ones are the same columns for all sites.
         shared = source is not None and source.scope == "model"
         self.matrix = np.concatenate(blocks) if shared else block_diagonal(blocks)
         self.offset = np.concatenate(offsets)
 
     @staticmethod
     def widen(factor: Factor, masks: Any, columns: Any) -> Any:
-        """Masked copies side by side along the hidden axis, for each column of `(n, columns)`."""
+        """Put masked copies side by side along the hidden axis, for each column of `(n, columns)`."""
         copies = [(mask[:, None] * columns).reshape(*factor.shape, columns.shape[1]) for mask in masks]
         return np.concatenate(copies, axis=factor.hidden_axis).reshape(len(masks) * factor.size, columns.shape[1])
 
@@ -88,8 +88,8 @@ class Naive:
 def block_diagonal(blocks: list[Any]) -> Any:
     rows, columns = ([0, *np.cumsum([block.shape[axis] for block in blocks])] for axis in (0, 1))
     matrix = np.zeros((rows[-1], columns[-1]))
-    for number, block in enumerate(blocks):
-        matrix[rows[number] : rows[number + 1], columns[number] : columns[number + 1]] = block
+    for index, block in enumerate(blocks):
+        matrix[rows[index] : rows[index + 1], columns[index] : columns[index + 1]] = block
     return matrix
 
 
@@ -100,59 +100,59 @@ def block_diagonal(blocks: list[Any]) -> Any:
 def test_expand_equals_naive_loops(factor: Factor, source: Coefficients | None, copies: Copies | None) -> None:
     expansion, start = build(factor, source, copies)
     naive = Naive(factor, source, copies)
-    numbers = random(start, 1)
-    found = expansion(numbers)
+    parameters = random(start, 1)
+    factors = expansion(parameters)
     width = list(factor.shape)
     if factor.hidden_axis is not None:
         width[factor.hidden_axis] *= copies.copies if copies else 1
-    assert found.shape == (len(SITES), *width)
-    assert found.dtype == torch.float32
-    expected = naive.offset + naive.matrix @ numbers.flatten().double().numpy()
-    np.testing.assert_allclose(found.flatten().numpy(), expected, rtol=1e-5, atol=1e-5)
+    assert factors.shape == (len(SITES), *width)
+    assert factors.dtype == torch.float32
+    expected = naive.offset + naive.matrix @ parameters.flatten().double().numpy()
+    np.testing.assert_allclose(factors.flatten().numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
 @EVERY
 def test_training_starts_from_theta0(factor: Factor, source: Coefficients | None, copies: Copies | None) -> None:
     expansion, start = build(factor, source, copies)
     method = method_of(source, copies)
-    found = expansion(start)
+    factors = expansion(start)
     for row, site in enumerate(SITES):
         masks = naive_reader.masks(method, (SEED, site, factor.name), factor.size) * rescaled(copies)
         expected = Naive.widen(factor, masks, theta0(factor, site)[:, None]).flatten()
         if rescaled(copies) == 1:
-            assert found[row].flatten().tolist() == expected.tolist()
-        np.testing.assert_allclose(found[row].flatten().numpy(), expected, rtol=1e-6)
+            assert factors[row].flatten().tolist() == expected.tolist()
+        np.testing.assert_allclose(factors[row].flatten().numpy(), expected, rtol=1e-6)
 
 
 @EVERY
 def test_gradients_equal_naive_ones(factor: Factor, source: Coefficients | None, copies: Copies | None) -> None:
     expansion, start = build(factor, source, copies)
-    numbers = random(start, 1).requires_grad_()
-    factors = expansion(numbers)
+    parameters = random(start, 1).requires_grad_()
+    factors = expansion(parameters)
     weights = random(factors, 2)
     (factors.square() * weights).sum().backward()
     naive = Naive(factor, source, copies)
-    inside = naive.offset + naive.matrix @ numbers.detach().flatten().double().numpy()
+    inside = naive.offset + naive.matrix @ parameters.detach().flatten().double().numpy()
     expected = naive.matrix.T @ (2 * inside * weights.flatten().double().numpy())
-    assert numbers.grad is not None
+    assert parameters.grad is not None
     np.testing.assert_allclose(
-        numbers.grad.flatten().numpy(), expected, rtol=1e-4, atol=1e-5 * abs(expected).max(initial=0)
+        parameters.grad.flatten().numpy(), expected, rtol=1e-4, atol=1e-5 * abs(expected).max(initial=0)
     )
 
 
 @EVERY
 def test_gradients_pass_through_again(factor: Factor, source: Coefficients | None, copies: Copies | None) -> None:
     expansion, start = build(factor, source, copies)
-    numbers = random(start, 1).requires_grad_()
+    parameters = random(start, 1).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(_refuse, _refuse):
-        factors = expansion(numbers)
+        factors = expansion(parameters)
     weights = random(factors, 2)
-    (first,) = torch.autograd.grad(factors, numbers, weights, retain_graph=True)
-    (second,) = torch.autograd.grad(factors, numbers, weights)
-    # Nothing is saved, so not even a graph that was freed is in the way, nor numbers changed in place since.
+    (first,) = torch.autograd.grad(factors, parameters, weights, retain_graph=True)
+    (second,) = torch.autograd.grad(factors, parameters, weights)
+    # Nothing is saved, so neither a freed graph nor parameters changed in place are in the way.
     with torch.no_grad():
-        numbers.add_(1)
-    (third,) = torch.autograd.grad(factors, numbers, weights)
+        parameters.add_(1)
+    (third,) = torch.autograd.grad(factors, parameters, weights)
     assert torch.equal(first, second)
     assert torch.equal(first, third)
 
@@ -164,14 +164,14 @@ def _refuse(tensor: Any) -> Any:
 @EVERY
 def test_autocast_changes_nothing(factor: Factor, source: Coefficients | None, copies: Copies | None) -> None:
     expansion, start = build(factor, source, copies)
-    numbers = random(start, 1)
+    parameters = random(start, 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = expansion(numbers)
-    assert torch.equal(inside, expansion(numbers))
+        inside = expansion(parameters)
+    assert torch.equal(inside, expansion(parameters))
 
 
 @EVERY
-def test_the_count_of_numbers_is_within_its_bounds(
+def test_the_parameter_count_is_within_its_bounds(
     factor: Factor, source: Coefficients | None, copies: Copies | None
 ) -> None:
     _, start = build(factor, source, copies)

@@ -24,8 +24,8 @@ def test_theta0_is_kaiming_uniform_for_down_and_zero_for_up(seed: int, rank: int
 
 
 def test_golden_theta0() -> None:
-    found = Factor("down", (2, 3), 0, "uniform", 3).initial(Streams(0, "layer.0.query", "down"))
-    assert [value.hex() for value in found.tolist()] == [
+    theta0 = Factor("down", (2, 3), 0, "uniform", 3).initial(Streams(0, "layer.0.query", "down"))
+    assert [value.hex() for value in theta0.tolist()] == [
         "0x1.a4801c0000000p-2",
         "-0x1.1c597a0000000p-1",
         "0x1.fd2b360000000p-3",

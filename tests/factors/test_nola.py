@@ -21,5 +21,5 @@ def test_shared_coefficients_are_one_row_and_give_every_site_its_own_factor(basi
 
 def test_a_shared_group_is_an_isometry_of_the_whole_model() -> None:
     expansion, start = build(UP, SOURCES["group-shared"], None)
-    numbers = random(start, 1)
-    assert expansion(numbers).norm() == pytest.approx(numbers.norm())
+    coefficients = random(start, 1)
+    assert expansion(coefficients).norm() == pytest.approx(coefficients.norm())
