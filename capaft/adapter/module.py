@@ -105,7 +105,7 @@ class Adapter(nn.Module):
             flat = self.numbers[role].view(-1) if role in self.numbers else torch.empty(0)
             for expansion, (span, positions) in zip(self._maps(role), spans, strict=True):
                 assert isinstance(expansion, Expansion)
-                wide = expansion(flat[span].view(expansion.numbers_shape))
+                wide = expansion(flat[span].view(expansion.parameters_shape))
                 # What all sites share is cast once, and stays one.
                 wide = wide[:1].to(dtype).expand(wide.shape) if wide.stride(0) == 0 else wide.to(dtype)
                 for position, factor in zip(positions, wide.unbind(0), strict=True):

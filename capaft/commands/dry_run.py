@@ -89,8 +89,8 @@ def _tensor_bytes(config: TrainConfig, job: Job) -> int:
     """Bytes of the tensors that the adapter file would hold."""
     parameters = job.base.named_parameters()
     shapes = {f"head:{name}": tuple(parameters[name].shape) for name in job.plan.trained}
-    if job.plan.head.numbers:
-        shapes["head"] = (job.plan.head.numbers,)
+    if job.plan.head.count:
+        shapes["head"] = (job.plan.head.count,)
     if job.plan.stack.host:
         shapes["adapter"] = (job.adapter_parameters,)
     layouts = (encoded_layout(name, shape, config.save_dtype) for name, shape in shapes.items())

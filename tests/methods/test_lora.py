@@ -1,4 +1,4 @@
-"""LoRA's options, and the kinds of layer that it stands beside."""
+"""LoRA's options, and the kinds of layer that it adapts."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_kernel_is_the_matrix_of_its_rows() -> None:
 
 
 class Scaled(nn.Embedding):
-    """An embedding that is no plain lookup, as Gemma's."""
+    """An embedding that is not a plain lookup, like Gemma's."""
 
     def forward(self, ids: Tensor) -> Tensor:
         return super().forward(ids) * 3

@@ -432,9 +432,9 @@ def test_tokens_of_another_width_are_refused() -> None:
 @pytest.mark.parametrize("name", ["indices", "block_indices", "cache"])
 def test_keys_that_are_picked_by_number_are_refused(name: str) -> None:
     tensor, virtual = torch.zeros(1, 2, 4, 3), torch.zeros(TOKENS, 6)
-    arguments = (nn.Identity(), tensor, tensor, tensor, None, virtual, virtual, torch.ones(()))
-    with pytest.raises(UsageError, match=f"Identity attends by {name}"):
-        with_virtual_tokens(lambda *_, **__: (tensor, None), *arguments, **{name: tensor})
+    given = (nn.Identity(), tensor, tensor, tensor, None, virtual, virtual, torch.ones(()))
+    with pytest.raises(UsageError, match=f"Identity attends with {name}"):
+        with_virtual_tokens(lambda *_, **__: (tensor, None), *given, **{name: tensor})
 
 
 def test_a_fused_projection_of_unknown_sizes_is_refused_by_name() -> None:

@@ -45,7 +45,7 @@ class Job:
     def head_parameters(self) -> int:
         """Number of trainable parameters that are the model's own: the head's, or all for `full`."""
         sizes = {name: p.numel() for name, p in self.base.named_parameters().items()}
-        return sum(sizes[name] for name in self.plan.trained) + self.plan.head.numbers
+        return sum(sizes[name] for name in self.plan.trained) + self.plan.head.count
 
     @property
     def head_names(self) -> set[str]:

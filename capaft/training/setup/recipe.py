@@ -87,7 +87,7 @@ def choose_recipe(stack: Stack, parameters: int) -> Recipe:
     if stack.method == "head":
         return Recipe(lr=2e-3, head_lr=2e-3, epochs=5)
     assert stack.host is not None
-    lr, tuned_with = (1e-2, _COEFFICIENTS) if stack.k else (stack.host.learning_rate, stack.host.found_with)
+    lr, tuned_with = (1e-2, _COEFFICIENTS) if stack.k else (stack.host.learning_rate, stack.host.tuned_parameters)
     return Recipe(lr=_slowed(lr, tuned_with, parameters), head_lr=2e-3, epochs=5)
 
 

@@ -18,7 +18,7 @@ from capaft.training.setup.recipe import choose_recipe
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_host_brings_the_rate_of_its_own_factors(host: str) -> None:
     for stack in (each for each in stacks_of(HOSTS[host]) if "nola" not in each):
-        assert choose_recipe(parse_stack(stack), HOSTS[host].found_with).lr == HOSTS[host].learning_rate
+        assert choose_recipe(parse_stack(stack), HOSTS[host].tuned_parameters).lr == HOSTS[host].learning_rate
 
 
 @pytest.mark.parametrize("host", HOSTS)
