@@ -18,6 +18,7 @@ from capaft.model.demo import demo_model
 ROOT = Path(__file__).parent.parent
 PAGES = (
     "README.md",
+    "docs/api.md",
     "docs/cli.md",
     "docs/methods.md",
     "docs/adapter-format.md",
