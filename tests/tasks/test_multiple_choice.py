@@ -234,7 +234,7 @@ def test_given_columns() -> None:
     [
         (table("context label"), {}, "cannot tell the columns of choices: call them choice0, choice1"),
         (table("context label ending0 ending2"), {}, "cannot tell the columns of choices"),
-        (table("context label ending0 ending1 option1 option2"), {}, "'ending0' and 'option1' begin some"),
+        (table("context label ending0 ending1 option1 option2"), {}, "'ending0' and 'option1' each begin a set"),
         (table("words label choice1 choice2"), {}, "which column is the text.*--text-column"),
         (table("context choice1 choice2"), {}, "which column is the label.*--label-column"),
         (table("context choice1 choice2 label"), {"pair": "contxt"}, "--pair-column contxt: there is no such column"),
@@ -280,7 +280,7 @@ def test_labels(minilm: BaseModel, labels: list[Any], expected: list[int]) -> No
 
 @pytest.mark.parametrize("labels", [[1, 2], ["1", "2"], ["1", "B"]])
 def test_numbers_count_from_one_where_none_is_zero_and_that_is_said(minilm: BaseModel, labels: list[Any]) -> None:
-    with pytest.warns(UserWarning, match="no label in column 'label' is 0.*taken to count from 1; .* letters"):
+    with pytest.warns(UserWarning, match="no label in column 'label' is 0.*assumed to count from 1; .* letters"):
         task = decided(rows(labels, **THREE))
     assert task.features(minilm, rows(labels, **THREE), COLUMNS, training=True).references == [0, 1]
 

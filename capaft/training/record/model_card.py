@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# What the hub calls the tasks whose name there is another.
-_PIPELINES = {"causal-lm": "text-generation", "seq2seq": "text2text-generation", "masked-lm": "fill-mask"}
+from capaft.tasks.base.registry import task_class
 
 
 def card_text(results: dict[str, Any], command: Sequence[str], config: Path) -> str:
@@ -44,7 +43,7 @@ def card_text(results: dict[str, Any], command: Sequence[str], config: Path) -> 
     return f"""---
 library_name: capaft
 base_model: {results["model"]}
-pipeline_tag: {_PIPELINES.get(results["task"], results["task"])}
+pipeline_tag: {task_class(results["task"]).pipeline_tag}
 tags: [capaft, {results["method"]}]
 ---
 

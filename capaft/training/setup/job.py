@@ -24,7 +24,7 @@ from capaft.model.targets import Targets
 from capaft.support.errors import UsageError, did_you_mean
 from capaft.tasks.base.columns import Columns
 from capaft.tasks.base.features import Features
-from capaft.tasks.base.recognise import check_model, recognise_task
+from capaft.tasks.base.recognise import recognise_task
 from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
 from capaft.training.setup import fitted_head
@@ -119,8 +119,8 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
     if name == "auto":
         name = recognise_task(source.train, sketch, given_columns(config), classify=classify)
     say(f"task   {name}{'' if config.task == name else ', told by the data and the model (--task chooses)'}")
-    check_model(name, sketch)
     kind = task_class(name)
+    kind.check_model(sketch)
     train_part, validation_part, known = select_for_training(kind, source, config, say_data)
     task = kind.decide(known.rows, known.columns, config)
     # A wrong label should be told before minutes of loading.
@@ -316,6 +316,8 @@ def settled_config(config: TrainConfig, job: Job) -> TrainConfig:
         baseline=job.baseline,
         budget=None,
         method_option=tuple(others) or None,
+        task_option=tuple(f"{option}={getattr(job.task, option)}" for option in job.task.options_without_flag())
+        or None,
         text_column=found.get("text", config.text_column),
         pair_column=found.get("pair", config.pair_column),
         label_column=found.get("label", config.label_column),
