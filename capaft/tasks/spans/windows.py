@@ -114,8 +114,8 @@ def _windows(tokenizer: Any, encoding: Any, row: int, name: str, max_length: int
     room = max_length - around
     if size > room and room <= stride:
         raise UsageError(
-            f"{name}: of {max_length} tokens its question leaves {max(room, 0)} for the context, which must be more "
-            f"than --stride {stride}; lower --stride, raise --max-length or drop the row"
+            f"{name}: its question leaves room for {max(room, 0)} tokens of context in a window of {max_length}, and "
+            f"--stride {stride} needs more; lower it, raise --max-length or drop the row"
         )
     classifier = np.flatnonzero((text < 0) & (ids == tokenizer.cls_token_id))
     null = int(classifier[0]) if len(classifier) else 0
