@@ -37,7 +37,7 @@ def rows(*recordings: Any, rate: int = RATE) -> Dataset:
     """Recordings in memory, their classes in turn."""
     files = [{"path": None, "bytes": wav(samples, rate)} for samples in recordings]
     split = Dataset.from_dict({"audio": files, "label": [LABELS[at % 2] for at in range(len(files))]})
-    # To encode recordings itself `datasets` wants torchcodec, but not to be told that these are some.
+    # `datasets` needs torchcodec to encode recordings, but not to cast a column of encoded ones.
     return split.cast_column("audio", Audio(decode=False))
 
 
@@ -93,7 +93,7 @@ def test_values_and_mask_are_the_extractors(bases: dict[str, BaseModel]) -> None
     values, mask = batch.inputs["input_values"], batch.inputs["attention_mask"]
     assert mask.sum(1).tolist() == [len(long), len(short)]
     for samples, row in zip((long, short), values.numpy(), strict=True):
-        # Zero mean and unit variance over the recording itself, zeros behind it.
+        # Zero mean and unit variance over the recording alone, zeros after it.
         whole = np.trunc(samples * 2**15) / 2**15
         assert np.allclose(row[: len(samples)], (whole - whole.mean()) / np.sqrt(whole.var() + 1e-7), atol=1e-4)
         assert not row[len(samples) :].any()

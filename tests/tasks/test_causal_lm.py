@@ -1,4 +1,4 @@
-"""Causal language modelling: which tokens count in each layout, and that what is summed and written is right."""
+"""Causal language modelling: the tokens that count in each layout, the sums, and the generated texts."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_what_is_too_long_loses_its_end() -> None:
     rows = table(prompt=["a", "a long prompt"], completion=["xyz", "xyz"])
     task = task_for(rows, max_length=4)
     train, validation = (features(task, rows, training=training) for training in (True, False))
-    # Of the second row nothing that counts is left: it cannot be learnt from, but it is scored.
+    # The second row has no token left that counts: it cannot be learnt from, but it is scored.
     assert train.inputs["input_ids"] == [ids("a\nxy")]
     assert validation.inputs["input_ids"] == [ids("a\nxy"), ids("a lo")]
     assert set(validation.inputs["labels"][1]) == {IGNORED}
@@ -172,7 +172,7 @@ def test_the_loss_is_that_of_next_tokens(smoothing: float) -> None:
     examples = features(task, TWO)
     batch = task.collate(model, examples, [0, 1], training=True)
     assert batch.inputs["attention_mask"].sum(1).tolist() == [10, 5]
-    # Only places where some completion goes on: 5 to 8 of the longer row, 1 to 3 of the shorter.
+    # Only places where a completion continues: 5 to 8 of the longer row, 1 to 3 of the shorter.
     assert batch.inputs["logits_to_keep"].tolist() == [1, 2, 3, 5, 6, 7, 8]
     outputs = model.model(**batch.inputs)
     expected, terms = 0.0, 0
@@ -280,7 +280,7 @@ def test_prompts_that_are_cut_keep_their_first_token_and_are_counted() -> None:
     rows = table(prompt=["x" * 40 + "ab", "x" * 30], completion=["y", "y"])
     model = base("gpt2", tokenizer(framed=True))
     start = [SPECIALS["<start>"]]
-    # Half of the 64 positions are for what is written, so that 44 and 32 tokens have 32 places.
+    # Half of the 64 positions are for the generated text, which leaves 32 for 44 and 32 tokens.
     examples = features(task_for(rows, metric="bleu"), rows, model, training=False)
     assert examples.inputs["prompt_ids"] == [start + ids("x" * 28 + "ab\n"), start + ids("x" * 30 + "\n")]
     assert examples.truncated == 1

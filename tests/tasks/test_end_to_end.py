@@ -1,4 +1,4 @@
-"""Every task by the command line: trained, scored again, scored on other data, repeated, and merged."""
+"""Every task on the command line: trained, scored again, scored on other data, repeated, and merged."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ COLOURS = ("red", "green", "blue")
 
 @dataclass(frozen=True)
 class Case:
-    """A task, a model for it, what its rows are like, and flags that it takes.
+    """A task, a model for it, its rows, and the flags that it takes.
 
     Attributes:
         task: the task.
-        model: see :mod:`tiny_checkpoints`.
-        row: a row by its number, or what `write` wants.
+        model: see `tiny_checkpoints`.
+        row: a row by its number, in the form that `write` takes.
         flags: beside those of every run.
-        inferred: the columns and the model tell the task.
+        inferred: the task is inferred from the columns and the model.
         reports: it leaves predictions to read.
-        pipeline: what the model card calls it.
-        write: writes so many rows, from a number on.
+        pipeline: its name in the model card.
+        write: writes the rows of some numbers.
     """
 
     task: str
@@ -166,7 +166,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
 
 def outputs(saved: SavedRun, model: Any, rows: datasets.Dataset, columns: Any) -> list[torch.Tensor]:
-    """What a model says of a batch of rows."""
+    """The outputs of a model for a batch of rows."""
     features = saved.task.features(saved.base, rows, columns, training=False)
     batch = saved.task.collate(saved.base, features, range(min(4, len(features))), training=False)
     with torch.no_grad():
@@ -219,7 +219,7 @@ def test_a_task_goes_the_whole_way(name: str, model: Callable[[str], str], tmp_p
     assert elsewhere.code == 0, elsewhere.err
     assert json.loads(elsewhere.out)["scores"].keys() == results["scores"].keys()
     if named:
-        # A run knows which columns it was told; so they need not be named again.
+        # A run keeps the named columns, so they need not be named again.
         assert invoke("eval", run, "--data", others, "--json").out == elsewhere.out
 
     merged = invoke("merge", run, "--output", tmp_path / "merged", "--json")
@@ -250,7 +250,7 @@ def test_a_head_is_trained_as_wanted(head: str, model: Callable[[str], str], tmp
     assert results["head_parameters"] == HEADS[head]
     tensors = load_file(run / "adapter.safetensors")
     assert sum(tensor.numel() for tensor in tensors.values()) == results["adapter_parameters"] + HEADS[head]
-    # Four bytes a number, and a header.
+    # Four bytes a parameter, and a header.
     size = (run / "adapter.safetensors").stat().st_size
     assert 4 * results["trainable_parameters"] < size < 4 * results["trainable_parameters"] + 2500
     scored = json.loads(invoke("eval", run, "--json").out)

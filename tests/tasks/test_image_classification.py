@@ -36,7 +36,7 @@ def file(image: Image.Image) -> dict[str, Any]:
 
 
 def prepare(base: BaseModel, images: list[Any], *, task: ImageClassification = TASK, training: bool = False) -> Any:
-    """The pixel values of a batch of those images."""
+    """The pixel values of a batch of these images."""
     labels = [LABELS[index % 3] for index in range(len(images))]
     kind = Features({"image": ImageFeature(decode=False), "label": Value("string")})
     split = Dataset.from_dict({"image": [file(image) for image in images], "label": labels}, kind)
@@ -168,7 +168,7 @@ def test_evaluation_draws_no_random_numbers(base: BaseModel) -> None:
 def test_augmentation_keeps_at_least_half_and_mirrors_half() -> None:
     width, height = 200, 120
     x, y = np.meshgrid(np.arange(width), np.arange(height))
-    # Every pixel says where it is.
+    # The colour of each pixel encodes its place.
     image = Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8))
     torch.manual_seed(0)
     areas, stretches, mirrored, corners = [], [], 0, []

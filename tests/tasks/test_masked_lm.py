@@ -1,4 +1,4 @@
-"""Masked language modelling: how many tokens are masked and how, and that evaluation always masks the same."""
+"""Masked language modelling: the share of masked tokens, their fates, and the fixed masks of evaluation."""
 
 from __future__ import annotations
 

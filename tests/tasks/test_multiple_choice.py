@@ -72,7 +72,7 @@ def test_the_context_is_cut_and_the_endings_survive(minilm: BaseModel) -> None:
     assert examples.lengths.tolist() == [16, 6]
     for choice, ids in zip(CHOICES[0], examples.inputs["input_ids"][0], strict=True):
         ending = minilm.processor(choice, add_special_tokens=False)["input_ids"]
-        # Of the 13 tokens beside the special ones, half are an ending's at least.
+        # Of the 13 tokens beside the special ones, at least half belong to an ending.
         kept = min(len(ending), 6)
         assert ids[-kept - 1 : -1] == ending[:kept]
 
@@ -275,7 +275,7 @@ def test_labels(minilm: BaseModel, labels: list[Any], expected: list[int]) -> No
     task = task_for(rows(labels, **THREE))
     assert task.max_length == 40
     assert task.features(minilm, rows(labels, **THREE), COLUMNS, training=True).references == expected
-    # What the training rows showed holds for others, and is kept with the adapter.
+    # The form of the labels in the training rows holds for other rows, and is kept with the adapter.
     assert MultipleChoice(**task.options()) == MultipleChoice(one_based=task.one_based)
     task.check_labels(rows([1, 1], **THREE), COLUMNS)
 

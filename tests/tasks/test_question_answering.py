@@ -281,7 +281,7 @@ def test_answers_are_those_of_a_search_of_all_pairs(seed: int, no_answer: bool, 
     logits = [torch.randn(2, int(length), generator=generator) for length in examples.lengths]
     for window, pair in zip(examples.references.windows, logits, strict=True):
         pair[:, window.null] += 1.5
-        # What is likeliest without being an answer: the question.
+        # The question is likeliest, but is not an answer.
         pair[:, 2] += 5
     predictions = [None] * len(examples)
     for indices in (range(0, len(examples), 2), range(1, len(examples), 2)):
@@ -325,7 +325,7 @@ SCORED = [
     ("something", [], 0.0, 0.0),
     ("", ["Paris"], 0.0, 0.0),
     ("U.S.", ["us"], 1.0, 1.0),
-    # Version 2 asks for nothing where all references are articles.
+    # Version 2 expects an empty answer where all references are articles.
     ("a", ["The"], 1.0, 1.0),
     ("Paris", ["the", "Paris"], 1.0, 1.0),
     ("a", ["the", "Paris"], 0.0, 0.0),

@@ -1,4 +1,4 @@
-"""Sequence to sequence: labels, decoder inputs, and what is summed and written."""
+"""Sequence to sequence: labels, decoder inputs, the sums, and the generated texts."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_loss_is_that_of_the_targets(model: Any, smoothing: float) -> None:
     examples = task.features(model, ROWS, COLUMNS, training=True)
     batch = task.collate(model, examples, [2, 0], training=True)
     first = model.model.config.decoder_start_token_id
-    # M2M-100 makes these of the labels on its own.
+    # M2M-100 makes these of the labels itself.
     if "labels" not in batch.inputs:
         assert batch.inputs["decoder_input_ids"][1].tolist() == [first, *START, *ids("xy")]
     assert batch.targets["labels"].tolist() == [[*START, *ids("w"), *END, IGNORED], START + ids("xy") + END]

@@ -157,7 +157,7 @@ def test_what_cannot_be_told(columns: dict[str, list[Any]], parts: list[str]) ->
     assert_says(error, "cannot tell which column is the", *parts)
 
 
-# As given
+# As named
 
 
 def test_given_columns() -> None:
@@ -350,7 +350,7 @@ def test_losses_of_parts_add_up(base: BaseModel, values: list[Any], problem: str
     assert loss(list(range(8))) == (pytest.approx(sum(part for part, _ in parts)), sum(terms for _, terms in parts))
 
 
-# What comes out
+# Outputs
 
 
 def outcome(base: BaseModel, rows: Dataset, logits: list[list[float]]) -> tuple[dict[str, float], list[dict[str, Any]]]:

@@ -129,7 +129,7 @@ def test_first_tokens_carry_the_tags(minilm: BaseModel, make: Any, space: str) -
         assert examples.inputs["tagged"][index] == list(range(len(words)))
     assert examples.lengths.tolist() == [len(ids) for ids in examples.inputs["input_ids"]]
     assert examples.truncated == 0
-    # The words of the row read as in running text, which no test of single words would show.
+    # The words of the row read as in running text; a test of single words would not show it.
     together = tokenizer(" " + "Ada paid in France", add_special_tokens=False)["input_ids"]
     plain = TASK.features(base, rows([["Ada", "paid", "in", "France"]], [[1, 0, 0, 3]]), COLUMNS, training=True)
     assert plain.inputs["input_ids"][0][1:-1] == together
@@ -460,7 +460,7 @@ def test_one_tag_is_nothing_to_learn() -> None:
 
 
 def test_a_small_model_learns_to_find_names(tmp_path: Any) -> None:
-    """A name is whatever follows a title, up to two words; the same words elsewhere are none."""
+    """A name is whatever follows a title, up to two words; elsewhere the same words are not names."""
     generator = np.random.default_rng(0)
     names, fillers = ["Ada", "France", "Lovelace", "cash"], ["in", "paid", "envoys", "to", "."]
     words, tags = [], []

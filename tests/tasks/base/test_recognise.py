@@ -78,7 +78,7 @@ TOKENS, TAGS = [["a", "b"]] * 8, [["O", "B-x"]] * 8
         ({"text": TEXTS, "target": CLASSES, "label": CLASSES}, T5, "text-classification"),
         ({"text": TEXTS, "language": CLASSES}, GPT, "text-classification"),
         ({"text": TEXTS, "n_tokens": SIZES}, GPT, "text-classification"),
-        # A model that cannot write, and a column that is called what should come out.
+        # A model that cannot write, and a column that is called a label.
         ({"text": TEXTS, "labels": TEXTS}, BERT, "text-classification"),
         ({"question": TEXTS, "answer": TEXTS, "label": TEXTS}, BERT, "text-classification"),
         ({"question": TEXTS, "context": TEXTS, "answers": ANSWERS, "label": CLASSES}, BERT, "question-answering"),

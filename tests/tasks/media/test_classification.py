@@ -1,4 +1,4 @@
-"""What image and audio classification share, tried on images."""
+"""The code that image and audio classification share, tried on images."""
 
 from __future__ import annotations
 
