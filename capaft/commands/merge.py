@@ -95,7 +95,7 @@ def _card(saved: SavedRun) -> str:
     return f"""---
 library_name: transformers
 base_model: {base}
-pipeline_tag: {saved.task.name}
+pipeline_tag: {saved.task.pipeline_tag}
 ---
 
 # {base}, fine-tuned and merged

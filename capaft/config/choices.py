@@ -6,16 +6,13 @@ The flags, their help, the parser and the checks of the library read it here. Im
 from __future__ import annotations
 
 import pkgutil
-from pathlib import Path
 from typing import Literal
+
+import capaft.tasks
 
 # Found by the files' names, since importing the tasks would import torch.
 TASKS: tuple[str, ...] = tuple(
-    sorted(
-        module.name.replace("_", "-")
-        for module in pkgutil.iter_modules([str(Path(__file__).parents[1] / "tasks")])
-        if not module.ispkg
-    )
+    sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(capaft.tasks.__path__) if not module.ispkg)
 )
 """The tasks: every file of `capaft/tasks/` is one."""
 

@@ -80,3 +80,6 @@ class TaskSettings(Settings):
         True, "Images: crop and flip at random in training (digits and the like want --no-augment)."
     )
     max_seconds: float = _option(10.0, "Audio: seconds that a recording is cut to.", check=POSITIVE)
+    task_option: tuple[str, ...] | None = _setting(
+        None, "Options of the task that have no flag of their own (default: its own).", metavar="name=value,..."
+    )

@@ -6,10 +6,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from capaft.tasks.base.registry import task_class
 from capaft.training.record.results import Results, score_text
-
-# What the hub calls the tasks whose name there is another.
-_PIPELINES = {"causal-lm": "text-generation", "seq2seq": "text2text-generation", "masked-lm": "fill-mask"}
 
 
 def card_text(results: Results, command: Sequence[str], config: Path) -> str:
@@ -45,7 +43,7 @@ def card_text(results: Results, command: Sequence[str], config: Path) -> str:
     return f"""---
 library_name: capaft
 base_model: {results.model}
-pipeline_tag: {_PIPELINES.get(results.task, results.task)}
+pipeline_tag: {task_class(results.task).pipeline_tag}
 tags: [capaft, {results.method}]
 ---
 

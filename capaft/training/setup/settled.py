@@ -38,6 +38,7 @@ def settled_config(config: TrainConfig, job: Job) -> TrainConfig:
         baseline=job.baseline,
         budget=None,
         method_option=tuple(foreign) or None,
+        task_option=tuple(f"{name}={getattr(job.task, name)}" for name in job.task.options_without_flag()) or None,
         text_column=columns.get("text", config.text_column),
         pair_column=columns.get("pair", config.pair_column),
         label_column=columns.get("label", config.label_column),

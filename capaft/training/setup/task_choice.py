@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from capaft.config.train_config import TrainConfig
 from capaft.data.load import Splits
 from capaft.model.load import load_configuration
-from capaft.tasks.base.recognise import check_model, recognise_task
+from capaft.tasks.base.recognise import recognise_task
 from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
 from capaft.training.setup.selection import Selection, given_columns, select_for_training
@@ -50,8 +50,8 @@ def choose_task(config: TrainConfig, splits: Splits, say: Callable[[str], None])
         name = recognise_task(splits.train, model_config, given_columns(config), classify=classify)
     origin = "" if config.task == name else ", inferred from the data and the model (--task overrides)"
     say(f"task   {name}{origin}")
-    check_model(name, model_config)
     kind = task_class(name)
+    kind.check_model(model_config)
     train, validation, labelled = select_for_training(kind, splits, config, lambda line: say(f"data   {line}"))
     task = kind.decide(labelled.rows, labelled.columns, config)
     # A wrong label is reported before minutes of loading.
