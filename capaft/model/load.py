@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from capaft.config.choices import BaseDtype
+from capaft.config.parts.model import ModelSettings
 from capaft.factors import rng
 from capaft.model.demo import MODEL_NAME, demo_model
 from capaft.model.names import backbone_prefix, canonical_path
@@ -51,27 +52,21 @@ class BaseModel:
 
 def load_base_model(
     auto_class: Any,
-    name: str | None,
+    settings: ModelSettings,
     *,
     seed: int,
     processor_class: Any = None,
     own_head: bool = True,
-    base_dtype: str = "float32",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
     **config: Any,
 ) -> BaseModel:
     """Load a base model and its processor, and give new parameters of its head seeded initial values.
 
     Args:
         auto_class: the transformers auto class of the task.
-        name: a directory, a GGUF file or a hub id; None for the embedded demo model.
+        settings: the model and how it is loaded; without a name, the embedded demo model.
         seed: of a new head.
         processor_class: the auto class of its processor; None for a tokenizer.
         own_head: train the whole head, even one that the checkpoint has; otherwise only its new parameters.
-        base_dtype: dtype of the weights: one of torch's, or `8bit` or `4bit` (bitsandbytes).
-        revision: hub revision.
-        trust_remote_code: let the checkpoint run its own code.
         **config: configuration entries that the task sets, such as `id2label`.
 
     Raises:
@@ -79,17 +74,18 @@ def load_base_model(
     """
     from transformers import AutoTokenizer
 
+    name = settings.model
     processor_class = processor_class or AutoTokenizer
     source = locate_model(name)
     path = Path(source)
     gguf = path.is_file() and path.suffix == GGUF
-    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    common: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     if gguf:
         config |= _dense_gguf(name or source, path)
         common["gguf_file"] = path.name
     elif not path.is_dir():
         common["local_files_only"] = hub.offline()
-    dtype_options = _dtype_options(base_dtype)
+    dtype_options = _dtype_options(settings.base_dtype)
     # The reader of a damaged GGUF file can raise anything.
     expected = Exception if gguf else (OSError, ValueError, KeyError, ImportError, RuntimeError)
     try:
@@ -125,20 +121,24 @@ def load_base_model(
         )
     initialise_head(model, (key for key in parameters if key in new), seed)
     head = tuple(key for key in parameters if key in (new | in_head if own_head else new))
-    return BaseModel(model, processor, Origin(name or MODEL_NAME, revision), head, bool(new & in_head))
+    return BaseModel(model, processor, Origin(name or MODEL_NAME, settings.revision), head, bool(new & in_head))
 
 
-def load_configuration(name: str | None, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+def load_configuration(settings: ModelSettings) -> Any:
     """A base model's configuration, as transformers has it, without its weights.
+
+    Args:
+        settings: the model and how it is loaded; without a name, the embedded demo model.
 
     Raises:
         UsageError: the model does not exist, or the hub cannot be reached.
     """
     from transformers import AutoConfig
 
+    name = settings.model
     source = locate_model(name)
     path = Path(source)
-    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    common: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     gguf = path.is_file() and path.suffix == GGUF
     if gguf:
         _dense_gguf(name or source, path)

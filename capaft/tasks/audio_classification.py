@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from capaft.config.parts.model import ModelSettings
 from capaft.data.media.decode import open_audio
 from capaft.model.load import BaseModel
 from capaft.tasks.base.columns import Columns
@@ -62,17 +63,17 @@ class AudioClassification(MediaClassification):
             return bool(feature.keys() & {"bytes", "path", "array"})
         return isinstance(feature, datasets.Audio)
 
-    def load_model(self, name: str | None, **options: Any) -> BaseModel:
+    def load_model(self, settings: ModelSettings, *, seed: int) -> BaseModel:
         """See `Task.load_model`.
 
         Wav2vec 2.0 and its kin mask stretches (SpecAugment) and skip layers (LayerDrop) in training; both are switched
         off. The masks come from numpy's generator, which no seed of a run reaches, and fail on short recordings. The
         adapter of a skipped layer would not learn.
         """
-        loaded = super().load_model(name, **options)
-        for setting, value in {"apply_spec_augment": False, "layerdrop": 0.0}.items():
-            if hasattr(loaded.model.config, setting):
-                setattr(loaded.model.config, setting, value)
+        loaded = super().load_model(settings, seed=seed)
+        for name, value in {"apply_spec_augment": False, "layerdrop": 0.0}.items():
+            if hasattr(loaded.model.config, name):
+                setattr(loaded.model.config, name, value)
         return loaded
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:

@@ -11,6 +11,7 @@ import datasets
 import torch
 from PIL import Image
 
+from capaft.config.parts.model import ModelSettings
 from capaft.data.media.decode import open_image
 from capaft.model.load import BaseModel, load_base_model
 from capaft.support.errors import UsageError, one_line
@@ -55,16 +56,16 @@ class ImageClassification(MediaClassification):
             return isinstance(feature.feature, datasets.List | datasets.LargeList)
         return isinstance(feature, datasets.Image | datasets.Array2D | datasets.Array3D)
 
-    def load_model(self, name: str | None, **options: Any) -> BaseModel:
+    def load_model(self, settings: ModelSettings, *, seed: int) -> BaseModel:
         """See `Task.load_model`."""
         from transformers import AutoModelForImageClassification
 
         return load_base_model(
             AutoModelForImageClassification,
-            name,
+            settings,
+            seed=seed,
             processor_class=_ProcessorOfPillow,
             own_head=self.own_head,
-            **options,
             **self.model_config(),
         )
 

@@ -111,7 +111,7 @@ def test_ranges(name: str, text: str, range_: str) -> None:
 
 def test_choices() -> None:
     assert complaint(basis="hadamrd") == (
-        "--basis must be one of uniform, hadamard, group, got 'hadamrd'; did you mean hadamard?"
+        "--basis must be one of hadamard, uniform, group, got 'hadamrd'; did you mean hadamard?"
     )
     assert complaint(lr="nan").startswith("--lr must be a finite number")
 

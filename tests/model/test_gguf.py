@@ -26,6 +26,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import capaft
 from capaft.adapter.file.save_load import read
+from capaft.config.parts.model import ModelSettings
 from capaft.model.load import BaseModel, load_base_model
 from capaft.support.errors import UsageError
 
@@ -94,7 +95,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, llama: Any) -> Path:
 
 
 def load(name: str | Path, auto_class: Any = AutoModelForCausalLM, **config: Any) -> BaseModel:
-    return load_base_model(auto_class, str(name), seed=0, **config)
+    return load_base_model(auto_class, ModelSettings(model=str(name)), seed=0, **config)
 
 
 def plain(directory: Path, monkeypatch: pytest.MonkeyPatch, auto_class: Any) -> Any:

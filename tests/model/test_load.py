@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
+from capaft.config.parts.model import ModelSettings
 from capaft.factors import rng
 from capaft.model.demo import MODEL_NAME, demo_model
 from capaft.model.load import BaseModel, load_base_model, locate_model
@@ -25,7 +26,8 @@ def small(tmp_path: Path) -> Path:
 
 
 def load(name: str | None, **options: int) -> BaseModel:
-    return load_base_model(AutoModelForSequenceClassification, name, **{"seed": 0, "num_labels": 3, **options})
+    settings = ModelSettings(model=name)
+    return load_base_model(AutoModelForSequenceClassification, settings, **{"seed": 0, "num_labels": 3, **options})
 
 
 def test_a_new_head_comes_from_the_seed_and_not_from_torch() -> None:

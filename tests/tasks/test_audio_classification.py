@@ -10,6 +10,7 @@ import torch
 from datasets import Audio, Dataset, Features, List, Value
 from tiny_media import RATE, ast, hubert, tone, wav2vec2, whisper
 
+from capaft.config.parts.model import ModelSettings
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.audio_classification import AudioClassification, prepared
@@ -23,7 +24,10 @@ MAKERS = {"wav2vec2": wav2vec2, "hubert": hubert, "whisper": whisper, "ast": ast
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BaseModel]:
-    return {name: TASK.load_model(make(tmp_path_factory.mktemp(name)), seed=0) for name, make in MAKERS.items()}
+    return {
+        name: TASK.load_model(ModelSettings(model=make(tmp_path_factory.mktemp(name))), seed=0)
+        for name, make in MAKERS.items()
+    }
 
 
 def wav(samples: Any, rate: int = RATE) -> bytes:
@@ -100,7 +104,7 @@ def test_values_and_mask_are_the_extractors(bases: dict[str, BaseModel]) -> None
 
 
 def test_no_mask_where_the_checkpoint_had_none(tmp_path: Path) -> None:
-    base = TASK.load_model(wav2vec2(tmp_path, masks=False), seed=0)
+    base = TASK.load_model(ModelSettings(model=wav2vec2(tmp_path, masks=False)), seed=0)
     batch = collated(base, rows(tone(300, 0.5), tone(700, 0.3)))
     assert batch.inputs.keys() == {"input_values"}
     assert base.model(**batch.inputs).logits.shape == (2, 2)
@@ -134,7 +138,7 @@ def test_the_shortest_recordings_go_through_every_model(bases: dict[str, BaseMod
 
 
 def test_training_is_random_in_nothing_but_torch(tmp_path: Path) -> None:
-    base = TASK.load_model(wav2vec2(tmp_path), seed=0)
+    base = TASK.load_model(ModelSettings(model=wav2vec2(tmp_path)), seed=0)
     assert base.model.wav2vec2.encoder.config.layerdrop == 0
     batch = collated(base, rows(tone(300, 0.5), tone(700, 0.3)))
     logits = []
@@ -179,7 +183,7 @@ def test_options_are_recorded() -> None:
 
 @pytest.mark.parametrize("name", ["wav2vec2", "ast"])
 def test_a_small_model_learns_to_tell_tones(name: str, tmp_path: Path) -> None:
-    base = TASK.load_model(MAKERS[name](tmp_path), seed=0)
+    base = TASK.load_model(ModelSettings(model=MAKERS[name](tmp_path)), seed=0)
     random = np.random.default_rng(0)
 
     def split(count: int) -> Dataset:

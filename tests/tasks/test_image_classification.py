@@ -14,6 +14,7 @@ from PIL import Image
 from tiny_media import SIZE, picture, resnet, vit
 from transformers import AutoImageProcessor
 
+from capaft.config.parts.model import ModelSettings
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns
@@ -26,7 +27,7 @@ TASK = ImageClassification(LABELS)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return TASK.load_model(vit(tmp_path_factory.mktemp("vit")), seed=0)
+    return TASK.load_model(ModelSettings(model=vit(tmp_path_factory.mktemp("vit"))), seed=0)
 
 
 def file(image: Image.Image) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def test_images_are_prepared_as_the_checkpoint_says(base: BaseModel) -> None:
 
 def test_crops_and_other_sizes_are_the_processors(tmp_path: Path) -> None:
     name = resnet(tmp_path)
-    base = TASK.load_model(name, seed=0)
+    base = TASK.load_model(ModelSettings(model=name), seed=0)
     images = [picture(40, 23), picture(24, 60)]
     pixels = AutoImageProcessor.from_pretrained(name, backend="pil")(images, return_tensors="pt")["pixel_values"]
     assert torch.equal(prepare(base, images), pixels)
@@ -79,7 +80,7 @@ def test_pixels_do_not_depend_on_torchvision(tmp_path: Path, monkeypatch: pytest
         "from_pretrained",
         lambda *args, **options: asked.append(options) or original(*args, **options),
     )
-    assert TASK.load_model(vit(tmp_path), seed=0).processor.backend == "pil"
+    assert TASK.load_model(ModelSettings(model=vit(tmp_path)), seed=0).processor.backend == "pil"
     assert [options["backend"] for options in asked] == ["pil"]
 
 
@@ -90,7 +91,7 @@ def test_grey_images_become_colour_for_models_of_colour(base: BaseModel) -> None
 
 
 def test_colour_images_become_grey_for_models_of_grey(tmp_path: Path) -> None:
-    base = TASK.load_model(vit(tmp_path, channels=1), seed=0)
+    base = TASK.load_model(ModelSettings(model=vit(tmp_path, channels=1)), seed=0)
     image = picture(SIZE, SIZE)
     # The luma of ITU-R BT.601.
     luma = np.asarray(image) @ [0.299, 0.587, 0.114]
@@ -135,7 +136,7 @@ def test_channels_of_models() -> None:
 
 
 def test_images_that_cannot_stand_together(tmp_path: Path) -> None:
-    base = TASK.load_model(vit(tmp_path, do_resize=False), seed=0)
+    base = TASK.load_model(ModelSettings(model=vit(tmp_path, do_resize=False)), seed=0)
     with pytest.raises(UsageError, match=r"^rows 1, 2: the model's image processor cannot prepare these") as caught:
         prepare(base, [picture(16, 16), picture(17, 16)])
     assert "\n" not in str(caught.value)
@@ -215,7 +216,7 @@ def colours(count: int, seed: int) -> Dataset:
 
 @pytest.mark.parametrize("make", [vit, resnet])
 def test_a_small_model_learns(make: Any, tmp_path: Path) -> None:
-    base = TASK.load_model(make(tmp_path), seed=0)
+    base = TASK.load_model(ModelSettings(model=make(tmp_path)), seed=0)
     assert base.new_head
     assert base.model.config.id2label == dict(enumerate(LABELS))
     train = TASK.features(base, colours(256, 0), COLUMNS, training=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_text import SIZE, SPECIALS, base, ids, table, tokenizer
 
+from capaft.config.parts.model import ModelSettings
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns
@@ -147,7 +148,7 @@ def test_show(model: Any) -> None:
 
 def test_the_embedded_model_gets_a_new_head() -> None:
     task = MaskedLM()
-    loaded = task.load_model(None, seed=0)
+    loaded = task.load_model(ModelSettings(), seed=0)
     assert loaded.new_head
     assert "cls.predictions.bias" in loaded.head
     assert not [name for name in loaded.head if "embeddings" in name]

@@ -12,6 +12,7 @@ import torch
 from datasets import ClassLabel, Dataset
 from transformers import AutoTokenizer, BertConfig, BertForMultipleChoice, ByT5Tokenizer, GPT2Config, GPT2LMHeadModel
 
+from capaft.config.parts.model import ModelSettings
 from capaft.config.train_config import TrainConfig
 from capaft.model.demo import demo_model
 from capaft.model.load import BaseModel
@@ -34,7 +35,7 @@ def rows(labels: Any = (0, 1), **columns: Any) -> Dataset:
 
 @pytest.fixture(scope="module")
 def minilm() -> BaseModel:
-    base = TASK.load_model(None, seed=0)
+    base = TASK.load_model(ModelSettings(), seed=0)
     base.model.eval()
     return base
 
@@ -397,7 +398,7 @@ def test_a_model_without_such_a_head_is_refused_in_one_line(tmp_path: Any) -> No
     GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=64)).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(demo_model()).save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="transformers has no AutoModelForMultipleChoice of its architecture") as error:
-        TASK.load_model(str(tmp_path), seed=0)
+        TASK.load_model(ModelSettings(model=str(tmp_path)), seed=0)
     assert "\n" not in str(error.value)
 
 

@@ -28,6 +28,7 @@ from transformers import (
     XLNetConfig,
 )
 
+from capaft.config.parts.model import ModelSettings
 from capaft.config.train_config import TrainConfig
 from capaft.model.demo import demo_model
 from capaft.model.load import BaseModel
@@ -495,7 +496,7 @@ def test_losses_and_answers_are_the_same_in_any_batch(kind: str) -> None:
 
 
 def test_the_embedded_model_gets_a_head_of_two_outputs() -> None:
-    loaded = TASK.load_model(None, seed=0)
+    loaded = TASK.load_model(ModelSettings(), seed=0)
     assert loaded.model.qa_outputs.out_features == 2
     examples = TASK.features(loaded, rows(("Who?", CONTEXT, [at("William")])), COLUMNS, training=True)
     batch = TASK.collate(loaded, examples, range(len(examples)), training=True)

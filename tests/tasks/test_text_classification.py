@@ -14,6 +14,7 @@ from tiny import build
 from tiny_text import SIZE, SPECIALS, tokenizer
 from transformers import AutoTokenizer, BertConfig, GPT2Config, GPT2ForSequenceClassification, GPT2Model
 
+from capaft.config.parts.model import ModelSettings
 from capaft.config.train_config import TrainConfig
 from capaft.model.demo import demo_model
 from capaft.model.load import BaseModel
@@ -413,7 +414,7 @@ def test_a_language_model_gets_something_to_pad_with(configured: int | None, tmp
     tokenizer.save_pretrained(tmp_path)
     sizes = {"vocab_size": len(tokenizer), "n_embd": 8, "n_layer": 1, "n_head": 2}
     GPT2Model(GPT2Config(**sizes, pad_token_id=configured)).save_pretrained(tmp_path)
-    loaded = TASK.load_model(str(tmp_path), seed=0)
+    loaded = TASK.load_model(ModelSettings(model=str(tmp_path)), seed=0)
     examples = features(loaded, a=["one", "one two three"])
     batch = TASK.collate(loaded, examples, [0, 1], training=True)
     together = loaded.model(**batch.inputs).logits

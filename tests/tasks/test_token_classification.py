@@ -20,6 +20,7 @@ from transformers import (
     RobertaTokenizer,
 )
 
+from capaft.config.parts.model import ModelSettings
 from capaft.config.train_config import TrainConfig
 from capaft.model.load import BaseModel
 from capaft.model.origin import Origin
@@ -89,7 +90,7 @@ def based(tokenizer: Any, model: Any = None) -> BaseModel:
 
 @pytest.fixture(scope="module")
 def minilm() -> BaseModel:
-    return TASK.load_model(None, seed=0)
+    return TASK.load_model(ModelSettings(), seed=0)
 
 
 def naive(tokenizer: Any, words: list[str], tags: list[int], space: str) -> tuple[list[int], list[int]]:
@@ -491,7 +492,7 @@ def test_a_small_model_learns_to_find_names(tmp_path: Any) -> None:
     torch.manual_seed(0)
     RobertaForTokenClassification(config).save_pretrained(tmp_path)
     task = TokenClassification(task_for(train).labels)
-    base = task.load_model(str(tmp_path), seed=0)
+    base = task.load_model(ModelSettings(model=str(tmp_path)), seed=0)
     features, unseen = (task.features(base, data, COLUMNS, training=True) for data in (train, held_out))
 
     def scores() -> dict[str, float]:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from capaft.config.parts.model import ModelSettings
 from capaft.config.train_config import TrainConfig
 from capaft.config.values import Text, parse_value
 from capaft.model.load import BaseModel, load_base_model
@@ -221,16 +222,24 @@ class Task(ABC):
             "label2id": {label: index for index, label in enumerate(self.labels)},
         }
 
-    def load_model(self, name: str | None, **options: Any) -> BaseModel:
-        """The base model with the task's head; see `load_base_model` for the options."""
+    def load_model(self, settings: ModelSettings, *, seed: int) -> BaseModel:
+        """The base model with the task's head.
+
+        Args:
+            settings: the model and how it is loaded.
+            seed: of a new head.
+
+        Raises:
+            UsageError: the model does not exist, or cannot do the task.
+        """
         import transformers
 
         loaded = load_base_model(
             getattr(transformers, self.auto_class),
-            name,
+            settings,
+            seed=seed,
             processor_class=getattr(transformers, self.processor),
             own_head=self.own_head,
-            **options,
             **self.model_config(),
         )
         if self.processor == "AutoTokenizer":

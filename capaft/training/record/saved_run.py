@@ -12,6 +12,7 @@ from capaft.adapter.file import save_load
 from capaft.adapter.file.save_load import HEAD, AdapterFile, read
 from capaft.config.choices import TASKS
 from capaft.config.open_options import OpenOptions
+from capaft.config.parts.model import ModelSettings
 from capaft.config.settings import check_range
 from capaft.config.sources import resolve_settings
 from capaft.config.train_config import TrainConfig
@@ -65,13 +66,13 @@ def open_run(name: str, options: OpenOptions | None = None) -> SavedRun:
     model = options.model or (config.model if config else file.base.name)
     if model is None and config is None:
         raise UsageError(f"{path} does not name its base model; pass --model")
-    base = task.load_model(
-        model,
-        seed=file.header["seed"],
-        base_dtype=options.base_dtype or (config.base_dtype if config else "float32"),
+    settings = ModelSettings(
+        model=model,
         revision=None if options.model else file.base.revision,
         trust_remote_code=config.trust_remote_code if config else False,
+        base_dtype=options.base_dtype or (config.base_dtype if config else "float32"),
     )
+    base = task.load_model(settings, seed=file.header["seed"])
     parameters = base.named_parameters()
     for key in (key.removeprefix(HEAD) for key in file.tensors):
         if key in parameters:

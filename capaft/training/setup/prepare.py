@@ -73,13 +73,7 @@ def load_base(task: Task, config: TrainConfig) -> BaseModel:
     Raises:
         UsageError: there is no such model, or it cannot do what is asked.
     """
-    base = task.load_model(
-        config.model,
-        seed=config.seed,
-        base_dtype=config.base_dtype,
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
-    )
+    base = task.load_model(config, seed=config.seed)
     if config.gradient_checkpointing:
         _checkpoint_activations(base.model)
     return base

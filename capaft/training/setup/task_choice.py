@@ -41,9 +41,7 @@ def choose_task(config: TrainConfig, splits: Splits, say: Callable[[str], None])
         UsageError: no task fits, its columns cannot be determined, or a label is wrong.
     """
     assert splits.train is not None
-    model_config = load_configuration(
-        config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
+    model_config = load_configuration(config)
     name = config.task
     if name == "auto":
         classify = config.problem != "auto" or bool(config.label_separator)

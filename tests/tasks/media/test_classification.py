@@ -15,6 +15,7 @@ import torch
 from datasets import Array2D, Audio, ClassLabel, Dataset, Features, Image, List, Value
 from tiny_media import NO_COLUMNS, picture, vit
 
+from capaft.config.parts.model import ModelSettings
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.audio_classification import AudioClassification
@@ -45,7 +46,9 @@ def empty(**features: Any) -> Dataset:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return ImageClassification(("cat", "dog")).load_model(vit(tmp_path_factory.mktemp("vit")), seed=0)
+    return ImageClassification(("cat", "dog")).load_model(
+        ModelSettings(model=vit(tmp_path_factory.mktemp("vit"))), seed=0
+    )
 
 
 def scored(labels: tuple[str, ...], truth: Any, logits: Any) -> dict[str, float]:

@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers import RobertaForSequenceClassification as Roberta
 
+from capaft.config.parts.model import ModelSettings
 from capaft.model.demo import demo_model
 from capaft.model.load import BaseModel
 from capaft.model.origin import Origin
@@ -50,7 +51,7 @@ def base(kind: str) -> BaseModel:
 
 def minilm(labels: int) -> BaseModel:
     task = TextClassification(tuple("abcdef"[:labels]), 16)
-    return task.load_model(None, seed=0)
+    return task.load_model(ModelSettings(), seed=0)
 
 
 def fit(*arguments: Any, seed: int) -> tuple[FittedHead, FittedHead]:
@@ -105,7 +106,7 @@ def test_the_start_is_the_strongest_penalty_within_one_standard_error() -> None:
 
 def test_numbers_are_fitted_by_ridge_regression() -> None:
     task = TextClassification((), 16, problem="regression")
-    loaded = task.load_model(None, seed=0)
+    loaded = task.load_model(ModelSettings(), seed=0)
     kinds = [0, 1, 2] * 20
     data = replace(features(kinds), references=np.array([0.0, 2.5, 5.0], dtype=np.float32)[kinds])
     best, careful = fit(task, loaded, data, 8, seed=0)

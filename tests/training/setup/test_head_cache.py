@@ -10,6 +10,7 @@ import pytest
 import torch
 from command_line import QUICK, invoke
 
+from capaft.config.parts.model import ModelSettings
 from capaft.model.load import BaseModel
 from capaft.tasks.base.features import Features
 from capaft.tasks.text_classification import TextClassification
@@ -33,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def base() -> BaseModel:
-    return TASK.load_model(None, seed=0)
+    return TASK.load_model(ModelSettings(), seed=0)
 
 
 def features() -> Features:
