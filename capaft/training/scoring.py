@@ -117,12 +117,12 @@ def _selected(saved: SavedRun, options: EvalOptions, say: Say) -> Selection:
     if options.data is None and split is None:
         columns: dict[str, Any] = {f"{role}_column": name for role, name in options.columns.items() if name}
         config = replace(config, **columns)
-        return select_for_training(type(saved.task), load_splits(config, say), config, say)[1]
+        return select_for_training(type(saved.task), load_splits(config, say), config, say).validation
     if options.data is None:
         source = load_splits(replace(config, eval_split=split), say)
     else:
         source = load_evaluation_data(options.data, WantedSplits(evaluation=split), say=say)
-    return select_for_scoring(saved.task, source, config, options.columns, say, asked=split is not None)
+    return select_for_scoring(saved.task, source, config, options.columns, say, is_requested=split is not None)
 
 
 def _changed(task: Task, metric: str | None, options: Mapping[str, str]) -> Task:
