@@ -47,5 +47,5 @@ def describe_file(file: AdapterFile) -> list[str]:
 
 
 def _head_line(head: dict[str, Any]) -> str:
-    mode = f"{head['k']:,} coefficients each for" if head["k"] else "frozen:"
-    return f"head      {mode} {', '.join(head['parameters'])}"
+    what = f"{head['k']:,} coefficients each for" if head["k"] else "frozen:"
+    return f"head      {what} {', '.join(head['parameters'])}"

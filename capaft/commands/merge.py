@@ -42,6 +42,22 @@ def merge_command(
         print(strict_json.document(results) if json else f"merged {sites} sites into {output}")
 
 
+def _check_output(output: str, path: Path, *, overwrite: bool) -> None:
+    """Make sure that a model may be written to a directory.
+
+    Raises:
+        UsageError: it is a file, or holds a model that is not to be replaced, or something else.
+    """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--output {output} is a file; name a directory that is new or empty")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not (path / "config.json").exists():
+        raise UsageError(f"--output {output} holds something else; name a directory that is new or empty")
+    if not overwrite:
+        raise UsageError(f"--output {output} holds a model; name another directory, or replace it with --overwrite")
+
+
 def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False) -> int:
     """Merge the adapter and write weights, configuration with labels, tokenizer and a model card.
 
@@ -82,24 +98,7 @@ def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False) -> in
     return count
 
 
-def _check_output(output: str, path: Path, *, overwrite: bool) -> None:
-    """Make sure that a model may be written to a directory.
-
-    Raises:
-        UsageError: it is a file, or holds a model that is not to be replaced, or something else.
-    """
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"--output {output} is a file; name a directory that is new or empty")
-    if not path.is_dir() or not any(path.iterdir()):
-        return
-    if not (path / "config.json").exists():
-        raise UsageError(f"--output {output} holds something else; name a directory that is new or empty")
-    if not overwrite:
-        raise UsageError(f"--output {output} holds a model; name another directory, or replace it with --overwrite")
-
-
 def _card(saved: SavedRun) -> str:
-    """The merged model's card as Markdown, with the metadata block that the Hugging Face hub reads."""
     method = saved.file.header["method"]["method"]
     base = saved.file.base.name or "an unnamed base model"
     return f"""---

@@ -62,6 +62,7 @@ def score_run(saved: SavedRun, options: EvalOptions = DEFAULTS, *, say: Say) -> 
     Raises:
         UsageError: there is no data to score on, it does not fit the task, or there is nothing to compare or to write.
     """
+    # Mistakes in the options are reported before any data are read.
     config = saved.config or TrainConfig()
     task = _changed(saved.task, options.metric, options.task_options)
     predictions, max_examples = options.predictions, options.max_examples
@@ -72,6 +73,8 @@ def score_run(saved: SavedRun, options: EvalOptions = DEFAULTS, *, say: Say) -> 
         )
     if options.data is None and saved.config is None:
         raise UsageError("an adapter file alone does not name its data; pass --data")
+
+    # The examples, and their targets, are checked before the forwards, which take long.
     if options.data is None and options.split is None:
         max_examples = max_examples or config.max_eval_examples
     selection = _selected(saved, options, say)
@@ -85,7 +88,8 @@ def score_run(saved: SavedRun, options: EvalOptions = DEFAULTS, *, say: Say) -> 
             "there are no targets to compare with; name their column with --label-column, or write the texts with "
             f"--predictions FILE{also}"
         )
-    # What was trained in float16 on an accelerator can be scored without one.
+
+    # An adapter that was trained in float16 on an accelerator can be scored without one.
     precision = "bf16" if config.precision == "fp16" and not torch.cuda.is_available() else config.precision
     accelerator = accelerator_for(replace(config, tracker=None, precision=precision))
     with memory_guard():
@@ -101,13 +105,13 @@ def score_run(saved: SavedRun, options: EvalOptions = DEFAULTS, *, say: Say) -> 
     if predictions:
         records = task.report(features, result.predictions)
         write_atomically(predictions, strict_json.lines(records))
-    # A loss alone is the sum of no terms.
+    # Without targets the loss alone is left, a sum of no terms.
     scores = result.scores if result.scores.keys() - {"loss"} else {}
     return Scores(task.metric, scores.get(task.metric), scores.get("loss"), dict(scores), features.examples)
 
 
 def _reports(task: Task) -> bool:
-    """True if a task has anything to write of its predictions."""
+    """True if a task reports its predictions."""
     return task.generates if isinstance(task, Generation) else type(task).report is not Task.report
 
 
@@ -126,7 +130,7 @@ def _selected(saved: SavedRun, options: EvalOptions, say: Say) -> Selection:
 
 
 def _changed(task: Task, metric: str | None, options: Mapping[str, str]) -> Task:
-    """The task with another metric, or other options, given as text.
+    """The task with another metric, or other options, parsed from text.
 
     Raises:
         UsageError: it has no such option, or the value does not fit.

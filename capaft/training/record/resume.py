@@ -1,4 +1,4 @@
-"""Whether this is still the same run: its settings, its data and base model, and the machine it goes on with.
+"""Checks that a resumed run is still the same: its settings, its data and base model, and its machine.
 
 Settings and origin must be what they were, or the run is refused. Another machine or version goes on too, with a
 warning that the bytes will not be those of an uninterrupted run.

@@ -166,7 +166,7 @@ def with_task_options(config: TrainConfig, task: Task) -> TrainConfig:
 
 @dataclass(frozen=True)
 class _ColumnHints:
-    """What helps to recognise the columns of a split, which may have too few rows to show them.
+    """Hints for recognising the columns of a split, which may have too few rows to show them.
 
     Attributes:
         expected: columns of the training rows, by role; the split may have others.
