@@ -56,13 +56,13 @@ def test_a_preset_says_what_it_is_where_it_is_from_and_nothing_twice(name: str) 
     assert first.endswith(".")
     assert others[0].startswith("# Source: ")
     assert "arXiv" in "".join(others[:2])
-    found, sources = resolve_settings(TrainConfig, flags={}, environ={}, preset=preset_file(name))
+    config, sources = resolve_settings(TrainConfig, flags={}, environ={}, preset=preset_file(name))
     assert {key for key, source in sources.items() if source != "default"} == set(settings_of(name))
     assert not any(set(pair) <= set(settings_of(name)) for pair in TrainConfig.alternatives)
     # A budget of a preset's would go before the numbers that a user gives besides.
-    assert found.budget is None
-    assert found.model is not None
-    assert found.data is not None
+    assert config.budget is None
+    assert config.model is not None
+    assert config.data is not None
 
 
 def test_the_command_lists_them() -> None:
@@ -86,10 +86,10 @@ def test_the_command_lists_them() -> None:
     ],
 )
 def test_the_scale_is_that_of_the_official_script(name: str, scale: float) -> None:
-    found = read(name)
-    assert found.alpha is not None
-    assert found.rank is not None
-    assert found.alpha / found.rank == scale
+    config = read(name)
+    assert config.alpha is not None
+    assert config.rank is not None
+    assert config.alpha / config.rank == scale
 
 
 # What goes before what.
@@ -98,11 +98,11 @@ def test_the_scale_is_that_of_the_official_script(name: str, scale: float) -> No
 def test_what_is_given_besides_wins(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
     file.write_text("k: 7\nlr: 1e-5\n")
-    found = read("nola-glue-rte", file, lr="2e-5")
-    assert (found.k, found.lr, found.batch_size) == ((7,), 2e-5, 128)
+    config = read("nola-glue-rte", file, lr="2e-5")
+    assert (config.k, config.lr, config.batch_size) == ((7,), 2e-5, 128)
     printed = invoke("train", "--preset", "nola-glue-rte", "--config", file, "--lr", "2e-5", "--print-config")
     (tmp_path / "printed.yaml").write_text(printed.out)
-    assert resolve_settings(TrainConfig, flags={}, environ={}, file=tmp_path / "printed.yaml")[0] == found
+    assert resolve_settings(TrainConfig, flags={}, environ={}, file=tmp_path / "printed.yaml")[0] == config
 
 
 def test_what_is_given_besides_takes_the_place_of_its_alternative() -> None:
@@ -155,12 +155,12 @@ def squad(version: int) -> tuple[dict[str, list[Any]], ...]:
 
 def gem(source: str) -> tuple[dict[str, list[Any]], ...]:
     """The rows for training have one target each, the others all references."""
-    given = {
+    sources = {
         "meaning_representation": ["name[Eagle], food[Fast]"] * ROWS,
         "tripleset": [[["Eagle", "food", "Fast"], ["Eagle", "near", "Bar"]]] * ROWS,
         "input": [["Eagle | food | Fast", "Eagle | near | Bar"]] * ROWS,
     }[source]
-    common = {"gem_id": [f"id{row}" for row in range(ROWS)], source: given, "target": ["Eagle is fast."] * ROWS}
+    common = {"gem_id": [f"id{row}" for row in range(ROWS)], source: sources, "target": ["Eagle is fast."] * ROWS}
     several = [["Eagle is fast.", "Eagle has fast food."]] * ROWS
     return common | {"references": [[]] * ROWS}, common | {"references": several}
 
@@ -246,7 +246,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
                 splits[split] = Dataset.from_dict(rows)
                 for column in rows:
                     if column.endswith("label") and isinstance(rows[column][0], int):
-                        names = [f"c{each}" for each in sorted(set(rows[column]))]
+                        names = [f"c{label}" for label in sorted(set(rows[column]))]
                         splits[split] = splits[split].cast_column(column, ClassLabel(names=names))
             DatasetDict(splits).save_to_disk(path)
             made[name] = str(path)
@@ -261,7 +261,7 @@ def test_a_preset_trains_and_scores(
 ) -> None:
     preset = settings_of(name)
     small = SMALL | {"model": model(MODELS[preset["model"]]), "data": data(preset["data"])}
-    flags = [each for key, value in small.items() for each in (f"--{key.replace('_', '-')}", value)]
+    flags = [word for key, value in small.items() for word in (f"--{key.replace('_', '-')}", value)]
     done = invoke("train", "--preset", name, *flags, "--output", tmp_path / "run", "--json")
     assert done.code == 0, done.err
     results = json.loads(done.out)
@@ -274,7 +274,7 @@ def test_a_preset_trains_and_scores(
         assert report[0]["references"] == ["Eagle is fast.", "Eagle has fast food."]
     # The run is the preset's but for what was changed here and what has no meaning beside it.
     saved, _ = resolve_settings(TrainConfig, flags={}, environ={}, file=tmp_path / "run" / "run.yaml")
-    wanted = read(name)
-    assert set(saved.k or ()) == set(wanted.k or ())
+    expected = read(name)
+    assert set(saved.k or ()) == set(expected.k or ())
     for key in preset.keys() - small.keys() - {"epochs", "method", "k"}:
-        assert getattr(saved, key) == getattr(wanted, key), key
+        assert getattr(saved, key) == getattr(expected, key), key

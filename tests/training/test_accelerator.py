@@ -119,10 +119,10 @@ def test_tensorboard_is_told_what_metrics_jsonl_is(model: Path, reviews: Path, t
     (events,) = {
         path.parent for path in (tmp_path / "run" / "trackers").rglob("*tfevents*") if path.parent.name == "capaft"
     }
-    found = EventAccumulator(str(events)).Reload()
-    told = [(event.step, event.value) for event in found.Scalars("loss")]
-    assert told == [(step, pytest.approx(loss)) for step, loss in losses(tmp_path / "run")]
+    accumulator = EventAccumulator(str(events)).Reload()
+    logged = [(event.step, event.value) for event in accumulator.Scalars("loss")]
+    assert logged == [(step, pytest.approx(loss)) for step, loss in losses(tmp_path / "run")]
     (evaluation,) = [record for record in records(tmp_path / "run") if "value" in record]
-    (score,) = found.Scalars("accuracy")
+    (score,) = accumulator.Scalars("accuracy")
     assert (score.step, score.value) == (evaluation["step"], pytest.approx(evaluation["value"]))
-    assert "validation_loss" in found.Tags()["scalars"]
+    assert "validation_loss" in accumulator.Tags()["scalars"]

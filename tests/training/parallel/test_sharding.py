@@ -116,9 +116,9 @@ def test_a_base_in_shares_trains_as_a_whole_one(reviews: Path, tmp_path: Path) -
         )
         for rank in range(2)
     ]
-    for each in (*processes, whole):
-        _, err = each.communicate(timeout=300)
-        assert each.returncode == 0, err.decode()
+    for process in (*processes, whole):
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err.decode()
     losses = [
         [r["loss"] for r in map(json.loads, (tmp_path / run / "metrics.jsonl").read_text().splitlines()) if "loss" in r]
         for run in ("whole", "shares")

@@ -33,7 +33,7 @@ OF_THE_MACHINE = {"seconds", "examples_per_second", "peak_memory_bytes", "output
 
 @pytest.fixture(autouse=True)
 def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes longer than all else."""
+    """Drawing takes longer than everything else."""
     monkeypatch.setattr(loop, "draw_losses", lambda *_: b"")
 
 
@@ -47,7 +47,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(models: Path, reviews: Path) -> TrainConfig:
-    """Everything at once that a resumed run has to take up again: dropout of both kinds, micro-batches, patience."""
+    """Everything at once that a resumed run has to restore: dropout of both kinds, micro-batches, patience."""
     return config(
         models / "reviews",
         reviews,
@@ -69,7 +69,7 @@ def settings(models: Path, reviews: Path) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def undisturbed(settings: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of these settings that nothing has happened to."""
+    """The run of these settings without an interruption."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "draw_losses", lambda *_: b"")
         directory = tmp_path_factory.mktemp("undisturbed") / "run"
@@ -95,19 +95,21 @@ def killed(settings: TrainConfig, directory: Path, step: int) -> None:
     assert not (directory / "results.json").exists()
 
 
-def assert_same(found: Path, wanted: Path) -> None:
+def assert_same(actual: Path, expected: Path) -> None:
     """Same bytes, same record of losses, same results, and nothing left over."""
-    assert outputs(found) == outputs(wanted)
-    assert losses(found) == losses(wanted)
+    assert outputs(actual) == outputs(expected)
+    assert losses(actual) == losses(expected)
     scores = ("step", "value", "validation_loss", "scores", "best")
-    assert [[r.get(name) for name in scores] for r in records(found)] == [
-        [r.get(name) for name in scores] for r in records(wanted)
+    assert [[r.get(name) for name in scores] for r in records(actual)] == [
+        [r.get(name) for name in scores] for r in records(expected)
     ]
-    one, other = (json.loads((directory / "results.json").read_text()) for directory in (found, wanted))
+    one, other = (json.loads((directory / "results.json").read_text()) for directory in (actual, expected))
     assert {k: v for k, v in one.items() if k not in OF_THE_MACHINE} == {
         k: v for k, v in other.items() if k not in OF_THE_MACHINE
     }
-    one, other = (sorted(str(path.relative_to(each)) for path in each.rglob("*")) for each in (found, wanted))
+    one, other = (
+        sorted(str(path.relative_to(directory)) for path in directory.rglob("*")) for directory in (actual, expected)
+    )
     assert one == other
 
 
@@ -133,7 +135,7 @@ def test_killed_at_every_file(settings: TrainConfig, undisturbed: Path, tmp_path
 
 
 def _moments(settings: TrainConfig, directory: Path) -> int:
-    """How often an undisturbed run touches its directory."""
+    """Number of times that an undisturbed run touches its directory."""
 
     def count() -> None:
         seen = killing_at(sys.maxsize, directory / "counted")
@@ -168,21 +170,21 @@ def _killed_at_a_file(moment: int, settings: TrainConfig, undisturbed: Path, dir
 def test_killed_between_two_steps(
     changes: dict[str, Any], step: int, settings: TrainConfig, models: Path, tmp_path: Path
 ) -> None:
-    own = replace(settings, baseline=False, **changes)
-    if own.task == "masked-lm":
-        own = replace(own, model=str(models / "words"))
+    changed = replace(settings, baseline=False, **changes)
+    if changed.task == "masked-lm":
+        changed = replace(changed, model=str(models / "words"))
     for name in ("whole", "run"):
         if name == "run":
-            killed(own, tmp_path / "run", step)
-        execute(own, tmp_path / name, resume=name == "run")
+            killed(changed, tmp_path / "run", step)
+        execute(changed, tmp_path / name, resume=name == "run")
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
 def test_patience_goes_on_where_it_was(settings: TrainConfig, tmp_path: Path) -> None:
     # Nothing gets better: the first evaluation is the best, and the fourth the last.
-    own = replace(settings, lr=1e-30, head_lr=1e-30, eval_steps=2, patience=3, baseline=False)
-    killed(own, tmp_path, 5)
-    assert execute(own, tmp_path, resume=True)["steps"] == 8
+    changed = replace(settings, lr=1e-30, head_lr=1e-30, eval_steps=2, patience=3, baseline=False)
+    killed(changed, tmp_path, 5)
+    assert execute(changed, tmp_path, resume=True)["steps"] == 8
     assert [record["step"] for record in records(tmp_path) if "value" in record] == [2, 4, 6, 8]
 
 
@@ -266,7 +268,7 @@ def test_ten_times_killed_at_random_moments(settings: TrainConfig, undisturbed: 
 
 
 def _kill_when(ready: Any, arguments: list[str]) -> bool:
-    """Start a command and kill it once something holds; whether it was still running."""
+    """Start a command and kill it once `ready` holds; True if it was still running."""
     process = subprocess.Popen([sys.executable, "-m", "capaft", *arguments], stderr=subprocess.DEVNULL)
     while process.poll() is None and not ready():
         time.sleep(0.005)
@@ -300,10 +302,10 @@ def test_ctrl_c_saves_and_the_run_goes_on(
 
 def test_what_resume_says(settings: TrainConfig, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    own = replace(settings, max_steps=3, baseline=False, resume=True)
+    changed = replace(settings, max_steps=3, baseline=False, resume=True)
     # There is no run yet: it starts one.
-    killed(own, run, 2)
-    arguments = command(own, run)
+    killed(changed, run, 2)
+    arguments = command(changed, run)
     for changes, flag, values in (
         (("--lr", "0.5"), "--lr", "0.02 and not 0.5"),
         (("--no-augment",), "--augment", "True and not False"),
@@ -388,18 +390,18 @@ def test_one_at_a_time(settings: TrainConfig, tmp_path: Path) -> None:
     with hold_directory(RunDirectory(tmp_path)):
         done = invoke("train", "--resume", "--output", tmp_path)
     assert done.code == 2
-    assert "another process is training there" in done.err
+    assert "another process is training here" in done.err
 
 
 def test_resume_has_to_be_told_what_run() -> None:
     done = invoke("train", "--resume")
     assert done.code == 2
-    assert done.err == "error: --resume needs --output, which says what run to go on with; add it\n"
+    assert done.err == "error: --resume needs the run to go on with; name its directory with --output\n"
 
 
 def test_what_makes_other_bytes_is_told(settings: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = replace(settings, max_steps=3, baseline=False)
-    killed(own, tmp_path, 2)
+    changed = replace(settings, max_steps=3, baseline=False)
+    killed(changed, tmp_path, 2)
     here = resume.environment
 
     monkeypatch.setattr(loop, "environment", lambda *about: here(*about) | {"torch": "9.9", "threads": "64"})

@@ -92,7 +92,7 @@ def test_a_file_without_a_task_or_a_base_model(run: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"options": {"magic": 1}}, "its task has an option magic that this capaft does not; upgrade it"),
         ({"options": {"problem": 3}}, "its task's option problem must be of type str, got 3; get the file again"),
@@ -109,12 +109,12 @@ def test_a_file_without_a_task_or_a_base_model(run: Path, tmp_path: Path) -> Non
     ],
 )
 def test_a_record_of_a_task_that_cannot_be_is_one_line(
-    changes: dict[str, object], said: str, run: Path, tmp_path: Path
+    changes: dict[str, object], message: str, run: Path, tmp_path: Path
 ) -> None:
     path = rewritten(run, tmp_path / "a.safetensors", **changes)
     with pytest.raises(AdapterFileError) as caught:
         open_run(str(path))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
