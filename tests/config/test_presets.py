@@ -1,4 +1,4 @@
-"""Every preset: what `capaft presets` says of it, and a run of two steps on a tiny model of its architecture.
+"""Every preset: its line in `capaft presets`, and a run of two steps on a tiny model of its architecture.
 
 The data have the columns of the preset's own data set on the hub, as its card lists them.
 """
@@ -30,13 +30,13 @@ def read(name: str, file: Path | None = None, **flags: str) -> TrainConfig:
 
 
 def settings_of(name: str) -> dict[str, str]:
-    """What a preset sets, as text, by a reading of its own: its lines are all `name: value`."""
+    """The settings of a preset as text, read here by hand, since all its lines are `name: value`."""
     lines = preset_file(name).read_text(encoding="utf-8").splitlines()
     pairs = (line.split(": ", 1) for line in lines if line and not line.startswith("#"))
     return {key: value.strip("'") for key, value in pairs}
 
 
-# What they say.
+# Their contents.
 
 
 def test_there_is_a_preset_of_every_published_experiment() -> None:
@@ -59,7 +59,7 @@ def test_a_preset_says_what_it_is_where_it_is_from_and_nothing_twice(name: str) 
     config, sources = resolve_settings(TrainConfig, flags={}, environ={}, preset=preset_file(name))
     assert {key for key, source in sources.items() if source != "default"} == set(settings_of(name))
     assert not any(set(pair) <= set(settings_of(name)) for pair in TrainConfig.alternatives)
-    # A budget of a preset's would go before the numbers that a user gives besides.
+    # A budget in a preset would override the sizes that a user sets beside it.
     assert config.budget is None
     assert config.model is not None
     assert config.data is not None
@@ -92,10 +92,10 @@ def test_the_scale_is_that_of_the_official_script(name: str, scale: float) -> No
     assert config.alpha / config.rank == scale
 
 
-# What goes before what.
+# Their place among the sources.
 
 
-def test_what_is_given_besides_wins(tmp_path: Path) -> None:
+def test_other_sources_win(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
     file.write_text("k: 7\nlr: 1e-5\n")
     config = read("nola-glue-rte", file, lr="2e-5")
@@ -105,7 +105,7 @@ def test_what_is_given_besides_wins(tmp_path: Path) -> None:
     assert resolve_settings(TrainConfig, flags={}, environ={}, file=tmp_path / "printed.yaml")[0] == config
 
 
-def test_what_is_given_besides_takes_the_place_of_its_alternative() -> None:
+def test_other_sources_replace_the_alternative_setting() -> None:
     assert read("nola-glue-rte", max_steps="5").epochs is None
     assert read("nola-llama2-7b-alpaca", epochs="3").max_steps is None
     assert read("nola-llama2-7b-alpaca", eval_epochs="1").eval_steps is None
@@ -118,8 +118,11 @@ def test_what_is_given_besides_takes_the_place_of_its_alternative() -> None:
 def test_an_unknown_preset_is_one_line() -> None:
     done = invoke("train", "--preset", "nola-glue-rt")
     assert done.code == 2
-    assert done.err == "error: --preset nola-glue-rt: there is none; did you mean nola-glue-rte?\n"
-    assert invoke("train", "--preset", "x").err == "error: --preset x: there is none; `capaft presets` lists them\n"
+    assert done.err == "error: --preset nola-glue-rt: no preset is called that; did you mean nola-glue-rte?\n"
+    assert (
+        invoke("train", "--preset", "x").err
+        == "error: --preset x: no preset is called that; `capaft presets` lists them\n"
+    )
 
 
 # Two steps of each.
@@ -154,7 +157,7 @@ def squad(version: int) -> tuple[dict[str, list[Any]], ...]:
 
 
 def gem(source: str) -> tuple[dict[str, list[Any]], ...]:
-    """The rows for training have one target each, the others all references."""
+    """Rows for training have one target each, the others all references."""
     sources = {
         "meaning_representation": ["name[Eagle], food[Fast]"] * ROWS,
         "tripleset": [[["Eagle", "food", "Fast"], ["Eagle", "near", "Bar"]]] * ROWS,
@@ -272,7 +275,7 @@ def test_a_preset_trains_and_scores(
     if preset["data"].startswith("GEM/"):
         report = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
         assert report[0]["references"] == ["Eagle is fast.", "Eagle has fast food."]
-    # The run is the preset's but for what was changed here and what has no meaning beside it.
+    # The run has the preset's settings, except for those changed here and those without effect.
     saved, _ = resolve_settings(TrainConfig, flags={}, environ={}, file=tmp_path / "run" / "run.yaml")
     expected = read(name)
     assert set(saved.k or ()) == set(expected.k or ())

@@ -1,4 +1,4 @@
-"""Which evaluation counts as the best, step by step and against what a look back over all of them says."""
+"""The best evaluation, step by step and against a look back over all of them."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_scores_are_those_of_every_example_once(batch_size: int, job: Job) -> No
 def test_a_model_whose_numbers_left_the_range_has_no_score(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     head = job.base.model.classifier
     monkeypatch.setattr(head, "forward", lambda hidden: F.linear(hidden, head.weight, head.bias) * math.nan)
-    with pytest.raises(TrainingError, match="loss on the data to score is nan"):
+    with pytest.raises(TrainingError, match="loss on the validation data is nan"):
         scored(job, 4)
 
 

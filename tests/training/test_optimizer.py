@@ -1,4 +1,4 @@
-"""Which trained numbers learn at which rate and decay, and that every optimiser is the one its name says."""
+"""The rate and decay of each trainable parameter, and every optimizer against its reference."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_a_sample_is_the_same_each_time(saved: SavedRun, reviews: Path, tmp_path
 def test_a_file_alone_needs_data(run: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone.safetensors"
     alone.write_bytes((run / "adapter.safetensors").read_bytes())
-    with pytest.raises(UsageError, match="an adapter file alone does not know its data; pass --data"):
+    with pytest.raises(UsageError, match="an adapter file alone does not name its data; pass --data"):
         score(open_run(str(alone)), None)
 
 
@@ -159,7 +159,7 @@ def test_without_targets_texts_are_written_and_not_scored(
     assert json.loads(done.out) == {"metric": metric, "value": None, "loss": None, "scores": {}, "examples": 2}
     assert [(record["source"], record["references"]) for record in predicted(file)] == [("one ship", []), ("two", [])]
     assert invoke("eval", texts[kind], *flags).out == (
-        f"2 predictions in {file}, and no targets to compare them with\n"
+        f"2 predictions in {file}; there are no targets to compare them with\n"
     )
 
 
@@ -185,5 +185,5 @@ def test_predictions_of_what_predicts_nothing_are_refused_before_scoring(
     monkeypatch.setattr(scoring, "evaluate", None)
     done = invoke("eval", texts[kind], "--metric", metric, "--predictions", tmp_path / "p.jsonl")
     assert done.code == 2
-    assert f"--predictions has no meaning for {TASKS[kind]} with --metric {metric}" in done.err
+    assert f"--predictions has no effect for {TASKS[kind]} with --metric {metric}" in done.err
     assert not (tmp_path / "p.jsonl").exists()

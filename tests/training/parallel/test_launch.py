@@ -1,4 +1,4 @@
-"""Starting processes: what each is told, and how the others fare when one of them fails."""
+"""Starting processes: the environment of each, and the end of the others when one fails."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from capaft.training.parallel.launch import launch_processes, should_launch
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the code goes that `python -m capaft` runs in this test, in place of capaft."""
+    """The file that `python -m capaft` runs in this test, in place of capaft."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     (tmp_path / "capaft").mkdir()
@@ -151,7 +151,7 @@ OTHERS = {
 }
 
 
-# Three processes that import everything; tests/test_train.py has the loop in two, tests/test_readme.py this command.
+# Three processes that import everything; tests/training/test_loop.py has the loop in two of them.
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [None, "accelerate", "torchrun"])
 def test_two_processes_train_as_one_does(
@@ -172,7 +172,7 @@ def test_two_processes_train_as_one_does(
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    # What is said is said once.
+    # Only the first process prints.
     results = json.loads(done.stdout)
     assert done.stderr.count("epoch 1  accuracy") == 1
     monkeypatch.setattr(loop, "draw_losses", lambda *_: b"")

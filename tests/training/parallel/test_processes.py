@@ -1,4 +1,4 @@
-"""What processes say to one another, tried by processes that do."""
+"""Messages between processes, tried with real ones."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_ctrl_c_that_reaches_one_stops_all_at_the_same_step(
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000005"]
 
 
-# What people read
+# Lines for people
 
 
 def _killed(rank: int, patch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from capaft.training.optimizer import build_optimizer
 from capaft.training.record.checkpoint import Checkpoint, Progress, newest_checkpoint, write_checkpoint
 
 EIGHT_BIT = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
-OPTIMISERS = ("adamw", "adafactor", "sgd", pytest.param("adamw-8bit", marks=EIGHT_BIT))
+OPTIMIZERS = ("adamw", "adafactor", "sgd", pytest.param("adamw-8bit", marks=EIGHT_BIT))
 MADE_WITH = {"torch": "2", "threads": "1"}
 MADE_FROM = {"training data": "1f", "base model": "2e"}
 
@@ -71,7 +71,7 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("middle", [0, 1, 4])
 def test_a_run_goes_on_bit_for_bit(name: str, middle: int, tmp_path: Path) -> None:
     undisturbed = Run(name).go(0, 9)
@@ -102,7 +102,7 @@ def test_state_of_an_optimiser_that_is_no_tensor(tmp_path: Path) -> None:
 
 
 def test_state_within_state(tmp_path: Path) -> None:
-    """As bitsandbytes keeps it: a mapping of tensors and numbers behind a key of its own."""
+    """Nested as in bitsandbytes: a mapping of tensors and numbers under one key."""
     inner = {"state1": torch.arange(15, dtype=torch.uint8), "quant": {"absmax": torch.tensor([0.5]), "bits": 8}}
 
     class Nested(torch.optim.SGD):
@@ -168,7 +168,7 @@ def _empty(file: Path) -> None:
 
 
 def _zeros(file: Path) -> None:
-    """What a disk has of a file whose last block it lost."""
+    """A file whose last block the disk has lost."""
     data = file.read_bytes()
     file.write_bytes(data[:-32] + bytes(32))
 
@@ -180,7 +180,7 @@ def _flip(file: Path) -> None:
 
 
 def _digit(file: Path) -> None:
-    """A file that reads as well as before: another number of seconds, or of the optimiser's steps."""
+    """A file that reads as well as before: another number of seconds, or of the optimizer's steps."""
     data = file.read_bytes()
     at = max(data.rfind(digit) for digit in (b"12.5", b"\x00"))
     file.write_bytes(data[:at] + b"9" + data[at + 1 :])

@@ -27,7 +27,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 
 def write(file: Path, first: int, last: int, **options: Any) -> Journal:
-    """A journal of so many steps and an evaluation after every second one."""
+    """A journal of the steps from `first` to `last`, with an evaluation after every second one."""
     with Journal(options.pop("console", silent()), file, 10, done=first, **options) as made:
         for step in range(first + 1, last + 1):
             made.step(step, step / 4, 1 / step, 1e-3, 8)
@@ -38,7 +38,7 @@ def write(file: Path, first: int, last: int, **options: Any) -> Journal:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What time it is, to be changed."""
+    """The time, to be changed."""
     now = [100.0]
     monkeypatch.setattr(journal.time, "perf_counter", lambda: now[0])
     return now

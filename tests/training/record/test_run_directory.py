@@ -51,11 +51,11 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     with hold_directory(run):
         (run.path / "run.yaml").touch()
         with (
-            pytest.raises(UsageError, match="another process is training there"),
+            pytest.raises(UsageError, match="another process is training here"),
             hold_directory(run),
         ):
             pass
-    # Whoever held it has ended; what is in it stays.
+    # The first holder has ended, and the files stay.
     with hold_directory(run):
         assert run.config.exists()
     assert run.config.exists()
@@ -149,7 +149,7 @@ def test_find(tmp_path: Path) -> None:
 
 
 def replaced(path: Path) -> RunDirectory:
-    """A whole run, of which every file tells that it is the old one, and a file of the user's."""
+    """A whole run whose files all say that they are the old ones, and a file of the user's."""
     run = RunDirectory(path)
     for file in (*run.files(), run.checkpoints / "step-000000004" / "state.json", run.trackers / "log"):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -191,7 +191,7 @@ def test_a_run_is_put_back_if_the_new_one_leaves_nothing(tmp_path: Path, error: 
     with pytest.raises(type(error)):
         fail(run, messages, "run.yaml", "metrics.jsonl", error=error)
     assert contents(run.path) == before
-    assert messages == [f"the run that was in {run.path} is there as before"]
+    assert messages == [f"the earlier run in {run.path} has been put back"]
 
 
 @pytest.mark.parametrize("left", ["adapter.safetensors", "checkpoints/step-000000001/state.json"])
@@ -204,7 +204,7 @@ def test_what_a_failed_run_has_left_stays(tmp_path: Path, left: str) -> None:
 
 
 def killed(run: RunDirectory, *written: str) -> None:
-    """What a new run leaves that is killed: no exit of the context."""
+    """A new run that is killed: its context is never left."""
     context = replacing_run(run, print)
     context.__enter__()
     for name in written:

@@ -98,7 +98,7 @@ def test_a_class_without_examples_is_never_predicted() -> None:
 
 def test_the_start_is_the_strongest_penalty_within_one_standard_error() -> None:
     right = dict(zip(fitted_head.PENALTIES, (140, 158, 162, 160), strict=True))
-    best, careful = fitted_head._penalties(lambda penalty: np.arange(200) < right[penalty])
+    best, careful = fitted_head._choose_penalties(lambda penalty: np.arange(200) < right[penalty])
     # The standard error of a share of 0.81 of 200 is 0.028.
     assert (best, careful) == (fitted_head.PENALTIES[2], fitted_head.PENALTIES[1])
 
@@ -169,7 +169,7 @@ def test_a_scarce_class_is_in_the_sample(seed: int) -> None:
     assert (targets[sample] == 1).sum() == 3
     assert 8 <= (targets[sample] == 2).sum() <= 20
     assert sample.tolist() == fitted_head._sample(targets, True, seed).tolist()
-    # The order is random, so that a fifth held out is like the rest.
+    # The order is random, so that the fifth held out is like the others.
     assert np.corrcoef(sample, np.arange(len(sample)))[0, 1] == pytest.approx(0, abs=0.1)
 
 
