@@ -21,7 +21,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 
 @contextmanager
 def reporting() -> Iterator[Console]:
-    """Turns what is raised on purpose into one line on stderr and an exit code; gives the console of stderr."""
+    """Turns capaft's own errors into a line on stderr and an exit code; yields the console of stderr."""
     from rich.console import Console
 
     console = Console(stderr=True)

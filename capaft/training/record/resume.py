@@ -25,7 +25,7 @@ from capaft.training.parallel.processes import Processes
 from capaft.training.record.run_directory import RunDirectory
 from capaft.training.setup.job import Job
 
-# Settings that may differ from those the run began with: how it fits the machine, and who is told of it.
+# Settings that may differ from those that the run began with: they fit it to the machine, or only report it.
 _FREE = ("micro_batch_size", "eval_batch_size", "gradient_checkpointing", "checkpoint_seconds", "tracker", "head_cache")
 
 
