@@ -1,4 +1,4 @@
-"""`capaft info`: verify an adapter file and say what it is."""
+"""`capaft info`: verify an adapter file and describe it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def info_command(run: Run, json: Json = False) -> None:
-    """Verify an adapter file and say what it is."""
+    """Verify an adapter file and describe it."""
     with reporting():
         from capaft.adapter.file.save_load import read
         from capaft.training.record.run_directory import find_adapter_file
@@ -27,7 +27,7 @@ def info_command(run: Run, json: Json = False) -> None:
 
 
 def describe_file(file: AdapterFile) -> list[str]:
-    """What a file is, as lines for people."""
+    """A file's description, as lines for people."""
     from capaft.model.targets import Targets
 
     header, task, base = file.header, file.task, file.base

@@ -35,9 +35,9 @@ def evaluation_summary(scores: Scores, predictions: Path | None) -> str:
     return f"{scores.metric} {score_text(scores.value)} on {scores.examples} examples  ({others})"
 
 
-def _other_scores(scores: dict[str, float | None], *without: str) -> str:
-    """All scores but those named."""
-    return "  ".join(f"{name} {score_text(score)}" for name, score in scores.items() if name not in without)
+def _other_scores(scores: dict[str, float | None], *excluded: str) -> str:
+    """All scores except those excluded."""
+    return "  ".join(f"{name} {score_text(score)}" for name, score in scores.items() if name not in excluded)
 
 
 def _comparison(value: float | None, baseline: float) -> str:
@@ -45,6 +45,6 @@ def _comparison(value: float | None, baseline: float) -> str:
     if value is None:
         return f", against {baseline:.4f} with the base frozen"
     now, then = round(value, 4), round(baseline, 4)
-    # "Up" and "down" say nothing of better or worse; of what is equal, or no number, neither is true.
+    # Equal scores, or an undefined one, went neither up nor down. Less may be better, so no word judges.
     direction = "up from" if now > then else "down from" if now < then else "against"
     return f", {direction} {baseline:.4f} with the base frozen"

@@ -23,7 +23,8 @@ from capaft.support.errors import UsageError
 def train_command(
     config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
     preset: Annotated[
-        str | None, typer.Option("--preset", help="Settings of a published experiment; `capaft presets` lists them.")
+        str | None,
+        typer.Option("--preset", help="Published experiment whose settings to use; `capaft presets` lists them."),
     ] = None,
     json: Json = False,
     dry_run: Annotated[
@@ -65,16 +66,16 @@ def _resolve(flags: dict[str, str | bool | list[str] | None], config: Path | Non
     """The settings, from all sources.
 
     Raises:
-        UsageError: one of them is wrong, or a file or preset is not there.
+        UsageError: a setting is wrong, or a file or preset does not exist.
     """
     if config is not None and not config.is_file():
-        raise UsageError(f"--config {config}: there is no such file")
+        raise UsageError(f"--config {config}: no such file; name a YAML file of settings")
     published = preset_file(preset) if preset else None
     settings, _ = resolve_settings(TrainConfig, flags=flags, environ=os.environ, file=config, preset=published)
     if settings.resume and settings.output:
         from capaft.training.record.run_directory import started_config
 
         if begun := started_config(settings.output):
-            # What the run began with counts where the command says nothing.
+            # The run goes on with its own settings, except for those that the command sets.
             settings, _ = resolve_settings(TrainConfig, flags=flags, environ=os.environ, file=config, preset=begun)
     return settings

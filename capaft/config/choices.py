@@ -1,6 +1,6 @@
-"""What a setting can be, where that is a word of several, and what it is by default: said once.
+"""The choices of settings that are one word of several, and defaults that several modules share, stated once.
 
-The flags, their help, the parser and the checks of the library read it here. Importing it loads nothing heavy.
+The flags, their help, the parser and the checks of the library read them here. Importing this loads nothing heavy.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ MASK_RESCALE: MaskRescale = "none"
 
 HEAD_K = 1024
 
-# What the demo trains where the user does not say. So few examples gain more from a small change to every layer than
-# from a larger one to the query and value projections, at the same count of trainable parameters.
+# Defaults of the demo. At the same count of trainable parameters, its few examples gain more from a small change to
+# every layer than from a larger one to the query and value projections.
 DEMO_K = 128
 DEMO_TARGET_MODULES = "all-linear"

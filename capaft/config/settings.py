@@ -1,7 +1,7 @@
-"""Settings as a frozen dataclass, whose fields know their help, their range and their choices.
+"""Settings as a frozen dataclass whose fields carry their help, range and choices.
 
-`signature.py` makes command-line options of the fields, `sources.py` reads them from every source a user may write to
-and writes them as YAML.
+`signature.py` turns the fields into command-line options; `sources.py` reads them from flags, variables and files, and
+writes them as YAML.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ Check = tuple[str, Callable[[Any], bool]]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Base of the dataclasses of settings."""
+    """Base class of settings."""
 
     alternatives: ClassVar[tuple[tuple[str, str], ...]] = ()
-    """Pairs of settings of which one makes the other void: the one from the stronger source counts."""
+    """Pairs of settings that exclude each other: the one from the stronger source counts."""
 
     def conflicts(self, labels: Mapping[str, str]) -> list[str]:
         """Contradictions between settings, one line each.
@@ -43,17 +43,17 @@ def setting(
     repeated: bool = False,
     marks: Collection[str] = (),
 ) -> Any:
-    """Make a dataclass field that knows how it is shown and checked.
+    """Make a dataclass field that carries its help and its checks.
 
     Args:
         default: its default.
         help: one sentence.
         panel: the help panel.
-        metavar: stands for the value in the help; by default the type's.
+        metavar: placeholder of the value in the help; by default the type's.
         check: its range.
-        choices: the words it may be, where its type is not a `Literal` that says so.
-        repeated: a flag is given once for each entry of a tuple, instead of once with commas.
-        marks: words for other rooms to read, such as "task option" for an option that only some tasks have.
+        choices: the words to choose from, where its type is not a `Literal` of them.
+        repeated: True if the flag is repeated for each entry of a tuple, instead of being given once with commas.
+        marks: tags for other modules, such as "task option" for an option that only some tasks have.
     """
     metadata: dict[str, Any] = {"help": help, "panel": panel, "metavar": metavar, "check": check}
     metadata |= {"choices": tuple(choices), "repeated": repeated, "marks": frozenset(marks)}
@@ -61,7 +61,7 @@ def setting(
 
 
 def check_range(cls: type[Settings], name: str, value: Any, text: str | Sequence[str]) -> None:
-    """Make sure that a value is in the range of its setting, if there is a setting of that name and it has one.
+    """Make sure that a value is in the range of its setting, if a setting of that name has one.
 
     Args:
         cls: the settings.
@@ -70,7 +70,7 @@ def check_range(cls: type[Settings], name: str, value: Any, text: str | Sequence
         text: the text that the user wrote.
 
     Raises:
-        ValueError: it is not; the message goes on after the name of the setting.
+        ValueError: it is not; the message continues the name of the setting.
     """
     metadata = {field.name: field.metadata for field in dataclasses.fields(cls)}.get(name)
     if metadata is None or value is None:

@@ -13,7 +13,7 @@ from capaft.config.values import metavar, required_type
 
 
 def signature(cls: type[Settings]) -> Callable[[Any], Any]:
-    """Decorate a Typer command: options for the fields, after its own, take the place of `**flags`.
+    """Decorate a Typer command: options for the fields replace its `**flags`, after its own options.
 
     Values stay text, so that `resolve_settings` can report every mistake at once; only booleans are switches.
     """
@@ -50,9 +50,9 @@ def signature(cls: type[Settings]) -> Callable[[Any], Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Unset:
-    """A default that `--help` shows and that reaches the command as None, since the user did not type it.
+    """A default that `--help` shows but that reaches the command as None, since the user did not type it.
 
-    Typer calls a default that can be called; to show it, it takes its `str`, or the truth of a switch's.
+    Typer calls a callable default for its value, and shows its `str`, or for a switch its truth.
     """
 
     default: Any

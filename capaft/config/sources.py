@@ -1,6 +1,6 @@
 """Settings from flags, variables, YAML files and defaults, and back to YAML.
 
-YAML's own types are ignored: it takes `5e-3` for a string and `no` for False.
+YAML's own types are ignored, since it reads `5e-3` as a string and `no` as False.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from capaft.config.values import parse_value, required_type
 from capaft.support.errors import UsageError, did_you_mean
 
 Flags = Mapping[str, str | bool | list[str] | None]
-"""What a command was given for its settings, by name; None for what was not typed."""
+"""The flags of a command, by name of the setting; None for one that was not typed."""
 
 S = TypeVar("S", bound=Settings)
 
@@ -44,24 +44,24 @@ def resolve_settings(
 
     Args:
         cls: the dataclass to make.
-        flags: values by field name, as `signature` hands them to a command; None was not typed.
-        environ: variables; those that start with `prefix` must go on with a setting's name in capitals.
+        flags: values by field name, as `signature` passes them to a command; None if not typed.
+        environ: variables; after `prefix`, the name of each is that of a setting in capitals.
         file: a YAML mapping from names (with `_` or `-`) to values.
-        preset: another, which `file` overrides.
-        prefix: start of the variables of `cls`.
+        preset: another such file, which `file` overrides.
+        prefix: start of the names of variables.
 
     Returns:
-        The instance, and where each value came from: `--lr`, `CAPAFT_LR`, `run.yaml:3` or `default`.
+        The instance, and the source of each value: `--lr`, `CAPAFT_LR`, `run.yaml:3` or `default`.
 
     Raises:
-        UsageError: something is wrong in a source, even in one that another overrides; one line each.
+        UsageError: a source has a mistake, even one that another source overrides; one line for each mistake.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls, include_extras=True)
     kinds = {name: hints[name] for name in fields}
     errors: list[str] = []
     files = [_from_yaml(path, kinds, errors) if path else [] for path in (preset, file)]
-    # The weakest first.
+    # The weakest source comes first.
     layers = [*files, _from_env(environ, kinds, prefix, errors), _from_flags(flags)]
     for layer in layers:
         for index, entry in enumerate(layer):
@@ -77,12 +77,12 @@ def resolve_settings(
     layers = _without_overridden(layers, cls.alternatives)
     entries = {entry.name: entry for layer in layers for entry in layer}
     instance = cls(**{name: entry.value for name, entry in entries.items()})
-    # A preset's settings give way, so they conflict with nothing. A saved file spells out every default, so a default
-    # in it is not the user's wish; a typed one is.
+    # Presets give way, so they conflict with nothing. A saved file spells out every default, so a default counts as the
+    # user's choice only if it was typed.
     _, from_file, *typed = layers
     changed = [entry for entry in from_file if entry.value != fields[entry.name].default]
-    wishes = {entry.name: entry for layer in (changed, *typed) for entry in layer}
-    labels = {name: entry.label for name, entry in wishes.items() if entry.value is not None}
+    chosen = {entry.name: entry for layer in (changed, *typed) for entry in layer}
+    labels = {name: entry.label for name, entry in chosen.items() if entry.value is not None}
     if conflicts := instance.conflicts(labels):
         raise UsageError("\n".join(conflicts))
     return instance, dict.fromkeys(fields, "default") | {name: entry.source for name, entry in entries.items()}
@@ -91,7 +91,7 @@ def resolve_settings(
 def dump_settings(instance: Settings) -> str:
     """Write settings as commented YAML that `resolve_settings` reads back to an equal instance.
 
-    This holds for instances that it made; a text such as "none" reads back as None where None is allowed.
+    That holds for instances that it made; a text "none" reads back as None where None is allowed.
     """
     import yaml
 
@@ -100,7 +100,7 @@ def dump_settings(instance: Settings) -> str:
         value = getattr(instance, field.name)
         plain = str(value) if isinstance(value, Path) else value
         flow = None if isinstance(value, tuple) else False
-        # YAML may take for a line break what repr escapes, such as U+2028.
+        # YAML may read characters that repr escapes, such as U+2028, as line breaks.
         is_verbatim = "\\" not in repr(plain)
         line = yaml.safe_dump({field.name: plain}, default_flow_style=flow, allow_unicode=is_verbatim, width=10**6)
         entries.append(f"# {field.metadata['help']}\n{line}")
@@ -155,14 +155,14 @@ def _from_yaml(file: Path, kinds: Mapping[str, Any], errors: list[str]) -> list[
         else:
             text = value.value if isinstance(value, yaml.ScalarNode) else [node.value for node in value.value]
             if text == "" and value.style is None and required_type(kinds[name]) != kinds[name]:
-                # Without quotes, nothing is YAML's null and not an empty text.
+                # In YAML, a missing value without quotes is null, not an empty text.
                 text = "null"
             entries[name] = _Entry(name, text, source, label)
     return list(entries.values())
 
 
 def _without_overridden(layers: Sequence[list[_Entry]], alternatives: Sequence[tuple[str, str]]) -> list[list[_Entry]]:
-    """The layers, the weakest first, without settings that an alternative in a stronger one makes void."""
+    """The layers, the weakest first, without settings that an alternative in a stronger layer overrides."""
     kept = list(layers)
     for pair in alternatives:
         levels = [n for n, layer in enumerate(kept) if any(e.name in pair and e.value is not None for e in layer)]

@@ -1,6 +1,6 @@
-"""Everything a training run can be told: the source of flags, variables, YAML names, help and saved runs.
+"""All settings of a training run: the source of flags, variables, YAML names, help and saved runs.
 
-A run's settings are its parts together, so that a stage can take the part that concerns it and be given the whole.
+The settings are the sum of their parts, so that a stage can ask for the part that concerns it and be passed the whole.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TrainConfig(
     DataSettings,
     ModelSettings,
 ):
-    """Everything `capaft train` can be told, each with a default; None leaves the choice to capaft."""
+    """All settings of `capaft train`, each with a default; None leaves the choice to capaft."""
 
     alternatives: ClassVar = (("epochs", "max_steps"), ("eval_epochs", "eval_steps"))
 
@@ -56,16 +56,16 @@ class TrainConfig(
         if self.resume and self.output is None:
             conflicts.append("--resume needs the run to go on with; name its directory with --output")
         if self.resume and self.overwrite:
-            excludes("--resume", "--overwrite", ": one goes on with a run, the other drops it")
+            excludes("--resume", "--overwrite", ": one resumes a run, the other replaces it; drop one")
         if self.micro_batch_size and self.micro_batch_size > self.batch_size:
             conflicts.append(
                 f"--micro-batch-size {self.micro_batch_size} is more than --batch-size {self.batch_size}; lower it"
             )
         if self.base_dtype != "float32" and self.precision == "fp32":
-            advice = ": the weights would not have the dtype of the products; add --precision bf16"
+            advice = ": weights and products would differ in dtype; add --precision bf16"
             excludes(f"--base-dtype {self.base_dtype}", "--precision fp32", advice)
         if self.head == "frozen" and self.method == "head":
-            excludes("--head frozen", "--method head", ": nothing would be trained")
+            excludes("--head frozen", "--method head", ": nothing would be trained; drop one")
         return conflicts
 
 

@@ -1,6 +1,6 @@
-"""A value from the text that a user wrote for it, by the type of its setting.
+"""Values parsed from the text that a user wrote, by the type of the setting.
 
-All sources hand over text and one `parse_value` reads it, so that `5e-3` means the same in each.
+All sources pass text to one `parse_value`, so that `5e-3` means the same in each.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ _KINDS: dict[Any, tuple[str, str, str, Callable[[str], Any]]] = {
 
 
 def parse_value(kind: Any, text: str | Sequence[str]) -> Any:
-    """Parse what a user wrote, wherever they wrote it.
+    """Parse the text that a user wrote in any source.
 
     Args:
         kind: `str`, `Text`, `Path`, `int`, `Count`, `float`, `bool`, a `Literal` of strings, a tuple of any number
-            of these, or any of them `| None` (written `none`, `null`, `~` or, but for `Text`, nothing at all).
-        text: the text; for tuples, either comma separated or a sequence of texts.
+            of these, or any of them `| None` (written `none`, `null`, `~` or, except for `Text`, left blank).
+        text: the text; for tuples, comma separated or a sequence of texts.
 
     Raises:
-        ValueError: the text does not fit; the message goes on after the name of the setting.
+        ValueError: the text does not fit; the message continues the name of the setting.
     """
     required = required_type(kind)
     if required != kind and isinstance(text, str) and _is_none(required, text):
@@ -85,7 +85,7 @@ def check_choice(word: str, choices: Sequence[str], text: str | None = None) -> 
         text: the word as the user wrote it.
 
     Raises:
-        ValueError: it is not; the message goes on after the name of the setting.
+        ValueError: it is not; the message continues the name of the setting.
     """
     if word not in choices:
         hint = did_you_mean(word.lower(), choices)
@@ -100,12 +100,12 @@ def required_type(kind: Any) -> Any:
 
 
 def metavar(kind: Any) -> str:
-    """The word that stands for a value of a type in the help."""
+    """The placeholder for a value of a type in the help."""
     return f"{metavar(get_args(kind)[0])},..." if get_origin(kind) is tuple else _KINDS[kind][0]
 
 
 def _stripped(kind: Any, text: str) -> str:
-    """A text without the blanks around it, which count in texts and paths alone."""
+    """A text without the blanks around it, which are part of texts and paths only."""
     return text if kind in (str, Path, Text) else text.strip()
 
 

@@ -1,4 +1,4 @@
-"""The exceptions a user sees: one line that says what is wrong and what to do, and an exit code."""
+"""The exceptions that a user sees: a line that says what is wrong and what to do, and an exit code."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class UsageError(CapaftError):
 
 
 def printable(text: str) -> str:
-    """Text of a stranger's making, without the line breaks and terminal codes it may hold."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    """Foreign text, with its line breaks and terminal codes escaped."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 class AdapterFileError(UsageError):
     """An adapter file is damaged, foreign, or does not belong to the model at hand.
 
-    A message may quote what a stranger's file says, so it is kept to one short line without terminal codes.
+    A message may quote a foreign file, so it is kept to one short line without terminal codes.
     """
 
     def __init__(self, message: str) -> None:
@@ -39,7 +39,7 @@ class TrainingError(CapaftError):
 
 
 class PeerError(TrainingError):
-    """Another process of this run could not go on; it has told why, or its launcher does."""
+    """Another process of this run could not go on; that process, or its launcher, reports the reason."""
 
 
 class Interrupted(CapaftError):  # noqa: N818 - an interruption is not an error
@@ -48,13 +48,13 @@ class Interrupted(CapaftError):  # noqa: N818 - an interruption is not an error
     exit_code = 130
 
 
-def did_you_mean(word: str, known: Collection[str], otherwise: str = "", start: str = "") -> str:
-    """End a message with the known word closest to a wrong one, after `start`; else with `otherwise`."""
-    close = difflib.get_close_matches(word, known, n=1)
+def did_you_mean(word: str, choices: Collection[str], otherwise: str = "", start: str = "") -> str:
+    """The end of a message: the choice closest to a wrong word, after `start`, or else `otherwise`."""
+    close = difflib.get_close_matches(word, choices, n=1)
     return f"; did you mean {start}{close[0]}?" if close else otherwise
 
 
 def one_line(error: BaseException) -> str:
-    """A foreign library's message, on one line and not endless."""
+    """A foreign library's message, on one line of at most 200 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."

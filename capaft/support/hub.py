@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub can be reached, so that a missing network is one line and not a minute of retries."""
+"""A test for the Hugging Face hub, so that a missing network takes one line and not a minute of retries."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def _trackers(names: tuple[str, ...]) -> list[str]:
     installed = {str(name) for name in get_available_trackers()}
     for name in names:
         if name not in names_known:
-            raise UsageError(f"--tracker {name}: no tracker is called so; choose from {', '.join(names_known)}")
+            raise UsageError(f"--tracker {name}: no tracker is called that; choose from {', '.join(names_known)}")
         if name not in installed:
             raise UsageError(f"--tracker {name} needs its package; pip install {name}")
     return list(names)

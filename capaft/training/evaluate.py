@@ -68,10 +68,12 @@ def evaluate(
             if is_own:
                 total += float(task.loss(outputs, batch.targets, 0.0))
                 terms += batch.terms
+            # Predictions may take forwards of their own, so they are made even where they do not count.
             predictions = task.predict(base, model, features, indices, batch, outputs)
             predicted += zip(indices, predictions, strict=True) if is_own else ()
     for module in in_training:
         module.training = True
+    # The sums come before the predictions, so that all processes stop here if the loss is not finite.
     total, terms = processes.totals(total, terms)
     if not math.isfinite(total):
         raise processes.failure(

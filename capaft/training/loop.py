@@ -150,7 +150,7 @@ def train(run: Trainer, resumed: Checkpoint | None = None) -> Outcome:
                 journal.evaluation(step, step / per_epoch, job.task.metric, evaluation.scores, best.step == step)
                 _plot(run, journal)
 
-            # What is on the disk: enough to go on from, at every evaluation, now and then, and before stopping.
+            # The files: enough to go on from, at every evaluation, now and then, and before stopping.
             if evaluates or due or stop:
                 if processes.is_first:
                     journal.keep()

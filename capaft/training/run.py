@@ -137,7 +137,7 @@ def _start_head(run: Trainer) -> float | None:
 
 @contextmanager
 def _tracked(run: Trainer, config: TrainConfig) -> Iterator[None]:
-    """Have the trackers, if there are any, follow what is done in the context."""
+    """Has the trackers, if any, log the run for as long as the context lasts."""
     if not run.config.tracker:
         yield
         return

@@ -61,6 +61,7 @@ def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) 
         UsageError: there is no data to score on, it does not fit the task, or there is nothing to compare or to write.
     """
     options = options or EvalOptions()
+    # Mistakes in the options are reported before any data are read.
     config = saved.config or TrainConfig()
     task = _changed(saved.task, options.metric, options.task_options)
     predictions, max_examples = options.predictions, options.max_examples
@@ -71,6 +72,8 @@ def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) 
         )
     if options.data is None and saved.config is None:
         raise UsageError("an adapter file alone does not name its data; pass --data")
+
+    # The examples, and their targets, are checked before the forwards, which take long.
     if options.data is None and options.split is None:
         max_examples = max_examples or config.max_eval_examples
     selection = _selected(saved, options, say)
@@ -84,7 +87,8 @@ def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) 
             "there are no targets to compare with; name their column with --label-column, or write the texts with "
             f"--predictions FILE{also}"
         )
-    # What was trained in float16 on an accelerator can be scored without one.
+
+    # An adapter that was trained in float16 on an accelerator can be scored without one.
     precision = "bf16" if config.precision == "fp16" and not torch.cuda.is_available() else config.precision
     accelerator = accelerator_for(replace(config, tracker=None, precision=precision))
     with memory_guard():
@@ -100,13 +104,13 @@ def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) 
     if predictions:
         records = task.report(features, result.predictions)
         write_atomically(predictions, strict_json.lines(records))
-    # A loss alone is the sum of no terms.
+    # Without targets the loss alone is left, a sum of no terms.
     scores = result.scores if result.scores.keys() - {"loss"} else {}
     return Scores(task.metric, scores.get(task.metric), scores.get("loss"), dict(scores), features.examples)
 
 
 def _reports(task: Task) -> bool:
-    """True if a task has anything to write of its predictions."""
+    """True if a task reports its predictions."""
     return task.generates if isinstance(task, Generation) else type(task).report is not Task.report
 
 
@@ -116,16 +120,16 @@ def _selected(saved: SavedRun, options: EvalOptions, say: Say) -> Selection:
     if options.data is None and split is None:
         columns: dict[str, Any] = {f"{role}_column": name for role, name in options.columns.items() if name}
         config = replace(config, **columns)
-        return select_for_training(type(saved.task), load_splits(config, say), config, say)[1]
+        return select_for_training(type(saved.task), load_splits(config, say), config, say).validation
     if options.data is None:
         source = load_splits(replace(config, eval_split=split), say)
     else:
         source = load_evaluation_data(options.data, WantedSplits(evaluation=split), say=say)
-    return select_for_scoring(saved.task, source, config, options.columns, say, asked=split is not None)
+    return select_for_scoring(saved.task, source, config, options.columns, say, is_requested=split is not None)
 
 
 def _changed(task: Task, metric: str | None, options: Mapping[str, str]) -> Task:
-    """The task with another metric, or other options, given as text.
+    """The task with another metric, or other options, parsed from text.
 
     Raises:
         UsageError: it has no such option, or the value does not fit.

@@ -18,7 +18,7 @@ from capaft.training.setup.job import Job
 
 @dataclass(frozen=True)
 class Trainer:
-    """All that one run is made of.
+    """Everything that makes up one run.
 
     Attributes:
         job: the task, the base model, the examples, the plan of the adapter and its rates.

@@ -14,7 +14,7 @@ from capaft.config.sources import dump_settings, resolve_settings
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 
-PANELS = ["Model and data", "Task", "Method", "Optimisation", "Evaluation", "Machine", "Output"]
+PANELS = ["Model and data", "Task", "Method", "Optimization", "Evaluation", "Machine", "Output"]
 
 
 def read(file: Path | None = None, **flags: str | bool | None) -> TrainConfig:

@@ -20,29 +20,29 @@ class DataSettings(Settings):
     )
     train_split: str | None = _setting(None, "Split of the data set to train on (default: train).", metavar="name")
     eval_split: str | None = _setting(
-        None, "Split of the data set that validates (default: validation, dev, eval or test).", metavar="name"
+        None, "Split of the data set to validate on (default: validation, dev, eval or test).", metavar="name"
     )
     text_column: str | None = _setting(
-        None, "Column that goes in: text, tokens, prompt, messages, question, image or audio (default: found)."
+        None, "Input column: text, tokens, prompt, messages, question, image or audio (default: inferred)."
     )
     pair_column: str | None = _setting(
-        None, "Column of its second part: the other text of a pair, the context of a question (default: found)."
+        None, "Second input column: the other text of a pair, the context of a question (default: inferred)."
     )
     label_column: str | None = _setting(
         None,
-        "Column that should come out: label, tags, answers, completion or summary; a,b,c for a column of 0 and 1 for "
-        "each label (default: found).",
+        "Target column: label, tags, answers, completion or summary; a,b,c if each label has a column of 0 and 1 "
+        "(default: inferred).",
     )
     validation_split: float = _setting(
         0.1,
-        "Share of the training data set aside where there is no validation split.",
+        "Share of the training data to set aside where there is no validation split.",
         check=("in (0, 1)", lambda value: 0 < value < 1),
     )
     max_train_examples: int | None = _setting(
-        None, "Train on this many examples at most (default: all of them).", check=at_least(1)
+        None, "Number of training examples at most (default: all).", check=at_least(1)
     )
     max_eval_examples: int | None = _setting(
-        None, "Evaluate on this many examples at most (default: all of them).", check=at_least(1)
+        None, "Number of validation examples at most (default: all).", check=at_least(1)
     )
-    shots: int | None = _setting(None, "Train on this many examples of each class (default: all).", check=at_least(1))
-    show: int = _setting(0, "Print this many training examples, decoded, before training.", check=at_least(0))
+    shots: int | None = _setting(None, "Number of training examples of each class (default: all).", check=at_least(1))
+    show: int = _setting(0, "Number of training examples to print, decoded, before training.", check=at_least(0))

@@ -1,4 +1,4 @@
-"""When the adapter is scored, and when training stops early."""
+"""Settings of the evaluations, and of stopping early."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _setting = partial(setting, panel="Evaluation")
 
 @dataclass(frozen=True)
 class EvaluationSettings(Settings):
-    """When the adapter is scored, and when training stops early."""
+    """Settings of the evaluations, and of stopping early."""
 
     eval_epochs: int = _setting(1, "Epochs between evaluations.", check=at_least(1))
     eval_steps: int | None = _setting(
@@ -22,8 +22,8 @@ class EvaluationSettings(Settings):
     patience: int | None = _setting(
         None, "Stop after this many evaluations without a better score (default: never).", check=at_least(1)
     )
-    min_delta: float = _setting(0.0, "How much better a score must be for --patience to count.", check=at_least(0))
+    min_delta: float = _setting(0.0, "Gain that a score must exceed to reset --patience.", check=at_least(0))
     baseline: bool | None = _setting(
         None, "Score the frozen base first, under a head fitted on its features (default: in the demo only)."
     )
-    eval_batch_size: int = _setting(64, "Examples scored at a time, in each process.", check=at_least(1))
+    eval_batch_size: int = _setting(64, "Examples in a forward of an evaluation, in each process.", check=at_least(1))

@@ -1,4 +1,4 @@
-"""What a run computes with."""
+"""Settings of the machine: precision, memory and processes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ _setting = partial(setting, panel="Machine")
 
 @dataclass(frozen=True)
 class MachineSettings(Settings):
-    """What a run computes with."""
+    """Settings of the machine: precision, memory and processes."""
 
-    precision: Precision = _setting("fp32", "What products are computed in; trained numbers stay float32.")
+    precision: Precision = _setting("fp32", "Number format of products; trainable parameters stay float32.")
     head_cache: bool = _setting(
-        True, "Take a new head's start from the Hugging Face cache if an earlier run fitted the same, or keep it there."
+        True, "Reuse a fitted head from the Hugging Face cache if an earlier run fitted the same, else keep it there."
     )
     gradient_checkpointing: bool = _setting(
-        False, "Compute activations again in the backward instead of keeping them: slower, much less memory."
+        False, "Recompute activations in the backward instead of keeping them: slower, but much less memory."
     )
-    processes: int = _setting(
-        1, "Processes to train in, each with a device of its own if there are any.", check=at_least(1)
-    )
+    processes: int = _setting(1, "Processes to train in, each with its own device if there are any.", check=at_least(1))

@@ -1,4 +1,4 @@
-"""The adapter: its method stack, its size, where it goes, and its seed."""
+"""Settings of the adapter: its method stack, size, sites and seed."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _setting = partial(setting, panel="Method")
 
 @dataclass(frozen=True)
 class MethodSettings(Settings):
-    """The adapter: its method stack, its size, where it goes, and its seed."""
+    """Settings of the adapter: its method stack, size, sites and seed."""
 
     method: str = _setting(
         "nola",
-        "Method: head, full, or a host such as lora with +nola, +capaboost or both; `capaft methods` lists them.",
+        "Method: head, full, or a host such as lora, with +nola, +capaboost or both; `capaft methods` lists them.",
         metavar="stack",
     )
     rank: int | None = _setting(None, f"Rank of the factors (default: {RANK}; vera: {VERA_RANK}).", check=at_least(1))
@@ -50,7 +50,7 @@ class MethodSettings(Settings):
     )
     rslora: bool = _setting(False, "Multiply by alpha/sqrt(rank) instead, so that large ranks learn too.")
     rank_pattern: tuple[str, ...] | None = _setting(
-        None, "Ranks of some layers, the first match counts (default: none).", metavar="name=rank,..."
+        None, "Ranks of some layers; the first match counts (default: none).", metavar="name=rank,..."
     )
     dropout: float = _setting(0.0, "Share of the adapter's input that is zeroed in training.", check=FRACTION)
     bottleneck: int | None = _setting(
@@ -69,7 +69,7 @@ class MethodSettings(Settings):
         None, f"Virtual tokens that prefix puts before keys and values (default: {PREFIX_LENGTH}).", check=at_least(1)
     )
     method_option: tuple[str, ...] | None = _setting(
-        None, "Options of a method that another package brings (default: its own).", metavar="name=value,..."
+        None, "Options of a method from another package (default: its own).", metavar="name=value,..."
     )
     k: tuple[int, ...] | None = _setting(
         None,
@@ -77,17 +77,19 @@ class MethodSettings(Settings):
         metavar="int[,int]",
         check=("one or two whole numbers of at least 1", lambda k: len(k) in (1, 2) and min(k) >= 1),
     )
-    basis: BasisName = _setting(BASIS, "Random basis: the paper's, or a fast one.")
-    scope: Scope = _setting(SCOPE, "Coefficients of every layer's own, or one vector of them for the whole model.")
+    basis: BasisName = _setting(BASIS, "Random basis: the paper's (uniform), or a faster one.")
+    scope: Scope = _setting(SCOPE, "Coefficients for each site, or one vector of them for the whole model.")
     copies: int = _setting(COPIES, "Masked copies of a factor that CapaBoost uses.", check=at_least(1))
     density: float = _setting(
         DENSITY,
         "Share of a factor's entries that a random mask keeps.",
         check=("in (0, 1]", lambda x: 0 < x <= 1),
     )
-    masks: Masks = _setting(MASKS, "Masks drawn independently, or disjoint ones that keep every entry exactly once.")
+    masks: Masks = _setting(
+        MASKS, "Masks: drawn independently, or disjoint so that they keep every entry exactly once."
+    )
     mask_rescale: MaskRescale = _setting(
-        MASK_RESCALE, "Leave masked factors as they are, or scale them to the variance that they have unmasked."
+        MASK_RESCALE, "Scaling of masked factors: none, or to the variance of the unmasked factor."
     )
     target_modules: str | None = _setting(
         None,
@@ -102,15 +104,15 @@ class MethodSettings(Settings):
         None, "Numbers of the blocks to adapt, such as 0-5,11 (default: all).", metavar="numbers"
     )
     modules_to_save: str | None = _setting(
-        None, "Modules to train as they are, beside the adapter (default: the new head alone).", metavar="names"
+        None, "Modules to train directly, beside the adapter (default: the new head alone).", metavar="names"
     )
     budget: Count | None = _setting(
         None,
-        "Total of trained numbers, such as 50k; picks k, or the rank where there is no k.",
+        "Total of trainable parameters, such as 50k; sets k with NOLA, else the rank or width.",
         check=at_least(1),
     )
     seed: int = _setting(
         0,
-        "Seed of everything random; it means the same adapter on every machine.",
+        "Seed of everything random; gives the same adapter on every machine.",
         check=("in [0, 2**64)", lambda seed: 0 <= seed < 2**64),
     )

@@ -1,4 +1,4 @@
-"""The base model, and what its weights are held in."""
+"""Settings of the base model."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ _setting = partial(setting, panel="Model and data")
 
 @dataclass(frozen=True)
 class ModelSettings(Settings):
-    """The base model, and what its weights are held in."""
+    """Settings of the base model."""
 
     model: str | None = _setting(
         None, "Base model, as a directory, a GGUF file or a hub id (default: the embedded demo).", metavar="path|id"
     )
-    revision: str | None = _setting(None, "Branch, tag or commit of a base model from the hub (default: its main one).")
-    trust_remote_code: bool = _setting(False, "Run Python code that the model's or the data's repository brings.")
+    revision: str | None = _setting(
+        None, "Branch, tag or commit of a base model from the hub (default: its main branch)."
+    )
+    trust_remote_code: bool = _setting(False, "Run Python code from the repository of the model or the data.")
     base_dtype: BaseDtype = _setting(
-        "float32", "What the frozen weights are held in; 8bit and 4bit need the package bitsandbytes."
+        "float32", "Number format of the frozen weights; 8bit and 4bit need the package bitsandbytes."
     )

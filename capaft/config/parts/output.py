@@ -1,4 +1,4 @@
-"""What a run leaves, and where."""
+"""Settings of the files that a run leaves."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ _setting = partial(setting, panel="Output")
 
 @dataclass(frozen=True)
 class OutputSettings(Settings):
-    """What a run leaves, and where."""
+    """Settings of the files that a run leaves."""
 
     output: str | None = _setting(
         None, "Directory of the run (default: the next free runs/<method>-<n>).", metavar="dir"
     )
     checkpoint_seconds: float = _setting(
-        60.0, "Seconds between checkpoints; one is also left at every evaluation.", check=at_least(0)
+        60.0, "Seconds between checkpoints; every evaluation writes one too.", check=at_least(0)
     )
-    resume: bool = _setting(False, "Go on with the run in --output from its last checkpoint, or start it.")
+    resume: bool = _setting(False, "Resume the run in --output from its last checkpoint, or start it.")
     tracker: tuple[str, ...] | None = _setting(
-        None, "Also log to tensorboard, wandb or others that Accelerate knows (default: none).", metavar="name,..."
+        None,
+        "Trackers to log to, such as tensorboard, wandb or others of Accelerate (default: none).",
+        metavar="name,...",
     )
     save_dtype: SaveDtype = _setting("float32", "Number format of the adapter file.")
-    overwrite: bool = _setting(False, "Replace a run that is already in the output directory.")
+    overwrite: bool = _setting(False, "Replace the run in the output directory.")

@@ -59,8 +59,6 @@ def launch_processes(processes: int, arguments: Sequence[str]) -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), _STARTED: str(processes), _FOLLOWS: "1"}
     running: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -70,20 +68,14 @@ def launch_processes(processes: int, arguments: Sequence[str]) -> int:
     before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
     try:
         for rank in range(processes):
-            ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": threads}
-            command = [sys.executable, "-m", "capaft", *arguments]
-            # Only the first has stdout, so that results are printed once. Ctrl-C must reach none of them twice.
-            out = None if rank == 0 else subprocess.DEVNULL
-            group = 0 if os.name == "posix" else None
-            environment = os.environ | common | ranks
-            running.append(
-                subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=out, process_group=group)
-            )
+            running.append(_start(rank, processes, port, arguments))
+        # The first failure ends the wait for all: the others cannot go on without that process.
         while True:
             codes = [process.poll() for process in running]
             if any(codes) or None not in codes:
                 break
             time.sleep(_POLL_SECONDS)
+        # Reported before the others are stopped, since those that are killed then did not fail.
         killed = {rank: -code for rank, code in enumerate(codes) if code and code < 0}
         for rank, number in killed.items():
             print(f"error: process {rank} was ended by {signal.Signals(number).name}", file=sys.stderr, flush=True)
@@ -96,6 +88,21 @@ def launch_processes(processes: int, arguments: Sequence[str]) -> int:
             signal.signal(number, handler)
     exit_codes = [process.returncode for process in running]
     return max((code for code in exit_codes if code > 0), default=1 if any(exit_codes) else 0)
+
+
+def _start(rank: int, processes: int, port: int, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start one of the processes; only the first has stdout, so that results are printed once."""
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), _STARTED: str(processes), _FOLLOWS: "1"}
+    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": threads}
+    return subprocess.Popen(
+        [sys.executable, "-m", "capaft", *arguments],
+        env=os.environ | meeting | ranks,
+        stdin=subprocess.PIPE,
+        stdout=None if rank == 0 else subprocess.DEVNULL,
+        # A group of its own, so that Ctrl-C at a terminal does not reach it a second time.
+        process_group=0 if os.name == "posix" else None,
+    )
 
 
 def _stop(running: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:

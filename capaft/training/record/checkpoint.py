@@ -34,7 +34,7 @@ _NAME = re.compile(r"step-(\d{9})")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
         step: optimizer steps done.

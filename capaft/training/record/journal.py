@@ -31,9 +31,9 @@ class Journal:
     Args:
         console: where people read, on stderr.
         file: `metrics.jsonl`.
-        steps: optimiser steps in the whole run.
-        done: steps done before, whose records are kept; what is recorded beyond them is cut off.
-        seconds: spent on those.
+        steps: optimizer steps in the whole run.
+        done: steps done before, whose records are kept; records beyond them are dropped.
+        seconds: seconds spent on those steps.
         quiet: record, but show nothing and write nothing (all processes but the first).
         track: called with the numbers of every record, and its step.
     """
@@ -90,7 +90,7 @@ class Journal:
         if self._progress:
             self._progress.stop()
         if self._stream:
-            # What could not be written is still in its buffer, and has been told of.
+            # Closing writes what is left in the buffer again; its failure has been reported.
             with suppress(OSError):
                 self._stream.close()
 
@@ -105,7 +105,7 @@ class Journal:
         return self._examples / max(self.seconds - self._before, 1e-9)
 
     def step(self, step: int, epoch: float, loss: float, lr: float, examples: int) -> None:
-        """Record one optimiser step."""
+        """Record one optimizer step."""
         self._examples += examples
         record = StepRecord(step, round(epoch, 4), loss, lr, *self._pace(step))
         self._write(record, vars(record))
@@ -129,7 +129,7 @@ class Journal:
             )
 
     def keep(self) -> None:
-        """Have the records so far on the disk, where those of a checkpoint's steps must be."""
+        """Flush the records so far to the disk, where those of a checkpoint's steps must be."""
         if self._stream:
             with _writing(self._file):
                 os.fsync(self._stream.fileno())

@@ -18,28 +18,10 @@ def card_text(results: Results, command: Sequence[str], config: Path) -> str:
         command: the command line that was typed, without the program; empty if there was none.
         config: the saved configuration, which repeats the run.
     """
-    baseline = results.baseline
-    others = {name: score for name, score in results.scores.items() if name != results.metric}
     labels = f"Labels: {', '.join(results.labels)}.\n\n" if results.labels else ""
     typed = f"It was trained by\n\n```\n{shlex.join(['capaft', *command])}\n```\n\nand " if command else ""
     several = f" --processes {results.processes}" if results.processes > 1 else ""
-    rows = [
-        ("base model", results.model),
-        ("data", results.data),
-        ("method", results.method),
-        (f"{results.metric} on validation", score_text(results.value)),
-        *((f"{name} on validation", score_text(score)) for name, score in others.items()),
-        ("frozen base, fitted head", "not measured" if baseline is None else score_text(baseline)),
-        ("examples", f"{results.train_examples:,} to train on, {results.validation_examples:,} to validate on"),
-        (
-            "training",
-            f"{results.steps:,} steps, {results.seconds:.0f} s; the best after {results.best_step:,}",
-        ),
-        ("trainable parameters", f"{results.trainable_parameters:,}"),
-        ("adapter file", f"{results.adapter_bytes:,} bytes"),
-        ("seed", str(results.seed)),
-    ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    table = "\n".join(f"| {name} | {value} |" for name, value in _facts(results))
     return f"""---
 library_name: capaft
 base_model: {results.model}
@@ -64,3 +46,22 @@ the random numbers that they multiply are drawn again from the seed wherever it 
 capaft train --config {shlex.quote(str(config))}{several}
 ```
 """
+
+
+def _facts(results: Results) -> list[tuple[str, str]]:
+    """The rows of the card's table."""
+    baseline = results.baseline
+    others = {name: score for name, score in results.scores.items() if name != results.metric}
+    return [
+        ("base model", results.model),
+        ("data", results.data),
+        ("method", results.method),
+        (f"{results.metric} on validation", score_text(results.value)),
+        *((f"{name} on validation", score_text(score)) for name, score in others.items()),
+        ("frozen base, fitted head", "not measured" if baseline is None else score_text(baseline)),
+        ("examples", f"{results.train_examples:,} to train on, {results.validation_examples:,} to validate on"),
+        ("training", f"{results.steps:,} steps, {results.seconds:.0f} s; the best after {results.best_step:,}"),
+        ("trainable parameters", f"{results.trainable_parameters:,}"),
+        ("adapter file", f"{results.adapter_bytes:,} bytes"),
+        ("seed", str(results.seed)),
+    ]

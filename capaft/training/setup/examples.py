@@ -45,7 +45,7 @@ def make_examples(
 
 
 def _sampled(selection: Selection, task: Task, config: TrainConfig, say: Callable[[str], None]) -> Dataset:
-    """The training rows that are wanted: this many of each class, this many in all."""
+    """The training rows, sampled to the requested number of each class and in all."""
     rows = selection.rows
     if config.shots:
         classes = task.classes_of(rows, selection.columns)

@@ -12,12 +12,12 @@ from capaft.training.trainer import Trainer
 
 
 def start_head(run: Trainer) -> float | None:
-    """Fit a head on the frozen base where it is wanted: as the head's start, as the baseline, or as both.
+    """Fit a head on the frozen base if it is needed: as the start of the run's head, as the baseline, or as both.
 
     The first process fits it and the others take its values, so that all start from the same bits.
 
     Returns:
-        The baseline's score, or None where it was not asked for or the task has none.
+        The baseline's score, or None if it was not asked for or no head can be fitted.
     """
     job, config = run.job, run.config
     is_fitted = config.head_init == "fitted" and config.head == "full" and job.base.new_head
@@ -62,7 +62,7 @@ def _fit_and_install(run: Trainer, starts: bool) -> float | None:
 
 
 def _fit(run: Trainer) -> Start | None:
-    """The head that training starts from, and the baseline if it is wanted; None if the model's head cannot be read."""
+    """The head that training starts from, and the baseline if asked for; None if the model has no suitable head."""
     job, batch_size = run.job, run.config.eval_batch_size
     heads = fitted_head.fit_heads(job.task, job.base, job.train, batch_size, run.config.seed)
     if heads is None:
@@ -73,7 +73,7 @@ def _fit(run: Trainer) -> Start | None:
 
 
 def _cache_key(run: Trainer) -> str | None:
-    """The key of the same start in the cache, if it may be looked for there."""
+    """The key of this start in the cache, or None if the cache may not be used."""
     job, config = run.job, run.config
     if not config.head_cache or config.trust_remote_code:
         return None

@@ -26,7 +26,7 @@ class Job:
         validation: validation examples.
         data: what the user called the data set.
         columns: those of the training rows.
-        rates: how long and how fast it trains.
+        rates: length and learning rates of the run.
         baseline: True if the frozen base is to be scored first.
     """
 

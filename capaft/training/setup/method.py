@@ -55,7 +55,7 @@ def _foreign_options(settings: MethodSettings) -> dict[str, Any]:
 
 
 def plan_adapter(base: BaseModel, stack: Stack, config: TrainConfig, *, is_demo: bool) -> Plan:
-    """Plan the adapter on a base model; what is trained directly is held in float32 from here on.
+    """Plan the adapter on a base model; parameters that are trained directly become float32 here.
 
     Args:
         base: the base model.

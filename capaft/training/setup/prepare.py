@@ -71,7 +71,7 @@ def load_base(task: Task, config: TrainConfig) -> BaseModel:
     """Load the base model with the task's head.
 
     Raises:
-        UsageError: there is no such model, or it cannot do what is asked.
+        UsageError: the model does not exist, or does not support the task or the options.
     """
     base = task.load_model(config, seed=config.seed)
     if config.gradient_checkpointing:

@@ -1,4 +1,4 @@
-"""How long and how fast a run trains: the user's choice, else a recipe for the kind of method.
+"""Length and learning rates of a run: the user's choice, else a recipe for the kind of method.
 
 The recipes were found on the embedded demo and on GLUE; docs/log.md has the figures. A host brings the rate of its own
 dense factors. Coefficients of a random basis want a far larger step than the entries of a factor, since each is spread
@@ -39,7 +39,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Rates:
-    """How long and how fast a run trains.
+    """Length and learning rates of a run.
 
     Attributes:
         lr: peak learning rate of the adapter's parameters.
