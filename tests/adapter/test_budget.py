@@ -42,7 +42,7 @@ def counted(stack: Stack) -> int:
 def test_trained_numbers_are_those_of_the_adapter(parameterisation: str, copies: str) -> None:
     stack = stack_of(parameterisation, copies, rank=4, k=(16, 8))
     adapter = capaft.attach(tiny.bert(), stack, **TARGETS)
-    made = sum(numbers.numel() for numbers in adapter.numbers.values())
+    made = sum(numbers.numel() for numbers in adapter.role_parameters.values())
     assert count_trainable(adapter.plan) == made == counted(stack)
 
 

@@ -49,19 +49,22 @@ def test_modules_that_cannot_be_saved(modules: str, message: str) -> None:
 def test_vectors_shorter_than_their_coefficients_are_trained_themselves() -> None:
     stack = parse_stack("houlsby+nola", bottleneck=4, k=16)
     adapter = capaft.attach(tiny.bert(), stack)
-    assert {role: tuple(numbers.shape) for role, numbers in adapter.numbers.items()} == {
+    assert {role: tuple(numbers.shape) for role, numbers in adapter.role_parameters.items()} == {
         "down": (4, 16),
         "up": (4, 16),
         "down_bias": (16,),
         "up_bias": (4, 16),
     }
     adapter = capaft.attach(tiny.bert(), "houlsby+nola", bottleneck=4, k=32)
-    assert tuple(adapter.numbers["up_bias"].shape) == (4 * 32,)
+    assert tuple(adapter.role_parameters["up_bias"].shape) == (4 * 32,)
 
 
 def test_coefficients_of_the_whole_model() -> None:
     adapter = capaft.attach(tiny.bert(), "nola", targets="all-linear", rank=2, k=(9, 7), scope="model")
-    assert {role: tuple(numbers.shape) for role, numbers in adapter.numbers.items()} == {"down": (1, 9), "up": (1, 7)}
+    assert {role: tuple(numbers.shape) for role, numbers in adapter.role_parameters.items()} == {
+        "down": (1, 9),
+        "up": (1, 7),
+    }
     assert len(adapter.plan.sites) == 13
     assert adapter.plan.bounds() == {"down": (9, 9), "up": (7, 7)}
 

@@ -29,8 +29,8 @@ def one_layer(values: list[float], wide_out: int = 24, wide_in: int = 20) -> tup
     adapter = capaft.attach(model, "lora", rank=len(values), alpha=float(len(values)))
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.linalg.qr(torch.randn(n, len(values), generator=generator))[0] for n in (wide_out, wide_in))
-    adapter.numbers["up"].data = (left * torch.tensor(values)).flatten()
-    adapter.numbers["down"].data = right.T.flatten()
+    adapter.role_parameters["up"].data = (left * torch.tensor(values)).flatten()
+    adapter.role_parameters["down"].data = right.T.flatten()
     (report,) = inspect_ranks(model)
     return model, report
 

@@ -221,7 +221,7 @@ def state(model: Any) -> dict[str, Any]:
 
 
 def numbers(adapter: Adapter) -> list[Tensor]:
-    return [each.detach().cpu().clone() for each in adapter.numbers.values()]
+    return [each.detach().cpu().clone() for each in adapter.role_parameters.values()]
 
 
 def factors(adapter: Adapter) -> list[Tensor]:
@@ -265,7 +265,7 @@ def test_identity_at_initialisation_training_and_detaching(cell: Cell) -> None:
     cell.train(model, 2)
     # Only the adapter is trained, and all of it.
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in base.values())
-    for role, parameter in adapter.numbers.items():
+    for role, parameter in adapter.role_parameters.items():
         assert parameter.dtype == torch.float32
         assert parameter.grad is not None, role
         assert parameter.grad.isfinite().all(), role
@@ -280,7 +280,7 @@ def test_identity_at_initialisation_training_and_detaching(cell: Cell) -> None:
 def test_forward_and_gradients_equal_a_naive_loop_over_copies(cell: Cell) -> None:
     model, adapter = cell.adapted()
     found = cell.logits(model)
-    exact = {role: each.detach().cpu().double().requires_grad_() for role, each in adapter.numbers.items()}
+    exact = {role: each.detach().cpu().double().requires_grad_() for role, each in adapter.role_parameters.items()}
     wanted = cell.logits(naive.adapted(cell.base(), adapter, numbers=exact))
     assert distance(found, wanted) < cell.tolerance
     if cell.dtype == torch.float32:
@@ -289,7 +289,7 @@ def test_forward_and_gradients_equal_a_naive_loop_over_copies(cell: Cell) -> Non
         weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
         (found * weights.to(cell.device)).sum().backward()
         (wanted * weights).sum().backward()
-        for role, parameter in adapter.numbers.items():
+        for role, parameter in adapter.role_parameters.items():
             assert distance(parameter.grad, exact[role].grad) < 1e-4, role
 
 
@@ -397,7 +397,7 @@ def test_the_number_of_parameters_is_the_closed_form(cell: Cell) -> None:
     decided = cell.plan()
     wanted = naive.total(decided)
     assert count_trainable(decided) == wanted
-    assert sum(each.numel() for each in Adapter(decided).numbers.values()) == wanted
+    assert sum(each.numel() for each in Adapter(decided).role_parameters.values()) == wanted
     low, high = (sum(bound[i] for bound in decided.bounds().values()) for i in (0, 1))
     assert low <= wanted <= high
 

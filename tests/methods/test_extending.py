@@ -82,12 +82,12 @@ for method in sys.argv[1:]:
     assert torch.equal(tiny.logits(model), before), "it changes something at the start"
 
     base = {name: p.detach().clone() for name, p in model.named_parameters() if "capaft_" not in name}
-    numbers = {role: p.detach().clone() for role, p in adapter.numbers.items()}
+    numbers = {role: p.detach().clone() for role, p in adapter.role_parameters.items()}
     assert set(numbers) == {"down", "up", "down2", "up2"}
     tiny.train(model, steps=2)
     assert all(torch.equal(p, base[name]) for name, p in model.named_parameters() if name in base)
-    assert not any(torch.equal(p, numbers[role]) for role, p in adapter.numbers.items())
-    for p in tiny.scramble(adapter).numbers.values():
+    assert not any(torch.equal(p, numbers[role]) for role, p in adapter.role_parameters.items())
+    for p in tiny.scramble(adapter).role_parameters.values():
         p.data *= 3  # What is a product of four small numbers is very small.
     after = tiny.logits(model)
     assert not torch.allclose(after, before, atol=1e-3)

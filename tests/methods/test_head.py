@@ -128,7 +128,7 @@ def adapted(kind: str = "roberta", method: str = "nola", **further: Any) -> tupl
 def moves(adapter: Adapter, coefficients: Tensor | None = None) -> dict[str, Tensor]:
     """`G c` of every parameter of the head that has coefficients, by its name, float64, the slow way."""
     decided, found = adapter.plan, {}
-    rows = adapter.numbers["head"].detach().double() if coefficients is None else coefficients
+    rows = adapter.role_parameters["head"].detach().double() if coefficients is None else coefficients
     names = sorted(f"{site.path}.{site.parameter}" for site in decided.head.parameters)
     for name, row in zip(names, rows, strict=True):
         path, _, leaf = name.rpartition(".")
@@ -183,8 +183,8 @@ def test_a_head_is_what_it_was_and_what_its_coefficients_make_of_the_seed(kind: 
     model, adapter = adapted(kind, k=9, basis=basis, head_k=k)
     assert [f"{site.path}.{site.parameter}" for site in adapter.plan.head.parameters] == MOVED[kind]
     assert adapter.plan.trained == tuple(sorted(set(names_of_head(model)) - set(MOVED[kind])))
-    assert adapter.numbers["head"].shape == (len(MOVED[kind]), k)
-    assert adapter.numbers["head"].dtype == torch.float32
+    assert adapter.role_parameters["head"].shape == (len(MOVED[kind]), k)
+    assert adapter.role_parameters["head"].dtype == torch.float32
     before, change, after = base(kind), moves(adapter), heads(model)
     for name in MOVED[kind]:
         wanted = stored(before, name).double() + change[name].view(stored(before, name).shape)
@@ -203,9 +203,9 @@ def test_forward_and_gradients_are_those_of_the_changed_head(kind: str, method: 
 
     other = base(kind).double()
     twin = capaft.attach(other, method, seed=SEED, **STACKS[method])
-    rows = adapter.numbers["head"].detach().double().requires_grad_()
-    for name, number in twin.numbers.items():
-        number.data.copy_(adapter.numbers[name])
+    rows = adapter.role_parameters["head"].detach().double().requires_grad_()
+    for name, number in twin.role_parameters.items():
+        number.data.copy_(adapter.role_parameters[name])
     changed = {
         name: stored(other, name) + move.view(stored(other, name).shape) for name, move in moves(adapter, rows).items()
     }
@@ -217,11 +217,11 @@ def test_forward_and_gradients_are_those_of_the_changed_head(kind: str, method: 
     wanted = tiny.logits(other)
     (wanted * weights).sum().backward()
     assert distance(found, wanted) < 1e-5
-    assert distance(adapter.numbers["head"].grad, rows.grad) < 1e-4
+    assert distance(adapter.role_parameters["head"].grad, rows.grad) < 1e-4
     for name in adapter.plan.trained:
         assert distance(stored(model, name).grad, changed[name].grad) < 1e-4
-    for name, number in twin.numbers.items():
-        assert distance(adapter.numbers[name].grad, number.grad) < 1e-3, name
+    for name, number in twin.role_parameters.items():
+        assert distance(adapter.role_parameters[name].grad, number.grad) < 1e-3, name
 
 
 @everywhere
@@ -238,7 +238,7 @@ def test_identity_at_first_then_every_number_learns_and_detaching_restores(kind:
     for name, parameter in trained.items():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-    assert (adapter.numbers["head"].grad != 0).all()
+    assert (adapter.role_parameters["head"].grad != 0).all()
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad or parameter.grad is None, name
     assert not torch.equal(tiny.logits(model), wanted)
@@ -444,7 +444,7 @@ def test_the_adapters_numbers_and_the_heads_are_counted_apart(kind: str, method:
     assert decided.bounds() == without.bounds() | {"head": (len(MOVED[kind]) * K[kind],) * 2}
     trained = sum(parameter.numel() for parameter in adapter.trained(model).values())
     assert trained == count_trainable(decided) + numbers_of_head(model, decided)
-    assert decided.head.numbers == adapter.numbers["head"].numel()
+    assert decided.head.numbers == adapter.role_parameters["head"].numel()
 
 
 def test_a_budget_is_the_adapters_alone() -> None:
@@ -497,7 +497,7 @@ def test_copies_are_independent() -> None:
     wanted = tiny.logits(model)
     for twin in copies(model):
         assert torch.equal(tiny.logits(twin), wanted)
-        get_adapter(twin).numbers["head"].data.zero_()
+        get_adapter(twin).role_parameters["head"].data.zero_()
         assert not torch.equal(tiny.logits(twin), wanted)
         assert torch.equal(tiny.logits(model), wanted)
         capaft.detach(twin)
@@ -516,7 +516,7 @@ def test_checkpointing_changes_nothing(kind: str, method: str, use_reentrant: bo
             model.enable_input_require_grads()
         output = tiny.logits(model.train())
         output.square().sum().backward()
-        found.append([output, *(number.grad for number in adapter.numbers.values())])
+        found.append([output, *(number.grad for number in adapter.role_parameters.values())])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -533,9 +533,9 @@ def test_a_head_inside_a_checkpoint(kind: str, method: str) -> None:
             module.forward = partial(torch.utils.checkpoint.checkpoint, forward, use_reentrant=False)
         output = tiny.logits(model)
         if checkpointed:
-            adapter.numbers["head"].data.add_(1)
+            adapter.role_parameters["head"].data.add_(1)
         output.square().sum().backward()
-        found.append(adapter.numbers["head"].grad)
+        found.append(adapter.role_parameters["head"].grad)
     torch.testing.assert_close(*found)
 
 
@@ -549,7 +549,7 @@ def test_compiled_equals_eager(kind: str, method: str) -> None:
         torch.testing.assert_close(found, wanted)
         found.square().sum().backward()
         wanted.square().sum().backward()
-        torch.testing.assert_close(adapter.numbers["head"].grad, twin.numbers["head"].grad)
+        torch.testing.assert_close(adapter.role_parameters["head"].grad, twin.role_parameters["head"].grad)
         for each in (adapter, twin):
             tiny.scramble(each, seed=seed + 1).zero_grad()
 
@@ -562,10 +562,10 @@ def test_edited_coefficients_are_seen_without_a_forward_of_the_whole(edit: str) 
         before = model.classifier(hidden)
         assert torch.equal(model.classifier(hidden), before)
     if edit == "data":
-        adapter.numbers["head"].data.mul_(2)
+        adapter.role_parameters["head"].data.mul_(2)
     else:
-        adapter.numbers["head"].grad = torch.ones_like(adapter.numbers["head"])
-        torch.optim.AdamW([adapter.numbers["head"]], lr=0.5).step()
+        adapter.role_parameters["head"].grad = torch.ones_like(adapter.role_parameters["head"])
+        torch.optim.AdamW([adapter.role_parameters["head"]], lr=0.5).step()
     wanted = {
         name: stored(base("roberta"), name).double() + m.view_as(stored(base("roberta"), name))
         for name, m in moves(adapter).items()
@@ -574,16 +574,16 @@ def test_edited_coefficients_are_seen_without_a_forward_of_the_whole(edit: str) 
     with torch.no_grad():
         assert not torch.equal(model.classifier(hidden), before)
     model.classifier(hidden).square().sum().backward()
-    assert adapter.numbers["head"].grad is not None
+    assert adapter.role_parameters["head"].grad is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_casting_a_model_leaves_the_coefficients_alone(dtype: torch.dtype) -> None:
     model, adapter = adapted()
-    precise, before = tiny.logits(model), adapter.numbers["head"].detach().clone()
+    precise, before = tiny.logits(model), adapter.role_parameters["head"].detach().clone()
     model.to(dtype)
-    assert torch.equal(adapter.numbers["head"], before)
-    assert adapter.numbers["head"].dtype == torch.float32
+    assert torch.equal(adapter.role_parameters["head"], before)
+    assert adapter.role_parameters["head"].dtype == torch.float32
     assert heads(model)["classifier.dense.weight"].dtype == dtype
     assert distance(tiny.logits(model), precise) < 3e-2
 
@@ -595,7 +595,7 @@ def test_autocast() -> None:
         rounded = tiny.logits(model)
     assert distance(rounded, precise) < 3e-2
     rounded.float().square().sum().backward()
-    assert adapter.numbers["head"].grad.dtype == torch.float32
+    assert adapter.role_parameters["head"].grad.dtype == torch.float32
 
 
 def test_several_adapters_with_heads_of_their_own() -> None:
@@ -678,7 +678,7 @@ def test_any_shape_of_parameter(shape: tuple[int, ...], tmp_path: Path) -> None:
         assert torch.equal(fresh(x), model(x))
         if adapter.plan.head.moved:
             change = naive.basis("hadamard", 0, (("", 12 * 4 if len(shape) > 1 else 12),), "head:free", 5)[""]
-            change = torch.from_numpy(change) @ adapter.numbers["head"][0].double()
+            change = torch.from_numpy(change) @ adapter.role_parameters["head"][0].double()
             assert distance(model.free, Free().free + change.view(shape)) < 1e-6
 
 

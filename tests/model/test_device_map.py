@@ -86,8 +86,8 @@ def test_a_model_whose_layers_are_partly_on_disk(case: str, saved: dict[str, Pat
             assert torch.equal(logits(model), logits(plain))
     for each in (model, plain):
         logits(each).square().sum().backward()
-    for role, numbers in plain.capaft_default.numbers.items():
-        assert torch.equal(model.capaft_default.numbers[role].grad, numbers.grad)
+    for role, numbers in plain.capaft_default.role_parameters.items():
+        assert torch.equal(model.capaft_default.role_parameters[role].grad, numbers.grad)
     # The file is the one that the undispatched model writes, and each loads the other's.
     for name, each in (("one", model), ("other", plain)):
         capaft.save(each, tmp_path / name, base=Origin("tiny"))

@@ -534,7 +534,7 @@ def factor(plan: Plan, site: Site, role: str, numbers: Mapping[str, Tensor]) -> 
 def copies_of(adapter: Adapter, site: Site, numbers: Mapping[str, Tensor] | None = None) -> list[Copy]:
     """Every copy's masked factors by role."""
     plan, capaboost = adapter.plan, adapter.plan.stack.copies
-    numbers = numbers or {role: each.detach().cpu().double() for role, each in adapter.numbers.items()}
+    numbers = numbers or {role: each.detach().cpu().double() for role, each in adapter.role_parameters.items()}
     scale = 1 / sqrt(capaboost.density) if capaboost and capaboost.rescale == "variance" else 1.0
     found: list[Copy] = [{} for _ in range(capaboost.copies if capaboost else 1)]
     for role, part in parts(plan, site).items():

@@ -224,7 +224,7 @@ def scramble(adapter: Adapter, seed: int = 0) -> Adapter:
     """Give an adapter numbers as training might: coefficients are few, so each has to be larger than an entry."""
     generator = torch.Generator().manual_seed(seed)
     scale = 1.0 if adapter.plan.stack.k else 0.3
-    for numbers in adapter.numbers.values():
+    for numbers in adapter.role_parameters.values():
         numbers.data.copy_(scale * torch.randn(numbers.shape, generator=generator))
     return adapter
 

@@ -340,8 +340,8 @@ def example(tmp_path: Path) -> bytes:
     model = OneLayer()
     adapter = capaft.attach(model, "lora+nola+capaboost", rank=2, alpha=4, k=(3, 2), copies=2, density=0.7, seed=7)
     with torch.no_grad():
-        adapter.numbers["down"].copy_(torch.tensor([[0.5, -1.0, 0.25]]))
-        adapter.numbers["up"].copy_(torch.tensor([[1.0, -0.5]]))
+        adapter.role_parameters["down"].copy_(torch.tensor([[0.5, -1.0, 0.25]]))
+        adapter.role_parameters["up"].copy_(torch.tensor([[1.0, -0.5]]))
     task = TaskRecord("text-classification", ("bad", "très bon"), 128, "accuracy", {"problem": "single"})
     path = tmp_path / "adapter.safetensors"
     save(model, path, base=Origin("one-layer"), task=task)

@@ -946,7 +946,7 @@ def test_numbers_that_are_not_finite_are_not_saved(where: str, wrong: float, dty
 def test_numbers_too_large_for_the_dtype_are_not_saved(path: Path) -> None:
     model = adapted()
     with torch.no_grad():
-        capaft.adapters(model)["default"].numbers["down"][0, 0] = 1e5
+        capaft.adapters(model)["default"].role_parameters["down"][0, 0] = 1e5
     with pytest.raises(TrainingError, match="not finite as float16"):
         save(model, path, dtype="float16")
     assert not path.exists()
