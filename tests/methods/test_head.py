@@ -376,7 +376,7 @@ def test_another_start_of_the_head_is_noticed(mode: str, tmp_path: Path) -> None
     other = base("roberta")
     initialise_head(other, names_of_head(other), SEED + 1)
     before = state(other)
-    with pytest.raises(AdapterFileError, match=r"other values of the head than this model's.*initialise with seed 5"):
+    with pytest.raises(AdapterFileError, match=r"other values of the head than this model's.*drawn from seed 5"):
         capaft.load(other, tmp_path / "adapter")
     assert state(other) == before
     capaft.load(other, tmp_path / "adapter", allow_base_mismatch=True)
@@ -413,12 +413,12 @@ def test_a_file_says_what_it_holds_of_the_head(tmp_path: Path) -> None:
     model, _ = adapted("roberta", "lora")
     capaft.save(model, tmp_path / "adapter")
     file = read(tmp_path / "adapter")
-    assert file.header["head"]["parameters"] == {
-        "classifier.dense.bias": [32, 1],
-        "classifier.dense.weight": [32, 32],
-        "classifier.out_proj.weight": [3, 32],
+    assert file.header.head.parameters == {
+        "classifier.dense.bias": (32, 1),
+        "classifier.dense.weight": (32, 32),
+        "classifier.out_proj.weight": (3, 32),
     }
-    assert file.header["head"]["k"] == 16
+    assert file.header.head.k == 16
     assert f"head      16 coefficients each for {', '.join(MOVED['roberta'])}" in describe_file(file)
     model, _ = adapted("gpt2", "lora", head_mode="frozen")
     capaft.save(model, tmp_path / "adapter")

@@ -67,7 +67,7 @@ def open_run(given: str, options: OpenOptions = DEFAULTS) -> SavedRun:
         raise UsageError(f"{path} does not name its base model; pass --model")
     base = task.load_model(
         named,
-        seed=file.header["seed"],
+        seed=file.header.seed,
         base_dtype=options.base_dtype or (config.base_dtype if config else "float32"),
         revision=None if options.model else file.base.revision,
         trust_remote_code=config.trust_remote_code if config else False,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from capaft.adapter.attach import check_dropout
 from capaft.adapter.budget import count_trainable, fit_to_budget
-from capaft.adapter.file.save_load import TaskRecord
+from capaft.adapter.file.header import TaskRecord
 from capaft.adapter.plan import Plan, make_plan
 from capaft.config.choices import DEMO_K, DEMO_TARGET_MODULES
 from capaft.config.settings import parse_value as parse_setting

@@ -31,7 +31,8 @@ from transformers import (
 
 import capaft
 from capaft.adapter.file.encoding import SAVE_DTYPES
-from capaft.adapter.file.save_load import TaskRecord, restore_parameters, save
+from capaft.adapter.file.header import TaskRecord
+from capaft.adapter.file.save_load import restore_parameters, save
 from capaft.methods.registry import HOSTS as HOST_CLASSES
 from capaft.model.origin import Origin
 

@@ -33,7 +33,8 @@ from transformers import BertConfig, BertModel
 import capaft
 from capaft.adapter.attach import Adapter
 from capaft.adapter.file.encoding import SAVE_DTYPES, SaveDtype, decode_tensor, encode_tensor
-from capaft.adapter.file.save_load import FORMAT, AdapterFile, TaskRecord, load, read, restore_parameters, save
+from capaft.adapter.file.header import FORMAT, TaskRecord
+from capaft.adapter.file.save_load import AdapterFile, load, read, restore_parameters, save
 from capaft.factors import rng
 from capaft.model.origin import Origin
 from capaft.support import files
@@ -118,6 +119,8 @@ def test_round_trip(stack: str, dtype: SaveDtype, path: Path) -> None:
     file = read(path)
     assert size == file.size == path.stat().st_size
     assert (file.base, file.task) == (Origin("tiny", "main"), TASK)
+    # The same values in the same order.
+    assert json.dumps(file.header.record()) == json.dumps(unpack(path.read_bytes())[0])
     adapter = load(fresh, path)
     plan = capaft.adapters(model)["default"].plan
     assert (adapter.plan.stack, adapter.plan.seed, adapter.plan.targets) == (plan.stack, plan.seed, plan.targets)
@@ -159,9 +162,9 @@ def test_any_text_comes_back(
     ("options", "message"),
     [
         ({str(number): number for number in range(33)}, "a task has more than 32 options"),
-        ({"a": [1]}, "the task's option a is no text, number or truth value"),
+        ({"a": [1]}, "the task's option a is not a text, number or truth value"),
         ({"a": float("nan")}, "the task's option a is not finite"),
-        ({1: 1}, "the task's option 1 is no text"),
+        ({1: 1}, "the task's option 1 is not a text"),
     ],
 )
 def test_options_that_a_file_cannot_hold(options: Any, message: str, path: Path) -> None:
@@ -210,7 +213,7 @@ def test_restore_refuses_another_adapter(path: Path) -> None:
     save(adapted(seed=1), path)
     model = adapted()
     before = numbers(model)
-    with pytest.raises(AdapterFileError, match="not of the adapter"):
+    with pytest.raises(AdapterFileError, match="not a file of the attached adapter"):
         restore_parameters(model, path)
     assert equal(numbers(model), before)
 
@@ -318,7 +321,7 @@ def test_the_header_stays_small_however_many_sites(targets: str, path: Path) -> 
     adapter = capaft.attach(model, "lora+nola+capaboost", rank=1, k=2, targets=targets)
     assert len(adapter.plan.sites) == {"qv": 120, "all-linear": 361}[targets]
     save(model, path, base=Origin("some-organisation/some-model-with-a-long-name", "0" * 40), task=TASK)
-    header = read(path).header
+    header = read(path).header.record()
     header["task"]["labels"], header["task"]["options"] = [], {}
     assert len(json.dumps(header)) < 2048
 
@@ -844,7 +847,7 @@ def test_any_value_anywhere_is_refused_or_does_no_harm(
         load(model := bert(), described)
         # Only what nothing random depends on can have been another value, and targets that find the same sites.
         harmless = place[0] in ("base", "targets", "task") or place[-1] in ("alpha", "rank_pattern", "rslora")
-        assert harmless or described.header == unpack(good)[0]
+        assert harmless or described.header.record() == unpack(good)[0]
         assert equal(numbers(model), numbers(adapted()))
 
 
@@ -862,7 +865,7 @@ def test_another_width_is_refused(good: bytes, path: Path) -> None:
     path.write_bytes(good)
     config = copy.deepcopy(bert().config)
     config.hidden_size = 48
-    with pytest.raises(AdapterFileError, match="4 sites of another shape or name"):
+    with pytest.raises(AdapterFileError, match="4 sites of other shapes or names"):
         load(type(bert())(config), path)
 
 
@@ -896,7 +899,7 @@ def test_copies_in_fewer_bits_are_the_same_model(
 
 def test_a_quantised_base_gets_a_notice(good: bytes, path: Path) -> None:
     path.write_bytes(forged(good, _put("base", "weights", value=None)))
-    with pytest.warns(UserWarning, match="quantised base"):
+    with pytest.warns(UserWarning, match="weights are quantised"):
         load(_other_weights(), path)
 
 
