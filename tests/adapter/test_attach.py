@@ -19,6 +19,7 @@ import capaft
 from capaft.adapter.attach import Adapter, get_adapter
 from capaft.adapter.plan import make_plan
 from capaft.methods.stack import parse_stack
+from capaft.model.targets import Targets
 from capaft.support.errors import UsageError
 
 METHODS = ("lora", "lora+nola+capaboost")
@@ -571,10 +572,29 @@ def test_what_cannot_be_planned(method: str, options: dict[str, Any], message: s
 
 def test_numbers_beside_a_stack_that_is_parsed_already_are_refused() -> None:
     model, stack = tiny.bert(), parse_stack("nola", k=4)
-    with pytest.raises(UsageError, match="the stack is parsed already; give its numbers to parse: k, rnak"):
-        capaft.attach(model, stack, k=8, rnak=2, seed=3)
+    message = "the method is a Stack, which has its options already; give gain, k to capaft.Stack.parse"
+    with pytest.raises(UsageError, match=message):
+        capaft.attach(model, stack, k=8, method_options={"gain": 2}, seed=3)
+    with pytest.raises(TypeError, match="rnak"):
+        capaft.attach(model, stack, rnak=2)  # type: ignore[call-arg]
     assert not capaft.adapters(model)
     capaft.attach(model, stack, seed=3, dropout=0.1, targets="query", exclude="", layers="0", rename={}, head_k=9)
+
+
+def test_options_of_methods_from_other_packages() -> None:
+    model = tiny.bert()
+    with pytest.raises(UsageError, match="no method has an option rnak; did you mean rank"):
+        capaft.attach(model, "lora", method_options={"rnak": 2})
+    with pytest.raises(UsageError, match="rank is set twice, by its keyword and in method_options; drop one of them"):
+        capaft.attach(model, "lora", rank=2, method_options={"rank": 2})
+    assert capaft.attach(model, "lora", method_options={"rank": 2}).plan.stack == parse_stack("lora", rank=2)
+
+
+def test_targets_beside_a_targets_are_refused() -> None:
+    model, targets = tiny.bert(), Targets("query", layers="0")
+    with pytest.raises(UsageError, match="targets is a Targets, which has exclude and layers of its own"):
+        capaft.attach(model, "lora", targets=targets, layers="1")
+    assert len(capaft.attach(model, "lora", targets=targets).plan.sites) == 1
 
 
 def test_the_largest_seed() -> None:

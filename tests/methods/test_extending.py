@@ -74,11 +74,11 @@ import capaft
 from capaft.methods import HOSTS
 
 assert HOSTS["loha"].__module__ == "my_package"
-options = {"rank": 2, "gain": 1.5, "k": (24, 16), "targets": "query,value,intermediate.dense", "seed": 3}
+options = {"rank": 2, "k": (24, 16), "targets": "query,value,intermediate.dense", "seed": 3}
 for method in sys.argv[1:]:
     model = tiny.bert()
     before = tiny.logits(model)
-    adapter = capaft.attach(model, method, **options)
+    adapter = capaft.attach(model, method, method_options={"gain": 1.5}, **options)
     assert torch.equal(tiny.logits(model), before), "it changes something at the start"
 
     base = {name: p.detach().clone() for name, p in model.named_parameters() if "capaft_" not in name}
