@@ -103,6 +103,24 @@ class Adapter(nn.Module):
         self._kept: dict[bool, tuple[list[Factors], list[Tensor], torch.dtype]] = {}
         self._unfired: set[int] | None = set(range(len(plan.placed)))
 
+    def __repr__(self) -> str:
+        # One line; the default would list every expansion.
+        plan, host, k, copies = self.plan, self.plan.stack.host, self.plan.stack.k, self.plan.stack.copies
+        count = sum(parameter.numel() for parameter in self.role_parameters.values())
+        parts = [
+            plan.stack.method,
+            f"{host.size.replace('_', ' ')} {getattr(host, host.size)}" if host and host.size else "",
+            f"k {','.join(map(str, k))}" if k else "",
+            f"{copies.copies} copies" if copies else "",
+            f"{len(plan.sites)} site{'s' * (len(plan.sites) != 1)}" if host else "",
+            f"{count:,} trainable parameters" if count else "",
+            f"{len(plan.trained)} trainable tensor{'s' * (len(plan.trained) != 1)} of the model"
+            if plan.trained
+            else "",
+            f"seed {plan.seed}",
+        ]
+        return f"Adapter({', '.join(filter(None, parts))})"
+
     def expand(self, dtype: torch.dtype = torch.float32) -> list[Factors]:
         """The factors of every place, in the order of `Plan.placed`, differentiable in `role_parameters`."""
         factors: list[list[Tensor]] = [[] for _ in self.plan.placed]

@@ -67,6 +67,10 @@ class AdapterFile:
     tensors: dict[str, Tensor]
     size: int
 
+    def __repr__(self) -> str:
+        base = self.base.name or "an unnamed model"
+        return f"AdapterFile({str(self.path)!r}, {self.header.method.method} for {base}, {self.size:,} bytes)"
+
     @property
     def base(self) -> Origin:
         """The base model's name and revision."""
@@ -155,6 +159,20 @@ def read(path: str | Path) -> AdapterFile:
 
     Raises:
         AdapterFileError: the file is missing, truncated, altered, foreign, or of a newer format.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import capaft
+        >>> from transformers import BertConfig, BertModel
+        >>> size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        >>> model = BertModel(BertConfig(vocab_size=100, **size))
+        >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
+        >>> path = Path(tempfile.mkdtemp()) / "adapter.safetensors"
+        >>> size = capaft.save(model, path)
+        >>> header = capaft.read(path).header
+        >>> header.method.method, header.seed, header.sites
+        ('lora+nola', 7, 4)
     """
     path = Path(path)
     try:
@@ -337,7 +355,7 @@ def _agree(file: AdapterFile, stored: str | None, sampled: str | None) -> bool:
         warnings.warn(
             f"{file.path}: this base model cannot be compared with the one it was trained on: weights are quantised "
             "or trained directly",
-            stacklevel=4,
+            stacklevel=5,
         )
         return True
     try:
