@@ -188,7 +188,7 @@ def attach_plan(model: nn.Module, plan: Plan, *, name: str = "default", dropout:
             module.add_module(_child_name(name, site), child)
             child.install(module, model.get_submodule(site.source) if site.source else None)
     if dropout and (silent := [site.path for site in plan.sites if not takes_dropout(plan, site)]):
-        warnings.warn(f"no dropout at {', '.join(silent[:3])}{' and others' if silent[3:] else ''}", stacklevel=3)
+        warnings.warn(f"no dropout at {', '.join(silent[:3])}{' and others' if silent[3:] else ''}", stacklevel=4)
     model.add_module(CHILD_PREFIX + name, adapter)
     if plan.placed:
         before = model.register_forward_pre_hook(adapter.before_forward)
