@@ -559,7 +559,7 @@ def test_full_beside_an_adapter_trains_the_base_alone() -> None:
         ("lora", {"head": ["classifier.wait"]}, "no parameter classifier.wait to train"),
         ("lora", {"rank": 33}, r"hidden width of 33 .* exceeds the layer encoder.layer.0.*, which has room for 32"),
         ("capaboost", {"rank": 16, "copies": 3}, "hidden width of 48"),
-        ("capaboost", {"rank": 1, "density": 0.01}, "--density 0.01 keeps none of the 32 numbers of down"),
+        ("capaboost", {"rank": 1, "density": 0.01}, "--density 0.01 keeps none of the 32 entries of down"),
     ],
 )
 def test_what_cannot_be_planned(method: str, options: dict[str, Any], message: str) -> None:

@@ -75,7 +75,9 @@ def test_a_budget_below_the_smallest_size(parameterisation: str, copies: str) ->
     smallest = counted(stack_of(parameterisation, copies, **size))
     fit_to_budget(BASE, stack, smallest, **TARGETS)
     for budget in (smallest - 1, 0, -5):
-        with pytest.raises(UsageError, match=f"--budget {budget} is below the {smallest} numbers that the smallest"):
+        with pytest.raises(
+            UsageError, match=f"--budget {budget} is below the {smallest} trainable parameters of the smallest"
+        ):
             fit_to_budget(BASE, stack, budget, **TARGETS)
 
 

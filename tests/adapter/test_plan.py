@@ -38,7 +38,7 @@ def test_modules_to_save_come_back_from_the_file(tmp_path) -> None:  # type: ign
     [
         ("nothing", "--modules-to-save nothing: the model has no module of that name with parameters"),
         ("re:(", r"--modules-to-save re:\( is not a regular expression"),
-        ("query", "is both adapted and trained as it is; leave it out of one of them"),
+        ("query", "is both adapted and trained directly; leave it out of one of them"),
     ],
 )
 def test_modules_that_cannot_be_saved(modules: str, message: str) -> None:

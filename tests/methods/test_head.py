@@ -702,11 +702,11 @@ class Quantised(nn.Module):
 @pytest.mark.parametrize(
     ("model", "method", "given", "message"),
     [
-        (tiny.bert, "lora", {"head_mode": "half"}, "--head must be one of full, nola, frozen, got half"),
-        (tiny.bert, "lora", {"head_k": 0, "head_mode": "nola"}, "--head-k must be a whole number of at least 1, got 0"),
-        (tiny.bert, "lora", {"head_k": 2.0}, "--head-k must be a whole number"),
-        (tiny.bert, "full", {"head_mode": "nola"}, "--head nola has no meaning for --method full"),
-        (tiny.bert, "head", {"head_mode": "frozen"}, "--head frozen leaves --method head nothing to train"),
+        (tiny.bert, "lora", {"head_mode": "half"}, "head_mode must be one of full, nola, frozen, got half"),
+        (tiny.bert, "lora", {"head_k": 0, "head_mode": "nola"}, "head_k must be a whole number of at least 1, got 0"),
+        (tiny.bert, "lora", {"head_k": 2.0}, "head_k must be a whole number"),
+        (tiny.bert, "full", {"head_mode": "nola"}, "head_mode nola has no meaning for method full"),
+        (tiny.bert, "head", {"head_mode": "frozen"}, "head_mode frozen leaves method head nothing to train"),
         (tiny.bert, "lora", {"head": ["classifier.wait"], "head_mode": "nola"}, "no parameter classifier.wait"),
         (
             tiny.bert,
@@ -718,7 +718,7 @@ class Quantised(nn.Module):
             Tied,
             "lora",
             {"head": ["one.weight"], "head_mode": "nola", "head_k": 4},
-            r"one\.weight and two\.weight are one tied weight; choose --head full, or load it untied",
+            r"one\.weight and two\.weight are one tied weight; choose head_mode full, or load it untied",
         ),
         (
             tiny.gpt2,
@@ -730,7 +730,7 @@ class Quantised(nn.Module):
             Quantised,
             "lora",
             {"head": ["one.weight"], "head_mode": "nola", "head_k": 4},
-            r"one\.weight is quantised and has no coefficients; choose --head frozen",
+            r"one\.weight is quantised and has no coefficients; choose head_mode frozen",
         ),
     ],
 )
