@@ -1,4 +1,4 @@
-"""What an adapter comes to, decided before anything is drawn."""
+"""Plans of adapters, made before anything is drawn."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_modules_that_cannot_be_saved(modules: str, message: str) -> None:
 def test_vectors_shorter_than_their_coefficients_are_trained_themselves() -> None:
     stack = parse_stack("houlsby+nola", bottleneck=4, k=16)
     adapter = capaft.attach(tiny.bert(), stack)
-    assert {role: tuple(numbers.shape) for role, numbers in adapter.role_parameters.items()} == {
+    assert {role: tuple(parameter.shape) for role, parameter in adapter.role_parameters.items()} == {
         "down": (4, 16),
         "up": (4, 16),
         "down_bias": (16,),
@@ -61,7 +61,7 @@ def test_vectors_shorter_than_their_coefficients_are_trained_themselves() -> Non
 
 def test_coefficients_of_the_whole_model() -> None:
     adapter = capaft.attach(tiny.bert(), "nola", targets="all-linear", rank=2, k=(9, 7), scope="model")
-    assert {role: tuple(numbers.shape) for role, numbers in adapter.role_parameters.items()} == {
+    assert {role: tuple(parameter.shape) for role, parameter in adapter.role_parameters.items()} == {
         "down": (1, 9),
         "up": (1, 7),
     }

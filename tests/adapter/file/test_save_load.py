@@ -1,4 +1,4 @@
-"""The adapter file keeps what was trained, and no file, however damaged or hostile, does harm or loads wrong."""
+"""The adapter file keeps what was trained, and no file, however damaged or hostile, does harm or loads wrongly."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ STACKS: dict[str, dict[str, Any]] = {
 
 
 def adapted(method: str = "nola", model: nn.Module | None = None, **options: Any) -> Any:
-    """A model with an adapter and a head, both of numbers as training might leave them."""
+    """A model with an adapter and a head, both with values as training might leave them."""
     model = bert() if model is None else model
     adapter = capaft.attach(model, method, **({"rank": 3, "k": 9, "head": HEAD} | options))
     scramble(adapter)
@@ -86,7 +86,7 @@ def _full_name(model: nn.Module, canonical: str) -> str:
     return canonical if canonical in names else f"bert.{canonical}"
 
 
-def numbers(model: nn.Module) -> dict[str, Tensor]:
+def trained_values(model: nn.Module) -> dict[str, Tensor]:
     (adapter,) = capaft.adapters(model).values()
     return {key: parameter.detach().clone() for key, parameter in adapter.trained(model).items()}
 
@@ -102,7 +102,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A small file that is in order, to be spoilt."""
+    """A small valid file, to be spoilt."""
     path = tmp_path_factory.mktemp("good") / "adapter.safetensors"
     save(adapted(), path, base=Origin("tiny"), task=TASK)
     return path.read_bytes()
@@ -127,9 +127,9 @@ def test_round_trip(stack: str, dtype: SaveDtype, path: Path) -> None:
     assert (adapter.plan.sites, adapter.plan.trained) == (plan.sites, plan.trained)
     stored = {
         key: decode_tensor(key, encode_tensor(key, n, dtype), tuple(n.shape), dtype)
-        for key, n in numbers(model).items()
+        for key, n in trained_values(model).items()
     }
-    assert equal(numbers(fresh), stored)
+    assert equal(trained_values(fresh), stored)
     restore_parameters(model, path)
     assert torch.equal(logits(fresh), logits(model))
     # What came back is saved as the same file.
@@ -202,7 +202,7 @@ def _nested(name: str) -> nn.Module:
 
 
 def _one_layer() -> nn.ModuleDict:
-    """A base model of one layer, with numbers that do not depend on a generator."""
+    """A base model of one layer, with weights that do not depend on a generator."""
     layer = nn.Linear(6, 4, bias=False)
     with torch.no_grad():
         layer.weight.copy_((torch.arange(24) / 16 - 0.7).view(4, 6))
@@ -212,17 +212,17 @@ def _one_layer() -> nn.ModuleDict:
 def test_restore_refuses_another_adapter(path: Path) -> None:
     save(adapted(seed=1), path)
     model = adapted()
-    before = numbers(model)
+    before = trained_values(model)
     with pytest.raises(AdapterFileError, match="not a file of the attached adapter"):
         restore_parameters(model, path)
-    assert equal(numbers(model), before)
+    assert equal(trained_values(model), before)
 
 
 # The same adapter is the same file
 
 
 def golden(method: str, **options: Any) -> nn.Module:
-    """An adapter on a model whose every number comes from a seeded stream, so that its file never changes."""
+    """An adapter on a model whose every value comes from a seeded stream, so that its file never changes."""
     widths = {"query": (32, 32), "key": (32, 32), "value": (32, 40), "classifier": (32, 3)}
     model = nn.ModuleDict({name: nn.Linear(*width) for name, width in widths.items()})
     with torch.no_grad():
@@ -380,7 +380,7 @@ def forged(data: bytes, change: Change) -> bytes:
 
 @contextlib.contextmanager
 def bounded(seconds: float = 5, room: int = 2**29) -> Iterator[None]:
-    """Fail if the body takes long, or more memory than it has any business with."""
+    """Fail if the body takes too long, or too much memory."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     statm = Path("/proc/self/statm")
     if statm.exists():
@@ -414,7 +414,7 @@ def test_a_file_made_by_hand_is_as_good(good: bytes, path: Path) -> None:
     path.write_bytes(forged(good, lambda header, tensors: None))
     model = bert()
     load(model, path)
-    assert equal(numbers(model), numbers(adapted()))
+    assert equal(trained_values(model), trained_values(adapted()))
 
 
 # Damaged files
@@ -544,15 +544,15 @@ def _put(*where: str, value: Any) -> Change:
     return change
 
 
-def _method(**numbers: Any) -> Change:
-    return lambda header, _: header["method"].update(numbers)
+def _method(**options: Any) -> Change:
+    return lambda header, _: header["method"].update(options)
 
 
-def _whole(method: str, **numbers: Any) -> Change:
+def _whole(method: str, **options: Any) -> Change:
     """Another stack, complete."""
     record = {"rank": 3, "alpha": 3.0, "rslora": False, "rank_pattern": []}
-    record |= {"mask_rescale": "none"} if "copies" in numbers else {}
-    return lambda header, _: header.update(method={"method": method, **record, **numbers})
+    record |= {"mask_rescale": "none"} if "copies" in options else {}
+    return lambda header, _: header.update(method={"method": method, **record, **options})
 
 
 def _tensor(name: str, dtype: str, shape: list[int], raw: bytes) -> Change:
@@ -605,8 +605,8 @@ HOSTILE: dict[str, Change] = {
     "method not canonical": _method(method="nola"),
     "method of another kind": _put("method", value={"method": "head"}),
     "method everything": _put("method", value={"method": "full"}),
-    "method without numbers": _put("method", value={"method": "lora+nola"}),
-    "numbers of another method": _method(copies=2, density=0.5, masks="random"),
+    "method without options": _put("method", value={"method": "lora+nola"}),
+    "options of another method": _method(copies=2, density=0.5, masks="random"),
     "copies of a billion": _whole("lora+capaboost", copies=10**9, density=0.5, masks="random"),
     "copies beyond the layer": _whole("lora+capaboost", copies=64, density=0.5, masks="random"),
     "density that keeps nothing": _whole("lora+capaboost", copies=2, density=5e-324, masks="random"),
@@ -652,7 +652,7 @@ HOSTILE: dict[str, Change] = {
     "digest of another type": _put("digest", "streams", value=0),
     "save dtype unknown": _put("save_dtype", value="float64"),
     "save dtype of other tensors": _put("save_dtype", value="int8"),
-    "half the numbers": _put("save_dtype", value="int4"),
+    "half the values": _put("save_dtype", value="int4"),
     "base samples that are no base64": _put("base", "weights", value="?é"),
     "base samples of odd length": _put("base", "weights", value="AAAA"),
     "no base samples": _put("base", "weights", value=""),
@@ -698,7 +698,7 @@ def test_hostile_files_are_refused(kind: str, good: bytes, path: Path) -> None:
 
 
 def test_a_basis_that_cannot_be_is_refused(good: bytes, path: Path) -> None:
-    """Numbers and streams are what the header says, but no such adapter can have been written."""
+    """Parameters and streams are what the header says, but no such adapter can have been written."""
     sites = [
         naive_reader.Site(f"encoder.layer.{layer}.attention.self.{name}", 32, 32)
         for layer in (0, 1)
@@ -848,7 +848,7 @@ def test_any_value_anywhere_is_refused_or_does_no_harm(
         # Only what nothing random depends on can have been another value, and targets that find the same sites.
         harmless = place[0] in ("base", "targets", "task") or place[-1] in ("alpha", "rank_pattern", "rslora")
         assert harmless or described.header.record() == unpack(good)[0]
-        assert equal(numbers(model), numbers(adapted()))
+        assert equal(trained_values(model), trained_values(adapted()))
 
 
 # Another model
@@ -884,7 +884,7 @@ def test_other_base_weights_are_refused_unless_allowed(good: bytes, path: Path) 
         load(model, path)
     assert capaft.adapters(model) == {}
     load(model, path, allow_base_mismatch=True)
-    assert equal(numbers(model), numbers(adapted()))
+    assert equal(trained_values(model), trained_values(adapted()))
 
 
 @pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16, torch.float16], ids=str)
