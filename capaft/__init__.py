@@ -74,7 +74,7 @@ def __getattr__(name: str) -> Any:
         from capaft.support.errors import in_python
 
         value = in_python(value)
-        # Pickle looks for it here, since the function in its own module is another one.
+        # Pickle must look it up here: in its own module the name is that of the undecorated function.
         value.__module__ = __name__
     globals()[name] = value
     return value

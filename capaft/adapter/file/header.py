@@ -144,23 +144,21 @@ class Header:
 
     @staticmethod
     def of(record: dict[str, Any]) -> Header:
-        """The header of a JSON record that holds its schema.
+        """The header from JSON values that match its schema.
 
         Raises:
             UsageError: its method or its targets are invalid.
         """
         head, task = record["head"], record["task"]
-        return Header(
-            **record
-            | {
-                "base": BaseRecord(**record["base"]),
-                "digest": Digests(**record["digest"]),
-                "head": head and HeadRecord(**head | {"parameters": _shapes(head["parameters"])}),
-                "method": parse_stack(**record["method"]),
-                "targets": Targets(**record["targets"]),
-                "task": task and TaskRecord(**task | {"labels": tuple(task["labels"])}),
-            }
-        )
+        typed = {
+            "base": BaseRecord(**record["base"]),
+            "digest": Digests(**record["digest"]),
+            "head": head and HeadRecord(head["k"], _shapes(head["parameters"]), head["weights"]),
+            "method": parse_stack(**record["method"]),
+            "targets": Targets(**record["targets"]),
+            "task": task and TaskRecord(**{**task, "labels": tuple(task["labels"])}),
+        }
+        return Header(**{**record, **typed})
 
     def record(self) -> dict[str, Any]:
         """The header as JSON values, keys sorted: exactly what the file holds."""
