@@ -12,7 +12,7 @@ from torch import nn
 
 from capaft.adapter.hooks import AttentionAdapter, SiteAdapter
 from capaft.adapter.module import Adapter, adapters
-from capaft.adapter.plan import Plan, make_plan
+from capaft.adapter.plan import Placement, Plan, make_plan
 from capaft.config.choices import HEAD_K, Activation, Basis, HeadMode, MaskRescale, Masks, Scope
 from capaft.methods.stack import Stack, parse_stack
 from capaft.model.layers import has_own_backward
@@ -127,22 +127,25 @@ def attach(
         "scaling": scaling,
         "prefix_length": prefix_length,
     }
-    plan = make_plan(
-        model,
-        _stack(method, {key: value for key, value in keywords.items() if value is not None}, method_options or {}),
+    stack = _stack(method, {key: value for key, value in keywords.items() if value is not None}, method_options or {})
+    placement = Placement(
         targets=_targets(targets, exclude, layers),
         seed=seed,
-        head=head,
+        head=tuple(head),
         head_mode=head_mode,
         head_k=head_k,
         modules_to_save=modules_to_save,
         rename=rename,
     )
-    return attach_plan(model, plan, name=name, dropout=dropout)
+    return attach_plan(model, make_plan(model, stack, placement), name=name, dropout=dropout)
 
 
 def _stack(method: str | Stack, keywords: Mapping[str, Any], method_options: Mapping[str, Any]) -> Stack:
-    """The stack of a name and its options, or the one that is ready."""
+    """Parse a method and its options, or return a `Stack` as it is.
+
+    Raises:
+        UsageError: an option is set twice, is set beside a `Stack`, or is invalid.
+    """
     if isinstance(method, str):
         if twice := sorted(keywords.keys() & method_options.keys()):
             raise UsageError(f"{twice[0]} is set twice, by its keyword and in method_options; drop one of them")

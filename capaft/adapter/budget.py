@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from capaft.adapter.plan import Plan, hidden_limit, make_plan
+from capaft.adapter.plan import DEFAULT_PLACEMENT, Placement, Plan, hidden_limit, make_plan
 from capaft.factors.rng import Streams
 from capaft.methods.head import Head
 from capaft.methods.stack import Stack, parse_stack
@@ -36,14 +36,14 @@ def count_trainable(plan: Plan) -> int:
     return total
 
 
-def fit_to_budget(model: nn.Module, stack: Stack, budget: int, **placing: Any) -> Stack:
+def fit_to_budget(model: nn.Module, stack: Stack, budget: int, placement: Placement = DEFAULT_PLACEMENT) -> Stack:
     """The stack with the largest k, or rank where factors are dense, that has at most `budget` trainable parameters.
 
     Args:
         model: the base model.
         stack: the stack whose size is chosen.
         budget: trainable parameters, not counting a head.
-        **placing: as for `make_plan`.
+        placement: where the adapter goes.
 
     Raises:
         UsageError: even the smallest size has more, or the method has one size only.
@@ -51,7 +51,7 @@ def fit_to_budget(model: nn.Module, stack: Stack, budget: int, **placing: Any) -
     if stack.host is None or not (stack.k or stack.host.size):
         raise UsageError(f"--budget has no meaning for --method {stack.method}, which has one size only; drop it")
     # Sites depend neither on the size nor on masks, and masks may keep nothing of the smallest factors.
-    plan = make_plan(model, _sized(replace(stack, copies=None), 1), **placing)
+    plan = make_plan(model, _sized(replace(stack, copies=None), 1), placement)
     sizes: Sequence[int] = (1,) if stack.k else range(1, _largest_size(replace(plan, stack=stack)) + 1)
     least = next((size for size in sizes if _masks_keep(replace(plan, stack=_sized(stack, size)))), sizes[-1])
 

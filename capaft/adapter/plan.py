@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from capaft.config.choices import HEAD_K
+from capaft.config.choices import HEAD_K, HeadMode
 from capaft.factors.expansion import parameter_bounds
 from capaft.factors.factor import Factor
 from capaft.factors.nola import Coefficients
@@ -95,25 +95,12 @@ class Plan:
         return totals
 
 
-def make_plan(
-    model: nn.Module,
-    stack: Stack,
-    *,
-    targets: str | Targets = "",
-    seed: int = 0,
-    head: Iterable[str] = (),
-    head_mode: str = "full",
-    head_k: int = HEAD_K,
-    trained: Iterable[str] = (),
-    modules_to_save: str = "",
-    rename: dict[str, str] | None = None,
-) -> Plan:
-    """Plan an adapter for a model without drawing or changing anything.
+@dataclass(frozen=True)
+class Placement:
+    """The choices of where an adapter goes and what is trained beside it; the stack says what it is.
 
-    Args:
-        model: the base model.
-        stack: the method stack.
-        targets: the layers to adapt; see `Targets`. Empty for the method's own choice.
+    Attributes:
+        targets: the layers to adapt; empty for the method's own choice.
         seed: the seed of every random number of the adapter, `0 <= seed < 2**64`.
         head: names of the base parameters that are the head (a new classifier).
         head_mode: `full` trains them directly. `nola` moves those of more than `head_k` entries along a seeded basis,
@@ -123,22 +110,41 @@ def make_plan(
         trained: names of further base parameters that are trained directly, whatever happens to the head.
         modules_to_save: modules whose parameters are all trained directly, as names or `re:<pattern>`.
         rename: `{old: new}` pieces of module paths; see `find_weight_sites`.
+    """
+
+    targets: Targets = field(default_factory=Targets)
+    seed: int = 0
+    head: Collection[str] = ()
+    head_mode: HeadMode = "full"
+    head_k: int = HEAD_K
+    trained: Collection[str] = ()
+    modules_to_save: str = ""
+    rename: dict[str, str] | None = None
+
+
+DEFAULT_PLACEMENT = Placement()
+
+
+def make_plan(model: nn.Module, stack: Stack, placement: Placement = DEFAULT_PLACEMENT) -> Plan:
+    """Plan an adapter for a model without drawing or changing anything.
 
     Raises:
-        UsageError: no site matches, the seed is out of range, a parameter of `head` does not exist or cannot have
+        UsageError: no site matches, the seed is out of range, a parameter of the head does not exist or cannot have
             coefficients, nothing is trained, or the hidden width exceeds a layer.
     """
+    seed, rename, targets = placement.seed, placement.rename, placement.targets
     if not 0 <= seed <= MAX_SEED:
         raise UsageError(f"--seed must be in [0, 2**64), got {seed}")
-    targets = targets if isinstance(targets, Targets) else Targets(targets)
     names = {canonical_name(model, name, rename): name for name in base_parameters(model)}
-    of_head, direct = ({canonical_name(model, name, rename) for name in part} for part in (head, trained))
+    of_head = {canonical_name(model, name, rename) for name in placement.head}
+    direct = {canonical_name(model, name, rename) for name in placement.trained}
     for name in sorted(of_head | direct):
         if name not in names:
             raise UsageError(f"the model has no parameter {name} to train; check the head's names")
-    if modules_to_save and stack.method != "full":
-        direct |= _parameters_of(set(names), modules_to_save)
-    moved_head, direct_head = _head(model, stack, {name: names[name] for name in of_head - direct}, head_mode, head_k)
+    if placement.modules_to_save and stack.method != "full":
+        direct |= _parameters_of(set(names), placement.modules_to_save)
+    head = {name: names[name] for name in of_head - direct}
+    moved_head, direct_head = _head(model, stack, head, placement)
     direct = set(names) if stack.method == "full" else direct | direct_head
     if stack.method == "head" and moved_head.parameters and not moved_head.k and not direct:
         raise UsageError("--head frozen leaves --method head nothing to train; change one of them")
@@ -159,16 +165,16 @@ def make_plan(
     return plan
 
 
-def _head(model: nn.Module, stack: Stack, names: dict[str, str], mode: str, k: int) -> tuple[Head, set[str]]:
+def _head(model: nn.Module, stack: Stack, names: dict[str, str], placement: Placement) -> tuple[Head, set[str]]:
     """The part of a head that has coefficients or stays frozen, and the names of the part that is trained directly.
 
     Args:
         model: the base model.
         stack: the method stack, for its basis.
         names: by canonical name, the parameters' names in the model.
-        mode: `head_mode` of `make_plan`.
-        k: `head_k` of `make_plan`.
+        placement: the mode and the coefficients.
     """
+    mode, k = placement.head_mode, placement.head_k
     check_whole("head-k", k)
     if mode not in HEAD_MODES:
         raise UsageError(f"--head must be one of {', '.join(HEAD_MODES)}, got {mode}")

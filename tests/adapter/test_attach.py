@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import capaft
 from capaft.adapter.attach import Adapter, get_adapter
-from capaft.adapter.plan import make_plan
+from capaft.adapter.plan import Placement, make_plan
 from capaft.methods.stack import parse_stack
 from capaft.model.targets import Targets
 from capaft.support.errors import UsageError
@@ -566,7 +566,7 @@ def test_what_cannot_be_planned(method: str, options: dict[str, Any], message: s
     placing = {key: options.pop(key) for key in ("seed", "head") if key in options}
     model = tiny.bert()
     with pytest.raises(UsageError, match=message):
-        make_plan(model, parse_stack(method, **options), **placing)
+        make_plan(model, parse_stack(method, **options), Placement(**placing))
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 

@@ -13,8 +13,9 @@ import tiny
 
 import capaft
 from capaft.adapter.budget import count_trainable, fit_to_budget
-from capaft.adapter.plan import make_plan
+from capaft.adapter.plan import Placement, make_plan
 from capaft.methods.stack import Stack, parse_stack
+from capaft.model.targets import Targets
 from capaft.support.errors import UsageError
 
 COPIES: dict[str, dict[str, Any]] = {
@@ -24,7 +25,7 @@ COPIES: dict[str, dict[str, Any]] = {
     "partition": {"copies": 2, "masks": "partition"},
 }
 BASE = tiny.bert()
-TARGETS = {"targets": "query,intermediate.dense", "seed": 3}
+PLACEMENT = Placement(Targets("query,intermediate.dense"), seed=3)
 
 
 def stack_of(parameterisation: str, copies: str, **options: Any) -> Stack:
@@ -33,7 +34,7 @@ def stack_of(parameterisation: str, copies: str, **options: Any) -> Stack:
 
 
 def counted(stack: Stack) -> int:
-    plan = make_plan(BASE, stack, **TARGETS)
+    plan = make_plan(BASE, stack, PLACEMENT)
     return sum(naive.count(plan, site, role) for site in plan.sites for role in naive.shapes(plan, site))
 
 
@@ -41,7 +42,7 @@ def counted(stack: Stack) -> int:
 @pytest.mark.parametrize("parameterisation", ["", "+nola"])
 def test_trained_numbers_are_those_of_the_adapter(parameterisation: str, copies: str) -> None:
     stack = stack_of(parameterisation, copies, rank=4, k=(16, 8))
-    adapter = capaft.attach(tiny.bert(), stack, **TARGETS)
+    adapter = capaft.attach(tiny.bert(), stack, targets=PLACEMENT.targets, seed=PLACEMENT.seed)
     trainable = sum(parameter.numel() for parameter in adapter.role_parameters.values())
     assert count_trainable(adapter.plan) == trainable == counted(stack)
 
@@ -52,7 +53,7 @@ def test_the_rank_is_the_largest_within_the_budget(copies: str) -> None:
     ranks = range(1, 32 // COPIES[copies].get("copies", 1) + 1)
     counts = [counted(stack_of("", copies, rank=rank)) for rank in ranks]
     for budget in (*counts, *(count - 1 for count in counts[1:]), 10**9):
-        fitted = fit_to_budget(BASE, stack, budget, **TARGETS)
+        fitted = fit_to_budget(BASE, stack, budget, PLACEMENT)
         assert fitted.host.rank == max(rank for rank, count in zip(ranks, counts, strict=True) if count <= budget)
         assert fitted.host.alpha / fitted.host.rank == stack.host.alpha / stack.host.rank
         assert fitted.copies == stack.copies
@@ -61,8 +62,8 @@ def test_the_rank_is_the_largest_within_the_budget(copies: str) -> None:
 @pytest.mark.parametrize(("copies", "budget"), list(product(COPIES, (8, 9, 100, 1023))))
 def test_k_is_the_largest_within_the_budget(copies: str, budget: int) -> None:
     stack = stack_of("+nola", copies, rank=4, k=(64, 32))
-    fitted = fit_to_budget(BASE, stack, budget, **TARGETS)
-    sites = make_plan(BASE, stack, **TARGETS).sites
+    fitted = fit_to_budget(BASE, stack, budget, PLACEMENT)
+    sites = make_plan(BASE, stack, PLACEMENT).sites
     assert fitted.k == (budget // (2 * len(sites)),) * 2
     assert counted(fitted) <= budget < counted(fitted) + 2 * len(sites)
     assert fitted.host == stack.host
@@ -73,12 +74,12 @@ def test_a_budget_below_the_smallest_size(parameterisation: str, copies: str) ->
     stack = stack_of(parameterisation, copies)
     size = {"k": 1} if parameterisation else {"rank": 1}
     smallest = counted(stack_of(parameterisation, copies, **size))
-    fit_to_budget(BASE, stack, smallest, **TARGETS)
+    fit_to_budget(BASE, stack, smallest, PLACEMENT)
     for budget in (smallest - 1, 0, -5):
         with pytest.raises(
             UsageError, match=f"--budget {budget} is below the {smallest} trainable parameters of the smallest"
         ):
-            fit_to_budget(BASE, stack, budget, **TARGETS)
+            fit_to_budget(BASE, stack, budget, PLACEMENT)
 
 
 @pytest.mark.parametrize("method", ["head", "full"])

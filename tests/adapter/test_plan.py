@@ -7,7 +7,7 @@ import tiny
 import torch
 
 import capaft
-from capaft.adapter.plan import make_plan
+from capaft.adapter.plan import Placement, make_plan
 from capaft.methods.stack import parse_stack
 from capaft.support.errors import UsageError
 
@@ -17,7 +17,7 @@ def test_modules_to_save_are_trained_as_they_are() -> None:
     adapter = capaft.attach(model, "nola", rank=2, k=4, modules_to_save="pooler")
     assert adapter.plan.trained == ("pooler.dense.bias", "pooler.dense.weight")
     assert model.bert.pooler.dense.weight.requires_grad
-    pattern = make_plan(tiny.bert(), parse_stack("lora"), modules_to_save=r"re:embeddings\.LayerNorm$")
+    pattern = make_plan(tiny.bert(), parse_stack("lora"), Placement(modules_to_save=r"re:embeddings\.LayerNorm$"))
     assert pattern.trained == ("embeddings.LayerNorm.bias", "embeddings.LayerNorm.weight")
 
 
@@ -43,7 +43,7 @@ def test_modules_to_save_come_back_from_the_file(tmp_path) -> None:  # type: ign
 )
 def test_modules_that_cannot_be_saved(modules: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        make_plan(tiny.bert(), parse_stack("lora"), modules_to_save=modules)
+        make_plan(tiny.bert(), parse_stack("lora"), Placement(modules_to_save=modules))
 
 
 def test_vectors_shorter_than_their_coefficients_are_trained_themselves() -> None:

@@ -30,10 +30,11 @@ from torch import Tensor, nn
 import capaft
 from capaft.adapter.attach import Adapter, attach_plan
 from capaft.adapter.budget import count_trainable
-from capaft.adapter.plan import Plan, make_plan
+from capaft.adapter.plan import Placement, Plan, make_plan
 from capaft.factors.basis import BASES
 from capaft.methods.registry import HOSTS
 from capaft.methods.stack import parse_stack
+from capaft.model.targets import Targets
 from capaft.support.errors import UsageError
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -162,7 +163,9 @@ class Cell:
 
     def plan(self, seed: int = 5) -> Plan:
         return make_plan(
-            unchanged(self.layout), parse_stack(self.method, **self.options), targets=self.targets, seed=seed
+            unchanged(self.layout),
+            parse_stack(self.method, **self.options),
+            Placement(Targets(self.targets), seed),
         )
 
     def attach(self, model: nn.Module, **options: Any) -> Adapter:

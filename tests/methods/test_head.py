@@ -29,7 +29,7 @@ from capaft.adapter.attach import Adapter, get_adapter
 from capaft.adapter.budget import count_trainable, fit_to_budget
 from capaft.adapter.file.encoding import SAVE_DTYPES
 from capaft.adapter.file.save_load import read, restore_parameters
-from capaft.adapter.plan import Plan, make_plan
+from capaft.adapter.plan import Placement, Plan, make_plan
 from capaft.commands.info import describe_file
 from capaft.methods.stack import parse_stack
 from capaft.model.load import initialise_head
@@ -436,9 +436,9 @@ def numbers_of_head(model: nn.Module, decided: Plan) -> int:
 @everywhere
 def test_the_adapters_numbers_and_the_heads_are_counted_apart(kind: str, method: str) -> None:
     model, stack = base(kind), parse_stack(method, **STACKS[method])
-    without = make_plan(model, stack, seed=SEED)
+    without = make_plan(model, stack, Placement(seed=SEED))
     placing = {key: value for key, value in options(kind, method).items() if key not in STACKS[method]}
-    decided = make_plan(model, stack, **placing)
+    decided = make_plan(model, stack, Placement(**placing))
     adapter = capaft.attach(model, stack, **placing)
     assert count_trainable(decided) == count_trainable(without)
     assert decided.bounds() == without.bounds() | {"head": (len(MOVED[kind]) * K[kind],) * 2}
@@ -449,26 +449,27 @@ def test_the_adapters_numbers_and_the_heads_are_counted_apart(kind: str, method:
 
 def test_a_budget_is_the_adapters_alone() -> None:
     model, stack = base("roberta"), parse_stack("nola", k=9)
-    placing = {"head": names_of_head(model), "head_mode": "nola", "head_k": 16, "seed": SEED}
+    placement = Placement(head=names_of_head(model), head_mode="nola", head_k=16, seed=SEED)
     for budget in (8, 100, 1000):
-        assert fit_to_budget(model, stack, budget, **placing) == fit_to_budget(model, stack, budget, seed=SEED)
+        alone = fit_to_budget(model, stack, budget, Placement(seed=SEED))
+        assert fit_to_budget(model, stack, budget, placement) == alone
 
 
 def test_small_heads_and_whole_ones_are_trained_as_they_are() -> None:
     model = base("bert")
     names = names_of_head(model)
-    assert make_plan(model, parse_stack("lora"), head=names, head_mode="nola", head_k=96) == make_plan(
-        model, parse_stack("lora"), head=names
-    )
-    assert make_plan(model, parse_stack("lora"), head=names, head_mode="nola", head_k=95).trained == (
-        "classifier.bias",
-    )
+    whole, small = (Placement(head=names, head_mode="nola", head_k=k) for k in (96, 95))
+    assert make_plan(model, parse_stack("lora"), whole) == make_plan(model, parse_stack("lora"), Placement(head=names))
+    assert make_plan(model, parse_stack("lora"), small).trained == ("classifier.bias",)
     saved = make_plan(
-        model, parse_stack("lora"), head=names, head_mode="nola", head_k=4, modules_to_save="pooler,classifier"
+        model,
+        parse_stack("lora"),
+        Placement(head=names, head_mode="nola", head_k=4, modules_to_save="pooler,classifier"),
     )
     assert saved.trained == ("classifier.bias", "classifier.weight", "pooler.dense.bias", "pooler.dense.weight")
     assert saved.head.parameters == ()
-    frozen = make_plan(model, parse_stack("head"), head=names, head_mode="frozen", modules_to_save="pooler")
+    placement = Placement(head=names, head_mode="frozen", modules_to_save="pooler")
+    frozen = make_plan(model, parse_stack("head"), placement)
     assert frozen.trained == ("pooler.dense.bias", "pooler.dense.weight")
 
 
@@ -742,7 +743,7 @@ def test_what_cannot_be_planned(model: Callable[[], nn.Module], method: str, giv
     assert not capaft.adapters(made)
     frozen = given | {"head_mode": "frozen"}
     if model in (Tied, Quantised):
-        assert make_plan(made, parse_stack(method), **frozen).head.moved == ()
+        assert make_plan(made, parse_stack(method), Placement(**frozen)).head.moved == ()
 
 
 def test_a_weight_tied_later_cannot_be_merged() -> None:

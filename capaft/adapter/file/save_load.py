@@ -8,7 +8,7 @@ the header's schema, sizes and digests before it draws or allocates anything tha
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from capaft.adapter.file.header import (
     wrong_options,
 )
 from capaft.adapter.module import Adapter
-from capaft.adapter.plan import Plan, make_plan
+from capaft.adapter.plan import Placement, Plan, make_plan
 from capaft.config.choices import SaveDtype
 from capaft.factors import rng
 from capaft.model.origin import Origin
@@ -285,11 +285,7 @@ def _plan(model: nn.Module, file: AdapterFile, rename: dict[str, str] | None) ->
     """
     header = file.header
     try:
-        trained = [key.removeprefix(HEAD) for key in _parameters(file) if key.startswith(HEAD)]
-        head = _head_options(header.head)
-        plan = make_plan(
-            model, header.method, targets=header.targets, seed=header.seed, trained=trained, rename=rename, **head
-        )
+        plan = make_plan(model, header.method, _placement(file, rename))
     except (UsageError, ValueError) as error:
         raise AdapterFileError(
             f"{file.path} does not fit {type(model).__name__}: {error}; pass the --model it was trained on"
@@ -308,12 +304,19 @@ def _plan(model: nn.Module, file: AdapterFile, rename: dict[str, str] | None) ->
     return plan
 
 
-def _head_options(head: HeadRecord | None) -> dict[str, Any]:
-    """The options of `make_plan` for a head as a header records it."""
-    if head is None:
-        return {}
-    mode = {"head_mode": "nola", "head_k": head.k} if head.k else {"head_mode": "frozen"}
-    return {"head": list(head.parameters), **mode}
+def _placement(file: AdapterFile, rename: dict[str, str] | None) -> Placement:
+    header = file.header
+    placement = Placement(
+        targets=header.targets,
+        seed=header.seed,
+        trained=[key.removeprefix(HEAD) for key in _parameters(file) if key.startswith(HEAD)],
+        rename=rename,
+    )
+    if header.head is None:
+        return placement
+    if header.head.k == 0:
+        return replace(placement, head=header.head.parameters, head_mode="frozen")
+    return replace(placement, head=header.head.parameters, head_mode="nola", head_k=header.head.k)
 
 
 def _check_sizes(file: AdapterFile, plan: Plan) -> None:

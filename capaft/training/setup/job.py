@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from capaft.adapter.attach import check_dropout
 from capaft.adapter.budget import count_trainable, fit_to_budget
 from capaft.adapter.file.header import TaskRecord
-from capaft.adapter.plan import Plan, make_plan
+from capaft.adapter.plan import Placement, Plan, make_plan
 from capaft.config.choices import DEMO_K, DEMO_TARGET_MODULES
 from capaft.config.settings import parse_value as parse_setting
 from capaft.config.train_config import TASK_OPTIONS, TrainConfig
@@ -151,11 +151,17 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
         config.exclude_modules or "",
         config.layers or "",
     )
-    placing: dict[str, Any] = {"targets": targets, "seed": config.seed, "head": base.head}
-    placing |= {"modules_to_save": config.modules_to_save or "", "head_mode": config.head, "head_k": config.head_k}
+    placement = Placement(
+        targets=targets,
+        seed=config.seed,
+        head=base.head,
+        head_mode=config.head,
+        head_k=config.head_k,
+        modules_to_save=config.modules_to_save or "",
+    )
     if config.budget is not None:
-        stack = fit_to_budget(base.model, stack, config.budget, **placing)
-    decided = make_plan(base.model, stack, **placing)
+        stack = fit_to_budget(base.model, stack, config.budget, placement)
+    decided = make_plan(base.model, stack, placement)
     own = base.named_parameters()
     for name in decided.trained:
         # A step is often smaller than what bfloat16 or float16 can tell apart.

@@ -11,7 +11,6 @@ from capaft.adapter.plan import make_plan
 from capaft.methods.registry import HOSTS
 from capaft.methods.stack import parse_stack, stacks_of
 from capaft.model.demo import demo_model
-from capaft.model.targets import Targets
 from capaft.training.setup.recipe import choose_recipe
 
 
@@ -38,7 +37,7 @@ def test_each_rate_was_found_with_as_many_numbers_as_the_defaults_train(method: 
     from transformers import AutoModel
 
     stack = parse_stack(method)
-    numbers = count_trainable(make_plan(AutoModel.from_pretrained(demo_model()), stack, targets=Targets("")))
+    numbers = count_trainable(make_plan(AutoModel.from_pretrained(demo_model()), stack))
     assert stack.host is not None
     assert choose_recipe(stack, numbers).lr == (1e-2 if stack.k else stack.host.learning_rate)
     assert choose_recipe(stack, 2 * numbers).lr < choose_recipe(stack, numbers).lr
