@@ -161,7 +161,7 @@ def _check_capaft(pair: Pair, ready: Runnable, method: str, options: dict[str, A
     _same("attaching changes the logits", _logits(model, inputs), frozen)
 
     trained = {id(parameter) for parameter in adapter.trained(model).values()}
-    _train(model, ready, trained, {id(parameter) for parameter in adapter.numbers.values()})
+    _train(model, ready, trained, {id(parameter) for parameter in adapter.role_parameters.values()})
     adapted = _logits(model, inputs)
     if torch.equal(adapted, frozen):
         raise CheckError("training changes nothing")

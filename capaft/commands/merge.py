@@ -99,7 +99,7 @@ def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False) -> in
 
 
 def _card(saved: SavedRun) -> str:
-    method = saved.file.header["method"]["method"]
+    method = saved.file.header.method.method
     base = saved.file.base.name or "an unnamed base model"
     return f"""---
 library_name: transformers

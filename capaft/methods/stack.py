@@ -30,7 +30,7 @@ from capaft.factors.factor import Factor
 from capaft.factors.nola import Coefficients
 from capaft.methods.host import Host
 from capaft.methods.registry import HOSTS
-from capaft.support.errors import UsageError
+from capaft.support.errors import UsageError, in_python
 
 HOSTLESS = {"head": "a trained head on the frozen base", "full": "every weight of the model"}
 PARAMETERISATION = "nola"
@@ -61,6 +61,22 @@ class Stack:
     basis: BasisName = BASIS
     scope: Scope = SCOPE
     copies: Copies | None = None
+
+    @staticmethod
+    @in_python
+    def parse(method: str, **options: Any) -> Stack:
+        """Build a stack from its name and options; see `capaft.attach` for both.
+
+        Raises:
+            UsageError: there is no such method, composition or option, or a value is out of range.
+
+        Example:
+            >>> import capaft
+            >>> stack = capaft.Stack.parse("nola", k=64, rank=4)
+            >>> stack.method, stack.k
+            ('lora+nola', (64, 64))
+        """
+        return parse_stack(method, **options)
 
     def coefficients(self, factor: Factor) -> Coefficients | None:
         """NOLA's options for one factor, or None if the factor itself is trained.

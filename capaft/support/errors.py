@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+import functools
+import re
+from collections.abc import Callable, Collection
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_FLAG = re.compile(r"(?<![^\s(])--([a-z]+(?:-[a-z]+)*)(?![\w-])")
+_KEYWORDS = {
+    "allow-base-mismatch": "allow_base_mismatch=True",
+    "exclude-modules": "exclude",
+    "head": "head_mode",
+    "save-dtype": "dtype",
+    "target-modules": "targets",
+}
+"""Keywords of the functions in Python, where they differ from the flags of the command line."""
 
 
 class CapaftError(Exception):
@@ -58,3 +74,26 @@ def one_line(error: BaseException) -> str:
     """A foreign library's message, on one line of at most 200 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+def in_python(function: Callable[P, R]) -> Callable[P, R]:
+    """Have the errors of a function that people call in Python name its keywords instead of flags.
+
+    Messages are written for the command line, so this is the one place that respells them.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except CapaftError as error:
+            error.args = (with_keywords(str(error)),)
+            raise
+
+    return call
+
+
+def with_keywords(message: str) -> str:
+    """A message that names the keywords of Python instead of the flags of the command line."""
+    message = message.replace("--rename old=new", 'rename={"old": "new"}')
+    return _FLAG.sub(lambda flag: _KEYWORDS.get(flag[1], flag[1].replace("-", "_")), message)

@@ -37,8 +37,8 @@ def parameter_groups(
     matrices = {role for role, groups in plan.groups().items() if any(len(f.shape) > 1 for f, _ in groups)}
     by_rate: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in adapter.trained(model).items():
-        is_coefficient = name in adapter.numbers and (plan.stack.k is not None or name == HEAD_ROLE)
-        is_vector = name not in matrices if name in adapter.numbers else parameter.ndim < 2
+        is_coefficient = name in adapter.role_parameters and (plan.stack.k is not None or name == HEAD_ROLE)
+        is_vector = name not in matrices if name in adapter.role_parameters else parameter.ndim < 2
         decay = 0.0 if is_coefficient or is_vector else settings.weight_decay
         faster = settings.lora_plus_ratio if name == "up" else 1.0
         rate = rates.head_lr if name in head else rates.lr * faster

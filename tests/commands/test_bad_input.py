@@ -71,7 +71,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("--layers", "0-99"), "--layers 0-99: the model has no block 6; the last one is 5"),
         (("--layers", "one"), "--layers one is not a list of block numbers"),
         (("--modules-to-save", "nothing"), "the model has no module of that name"),
-        (("--modules-to-save", "query"), "is both adapted and trained as it is"),
+        (("--modules-to-save", "query"), "is both adapted and trained directly"),
         (("--method-option", "gain=4"), "nola has no option gain"),
     ],
 )

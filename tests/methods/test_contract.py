@@ -30,10 +30,11 @@ from torch import Tensor, nn
 import capaft
 from capaft.adapter.attach import Adapter, attach_plan
 from capaft.adapter.budget import count_trainable
-from capaft.adapter.plan import Plan, make_plan
+from capaft.adapter.plan import Placement, Plan, make_plan
 from capaft.factors.basis import BASES
 from capaft.methods.registry import HOSTS
 from capaft.methods.stack import parse_stack
+from capaft.model.targets import Targets
 from capaft.support.errors import UsageError
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -162,7 +163,9 @@ class Cell:
 
     def plan(self, seed: int = 5) -> Plan:
         return make_plan(
-            unchanged(self.layout), parse_stack(self.method, **self.options), targets=self.targets, seed=seed
+            unchanged(self.layout),
+            parse_stack(self.method, **self.options),
+            Placement(Targets(self.targets), seed),
         )
 
     def attach(self, model: nn.Module, **options: Any) -> Adapter:
@@ -221,7 +224,7 @@ def state(model: Any) -> dict[str, Any]:
 
 
 def parameters(adapter: Adapter) -> list[Tensor]:
-    return [p.detach().cpu().clone() for p in adapter.numbers.values()]
+    return [p.detach().cpu().clone() for p in adapter.role_parameters.values()]
 
 
 def factors(adapter: Adapter) -> list[Tensor]:
@@ -266,7 +269,7 @@ def test_identity_at_initialisation_training_and_detaching(cell: Cell) -> None:
     cell.train(model, 2)
     # Only the adapter is trained, and all of it.
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in base.values())
-    for role, parameter in adapter.numbers.items():
+    for role, parameter in adapter.role_parameters.items():
         assert parameter.dtype == torch.float32
         assert parameter.grad is not None, role
         assert parameter.grad.isfinite().all(), role
@@ -281,7 +284,7 @@ def test_identity_at_initialisation_training_and_detaching(cell: Cell) -> None:
 def test_forward_and_gradients_equal_a_naive_loop_over_copies(cell: Cell) -> None:
     model, adapter = cell.adapted()
     logits = cell.logits(model)
-    exact = {role: p.detach().cpu().double().requires_grad_() for role, p in adapter.numbers.items()}
+    exact = {role: p.detach().cpu().double().requires_grad_() for role, p in adapter.role_parameters.items()}
     expected = cell.logits(naive.adapted(cell.base(), adapter, parameters=exact))
     assert distance(logits, expected) < cell.tolerance
     if cell.dtype == torch.float32:
@@ -290,7 +293,7 @@ def test_forward_and_gradients_equal_a_naive_loop_over_copies(cell: Cell) -> Non
         weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
         (logits * weights.to(cell.device)).sum().backward()
         (expected * weights).sum().backward()
-        for role, parameter in adapter.numbers.items():
+        for role, parameter in adapter.role_parameters.items():
             assert distance(parameter.grad, exact[role].grad) < 1e-4, role
 
 
@@ -399,7 +402,7 @@ def test_the_number_of_parameters_is_the_closed_form(cell: Cell) -> None:
     plan = cell.plan()
     total = naive.total(plan)
     assert count_trainable(plan) == total
-    assert sum(p.numel() for p in Adapter(plan).numbers.values()) == total
+    assert sum(p.numel() for p in Adapter(plan).role_parameters.values()) == total
     low, high = (sum(bound[i] for bound in plan.bounds().values()) for i in (0, 1))
     assert low <= total <= high
 

@@ -74,20 +74,20 @@ import capaft
 from capaft.methods import HOSTS
 
 assert HOSTS["loha"].__module__ == "my_package"
-options = {"rank": 2, "gain": 1.5, "k": (24, 16), "targets": "query,value,intermediate.dense", "seed": 3}
+options = {"rank": 2, "k": (24, 16), "targets": "query,value,intermediate.dense", "seed": 3}
 for method in sys.argv[1:]:
     model = tiny.bert()
     before = tiny.logits(model)
-    adapter = capaft.attach(model, method, **options)
+    adapter = capaft.attach(model, method, method_options={"gain": 1.5}, **options)
     assert torch.equal(tiny.logits(model), before), "the model changes at the start"
 
     base = {name: p.detach().clone() for name, p in model.named_parameters() if "capaft_" not in name}
-    initial = {role: p.detach().clone() for role, p in adapter.numbers.items()}
+    initial = {role: p.detach().clone() for role, p in adapter.role_parameters.items()}
     assert set(initial) == {"down", "up", "down2", "up2"}
     tiny.train(model, steps=2)
     assert all(torch.equal(p, base[name]) for name, p in model.named_parameters() if name in base)
-    assert not any(torch.equal(p, initial[role]) for role, p in adapter.numbers.items())
-    for p in tiny.scramble(adapter).numbers.values():
+    assert not any(torch.equal(p, initial[role]) for role, p in adapter.role_parameters.items())
+    for p in tiny.scramble(adapter).role_parameters.values():
         p.data *= 3  # A product of four small entries is very small.
     after = tiny.logits(model)
     assert not torch.allclose(after, before, atol=1e-3)

@@ -29,7 +29,7 @@ from capaft.adapter.attach import Adapter, get_adapter
 from capaft.adapter.budget import count_trainable, fit_to_budget
 from capaft.adapter.file.encoding import SAVE_DTYPES
 from capaft.adapter.file.save_load import read, restore_parameters
-from capaft.adapter.plan import Plan, make_plan
+from capaft.adapter.plan import Placement, Plan, make_plan
 from capaft.commands.info import describe_file
 from capaft.methods.stack import parse_stack
 from capaft.model.load import initialise_head
@@ -128,7 +128,7 @@ def adapted(kind: str = "roberta", method: str = "nola", **further: Any) -> tupl
 def moves(adapter: Adapter, coefficients: Tensor | None = None) -> dict[str, Tensor]:
     """`G c` of every parameter of the head that has coefficients, by its name, float64, the slow way."""
     head, changes = adapter.plan.head, {}
-    rows = adapter.numbers["head"].detach().double() if coefficients is None else coefficients
+    rows = adapter.role_parameters["head"].detach().double() if coefficients is None else coefficients
     names = sorted(f"{site.path}.{site.parameter}" for site in head.parameters)
     for name, row in zip(names, rows, strict=True):
         path, _, leaf = name.rpartition(".")
@@ -181,8 +181,8 @@ def test_a_head_is_what_it_was_and_what_its_coefficients_make_of_the_seed(kind: 
     model, adapter = adapted(kind, k=9, basis=basis, head_k=k)
     assert [f"{site.path}.{site.parameter}" for site in adapter.plan.head.parameters] == MOVED[kind]
     assert adapter.plan.trained == tuple(sorted(set(names_of_head(model)) - set(MOVED[kind])))
-    assert adapter.numbers["head"].shape == (len(MOVED[kind]), k)
-    assert adapter.numbers["head"].dtype == torch.float32
+    assert adapter.role_parameters["head"].shape == (len(MOVED[kind]), k)
+    assert adapter.role_parameters["head"].dtype == torch.float32
     before, change, after = base(kind), moves(adapter), heads(model)
     for name in MOVED[kind]:
         expected = stored(before, name).double() + change[name].view(stored(before, name).shape)
@@ -201,9 +201,9 @@ def test_forward_and_gradients_are_those_of_the_changed_head(kind: str, method: 
 
     other = base(kind).double()
     twin = capaft.attach(other, method, seed=SEED, **STACKS[method])
-    rows = adapter.numbers["head"].detach().double().requires_grad_()
-    for role, parameter in twin.numbers.items():
-        parameter.data.copy_(adapter.numbers[role])
+    rows = adapter.role_parameters["head"].detach().double().requires_grad_()
+    for role, parameter in twin.role_parameters.items():
+        parameter.data.copy_(adapter.role_parameters[role])
     changed = {
         name: stored(other, name) + move.view(stored(other, name).shape) for name, move in moves(adapter, rows).items()
     }
@@ -215,11 +215,11 @@ def test_forward_and_gradients_are_those_of_the_changed_head(kind: str, method: 
     expected = tiny.logits(other)
     (expected * weights).sum().backward()
     assert distance(logits, expected) < 1e-5
-    assert distance(adapter.numbers["head"].grad, rows.grad) < 1e-4
+    assert distance(adapter.role_parameters["head"].grad, rows.grad) < 1e-4
     for name in adapter.plan.trained:
         assert distance(stored(model, name).grad, changed[name].grad) < 1e-4
-    for role, parameter in twin.numbers.items():
-        assert distance(adapter.numbers[role].grad, parameter.grad) < 1e-3, role
+    for role, parameter in twin.role_parameters.items():
+        assert distance(adapter.role_parameters[role].grad, parameter.grad) < 1e-3, role
 
 
 @everywhere
@@ -236,7 +236,7 @@ def test_identity_at_first_then_every_number_learns_and_detaching_restores(kind:
     for name, parameter in trained.items():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-    assert (adapter.numbers["head"].grad != 0).all()
+    assert (adapter.role_parameters["head"].grad != 0).all()
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad or parameter.grad is None, name
     assert not torch.equal(tiny.logits(model), logits)
@@ -374,7 +374,7 @@ def test_another_start_of_the_head_is_noticed(mode: str, tmp_path: Path) -> None
     other = base("roberta")
     initialise_head(other, names_of_head(other), SEED + 1)
     before = state(other)
-    with pytest.raises(AdapterFileError, match=r"other values of the head than this model's.*initialise with seed 5"):
+    with pytest.raises(AdapterFileError, match=r"other values of the head than this model's.*drawn from seed 5"):
         capaft.load(other, tmp_path / "adapter")
     assert state(other) == before
     capaft.load(other, tmp_path / "adapter", allow_base_mismatch=True)
@@ -411,12 +411,12 @@ def test_a_file_says_what_it_holds_of_the_head(tmp_path: Path) -> None:
     model, _ = adapted("roberta", "lora")
     capaft.save(model, tmp_path / "adapter")
     file = read(tmp_path / "adapter")
-    assert file.header["head"]["parameters"] == {
-        "classifier.dense.bias": [32, 1],
-        "classifier.dense.weight": [32, 32],
-        "classifier.out_proj.weight": [3, 32],
+    assert file.header.head.parameters == {
+        "classifier.dense.bias": (32, 1),
+        "classifier.dense.weight": (32, 32),
+        "classifier.out_proj.weight": (3, 32),
     }
-    assert file.header["head"]["k"] == 16
+    assert file.header.head.k == 16
     assert f"head      16 coefficients each for {', '.join(MOVED['roberta'])}" in describe_file(file)
     model, _ = adapted("gpt2", "lora", head_mode="frozen")
     capaft.save(model, tmp_path / "adapter")
@@ -434,39 +434,40 @@ def count_head(model: nn.Module, plan: Plan) -> int:
 @everywhere
 def test_the_adapters_numbers_and_the_heads_are_counted_apart(kind: str, method: str) -> None:
     model, stack = base(kind), parse_stack(method, **STACKS[method])
-    without = make_plan(model, stack, seed=SEED)
+    without = make_plan(model, stack, Placement(seed=SEED))
     placing = {key: value for key, value in options(kind, method).items() if key not in STACKS[method]}
-    plan = make_plan(model, stack, **placing)
+    plan = make_plan(model, stack, Placement(**placing))
     adapter = capaft.attach(model, stack, **placing)
     assert count_trainable(plan) == count_trainable(without)
     assert plan.bounds() == without.bounds() | {"head": (len(MOVED[kind]) * K[kind],) * 2}
     trained = sum(parameter.numel() for parameter in adapter.trained(model).values())
     assert trained == count_trainable(plan) + count_head(model, plan)
-    assert plan.head.count == adapter.numbers["head"].numel()
+    assert plan.head.count == adapter.role_parameters["head"].numel()
 
 
 def test_a_budget_is_the_adapters_alone() -> None:
     model, stack = base("roberta"), parse_stack("nola", k=9)
-    placing = {"head": names_of_head(model), "head_mode": "nola", "head_k": 16, "seed": SEED}
+    placement = Placement(head=names_of_head(model), head_mode="nola", head_k=16, seed=SEED)
     for budget in (8, 100, 1000):
-        assert fit_to_budget(model, stack, budget, **placing) == fit_to_budget(model, stack, budget, seed=SEED)
+        alone = fit_to_budget(model, stack, budget, Placement(seed=SEED))
+        assert fit_to_budget(model, stack, budget, placement) == alone
 
 
 def test_small_heads_and_whole_ones_are_trained_as_they_are() -> None:
     model = base("bert")
     names = names_of_head(model)
-    assert make_plan(model, parse_stack("lora"), head=names, head_mode="nola", head_k=96) == make_plan(
-        model, parse_stack("lora"), head=names
-    )
-    assert make_plan(model, parse_stack("lora"), head=names, head_mode="nola", head_k=95).trained == (
-        "classifier.bias",
-    )
+    whole, small = (Placement(head=names, head_mode="nola", head_k=k) for k in (96, 95))
+    assert make_plan(model, parse_stack("lora"), whole) == make_plan(model, parse_stack("lora"), Placement(head=names))
+    assert make_plan(model, parse_stack("lora"), small).trained == ("classifier.bias",)
     saved = make_plan(
-        model, parse_stack("lora"), head=names, head_mode="nola", head_k=4, modules_to_save="pooler,classifier"
+        model,
+        parse_stack("lora"),
+        Placement(head=names, head_mode="nola", head_k=4, modules_to_save="pooler,classifier"),
     )
     assert saved.trained == ("classifier.bias", "classifier.weight", "pooler.dense.bias", "pooler.dense.weight")
     assert saved.head.parameters == ()
-    frozen = make_plan(model, parse_stack("head"), head=names, head_mode="frozen", modules_to_save="pooler")
+    placement = Placement(head=names, head_mode="frozen", modules_to_save="pooler")
+    frozen = make_plan(model, parse_stack("head"), placement)
     assert frozen.trained == ("pooler.dense.bias", "pooler.dense.weight")
 
 
@@ -495,7 +496,7 @@ def test_copies_are_independent() -> None:
     logits = tiny.logits(model)
     for twin in copies(model):
         assert torch.equal(tiny.logits(twin), logits)
-        get_adapter(twin).numbers["head"].data.zero_()
+        get_adapter(twin).role_parameters["head"].data.zero_()
         assert not torch.equal(tiny.logits(twin), logits)
         assert torch.equal(tiny.logits(model), logits)
         capaft.detach(twin)
@@ -514,7 +515,7 @@ def test_checkpointing_changes_nothing(kind: str, method: str, use_reentrant: bo
             model.enable_input_require_grads()
         output = tiny.logits(model.train())
         output.square().sum().backward()
-        results.append([output, *(parameter.grad for parameter in adapter.numbers.values())])
+        results.append([output, *(parameter.grad for parameter in adapter.role_parameters.values())])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -531,9 +532,9 @@ def test_a_head_inside_a_checkpoint(kind: str, method: str) -> None:
             module.forward = partial(torch.utils.checkpoint.checkpoint, forward, use_reentrant=False)
         output = tiny.logits(model)
         if checkpointed:
-            adapter.numbers["head"].data.add_(1)
+            adapter.role_parameters["head"].data.add_(1)
         output.square().sum().backward()
-        gradients.append(adapter.numbers["head"].grad)
+        gradients.append(adapter.role_parameters["head"].grad)
     torch.testing.assert_close(*gradients)
 
 
@@ -547,7 +548,7 @@ def test_compiled_equals_eager(kind: str, method: str) -> None:
         torch.testing.assert_close(logits, expected)
         logits.square().sum().backward()
         expected.square().sum().backward()
-        torch.testing.assert_close(adapter.numbers["head"].grad, twin.numbers["head"].grad)
+        torch.testing.assert_close(adapter.role_parameters["head"].grad, twin.role_parameters["head"].grad)
         for module in (adapter, twin):
             tiny.scramble(module, seed=seed + 1).zero_grad()
 
@@ -560,10 +561,10 @@ def test_edited_coefficients_are_seen_without_a_forward_of_the_whole(edit: str) 
         before = model.classifier(hidden)
         assert torch.equal(model.classifier(hidden), before)
     if edit == "data":
-        adapter.numbers["head"].data.mul_(2)
+        adapter.role_parameters["head"].data.mul_(2)
     else:
-        adapter.numbers["head"].grad = torch.ones_like(adapter.numbers["head"])
-        torch.optim.AdamW([adapter.numbers["head"]], lr=0.5).step()
+        adapter.role_parameters["head"].grad = torch.ones_like(adapter.role_parameters["head"])
+        torch.optim.AdamW([adapter.role_parameters["head"]], lr=0.5).step()
     expected = {
         name: stored(base("roberta"), name).double() + m.view_as(stored(base("roberta"), name))
         for name, m in moves(adapter).items()
@@ -572,16 +573,16 @@ def test_edited_coefficients_are_seen_without_a_forward_of_the_whole(edit: str) 
     with torch.no_grad():
         assert not torch.equal(model.classifier(hidden), before)
     model.classifier(hidden).square().sum().backward()
-    assert adapter.numbers["head"].grad is not None
+    assert adapter.role_parameters["head"].grad is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_casting_a_model_leaves_the_coefficients_alone(dtype: torch.dtype) -> None:
     model, adapter = adapted()
-    precise, before = tiny.logits(model), adapter.numbers["head"].detach().clone()
+    precise, before = tiny.logits(model), adapter.role_parameters["head"].detach().clone()
     model.to(dtype)
-    assert torch.equal(adapter.numbers["head"], before)
-    assert adapter.numbers["head"].dtype == torch.float32
+    assert torch.equal(adapter.role_parameters["head"], before)
+    assert adapter.role_parameters["head"].dtype == torch.float32
     assert heads(model)["classifier.dense.weight"].dtype == dtype
     assert distance(tiny.logits(model), precise) < 3e-2
 
@@ -593,7 +594,7 @@ def test_autocast() -> None:
         rounded = tiny.logits(model)
     assert distance(rounded, precise) < 3e-2
     rounded.float().square().sum().backward()
-    assert adapter.numbers["head"].grad.dtype == torch.float32
+    assert adapter.role_parameters["head"].grad.dtype == torch.float32
 
 
 def test_several_adapters_with_heads_of_their_own() -> None:
@@ -676,7 +677,7 @@ def test_any_shape_of_parameter(shape: tuple[int, ...], tmp_path: Path) -> None:
         assert torch.equal(fresh(x), model(x))
         if adapter.plan.head.moved:
             change = naive.basis("hadamard", 0, (("", 12 * 4 if len(shape) > 1 else 12),), "head:free", 5)[""]
-            change = torch.from_numpy(change) @ adapter.numbers["head"][0].double()
+            change = torch.from_numpy(change) @ adapter.role_parameters["head"][0].double()
             assert distance(model.free, Free().free + change.view(shape)) < 1e-6
 
 
@@ -700,11 +701,11 @@ class Quantised(nn.Module):
 @pytest.mark.parametrize(
     ("model", "method", "options", "message"),
     [
-        (tiny.bert, "lora", {"head_mode": "half"}, "--head must be one of full, nola, frozen, got half"),
-        (tiny.bert, "lora", {"head_k": 0, "head_mode": "nola"}, "--head-k must be a whole number of at least 1, got 0"),
-        (tiny.bert, "lora", {"head_k": 2.0}, "--head-k must be a whole number"),
-        (tiny.bert, "full", {"head_mode": "nola"}, "--head nola has no meaning for --method full"),
-        (tiny.bert, "head", {"head_mode": "frozen"}, "--head frozen leaves --method head nothing to train"),
+        (tiny.bert, "lora", {"head_mode": "half"}, "head_mode must be one of full, nola, frozen, got half"),
+        (tiny.bert, "lora", {"head_k": 0, "head_mode": "nola"}, "head_k must be a whole number of at least 1, got 0"),
+        (tiny.bert, "lora", {"head_k": 2.0}, "head_k must be a whole number"),
+        (tiny.bert, "full", {"head_mode": "nola"}, "head_mode nola has no meaning for method full"),
+        (tiny.bert, "head", {"head_mode": "frozen"}, "head_mode frozen leaves method head nothing to train"),
         (tiny.bert, "lora", {"head": ["classifier.wait"], "head_mode": "nola"}, "no parameter classifier.wait"),
         (
             tiny.bert,
@@ -716,7 +717,7 @@ class Quantised(nn.Module):
             Tied,
             "lora",
             {"head": ["one.weight"], "head_mode": "nola", "head_k": 4},
-            r"one\.weight and two\.weight are one tied weight; choose --head full, or load it untied",
+            r"one\.weight and two\.weight are one tied weight; choose head_mode full, or load it untied",
         ),
         (
             tiny.gpt2,
@@ -728,7 +729,7 @@ class Quantised(nn.Module):
             Quantised,
             "lora",
             {"head": ["one.weight"], "head_mode": "nola", "head_k": 4},
-            r"one\.weight is quantised and cannot have coefficients; choose --head frozen",
+            r"one\.weight is quantised and cannot have coefficients; choose head_mode frozen",
         ),
     ],
 )
@@ -740,7 +741,7 @@ def test_what_cannot_be_planned(model: Callable[[], nn.Module], method: str, opt
     assert not capaft.adapters(instance)
     frozen = options | {"head_mode": "frozen"}
     if model in (Tied, Quantised):
-        assert make_plan(instance, parse_stack(method), **frozen).head.moved == ()
+        assert make_plan(instance, parse_stack(method), Placement(**frozen)).head.moved == ()
 
 
 def test_a_weight_tied_later_cannot_be_merged() -> None:

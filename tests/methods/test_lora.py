@@ -62,7 +62,7 @@ def test_dropout_is_of_the_input_while_the_model_trains_and_no_longer() -> None:
     torch.manual_seed(1)
     torch.testing.assert_close(model(x), before + 2 * dropped @ down.T @ up.T)
     torch.testing.assert_close(model.eval()(x), before + 2 * x @ down.T @ up.T)
-    with pytest.raises(UsageError, match=r"--dropout must be in \[0, 1\)"):
+    with pytest.raises(UsageError, match=r"dropout must be in \[0, 1\)"):
         capaft.attach(nn.Linear(8, 8), "lora", targets="all-linear", dropout=1.0)
 
 

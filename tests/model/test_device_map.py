@@ -86,8 +86,8 @@ def test_a_model_whose_layers_are_partly_on_disk(case: str, saved: dict[str, Pat
             assert torch.equal(logits(model), logits(plain))
     for network in (model, plain):
         logits(network).square().sum().backward()
-    for role, numbers in plain.capaft_default.numbers.items():
-        assert torch.equal(model.capaft_default.numbers[role].grad, numbers.grad)
+    for role, numbers in plain.capaft_default.role_parameters.items():
+        assert torch.equal(model.capaft_default.role_parameters[role].grad, numbers.grad)
     # Both models write the same file, and load the other's.
     for name, network in (("one", model), ("other", plain)):
         capaft.save(network, tmp_path / name, base=Origin("tiny"))

@@ -534,7 +534,7 @@ def factor(plan: Plan, site: Site, role: str, parameters: Mapping[str, Tensor]) 
 def copies_of(adapter: Adapter, site: Site, parameters: Mapping[str, Tensor] | None = None) -> list[Copy]:
     """Masked factors of every copy, by role."""
     plan, capaboost = adapter.plan, adapter.plan.stack.copies
-    parameters = parameters or {role: p.detach().cpu().double() for role, p in adapter.numbers.items()}
+    parameters = parameters or {role: p.detach().cpu().double() for role, p in adapter.role_parameters.items()}
     scale = 1 / sqrt(capaboost.density) if capaboost and capaboost.rescale == "variance" else 1.0
     copies: list[Copy] = [{} for _ in range(capaboost.copies if capaboost else 1)]
     for role, part in parts(plan, site).items():

@@ -225,7 +225,7 @@ def scramble(adapter: Adapter, seed: int = 0) -> Adapter:
     """Give an adapter parameters as training might: coefficients are few, so they must be larger than entries."""
     generator = torch.Generator().manual_seed(seed)
     scale = 1.0 if adapter.plan.stack.k else 0.3
-    for parameter in adapter.numbers.values():
+    for parameter in adapter.role_parameters.values():
         parameter.data.copy_(scale * torch.randn(parameter.shape, generator=generator))
     return adapter
 

@@ -76,8 +76,8 @@ def test_decay_is_for_matrices() -> None:
 @pytest.mark.parametrize("method", ["nola", "bitfit"])
 def test_coefficients_and_biases_are_not_decayed(method: str) -> None:
     adapter, _, _, by_name = grouped(method, weight_decay=0.1)
-    assert adapter.numbers
-    assert {by_name[name]["weight_decay"] for name in adapter.numbers} == {0.0}
+    assert adapter.role_parameters
+    assert {by_name[name]["weight_decay"] for name in adapter.role_parameters} == {0.0}
 
 
 def test_coefficients_of_a_head_are_the_heads_and_not_decayed() -> None:

@@ -72,7 +72,7 @@ def open_run(name: str, options: OpenOptions | None = None) -> SavedRun:
         trust_remote_code=config.trust_remote_code if config else False,
         base_dtype=options.base_dtype or (config.base_dtype if config else "float32"),
     )
-    base = task.load_model(settings, seed=file.header["seed"])
+    base = task.load_model(settings, seed=file.header.seed)
     parameters = base.named_parameters()
     for key in (key.removeprefix(HEAD) for key in file.tensors):
         if key in parameters:

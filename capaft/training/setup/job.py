@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from capaft.adapter.file.save_load import TaskRecord
+from capaft.adapter.file.header import TaskRecord
 from capaft.adapter.plan import Plan
 from capaft.model.load import BaseModel
 from capaft.tasks.base.columns import Columns

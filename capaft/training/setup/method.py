@@ -6,7 +6,7 @@ import typing
 from typing import Any
 
 from capaft.adapter.budget import fit_to_budget
-from capaft.adapter.plan import Plan, make_plan
+from capaft.adapter.plan import Placement, Plan, make_plan
 from capaft.config.choices import DEMO_K, DEMO_TARGET_MODULES
 from capaft.config.parts.method import MethodSettings
 from capaft.config.train_config import TrainConfig
@@ -72,17 +72,17 @@ def plan_adapter(base: BaseModel, stack: Stack, config: TrainConfig, *, is_demo:
         config.exclude_modules or "",
         config.layers or "",
     )
-    placing: dict[str, Any] = {
-        "targets": targets,
-        "seed": config.seed,
-        "head": base.head,
-        "head_mode": config.head,
-        "head_k": config.head_k,
-        "modules_to_save": config.modules_to_save or "",
-    }
+    placement = Placement(
+        targets=targets,
+        seed=config.seed,
+        head=base.head,
+        head_mode=config.head,
+        head_k=config.head_k,
+        modules_to_save=config.modules_to_save or "",
+    )
     if config.budget is not None:
-        stack = fit_to_budget(base.model, stack, config.budget, **placing)
-    plan = make_plan(base.model, stack, **placing)
+        stack = fit_to_budget(base.model, stack, config.budget, placement)
+    plan = make_plan(base.model, stack, placement)
     parameters = base.named_parameters()
     for name in plan.trained:
         # A step is often smaller than what bfloat16 or float16 can tell apart.

@@ -128,4 +128,4 @@ def test_a_base_in_shares_trains_as_a_whole_one(reviews: Path, tmp_path: Path) -
     from capaft.adapter.file.save_load import read
 
     headers = [read(tmp_path / run / "adapter.safetensors").header for run in ("whole", "shares")]
-    assert headers[0]["base"] == headers[1]["base"]
+    assert headers[0].base == headers[1].base

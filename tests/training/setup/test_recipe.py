@@ -11,7 +11,6 @@ from capaft.adapter.plan import make_plan
 from capaft.methods.registry import HOSTS
 from capaft.methods.stack import parse_stack, stacks_of
 from capaft.model.demo import demo_model
-from capaft.model.targets import Targets
 from capaft.training.setup.recipe import choose_recipe
 
 
@@ -33,12 +32,12 @@ def test_all_weights_move_far_more_slowly_than_an_adapter() -> None:
 
 
 @pytest.mark.parametrize("method", [*HOSTS, "nola"])
-def test_each_rate_was_tuned_parameters_as_many_numbers_as_the_defaults_train(method: str) -> None:
+def test_each_rate_was_tuned_with_as_many_parameters_as_the_defaults_train(method: str) -> None:
     """On the base model of the sweep in docs/log.md, on which the rates have to be those that were found."""
     from transformers import AutoModel
 
     stack = parse_stack(method)
-    parameters = count_trainable(make_plan(AutoModel.from_pretrained(demo_model()), stack, targets=Targets("")))
+    parameters = count_trainable(make_plan(AutoModel.from_pretrained(demo_model()), stack))
     assert stack.host is not None
     assert choose_recipe(stack, parameters).lr == (1e-2 if stack.k else stack.host.learning_rate)
     assert choose_recipe(stack, 2 * parameters).lr < choose_recipe(stack, parameters).lr
