@@ -50,7 +50,7 @@ tags: [capaft, {results["method"]}]
 
 # {results["method"]} on {results["data"]}
 
-An adapter made with [capaft](https://pypi.org/project/capaft/). The file holds trained numbers and a seed; the
+An adapter made with capaft. The file holds trained numbers and a seed; the
 random numbers they multiply are drawn again from the seed wherever it is loaded.
 
 | | |
