@@ -1,21 +1,19 @@
-"""How much memory training will take at its peak, found without taking it.
+"""Estimate of the peak memory of training, made without taking that memory.
 
 Two steps run on a hollow copy of the model, whose tensors have shapes and no contents (torch's `FakeTensor`), and a
-dispatch mode counts the storages that come and go. That is all that an accelerator holds. A process also holds what is
-there before the first step, and what its heap loses; see `heap`.
+dispatch mode counts the storages that come and go. That is all that an accelerator holds. A process on a CPU also holds
+what is resident before the first step, what it loads later, and what its heap loses to fragmentation. Two measured
+constants stand for the last two, so that there the estimate is only about right.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib
 import os
 import weakref
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +30,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from capaft.tasks.base.features import Batch
-from capaft.training import heap
 from capaft.training.accelerator import peak_memory
-from capaft.training.heap import Heap, Request, Requests
 from capaft.training.optimizer import build_optimizer
 
 Loss = Callable[[Any, Mapping[str, Tensor]], Tensor]
 
-# Pages of torch's and MKL's libraries that the first step reads, and MKL's buffers: 9 to 15 MiB where measured.
-LIBRARIES = 12 * 2**20
-# What a run imports that a dry run need not: to fit a head, and to draw the losses.
-IMPORTED_LATER = ("sklearn.linear_model", "matplotlib.figure")
+# Both measured with benchmarks/memory.py. A run loads scikit-learn and matplotlib, which a dry run need not, and its
+# first step reads pages of torch's and MKL's libraries and makes their buffers.
+LOADED_LATER = 60 * 2**20
+# Bytes by which glibc's heap grows for each byte that lives in it: 1.1 to 1.9 where measured, 2.4 with checkpointing.
+HEAP_FACTOR = 1.4
 # torch's caching allocator hands out multiples of this (kMinBlockSize, c10/cuda/CUDACachingAllocator.cpp).
 CUDA_BLOCK = 512
-# A mask over all pairs of tokens can be large; what has more numbers is hollow in any case.
+# A mask over all pairs of tokens can be large; a tensor with more elements is always hollow.
 MOST_CONTENTS = 2**20
 # bitsandbytes keeps the state of smaller parameters in float32 (`min_8bit_size`).
 EIGHT_BIT_FROM = 4096
@@ -62,54 +59,30 @@ def estimate_peak_memory(
     evaluated: Batch | None = None,
     device: torch.device | None = None,
 ) -> int | None:
-    """Peak memory of training in bytes: of the accelerator, or on a CPU of the process, as a run reports it.
+    """Estimate the peak memory of training in bytes: of the accelerator, or on a CPU of the process.
 
     Args:
-        model: as it will be trained: with its adapter, in training mode. It stays as it is.
+        model: ready to train: with its adapter, in training mode. It is not changed.
         batch: the training batch that takes most memory.
-        loss: from the model's outputs and the batch's targets to what is differentiated.
-        optimizer: name of the optimiser; see `build`.
+        loss: the differentiated scalar, from the model's outputs and the batch's targets.
+        optimizer: name of the optimizer; see `build_optimizer`.
         autocast: what operations compute in under autocast; None without.
         accumulates: whether a step adds up the gradients of several such batches.
         evaluated: the evaluation batch that takes most memory.
         device: where training runs; by default where the model is.
 
     Returns:
-        None where it cannot be told: mostly because what the model's code does depends on what its tensors hold.
+        None if it cannot be determined, mostly because the model's code depends on values of its tensors.
     """
     device = device or next(model.parameters()).device
-    resident = 0
-    if device.type == "cpu":
-        for name in IMPORTED_LATER:
-            with suppress(ImportError):
-                importlib.import_module(name)
-        resident = _resident() + _unread(model.parameters()) + LIBRARIES
+    on_cpu = device.type == "cpu"
+    resident = _resident() + _unread(model.parameters()) + LOADED_LATER if on_cpu else 0
     try:
-        found = _rehearse(model, batch, loss, optimizer, autocast, accumulates, evaluated, device)
-    # What code trips over that finds tensors without contents can be anything, and a dry run goes on without a number.
+        weights, peak = _rehearse(model, batch, loss, optimizer, autocast, accumulates, evaluated, device)
+    # Code that stumbles over tensors without contents raises anything, and a dry run goes on without an estimate.
     except Exception:
         return None
-    if device.type != "cpu":
-        return found.peak
-    grown = found.peak - found.weights
-    with suppress(MemoryError):
-        grown = max(grown, heap.growth(found.requests))
-    return max(resident + grown, peak_memory())
-
-
-@dataclass(frozen=True)
-class Rehearsal:
-    """What a hollow run did.
-
-    Attributes:
-        weights: bytes of the model before the first step.
-        peak: bytes of all that lived at the same time at most, the weights included.
-        requests: what the heap was asked for after that.
-    """
-
-    weights: int
-    peak: int
-    requests: Requests
+    return max(resident + round(HEAP_FACTOR * (peak - weights)), peak_memory()) if on_cpu else peak
 
 
 def _rehearse(
@@ -121,17 +94,20 @@ def _rehearse(
     accumulates: bool,
     evaluated: Batch | None,
     device: torch.device,
-) -> Rehearsal:
-    """Do what `train` does, on a hollow copy of the model."""
+) -> tuple[int, int]:
+    """Do what `train` does, on a hollow copy of the model.
+
+    Returns:
+        Bytes of the model before the first step, and the most bytes that lived at the same time, the model included.
+    """
     counting = _Counting(device)
     with counting.fake, _Copying(device):
         hollow = copy.deepcopy(model)
     for tensor in (*hollow.parameters(), *hollow.buffers()):
         counting.count(tensor)
     weights = counting.live
-    counting.requested()
     trained = [parameter for parameter in hollow.parameters() if parameter.requires_grad]
-    built = _optimiser(optimizer, trained)
+    built = _sized_optimizer(optimizer, trained)
 
     def forward(batch: Batch) -> Any:
         with torch.autocast(device.type, autocast) if autocast else nullcontext():
@@ -140,9 +116,8 @@ def _rehearse(
     def backward() -> None:
         outputs = forward(batch)
         loss(outputs, {name: tensor.to(device) for name, tensor in batch.targets.items()}).backward()
-        counting.forget_graph()
 
-    def step() -> Sequence[Request]:
+    def step() -> None:
         backward()
         if accumulates:
             backward()
@@ -150,34 +125,37 @@ def _rehearse(
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             built.step()
         built.zero_grad()
-        return counting.requested()
 
     with counting:
-        first, later = step(), step()
+        step()
+        step()
         if evaluated:
             hollow.eval()
             with torch.no_grad():
                 forward(evaluated)
+    if device.type != "cpu":
+        return weights, counting.peak
+    # A checkpoint holds every tensor twice while it is written: by itself, and in the file's bytes.
     states = (value for state in built.state.values() for value in state.values() if isinstance(value, Tensor))
-    saved = [tensor.numel() * tensor.element_size() for tensor in (*trained, *states)]
-    return Rehearsal(weights, counting.peak, Requests(first, later, counting.requested(), saved))
+    saved = sum(tensor.numel() * tensor.element_size() for tensor in (*trained, *states))
+    return weights, max(counting.peak, counting.live + 2 * saved)
 
 
-def _optimiser(name: str, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser that will be used, or one whose state is as large."""
+def _sized_optimizer(name: str, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The named optimizer, or a stand-in whose state is as large."""
     if name == "adamw-8bit":
         return _EightBit(trained, {})
     return build_optimizer(name, [{"params": trained, "lr": 1e-3}])
 
 
 class _EightBit(torch.optim.Optimizer):
-    """What bitsandbytes' 8-bit Adam holds: two bytes for each number, and two scales for each 256.
+    """Stand-in for bitsandbytes' 8-bit Adam: two bytes for each parameter, and two scales for each 256.
 
     Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization", arXiv 2110.02861.
     """
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Make the state, if there is none yet."""
+        """Allocate the state in the first step."""
         for parameter in self.param_groups[0]["params"]:
             state = self.state[parameter]
             if not state:
@@ -189,7 +167,7 @@ class _EightBit(torch.optim.Optimizer):
 
 
 class _Copying(TorchFunctionMode):
-    """Deep copies of tensors are empty. Under a fake mode they are hollow."""
+    """Makes deep copies of tensors empty, and under a fake mode hollow."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -213,10 +191,10 @@ class _Copying(TorchFunctionMode):
 
 
 class _Counting(TorchDispatchMode):
-    """Counts the bytes of all storages that live, and notes what the heap is asked for.
+    """Counts the bytes of all storages that live.
 
-    What a model is given has contents, and so has what is computed from that alone: masks, and which of the tokens
-    count, decide what code does next. All else is hollow.
+    A model's inputs have contents, and so has what is computed from them alone: masks, and which tokens count, decide
+    what code does next. All else is hollow.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -224,89 +202,68 @@ class _Counting(TorchDispatchMode):
         self.device = device
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.live = self.peak = 0
-        self._requests: list[Request] = []
-        # By address of the storage, its number.
-        self._alive: dict[int, int] = {}
-        self._numbers = 0
+        # Addresses of the storages that live.
+        self._alive: set[int] = set()
         self._guesses = False
-
-    def requested(self) -> Sequence[Request]:
-        """What the heap was asked for since this was last called."""
-        found, self._requests = self._requests, []
-        return found
-
-    def forget_graph(self) -> None:
-        """Note that the graph of a backward is gone."""
-        self._requests.append(Heap.forget_graph)
 
     @contextmanager
     def guessing(self) -> Iterator[None]:
-        """For as long as the context lasts, a number that is asked of a hollow tensor is 1."""
+        """Within this context the value of a hollow tensor is 1 where code asks for it."""
         self._guesses = True
         yield
         self._guesses = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        is_hollow = any(isinstance(tensor, FakeTensor) for tensor in given)
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        is_hollow = any(isinstance(tensor, FakeTensor) for tensor in inputs)
         if is_hollow and self._guesses and func is torch.ops.aten._local_scalar_dense.default:
             return 1.0
         if is_hollow and func is torch.ops.aten.index.Tensor:
-            args = (args[0], [each for index in args[1] for each in _positions(index)])
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given) and _makes_node(func):
-            self._requests.append(partial(Heap.node, is_product="mm" in func.__name__))
-        result = func(*args, **kwargs) if is_hollow else self._of_contents(func, args, kwargs, bool(given))
+            args = (args[0], [positions for index in args[1] for positions in _positions(index)])
+        result = func(*args, **kwargs) if is_hollow else self._of_contents(func, args, kwargs, bool(inputs))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self.count(leaf)
         return result
 
-    def _of_contents(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], given: bool) -> Any:
-        """What an operation makes of no tensors, which is hollow, or of those with contents, which is not if small."""
+    def _of_contents(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], has_inputs: bool) -> Any:
+        """Result of an operation without hollow inputs: hollow, unless it is small and computed from tensors."""
         try:
             with self.fake:
                 result = func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException):
             return func(*args, **kwargs)
-        numbers = sum(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
-        return func(*args, **kwargs) if given and numbers <= MOST_CONTENTS else result
+        elements = sum(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        return func(*args, **kwargs) if has_inputs and elements <= MOST_CONTENTS else result
 
     def count(self, tensor: Tensor) -> None:
-        """Count a tensor's storage, unless it has been."""
+        """Count a tensor's storage, once."""
         storage = tensor.untyped_storage()
         address, size = storage._cdata, storage.nbytes()
         if address in self._alive or not size:
             return
         if self.device.type == "cuda":
             size = -(-size // CUDA_BLOCK) * CUDA_BLOCK
-        self._numbers += 1
-        self._alive[address] = self._numbers
+        self._alive.add(address)
         self.live += size
         self.peak = max(self.peak, self.live)
-        self._requests.append(partial(Heap.allocate, number=self._numbers, size=size))
         weakref.finalize(storage, self._gone, address, size)
 
     def _gone(self, address: int, size: int) -> None:
         self.live -= size
-        self._requests.append(partial(Heap.release, number=self._alive.pop(address)))
+        self._alive.remove(address)
 
 
 def _positions(index: Tensor | None) -> Iterable[Tensor | None]:
-    """An index of truth values as whole numbers, of which there are as many as the result has rows."""
+    """Turn a boolean index into row numbers, one for each row of the result."""
     if index is None or isinstance(index, FakeTensor) or index.dtype != torch.bool:
         return (index,)
     return index.nonzero().unbind(1)
 
 
-def _makes_node(func: Any) -> bool:
-    """Whether autograd notes an operation on what wants a gradient."""
-    name = func.__name__.partition(".")[0]
-    return func.namespace == "aten" and name != "detach" and not name.endswith("_like")
-
-
 def _resident() -> int:
-    """Memory that the process holds now, in bytes; where that cannot be read, the most that it has held."""
+    """Resident memory of the process in bytes; its peak so far where the present value cannot be read."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -314,20 +271,20 @@ def _resident() -> int:
 
 
 def _unread(parameters: Iterable[nn.Parameter]) -> int:
-    """Bytes of weights that are mapped from a checkpoint's files, and become resident when they are first read."""
+    """Bytes of weights mapped from a checkpoint's files that become resident when they are first read."""
     try:
         lines = Path("/proc/self/smaps").read_text().splitlines()
     except OSError:
         return 0
-    places = sorted(parameter.data_ptr() for parameter in parameters)
+    addresses = sorted(parameter.data_ptr() for parameter in parameters)
     missing, counts = 0, False
     for line in lines:
-        first, *rest = line.split()
+        first, *fields = line.split()
         if not first.endswith(":"):
             start, _, end = first.partition("-")
-            at = bisect_left(places, int(start, 16))
-            # The fourth field is the file's number, 0 where there is none.
-            counts = rest[3] != "0" and at < len(places) and places[at] < int(end, 16)
+            at = bisect_left(addresses, int(start, 16))
+            # The fourth of these fields is the file's inode, 0 without a file.
+            counts = fields[3] != "0" and at < len(addresses) and addresses[at] < int(end, 16)
         elif counts and first in ("Size:", "Rss:"):
-            missing += int(rest[0]) * 1024 * (1 if first == "Size:" else -1)
+            missing += int(fields[0]) * 1024 * (1 if first == "Size:" else -1)
     return missing

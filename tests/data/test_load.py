@@ -674,7 +674,7 @@ def test_hub_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_network(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The real client fails at a closed port, before its retries."""
     hub.offline.cache_clear()
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("capaft.support.hub.getproxies", dict)
     start = time.perf_counter()
     fails(
@@ -689,7 +689,7 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 def test_offline_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     hub.offline.cache_clear()
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     fails("glue/sst2-of-nobody", "cannot reach the Hugging Face hub")
     hub.offline.cache_clear()
 

@@ -31,7 +31,7 @@ tags: [capaft, {results.method}]
 
 # {results.method} on {results.data}
 
-An adapter made with [capaft](https://pypi.org/project/capaft/). The file holds trained parameters and a seed;
+An adapter made with capaft. The file holds trained parameters and a seed;
 the random numbers that they multiply are drawn again from the seed wherever it is loaded.
 
 | | |
