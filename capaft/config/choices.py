@@ -6,14 +6,13 @@ The flags, their help, the parser and the checks of the library read them here. 
 from __future__ import annotations
 
 import pkgutil
+from pathlib import Path
 from typing import Literal
 
-import capaft.tasks
+# By the names of the files, since importing a task imports torch, and settings lie below the tasks.
+_TASK_FILES = pkgutil.iter_modules([str(Path(__file__).parents[1] / "tasks")])
 
-# Found by the files' names, since importing the tasks would import torch.
-TASKS: tuple[str, ...] = tuple(
-    sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(capaft.tasks.__path__) if not module.ispkg)
-)
+TASKS: tuple[str, ...] = tuple(sorted(file.name.replace("_", "-") for file in _TASK_FILES if not file.ispkg))
 """The tasks: every file of `capaft/tasks/` is one."""
 
 ProblemName = Literal["auto", "single", "multi", "regression"]
