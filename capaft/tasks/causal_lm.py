@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 from torch.nn import functional as F
 
-from capaft.config.train_config import TrainConfig
+from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns, find_column
@@ -132,13 +132,13 @@ class CausalLM(Generation):
         return pair or recognise_plain_text(rows, named)
 
     @classmethod
-    def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
+    def decide(cls, rows: Dataset, columns: Columns, settings: TaskSettings, data: str = "") -> Self:
         """See `Task.decide`; the layout is that of the rows."""
         is_chat = chat.is_chat(rows.features.get(columns.text))
         layout = MESSAGES if is_chat else TEXT if columns.label is None else PROMPT
         # The layout decides which metrics are available.
-        task = super().decide(rows, columns, dataclasses.replace(config, metric=None))
-        return dataclasses.replace(task, layout=layout, metric=config.metric or "")
+        task = super().decide(rows, columns, dataclasses.replace(settings, metric=None), data)
+        return dataclasses.replace(task, layout=layout, metric=settings.metric or "")
 
     def check_labels(self, rows: Dataset, columns: Columns) -> None:
         """Make sure that rows have chats or texts as the training rows do, and completions if those have some.

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capaft.config.train_config import TrainConfig
+from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import (
@@ -114,19 +114,19 @@ class MultipleChoice(Task):
         return Columns(text, pair, label, choices)
 
     @classmethod
-    def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
+    def usable(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> NDArray[np.bool_]:
         """See `Task.usable`; an empty label counts as missing."""
         labels = [label not in _WITHHELD for label in _labels(rows, columns)]
         return filled_rows(rows, columns.text, columns.pair) & np.array(labels, dtype=np.bool_)
 
     @classmethod
-    def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
+    def decide(cls, rows: Dataset, columns: Columns, settings: TaskSettings, data: str = "") -> Self:
         """See `Task.decide`; the training rows decide whether labels are texts, and where their numbers start.
 
         Raises:
             UsageError: a row has fewer than two choices, or lacks one; or labels may be texts as well as numbers.
         """
-        task = super().decide(rows, columns, config)
+        task = super().decide(rows, columns, settings, data)
         if _are_texts(rows, columns):
             return dataclasses.replace(task, by_text=True)
         return dataclasses.replace(task, one_based=_one_based(rows, columns, warn=True))

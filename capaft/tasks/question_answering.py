@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capaft.config.train_config import TrainConfig
+from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import (
@@ -136,15 +136,15 @@ class QuestionAnswering(Task):
         return Columns(str(text), pair, label)
 
     @classmethod
-    def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
+    def usable(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> NDArray[np.bool_]:
         """See `Task.usable`; an empty list of answers is a label, a missing one is not."""
         labelled = [value is not None for value in column_values(rows, str(columns.label))]
         return filled_rows(rows, columns.text, columns.pair) & np.array(labelled, dtype=np.bool_)
 
     @classmethod
-    def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
+    def decide(cls, rows: Dataset, columns: Columns, settings: TaskSettings, data: str = "") -> Self:
         """See `Task.decide`; a training row without an answer makes it SQuAD v2."""
-        task = super().decide(rows, columns, config)
+        task = super().decide(rows, columns, settings, data)
         return dataclasses.replace(task, no_answer=not all(read_answers(rows, str(columns.label))))
 
     def check_labels(self, rows: Dataset, columns: Columns) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from torch import nn
 
-from capaft.config.train_config import TrainConfig
+from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns, list_columns
@@ -74,10 +74,10 @@ class Seq2Seq(Generation):
         return pair or recognise_plain_text(rows, named)
 
     @classmethod
-    def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
+    def decide(cls, rows: Dataset, columns: Columns, settings: TaskSettings, data: str = "") -> Self:
         """See `Task.decide`; the default metric is the one that suits the target."""
         usual = "rougeL" if are_summaries(columns) else "bleu"
-        return super().decide(rows, columns, dataclasses.replace(config, metric=config.metric or usual))
+        return super().decide(rows, columns, dataclasses.replace(settings, metric=settings.metric or usual), data)
 
     def check_labels(self, rows: Dataset, columns: Columns) -> None:
         """Make sure that rows have targets.

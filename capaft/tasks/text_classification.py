@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capaft.config.train_config import TrainConfig
+from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import (
@@ -167,19 +167,19 @@ class TextClassification(Task):
         return Columns(text, pair, label, choices)
 
     @classmethod
-    def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
+    def decide(cls, rows: Dataset, columns: Columns, settings: TaskSettings, data: str = "") -> Self:
         """See `Task.decide`; the labels decide the problem if no setting does; GLUE has metrics of its own."""
-        problem = _problem_of(rows, columns) if config.problem == "auto" else config.problem
-        task = super().decide(rows, columns, replace(config, metric=None, problem=problem))
-        official = official_metric(config.data or "")
-        metric = config.metric or (official if official in task._problem.metrics else "")
+        problem = _problem_of(rows, columns) if settings.problem == "auto" else settings.problem
+        task = super().decide(rows, columns, replace(settings, metric=None, problem=problem), data)
+        official = official_metric(data)
+        metric = settings.metric or (official if official in task._problem.metrics else "")
         return replace(task, labels=task._problem.classes(rows, columns), metric=metric)
 
     @classmethod
-    def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
+    def usable(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> NDArray[np.bool_]:
         """See `Task.usable`; the problem decides what a missing label is."""
-        problem = _problem_of(rows, columns) if config.problem == "auto" else config.problem
-        task = cls(problem=problem, label_separator=config.label_separator or "")
+        problem = _problem_of(rows, columns) if settings.problem == "auto" else settings.problem
+        task = cls(problem=problem, label_separator=settings.label_separator or "")
         return filled_rows(rows, columns.text, columns.pair) & task._problem.labelled(rows, columns)
 
     def check_labels(self, rows: Dataset, columns: Columns) -> None:

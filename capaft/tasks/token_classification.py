@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capaft.config.train_config import TrainConfig
+from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import (
@@ -94,7 +94,7 @@ class TokenClassification(Task):
         return Columns(text, None, label)
 
     @classmethod
-    def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
+    def usable(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> NDArray[np.bool_]:
         """See `Task.usable`; a row needs one word with a tag, and no gap among its words."""
         words = [bool(texts) and None not in texts for texts in column_values(rows, columns.text)]
         tags = [any(map(_is_tag, of_row or ())) for of_row in column_values(rows, str(columns.label))]

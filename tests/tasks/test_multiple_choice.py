@@ -397,7 +397,7 @@ def test_a_row_without_a_context(minilm: BaseModel) -> None:
 def test_a_model_without_such_a_head_is_refused_in_one_line(tmp_path: Any) -> None:
     GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=64)).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(demo_model()).save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="transformers has no AutoModelForMultipleChoice of its architecture") as error:
+    with pytest.raises(UsageError, match="transformers has no AutoModelForMultipleChoice for its architecture") as error:
         TASK.load_model(ModelSettings(model=str(tmp_path)), seed=0)
     assert "\n" not in str(error.value)
 
@@ -439,13 +439,13 @@ def test_a_small_model_learns_which_ending_agrees(minilm: BaseModel) -> None:
         return float(np.mean(np.array(predictions) == np.array(labels)[120:]))
 
     before, losses = accuracy(), []
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(40):
         batch = task.collate(minilm, features, [(step * 20 + at) % 120 for at in range(20)], training=True)
         loss = task.loss(model(**batch.inputs), batch.targets, 0.0) / batch.terms
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
     assert before < 0.8

@@ -203,7 +203,7 @@ def test_a_column_for_each_label_is_named() -> None:
 
 
 def decide(dataset: Dataset, **settings: Any) -> TextClassification:
-    return TextClassification.decide(dataset, recognise(dataset), TrainConfig(**settings))
+    return TextClassification.decide(dataset, recognise(dataset), TrainConfig(**settings), settings.get("data", ""))
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_coefficients_leave_the_nothing_they_start_at(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_optimiser_trains_what_is_trained_and_nothing_else(name: str) -> None:
+def test_every_optimizer_trains_what_is_trained_and_nothing_else(name: str) -> None:
     adapter, model, groups, _ = grouped("nola")
     before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
     train(model)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.config.parts.model import ModelSettings
-from capaft.config.train_config import TrainConfig
+from capaft.config.parts.task import TaskSettings
 from capaft.config.values import Text, parse_value
 from capaft.model.load import BaseModel, load_base_model
 from capaft.support.errors import UsageError, did_you_mean
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae"})
 # Fields that every task has; its further fields are its own options.
 _COMMON = ("labels", "max_length", "metric")
-_SETTINGS = frozenset(field.name for field in dataclasses.fields(TrainConfig))
+_SETTINGS = frozenset(field.name for field in dataclasses.fields(TaskSettings))
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,15 @@ class Task(ABC):
         """
 
     @classmethod
-    def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
+    def usable(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> NDArray[np.bool_]:
         """Mask of the rows that have an input and a target, `(rows,)`: no others are trained on or scored.
 
         The others are left out before anything is decided by them, so that no other code meets a missing value.
+
+        Args:
+            rows: the split.
+            columns: its columns.
+            settings: those of the task.
         """
         return filled_rows(rows, columns.text, columns.label)
 
@@ -149,15 +154,21 @@ class Task(ABC):
         return ()
 
     @classmethod
-    def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
-        """The task that training rows and a configuration describe: options take the values of settings of their name.
+    def decide(cls, rows: Dataset, columns: Columns, settings: TaskSettings, data: str = "") -> Self:
+        """The task that training rows and settings describe: options take the values of settings of their name.
+
+        Args:
+            rows: the training rows.
+            columns: their columns.
+            settings: those of the task.
+            data: the user's name for the data set; some are scored by metrics of their own.
 
         Raises:
             UsageError: an entry of `--task-option` is not an option of the task, or its value does not fit.
         """
         names = {field.name for field in dataclasses.fields(cls)} - {"labels"}
-        options = {name: getattr(config, name) for name in names if getattr(config, name, None) is not None}
-        options |= cls._parsed(config.task_option or ())
+        options = {name: getattr(settings, name) for name in names if getattr(settings, name, None) is not None}
+        options |= cls._parsed(settings.task_option or ())
         return cls(labels=cls.classes(rows, columns), **options)
 
     @classmethod

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capaft.config.train_config import TrainConfig
+from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns, ask_for_column, cell_kind, filled_rows, find_column, row_numbers
@@ -88,7 +88,7 @@ class MediaClassification(Task):
         return SingleLabel().classes(rows, columns)
 
     @classmethod
-    def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
+    def usable(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> NDArray[np.bool_]:
         """See `Task.usable`."""
         return filled_rows(rows, columns.text) & SingleLabel().labelled(rows, columns)
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from capaft.config.parts.data import DataSettings
+from capaft.config.parts.task import TaskSettings
 from capaft.config.train_config import TrainConfig
 from capaft.data.demo import demo_examples
 from capaft.data.load import Say, Splits, choose_splits, load_data
@@ -53,16 +55,16 @@ class RunSelections(NamedTuple):
     labelled: Selection
 
 
-def load_splits(config: TrainConfig, say: Say) -> Splits:
+def load_splits(settings: DataSettings, say: Say) -> Splits:
     """Load the configured data set, or the embedded one.
 
     Raises:
         UsageError: it cannot be read.
     """
-    names = WantedSplits(config.train_split, config.eval_split)
-    if config.data is None or (config.data == DEMO and not Path(DEMO).exists()):
+    names = WantedSplits(settings.train_split, settings.eval_split)
+    if settings.data is None or (settings.data == DEMO and not Path(DEMO).exists()):
         return choose_splits(demo_examples(), names)
-    return load_data(config.data, names, say=say)
+    return load_data(settings.data, names, say=say)
 
 
 def select_for_training(kind: type[Task], source: Splits, config: TrainConfig, say: Say) -> RunSelections:
@@ -129,9 +131,9 @@ def select_for_scoring(
     return _usable(kind, source.train, hints.recognise(kind, source.train), config, "rows", say)
 
 
-def given_columns(config: TrainConfig) -> dict[str, str | None]:
+def given_columns(settings: DataSettings) -> dict[str, str | None]:
     """The columns that the settings name, by role."""
-    return {"text": config.text_column, "pair": config.pair_column, "label": config.label_column}
+    return {"text": settings.text_column, "pair": settings.pair_column, "label": settings.label_column}
 
 
 def column_settings(kind: type[Task], columns: Columns) -> dict[str, str | None]:
@@ -200,7 +202,7 @@ def _has_labels(kind: type[Task], rows: Dataset, hints: _ColumnHints) -> bool:
 
 
 def _select_evaluation(
-    kind: type[Task], source: Splits, hints: _ColumnHints, config: TrainConfig, say: Say, *, is_requested: bool
+    kind: type[Task], source: Splits, hints: _ColumnHints, settings: TaskSettings, say: Say, *, is_requested: bool
 ) -> Selection | None:
     """Select the rows of the evaluation split; None if it is a test split without labels that was not requested.
 
@@ -214,7 +216,7 @@ def _select_evaluation(
         columns = hints.recognise(kind, source.evaluation)
         if may_skip and hints.expects_labels and columns.label is None:
             raise UsageError("it has no labels")
-        return _usable(kind, source.evaluation, columns, config, "validation rows", say)
+        return _usable(kind, source.evaluation, columns, settings, "validation rows", say)
     except UsageError as error:
         if not may_skip:
             raise
@@ -223,14 +225,14 @@ def _select_evaluation(
 
 
 def _usable(
-    kind: type[Task], rows: Dataset, columns: Columns, config: TrainConfig, description: str, say: Say
+    kind: type[Task], rows: Dataset, columns: Columns, settings: TaskSettings, description: str, say: Say
 ) -> Selection:
     """The rows that have an input and a target.
 
     Raises:
         UsageError: there are none.
     """
-    usable = kind.usable(rows, columns, config)
+    usable = kind.usable(rows, columns, settings)
     names = [name for name in (columns.text, columns.pair, columns.label) if name is not None]
     if len(rows) and not usable.any():
         raise UsageError(

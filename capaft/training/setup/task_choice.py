@@ -51,7 +51,7 @@ def choose_task(config: TrainConfig, splits: Splits, say: Callable[[str], None])
     kind = task_class(name)
     kind.check_model(model_config)
     selections = select_for_training(kind, splits, config, lambda line: say(f"data   {line}"))
-    task = kind.decide(selections.labelled.rows, selections.labelled.columns, config)
+    task = kind.decide(selections.labelled.rows, selections.labelled.columns, config, config.data or "")
     # A wrong label is reported before minutes of loading.
     task.check_labels(selections.validation.rows, selections.validation.columns)
     return TaskChoice(task, selections.train, selections.validation)

@@ -90,7 +90,7 @@ def test_what_is_no_tensor_comes_back_as_it_was(tmp_path: Path) -> None:
     assert checkpoint.made_from == MADE_FROM
 
 
-def test_state_of_an_optimiser_that_is_no_tensor(tmp_path: Path) -> None:
+def test_state_of_an_optimizer_that_is_no_tensor(tmp_path: Path) -> None:
     before = Run().go(0, 2)
     state = before.optimizer.state[before.trained["down"]]
     state["count"] = 7

@@ -37,7 +37,7 @@ def select(
 
 def decide(labelled: Selection, **settings: Any) -> Task:
     config = TrainConfig(**{"task": "text-classification", **settings})
-    return task_class(config.task).decide(labelled.rows, labelled.columns, config)
+    return task_class(config.task).decide(labelled.rows, labelled.columns, config, config.data or "")
 
 
 def write(path: Path, rows: list[Row]) -> Path:
