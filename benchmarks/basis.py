@@ -1,4 +1,4 @@
-"""Time of expanding all factors of a RoBERTa-base-shaped NOLA adapter once, forward and backward, by basis.
+"""Time to expand all factors of a RoBERTa-base-shaped NOLA adapter once, forward and backward, for each random basis.
 
 python benchmarks/basis.py --output benchmarks/results/basis-cpu.json
 """
@@ -20,7 +20,7 @@ SITES, SIZE, K = 24, 8 * 768, 1024
 
 
 def seconds(kind: str, device: str, rounds: int) -> float:
-    """Median seconds of one expansion and its adjoint, for the factors of one role."""
+    """Median seconds of one expansion and its adjoint, for all factors of one role."""
     basis = BASES[kind]([Streams(0, f"site.{i}", "down") for i in range(SITES)], SIZE, K).to(device)
     coefficients, gradient = torch.randn(SITES, K, device=device), torch.randn(SITES, SIZE, device=device)
     times = []
@@ -39,12 +39,12 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    found = {"hadamard": seconds("hadamard", options.device, 20)}
+    medians = {"hadamard": seconds("hadamard", options.device, 20)}
     Uniform.RESIDENT_BYTES = 2**40
-    found["uniform, lanes in memory"] = seconds("uniform", options.device, 3)
+    medians["uniform, lanes in memory"] = seconds("uniform", options.device, 3)
     Uniform.RESIDENT_BYTES = 0
-    found["uniform, drawn in every pass"] = seconds("uniform", options.device, 1)
-    record = {"setting": f"{SITES} sites, n {SIZE}, k {K}", "device": options.device, "seconds": found}
+    medians["uniform, drawn in every pass"] = seconds("uniform", options.device, 1)
+    record = {"setting": f"{SITES} sites, n {SIZE}, k {K}", "device": options.device, "seconds": medians}
     text = json.dumps(record, indent=2)
     print(text)
     if options.output:

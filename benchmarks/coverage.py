@@ -1,11 +1,11 @@
-"""Every model type that transformers maps for a head, adapted: what holds, what does not, and why.
+"""Check adapters on every model type that transformers maps for a head, and report the failures.
 
 python benchmarks/coverage.py --workers 2 --output docs/coverage.md --json benchmarks/results/coverage.json
 
-Each model is tiny and random (:mod:`shrunken`), all its linear layers are targets, and its head is trained as it is.
-What is checked does not depend on what a model has learnt: an adapter changes nothing when it is attached, only its own
-numbers and the head's have gradients, a file brings it back, merging keeps its outputs, detaching leaves the base as it
-was. A model that does not run without an adapter either is listed and not counted.
+Each model is tiny and random (see `shrunken`), all its linear layers are targets, and its head is trained directly. The
+checks do not depend on what a model has learnt: attaching an adapter changes nothing, only the parameters of the
+adapter and of the head have gradients, a file restores the adapter, merging keeps its outputs, and detaching restores
+the base model. A model that does not run without an adapter either is listed but not counted.
 """
 
 from __future__ import annotations
@@ -53,26 +53,26 @@ STEPS, LEARNING_RATE = 2, 1e-2
 
 
 class CheckError(Exception):
-    """A check does not hold."""
+    """A check failed."""
 
 
 class TooSlow(BaseException):
-    """The time of a pair is over. No `Exception`, so that no search for a variant that runs takes it for an answer."""
+    """A pair took too long. Not an `Exception`, so that the search for a variant that runs does not catch it."""
 
 
 @dataclass
 class Outcome:
-    """What came of a pair.
+    """Result for a pair.
 
     Attributes:
         head: the head.
         model_type: the model type.
-        unbuilt: why there is no such model that runs without an adapter; None if there is.
-        parameters: of the shrunken model.
-        experts: it has weights of several experts in one 3-D parameter.
-        failures: by method, why it failed; None where it passed.
-        sites: its linear layers outside the head.
-        silent: how many of them take no part in a forward.
+        unbuilt: why no such model runs without an adapter; None if one does.
+        parameters: number of parameters of the shrunken model.
+        experts: True if a 3-D parameter packs the weights of several experts.
+        failures: reason for each method's failure; None if it passed.
+        sites: number of linear layers outside the head.
+        silent: number of those that are not called in a forward.
     """
 
     head: str
@@ -90,12 +90,12 @@ def check(head: str, model_type: str, method: str, options: dict[str, Any] | Non
 
     Args:
         head: one of `shrunken.HEADS`.
-        model_type: as transformers calls it.
-        method: a method stack, or `peft lora` for the same through PEFT.
-        options: the method's numbers; by default those of `METHODS`.
+        model_type: its name in transformers.
+        method: a method stack, or `peft lora` for LoRA through PEFT.
+        options: the method's options; by default those of `METHODS`.
 
     Returns:
-        None if all holds, otherwise why not, in one line.
+        None if every check passes, otherwise the reason in one line.
     """
     pair = _pairs()[head, model_type]
     try:
@@ -105,34 +105,34 @@ def check(head: str, model_type: str, method: str, options: dict[str, Any] | Non
 
 
 def outcome(head: str, model_type: str, methods: tuple[str, ...]) -> Outcome:
-    """What comes of a pair, within the time limit."""
+    """Check all methods on a pair, within the time limit."""
     pair = _pairs()[head, model_type]
-    found = Outcome(head, model_type)
+    result = Outcome(head, model_type)
     try:
         with _time_limit():
             ready = runnable(pair)
     except (Exception, TooSlow) as error:
-        found.unbuilt = _line(error)
-        return found
+        result.unbuilt = _line(error)
+        return result
     named = list(ready.model.named_parameters())
-    found.parameters = sum(parameter.numel() for _, parameter in named)
-    found.experts = any(parameter.ndim == 3 and "experts" in name for name, parameter in named)
+    result.parameters = sum(parameter.numel() for _, parameter in named)
+    result.experts = any(parameter.ndim == 3 and "experts" in name for name, parameter in named)
     try:
-        found.sites = len(find_weight_sites(ready.model, Targets(_targets(ready.model))))
+        result.sites = len(find_weight_sites(ready.model, Targets(_targets(ready.model))))
     except UsageError:
-        found.sites = 0
+        result.sites = 0
     for method in methods:
         try:
             with _time_limit():
-                found.failures[method], silent = _check(pair, ready, method, None)
-                found.silent = max(found.silent, silent)
+                result.failures[method], silent = _check(pair, ready, method, None)
+                result.silent = max(result.silent, silent)
         except TooSlow as error:
-            found.failures[method] = _line(error)
-    return found
+            result.failures[method] = _line(error)
+    return result
 
 
 def _check(pair: Pair, ready: Runnable, method: str, options: dict[str, Any] | None) -> tuple[str | None, int]:
-    """Why a method fails on a model, if it does, and how many sites are silent."""
+    """Reason for a method's failure on a model, if it fails, and number of silent sites."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -143,16 +143,16 @@ def _check(pair: Pair, ready: Runnable, method: str, options: dict[str, Any] | N
             reason = None
         except Exception as error:
             reason = _line(error)
-    return reason, max((_silent(str(each.message)) for each in caught), default=0)
+    return reason, max((_silent(str(warning.message)) for warning in caught), default=0)
 
 
 def _check_capaft(pair: Pair, ready: Runnable, method: str, options: dict[str, Any]) -> None:
     model, inputs = model_of(pair, ready.rules), ready.inputs
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     plain = _logits(model, inputs)
-    inside = backbone_prefix(model)
-    head = {canonical_path(model, n) for n, _ in model.named_parameters() if inside and not n.startswith(inside)}
-    # PyTorch multiplies by a frozen weight in another order where an input is not contiguous: freeze to compare.
+    backbone = backbone_prefix(model)
+    head = {canonical_path(model, n) for n, _ in model.named_parameters() if backbone and not n.startswith(backbone)}
+    # With an input that is not contiguous, PyTorch multiplies by a frozen weight in another order: freeze to compare.
     fresh = model_of(pair, ready.rules)
     for name, parameter in fresh.named_parameters():
         parameter.requires_grad_(canonical_path(fresh, name) in head)
@@ -161,7 +161,7 @@ def _check_capaft(pair: Pair, ready: Runnable, method: str, options: dict[str, A
     _same("attaching changes the logits", _logits(model, inputs), frozen)
 
     trained = {id(parameter) for parameter in adapter.trained(model).values()}
-    _train(model, ready, trained, {id(parameter) for parameter in adapter.numbers.values()})
+    _train(model, ready, trained, {id(parameter) for parameter in adapter.role_parameters.values()})
     adapted = _logits(model, inputs)
     if torch.equal(adapted, frozen):
         raise CheckError("training changes nothing")
@@ -184,7 +184,7 @@ def _check_capaft(pair: Pair, ready: Runnable, method: str, options: dict[str, A
 
 
 def _targets(model: nn.Module) -> str:
-    """All linear layers; of a model that has none but its head, all convolutions."""
+    """All linear layers; if the only ones are in the head, all convolutions."""
     try:
         find_weight_sites(model, Targets("all-linear"))
     except UsageError:
@@ -205,19 +205,19 @@ def _check_peft(pair: Pair, ready: Runnable) -> None:
     _same("merging changes the logits", _logits(adapted.merge_and_unload(), inputs), before, 1e-4)
 
 
-def _train(model: nn.Module, ready: Runnable, trained: set[int], numbers: set[int]) -> None:
-    """A few steps, after which nothing but `trained` has gradients, and some of `numbers` has one that is not zero."""
+def _train(model: nn.Module, ready: Runnable, trained: set[int], adapter_parameters: set[int]) -> None:
+    """Take a few steps; only `trained` may have gradients, and one of `adapter_parameters` must have a nonzero one."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
     model.train(ready.training)
     for _ in range(STEPS):
         optimizer.zero_grad()
         loss(logits(model(**ready.inputs))).backward()
-        graded = {id(p): name for name, p in model.named_parameters() if p.grad is not None}
-        if astray := [name for key, name in graded.items() if key not in trained]:
-            raise CheckError(f"{len(astray)} frozen parameters have gradients: {astray[0]}")
+        with_gradient = {id(p): name for name, p in model.named_parameters() if p.grad is not None}
+        if frozen := [name for key, name in with_gradient.items() if key not in trained]:
+            raise CheckError(f"{len(frozen)} frozen parameters have gradients: {frozen[0]}")
         optimizer.step()
     model.eval()
-    if not any(p.grad is not None and p.grad.any() for p in model.parameters() if id(p) in numbers):
+    if not any(p.grad is not None and p.grad.any() for p in model.parameters() if id(p) in adapter_parameters):
         raise CheckError("the adapter has no gradient")
 
 
@@ -226,31 +226,31 @@ def _logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         return logits(model(**inputs)).clone()
 
 
-def _same(what: str, found: Tensor, expected: Tensor, tolerance: float = 0.0) -> None:
-    """Compare logits, to a tolerance relative to the largest of them, or to 1.
+def _same(problem: str, actual: Tensor, expected: Tensor, tolerance: float = 0.0) -> None:
+    """Compare logits, with a tolerance relative to the largest of them or to 1.
 
     Raises:
-        CheckError: they differ by more.
+        CheckError: they differ by more; says `problem`.
     """
     finite = expected.isfinite()
-    if found.shape == expected.shape and torch.equal(found[~finite], expected[~finite]):
-        if torch.equal(found, expected):
+    if actual.shape == expected.shape and torch.equal(actual[~finite], expected[~finite]):
+        if torch.equal(actual, expected):
             return
-        difference = (found - expected)[finite].abs().max().item()
+        difference = (actual - expected)[finite].abs().max().item()
         if difference <= tolerance * max(1.0, expected[finite].abs().max().item()):
             return
-        what = f"{what} by {difference:.0e}"
-    raise CheckError(what)
+        problem = f"{problem} by {difference:.0e}"
+    raise CheckError(problem)
 
 
 def _silent(warning: str) -> int:
-    """How many sites a warning of capaft says were never called."""
-    told = re.match(r"adapted but not called in the first forward: (.*?)(?: and (\d+) more)?$", warning)
-    return len(told[1].split(", ")) + int(told[2] or 0) if told else 0
+    """Number of sites that a warning of capaft reports as never called."""
+    match = re.match(r"adapted but not called in the first forward: (.*?)(?: and (\d+) more)?$", warning)
+    return len(match[1].split(", ")) + int(match[2] or 0) if match else 0
 
 
 def _line(error: BaseException) -> str:
-    """An error in one line, without what differs from run to run."""
+    """An error in one line, without memory addresses, which differ from run to run."""
     text = " ".join(str(error).split())
     text = re.sub(r"0x[0-9a-f]+", "0x…", text)
     kind = "" if isinstance(error, (CheckError, TooSlow)) else f"{type(error).__name__}: "
@@ -279,26 +279,26 @@ def _pairs() -> dict[tuple[str, str], Pair]:
 # The sweep -----------------------------------------------------------------------------------------------------------
 
 
-def sweep(wanted: Iterable[Pair], methods: tuple[str, ...], workers: int) -> list[Outcome]:
-    """What comes of each pair, in processes of their own, of which any may crash."""
+def sweep(selection: Iterable[Pair], methods: tuple[str, ...], workers: int) -> list[Outcome]:
+    """Outcomes of the pairs, from worker processes, since any pair may crash its process."""
     os.environ["PYTHONHASHSEED"] = "0"  # Some messages print sets.
-    own = threading.local()
+    local = threading.local()
 
-    def one(pair: Pair) -> Outcome:
-        if not hasattr(own, "process"):
-            own.process = ProcessPoolExecutor(1, get_context("spawn"), _prepare)
+    def run(pair: Pair) -> Outcome:
+        if not hasattr(local, "process"):
+            local.process = ProcessPoolExecutor(1, get_context("spawn"), _prepare)
         try:
-            return own.process.submit(outcome, pair.head, pair.model_type, methods).result()
+            return local.process.submit(outcome, pair.head, pair.model_type, methods).result()
         except BrokenProcessPool:
-            del own.process
+            del local.process
             return Outcome(pair.head, pair.model_type, unbuilt="the process crashed")
 
-    found = []
+    outcomes = []
     with ThreadPoolExecutor(workers) as threads:
-        for each in threads.map(one, wanted):
-            found.append(each)
-            _report(each)
-    return found
+        for result in threads.map(run, selection):
+            outcomes.append(result)
+            _report(result)
+    return outcomes
 
 
 def _prepare() -> None:
@@ -310,14 +310,14 @@ def _prepare() -> None:
     warnings.simplefilter("ignore")
 
 
-def _report(each: Outcome) -> None:
-    told = {method: reason for method, reason in each.failures.items() if reason}
-    print(f"{each.head}, {each.model_type}: {each.unbuilt or told or 'passed'}", flush=True)
+def _report(result: Outcome) -> None:
+    failures = {method: reason for method, reason in result.failures.items() if reason}
+    print(f"{result.head}, {result.model_type}: {result.unbuilt or failures or 'passed'}", flush=True)
 
 
-def page(found: list[Outcome], methods: tuple[str, ...]) -> str:
-    """The report; the same from the same outcomes."""
-    built = [each for each in found if each.unbuilt is None]
+def page(outcomes: list[Outcome], methods: tuple[str, ...]) -> str:
+    """The report; the same for the same outcomes."""
+    built = [pair for pair in outcomes if pair.unbuilt is None]
     packages = ["transformers", "torch", "capaft", *(["peft"] if PEFT in methods else [])]
     lines = [
         "# Coverage",
@@ -325,31 +325,31 @@ def page(found: list[Outcome], methods: tuple[str, ...]) -> str:
         f"`benchmarks/coverage.py` made this page, with {', '.join(f'{name} {version(name)}' for name in packages)}.",
         "",
         "Every model type that transformers maps for a head is built tiny and random, and adapted in all its linear",
-        "layers: attached (the logits stay as they are, to the bit), trained for two steps (only the adapter and the",
-        "head get gradients), saved and loaded into a fresh model, merged, detached (the base is as it was).",
-        "Models that have no linear layer but their head (convolutional ones) are adapted in their convolutions.",
-        "A pair counts as passed if all of it holds; percentages are of the pairs that run without an adapter. PEFT's",
-        "LoRA, where it stands beside, is not asked to save, load or detach.",
+        "layers: the adapter is attached (the logits stay the same, to the bit), trained for two steps (only adapter",
+        "and head get gradients), saved and loaded into a fresh model, merged, and detached (the base is as before).",
+        "Models with no linear layer outside the head (convolutional ones) are adapted in their convolutions.",
+        "A pair passes if all of this holds; percentages are of the pairs that run without an adapter. PEFT's LoRA, if",
+        "shown, is not asked to save, load or detach.",
         "",
         f"| head | mapped | run | {' | '.join(f'`{method}`' for method in methods)} |",
         "|---|---|---|" + "---|" * len(methods),
     ]
-    for head in [*dict.fromkeys(each.head for each in found), ""]:
-        mapped = [each for each in found if head in ("", each.head)]
-        run = [each for each in mapped if each.unbuilt is None]
-        cells = [_share(sum(each.failures[method] is None for each in run), len(run)) for method in methods]
+    for head in [*dict.fromkeys(pair.head for pair in outcomes), ""]:
+        mapped = [pair for pair in outcomes if head in ("", pair.head)]
+        run = [pair for pair in mapped if pair.unbuilt is None]
+        cells = [_share(sum(pair.failures[method] is None for pair in run), len(run)) for method in methods]
         lines.append(f"| {head or 'all'} | {len(mapped)} | {_share(len(run), len(mapped))} | {' | '.join(cells)} |")
-    experts = {each.model_type for each in built if each.experts}
-    types = {each.model_type for each in built}
+    experts = {pair.model_type for pair in built if pair.experts}
+    types = {pair.model_type for pair in built}
     lines += ["", f"{len(experts)} of {len(types)} model types that run keep their experts in packed 3-D parameters."]
-    lines += ["", "## Not built", "", "Pairs that do not run without an adapter either.", ""]
-    lines += _grouped((each.unbuilt, each) for each in found if each.unbuilt)
+    lines += ["", "## Not built", "", "Pairs that do not run even without an adapter.", ""]
+    lines += _grouped((pair.unbuilt, pair) for pair in outcomes if pair.unbuilt)
     for method in methods:
-        failed = [(reason, each) for each in built if (reason := each.failures[method])]
+        failed = [(reason, pair) for pair in built if (reason := pair.failures[method])]
         lines += ["", f"## Failed: `{method}`", ""]
-        lines += [f"- {each.model_type}, {each.head}: {reason}" for reason, each in failed] or ["None."]
-    lines += ["", "## Adapted but never called", "", "Sites that take no part in a forward of these inputs.", ""]
-    silent = [f"- {each.model_type}, {each.head}: {each.silent} of {each.sites}" for each in built if each.silent]
+        lines += [f"- {pair.model_type}, {pair.head}: {reason}" for reason, pair in failed] or ["None."]
+    lines += ["", "## Adapted but never called", "", "Sites that are not called in a forward of these inputs.", ""]
+    silent = [f"- {pair.model_type}, {pair.head}: {pair.silent} of {pair.sites}" for pair in built if pair.silent]
     lines += silent or ["None."]
     return "\n".join(lines) + "\n"
 
@@ -359,10 +359,10 @@ def _share(part: int, whole: int) -> str:
 
 
 def _grouped(reasons: Iterable[tuple[str | None, Outcome]]) -> list[str]:
-    """One line a reason, with all that it holds for."""
+    """One line per reason, with the pairs that it applies to."""
     groups: dict[str, list[str]] = defaultdict(list)
-    for reason, each in reasons:
-        groups[str(reason)].append(f"{each.model_type} ({each.head})")
+    for reason, pair in reasons:
+        groups[str(reason)].append(f"{pair.model_type} ({pair.head})")
     return [f"- {reason}: {', '.join(members)}" for reason, members in groups.items()] or ["None."]
 
 
@@ -370,19 +370,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--only", help="model types, separated by commas")
-    parser.add_argument("--heads", help=f"of {', '.join(HEADS)}, separated by commas")
-    parser.add_argument("--peft", action="store_true", help="check PEFT's LoRA beside")
+    parser.add_argument("--heads", help=f"some of {', '.join(HEADS)}, separated by commas")
+    parser.add_argument("--peft", action="store_true", help="check PEFT's LoRA as well")
     parser.add_argument("--output", type=Path, help="the page to write")
     parser.add_argument("--json", type=Path, help="every outcome")
     options = parser.parse_args()
     heads, types = (value.split(",") if value else None for value in (options.heads, options.only))
-    wanted = [p for p in pairs() if (not heads or p.head in heads) and (not types or p.model_type in types)]
+    selection = [p for p in pairs() if (not heads or p.head in heads) and (not types or p.model_type in types)]
     methods = (*METHODS, *([PEFT] if options.peft else []))
-    found = sweep(wanted, methods, options.workers)
+    outcomes = sweep(selection, methods, options.workers)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps([asdict(each) for each in found], indent=1) + "\n")
-    text = page(found, methods)
+        options.json.write_text(json.dumps([asdict(pair) for pair in outcomes], indent=1) + "\n")
+    text = page(outcomes, methods)
     if options.output:
         options.output.write_text(text)
     else:

@@ -1,6 +1,6 @@
-"""What `capaft train --dry-run` says of peak memory, against the peak of the run itself.
+"""Peak memory as estimated by `capaft train --dry-run`, against the peak of the run itself.
 
-Three sizes of model, by the command line in processes of their own: a BERT of 4 M weights, all-MiniLM-L6-v2 (22.7 M),
+Each run is a command in its own process, for three sizes of model: a BERT of 4 M weights, all-MiniLM-L6-v2 (22.7 M),
 and RoBERTa-base's shape (125 M), the first and the last with random weights.
 
     python benchmarks/memory.py --json benchmarks/results/memory-estimate-cpu.json
@@ -55,17 +55,17 @@ def model(name: str, directory: Path) -> Path:
 
     if name == "minilm":
         return demo_model()
-    where = directory / name
-    if not where.exists():
+    path = directory / name
+    if not path.exists():
         tokenizer = AutoTokenizer.from_pretrained(demo_model())
         small = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512}
         if name == "bert-4m":
-            BertModel(BertConfig(vocab_size=len(tokenizer), **small)).save_pretrained(where)
+            BertModel(BertConfig(vocab_size=len(tokenizer), **small)).save_pretrained(path)
         else:
-            # The tokenizer is BERT's, whose padding token has number 0.
-            RobertaModel(RobertaConfig(vocab_size=50265, pad_token_id=0)).save_pretrained(where)
-        tokenizer.save_pretrained(where)
-    return where
+            # The tokenizer is BERT's, whose padding token has id 0.
+            RobertaModel(RobertaConfig(vocab_size=50265, pad_token_id=0)).save_pretrained(path)
+        tokenizer.save_pretrained(path)
+    return path
 
 
 def data(file: Path) -> Path:
@@ -82,14 +82,14 @@ def measure(case: tuple[str, str, int, tuple[str, ...]], directory: Path) -> dic
     common += ["--data", str(data(directory / "rows.jsonl")), "--method", method, "--batch-size", str(batch)]
     common += ["--max-length", str(LENGTH), "--max-steps", str(STEPS), "--eval-batch-size", str(batch), *flags]
     common += ["--head-init", "seeded", "--max-eval-examples", str(batch), "--output"]
-    found = []
-    for more in (["--dry-run"], []):
+    results = []
+    for dry_run in (["--dry-run"], []):
         output = str(directory / f"{name}-{method}-{batch}-{len(flags)}")
-        done = subprocess.run([*common, output, *more], capture_output=True, text=True)
+        done = subprocess.run([*common, output, *dry_run], capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{case}: {done.stderr}")
-        found.append(json.loads(done.stdout))
-    estimated, measured = found[0]["estimated_peak_memory_bytes"], found[1]["peak_memory_bytes"]
+        results.append(json.loads(done.stdout))
+    estimated, measured = results[0]["estimated_peak_memory_bytes"], results[1]["peak_memory_bytes"]
     record = {"model": name, "method": method, "batch_size": batch, "flags": list(flags)}
     return record | {"estimated": estimated, "measured": measured, "ratio": round(estimated / measured, 3)}
 

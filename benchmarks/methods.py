@@ -1,4 +1,4 @@
-"""The methods side by side on the embedded demo: metric, trained numbers, bytes, seconds. Through the command line.
+"""The methods side by side on the embedded demo, by the command line: metric, trainable parameters, bytes, seconds.
 
 python benchmarks/methods.py --output benchmarks/results/methods-demo.json
 """
@@ -18,7 +18,7 @@ METHODS = ("head", "nola", "lora+nola+capaboost", "lora", "capaboost", "full")
 
 
 def train(method: str, seed: int, extra: list[str]) -> dict[str, Any]:
-    """The results of one run in a process of its own."""
+    """The results of one run in its own process."""
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, "-m", "capaft", "train", "--method", method, "--seed", str(seed), "--json"]
         command += ["--output", f"{directory}/run", *extra]
@@ -34,13 +34,13 @@ def main() -> None:
     rows = []
     for method in options.methods:
         runs = [train(method, seed, extra) for seed in range(options.seeds)]
-        values = [each["value"] for each in runs]
-        kept = ("method", "metric", "baseline", "adapter_parameters", "head_parameters", "adapter_bytes")
+        values = [run["value"] for run in runs]
+        constant = ("method", "metric", "baseline", "adapter_parameters", "head_parameters", "adapter_bytes")
         rows.append(
-            {key: runs[0][key] for key in kept}
+            {key: runs[0][key] for key in constant}
             | {"values": values, "mean": statistics.mean(values)}
-            | {key: statistics.median(each[key] for each in runs) for key in ("seconds", "examples_per_second")}
-            | {"peak_memory_bytes": max(each["peak_memory_bytes"] for each in runs)}
+            | {key: statistics.median(run[key] for run in runs) for key in ("seconds", "examples_per_second")}
+            | {"peak_memory_bytes": max(run["peak_memory_bytes"] for run in runs)}
         )
         print(json.dumps(rows[-1]), flush=True)
     if options.output:

@@ -1,8 +1,8 @@
-"""Any model type that the installed transformers maps for a head: tiny, randomly initialised, with inputs for one step.
+"""Tiny models of any type that the installed transformers maps for a head, random, with inputs for one step.
 
-Nothing here knows a model type. A configuration is shrunk by what its entries mean, as far as their names and values
-tell; where that gives no model that runs, a few other ways of shrinking are tried in turn, and the first that runs is
-it. Only entries with a default of their own are touched: what a configuration derives, it derives again.
+Nothing here is specific to a model type. A configuration is shrunk by the meanings of its entries, as far as their
+names and values tell them; if the model does not run, a few other ways of shrinking are tried in turn, and the first
+that runs is used. Only entries with a default of their own are changed: derived entries are derived again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HEADS = {
 }
 BATCH, CHOICES, LABELS, POSITIONS = 2, 2, 2, 64
 MAX_SIZE = 50_000_000
-# Inputs are tokens from here to there; special tokens that are not in the vocabulary any more move above.
+# Inputs are tokens of this range; special tokens beyond the shrunken vocabulary move to ids above it.
 PLAIN, SPECIAL = 10, 90
 
 
@@ -52,14 +52,15 @@ class Rules:
     """One way of shrinking.
 
     Attributes:
-        width: of the model; feed-forward layers have twice that.
-        heads: attention heads, `groups` of which are keys and values.
+        width: width of the model; feed-forward layers are twice as wide.
+        heads: number of attention heads.
+        groups: number of key and value heads.
         head: width of one head.
-        layers: layers of a stack, at least, where there is one of each kind; 0 for as many as there were.
+        layers: minimum number of layers in a stack, which keeps one of each kind; 0 keeps all.
         expand: inner width of a state space layer, in widths.
-        vocabulary: its size.
+        vocabulary: size of the vocabulary.
         wide: leave all widths and heads at their defaults.
-        fill: give entries without a value, which not every configuration derives, what a large value shrinks to.
+        fill: give entries without a value, which not every configuration derives, a shrunken large value.
     """
 
     width: int = 64
@@ -96,8 +97,10 @@ def pairs() -> Iterator[Pair]:
         mapping = getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING")
         for model_type in getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING_NAMES"):
             config_class = CONFIG_MAPPING[model_type]
-            found = mapping[config_class]
-            yield Pair(head, model_type, found[0] if isinstance(found, tuple) else found, config_class)
+            model_class = mapping[config_class]
+            yield Pair(
+                head, model_type, model_class[0] if isinstance(model_class, tuple) else model_class, config_class
+            )
 
 
 def shrunken(config_class: type[PreTrainedConfig], rules: Rules = VARIANTS[0], head: str = "") -> PreTrainedConfig:
@@ -109,11 +112,11 @@ def shrunken(config_class: type[PreTrainedConfig], rules: Rules = VARIANTS[0], h
 
 
 def build(model_class: Any, config: PreTrainedConfig) -> nn.Module:
-    """The model of a configuration, float32, on the CPU, in eval mode; the same numbers every time.
+    """The model of a configuration, float32, on the CPU, in eval mode; the same weights every time.
 
-    As the auto classes do, it takes the part of the configuration that the class is made for. Usual initial values let
-    signals vanish in a narrow model, to exact zeros behind some convolutions, and every check hold: so layers keep the
-    size of their inputs here, and no matrix starts at zero.
+    As the auto classes do, it takes the part of the configuration that the class is made for. With the usual initial
+    values, signals vanish in a narrow model, some even to exact zeros, and every check would pass: so here layers keep
+    the scale of their inputs, and no matrix starts at zero.
     """
     torch.manual_seed(0)
     model = model_class(_part(config, model_class.config_class) or config).float().eval()
@@ -128,11 +131,11 @@ def build(model_class: Any, config: PreTrainedConfig) -> nn.Module:
     return model
 
 
-def _part(config: PreTrainedConfig, wanted: type[PreTrainedConfig]) -> PreTrainedConfig | None:
-    """The configuration or its first part that is of a class."""
-    if isinstance(config, wanted):
+def _part(config: PreTrainedConfig, config_class: type[PreTrainedConfig]) -> PreTrainedConfig | None:
+    """The configuration, or else its first part, that is of a class."""
+    if isinstance(config, config_class):
         return config
-    return next((found for part in _parts(config) if (found := _part(part, wanted))), None)
+    return next((match for part in _parts(config) if (match := _part(part, config_class))), None)
 
 
 def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
@@ -140,10 +143,10 @@ def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
 
 
 def inputs(model: nn.Module, head: str) -> dict[str, Tensor]:
-    """Arguments for one forward: of those that the signature allows, the first that the model accepts.
+    """Arguments for one forward: the first allowed by the signature that the model accepts.
 
     Raises:
-        Exception: whatever the model raised for the first, plainest ones.
+        Exception: the model rejects all; its error for the first, plainest arguments.
     """
     first: Exception | None = None
     for arguments in _arguments(model, head):
@@ -154,25 +157,25 @@ def inputs(model: nn.Module, head: str) -> dict[str, Tensor]:
             first = first or error
         else:
             return arguments
-    raise first or ValueError(f"nothing to feed {type(model).__name__} with")
+    raise first or ValueError(f"no inputs for {type(model).__name__}")
 
 
 def logits(output: Any) -> Tensor:
-    """What a model says about its inputs, as one tensor."""
-    numbers = {n: v for n, v in output.items() if isinstance(v, Tensor) and v.is_floating_point() and v.ndim > 1}
-    named = [value for name, value in numbers.items() if re.search("logits|score|log_prob", name)]
-    found = named or list(numbers.values())[:1]
-    return found[0] if len(found) == 1 else torch.cat([value.flatten(1) for value in found], 1)
+    """The logits in a model's output, or else its first tensor of floats, as one tensor."""
+    tensors = {n: v for n, v in output.items() if isinstance(v, Tensor) and v.is_floating_point() and v.ndim > 1}
+    named = [value for name, value in tensors.items() if re.search("logits|score|log_prob", name)]
+    parts = named or list(tensors.values())[:1]
+    return parts[0] if len(parts) == 1 else torch.cat([part.flatten(1) for part in parts], 1)
 
 
 class Runnable(NamedTuple):
-    """A pair that runs.
+    """A model that runs.
 
     Attributes:
-        rules: how its configuration is shrunk.
+        rules: the rules that shrink its configuration.
         model: the model, in eval mode.
-        inputs: what it runs on.
-        training: its backward runs in train mode only.
+        inputs: arguments of its forward.
+        training: True if its backward runs in train mode only.
     """
 
     rules: Rules
@@ -190,7 +193,7 @@ def runnable(pair: Pair) -> Runnable:
     """The first shrunken model of a pair whose forward and backward run, deterministically.
 
     Raises:
-        Exception: what the first way of shrinking failed with.
+        Exception: no way of shrinking works; the error of the first.
     """
     first: Exception | None = None
     for rules in VARIANTS:
@@ -206,7 +209,7 @@ def runnable(pair: Pair) -> Runnable:
 
 
 def _check_size(pair: Pair, rules: Rules) -> None:
-    """Refuse a model that is large, before it is made."""
+    """Refuse a large model before it is made."""
     config = shrunken(pair.config_class, rules, pair.head)
     with torch.device("meta"):
         model = pair.model_class(_part(config, pair.model_class.config_class) or config)
@@ -216,13 +219,13 @@ def _check_size(pair: Pair, rules: Rules) -> None:
 
 
 def loss(values: Tensor) -> Tensor:
-    """The mean of the logits with random signs, so that every gradient is as large; masked ones are left out."""
+    """The mean of the logits with random signs, so that all gradients are of equal size; masked logits are skipped."""
     signs = _random(*values.shape).sign()
     return (values * signs)[values.isfinite()].mean()
 
 
 def _training(model: nn.Module, arguments: dict[str, Tensor]) -> bool:
-    """Run a model forwards, twice, and backwards; whether that needed train mode."""
+    """Run a model forwards twice and backwards once; True if the backward needed train mode."""
     with torch.no_grad():
         one, other = (logits(model(**arguments)) for _ in range(2))
     if not torch.equal(one, other):
@@ -242,7 +245,7 @@ def _training(model: nn.Module, arguments: dict[str, Tensor]) -> bool:
 
 
 def _like(full: PreTrainedConfig, rules: Rules, moved: dict[int, int], **more: Any) -> PreTrainedConfig:
-    """The shrunken configuration and its parts; `moved` says where special tokens went, in all of them."""
+    """The shrunken configuration with its parts; `moved` maps special tokens to their new ids, in all of them."""
     full.allow_global_per_layer_attribute_access = True
     kept = _kept_layers(full, rules)
     rules = replace(rules, layers=len(kept) or rules.layers)
@@ -271,7 +274,7 @@ def _like(full: PreTrainedConfig, rules: Rules, moved: dict[int, int], **more: A
 
 
 def _filled(field: Field[Any], full: PreTrainedConfig, rules: Rules) -> dict[str, Any]:
-    """A value for an entry that has none, where its meaning or other entries suggest one."""
+    """A value for an entry that has none, if its meaning or other entries suggest one."""
     options = getattr(full, field.name.removeprefix("default_") + "s", None)
     if field.name.startswith("default_") and options:
         return {field.name: options[0]}
@@ -287,19 +290,19 @@ def _filled(field: Field[Any], full: PreTrainedConfig, rules: Rules) -> dict[str
 
 
 def _has_default(field: Field[Any], value: Any) -> bool:
-    """The value is the entry's own default, and not what the configuration makes of `None` or `"auto"`."""
-    own = field.default not in (None, MISSING) or field.default_factory is not MISSING
-    return own and isinstance(value, str) == isinstance(field.default, str)
+    """True if the value is the entry's own default rather than derived from `None` or `"auto"`."""
+    has_default = field.default not in (None, MISSING) or field.default_factory is not MISSING
+    return has_default and isinstance(value, str) == isinstance(field.default, str)
 
 
 def _depth(config: PreTrainedConfig) -> int:
-    """Layers of the stack, if their number is an entry and does not follow from others."""
+    """Number of layers in the stack if it is an entry of its own; 0 if it follows from others."""
     name = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     return getattr(config, name) if name in {f.name for f in fields(type(config))} else 0
 
 
 def _kept_layers(full: PreTrainedConfig, rules: Rules) -> list[int]:
-    """Which layers of a stack stay: the first of each kind, as far as its lists tell kinds apart."""
+    """Indices of the layers that stay: the first of each kind, as far as the lists of layers distinguish kinds."""
     depth = _depth(full)
     if not rules.layers:
         return list(range(depth))
@@ -316,7 +319,7 @@ def _kept_layers(full: PreTrainedConfig, rules: Rules) -> list[int]:
 
 
 def _is_indices(values: Any, depth: int) -> bool:
-    """A list of layers' numbers."""
+    """True if a list holds indices of layers."""
     whole = all(isinstance(value, int) and not isinstance(value, bool) for value in values)
     return whole and len(values) > 1 and list(values) == sorted(set(values)) and 0 <= values[0] <= values[-1] < depth
 
@@ -326,7 +329,7 @@ def _is_per_layer(values: Any, depth: int) -> bool:
 
 
 def _selected(values: Any, depth: int, kept: list[int]) -> list[Any] | None:
-    """What is left of a per-layer list when only some layers are; None for other lists."""
+    """The entries of a per-layer list for the kept layers; None for other lists."""
     if not _is_per_layer(values, depth):
         return None
     if _is_indices(values, depth):
@@ -335,7 +338,7 @@ def _selected(values: Any, depth: int, kept: list[int]) -> list[Any] | None:
 
 
 def _rope(rope: dict[str, Any], full: PreTrainedConfig, rules: Rules) -> dict[str, Any]:
-    """Sections of a rotary embedding divide half a head's width, so they shrink with it."""
+    """Shrink the sections of a rotary embedding, which divide half a head's width, along with it."""
     sections = rope.get("mrope_section")
     heads = getattr(full, "num_attention_heads", None)
     before = getattr(full, "head_dim", None) or (full.hidden_size // heads if heads else 0)
@@ -348,15 +351,15 @@ def _rope(rope: dict[str, Any], full: PreTrainedConfig, rules: Rules) -> dict[st
 
 
 def _entry(name: str, value: Any, full: PreTrainedConfig, rules: Rules, moved: dict[int, int]) -> Any:
-    """An entry's value, shrunk by the first meaning that its name has; lists entry by entry."""
+    """An entry's value, shrunk by the first meaning that matches its name; lists item by item."""
     if isinstance(value, list | tuple):
         if len(value) > 1 and not rules.wide and sum(_numbers(value)) == getattr(full, "hidden_size", None):
             return type(value)([rules.width // len(value)] * len(value))
-        if value and all(isinstance(each, int) and each >= 8 for each in value) and _meaning(name) is _width:
+        if value and all(isinstance(width, int) and width >= 8 for width in value) and _meaning(name) is _width:
             unit = 2 ** math.floor(math.log2(min(value)))
-            scaled = [_power(each) * min(32, unit) // unit for each in value]
-            return value if rules.wide else type(value)(min(each, 4 * rules.width) for each in scaled)
-        return type(value)(_entry(name, each, full, rules, moved) for each in value)
+            scaled = [_power(width) * min(32, unit) // unit for width in value]
+            return value if rules.wide else type(value)(min(width, 4 * rules.width) for width in scaled)
+        return type(value)(_entry(name, item, full, rules, moved) for item in value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
     if RANDOM.search(name):
@@ -374,7 +377,7 @@ def _numbers(values: Any) -> list[int]:
 
 
 def _power(value: int) -> int:
-    """The power of two below: everything divides everything."""
+    """The largest power of two up to a value; sizes that are powers of two divide each other."""
     return 2 ** math.floor(math.log2(value))
 
 
@@ -400,8 +403,8 @@ def _heads(name: str, value: int, full: PreTrainedConfig, rules: Rules) -> int:
 def _groups(name: str, value: int, full: PreTrainedConfig, rules: Rules) -> int:
     if rules.wide:
         return value
-    every = value == getattr(full, "num_attention_heads", None)
-    return rules.heads if every else min(value, rules.groups)
+    is_ungrouped = value == getattr(full, "num_attention_heads", None)
+    return rules.heads if is_ungrouped else min(value, rules.groups)
 
 
 def _narrow(name: str, value: int, full: PreTrainedConfig, rules: Rules) -> int:
@@ -457,25 +460,24 @@ def _meaning(name: str) -> Callable[..., int] | None:
 
 
 def _arguments(model: nn.Module, head: str) -> Iterator[dict[str, Tensor]]:
-    """Arguments to try: as few as there can be, then all that are known, over a few shapes."""
-    known = inspect.signature(model.forward).parameters
-    required = {n for n, p in known.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+    """Arguments to try: first the required ones alone, then all known ones, each in a few shapes."""
+    signature = inspect.signature(model.forward).parameters
+    required = {n for n, p in signature.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
     main = getattr(model, "main_input_name", "input_ids")
     if head == "image classification":
         shapes = [{main: image} for image in _images(model)]
-        if main == "input_ids" or "input_ids" in known:
-            shapes += [_text("input_ids", 16, known, 0, _ends(model.config))]
+        if main == "input_ids" or "input_ids" in signature:
+            shapes += [_text("input_ids", 16, signature, 0, _ends(model.config))]
     elif head == "audio classification":
         shapes = [{main: sound} for sound in _sounds(model)]
     else:
-        main = "input_ids" if "input_ids" in known else main
+        main = "input_ids" if "input_ids" in signature else main
         choices = CHOICES if head == "multiple choice" else 0
-        shapes = [_text(main, length, known, choices, _ends(model.config)) for length in (16, 64, 8)]
-        books = [{main: _tokens(BATCH * n, 16)} for n in _numbers_of(model.config, "num_codebooks")]
-        shapes += books
-    for more in (required, set(known)):
+        shapes = [_text(main, length, signature, choices, _ends(model.config)) for length in (16, 64, 8)]
+        shapes += [{main: _tokens(BATCH * n, 16)} for n in _numbers_of(model.config, "num_codebooks")]
+    for names in (required, set(signature)):
         for arguments in shapes:
-            extra = {name: value for name, value in _extras(model).items() if name in more}
+            extra = {name: value for name, value in _extras(model).items() if name in names}
             yield extra | arguments
 
 
@@ -484,7 +486,7 @@ def _random(*shape: int) -> Tensor:
 
 
 def _tokens(*shape: int, below: int = SPECIAL, end: int | None = None) -> Tensor:
-    """Tokens, the last of which ends the text."""
+    """Random tokens; `end`, if given, comes last."""
     tokens = torch.randint(PLAIN, below, shape, generator=torch.Generator().manual_seed(1))
     if end is not None:
         tokens[..., -1] = end
@@ -492,12 +494,12 @@ def _tokens(*shape: int, below: int = SPECIAL, end: int | None = None) -> Tensor
 
 
 def _ends(config: Any) -> dict[str, int]:
-    """Where a vocabulary ends, and what ends a text."""
+    """Keyword arguments of `_tokens`: the end of the vocabulary, and the token that ends a text."""
     ends = _numbers_of(config, "eos_token_id")
     return {"below": min([SPECIAL, *_numbers_of(config, "vocab_size")])} | ({"end": ends[0]} if ends else {})
 
 
-def _text(main: str, length: int, known: Any, choices: int, ends: dict[str, int]) -> dict[str, Tensor]:
+def _text(main: str, length: int, signature: Any, choices: int, ends: dict[str, int]) -> dict[str, Tensor]:
     shape = (BATCH, choices, length) if choices else (BATCH, length)
     corner = torch.arange(length).expand(shape) % 16
     possible = {
@@ -506,18 +508,18 @@ def _text(main: str, length: int, known: Any, choices: int, ends: dict[str, int]
         "decoder_input_ids": _tokens(*shape, **ends),
         "bbox": torch.stack([corner, corner, corner + 8, corner + 8], -1),
     }
-    return {main: _tokens(*shape, **ends)} | {name: value for name, value in possible.items() if name in known}
+    return {main: _tokens(*shape, **ends)} | {name: value for name, value in possible.items() if name in signature}
 
 
 def _numbers_of(config: Any, *names: str) -> list[int]:
-    """Every number that a configuration or a part of it has under one of the names."""
-    own = [getattr(config, name, None) for name in names]
-    flat = [each for value in own for each in (value if isinstance(value, list | tuple) else [value])]
+    """Every whole number that a configuration or a part of it has under one of the names."""
+    values = [getattr(config, name, None) for name in names]
+    flat = [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
     return _numbers(flat) + [number for part in _parts(config) for number in _numbers_of(part, *names)]
 
 
 def _images(model: Any) -> list[Tensor]:
-    """Square images of the configured side and of others, and one as a row of patches."""
+    """Square images of the configured size and of others, and one as a row of patches."""
     channels = (_numbers_of(model.config, "num_channels", "in_channels") or [3])[0]
     sides = dict.fromkeys([*_numbers_of(model.config, "image_size", "input_size")[:1], 64, 224])
     patches = [_random(BATCH, 16, channels * side**2) for side in _numbers_of(model.config, "patch_size")[:1]]
@@ -525,7 +527,7 @@ def _images(model: Any) -> list[Tensor]:
 
 
 def _sounds(model: Any) -> list[Tensor]:
-    """Spectrograms, either way up, and a wave."""
+    """Spectrograms in both orientations, and a waveform."""
     features = dict.fromkeys(_numbers_of(model.config, "num_mel_bins", "feature_projection_input_dim", "input_dim"))
     longest = [2 * n for n in _numbers_of(model.config, "max_source_positions")]
     frames = dict.fromkeys([*longest, *_numbers_of(model.config, "max_length"), 64])
@@ -534,7 +536,7 @@ def _sounds(model: Any) -> list[Tensor]:
 
 
 def _extras(model: Any) -> dict[str, Tensor]:
-    """Further inputs by their names."""
+    """Further inputs by name."""
     image, sound = _images(model)[0], _sounds(model)[0]
     return {
         "pixel_values": image,

@@ -1,7 +1,7 @@
 """Time of one training step: PEFT's LoRA, capaft lora, capaft nola; interleaved in one process, so ratios hold.
 
 A RoBERTa-base-shaped classifier with random weights, batch 8 x 128, query and value projections, rank 8, k 1024,
-float32, AdamW. `--memory` measures instead the peak memory of each method, each in a process of its own.
+float32, AdamW. `--memory` measures the peak memory of each method instead, each in its own process.
 
     pip install -c constraints.txt -e '.[bench]'
     python benchmarks/step.py --output benchmarks/results/step-cpu.json
@@ -43,7 +43,7 @@ def model(method: str, device: str) -> torch.nn.Module:
 
 
 def stepper(method: str, device: str) -> Callable[[], float]:
-    """A function that runs one optimiser step and gives its seconds."""
+    """A function that runs one optimizer step and returns its seconds."""
     adapted = model(method, device)
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-3)
     batch = {
@@ -73,22 +73,22 @@ def times(rounds: int, device: str) -> dict[str, Any]:
         step()
     seconds: dict[str, list[float]] = {method: [] for method in METHODS}
     for index in range(rounds):
-        # Another order in every round, so that no method always runs after the same one.
+        # The order changes every round, so that no method is always timed in the same place.
         for offset in range(len(METHODS)):
             method = METHODS[(index + offset) % len(METHODS)]
             seconds[method].append(steps[method]())
     reference = seconds["peft-lora"]
     return {
         method: {
-            "median_seconds": statistics.median(each),
-            "ratio_to_peft": statistics.median(a / b for a, b in zip(each, reference, strict=True)),
+            "median_seconds": statistics.median(samples),
+            "ratio_to_peft": statistics.median(a / b for a, b in zip(samples, reference, strict=True)),
         }
-        for method, each in seconds.items()
+        for method, samples in seconds.items()
     }
 
 
 def peak_memory(method: str, device: str, steps: int = 3) -> int:
-    """Peak bytes of a few steps: of the device, or of the process less what loading the libraries took."""
+    """Peak bytes of a few steps: of the GPU, or of the whole process on a CPU."""
     step = stepper(method, device)
     for _ in range(steps):
         step()
@@ -120,13 +120,13 @@ def main() -> None:
     if options.one:
         print(peak_memory(options.one, options.device))
         return
-    found = memory(options.device, 2) if options.memory else times(options.rounds, options.device)
+    measured = memory(options.device, 2) if options.memory else times(options.rounds, options.device)
     record = {
         "device": torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.machine()} CPU",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "setting": f"RoBERTa-base shape, batch {BATCH} x {LENGTH}, q and v, rank {RANK}, k {K}, float32, AdamW",
-        "methods": found,
+        "methods": measured,
     }
     text = json.dumps(record, indent=2)
     print(text)

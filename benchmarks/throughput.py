@@ -1,19 +1,19 @@
 """Training speed and start-up of `capaft train` against `transformers.Trainer` with PEFT's LoRA, side by side.
 
-Both train all-MiniLM-L6-v2 on the embedded demo's data: LoRA on query and value, rank 8, the classifier whole, batches
-of 32, float32, AdamW, the same examples, cut to the same length. Each round runs every contestant in a fresh process,
-in turn; what is reported is the median over rounds of the ratio within a round.
+Both train all-MiniLM-L6-v2 on the embedded demo's data: LoRA on query and value, rank 8, the classifier trained
+directly, batches of 32, float32, AdamW, the same examples, cut to the same length. Each round runs every contestant in
+turn, each in a fresh process; the result is the median over rounds of the ratio within a round.
 
     python benchmarks/throughput.py --rounds 3 --json benchmarks/results/throughput-cpu.json
 
 Contestants: `capaft`, as users run it; `trainer`, as users run it (batches as they are drawn); and `trainer-grouped`,
-with its own sampler that puts texts of similar length together, as capaft does by itself.
+whose sampler puts texts of similar length together, as capaft does by default.
 
-Start-up is the time from the start of the process to the end of the first optimiser step, against a bare script that
+Start-up is the time from the start of the process to the end of the first optimizer step, against a bare script that
 imports the same libraries, loads the same model and data, and does one step. The bare script's head starts at random,
-as capaft's does under `--head-init seeded`. By default training begins with the head alone, on the frozen base: what is
-reported of that is the time to the end of the head's first batch, and to the end of the adapter's first step: when the
-head is fitted, and when an earlier run on the same data has kept it.
+as capaft's does under `--head-init seeded`. By default training begins with the head alone, on the frozen base. For
+that, two times are reported: to the end of the head's first batch, and to the end of the adapter's first step, the
+latter both with a head fitted in the run and with one kept by an earlier run on the same data.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def capaft_arguments(steps: int, output: str, head: str = "seeded") -> list[str]
 
 
 def speed_of_capaft(steps: int) -> float:
-    """Examples a second over the steps, without the evaluation at the end."""
+    """Examples per second over the steps, without the evaluation at the end."""
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, "-m", "capaft", *capaft_arguments(steps, f"{directory}/run")]
         subprocess.run(command, check=True, capture_output=True)
@@ -63,7 +63,7 @@ def speed_of_trainer(steps: int, grouped: bool) -> float:
     )
 
     def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
-        labels = torch.tensor([each.pop("labels") for each in examples])
+        labels = torch.tensor([example.pop("labels") for example in examples])
         return {**tokenizer.pad(examples, return_tensors="pt"), "labels": labels}
 
     with tempfile.TemporaryDirectory() as directory:
@@ -86,7 +86,7 @@ def speed_of_trainer(steps: int, grouped: bool) -> float:
 
 
 def load() -> tuple:
-    """The demo's model and tokenised training rows, as a script without capaft's loop would have them."""
+    """The demo's model, tokenizer and tokenised training rows, as a script without capaft's loop would load them."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -107,10 +107,10 @@ def load() -> tuple:
 
 
 def start_of_capaft(start: str) -> None:
-    """Up to the end of the first step, or of the head's first batch; then out."""
-    head, _, how = start.partition(", ")
-    cache = "--head-cache" if how.startswith("kept") else "--no-head-cache"
-    if how.startswith("first batch"):
+    """Run until the end of the first step, or of the head's first batch, then exit."""
+    head, _, variant = start.partition(", ")
+    cache = "--head-cache" if variant.startswith("kept") else "--no-head-cache"
+    if variant.startswith("first batch"):
         leave_after_the_first_forward()
     else:
         leave_after_the_first_step()
@@ -122,7 +122,7 @@ def start_of_capaft(start: str) -> None:
 
 def start_of_bare_script() -> None:
     leave_after_the_first_step()
-    # What a run of capaft imports too.
+    # Imported as in a run of capaft.
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
     import torch
@@ -132,7 +132,7 @@ def start_of_bare_script() -> None:
         parameter.requires_grad_("query" in name or "value" in name or "classifier" in name)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
     batch = examples[:BATCH]
-    labels = torch.tensor([each.pop("labels") for each in batch])
+    labels = torch.tensor([example.pop("labels") for example in batch])
     model(**tokenizer.pad(batch, return_tensors="pt"), labels=labels).loss.backward()
     optimizer.step()
 
@@ -155,7 +155,7 @@ def leave_after_the_first_forward() -> None:
 
 
 def child(role: str, steps: int) -> float:
-    """One contestant in a fresh process: its examples a second, or its seconds to the first step."""
+    """Run one contestant in a fresh process: its examples per second, or its seconds to the first step."""
     started = time.perf_counter()
     command = [sys.executable, __file__, "--child", role, "--steps", str(steps)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -189,12 +189,12 @@ def main() -> None:
         rounds.append({role: child(role, options.steps) for role in roles})
         print(number + 1, {role: round(value, 2) for role, value in rounds[-1].items()}, file=sys.stderr)
     ratios = {
-        f"capaft / {other}": statistics.median(each["speed capaft"] / each[f"speed {other}"] for each in rounds)
+        f"capaft / {other}": statistics.median(times["speed capaft"] / times[f"speed {other}"] for times in rounds)
         for other in SPEEDS[1:]
     }
     for start in STARTS:
-        found = statistics.median(each[f"start capaft, {start}"] / each["start bare"] for each in rounds)
-        ratios[f"start-up capaft / bare, head {start}"] = found
+        ratio = statistics.median(times[f"start capaft, {start}"] / times["start bare"] for times in rounds)
+        ratios[f"start-up capaft / bare, head {start}"] = ratio
     print(json.dumps(ratios, indent=2))
     if options.json:
         options.json.write_text(json.dumps({"rounds": rounds, "ratios": ratios}, indent=2) + "\n")

@@ -6,12 +6,13 @@
     ...
     capaft.save(model, "adapter.safetensors")
 
-Nothing heavy is imported until it is used, so that the command line can answer at once.
+Nothing heavy is imported before it is used, so that the command line can answer at once.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -69,9 +70,15 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'capaft' has no attribute {name!r}")
     value = getattr(import_module(f"capaft.{_HOME[name]}"), name)
+    if isinstance(value, FunctionType):
+        from capaft.support.errors import in_python
+
+        value = in_python(value)
+        # Pickle must look it up here: in its own module the name is that of the undecorated function.
+        value.__module__ = __name__
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return list(__all__)

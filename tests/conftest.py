@@ -1,4 +1,4 @@
-"""What several test files share: real files, the real embedded model, and one finished run."""
+"""Fixtures that several test files share: a real data file and a finished run of the embedded model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from command_line import QUICK, invoke, write_reviews
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
-# What runs keep for one another stays within one test process.
+# Files that runs cache for later runs stay within one test process.
 _ASSETS = tempfile.TemporaryDirectory()
 os.environ["HF_ASSETS_CACHE"] = _ASSETS.name
 

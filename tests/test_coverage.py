@@ -1,4 +1,4 @@
-"""A sample of the sweep over every model type; `benchmarks/coverage.py` is the whole of it."""
+"""A sample of the sweep over every model type; `benchmarks/coverage.py` runs all of it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 coverage = pytest.importorskip("coverage", reason="not a checkout")
 
-# What each is there for: tied and shared weights, fused and interleaved projections, weights that are read and not
-# called, packed experts, latent attention, state spaces, reversible layers, convolutions, several inputs.
+# The sample covers tied and shared weights, fused and interleaved projections, weights that are read and not called,
+# packed experts, latent attention, state spaces, reversible layers, convolutions, and several inputs.
 SAMPLE = [
     ("sequence classification", "albert"),
     ("sequence classification", "reformer"),

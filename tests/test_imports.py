@@ -1,4 +1,4 @@
-"""What importing costs, and what the package offers."""
+"""Cost of importing the package, and its missing attributes."""
 
 from __future__ import annotations
 

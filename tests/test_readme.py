@@ -1,4 +1,4 @@
-"""Every command and every Python block of README and docs runs as it stands there."""
+"""Every command and every Python block of README and docs runs as written."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from capaft.model.demo import demo_model
 ROOT = Path(__file__).parent.parent
 PAGES = (
     "README.md",
+    "docs/api.md",
     "docs/cli.md",
     "docs/methods.md",
     "docs/adapter-format.md",
@@ -28,21 +29,23 @@ PAGES = (
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
-    found = []
+    """The pages with their code blocks in a language."""
+    pairs = []
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
-        found += [(page, block) for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
-    return found
+        pairs += [(page, block) for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
+    return pairs
 
 
 def commands(page: str) -> list[list[str]]:
-    lines = [line for where, block in blocks("sh") if where == page for line in block.splitlines()]
+    """Arguments of each `capaft` command on a page."""
+    lines = [line for source, block in blocks("sh") if source == page for line in block.splitlines()]
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("capaft ")]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
 def test_commands(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In order, so that a page's `eval` finds the run that its `train` left; training is cut short."""
+    """Run in order, so that a page's `eval` finds the run of its `train`; training is cut short."""
     monkeypatch.chdir(tmp_path)
     short = {"CAPAFT_EPOCHS": "1", "CAPAFT_MAX_TRAIN_EXAMPLES": "24", "CAPAFT_MAX_EVAL_EXAMPLES": "24"}
     for name in ("reviews.csv", "other.csv"):
@@ -50,11 +53,11 @@ def test_commands(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "dir").symlink_to(demo_model())
     for arguments in commands(page):
         if "roberta-base" in arguments:
-            # The hub cannot be reached from a test; the settings still must be understood.
+            # Tests cannot reach the hub, but the settings must still be valid.
             arguments = [*arguments, "--print-config"]
         environ = short if arguments[0] == "train" else {}
         if "--processes" in arguments:
-            # It starts itself again, by what was typed.
+            # Such a run starts copies of itself from the command line.
             command = [sys.executable, "-m", "capaft", *arguments]
             subprocess.run(command, env=os.environ | environ, check=True, capture_output=True)
             continue
@@ -65,7 +68,12 @@ def test_commands(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_pages_show_every_verb() -> None:
-    assert {each[0] for page in PAGES for each in commands(page)} >= {"train", "eval", "merge", "inspect-rank"}
+    assert {arguments[0] for page in PAGES for arguments in commands(page)} >= {
+        "train",
+        "eval",
+        "merge",
+        "inspect-rank",
+    }
 
 
 @pytest.mark.parametrize(("page", "block"), blocks("python"))

@@ -1,9 +1,9 @@
-"""Attaching an adapter to a model, taking it off again, and choosing among several."""
+"""Attach an adapter to a model, detach it again, and choose among several."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,99 +12,204 @@ from torch import nn
 
 from capaft.adapter.hooks import AttentionAdapter, SiteAdapter
 from capaft.adapter.module import Adapter, adapters
-from capaft.adapter.plan import Plan, make_plan
+from capaft.adapter.plan import Placement, Plan, make_plan
+from capaft.config.choices import HEAD_K, Activation, BasisName, HeadMode, MaskRescale, Masks, Scope
 from capaft.methods.stack import Stack, parse_stack
 from capaft.model.layers import has_own_backward
 from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name, input_embeddings
 from capaft.model.site import Site
 from capaft.model.targets import Targets
+from capaft.model.weights import device_of
 from capaft.support.errors import UsageError
 
-# What of the options is not the stack's, but says where it goes.
-PLACING = ("seed", "head", "head_mode", "head_k", "modules_to_save", "rename")
 
-
-def attach(model: nn.Module, method: str | Stack, *, name: str = "default", **options: Any) -> Adapter:
+def attach(
+    model: nn.Module,
+    method: str | Stack,
+    *,
+    name: str = "default",
+    k: int | tuple[int, int] | None = None,
+    basis: BasisName | None = None,
+    scope: Scope | None = None,
+    copies: int | None = None,
+    density: float | None = None,
+    masks: Masks | None = None,
+    mask_rescale: MaskRescale | None = None,
+    rank: int | None = None,
+    alpha: float | None = None,
+    rslora: bool | None = None,
+    rank_pattern: Sequence[str] | None = None,
+    dropout: float = 0.0,
+    bottleneck: int | None = None,
+    activation: Activation | None = None,
+    bias: bool | None = None,
+    scaling: float | None = None,
+    prefix_length: int | None = None,
+    targets: str | Targets = "",
+    exclude: str = "",
+    layers: str = "",
+    head: Iterable[str] = (),
+    head_mode: HeadMode = "full",
+    head_k: int = HEAD_K,
+    modules_to_save: str = "",
+    seed: int = 0,
+    rename: dict[str, str] | None = None,
+    method_options: Mapping[str, Any] | None = None,
+) -> Adapter:
     """Freeze a model and attach an adapter to it.
+
+    Of the method's options, None stands for the method's own default, and those that the method does not have are
+    ignored.
 
     Args:
         model: the base model; changed in place.
-        method: a method stack such as `"nola"`, or one already parsed.
+        method: a method stack such as `"nola"` or `"lora+nola+capaboost"`, or a `Stack`, which has its options already.
         name: the adapter's name on this model.
-        **options: `targets`, `exclude`, `layers` of `Targets`; `seed`, `head`, `head_mode`,
-            `head_k`, `modules_to_save` and `rename` of `plan`; `dropout` of the adapter's input while
-            the model trains; the rest are the stack's numbers, if it is not parsed yet.
+        k: NOLA's coefficients per factor, or two counts: for down factors and for up factors.
+        basis: NOLA's random basis.
+        scope: coefficients for each site, or one vector per factor for the whole model.
+        copies: CapaBoost's copies d of each factor.
+        density: share of a factor that a random mask keeps.
+        masks: masks drawn at random, or a partition.
+        mask_rescale: `variance` multiplies masked copies by 1 / sqrt(density).
+        rank: rank of the update (`lora`, `dora`, `vera`).
+        alpha: scale of the update: it is multiplied by alpha / rank (`lora`, `dora`).
+        rslora: divide alpha by sqrt(rank) instead (`lora`).
+        rank_pattern: ranks of some sites, each `"name=rank"` or `"re:pattern=rank"` (`lora`).
+        dropout: share of the adapter's input that is zeroed while the model trains.
+        bottleneck: hidden width of adapter layers (`houlsby`, `pfeiffer`, `parallel`).
+        activation: activation of adapter layers.
+        bias: give the projections of adapter layers biases.
+        scaling: factor on the output of adapter layers.
+        prefix_length: virtual tokens (`prefix`).
+        targets: the layers to adapt: a preset such as `"all-linear"`, names separated by commas, or `"re:pattern"`;
+            empty for the method's own choice.
+        exclude: layers to leave out, in the same language.
+        layers: numbers of the blocks to adapt, such as `"0-5,11"`; empty for all.
+        head: names of the parameters of a new head, such as `"classifier.weight"`.
+        head_mode: `full` trains the head directly, `nola` moves its large parameters along a seeded basis, `frozen`
+            leaves it alone.
+        head_k: coefficients of each large parameter of the head under `nola`.
+        modules_to_save: modules to train directly, in the language of `targets`.
+        seed: seed of every random number of the adapter, `0 <= seed < 2**64`.
+        rename: `{old: new}` pieces of module paths; sites are named by the old ones.
+        method_options: options of a method from another package that have no keyword here.
 
     Returns:
         The adapter, also reachable as a child module of the model.
 
     Raises:
-        UsageError: the stack, the targets or the name cannot be used.
+        UsageError: the stack, an option, the targets or the name cannot be used.
 
     Example:
-        >>> import capaft
-        >>> from transformers import BertConfig, BertModel
-        >>> size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-        >>> model = BertModel(BertConfig(vocab_size=100, **size))
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
         >>> sum(p.numel() for p in model.parameters() if p.requires_grad)
         128
     """
-    dropout = options.pop("dropout", 0.0)
-    targets = options.pop("targets", "")
+    keywords = {
+        "k": k,
+        "basis": basis,
+        "scope": scope,
+        "copies": copies,
+        "density": density,
+        "masks": masks,
+        "mask_rescale": mask_rescale,
+        "rank": rank,
+        "alpha": alpha,
+        "rslora": rslora,
+        "rank_pattern": rank_pattern,
+        "bottleneck": bottleneck,
+        "activation": activation,
+        "bias": bias,
+        "scaling": scaling,
+        "prefix_length": prefix_length,
+    }
+    stack = _stack(method, {key: value for key, value in keywords.items() if value is not None}, method_options or {})
+    placement = Placement(
+        targets=_targets(targets, exclude, layers),
+        seed=seed,
+        head=tuple(head),
+        head_mode=head_mode,
+        head_k=head_k,
+        modules_to_save=modules_to_save,
+        rename=rename,
+    )
+    return attach_plan(model, make_plan(model, stack, placement), name=name, dropout=dropout)
+
+
+def _stack(method: str | Stack, keywords: Mapping[str, Any], method_options: Mapping[str, Any]) -> Stack:
+    """Parse a method and its options, or return a `Stack` as it is.
+
+    Raises:
+        UsageError: an option is set twice, is set beside a `Stack`, or is invalid.
+    """
+    if isinstance(method, str):
+        if twice := sorted(keywords.keys() & method_options.keys()):
+            raise UsageError(f"{twice[0]} is set twice, by its keyword and in method_options; drop one of them")
+        return parse_stack(method, **keywords, **method_options)
+    if options := sorted({*keywords, *method_options}):
+        raise UsageError(
+            f"the method is a Stack, which has its options already; give {', '.join(options)} to capaft.Stack.parse"
+        )
+    return method
+
+
+def _targets(targets: str | Targets, exclude: str, layers: str) -> Targets:
     if not isinstance(targets, Targets):
-        targets = Targets(targets, options.pop("exclude", ""), options.pop("layers", ""))
-    placing = {key: options.pop(key) for key in PLACING if key in options}
-    if isinstance(method, Stack) and options:
-        raise UsageError(f"the stack is parsed already; give its numbers to parse: {', '.join(sorted(options))}")
-    stack = method if isinstance(method, Stack) else parse_stack(method, **options)
-    return attach_plan(model, make_plan(model, stack, targets=targets, **placing), name=name, dropout=dropout)
+        return Targets(targets, exclude, layers)
+    if exclude or layers:
+        raise UsageError("targets is a Targets, which has exclude and layers of its own; set them there")
+    return targets
 
 
-def attach_plan(model: nn.Module, decided: Plan, *, name: str = "default", dropout: float = 0.0) -> Adapter:
-    """Freeze a model and attach the adapter that a plan describes. See `attach`."""
+def attach_plan(model: nn.Module, plan: Plan, *, name: str = "default", dropout: float = 0.0) -> Adapter:
+    """Freeze a model and attach the adapter of a plan; see `attach`.
+
+    Raises:
+        UsageError: the name or the dropout cannot be used, or a parameter to train is offloaded.
+    """
     if name in adapters(model):
         raise UsageError(f"the model already has an adapter named {name}; detach it or choose another name")
     if not name.isidentifier():
         raise UsageError(f"an adapter's name must be an identifier, got {name!r}")
-    check_dropout(decided.stack, dropout)
+    check_dropout(plan.stack, dropout)
     for path, parameter in base_parameters(model).items():
-        if parameter.is_meta and canonical_name(model, path, decided.rename) in decided.trained:
+        if parameter.is_meta and canonical_name(model, path, plan.rename) in plan.trained:
             raise UsageError(f"{path} is offloaded and cannot be trained; keep it on a device with device_map")
-    adapter = Adapter(decided, dropout)
-    adapter.to(_home(model))
+    adapter = Adapter(plan, dropout)
+    adapter.to(device_of(model))
     adapter.freeze(model)
-    if decided.stack.host:
-        adapter.handles += decided.stack.host.prepare(model)
-    for index, (_, site) in enumerate(decided.placed):
+    if plan.stack.host:
+        adapter.handles += plan.stack.host.prepare(model)
+    for index, (_, site) in enumerate(plan.placed):
         for path in site.modules:
             module = model.get_submodule(path)
-            beside = (AttentionAdapter if site.kind == "attention" else SiteAdapter)(adapter, index)
-            module.add_module(_child(name, site), beside)
-            beside.install(module, model.get_submodule(site.source) if site.source else None)
-    if dropout and (silent := [site.path for site in decided.sites if not takes_dropout(decided, site)]):
-        warnings.warn(f"no dropout at {', '.join(silent[:3])}{' and others' if silent[3:] else ''}", stacklevel=3)
+            child = (AttentionAdapter if site.kind == "attention" else SiteAdapter)(adapter, index)
+            module.add_module(_child_name(name, site), child)
+            child.install(module, model.get_submodule(site.source) if site.source else None)
+    if dropout and (silent := [site.path for site in plan.sites if not takes_dropout(plan, site)]):
+        warnings.warn(f"no dropout at {', '.join(silent[:3])}{' and others' if silent[3:] else ''}", stacklevel=4)
     model.add_module(CHILD_PREFIX + name, adapter)
-    if decided.placed:
+    if plan.placed:
         before = model.register_forward_pre_hook(adapter.before_forward)
         after = model.register_forward_hook(adapter.after_forward, always_call=True)
         adapter.handles += [before, after]
         if has_own_backward(model) and (embeddings := input_embeddings(model)) is not None:
-            adapter.handles.append(embeddings.register_forward_hook(_ask_for_gradient))
+            adapter.handles.append(embeddings.register_forward_hook(_require_gradient))
     return adapter
 
 
-def takes_dropout(decided: Plan, site: Site) -> bool:
-    """Whether a site has an input that dropout can zero part of: not if its weight is changed, or if it looks up."""
-    host = decided.stack.host
+def takes_dropout(plan: Plan, site: Site) -> bool:
+    """True if a site has an input that dropout can zero in part: not if its weight is changed, or if it looks up."""
+    host = plan.stack.host
     return host is not None and not site.parametrised and site.kind in host.kinds - {"embedding"}
 
 
 def check_dropout(stack: Stack, dropout: float) -> None:
-    """Refuse a dropout that is none, or that a method has no place for.
+    """Check that a method can use a dropout.
 
     Raises:
-        UsageError: says which.
+        UsageError: it is out of range, or the method has no place for it.
     """
     if not 0 <= dropout < 1:
         raise UsageError(f"--dropout must be in [0, 1), got {dropout}")
@@ -115,16 +220,16 @@ def check_dropout(stack: Stack, dropout: float) -> None:
 def detach(model: nn.Module, name: str = "default") -> Adapter:
     """Take an adapter off: hooks, modules and frozen flags are as they were before `attach`.
 
-    A head that was trained whole stays trained, since it is the model's own; one with coefficients is what it was.
+    A head that was trained directly keeps its values, since it is the model's own; one with coefficients gets its
+    original values back.
+
+    Returns:
+        The adapter, which keeps its parameters.
 
     Raises:
-        UsageError: there is no such adapter.
+        UsageError: the model has no adapter of this name.
 
     Example:
-        >>> import capaft
-        >>> from transformers import BertConfig, BertModel
-        >>> size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-        >>> model = BertModel(BertConfig(vocab_size=100, **size))
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
         >>> capaft.detach(model) is adapter
         True
@@ -135,10 +240,10 @@ def detach(model: nn.Module, name: str = "default") -> Adapter:
     for _, site in adapter.plan.placed:
         for path in site.modules:
             module = model.get_submodule(path)
-            child = _child(name, site)
-            beside: Any = getattr(module, child)
-            delattr(module, child)
-            beside.remove(module)
+            key = _child_name(name, site)
+            child: Any = getattr(module, key)
+            delattr(module, key)
+            child.remove(module)
     for handle in adapter.handles:
         handle.remove()
     adapter.handles = []
@@ -148,53 +253,44 @@ def detach(model: nn.Module, name: str = "default") -> Adapter:
 
 
 def switch(model: nn.Module, *names: str) -> None:
-    """Let the adapters of these names take part in the forward, and no others of the model's.
+    """Enable the adapters of these names and disable the others; without a name, disable all.
 
     Raises:
-        UsageError: there is no such adapter.
+        UsageError: the model has no adapter of one of these names.
 
     Example:
-        >>> import capaft
-        >>> from transformers import BertConfig, BertModel
-        >>> size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-        >>> model = BertModel(BertConfig(vocab_size=100, **size))
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
         >>> other = capaft.attach(model, "ia3", name="other")
         >>> capaft.switch(model, "other")
         >>> adapter.enabled, other.enabled
         (False, True)
     """
-    wanted = [get_adapter(model, name) for name in names]
+    chosen = [get_adapter(model, name) for name in names]
     for adapter in adapters(model).values():
-        adapter.enabled = any(adapter is each for each in wanted)
+        adapter.enabled = adapter in chosen
 
 
 def get_adapter(model: nn.Module, name: str = "default") -> Adapter:
     """The adapter of that name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the model has no adapter of this name.
     """
-    found = adapters(model)
-    if name not in found:
-        raise UsageError(f"the model has no adapter named {name}; it has: {', '.join(found) or 'none'}")
-    return found[name]
+    by_name = adapters(model)
+    if name not in by_name:
+        raise UsageError(f"the model has no adapter named {name}; it has: {', '.join(by_name) or 'none'}")
+    return by_name[name]
 
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """The base model alone, for as long as the context lasts. A head that was trained whole stays in place.
+    """Run the base model alone while the context lasts. A head that was trained directly keeps its values.
 
     Example:
-        >>> import torch
-        >>> import capaft
-        >>> from transformers import BertConfig, BertModel
-        >>> size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-        >>> model = BertModel(BertConfig(vocab_size=100, **size))
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
-        >>> for numbers in adapter.parameters():
-        ...     _ = torch.nn.init.normal_(numbers)
-        >>> ids, model = torch.tensor([[1, 2, 3]]), model.eval()
+        >>> for parameter in adapter.parameters():
+        ...     _ = torch.nn.init.normal_(parameter)
+        >>> ids = torch.tensor([[1, 2, 3]])
         >>> with capaft.disabled(model):
         ...     before = model(ids).pooler_output
         >>> torch.equal(model(ids).pooler_output, before)
@@ -210,27 +306,19 @@ def disabled(model: nn.Module) -> Iterator[None]:
             adapter.enabled = enabled
 
 
-def _ask_for_gradient(module: nn.Module, args: Any, output: Any) -> None:
-    """Hook of the input embeddings, where an autograd function gives gradients only if its input asks for one."""
+def _require_gradient(module: nn.Module, args: Any, output: Any) -> None:
+    """Hook of the input embeddings, for a model whose autograd function needs an input that requires a gradient."""
     first = output if isinstance(output, torch.Tensor) else output[0]
     if torch.is_grad_enabled() and first.is_floating_point() and not first.requires_grad:
         first.requires_grad_(True)
 
 
-def _home(model: nn.Module) -> torch.device:
-    """Where an adapter lives: with the first weight that lies anywhere. What accelerate has offloaded is `meta`."""
-    devices = [parameter.device for parameter in model.parameters()]
-    # Everything is offloaded, or the model is a sketch without weights.
-    elsewhere = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
-    return next((device for device in devices if device.type != "meta"), torch.device(elsewhere or devices[0]))
-
-
-def _child(name: str, site: Site) -> str:
+def _child_name(name: str, site: Site) -> str:
     """Name of a site's child module; a fused projection has one for each part, packed experts one for each matrix.
 
-    A module of the head has one for each parameter, beside any other that it may have.
+    A module of the head has one per parameter, beside any other child.
 
-    No adapter's name has a `#`, so none of these clashes with another or with the adapter itself.
+    No adapter's name has a `#`, so these names clash neither with each other nor with the adapter's own.
     """
     part = f"head:{site.parameter}" if site.kind == "head" else site.part
     return f"{CHILD_PREFIX}{name}#" + part.replace(".", ":")

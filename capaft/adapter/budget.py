@@ -1,4 +1,4 @@
-"""How many numbers an adapter trains, and which size of it comes closest to a budget from below."""
+"""Count an adapter's trainable parameters, and find the largest size within a budget of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from capaft.adapter.plan import Plan, hidden_limit, make_plan
+from capaft.adapter.plan import DEFAULT_PLACEMENT, Placement, Plan, hidden_limit, make_plan
 from capaft.factors.rng import Streams
 from capaft.methods.head import Head
 from capaft.methods.stack import Stack, parse_stack
@@ -16,53 +16,55 @@ from capaft.model.names import base_parameters, canonical_path
 from capaft.support.errors import UsageError
 
 
-def count_trainable(decided: Plan) -> int:
-    """Numbers that the plan's adapter trains, a head not counted; random masks are drawn to count their union."""
-    decided = replace(decided, head=Head())
-    bounds = decided.bounds()
+def count_trainable(plan: Plan) -> int:
+    """Trainable parameters of a plan's adapter without the head; random masks are drawn to count their union."""
+    plan = replace(plan, head=Head())
+    bounds = plan.bounds()
     if all(low == high for low, high in bounds.values()):
         return sum(low for low, _ in bounds.values())
     total = 0
-    for role, groups in decided.groups().items():
+    for role, groups in plan.groups().items():
         low, high = bounds.get(role, (0, 0))
         if low == high:
             total += low
             continue
         for factor, sites in groups:
-            copies = decided.stack.copies_of(factor)
+            copies = plan.stack.copies_of(factor)
             for site in sites:
-                drawn = copies.draw(factor, Streams(decided.seed, site.path, role)) if copies else None
-                total += factor.size if drawn is None else int(drawn.any(0).sum())
+                masks = copies.draw(factor, Streams(plan.seed, site.path, role)) if copies else None
+                total += factor.size if masks is None else int(masks.any(0).sum())
     return total
 
 
-def fit_to_budget(model: nn.Module, stack: Stack, budget: int, **placing: Any) -> Stack:
-    """The stack with k, or with the rank where factors are dense, so that it trains at most `budget` numbers.
+def fit_to_budget(model: nn.Module, stack: Stack, budget: int, placement: Placement = DEFAULT_PLACEMENT) -> Stack:
+    """The stack with the largest k, or rank where factors are dense, that has at most `budget` trainable parameters.
 
     Args:
         model: the base model.
         stack: the stack whose size is chosen.
-        budget: trained numbers, a head not counted.
-        **placing: as for `plan`.
+        budget: trainable parameters, not counting a head.
+        placement: where the adapter goes.
 
     Raises:
-        UsageError: even the smallest size trains more, or the method has no size.
+        UsageError: even the smallest size has more, or the method has one size only.
     """
     if stack.host is None or not (stack.k or stack.host.size):
         raise UsageError(f"--budget has no meaning for --method {stack.method}, which has one size only; drop it")
-    # The sites do not depend on the size, nor on masks, which may keep nothing of the smallest factors.
-    decided = make_plan(model, _sized(replace(stack, copies=None), 1), **placing)
-    sizes: Sequence[int] = (1,) if stack.k else range(1, _widest(replace(decided, stack=stack)) + 1)
-    least = next((size for size in sizes if _keeps(replace(decided, stack=_sized(stack, size)))), sizes[-1])
+    # Sites depend neither on the size nor on masks, and masks may keep nothing of the smallest factors.
+    plan = make_plan(model, _sized(replace(stack, copies=None), 1), placement)
+    sizes: Sequence[int] = (1,) if stack.k else range(1, _largest_size(replace(plan, stack=stack)) + 1)
+    least = next((size for size in sizes if _masks_keep(replace(plan, stack=_sized(stack, size)))), sizes[-1])
 
     def count(size: int) -> int:
-        return count_trainable(replace(decided, stack=_sized(stack, size)))
+        return count_trainable(replace(plan, stack=_sized(stack, size)))
 
     smallest = count(least)
     if smallest > budget:
-        raise UsageError(f"--budget {budget} is below the {smallest} numbers that the smallest {stack.method} trains")
+        raise UsageError(
+            f"--budget {budget} is below the {smallest} trainable parameters of the smallest {stack.method}; raise it"
+        )
     most = budget if stack.k else sizes[-1]
-    # Nearly proportional, so start from the proportion; what of it does not grow (biases, unions of masks) is little.
+    # The count is nearly proportional to the size: biases and the unions of masks make little difference.
     size = max(least, min(most, least * budget // smallest))
     step = 1
     while size < most and count(min(most, size + step)) <= budget:
@@ -76,22 +78,22 @@ def fit_to_budget(model: nn.Module, stack: Stack, budget: int, **placing: Any) -
     return _sized(stack, size)
 
 
-def _keeps(decided: Plan) -> bool:
-    """Whether masks leave something of every factor."""
-    groups = [group for role in decided.groups().values() for group in role]
-    copies = [(decided.stack.copies_of(factor), factor.size) for factor, _ in groups]
-    return all(each is None or each.masks == "partition" or each.kept(size) for each, size in copies)
+def _masks_keep(plan: Plan) -> bool:
+    """True if masks keep something of every factor."""
+    factors = [factor for groups in plan.groups().values() for factor, _ in groups]
+    masked = [(plan.stack.copies_of(factor), factor.size) for factor in factors]
+    return all(copies is None or copies.masks == "partition" or copies.kept(size) for copies, size in masked)
 
 
-def _widest(decided: Plan) -> int:
+def _largest_size(plan: Plan) -> int:
     """The largest rank that every layer has room for, copies counted."""
-    host, copies = decided.stack.host, decided.stack.copies
+    host, copies = plan.stack.host, plan.stack.copies
     assert host is not None
-    return max(1, min(hidden_limit(site, host) for site in decided.sites) // (copies.copies if copies else 1))
+    return max(1, min(hidden_limit(site, host) for site in plan.sites) // (copies.copies if copies else 1))
 
 
 def _sized(stack: Stack, size: int) -> Stack:
-    """The stack with that k, or that rank at the same scale."""
+    """The stack with this k, or with this rank at the same scale."""
     if stack.k is not None:
         return replace(stack, k=(size, size))
     assert stack.host is not None
@@ -103,17 +105,17 @@ def _sized(stack: Stack, size: int) -> Stack:
 
 
 def count_stack(model: nn.Module, method: str) -> dict[str, Any]:
-    """What a stack with its default options comes to on a model.
+    """Count the sites and trainable parameters of a stack with its default options on a model.
 
     Returns:
-        `sites`, and `numbers`: the fewest and the most that are trained, a task's head not counted. They differ for
-        random masks, which are not drawn. Or else `reason`: why the model cannot take the method.
+        `sites`, and `numbers`: the fewest and the most trainable parameters, not counting a task's head. They differ
+        for random masks, which are not drawn. Or only `reason`: why the model cannot take the method.
     """
     try:
-        decided = make_plan(model, parse_stack(method))
+        plan = make_plan(model, parse_stack(method))
     except UsageError as error:
         return {"reason": str(error)}
     sizes = {canonical_path(model, name): parameter.numel() for name, parameter in base_parameters(model).items()}
-    own = sum(sizes[name] for name in decided.trained)
-    bounds = decided.bounds().values()
-    return {"sites": len(decided.sites), "numbers": [own + sum(bound[i] for bound in bounds) for i in (0, 1)]}
+    direct = sum(sizes[name] for name in plan.trained)
+    bounds = plan.bounds().values()
+    return {"sites": len(plan.sites), "numbers": [direct + sum(bound[i] for bound in bounds) for i in (0, 1)]}

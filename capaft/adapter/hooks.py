@@ -1,7 +1,7 @@
-"""What stands beside one base module on behalf of an adapter, and how it has its say.
+"""Modules that an adapter adds beside base modules, with hooks on their inputs and outputs.
 
-The base module stays as it is, under its own name. Beside it, as a child, stands a module with hooks on its input and
-output; or, where code reads a weight without calling the module, one that changes what reading the weight gives.
+The base module stays unchanged under its own name and gets a child that hooks its input and output; or, where code
+reads a weight without calling the module, a child that changes the value read.
 """
 
 from __future__ import annotations
@@ -17,66 +17,65 @@ from capaft.adapter.parametrise import add_parametrisation, remove_parametrisati
 
 
 class SiteAdapter(nn.Module):
-    """What stands beside one base module, and changes what it takes, gives, or holds as its weight.
+    """A child of one base module that changes its input, its output, or its weight as it is read.
 
-    It holds no numbers; they are the adapter's. The hooks are bound methods, not closures, so that copies of a model
-    hook themselves and not the original.
+    Its parameters are those of the adapter. The hooks are bound methods, not closures, so that copies of a model hook
+    themselves and not the original.
     """
 
     def __init__(self, adapter: Adapter, index: int) -> None:
         super().__init__()
-        # In a tuple, since as a submodule the adapter would be its own descendant.
+        # In a tuple, since as a submodule the adapter would become its own descendant.
         self.owner = (adapter,)
         self.index = index
-        # Where it stands, and the method that it carries out.
         self.host, self.site = adapter.plan.placed[index]
         self.handles: list[Any] = []
-        self.taken: Tensor | None = None
-        # Of packed matrices the site sees its own; without that, as it would see it alone.
+        self.source_input: Tensor | None = None
+        # Of packed matrices a site has only its own, as `alone` sees it.
         self.layer = self.site.index
         self.alone = replace(self.site, index=None)
 
     @property
     def parametrises(self) -> str:
-        """The parameter that it changes while the model reads it; empty where it stands beside the module's output."""
+        """The parameter that it changes while the model reads it; empty if it hooks the module instead."""
         site = self.site
         changes = site.parametrised or (bool(site.parameter) and site.kind not in (*self.host.kinds, "bias"))
         return site.parameter if changes else ""
 
     def forward(self, *inputs: Any) -> Any:
-        """Nothing; see `Adapter.forward`."""
+        """Return the inputs; see `Adapter.forward`."""
         return inputs[0] if len(inputs) == 1 else inputs
 
     def install(self, module: nn.Module, source: nn.Module | None) -> None:
-        """Take up its place beside a module.
+        """Hook or parametrise a module.
 
         Args:
             module: the base module.
-            source: the module whose input the host takes, if it is another.
+            source: the module whose input the host takes, if not the base module's.
         """
         if self.parametrises:
             add_parametrisation(module, self.parametrises)
             return
         if source is not None:
-            self.handles.append(source.register_forward_pre_hook(self.take, with_kwargs=True))
+            self.handles.append(source.register_forward_pre_hook(self.keep_input, with_kwargs=True))
         if self.site.scales == "input" or self.site.normalises:
             self.handles.append(module.register_forward_pre_hook(self.before, with_kwargs=True))
         self.handles.append(module.register_forward_hook(self.after, with_kwargs=True))
 
     def remove(self, module: nn.Module) -> None:
-        """Leave the module as it was."""
+        """Undo `install`."""
         for handle in self.handles:
             handle.remove()
         remove_parametrisation(module)
 
-    def take(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Pre-hook of the source: keep its input for this site."""
-        self.taken = args[0] if args else next(iter(kwargs.values()))
+    def keep_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep the source's input for this site; a pre-hook of the source."""
+        self.source_input = args[0] if args else next(iter(kwargs.values()))
 
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Pre-hook of the base module, where a host changes its input."""
+        """Change the base module's input; a pre-hook of it."""
         adapter = self.owner[0]
         if not adapter.enabled:
             return None
@@ -85,22 +84,27 @@ class SiteAdapter(nn.Module):
         return ((changed, *args[1:]), kwargs) if args else (args, kwargs | {next(iter(kwargs)): changed})
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """Forward hook of the base module."""
+        """Change the base module's output; a forward hook of it."""
         adapter = self.owner[0]
-        taken, self.taken = self.taken, None
+        source_input, self.source_input = self.source_input, None
         if not adapter.enabled:
             return output
         if not isinstance(output, Tensor):
-            first, rest = output[0], output[1:]
-            return type(output)((self.adapted(module, args, kwargs, first, taken), *rest))
-        return self.adapted(module, args, kwargs, output, taken)
+            first, others = output[0], output[1:]
+            return type(output)((self.adapted(module, args, kwargs, first, source_input), *others))
+        return self.adapted(module, args, kwargs, output, source_input)
 
     def adapted(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor, taken: Tensor | None
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Tensor,
+        source_input: Tensor | None,
     ) -> Tensor:
         """The module's output with the adapter's part."""
         site = self.site
-        inputs = taken if taken is not None else args[0] if args else next(iter(kwargs.values()))
+        inputs = source_input if source_input is not None else args[0] if args else next(iter(kwargs.values()))
         factors = self.factors(output)
         if inputs.is_floating_point():
             inputs = inputs.to(output.dtype)
@@ -117,7 +121,7 @@ class SiteAdapter(nn.Module):
         return runs.slice_scatter(part, -1, rows.start, rows.start + rows.block).flatten(-2)
 
     def changed(self, weight: Tensor) -> Tensor:
-        """A parameter, of packed ones the site's own matrix, as the model should read it."""
+        """The value that the model reads for a parameter, or for the site's own matrix of packed ones."""
         if not self.owner[0].enabled:
             return weight
         with torch.autocast(weight.device.type, enabled=False):
@@ -133,10 +137,10 @@ class SiteAdapter(nn.Module):
 
 
 class AttentionAdapter(SiteAdapter):
-    """What stands beside an attention, and takes part in it; see `Participant`."""
+    """A child of an attention that takes part in it; see `Participant`."""
 
     def install(self, module: nn.Module, source: nn.Module | None) -> None:
-        """See `SiteAdapter.install`: the attention asks its children, so there is nothing to hook."""
+        """See `SiteAdapter.install`: the attention calls its children, so there is nothing to hook."""
 
     def attend(self, function: Any, module: nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The attention of a module, with the adapter's part."""

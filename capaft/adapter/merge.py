@@ -1,4 +1,4 @@
-"""Merging: the adapter's update is added to the base weights, and nothing of the adapter remains."""
+"""Merge an adapter: add its update to the base weights and take the adapter off."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from capaft.adapter.attach import detach, get_adapter
 from capaft.adapter.module import Adapter, adapters
 from capaft.model.site import is_quantised
+from capaft.model.weights import weight_owners
 from capaft.support.errors import UsageError
 
 
@@ -24,17 +25,13 @@ def merge(model: nn.Module, name: str = "default") -> int:
         name: the adapter's name.
 
     Returns:
-        How many sites were merged, not counting the head's parameters.
+        Number of merged sites, not counting the head's parameters.
 
     Raises:
-        UsageError: there is no such adapter, its method is no change of weights, a weight is quantised or
-            offloaded, or it is shared with another module, which the update would reach as well.
+        UsageError: the model has no adapter of this name, its method does not change weights, or a weight is quantised,
+            offloaded, or shared with another module, which the update would reach as well.
 
     Example:
-        >>> import capaft
-        >>> from transformers import BertConfig, BertModel
-        >>> size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-        >>> model = BertModel(BertConfig(vocab_size=100, **size))
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
         >>> capaft.merge(model)
         4
@@ -45,20 +42,18 @@ def merge(model: nn.Module, name: str = "default") -> int:
     host = adapter.plan.stack.host
     if host is not None and host.unmergeable:
         raise UsageError(f"{host.name} cannot be merged: {host.unmergeable}; keep the adapter beside the base model")
-    owners: dict[int, list[str]] = {}
-    for path, module in model.named_modules():
-        for key, parameter in module._parameters.items():
-            if parameter is not None:
-                owners.setdefault(parameter.data_ptr(), []).append(f"{path}.{key}")
+    # By memory: the update is written in place, and reaches every parameter that shares it.
+    owners = weight_owners(model, key=lambda parameter: parameter.data_ptr())
     for _, site in adapter.plan.placed:
         weight = site.stored(model)
         if is_quantised(weight):
             raise UsageError(f"{site.module} is quantised; load the base model unquantised to merge into it")
         if weight.is_meta:
             raise UsageError(f"{site.module} is offloaded; load the base model without offloading to merge into it")
-        shared = owners.get(weight.data_ptr(), [])
+        shared = owners[weight.data_ptr()]
         if len(shared) > len(site.modules):
-            raise UsageError(f"{' and '.join(shared)} are one tied weight; an update cannot be merged into one")
+            names = " and ".join(map(".".join, shared))
+            raise UsageError(f"{names} are one tied weight; load the base model untied to merge into it")
     _refuse_order(model, adapter)
     with torch.no_grad():
         for (host, site), factors in zip(adapter.plan.placed, adapter.expand(), strict=True):
@@ -67,21 +62,21 @@ def merge(model: nn.Module, name: str = "default") -> int:
                 weight, site = weight[site.index], replace(site, index=None)
             exact = torch.promote_types(weight.dtype, torch.float32)
             whole = weight.to(exact, copy=True)
-            own = None if bias is None else (site.rows.take(bias, 0) if site.rows else bias).to(exact)
-            matrix, shift = host.merged(
-                site, site.matrix(whole), own, tuple(each.to(weight.device, exact) for each in factors)
+            old_bias = None if bias is None else (site.rows.take(bias, 0) if site.rows else bias).to(exact)
+            matrix, new_bias = host.merged(
+                site, site.matrix(whole), old_bias, tuple(factor.to(weight.device, exact) for factor in factors)
             )
             weight.copy_(site.replaced(whole, matrix))
-            if bias is not None and shift is not own and shift is not None:
-                place = site.rows.view(bias, 0) if site.rows else bias
-                place.copy_(shift.view(place.shape))
+            if bias is not None and new_bias is not old_bias and new_bias is not None:
+                target = site.rows.view(bias, 0) if site.rows else bias
+                target.copy_(new_bias.view(target.shape))
     count = len(adapter.plan.sites)
     detach(model, name)
     return count
 
 
 def _refuse_order(model: nn.Module, adapter: Adapter) -> None:
-    """Refuse to merge what would then come before another adapter that it came after.
+    """Refuse a merge that would put this adapter before another one that it follows now.
 
     Raises:
         UsageError: the two do not commute, or the later one depends on the base weights.
@@ -89,13 +84,13 @@ def _refuse_order(model: nn.Module, adapter: Adapter) -> None:
     names = list(adapters(model))
     first = adapters(model)[names[0]]
     others = {name: other for name, other in adapters(model).items() if other is not adapter}
-    theirs = [(name, *place) for name, other in others.items() for place in other.plan.placed]
-    for (one, site), (name, two, other_site) in product(adapter.plan.placed, theirs):
+    other_places = [(name, *place) for name, other in others.items() for place in other.plan.placed]
+    for (host, site), (name, other_host, other_site) in product(adapter.plan.placed, other_places):
         shared = set(site.modules) & set(other_site.modules)
-        if not shared or (one.additive and two.additive):
+        if not shared or (host.additive and other_host.additive):
             continue
-        if adapter is not first or two.name == "dora":
+        if adapter is not first or other_host.name == "dora":
             raise UsageError(
-                f"{min(shared)} also has the adapter {name} ({two.name}), and the two do not add up; merge {names[0]} "
-                f"first, or detach {name}"
+                f"{min(shared)} also has the adapter {name} ({other_host.name}), and the two do not add up; merge "
+                f"{names[0]} first, or detach {name}"
             )

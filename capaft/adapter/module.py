@@ -1,13 +1,13 @@
-"""The trained numbers of one adapter, and when they become factors.
+"""The trainable parameters of one adapter, and the factors made from them.
 
 All sites' factors come from one expansion in a hook before the root's forward, inside the autograd graph, so any
-optimiser, DDP, checkpointing and `transformers.Trainer` see ordinary parameters. Factors are expanded:
+optimizer, DDP, checkpointing and `transformers.Trainer` see ordinary parameters. Factors are expanded:
 
-- inside the root's forward, once, before it starts;
-- while autograd recomputes a checkpointed block, the factors of the training forward serve again;
-- outside both (a submodule called on its own), and whenever no gradient is wanted, the last expansion is kept until the
-  numbers differ from a saved copy. Tensor version counters would be cheaper and wrong: fused optimisers and
-  `.data` edits leave them unchanged.
+- once before each forward of the root;
+- not again while autograd recomputes a checkpointed block, which reuses the factors of the training forward;
+- outside both (a submodule called on its own), and whenever no gradient is needed, only if the parameters differ from
+  a saved copy of those last expanded. Tensor version counters would be cheaper and wrong: fused optimizers and `.data`
+  edits leave them unchanged.
 """
 
 from __future__ import annotations
@@ -34,10 +34,6 @@ def adapters(model: nn.Module) -> dict[str, Adapter]:
     """The adapters on a model, by name.
 
     Example:
-        >>> import capaft
-        >>> from transformers import BertConfig, BertModel
-        >>> size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-        >>> model = BertModel(BertConfig(vocab_size=100, **size))
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
         >>> list(capaft.adapters(model))
         ['default']
@@ -50,36 +46,36 @@ def adapters(model: nn.Module) -> dict[str, Adapter]:
 
 
 class Adapter(nn.Module):
-    """The trained numbers of one adapter, and the maps from them to every site's factors.
+    """The trainable parameters of one adapter, and the maps from them to every site's factors.
 
     Attributes:
-        plan: what the adapter is.
-        numbers: one float32 parameter a role: `(S, k)` for NOLA, `(1, k)` where the model shares the coefficients, flat
-            for dense factors and for roles that mix; in the order of `Plan.groups`. The role `head` is of the
-            coefficients that move a model's head.
+        plan: the decisions that the adapter was made from.
+        role_parameters: the trainable parameters, one float32 tensor per role: `(S, k)` for NOLA's coefficients at S
+            sites, `(1, k)` where all sites share them, flat for dense factors and for roles that mix both; in the order
+            of `Plan.groups`. The role `head` holds the coefficients that move a model's head.
         dropout: share of the adapter's input that is zeroed while the model trains.
-        enabled: False while the base model is wanted alone.
+        enabled: False while the base model runs alone.
     """
 
-    def __init__(self, decided: Plan, dropout: float = 0.0) -> None:
+    def __init__(self, plan: Plan, dropout: float = 0.0) -> None:
         super().__init__()
-        self.plan = decided
+        self.plan = plan
         self.dropout = dropout
         self.enabled = True
-        self.numbers = nn.ParameterDict()
-        # By role, the map of each group, in the order of the plan.
+        self.role_parameters = nn.ParameterDict()
+        # The map of each group, by role, in the order of the plan.
         self.expansions = nn.ModuleDict()
         self.handles: list[Any] = []
-        # By role and group, the numbers that its map takes, and the positions of its sites.
+        # For each group of a role, the parameters that its map takes, and the positions of its sites.
         self._spans: dict[str, list[tuple[slice, list[int]]]] = {}
-        position = {site: index for index, (_, site) in enumerate(decided.placed)}
-        for role, groups in decided.groups().items():
+        position = {site: index for index, (_, site) in enumerate(plan.placed)}
+        for role, groups in plan.groups().items():
             maps, starts, spans, end = nn.ModuleList(), [], [], 0
             shared: slice | None = None
             for factor, sites in groups:
-                streams = [Streams(decided.seed, site.path, factor.name) for site in sites]
-                coefficients = decided.coefficients(factor)
-                expansion, start = Expansion.build(factor, streams, coefficients, decided.stack.copies_of(factor))
+                streams = [Streams(plan.seed, site.path, factor.name) for site in sites]
+                coefficients = plan.coefficients(factor)
+                expansion, start = Expansion.build(factor, streams, coefficients, plan.stack.copies_of(factor))
                 maps.append(expansion)
                 is_shared = coefficients is not None and coefficients.scope == "model"
                 span = shared if is_shared and shared else slice(end, end + start.numel())
@@ -88,33 +84,53 @@ class Adapter(nn.Module):
                     end = span.stop
                 shared = span if is_shared else shared
                 spans.append((span, [position[site] for site in sites]))
-            bases = [each.source.basis for each in maps if isinstance(each.source, Seeded) and each.source.shared]
+            sources = [expansion.source for expansion in maps]
+            bases = [source.basis for source in sources if isinstance(source, Seeded) and source.shared]
             for basis in bases:
                 basis.settle(bases)
             self.expansions[role] = maps
             self._spans[role] = spans
             if end:
                 alike = len({start.shape[1:] for start in starts}) == 1
-                self.numbers[role] = nn.Parameter(torch.cat(starts if alike else [start.flatten() for start in starts]))
+                joined = torch.cat(starts if alike else [start.flatten() for start in starts])
+                self.role_parameters[role] = nn.Parameter(joined)
         self._flags: dict[str, bool] = {}
         self._current: list[Factors] | None = None
         self._kept: dict[bool, tuple[list[Factors], list[Tensor], torch.dtype]] = {}
-        self._unfired: set[int] | None = set(range(len(decided.placed)))
+        self._unfired: set[int] | None = set(range(len(plan.placed)))
+
+    def __repr__(self) -> str:
+        # One line; the default would list every expansion.
+        plan, host, k, copies = self.plan, self.plan.stack.host, self.plan.stack.k, self.plan.stack.copies
+        count = sum(parameter.numel() for parameter in self.role_parameters.values())
+        parts = [
+            plan.stack.method,
+            f"{host.size.replace('_', ' ')} {getattr(host, host.size)}" if host and host.size else "",
+            f"k {','.join(map(str, k))}" if k else "",
+            f"{copies.copies} copies" if copies else "",
+            f"{len(plan.sites)} site{'s' * (len(plan.sites) != 1)}" if host else "",
+            f"{count:,} trainable parameters" if count else "",
+            f"{len(plan.trained)} trainable tensor{'s' * (len(plan.trained) != 1)} of the model"
+            if plan.trained
+            else "",
+            f"seed {plan.seed}",
+        ]
+        return f"Adapter({', '.join(filter(None, parts))})"
 
     def expand(self, dtype: torch.dtype = torch.float32) -> list[Factors]:
-        """The factors of every place, in the order of `Plan.placed`, differentiable in the numbers."""
-        found: list[list[Tensor]] = [[] for _ in self.plan.placed]
+        """The factors of every place, in the order of `Plan.placed`, differentiable in `role_parameters`."""
+        factors: list[list[Tensor]] = [[] for _ in self.plan.placed]
         for role, spans in self._spans.items():
-            # A role that is frozen has no numbers; its maps need none.
-            flat = self.numbers[role].view(-1) if role in self.numbers else torch.empty(0)
+            # A frozen role has no parameters, and its maps need none.
+            flat = self.role_parameters[role].view(-1) if role in self.role_parameters else torch.empty(0)
             for expansion, (span, positions) in zip(self._maps(role), spans, strict=True):
                 assert isinstance(expansion, Expansion)
-                wide = expansion(flat[span].view(expansion.numbers_shape))
-                # What all sites share is cast once, and stays one.
+                wide = expansion(flat[span].view(expansion.parameters_shape))
+                # A factor that all sites share is cast once and stays one tensor.
                 wide = wide[:1].to(dtype).expand(wide.shape) if wide.stride(0) == 0 else wide.to(dtype)
                 for position, factor in zip(positions, wide.unbind(0), strict=True):
-                    found[position].append(factor)
-        return [tuple(factors) for factors in found]
+                    factors[position].append(factor)
+        return [tuple(of_place) for of_place in factors]
 
     def _maps(self, role: str) -> nn.ModuleList:
         maps = self.expansions[role]
@@ -122,42 +138,43 @@ class Adapter(nn.Module):
         return maps
 
     def factors_of_sites(self) -> Iterator[tuple[Site, Factors]]:
-        """Each site with its factors, float32, without gradient; nothing for `head` and `full`."""
+        """Each site with its float32 factors, without gradient; nothing for `head` and `full`."""
         with torch.no_grad():
             yield from zip(self.plan.sites, self.expand(), strict=False)
 
     def trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """Every trained parameter by its name in the adapter file: a role, or `head:<parameter>`."""
-        wanted = set(self.plan.trained)
-        own = {canonical_name(model, n, self.plan.rename): p for n, p in model.named_parameters()} if wanted else {}
-        return dict(self.numbers) | {f"head:{name}": own[name] for name in self.plan.trained}
+        """Every trainable parameter by its name in the adapter file: a role, or `head:<parameter>`."""
+        base: dict[str, nn.Parameter] = {}
+        if self.plan.trained:
+            base = {canonical_name(model, n, self.plan.rename): p for n, p in model.named_parameters()}
+        return dict(self.role_parameters) | {f"head:{name}": base[name] for name in self.plan.trained}
 
     def trains(self, model: nn.Module, name: str) -> bool:
-        """Whether a parameter of the base model, by its name there, is trained as it is."""
+        """True if the adapter trains this parameter of the base model directly; `name` is its name in the model."""
         return canonical_name(model, name, self.plan.rename) in self.plan.trained
 
     def freeze(self, model: nn.Module) -> None:
-        """Leave only what the model's adapters train trainable; remember how it was before the first of them."""
+        """Freeze all but what the model's adapters train; the first adapter remembers the flags from before."""
         others = tuple(adapters(model).values())
         base = base_parameters(model)
         self._flags = others[0]._flags if others else {name: p.requires_grad for name, p in base.items()}
         for name, parameter in base.items():
-            parameter.requires_grad_(any(each.trains(model, name) for each in (self, *others)))
+            parameter.requires_grad_(any(adapter.trains(model, name) for adapter in (self, *others)))
 
     def thaw(self, model: nn.Module) -> None:
-        """Undo `freeze`, as far as the adapters that are left allow."""
+        """Undo `freeze`, as far as the remaining adapters allow."""
         others = tuple(adapters(model).values())
         for name, parameter in base_parameters(model).items():
-            kept = any(each.trains(model, name) for each in others)
+            kept = any(adapter.trains(model, name) for adapter in others)
             flag = kept if others else self._flags.get(name, parameter.requires_grad)
             parameter.requires_grad_(flag)
 
     def forward(self, *inputs: Any) -> Any:
-        """Nothing: some containers, `nn.Sequential` for one, call all their children in turn."""
+        """Return the inputs: some containers, `nn.Sequential` for one, call all their children in turn."""
         return inputs[0] if len(inputs) == 1 else inputs
 
     def before_forward(self, module: nn.Module, args: Any) -> None:
-        """Hook of the root: expand all factors for the forward that starts."""
+        """Expand all factors for the forward that starts; a root hook."""
         if not self.enabled:
             return
         dtype = self._compute_dtype(module)
@@ -170,25 +187,25 @@ class Adapter(nn.Module):
             self._current = self._unchanged(dtype)
 
     def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Hook of the root: the forward is over, or has failed. Says once if sites were never reached."""
+        """Drop the factors after a forward, failed or not; warn once of sites that were not called; a root hook."""
         self._current = None
         if torch.compiler.is_compiling() or self._unfired is None or not self.enabled:
             return
         silent = [self.plan.placed[index][1].path for index in sorted(self._unfired)]
-        if output is None or len(silent) == 0:
+        if output is None or not silent:
             self._unfired = None if output is not None else self._unfired
             return
         none_fired = bool(self.plan.sites) and self._unfired.issuperset(range(len(self.plan.sites)))
         self._unfired = None
         if none_fired:
-            raise UsageError("no adapted layer took part in the forward; choose other layers with --target-modules")
+            raise UsageError("the forward called none of the adapted layers; choose other target modules")
         shown = ", ".join(silent[:3]) + (f" and {len(silent) - 3} more" if len(silent) > 3 else "")
         warnings.warn(f"adapted but not called in the first forward: {shown}", stacklevel=2)
 
     def factors_at(self, index: int, dtype: torch.dtype) -> Factors:
-        """The factors that site `index` uses now."""
+        """The current factors of place `index`."""
         if torch.compiler.is_compiling():
-            self._unfired = None  # Written and never read here: reading it would guard it, and compile twice.
+            self._unfired = None  # Written but never read here: reading it would add a guard, and compile twice.
         elif self._unfired is not None:
             self._unfired.discard(index)
         if self._current is not None:
@@ -199,13 +216,13 @@ class Adapter(nn.Module):
         return self._unchanged(dtype)[index]
 
     def _unchanged(self, dtype: torch.dtype) -> list[Factors]:
-        """The last expansion if the numbers are still what they were then, otherwise a new one."""
+        """The last expansion if the parameters have not changed since, otherwise a new one."""
         kept = self._kept.get(torch.is_grad_enabled())
         if kept is not None:
             factors, copies, kept_dtype = kept
             same = kept_dtype == dtype and all(
-                copy.device == number.device and torch.equal(copy, number)
-                for copy, number in zip(copies, self.numbers.values(), strict=True)
+                copy.device == parameter.device and torch.equal(copy, parameter)
+                for copy, parameter in zip(copies, self.role_parameters.values(), strict=True)
             )
             if same:
                 return factors
@@ -214,7 +231,7 @@ class Adapter(nn.Module):
         return factors
 
     def _keep(self, factors: list[Factors], dtype: torch.dtype) -> None:
-        copies = [number.detach().clone() for number in self.numbers.values()]
+        copies = [parameter.detach().clone() for parameter in self.role_parameters.values()]
         self._kept[torch.is_grad_enabled()] = (factors, copies, dtype)
 
     def _forget(self) -> None:
@@ -222,16 +239,16 @@ class Adapter(nn.Module):
         self._kept = {}
 
     def _compute_dtype(self, model: nn.Module) -> torch.dtype:
-        """The dtype that the sites compute in, so that all factors are cast at once."""
+        """The dtype that the sites compute in, so that all factors can be cast at once."""
         _, site = self.plan.placed[0]
         weight = site.stored(model) if site.parameter else next(model.get_submodule(site.module).parameters())
-        place = next(iter(self.numbers.values())) if weight.is_meta else weight
+        place = next(iter(self.role_parameters.values())) if weight.is_meta else weight
         if torch.is_autocast_enabled(place.device.type):
             return torch.get_autocast_dtype(place.device.type)
         return torch.float32 if is_quantised(weight) else weight.dtype
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
-        """Follow the model to its device, but stay float32 when it is cast: a few kilobytes are not worth rounding."""
+        """Follow the model to its device, but stay float32 when it is cast: rounding a few kilobytes saves nothing."""
 
         def move(tensor: Tensor) -> Tensor:
             if tensor.is_meta or not tensor.is_floating_point():
@@ -242,5 +259,5 @@ class Adapter(nn.Module):
         return super()._apply(move, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Kept factors are part of an autograd graph and cannot be copied; they are made again when asked for.
+        # Kept factors are part of an autograd graph and cannot be copied; they are expanded again when needed.
         return self.__dict__ | {"_current": None, "_kept": {}}

@@ -1,8 +1,8 @@
-"""Changing what a module's parameter reads as, while the parameter itself stays where it is.
+"""Change the value that a module's parameter reads as, while the parameter itself stays in place.
 
-`torch.nn.utils.parametrize` does the same and moves the parameter to another name, so that checkpoints of the base
-model no longer fit. Here the module gets a class with a property in the parameter's place; the children that change
-it are asked in turn.
+`torch.nn.utils.parametrize` does the same but moves the parameter to another name, so that checkpoints of the base
+model no longer fit. Here the module gets a class with a property in the parameter's place, which calls the children
+that change it in turn.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from capaft.model.site import stored_parameter
 
 
 def add_parametrisation(module: nn.Module, parameter: str) -> None:
-    """Let a module read one of its parameters as its adapters change it; the parameter itself stays in its place."""
+    """Have a module read one of its parameters as its adapters change it; the parameter itself stays in place."""
     cls: Any = type(module)
     module.__class__ = _parametrised(cls, parameter)
 
 
 def remove_parametrisation(module: nn.Module) -> None:
-    """Undo `parametrise` for parameters that no adapter changes any more."""
-    wanted = {getattr(child, "parametrises", "") for child in module.children()}
+    """Undo `add_parametrisation` for parameters that no adapter changes any more."""
+    still_changed = {getattr(child, "parametrises", "") for child in module.children()}
     cls, changed = _unparametrised(type(module))
     for parameter in changed:
-        if parameter in wanted:
+        if parameter in still_changed:
             cls = _parametrised(cls, parameter)
     module.__class__ = cls
 
 
 @cache
 def _parametrised(cls: Any, parameter: str) -> Any:
-    """A class of the same name that reads a parameter through the adapters beside it."""
+    """A subclass of the same name that reads a parameter through its adapters."""
 
     def read(module: Any) -> Tensor:
         value = stored_parameter(module, parameter)
         if value.is_meta:
-            return value  # Offloaded: accelerate asks what is there before it fetches the numbers.
+            return value  # Offloaded: accelerate looks at the parameter before it fetches the values.
         layers: dict[int, list[Any]] = {}
         for child in module._modules.values():
             if getattr(child, "parametrises", "") != parameter:
@@ -58,7 +58,7 @@ def _parametrised(cls: Any, parameter: str) -> Any:
         return torch.stack(matrices)
 
     def reduce(module: Any, protocol: Any) -> tuple[Any, ...]:
-        # Pickle cannot find a class that is made here.
+        # Pickle cannot find a class that was made here.
         return _rebuild, _unparametrised(type(module)), module.__getstate__()
 
     members = {"capaft_reads": parameter, "__module__": cls.__module__, "__reduce_ex__": reduce}
@@ -66,7 +66,7 @@ def _parametrised(cls: Any, parameter: str) -> Any:
 
 
 def _unparametrised(cls: Any) -> tuple[Any, tuple[str, ...]]:
-    """The class that a module had of its own, and the parameters that are changed, innermost first."""
+    """The module's original class, and the changed parameters, innermost first."""
     changed: list[str] = []
     while isinstance(parameter := cls.__dict__.get("capaft_reads"), str):
         changed.append(parameter)

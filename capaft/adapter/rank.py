@@ -1,4 +1,4 @@
-"""What rank an adapter really has: the spectrum of each site's update, from its factors alone.
+"""Measure the rank that an adapter really has: the spectrum of each site's update, from its factors alone.
 
 `dW = left @ right` has the singular values of the small core `R_left R_right^T`, where `left = Q_left R_left` and
 `right^T = Q_right R_right`; the `(out, in)` update is never formed.
@@ -30,7 +30,7 @@ class SiteRank:
         stable_rank: squared Frobenius norm over squared spectral norm.
         top_r_energy: share of the squared Frobenius norm in the r largest singular values.
         delta_norm: Frobenius norm of the update.
-        relative_norm: that norm over the Frobenius norm of the base weight; None where the site is no weight, or zeros.
+        relative_norm: that norm over the Frobenius norm of the base weight; None if that is not a weight, or 0.
         spectrum: the singular values, descending.
     """
 
@@ -66,7 +66,7 @@ def inspect_ranks(model: nn.Module, name: str = "default") -> list[SiteRank]:
     """The rank report of every site of an adapter.
 
     Raises:
-        UsageError: there is no such adapter, or its method has no low-rank update.
+        UsageError: the model has no adapter of this name, or its method has no low-rank update.
     """
     adapter = get_adapter(model, name)
     host = adapter.plan.stack.host

@@ -28,7 +28,7 @@ class _Commands(TyperGroup):
     """The verbs: listed in plain text, and a wrong command line reported in one line."""
 
     def format_help(self, *args: Any) -> None:
-        # Drawing panels takes as long as all else that `--help` does.
+        # Drawing panels takes as long as the rest of `--help`.
         self.rich_markup_mode = None
         super().format_help(*args)
 
@@ -36,7 +36,7 @@ class _Commands(TyperGroup):
         try:
             result = super().main(args, standalone_mode=False, **extra)
         except Exception as error:
-            # Typer's own, or click's where Typer builds on that: they alone know how to be shown.
+            # Errors of Typer, or of click where Typer builds on it, have this method; no others do.
             if not standalone_mode or not hasattr(error, "format_message"):
                 raise
             context = getattr(error, "ctx", None)
@@ -59,8 +59,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_given: bool) -> None:
+    if is_given:
         print(__version__)
         raise typer.Exit
 

@@ -1,16 +1,16 @@
-"""Everything that a run decides, without running it."""
+"""`capaft train --dry-run`: the plan of a run, without running it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from capaft.adapter.attach import attach_plan
 from capaft.adapter.file.encoding import DTYPE_BYTES, encoded_layout
-from capaft.config.settings import dump_settings
+from capaft.config.sources import dump_settings
 from capaft.config.train_config import TrainConfig
 from capaft.methods.stack import canonical_method
 from capaft.training import batches
@@ -20,11 +20,46 @@ from capaft.training.memory import estimate_peak_memory
 from capaft.training.optimizer import check_optimizer
 from capaft.training.parallel.sharding import sharding_requested
 from capaft.training.record.run_directory import choose_directory
-from capaft.training.setup.job import Job, prepare_job, settled_config
+from capaft.training.setup.job import Job
+from capaft.training.setup.prepare import prepare_job
+from capaft.training.setup.settled import settled_config
 
 
-def describe_run(config: TrainConfig, say: Callable[[str], None]) -> dict[str, Any]:
-    """Decide a run: its output directory, data, model, sites and sizes. Nothing is written.
+@dataclass(frozen=True)
+class DryRun:
+    """The plan of a run.
+
+    Attributes:
+        output: the directory that it would write.
+        config: its settings as YAML, every choice filled in.
+        sites: canonical paths of the adapted sites.
+        adapter_parameters: trainable parameters of the adapter.
+        head_parameters: trainable parameters of the model's own, mostly of the head.
+        trainable_parameters: both together.
+        tensor_bytes: size of the adapter file without its header.
+        train_examples: number of training examples.
+        validation_examples: number of validation examples.
+        estimated_peak_memory_bytes: of each process; None if it cannot be estimated.
+    """
+
+    output: str
+    config: str
+    sites: list[str]
+    adapter_parameters: int
+    head_parameters: int
+    trainable_parameters: int
+    tensor_bytes: int
+    train_examples: int
+    validation_examples: int
+    estimated_peak_memory_bytes: int | None
+
+
+def describe_run(config: TrainConfig, say: Callable[[str], None]) -> DryRun:
+    """Plan a run: its output directory, data, model, sites and sizes. Nothing is written.
+
+    Args:
+        config: the resolved settings.
+        say: called with a line for each decision worth reading.
 
     Raises:
         UsageError: something cannot be used as given.
@@ -32,44 +67,48 @@ def describe_run(config: TrainConfig, say: Callable[[str], None]) -> dict[str, A
     check_optimizer(config.optimizer)
     sharding_requested()
     accelerator_for(config)
-    run = choose_directory(
+    directory = choose_directory(
         config.output, canonical_method(config.method), overwrite=config.overwrite, resume=config.resume
     )
-    decided = prepare_job(config, say)
-    own = decided.base.named_parameters()
-    tensors = {f"head:{name}": tuple(own[name].shape) for name in decided.plan.trained}
-    if decided.plan.head.numbers:
-        tensors["head"] = (decided.plan.head.numbers,)
-    if decided.plan.stack.host:
-        tensors["adapter"] = (decided.adapter_numbers,)
-    stored = [
-        entry for name, shape in tensors.items() for entry in encoded_layout(name, shape, config.save_dtype).values()
-    ]
-    return {
-        "output": str(run.path),
-        "config": dump_settings(settled_config(config, decided)),
-        "sites": [site.path for site in decided.plan.sites],
-        "adapter_parameters": decided.adapter_numbers,
-        "head_parameters": decided.own_numbers,
-        "trainable_parameters": decided.adapter_numbers + decided.own_numbers,
-        "tensor_bytes": sum(DTYPE_BYTES[dtype] * math.prod(shape) for dtype, shape in stored),
-        "train_examples": decided.train.examples,
-        "validation_examples": decided.validation.examples,
-        "estimated_peak_memory_bytes": _peak_memory(config, decided),
-    }
+    job = prepare_job(config, say)
+    return DryRun(
+        output=str(directory.path),
+        config=dump_settings(settled_config(config, job)),
+        sites=[site.path for site in job.plan.sites],
+        adapter_parameters=job.adapter_parameters,
+        head_parameters=job.head_parameters,
+        trainable_parameters=job.adapter_parameters + job.head_parameters,
+        tensor_bytes=_tensor_bytes(config, job),
+        train_examples=job.train.examples,
+        validation_examples=job.validation.examples,
+        estimated_peak_memory_bytes=_peak_memory(config, job),
+    )
 
 
-def _peak_memory(config: TrainConfig, decided: Job) -> int | None:
-    """What training would need at its peak in each process, or None where that cannot be told."""
-    base, task = decided.base, decided.task
-    attach_plan(base.model, decided.plan, dropout=config.dropout)
+def _tensor_bytes(config: TrainConfig, job: Job) -> int:
+    """Bytes of the tensors that the adapter file would hold."""
+    parameters = job.base.named_parameters()
+    shapes = {f"head:{name}": tuple(parameters[name].shape) for name in job.plan.trained}
+    if job.plan.head.count:
+        shapes["head"] = (job.plan.head.count,)
+    if job.plan.stack.host:
+        shapes["adapter"] = (job.adapter_parameters,)
+    layouts = (encoded_layout(name, shape, config.save_dtype) for name, shape in shapes.items())
+    stored = (entry for layout in layouts for entry in layout.values())
+    return sum(DTYPE_BYTES[dtype] * math.prod(shape) for dtype, shape in stored)
+
+
+def _peak_memory(config: TrainConfig, job: Job) -> int | None:
+    """Estimated peak memory of training in each process, or None where it cannot be estimated."""
+    base, task = job.base, job.task
+    attach_plan(base.model, job.plan, dropout=config.dropout)
     set_training_mode(base.model)
-    lengths = decided.train.lengths
+    lengths = job.train.lengths
     order = batches.training_batches(lengths, config.batch_size, config.seed, 0)
     largest = max(order, key=lambda indices: len(indices) * int(lengths[indices].max()))
     parts = batches.micro_batches(largest, 0, config.processes, config.micro_batch_size)
-    batch = task.collate(base, decided.train, parts[0][0], training=True)
-    scored = batches.evaluation_batches(decided.validation.lengths, config.eval_batch_size)[0]
+    batch = task.collate(base, job.train, parts[0][0], training=True)
+    evaluated = batches.evaluation_batches(job.validation.lengths, config.eval_batch_size)[0]
     return estimate_peak_memory(
         base.model,
         batch,
@@ -77,21 +116,22 @@ def _peak_memory(config: TrainConfig, decided: Job) -> int | None:
         optimizer=config.optimizer,
         autocast={"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision),
         accumulates=len(parts) > 1,
-        evaluated=task.collate(base, decided.validation, scored, training=False),
+        evaluated=task.collate(base, job.validation, evaluated, training=False),
         device=torch.device("cuda") if torch.cuda.is_available() else None,
     )
 
 
-def dry_run_text(decided: dict[str, Any]) -> str:
-    """The decisions as lines for people: the configuration, the sites, the sizes."""
-    peak = decided["estimated_peak_memory_bytes"]
+def dry_run_text(plan: DryRun) -> str:
+    """The plan as lines for people: the settings, the sites, the sizes."""
+    peak = plan.estimated_peak_memory_bytes
+    memory = "cannot be estimated for this model" if peak is None else f"about {peak / 2**20:,.0f} MiB"
     return "\n".join(
         [
-            decided["config"],
-            f"would write {decided['output']}",
-            f"{len(decided['sites'])} sites: {', '.join(decided['sites']) or 'none'}",
-            f"{decided['trainable_parameters']:,} trained numbers ({decided['adapter_parameters']:,} of the adapter, "
-            f"{decided['head_parameters']:,} of the head), {decided['tensor_bytes']:,} bytes and a header under 2 KB",
-            f"peak memory: {'cannot be told for this model' if peak is None else f'about {peak / 2**20:,.0f} MiB'}",
+            plan.config,
+            f"would write {plan.output}",
+            f"{len(plan.sites)} sites: {', '.join(plan.sites) or 'none'}",
+            f"{plan.trainable_parameters:,} trainable parameters ({plan.adapter_parameters:,} of the adapter, "
+            f"{plan.head_parameters:,} of the head), {plan.tensor_bytes:,} bytes and a header under 2 KB",
+            f"peak memory: {memory}",
         ]
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from capaft.commands.reporting import Json, Run, print_line, quiet_libraries, reporting
 from capaft.commands.summary import evaluation_summary
 from capaft.config.open_options import EvalOptions
-from capaft.config.settings import resolve_settings, signature
+from capaft.config.signature import signature
+from capaft.config.sources import resolve_settings
 from capaft.support import strict_json
 from capaft.support.files import check_writable
 
@@ -21,5 +24,5 @@ def eval_command(run: Run, json: Json = False, **flags: str | bool | list[str] |
         from capaft.training.scoring import score_run
 
         saved = open_run(run, options)
-        results = score_run(saved, options, say=lambda line: print_line(console, f"data   {line}"))
-        print(strict_json.document(results) if json else evaluation_summary(results, options.predictions))
+        scores = score_run(saved, options, say=lambda line: print_line(console, f"data   {line}"))
+        print(strict_json.document(asdict(scores)) if json else evaluation_summary(scores, options.predictions))

@@ -1,19 +1,20 @@
-"""`capaft info`: verify an adapter file and say what it is."""
+"""`capaft info`: verify an adapter file and describe it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from capaft.commands.reporting import Json, Run, reporting
 from capaft.support import strict_json
 from capaft.support.errors import printable
 
 if TYPE_CHECKING:
+    from capaft.adapter.file.header import HeadRecord
     from capaft.adapter.file.save_load import AdapterFile
 
 
 def info_command(run: Run, json: Json = False) -> None:
-    """Verify an adapter file and say what it is."""
+    """Verify an adapter file and describe it."""
     with reporting():
         from capaft.adapter.file.save_load import read
         from capaft.training.record.run_directory import find_adapter_file
@@ -21,31 +22,29 @@ def info_command(run: Run, json: Json = False) -> None:
         path, _ = find_adapter_file(run)
         file = read(path)
         if json:
-            print(strict_json.document({"path": str(path), "bytes": file.size, "header": file.header}))
+            print(strict_json.document({"path": str(path), "bytes": file.size, "header": file.header.record()}))
             return
         print("\n".join(printable(line) for line in describe_file(file)))
 
 
 def describe_file(file: AdapterFile) -> list[str]:
-    """What a file is, as lines for people."""
-    from capaft.model.targets import Targets
-
+    """A file's description, as lines for people."""
     header, task, base = file.header, file.task, file.base
     options = task.options if task else {}
-    settings = ", ".join(f"{key} {value}" for key, value in header["method"].items() if key != "method")
+    settings = ", ".join(f"{key} {value}" for key, value in sorted(header.method.record().items()) if key != "method")
     return [
         f"{file.path}: {file.size:,} bytes, intact",
-        f"method    {header['method']['method']}{f' ({settings})' if settings else ''}",
+        f"method    {header.method.method}{f' ({settings})' if settings else ''}",
         f"base      {base.name}{f' at {base.revision}' if base.revision else ''}",
-        f"sites     {header['sites']} for {Targets(**header['targets'])}" if header["sites"] else "sites     none",
-        *([_head_line(header["head"])] if header["head"] else []),
-        f"tensors   {', '.join(sorted(file.tensors))} as {header['save_dtype']}",
-        f"seed      {header['seed']} (seed contract {header['contract']})",
+        f"sites     {header.sites} for {header.targets}" if header.sites else "sites     none",
+        *([_head_line(header.head)] if header.head else []),
+        f"tensors   {', '.join(sorted(file.tensors))} as {header.save_dtype}",
+        f"seed      {header.seed} (seed contract {header.contract})",
         *([f"task      {task.name}, {len(task.labels)} labels: {', '.join(task.labels[:12])}"] if task else []),
         *([f"options   {', '.join(f'{key} {value}' for key, value in options.items())}"] if options else []),
     ]
 
 
-def _head_line(head: dict[str, Any]) -> str:
-    what = f"{head['k']:,} coefficients each for" if head["k"] else "frozen:"
-    return f"head      {what} {', '.join(head['parameters'])}"
+def _head_line(head: HeadRecord) -> str:
+    what = f"{head.k:,} coefficients each for" if head.k else "frozen:"
+    return f"head      {what} {', '.join(head.parameters)}"

@@ -10,7 +10,8 @@ import typer
 
 from capaft.commands.reporting import Json, Run, quiet_libraries, reporting
 from capaft.config.open_options import OpenOptions
-from capaft.config.settings import resolve_settings, signature
+from capaft.config.signature import signature
+from capaft.config.sources import resolve_settings
 from capaft.support import strict_json
 from capaft.support.files import check_writable, write_atomically
 
@@ -54,13 +55,13 @@ def sparkline(spectrum: tuple[float, ...]) -> str:
 
 
 def show_ranks(reports: list[SiteRank], summary: dict[str, Any]) -> None:
-    """Print the report on stdout."""
+    """Print a table of the sites and their summary on stdout."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     if not console.is_terminal:
-        # No screen to fit: every column in full, so that the lines can be searched.
+        # There is no screen to fit, and lines that are not cut can be searched.
         console = Console(width=200)
     table = Table(box=None, pad_edge=False)
     table.add_column("site", overflow="fold")
@@ -102,7 +103,7 @@ def draw_ranks(reports: list[SiteRank]) -> bytes:
     spectra.set_ylim(bottom=1e-6)
     spectra.set_xlabel("singular value")
     spectra.set_ylabel("relative to the largest")
-    spectra.set_title("spectrum of dW, one line a site")
+    spectra.set_title("spectrum of dW, one line per site")
     ranks.barh(range(len(reports)), [r.effective_rank for r in reports], color="tab:blue")
     for width, style, label in (
         (reports[0].rank, ":", "configured rank"),

@@ -1,4 +1,4 @@
-"""`capaft merge`: base and adapter as one plain Hugging Face directory that needs nothing of capaft."""
+"""`capaft merge`: base and adapter as one plain Hugging Face directory, independent of capaft."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import typer
 
 from capaft.commands.reporting import Json, Run, quiet_libraries, reporting
 from capaft.config.open_options import OpenOptions
-from capaft.config.settings import resolve_settings, signature
+from capaft.config.signature import signature
+from capaft.config.sources import resolve_settings
 from capaft.support import strict_json
 from capaft.support.errors import TrainingError, UsageError
 from capaft.support.files import write_atomically
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 def merge_command(
     run: Run,
     output: Annotated[str, typer.Option("--output", help="Directory to write the merged model to.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in the output directory.")] = False,
     json: Json = False,
     **flags: str | bool | list[str] | None,
 ) -> None:
@@ -41,34 +42,43 @@ def merge_command(
         print(strict_json.document(results) if json else f"merged {sites} sites into {output}")
 
 
+def _check_output(output: str, path: Path, *, overwrite: bool) -> None:
+    """Make sure that a model may be written to a directory.
+
+    Raises:
+        UsageError: it is a file, or holds a model that is not to be replaced, or something else.
+    """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--output {output} is a file; name a directory that is new or empty")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not (path / "config.json").exists():
+        raise UsageError(f"--output {output} holds something else; name a directory that is new or empty")
+    if not overwrite:
+        raise UsageError(f"--output {output} holds a model; name another directory, or replace it with --overwrite")
+
+
 def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False) -> int:
     """Merge the adapter and write weights, configuration with labels, tokenizer and a model card.
 
-    The directory is written beside its place and renamed, so it is there whole or not at all.
+    The directory is written under a temporary name and renamed, so that it is there whole or not at all.
 
     Args:
         saved: the opened run; its model is merged in place.
         output: the directory to write.
-        overwrite: replace a model that is there.
+        overwrite: replace the model in that directory.
 
     Returns:
-        How many sites were merged.
+        Number of merged sites.
 
     Raises:
-        UsageError: the directory holds something else, or a weight cannot be merged into.
+        UsageError: the directory holds something else, or the adapter cannot be merged.
         TrainingError: the disk is full or cannot be written.
     """
     from capaft.adapter.merge import merge
 
     path = Path(output).expanduser()
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"--output {output} is a file; name a directory that is new or empty")
-    present = sorted(path.iterdir()) if path.is_dir() else []
-    if present and not (overwrite and (path / "config.json").exists()):
-        hint = "or replace the model in it with --overwrite" if (path / "config.json").exists() else ""
-        raise UsageError(
-            f"--output {output} holds something else; name a directory that is new or empty {hint}".strip()
-        )
+    _check_output(output, path, overwrite=overwrite)
     count = merge(saved.model)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,12 +99,12 @@ def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False) -> in
 
 
 def _card(saved: SavedRun) -> str:
-    method = saved.file.header["method"]["method"]
+    method = saved.file.header.method.method
     base = saved.file.base.name or "an unnamed base model"
     return f"""---
 library_name: transformers
 base_model: {base}
-pipeline_tag: {saved.task.name}
+pipeline_tag: {saved.task.pipeline_tag}
 ---
 
 # {base}, fine-tuned and merged

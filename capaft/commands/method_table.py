@@ -1,4 +1,4 @@
-"""What methods there are, and what each comes to on a model, as records and as text."""
+"""The methods, and the trainable parameters of each on a model, as records and as text."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ INDENT = 11
 
 
 def method_rows(model: nn.Module | None = None) -> list[dict[str, Any]]:
-    """One record a method: what it is, its options, and the stacks that begin with it.
+    """One record per method: its summary, its options, and the stacks that begin with it.
 
-    Of an option, `default` is what it stands at, null where it follows from the others, and `value` what that comes to.
-    `narrow` says why masked copies have no meaning for a host and `unmergeable` why it cannot be merged, else null.
+    The `default` of an option is null if it follows from other options; `value` is then the resulting value.
+    `narrow` says why a host takes no masked copies, and `unmergeable` why it cannot be merged; null if neither holds.
 
     Args:
-        model: adds what each stack comes to on it, under `model`; see `count`. Only its shapes are read.
+        model: adds the counts of each stack on it, under `model`; see `count_stack`. Only its shapes are read.
     """
-    found = [_host(host) for host in HOSTS.values()]
+    rows = [_host_row(host) for host in HOSTS.values()]
     defaults = parse_stack(f"{PARAMETERISATION}+{TRANSFORM}").record()
-    found.append(
+    rows.append(
         _row(
             PARAMETERISATION,
             "parameterisation",
@@ -49,7 +49,7 @@ def method_rows(model: nn.Module | None = None) -> list[dict[str, Any]]:
             options=[_option(name, value) for name, value in defaults.items() if name in NOLA_OPTIONS],
         )
     )
-    found.append(
+    rows.append(
         _row(
             TRANSFORM,
             "transform",
@@ -59,66 +59,69 @@ def method_rows(model: nn.Module | None = None) -> list[dict[str, Any]]:
             options=[_option(name, value) for name, value in defaults.items() if name in CAPABOOST_OPTIONS],
         )
     )
-    found += [_row(name, "alone", summary, stacks=[name]) for name, summary in HOSTLESS.items()]
+    rows += [_row(name, "alone", summary, stacks=[name]) for name, summary in HOSTLESS.items()]
     if model is not None:
-        for row in found:
+        for row in rows:
             row["model"] = {stack: count_stack(model, stack) for stack in row["stacks"]}
-    return found
+    return rows
 
 
 def methods_text(model: nn.Module | None = None) -> str:
     """The records as lines for people."""
-    found = method_rows(model)
+    rows = method_rows(model)
     lines = ["A stack is host[+nola][+capaboost]; head and full stand alone.", ""]
-    for row in found:
-        lines += _lines(row)
+    for row in rows:
+        lines += _method_lines(row)
     if model is not None:
         weights = sum(parameter.numel() for parameter in model.parameters())
         lines += [
-            f"On {type(model).__name__} ({weights:,} weights), with these options, a task's head not counted:",
+            f"On {type(model).__name__} ({weights:,} weights), with these options and without a task's head:",
             "",
         ]
-        lines += _table([stack for row in found for stack in _counted(row)])
+        lines += _count_lines([stack for row in rows for stack in _stack_counts(row)])
     return "\n".join(lines).rstrip()
 
 
-def _host(host: type[Host]) -> dict[str, Any]:
-    plain = host()
+def _host_row(host: type[Host]) -> dict[str, Any]:
+    defaults = host()
     return _row(
         host.name,
         "host",
         host.summary,
         host.equation,
         host.paper,
-        options=[_option(each.name, getattr(plain, each.name), each.default is None) for each in host.options()],
+        options=[
+            _option(option.name, getattr(defaults, option.name), is_derived=option.default is None)
+            for option in host.options()
+        ],
         stacks=stacks_of(host),
         narrow=host.narrow or None,
         unmergeable=host.unmergeable or None,
     )
 
 
-def _row(name: str, kind: str, summary: str, equation: str = "", paper: str = "", **more: Any) -> dict[str, Any]:
-    first = {"name": name, "kind": kind, "summary": summary, "equation": equation, "paper": paper}
-    return first | {"options": [], "stacks": [], "narrow": None, "unmergeable": None} | more
+def _row(name: str, kind: str, summary: str, equation: str = "", paper: str = "", **columns: Any) -> dict[str, Any]:
+    row = {"name": name, "kind": kind, "summary": summary, "equation": equation, "paper": paper}
+    return row | {"options": [], "stacks": [], "narrow": None, "unmergeable": None} | columns
 
 
-def _option(name: str, value: Any, follows: bool = False) -> dict[str, Any]:
-    """One option; its choices are those of the command line, where it has the option."""
+def _option(name: str, value: Any, *, is_derived: bool = False) -> dict[str, Any]:
+    """The record of an option, whose choices are those of the command line; `value` may be derived from others."""
     kind = typing.get_type_hints(TrainConfig).get(name)
     choices = [word for part in (kind, *get_args(kind)) if get_origin(part) is Literal for word in get_args(part)]
     flag = "--method-option" if kind is None else f"--{name.replace('_', '-')}"
-    return {"name": name, "flag": flag, "default": None if follows else value, "value": value, "choices": choices}
+    return {"name": name, "flag": flag, "default": None if is_derived else value, "value": value, "choices": choices}
 
 
-def _lines(row: dict[str, Any]) -> Iterator[str]:
-    """One method, under its name."""
+def _method_lines(row: dict[str, Any]) -> Iterator[str]:
+    """A method as lines, under its name."""
     yield from _wrapped(row["summary"], row["name"])
     if row["equation"]:
         yield from _wrapped(f"{row['equation']}   ({row['paper']})")
     if row["options"]:
-        # What belongs together stays on one line.
-        written = ", ".join(_written(each).replace(" ", "\xa0") for each in row["options"])
-        yield from _wrapped(written, "", "options: ")
+        # An option and its value stay on one line.
+        options = ", ".join(_option_text(option).replace(" ", "\xa0") for option in row["options"])
+        yield from _wrapped(options, "", "options: ")
     if row["kind"] == "host":
         yield from _wrapped(", ".join(row["stacks"]), "", "stacks:  ")
         if row["narrow"]:
@@ -127,40 +130,43 @@ def _lines(row: dict[str, Any]) -> Iterator[str]:
     yield ""
 
 
-def _written(option: dict[str, Any]) -> str:
-    """An option's default as it would be typed."""
+def _option_text(option: dict[str, Any]) -> str:
+    """An option's default as a user would type it."""
     name, flag, value = option["name"], option["flag"], option["value"]
-    typed = flag != "--method-option"
-    if typed and isinstance(value, bool):
+    has_flag = flag != "--method-option"
+    if has_flag and isinstance(value, bool):
         return flag if value else f"--no-{name.replace('_', '-')}"
     shown = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value).lower()
     if option["default"] is None and value is not None:
         shown = f"auto ({shown})"
     others = [word for word in option["choices"] if word != value]
-    return f"{flag}{' ' if typed else f' {name}='}{shown or 'none'}" + (f" (or {', '.join(others)})" if others else "")
+    return f"{flag}{' ' if has_flag else f' {name}='}{shown or 'none'}" + (
+        f" (or {', '.join(others)})" if others else ""
+    )
 
 
-def _counted(row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A method's stacks with their counts; once where the model takes none of them for the same reason."""
+def _stack_counts(row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A method's stacks with their counts; only the first if the model refuses all of them for the same reason."""
     counts = list(row["model"].items())
-    alike = len({each.get("reason", stack) for stack, each in counts}) == 1
-    yield from counts[:1] if alike else counts
+    is_one_reason = len({count.get("reason", stack) for stack, count in counts}) == 1
+    yield from counts[:1] if is_one_reason else counts
 
 
-def _table(counts: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
-    wide = max(len(stack) for stack, _ in counts)
-    yield f"{'stack':<{wide}}  {'sites':>6}  trained numbers"
-    for stack, counted in counts:
-        if "reason" in counted:
-            yield from _wrapped(f"no: {printable(counted['reason'])}", "", f"{stack:<{wide}}  ", 0)
+def _count_lines(counts: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
+    """A table of stacks, their sites and their trainable parameters."""
+    width = max(len(stack) for stack, _ in counts)
+    yield f"{'stack':<{width}}  {'sites':>6}  trainable parameters"
+    for stack, count in counts:
+        if "reason" in count:
+            yield from _wrapped(f"no: {printable(count['reason'])}", "", f"{stack:<{width}}  ", 0)
             continue
-        low, high = counted["numbers"]
-        numbers = f"{low:,}" if low == high else f"between {low:,} and {high:,}"
-        yield f"{stack:<{wide}}  {counted['sites']:>6,}  {numbers}"
+        low, high = count["numbers"]
+        parameters = f"{low:,}" if low == high else f"between {low:,} and {high:,}"
+        yield f"{stack:<{width}}  {count['sites']:>6,}  {parameters}"
 
 
 def _wrapped(words: str, name: str = "", label: str = "", indent: int = INDENT) -> list[str]:
-    """Words in lines of at most `WIDTH`, the first after a name in the margin and a label, the others under it."""
+    """Words in lines of at most `WIDTH`: the first follows a name in the margin and a label, the others align."""
     first = f"{name + ' ':<{indent}}{label}" if name else " " * indent + label
     lines = textwrap.wrap(
         words,

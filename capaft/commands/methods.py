@@ -1,4 +1,4 @@
-"""`capaft methods`: the methods, their options, and what each comes to on a model."""
+"""`capaft methods`: the methods, their options, and the counts of each on a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def methods_command(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", help="Count what each trains on this model; its weights are not read.", metavar="DIR|ID"
+            "--model", help="Model on which to count trainable parameters; its weights are not read.", metavar="DIR|ID"
         ),
     ] = None,
     json: Json = False,

@@ -1,4 +1,4 @@
-"""What every verb does around its work: errors become one line and an exit code, libraries keep quiet."""
+"""The frame of every verb: errors become one line and an exit code, libraries keep quiet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capaft.support.errors import CapaftError, TrainingError
+from capaft.support.errors import CapaftError, Interrupted, TrainingError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +21,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 
 @contextmanager
 def reporting() -> Iterator[Console]:
-    """Turns what is raised on purpose into one line on stderr and an exit code; gives the console of stderr."""
+    """Turns capaft's own errors into a line on stderr and an exit code; yields the console of stderr."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -29,15 +29,16 @@ def reporting() -> Iterator[Console]:
         yield console
         sys.stdout.flush()
     except CapaftError as error:
-        prefix = "stopped" if error.exit_code == 130 else "error"
-        # All processes of a run find the same fault in what they were given; a failure may be one's own.
+        # An interruption is not an error; its message says where the run stopped.
+        prefix = "" if isinstance(error, Interrupted) else "error: "
+        # All processes of a run find the same usage error; a failure may be that of one process alone.
         if is_first_process() or type(error) is TrainingError:
             console.quiet = False
             for line in str(error).splitlines():
-                print_line(console, f"{prefix}: {line}")
+                print_line(console, f"{prefix}{line}")
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        print_line(console, "stopped: interrupted")
+        print_line(console, "stopped by Ctrl-C")
         raise typer.Exit(130) from None
     except BrokenPipeError:
         # The reader of stdout has gone, as in `capaft info RUN | head -1`.
@@ -46,7 +47,7 @@ def reporting() -> Iterator[Console]:
 
 
 def print_line(console: Console, line: str) -> None:
-    """Print a line as it is: neither wrapped, nor coloured, nor read as markup."""
+    """Print a line as it is: not wrapped, not coloured, not read as markup."""
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -72,5 +73,5 @@ def quiet_libraries(console: Console) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this process speaks for those that train together."""
+    """True for the process that reports for all that train together."""
     return os.environ.get("RANK", "0") == "0"

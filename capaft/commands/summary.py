@@ -1,52 +1,50 @@
-"""What a person wants to read when a run or an evaluation is over."""
+"""The last lines of a run or an evaluation, for people."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+from capaft.training.record.results import Results, score_text
+
+if TYPE_CHECKING:
+    from capaft.training.scoring import Scores
 
 
-def run_summary(results: dict[str, Any]) -> str:
-    """What a run came to, and what to do next."""
-    before = "" if results["baseline"] is None else _compared(results["value"], results["baseline"])
-    others = _scores(results, "loss")
+def run_summary(results: Results) -> str:
+    """The score of a run, its size and cost, and what to do next."""
+    before = "" if results.baseline is None else _comparison(results.value, results.baseline)
+    others = _other_scores(results.scores, results.metric, "loss")
     lines = [
-        f"{results['metric']} {_number(results['value'])}{before}{f'  ({others})' if others else ''}",
-        f"{results['trainable_parameters']:,} trained numbers ({results['adapter_parameters']:,} of the adapter, "
-        f"{results['head_parameters']:,} of the head) in {results['adapter_bytes']:,} bytes",
-        f"{results['seconds']:.0f} s, {results['examples_per_second']:.0f} examples/s, "
-        f"peak memory {results['peak_memory_bytes'] / 2**20:.0f} MiB",
+        f"{results.metric} {score_text(results.value)}{before}{f'  ({others})' if others else ''}",
+        f"{results.trainable_parameters:,} trainable parameters ({results.adapter_parameters:,} of the adapter, "
+        f"{results.head_parameters:,} of the head) in {results.adapter_bytes:,} bytes",
+        f"{results.seconds:.0f} s, {results.examples_per_second:.0f} examples/s, "
+        f"peak memory {results.peak_memory_bytes / 2**20:.0f} MiB",
         "next:",
-        *(f"  {command}" for command in results["next"]),
+        *(f"  {command}" for command in results.next),
     ]
     return "\n".join(lines)
 
 
-def evaluation_summary(results: dict[str, Any], predictions: Path | None) -> str:
-    """All scores in a line, or where the predictions are that nothing can be compared with."""
-    if results["value"] is None:
-        return f"{results['examples']} predictions in {predictions}, and no targets to compare them with"
-    value = f"{results['metric']} {_number(results['value'])}"
-    return f"{value} on {results['examples']} examples  ({_scores(results)})"
+def evaluation_summary(scores: Scores, predictions: Path | None) -> str:
+    """All scores in a line; without targets, the place of the predictions."""
+    if scores.value is None:
+        return f"{scores.examples} predictions in {predictions}; there are no targets to compare them with"
+    others = _other_scores(scores.scores, scores.metric)
+    return f"{scores.metric} {score_text(scores.value)} on {scores.examples} examples  ({others})"
 
 
-def _scores(results: dict[str, Any], *without: str) -> str:
-    """All scores but that of the metric."""
-    shown = (name for name in results["scores"] if name not in (results["metric"], *without))
-    return "  ".join(f"{name} {_number(results['scores'][name])}" for name in shown)
+def _other_scores(scores: dict[str, float | None], *excluded: str) -> str:
+    """All scores except those excluded."""
+    return "  ".join(f"{name} {score_text(score)}" for name, score in scores.items() if name not in excluded)
 
 
-def _number(value: float | None) -> str:
-    """A score in four digits; JSON has null for one that is not defined."""
-    return "undefined" if value is None or math.isnan(value) else f"{value:.4f}"
-
-
-def _compared(value: float | None, baseline: float) -> str:
-    """Which way a metric went from that of the frozen base, in the digits that are shown."""
+def _comparison(value: float | None, baseline: float) -> str:
+    """The direction from the frozen base's score to the adapter's, judged by the digits that are shown."""
     if value is None:
         return f", against {baseline:.4f} with the base frozen"
     now, then = round(value, 4), round(baseline, 4)
-    # "Up" and "down" say nothing of better or worse; of what is equal, or no number, neither is true.
-    way = "up from" if now > then else "down from" if now < then else "against"
-    return f", {way} {baseline:.4f} with the base frozen"
+    # Equal scores, or an undefined one, went neither up nor down. Less may be better, so no word judges.
+    direction = "up from" if now > then else "down from" if now < then else "against"
+    return f", {direction} {baseline:.4f} with the base frozen"

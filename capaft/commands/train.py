@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,8 @@ import typer
 
 from capaft.commands.reporting import Json, is_first_process, print_line, quiet_libraries, reporting
 from capaft.config.presets import preset_file
-from capaft.config.settings import dump_settings, resolve_settings, signature
+from capaft.config.signature import signature
+from capaft.config.sources import dump_settings, resolve_settings
 from capaft.config.train_config import TrainConfig
 from capaft.support import strict_json
 from capaft.support.errors import UsageError
@@ -21,7 +23,8 @@ from capaft.support.errors import UsageError
 def train_command(
     config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
     preset: Annotated[
-        str | None, typer.Option("--preset", help="Settings of a published experiment; `capaft presets` lists them.")
+        str | None,
+        typer.Option("--preset", help="Published experiment whose settings to use; `capaft presets` lists them."),
     ] = None,
     json: Json = False,
     dry_run: Annotated[
@@ -48,31 +51,31 @@ def train_command(
         if dry_run:
             from capaft.commands.dry_run import describe_run, dry_run_text
 
-            description = describe_run(settings, lambda line: print_line(console, line))
-            print(strict_json.document(description) if json else dry_run_text(description))
+            dry_run_report = describe_run(settings, lambda line: print_line(console, line))
+            print(strict_json.document(asdict(dry_run_report)) if json else dry_run_text(dry_run_report))
             return
         from capaft.commands.summary import run_summary
         from capaft.training.run import execute_run
 
         results = execute_run(settings, console, sys.argv[1:])
         if is_first_process():
-            print(strict_json.document(results) if json else run_summary(results))
+            print(strict_json.document(results.record()) if json else run_summary(results))
 
 
 def _resolve(flags: dict[str, str | bool | list[str] | None], config: Path | None, preset: str | None) -> TrainConfig:
     """The settings, from all sources.
 
     Raises:
-        UsageError: one of them is wrong, or a file or preset is not there.
+        UsageError: a setting is wrong, or a file or preset does not exist.
     """
     if config is not None and not config.is_file():
-        raise UsageError(f"--config {config}: there is no such file")
+        raise UsageError(f"--config {config}: no such file; name a YAML file of settings")
     published = preset_file(preset) if preset else None
     settings, _ = resolve_settings(TrainConfig, flags=flags, environ=os.environ, file=config, preset=published)
     if settings.resume and settings.output:
         from capaft.training.record.run_directory import started_config
 
         if begun := started_config(settings.output):
-            # What the run began with counts where the command says nothing.
+            # The run goes on with its own settings, except for those that the command sets.
             settings, _ = resolve_settings(TrainConfig, flags=flags, environ=os.environ, file=config, preset=begun)
     return settings

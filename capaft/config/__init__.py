@@ -1,1 +1,1 @@
-"""What a user can set, and from where."""
+"""The settings, and the sources that a user may set them from."""

@@ -1,6 +1,6 @@
-"""What a setting can be, where that is a word of several, and what it is by default: said once.
+"""The choices of settings that are one word of several, and defaults that several modules share, stated once.
 
-The flags, their help, the parser and the checks of the library read it here. Importing it loads nothing heavy.
+The flags, their help, the parser and the checks of the library read them here. Importing this loads nothing heavy.
 """
 
 from __future__ import annotations
@@ -10,21 +10,16 @@ from pathlib import Path
 from typing import Literal
 
 # Found by the files' names, since importing the tasks would import torch.
-TASKS: tuple[str, ...] = tuple(
-    sorted(
-        module.name.replace("_", "-")
-        for module in pkgutil.iter_modules([str(Path(__file__).parents[1] / "tasks")])
-        if not module.ispkg
-    )
-)
+_TASK_FILES = pkgutil.iter_modules([str(Path(__file__).parents[1] / "tasks")])
+TASKS: tuple[str, ...] = tuple(sorted(file.name.replace("_", "-") for file in _TASK_FILES if not file.ispkg))
 """The tasks: every file of `capaft/tasks/` is one."""
 
-Problem = Literal["auto", "single", "multi", "regression"]
+ProblemName = Literal["auto", "single", "multi", "regression"]
 HeadMode = Literal["full", "nola", "frozen"]
 HeadInit = Literal["fitted", "seeded"]
 
 Activation = Literal["relu", "gelu", "swish", "tanh", "identity"]
-Basis = Literal["hadamard", "uniform", "group"]
+BasisName = Literal["hadamard", "uniform", "group"]
 Scope = Literal["site", "model"]
 Masks = Literal["random", "partition"]
 MaskRescale = Literal["none", "variance"]
@@ -46,7 +41,7 @@ PARALLEL_SCALING = 4.0
 PREFIX_LENGTH = 16
 
 K = 192
-BASIS: Basis = "hadamard"
+BASIS: BasisName = "hadamard"
 SCOPE: Scope = "site"
 COPIES = 2
 DENSITY = 0.5
@@ -55,7 +50,7 @@ MASK_RESCALE: MaskRescale = "none"
 
 HEAD_K = 1024
 
-# What the demo trains where the user does not say. So few examples gain more from a small change to every layer than
-# from a larger one to the query and value projections, at the same count of trainable parameters.
+# Defaults of the demo. At the same count of trainable parameters, its few examples gain more from a small change to
+# every layer than from a larger one to the query and value projections.
 DEMO_K = 128
 DEMO_TARGET_MODULES = "all-linear"

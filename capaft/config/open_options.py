@@ -1,4 +1,4 @@
-"""What the commands that open a finished adapter can be told."""
+"""Options of the commands that open a finished adapter."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _scores = partial(setting, panel="Scores")
 
 @dataclass(frozen=True)
 class OpenOptions(Settings):
-    """How a run or an adapter file is put on its base model again."""
+    """Options for putting a saved adapter on its base model again."""
 
-    model: str | None = _base(None, "Base model (default: the one the run or the file names).", metavar="path|id")
+    model: str | None = _base(None, "Base model (default: the one named in the run or the file).", metavar="path|id")
     rename: tuple[str, ...] | None = _base(
-        None, "A module name that changed since training; may be repeated.", metavar="old=new", repeated=True
+        None, "Module name that changed since training; may be repeated.", metavar="old=new", repeated=True
     )
     allow_base_mismatch: bool = _base(False, "Use the adapter although the base weights differ.")
-    base_dtype: BaseDtype | None = _base(None, "Dtype of the base's weights (default: as in the run, else float32).")
+    base_dtype: BaseDtype | None = _base(None, "Dtype of the base weights (default: as in the run, else float32).")
 
     @property
     def renames(self) -> dict[str, str]:
@@ -39,7 +39,7 @@ class OpenOptions(Settings):
 
 @dataclass(frozen=True)
 class EvalOptions(OpenOptions):
-    """What `capaft eval` can be told."""
+    """Options of `capaft eval`."""
 
     data: str | None = _data(None, "Data set to score on (default: the run's validation split).", metavar="path|id")
     split: str | None = _data(None, "Split of the data to score on, such as test.", metavar="name")
@@ -47,16 +47,16 @@ class EvalOptions(OpenOptions):
     pair_column: str | None = _data(None, "Column of the second text.")
     label_column: str | None = _data(None, "Column of the label.")
     max_examples: int | None = _data(
-        None, "Score on this many examples at most.", check=("at least 1", lambda value: value >= 1)
+        None, "Number of examples to score at most (default: all).", check=("at least 1", lambda value: value >= 1)
     )
-    metric: str | None = _scores(None, "Metric (default: the one it was trained for).")
+    metric: str | None = _scores(None, "Metric (default: that of the training).")
     set: tuple[str, ...] | None = _scores(
         None,
-        "An option of the task to change, such as num_beams=4; may be repeated.",
+        "Option of the task to change, such as num_beams=4; may be repeated.",
         metavar="name=value",
         repeated=True,
     )
-    predictions: Path | None = _scores(None, "Write the predictions to this JSON lines file.")
+    predictions: Path | None = _scores(None, "JSON lines file to write the predictions to.")
 
     @property
     def columns(self) -> dict[str, str | None]:
@@ -78,10 +78,10 @@ def parse_pairs(entries: Sequence[str], form: str) -> dict[str, str]:
 
     Args:
         entries: what the user typed.
-        form: the flag and how an entry is written, such as `--rename OLD=NEW`.
+        form: the flag and the form of an entry, such as `--rename OLD=NEW`.
 
     Raises:
-        UsageError: an entry is not written so.
+        UsageError: an entry does not have that form.
     """
     flag, shape = form.split()
     pairs = {}

@@ -18,17 +18,17 @@ def preset_file(name: str) -> Path:
     """The file of a preset.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: no preset is called that.
     """
-    if name not in preset_names():
-        raise UsageError(
-            f"--preset {name}: there is none{did_you_mean(name, preset_names(), '; `capaft presets` lists them')}"
-        )
+    names = preset_names()
+    if name not in names:
+        hint = did_you_mean(name, names, "; `capaft presets` lists them")
+        raise UsageError(f"--preset {name}: no preset is called that{hint}")
     return DIRECTORY / f"{name}.yaml"
 
 
 def preset_summaries() -> dict[str, str]:
-    """By name, the first line of each preset's comment, which says what it is."""
+    """Each preset's description, the first line of its comment, by name."""
     return {name: _first_line(DIRECTORY / f"{name}.yaml") for name in preset_names()}
 
 

@@ -1,1 +1,1 @@
-"""From anything a user calls a data set to tables with splits."""
+"""Read whatever a user calls a data set into tables with splits."""

@@ -1,9 +1,7 @@
-"""The embedded default job of `capaft train`: a model and a data set that need no download.
+"""The embedded demo's data set, which needs no download.
 
-The model is all-MiniLM-L6-v2 as the package of the `demo` extra ships it; the data is text that every Python
-installation has, the first sentence of each docstring in the standard library, labelled with the package it
-comes from. Both are read as files: neither the demo package nor the standard library modules are imported, so
-that training on text never runs the code around it.
+It is text that every Python installation has: the first sentence of each docstring in the standard library, labelled
+with its package. The modules are read as files, not imported, so that training on text never runs the code around it.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 
 
 # In every CPython from 3.11 on, never split off by Linux distributions as tkinter and distutils are, and each
-# with over fifty sentences. `encodings` would qualify, but it says one sentence a hundred times.
+# with over fifty sentences. `encodings` would qualify, but it repeats one sentence a hundred times.
 PACKAGES = (
     "asyncio",
     "collections",
@@ -48,12 +46,12 @@ _VALIDATION_EVERY = 5
 
 
 def demo_examples() -> DatasetDict:
-    """The docstring sentences of this Python as splits `train` and `validation`, columns `text` and `label`.
+    """Docstring sentences of this Python as splits `train` and `validation`, columns `text` and `label`.
 
     A sentence's split depends on its text alone, so no other sentence, file or Python version can move it.
 
     Raises:
-        UsageError: This Python has no standard library sources, or too few of them.
+        UsageError: this Python has no standard library sources, or too few of them.
     """
     stdlib = Path(sysconfig.get_paths()["stdlib"])
     pairs = sentences(stdlib)
@@ -82,7 +80,7 @@ def demo_examples() -> DatasetDict:
 def sentences(stdlib: Path) -> list[tuple[str, str]]:
     """Every distinct (first sentence of a docstring, package), sorted; `stdlib` may be any Python's library.
 
-    Sentences that occur in two packages have no right label and are left out.
+    A sentence that occurs in two packages has no right label and is left out.
     """
     packages_of: dict[str, set[str]] = {}
     for package in PACKAGES:
@@ -95,16 +93,16 @@ def sentences(stdlib: Path) -> list[tuple[str, str]]:
 
 
 def in_validation(text: str) -> bool:
-    """Whether a hash of `text` puts it among the fifth of all sentences that is held out."""
+    """True if a hash of `text` puts it in the fifth of all sentences that is held out."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") % _VALIDATION_EVERY == 0
 
 
 def _first_sentences(path: Path) -> Iterator[str]:
-    """The first sentence of every docstring in a file; none where the file cannot be read as Python."""
+    """First sentence of every docstring in a file; none if the file cannot be read as Python."""
     try:
         with warnings.catch_warnings():
-            # Newer Pythons warn of invalid escapes in their own older sources.
+            # Newer Pythons warn about invalid escapes in their own older sources.
             warnings.simplefilter("ignore")
             tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError):
@@ -113,6 +111,6 @@ def _first_sentences(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             words = _SENTENCE_END.split(ast.get_docstring(node) or "", maxsplit=1)[0].split()
             text = " ".join(words)
-            # Printable also means no lone surrogates, which could be neither hashed nor stored.
+            # Printable text has no lone surrogates, which can be neither hashed nor stored.
             if len(words) >= _MINIMUM_WORDS and text.isprintable():
                 yield text

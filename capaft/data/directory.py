@@ -1,4 +1,4 @@
-"""A directory -> its splits: what `save_to_disk` wrote, idx files, tables, or classes of media."""
+"""Read the splits of a directory: a `save_to_disk` directory, idx files, tables, or class directories of media."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from capaft.data.splits import TRAIN, WantedSplits, split_role
 from capaft.data.tables import TABLE_SUFFIXES, TEXT, read_rows
 from capaft.support.errors import UsageError, one_line
 
-# How Hugging Face calls the table beside images or recordings that says what they show.
+# Hugging Face's name for the table of labels beside images or recordings.
 _METADATA = "metadata"
 _SHARD = re.compile(r"[-_]\d+(-of-\d+)?$")
 
 
 def read_table(file: Path, text_columns: tuple[str, ...] = ()) -> datasets.Dataset:
-    """A file of rows as `read` takes it, with the images or recordings that it names."""
+    """Read a file of rows, with the images or recordings that it names."""
     return with_files(read_rows(file, text_columns), file.parent)
 
 
-def read_directory(path: Path, wanted: WantedSplits, say: Callable[[str], None]) -> dict[str, datasets.Dataset]:
-    """The splits of a directory under their own names: at least those that are wanted and there.
+def read_directory(path: Path, choice: WantedSplits, say: Callable[[str], None]) -> dict[str, datasets.Dataset]:
+    """Read the splits of a directory, under their own names: the chosen ones, and perhaps others.
 
     Args:
         path: the directory.
-        wanted: which splits are read.
-        say: told one line for whatever is left aside.
+        choice: which splits to read.
+        say: called with one line for each thing that is ignored.
 
     Raises:
-        UsageError: there is nothing to read, or more than can be told apart, or it is damaged.
+        UsageError: there is nothing to read, the splits are ambiguous, or a file is damaged.
         OSError: the directory cannot be listed.
     """
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _read_saved(path)
     visible = sorted(p for p in path.iterdir() if not p.name.startswith("."))
     if any(map(is_idx, visible)):
-        return read_idx_directory(path, wanted)
+        return read_idx_directory(path, choice)
     files = [p for p in visible if p.suffix.lower() in TABLE_SUFFIXES and p.is_file()]
     # Beside other data, a text file is a note or a list.
     tables = [p for p in files if p.suffix.lower() != TEXT]
     texts = [p for p in files if p.suffix.lower() == TEXT]
-    if _have_roles(tables, wanted):
-        return _read_splits(_splits(tables, wanted), wanted)
-    if beside := [p for p in tables if p.stem == _METADATA]:
-        return {TRAIN: _read_shards(TRAIN, beside, ())}
-    if within := {str(split_role(each.name)): p for each in visible if each.is_dir() and (p := _metadata(each))}:
-        return _read_splits(within, wanted)
-    tree = _scan(path, say, forgiving=len(tables) == 1 or _have_roles(texts, wanted))
+    if _have_roles(tables, choice):
+        return _read_splits(_splits(tables, choice), choice)
+    if metadata := [p for p in tables if p.stem == _METADATA]:
+        return {TRAIN: _read_shards(TRAIN, metadata, ())}
+    if metadata_of := {str(split_role(p.name)): files for p in visible if p.is_dir() and (files := _metadata(p))}:
+        return _read_splits(metadata_of, choice)
+    tree = _scan(path, say, forgiving=len(tables) == 1 or _have_roles(texts, choice))
     classes = {name for split in tree.values() for name in split}
     if len(tables) == 1 and len(classes) > 1:
         raise UsageError(
@@ -64,15 +64,15 @@ def read_directory(path: Path, wanted: WantedSplits, say: Callable[[str], None])
     if len(tables) == 1:
         return {TRAIN: read_table(tables[0])}
     if tree:
-        return read_media_folder(path, tree, wanted)
-    if _have_roles(texts, wanted):
-        return _read_splits(_splits(texts, wanted), wanted)
+        return read_media_folder(path, tree, choice)
+    if _have_roles(texts, choice):
+        return _read_splits(_splits(texts, choice), choice)
     if len(files) == 1:
         return {TRAIN: read_table(files[0])}
-    there = ", ".join(p.name for p in visible[:8]) or "nothing"
+    names = ", ".join(p.name for p in visible[:8]) or "nothing"
     raise UsageError(
-        f"{path}: neither files named train, validation or test nor exactly one data file "
-        f"({' '.join(TABLE_SUFFIXES)}) nor classes of images or recordings in this directory; it holds {there}"
+        f"{path}: a directory of data needs files named train, validation or test, or exactly one data file "
+        f"({' '.join(TABLE_SUFFIXES)}), or class directories of images or recordings; this one holds {names}"
     )
 
 
@@ -81,7 +81,9 @@ def _read_saved(path: Path) -> dict[str, datasets.Dataset]:
         with without_progress_bars():
             saved = datasets.load_from_disk(str(path))
     except Exception as error:  # a damaged directory surfaces as any of a dozen types
-        raise UsageError(f"{path}: cannot read what save_to_disk wrote here ({one_line(error)})") from error
+        raise UsageError(
+            f"{path}: cannot read this save_to_disk directory ({one_line(error)}); save it again"
+        ) from error
     return dict(saved) if isinstance(saved, datasets.DatasetDict) else {TRAIN: saved}
 
 
@@ -89,60 +91,62 @@ def _scan(path: Path, say: Callable[[str], None], forgiving: bool) -> Tree:
     try:
         return scan_media(path, say)
     except (UsageError, OSError):
-        # A picture beside the data is no reason to refuse the data.
+        # A picture beside the data must not stop the run.
         if forgiving:
             return {}
         raise
 
 
-def _have_roles(files: list[Path], wanted: WantedSplits) -> bool:
-    """Whether files are named as splits, by the rule or by the user."""
-    return any(split_role(file.name) or _stem(file) in (wanted.train, wanted.evaluation) for file in files)
+def _have_roles(files: list[Path], choice: WantedSplits) -> bool:
+    """True if any file is named like a split, by the rule or by the user's choice."""
+    return any(split_role(file.name) or _stem(file) in (choice.train, choice.evaluation) for file in files)
 
 
 def _stem(file: Path) -> str:
-    """The name of a file without its suffix and the number of a shard."""
+    """File name without suffix and shard number."""
     return _SHARD.sub("", file.stem)
 
 
 def _metadata(directory: Path) -> list[Path]:
-    """The table that says what the images or recordings in a directory of a split show, if it has one."""
+    """Tables of labels in a directory of images or recordings, if it is named like a split."""
     if split_role(directory.name) is None:
         return []
     return [p for p in sorted(directory.iterdir()) if p.stem == _METADATA and p.suffix.lower() in TABLE_SUFFIXES]
 
 
-def _splits(files: list[Path], wanted: WantedSplits) -> dict[str, list[Path]]:
-    """The files of each split: under the role that their names begin with, and under those names."""
+def _splits(files: list[Path], choice: WantedSplits) -> dict[str, list[Path]]:
+    """Files of each split, both under the role that their names begin with and under those names."""
     by_role: dict[str, list[Path]] = defaultdict(list)
     by_name: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         by_name[_stem(file)].append(file)
         if name := split_role(file.name):
             by_role[name].append(file)
-    asked = {name: by_name[name] for name in (wanted.train, wanted.evaluation) if name in by_name}
-    return {**by_name, **by_role, **asked}
+    chosen = {name: by_name[name] for name in (choice.train, choice.evaluation) if name in by_name}
+    return {**by_name, **by_role, **chosen}
 
 
-def _read_splits(splits: dict[str, list[Path]], wanted: WantedSplits) -> dict[str, datasets.Dataset]:
-    train, evaluation = wanted.among(splits)
-    found = {} if train is None else {train: _read_shards(train, splits[train], ())}
+def _read_splits(files: dict[str, list[Path]], choice: WantedSplits) -> dict[str, datasets.Dataset]:
+    train, evaluation = choice.among(files)
+    splits = {} if train is None else {train: _read_shards(train, files[train], ())}
     if evaluation is not None:
-        found[evaluation] = _read_shards(evaluation, splits[evaluation], _text_columns(found.get(str(train))))
-    return found
+        splits[evaluation] = _read_shards(evaluation, files[evaluation], _text_columns(splits.get(str(train))))
+    return splits
 
 
 def _read_shards(name: str, files: list[Path], text_columns: tuple[str, ...]) -> datasets.Dataset:
-    """The files of one split, which may differ in their numbers only (`train-00000-of-00002.parquet`)."""
+    """Read the files of one split, whose names may differ in numbers only (`train-00000-of-00002.parquet`)."""
     if len({re.sub(r"\d+", "#", file.name) for file in files}) > 1:
         names = ", ".join(file.name for file in files)
         raise UsageError(f"{files[0].parent}: several files could be the {name} split: {names}; keep one of them")
     first = read_table(files[0], text_columns)
-    rest = [read_table(file, _text_columns(first)) for file in files[1:]]
-    for file, shard in zip(files[1:], rest, strict=True):
+    others = [read_table(file, _text_columns(first)) for file in files[1:]]
+    for file, shard in zip(files[1:], others, strict=True):
         if shard.features != first.features:
-            raise UsageError(f"{file}: its columns or their types are not those of {files[0].name}")
-    return datasets.concatenate_datasets([first, *rest]) if rest else first
+            raise UsageError(
+                f"{file}: its columns or their types differ from those of {files[0].name}; make them the same"
+            )
+    return datasets.concatenate_datasets([first, *others]) if others else first
 
 
 def _text_columns(dataset: datasets.Dataset | None) -> tuple[str, ...]:

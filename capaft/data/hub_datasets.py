@@ -1,7 +1,7 @@
-"""A data set on the Hugging Face hub -> its splits.
+"""Fetch the splits of a data set on the Hugging Face hub.
 
-The clients' own ways of naming what is wanted differ from what users type: `glue/sst2` is a configuration of a
-repository whose owner has to be found first.
+Users type shorter names than the hub's clients take: `glue/sst2` is a configuration of a repository whose owner has
+to be looked up first.
 """
 
 from __future__ import annotations
@@ -21,48 +21,48 @@ from capaft.data.quiet import without_progress_bars
 from capaft.support import hub
 from capaft.support.errors import UsageError, one_line
 
-# The branch of a repository in which the hub keeps its data as Parquet files.
+# The branch in which the hub keeps the data of a repository as Parquet files.
 _CONVERTED = "refs/convert/parquet"
-# So many configurations are named to who forgot one.
-_NAMED = 20
+# The most configurations that an error lists.
+_MOST_LISTED = 20
 
 
 def fetch_dataset(spec: str, revision: str | None, hint: str = "") -> dict[str, datasets.Dataset]:
-    """The splits of a data set on the hub, or of its copy in the cache.
+    """Load the splits of a data set on the hub, or of its copy in the cache.
 
     Args:
-        spec: `a/b` is the repository a/b, or else the configuration b of a.
-        revision: a branch, tag or commit of it.
-        hint: what else the user may have meant, for an error.
+        spec: the id; `a/b` is the repository a/b, or else the configuration b of a.
+        revision: branch, tag or commit of the repository.
+        hint: a suggestion to put into the error.
 
     Raises:
         UsageError: there is no such data set, it cannot be read, or the hub cannot be reached.
     """
     head, _, tail = spec.rpartition("/")
-    ways: list[tuple[str, str | None]] = [(spec, None)] if spec.count("/") < 2 else []
+    candidates: list[tuple[str, str | None]] = [(spec, None)] if spec.count("/") < 2 else []
     if head:
-        ways.append((head, tail))
+        candidates.append((head, tail))
     offline = hub.offline() or datasets.config.HF_HUB_OFFLINE
     failure = ""
-    for repository, configuration in ways:
+    for repository, configuration in candidates:
         try:
             full = _with_owner(repository, offline)
             with without_progress_bars(), _cache_only(offline):
                 return dict(_load(full, configuration, revision, offline))
         except (datasets.exceptions.DatasetNotFoundError, RepositoryNotFoundError, ConnectionError) as error:
             failure = failure or one_line(error)
-        except Exception as error:  # the hub, the network and the builders raise whatever they like
+        except Exception as error:  # the hub, the network and the builders raise many types
             raise UsageError(_explain(spec, error)) from error
     if offline:
         raise UsageError(
             f"{spec!r} is not on this machine{hint}, and capaft cannot reach the Hugging Face hub to fetch it; pass a "
             "local file or directory with --data"
         )
-    raise UsageError(f"the Hugging Face hub does not give {spec!r} ({failure}); check the id given with --data")
+    raise UsageError(f"cannot get {spec!r} from the Hugging Face hub ({failure}); check the id given with --data")
 
 
 def _with_owner(repository: str, offline: bool) -> str:
-    """`glue` -> `nyu-mll/glue`: the hub still knows names without an owner, its newer clients do not."""
+    """Complete `glue` to `nyu-mll/glue`: the hub still knows names without an owner, its newer clients do not."""
     if "/" in repository:
         return repository
     if not offline:
@@ -72,8 +72,8 @@ def _with_owner(repository: str, offline: bool) -> str:
 
 
 def _load(repository: str, configuration: str | None, revision: str | None, offline: bool) -> datasets.DatasetDict:
-    """What a repository holds; of a script, which `datasets` no longer runs, what the hub has made of it."""
-    # `datasets` would read a local directory of that name; the prefix says that the hub is meant.
+    """Load a repository; for a loading script, which `datasets` no longer runs, the hub's conversion of its data."""
+    # Without the prefix, `datasets` would read a local directory of that name.
     name = f"hf://datasets/{repository}" if os.path.isdir(repository) else repository
     try:
         return datasets.load_dataset(name, configuration, revision=revision)
@@ -88,40 +88,40 @@ def _load(repository: str, configuration: str | None, revision: str | None, offl
 
 
 def _converted(repository: str, configuration: str | None, offline: bool) -> datasets.DatasetDict:
-    """The hub's conversion of a script's data, which lies as `configuration/split/0000.parquet`."""
-    wanted = f"{configuration or '*'}/*/*.parquet"
+    """Load the hub's conversion of a script's data, stored as `configuration/split/0000.parquet`."""
+    pattern = f"{configuration or '*'}/*/*.parquet"
     folder = snapshot_download(
-        repository, repo_type="dataset", revision=_CONVERTED, allow_patterns=wanted, local_files_only=offline
+        repository, repo_type="dataset", revision=_CONVERTED, allow_patterns=pattern, local_files_only=offline
     )
-    found = sorted({file.parent.parent.name for file in Path(folder).glob(wanted)})
-    if len(found) != 1:
-        # As `datasets` says it of a repository with several.
-        raise ValueError(f"Config name is missing: {found}" if found else f"there is no configuration {configuration}")
+    names = sorted({file.parent.parent.name for file in Path(folder).glob(pattern)})
+    if len(names) != 1:
+        # The words of `datasets`, which `_explain` looks for.
+        raise ValueError(f"Config name is missing: {names}" if names else f"no configuration is called {configuration}")
     files: dict[str, list[str]] = {}
-    for file in sorted(Path(folder, found[0]).glob("*/*.parquet")):
-        # Of the largest data sets the hub converts a first part.
+    for file in sorted(Path(folder, names[0]).glob("*/*.parquet")):
+        # The hub converts only a first part of the largest data sets.
         files.setdefault(file.parent.name.removeprefix("partial-"), []).append(str(file))
     return datasets.load_dataset("parquet", data_files=files)
 
 
 def _explain(spec: str, error: Exception) -> str:
-    """One line for what the hub, the network or a builder raised."""
+    """Describe in one line an error of the hub, the network or a builder."""
     if isinstance(error, datasets.exceptions.DatasetGenerationError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     listed = re.search(r"Config name is missing.*?\[(.+?)\]", str(error), re.DOTALL)
     if listed is None:
         return f"cannot load {spec!r} from the Hugging Face hub ({one_line(error)})"
     names = re.findall(r"'([^']+)'", listed[1])
-    more = ", ..." if names[_NAMED:] else ""
+    more = ", ..." if names[_MOST_LISTED:] else ""
     return (
         f"{spec!r} on the Hugging Face hub holds several data sets; choose --data {spec}/NAME with one of "
-        f"{', '.join(names[:_NAMED])}{more}"
+        f"{', '.join(names[:_MOST_LISTED])}{more}"
     )
 
 
 @contextmanager
 def _cache_only(enabled: bool) -> Iterator[None]:
-    """Within, and if `enabled`, `datasets` looks into its cache and does not try the hub again and again."""
+    """Keep `datasets` to its cache if `enabled`, so that it does not try the hub again and again."""
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = before or enabled
     try:

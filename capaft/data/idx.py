@@ -1,8 +1,8 @@
-"""MNIST's idx files, one of images and one of their labels -> `datasets.Dataset`.
+"""Read MNIST's idx files, one of images and one of their labels.
 
-An image becomes the bytes of a PGM file, which are its pixels behind a header of a few bytes. So all of them are one
-buffer, made in no time, that Pillow and `datasets` read like any image. PNG would cost seconds, and a column
-of arrays becomes lists of Python's numbers when it is read.
+An image becomes the bytes of a PGM file, its pixels behind a header of a few bytes. So all images are one buffer, fast
+to build, that Pillow and `datasets` read like any image. PNG would cost seconds, and a column of arrays would be read
+as lists of Python numbers.
 """
 
 from __future__ import annotations
@@ -31,31 +31,33 @@ _LARGEST_CHUNK = 2**28
 
 
 def is_idx(path: Path) -> bool:
-    """Whether this is a file that is named as MNIST's are (some archives hold directories of these names)."""
+    """True if this is a file named like MNIST's (some archives hold directories of these names)."""
     return _NAME.fullmatch(path.name) is not None and path.is_file()
 
 
-def read_idx_directory(path: Path, wanted: WantedSplits) -> dict[str, datasets.Dataset]:
-    """The wanted splits of a directory: `t10k` is the test split, and a single pair of files is the train split.
+def read_idx_directory(path: Path, choice: WantedSplits) -> dict[str, datasets.Dataset]:
+    """Read the chosen splits of a directory: `t10k` is the test split, and a single pair of files is the train split.
 
     Raises:
         UsageError: a file is missing or damaged, or two could be the same split.
     """
-    files = sorted(each for each in path.iterdir() if is_idx(each) and not each.name.startswith("."))
+    files = sorted(p for p in path.iterdir() if is_idx(p) and not p.name.startswith("."))
     images = {_prefix(file): file for file in reversed(files) if not _of_labels(file)}
     if not images:
-        raise UsageError(f"{path}: there are idx files of labels but none of images (named ...images-idx3-ubyte)")
-    splits = _splits(path, images, wanted)
+        raise UsageError(
+            f"{path}: there are idx files of labels but none of images; add those named ...images-idx3-ubyte"
+        )
+    splits = _splits(path, images, choice)
     pairs = {name: _read_pair(file) for name, file in splits.items()}
     classes = 1 + max(int(labels.max()) for _, labels in pairs.values())
     return {name: _dataset(pixels, labels, classes) for name, (pixels, labels) in pairs.items()}
 
 
 def read_idx_file(path: Path) -> datasets.Dataset:
-    """One file of images, with the file of labels beside it.
+    """Read one file of images, and the file of labels beside it.
 
     Raises:
-        UsageError: it is a file of labels, there are no labels, or one of the two is damaged.
+        UsageError: the file holds labels, the labels are missing, or one of the files is damaged.
     """
     if _of_labels(path):
         raise UsageError(f"{path}: these are labels; give the file of their images (named ...images-idx3-ubyte)")
@@ -77,8 +79,8 @@ def _of_labels(path: Path) -> bool:
     return _parts(path)["labels"] is not None
 
 
-def _splits(path: Path, images: dict[str, Path], wanted: WantedSplits) -> dict[str, Path]:
-    """The files of images that are needed, by split."""
+def _splits(path: Path, images: dict[str, Path], choice: WantedSplits) -> dict[str, Path]:
+    """Files of images of the chosen splits."""
     splits: dict[str, Path] = {}
     if len(images) == 1:
         splits, images = {TRAIN: next(iter(images.values()))}, {}
@@ -86,23 +88,25 @@ def _splits(path: Path, images: dict[str, Path], wanted: WantedSplits) -> dict[s
         words = re.split(r"[^a-z0-9]+", prefix.lower().replace("t10k", "test"))
         name = next(filter(None, map(split_role, words)), None)
         if name is None or name in splits:
-            names = ", ".join(sorted(each.name for each in images.values()))
+            names = ", ".join(sorted(p.name for p in images.values()))
             raise UsageError(f"{path}: cannot tell train from test among {names}; give the path of one of them")
         splits[name] = file
-    chosen = wanted.among(splits)
+    chosen = choice.among(splits)
     return {name: file for name, file in splits.items() if name in chosen}
 
 
 def _read_pair(images: Path) -> tuple[Bytes, Bytes]:
-    beside = [p for p in sorted(images.parent.iterdir()) if is_idx(p) and _of_labels(p)]
-    found = [p for p in beside if _prefix(p) == _prefix(images)]
-    if not found:
-        raise UsageError(f"{images}: there is no file {_prefix(images)}labels-idx1-ubyte beside it (.gz or not)")
-    pixels, labels = _read(images, 3), _read(found[0], 1)
+    neighbours = [p for p in sorted(images.parent.iterdir()) if is_idx(p) and _of_labels(p)]
+    matching = [p for p in neighbours if _prefix(p) == _prefix(images)]
+    if not matching:
+        raise UsageError(f"{images}: its labels are missing; put {_prefix(images)}labels-idx1-ubyte[.gz] beside it")
+    pixels, labels = _read(images, 3), _read(matching[0], 1)
     if len(pixels) != len(labels):
-        raise UsageError(f"{images}: {len(pixels)} images, but {found[0].name} has {len(labels)} labels")
+        raise UsageError(
+            f"{images}: {len(pixels)} images, but {matching[0].name} has {len(labels)} labels; download both again"
+        )
     if not 0 < pixels[0].size <= _LARGEST_CHUNK:
-        raise UsageError(f"{images}: its images are {' x '.join(map(str, pixels.shape[1:]))} pixels large")
+        raise UsageError(f"{images}: its images are {' x '.join(map(str, pixels.shape[1:]))} pixels; download it again")
     return pixels, labels
 
 
@@ -114,10 +118,10 @@ def _read(path: Path, dimensions: int) -> Bytes:
         kind = {1: "labels", 3: "images"}[dimensions]
         raise UsageError(
             f"{path}: not an idx file of {kind}: it begins with {content[:4].hex(' ') or 'nothing'}, "
-            f"not with {magic.hex(' ')}"
+            f"not with {magic.hex(' ')}; download it again"
         )
     if len(content) < start:
-        raise UsageError(f"{path}: the file is cut off within its header; download it again")
+        raise UsageError(f"{path}: the file is cut off in its header; download it again")
     shape = struct.unpack_from(f">{dimensions}I", content, 4)
     if len(content) - start != math.prod(shape):
         raise UsageError(
@@ -131,7 +135,7 @@ def _read(path: Path, dimensions: int) -> Bytes:
 
 def _content(path: Path) -> bytes:
     content = path.read_bytes()
-    # By content, because a download may have been unpacked on its way and kept its name.
+    # By content: a download may have been unpacked on the way and kept its name.
     if not content.startswith(_GZIP):
         return content
     try:
@@ -142,7 +146,7 @@ def _content(path: Path) -> bytes:
 
 def _dataset(pixels: Bytes, labels: Bytes, classes: int) -> datasets.Dataset:
     features = datasets.Features(
-        image=datasets.Image(decode=False), label=datasets.ClassLabel(names=[str(each) for each in range(classes)])
+        image=datasets.Image(decode=False), label=datasets.ClassLabel(names=[str(label) for label in range(classes)])
     )
     table = pa.table({"image": _portable_grey_maps(pixels), "label": pa.array(labels, pa.int64())})
     return datasets.Dataset(table, datasets.DatasetInfo(features=features))

@@ -1,8 +1,8 @@
-"""Anything a user calls a data set -> its rows to train on and those to score on.
+"""Load whatever a user calls a data set: rows to train on and rows to score on.
 
-A source is a file, a directory, or an id on the Hugging Face hub. Each becomes named splits; one rule then says
-which is the validation split, and `cut` makes one of training rows where there is none. What is on disk
-wins over the hub, and a file whose name ends in brackets over a slice.
+A source is a file, a directory, or an id on the Hugging Face hub. Each becomes named splits; one rule then picks the
+validation split, and without one `sampling.hold_out` takes it from the training rows. The disk wins over the hub, and
+a file whose name ends in brackets over a slice.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+){0,2}")
 
 
 class Splits(NamedTuple):
-    """What a source has of rows, as far as it has them.
+    """Rows of a source; None where it has no such split.
 
     Attributes:
-        train: those to train on.
-        evaluation: those to score on.
-        name: what the source calls the latter.
+        train: rows to train on.
+        evaluation: rows to score on.
+        name: the source's name for the split of the latter.
     """
 
     train: datasets.Dataset | None
@@ -45,36 +45,38 @@ class Splits(NamedTuple):
 
 def load_data(
     spec: str,
-    wanted: WantedSplits = BY_RULE,
+    choice: WantedSplits = BY_RULE,
     *,
     say: Say,
     revision: str | None = None,
 ) -> Splits:
-    """Load a data set to train on; `train` is there.
+    """Load a data set to train on; `train` is never None.
 
     Args:
         spec: a file, a directory (of split files, with one file, of images or recordings, of idx files, or from
-            `save_to_disk`), or a hub id such as `imdb`, `glue/sst2`, `user/name` or `user/name/config`; then perhaps
-            a slice, `[a:b]` with counts or percentages, which takes a part of the training rows.
-        wanted: which splits to take, where it is not the rule that says so.
-        say: told one line for each thing that is decided or left aside.
+            `save_to_disk`), or a hub id such as `imdb`, `glue/sst2`, `user/name` or `user/name/config`; optionally
+            followed by a slice, `[a:b]` with counts or percentages, which takes a part of the training rows.
+        choice: which splits to take, if not those by the rule.
+        say: called with one line for each thing that is decided or ignored.
         revision: branch, tag or commit of a data set on the hub.
 
     Raises:
         UsageError: there is no such source or split, it cannot be read, or it has no split to train on.
     """
-    found = _open(spec, wanted, revision, say)
-    splits = choose_splits(found, wanted)
+    available = _open(spec, choice, revision, say)
+    splits = choose_splits(available, choice)
     if splits.train is None:
-        raise UsageError(f"{spec}: there is no train split among {', '.join(found)}; choose one with --train-split")
+        names = ", ".join(available)
+        raise UsageError(f"{spec}: there is no train split among {names}; choose one with --train-split")
     if splits.evaluation is not None and 0 in (len(splits.train), len(splits.evaluation)):
-        raise UsageError(f"{spec}: there are no rows in the split {splits.name if len(splits.train) else TRAIN}")
+        empty = splits.name if len(splits.train) else TRAIN
+        raise UsageError(f"{spec}: there are no rows in the split {empty}; add rows or choose another split")
     return splits
 
 
 def load_evaluation_data(
     spec: str,
-    wanted: WantedSplits = BY_RULE,
+    choice: WantedSplits = BY_RULE,
     *,
     say: Say,
     revision: str | None = None,
@@ -82,68 +84,67 @@ def load_evaluation_data(
     """Load a data set to score a model on: its validation split, its training rows, or its only split.
 
     Args:
-        spec: as in `load`; a slice leaves the validation split whole here too.
-        wanted: as in `load`.
-        say: as in `load`.
-        revision: as in `load`.
+        spec: as in `load_data`; a slice leaves the validation split whole here too.
+        choice: as in `load_data`.
+        say: as in `load_data`.
+        revision: as in `load_data`.
 
     Raises:
-        UsageError: there is no such source or split, it cannot be read, or it has several splits and none to take.
+        UsageError: there is no such source or split, it cannot be read, or none of its several splits is to be scored.
     """
-    found = _open(spec, wanted, revision, say)
-    splits = choose_splits(found, wanted)
+    available = _open(spec, choice, revision, say)
+    splits = choose_splits(available, choice)
     if splits.train is None and splits.evaluation is None:
-        if len(found) > 1:
-            raise UsageError(
-                f"{spec}: there is no validation or train split among {', '.join(found)}; choose one with --split"
-            )
-        return choose_splits(found, WantedSplits(evaluation=next(iter(found))))
+        if len(available) > 1:
+            names = ", ".join(available)
+            raise UsageError(f"{spec}: there is no validation or train split among {names}; choose one with --split")
+        return choose_splits(available, WantedSplits(evaluation=next(iter(available))))
     return splits
 
 
-def choose_splits(splits: Mapping[str, datasets.Dataset], wanted: WantedSplits) -> Splits:
-    """Those of named splits that are wanted.
+def choose_splits(splits: Mapping[str, datasets.Dataset], choice: WantedSplits) -> Splits:
+    """Choose the splits to train on and to score on.
 
     Raises:
-        UsageError: one that is asked for is not there.
+        UsageError: a split that the user asks for is missing.
     """
-    train, name = wanted.among(splits)
+    train, name = choice.among(splits)
     return Splits(splits.get(str(train)), splits.get(str(name)), name)
 
 
-def _open(spec: str, wanted: WantedSplits, revision: str | None, say: Say) -> dict[str, datasets.Dataset]:
-    """The splits of a source under their own names, with what a slice leaves of train; one file alone is train."""
+def _open(spec: str, choice: WantedSplits, revision: str | None, say: Say) -> dict[str, datasets.Dataset]:
+    """Read the splits of a source under their own names, train cut to its slice; a single file is train."""
     if spec and os.path.exists(os.path.expanduser(spec)):
         source, part = spec, None
     else:
         source, part = split_off_slice(spec)
-    splits = {name: _undecoded(rows) for name, rows in _read_source(source, wanted, revision, say).items()}
-    train, _ = wanted.among(splits)
+    splits = {name: _undecoded(rows) for name, rows in _read_source(source, choice, revision, say).items()}
+    train, _ = choice.among(splits)
     if part is not None and train is not None:
         chosen = part.rows(len(splits[train]))
         if len(chosen) == 0:
-            raise UsageError(f"{spec}: this slice takes none of the {len(splits[train])} training rows")
+            raise UsageError(f"{spec}: this slice takes none of the {len(splits[train])} training rows; choose another")
         say(f"{spec}: {len(chosen)} of {len(splits[train])} training rows")
         splits[train] = splits[train].select(chosen)
     return splits
 
 
-def _read_source(spec: str, wanted: WantedSplits, revision: str | None, say: Say) -> dict[str, datasets.Dataset]:
+def _read_source(spec: str, choice: WantedSplits, revision: str | None, say: Say) -> dict[str, datasets.Dataset]:
     path = Path(os.path.expanduser(spec))
     if spec and os.path.exists(path):
         try:
             if path.is_dir():
-                return read_directory(path, wanted, say)
+                return read_directory(path, choice, say)
             return {TRAIN: read_idx_file(path) if is_idx(path) else read_table(path)}
         except OSError as error:
-            raise UsageError(f"{spec}: cannot read this ({one_line(error)})") from error
+            raise UsageError(f"{spec}: cannot read it ({one_line(error)})") from error
     if spec.startswith((".", "/", "~")) or path.suffix.lower() in TABLE_SUFFIXES or not _HUB_ID.fullmatch(spec):
         raise UsageError(f"{spec!r}: no such file or directory{_similar(path)}; give an existing one with --data")
     return fetch_dataset(spec, revision, _similar(path))
 
 
 def _undecoded(rows: datasets.Dataset) -> datasets.Dataset:
-    """The rows with images and recordings as the files they are in; `capaft.data.media.decode` opens them."""
+    """Keep images and recordings as encoded files, for `capaft.data.media.decode` to open."""
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image | datasets.Audio) and feature.decode:
             rows = rows.cast_column(name, dataclasses.replace(feature, decode=False))
@@ -151,7 +152,7 @@ def _undecoded(rows: datasets.Dataset) -> datasets.Dataset:
 
 
 def _similar(path: Path) -> str:
-    """A hint at what stands in the same directory under a similar name, or nothing."""
+    """Suggestion of a similar name in the same directory, or nothing."""
     try:
         neighbours = os.listdir(path.parent)
     except OSError:

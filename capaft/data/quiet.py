@@ -11,7 +11,7 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Within, neither `datasets` nor the hub's client draws any."""
+    """Turn off the progress bars of `datasets` and the hub's client, and restore them."""
     before = datasets.are_progress_bars_disabled(), are_progress_bars_disabled()
     datasets.disable_progress_bars()
     disable_progress_bars()

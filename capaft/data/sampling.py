@@ -1,4 +1,4 @@
-"""Which rows are taken: a validation part, a sample, so many of each class; all seeded."""
+"""Seeded choice of rows: a validation part, a sample, or a number of rows of each class."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from capaft.support.errors import UsageError
 
 
 def hold_out(spec: str, rows: datasets.Dataset, share: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Training and validation rows, both in their old order.
+    """Split rows into training and validation rows, both in their old order.
 
     Args:
-        spec: what the user called the rows.
-        rows: all of them.
-        share: how many of them, of 1, become validation rows.
-        seed: decides which these are.
+        spec: the user's name for the data set, for messages.
+        rows: all rows.
+        share: fraction of the rows that become validation rows, between 0 and 1.
+        seed: decides which rows these are.
 
     Raises:
-        UsageError: there are fewer than two rows, or the share is none.
+        UsageError: there are fewer than two rows, or the share is out of range.
     """
     if not 0 < share < 1:
         raise UsageError(f"--validation-split must lie between 0 and 1, got {share}")
@@ -34,20 +34,20 @@ def hold_out(spec: str, rows: datasets.Dataset, share: float, seed: int) -> tupl
 
 
 def sample_rows(rows: datasets.Dataset, count: int, seed: int) -> datasets.Dataset:
-    """A seeded sample of `count` rows, in their original order."""
+    """Draw `count` rows, kept in their original order."""
     chosen = rng.permutation(rng.fold_in(seed, "", "data", "sample"), len(rows))[:count]
     return rows.select(np.sort(chosen))
 
 
 def sample_shots(rows: datasets.Dataset, classes: Sequence[int], count: int, seed: int) -> datasets.Dataset:
-    """A seeded sample of `count` rows of each class, in their original order; a scarcer class gives all its rows.
+    """Draw `count` rows of each class, kept in their original order; a scarcer class gives all its rows.
 
-    What a class gives depends on the seed and its own rows alone, and a smaller sample is a part of a larger one.
+    The rows drawn from a class depend on the seed and its own rows alone, and a smaller sample is part of a larger one.
 
     Args:
-        rows: what is drawn from.
+        rows: the rows to draw from.
         classes: the class of each row.
-        count: how many rows of each class.
+        count: number of rows of each class.
         seed: decides which rows these are.
 
     Raises:
@@ -57,9 +57,9 @@ def sample_shots(rows: datasets.Dataset, classes: Sequence[int], count: int, see
         raise UsageError(f"the number of rows of each class must be 1 or more, got {count}")
     if len(classes) != len(rows):
         raise ValueError(f"{len(classes)} classes were given for {len(rows)} rows")
-    of_row = np.asarray(classes, dtype=np.int64)
+    class_of = np.asarray(classes, dtype=np.int64)
     chosen = []
-    for each in np.unique(of_row):
-        there = np.flatnonzero(of_row == each)
-        chosen.append(there[rng.permutation(rng.fold_in(seed, "", "data", f"shots.{each}"), len(there))[:count]])
+    for label in np.unique(class_of):
+        members = np.flatnonzero(class_of == label)
+        chosen.append(members[rng.permutation(rng.fold_in(seed, "", "data", f"shots.{label}"), len(members))[:count]])
     return rows.select(np.sort(np.concatenate(chosen))) if chosen else rows

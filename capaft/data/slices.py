@@ -1,4 +1,4 @@
-"""The `[a:b]` behind a data set's name, which takes a part of its training rows."""
+"""Slices: `[a:b]` after a data set's name takes a part of its training rows."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _BOUND = re.compile(r"(-?[0-9]{1,18}|-?[0-9]{1,3}(\.[0-9]{1,15})?%)?")
 
 @dataclass(frozen=True)
 class Slice:
-    """Python's `[start:stop]`; a bound is a number of rows, or a share of them where it ends in %, or blank."""
+    """Python's `[start:stop]`; a bound is a number of rows, a percentage of them if it ends in %, or blank."""
 
     start: str
     stop: str
 
     def rows(self, count: int) -> range:
-        """The chosen ones of `count` rows."""
+        """Indices that the slice takes of `count` rows."""
         return range(count)[_position(self.start, count) : _position(self.stop, count)]
 
 
 def split_off_slice(spec: str) -> tuple[str, Slice | None]:
-    """A name without its slice, and the slice if there is one.
+    """Split a name into the source and its slice, if there is one.
 
     Raises:
-        UsageError: there is something in brackets at the end that is not a slice.
+        UsageError: the name ends in brackets that do not hold a slice.
     """
     match = _SUFFIX.fullmatch(spec)
     if match is None:
@@ -37,8 +37,7 @@ def split_off_slice(spec: str) -> tuple[str, Slice | None]:
     usable = all(_BOUND.fullmatch(bound) and abs(_share(bound)) <= 1 for bound in (start, stop))
     if not (colon and usable and spec.endswith("]")):
         raise UsageError(
-            f"{spec}: what is in brackets must be [a:b] with counts or percentages of rows, "
-            "such as [:1000], [100:200] or [:5%]"
+            f"{spec}: write the slice as [a:b] with counts or percentages of rows, such as [:1000], [100:200] or [:5%]"
         )
     return match["source"], Slice(start, stop)
 

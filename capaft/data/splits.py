@@ -1,4 +1,4 @@
-"""How the name of a file or directory says which split it holds, and which of the splits validates."""
+"""Names of splits: which split a file or directory name means, and which split validates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROLE = re.compile(r"train|valid|val(?![a-z])|dev|eval(?![a-z])|evaluation|test"
 
 
 def split_role(name: str) -> str | None:
-    """The split that a name begins with, be it `Validation-v1.1` or `train-00000-of-00002.parquet`, if it does."""
+    """Split that a name such as `Validation-v1.1` or `train-00000-of-00002.parquet` begins with, if any."""
     match = _ROLE.match(name.lower())
     if match is None or "mismatched" in name.lower():
         return None
@@ -26,21 +26,21 @@ def split_role(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class WantedSplits:
-    """Which splits a user asks for.
+    """The user's choice of splits.
 
     Attributes:
-        train: the one to train on; None for the one called train.
-        evaluation: the one to score on; None for the first of `VALIDATION_NAMES`.
+        train: name of the split to train on; None for the one called train.
+        evaluation: name of the split to score on; None for the first of `VALIDATION_NAMES`.
     """
 
     train: str | None = None
     evaluation: str | None = None
 
     def among(self, names: Collection[str]) -> tuple[str | None, str | None]:
-        """The names of the split to train on and of the one to score on, as far as there are any.
+        """Names of the split to train on and of the split to score on; None where there is none.
 
         Raises:
-            UsageError: the user asks for one that is not there.
+            UsageError: a split that the user asks for is missing.
         """
         for name in (self.train, self.evaluation):
             if name is not None and name not in names:

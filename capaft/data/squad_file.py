@@ -1,4 +1,4 @@
-"""SQuAD's own JSON, articles that hold paragraphs that hold questions -> one flat record a question."""
+"""Flatten SQuAD's JSON, articles of paragraphs of questions, to one record a question."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from capaft.support.errors import UsageError
 
 
 def is_squad(document: Any) -> bool:
-    """Whether a parsed JSON document looks like one of SQuAD's files."""
+    """True if a parsed JSON document looks like one of SQuAD's files."""
     articles = document.get("data") if isinstance(document, dict) else None
-    return isinstance(articles, list) and any(isinstance(each, dict) and "paragraphs" in each for each in articles)
+    return isinstance(articles, list) and any(isinstance(a, dict) and "paragraphs" in a for a in articles)
 
 
 def squad_records(path: Path, document: Any) -> list[dict[str, Any]]:
-    """Records of `id`, `title`, `context`, `question` and `answers` (`text` and `answer_start`, both lists).
+    """Make records of `id`, `title`, `context`, `question` and `answers` (`text` and `answer_start`, both lists).
 
-    A question that cannot be answered has no answers. Where no question has any, because they were withheld,
-    there is no such key.
+    A question that cannot be answered has empty lists. If the answers of all questions are withheld, the records have
+    no key `answers`.
 
     Raises:
-        UsageError: something is missing or of another type.
+        UsageError: a field is missing or has another type.
     """
     rows = list(_questions(path, document["data"]))
     if all(answers is None for _, answers in rows):
@@ -43,12 +43,12 @@ def _questions(path: Path, articles: Any) -> Iterator[tuple[dict[str, Any], dict
                     "context": context,
                     "question": _field(path, entry, "question", str, place),
                 }
-                given = "answers" in entry or entry.get("is_impossible")
-                yield record, _answers(path, entry, place) if given else None
+                is_labelled = "answers" in entry or entry.get("is_impossible")
+                yield record, _answers(path, entry, place) if is_labelled else None
 
 
 def _answers(path: Path, entry: dict[str, Any], where: str) -> dict[str, list[Any]]:
-    # SQuAD 2 gives some of its unanswerable questions answers that are merely plausible.
+    # In SQuAD 2 some unanswerable questions have answers that are merely plausible.
     answers = [] if entry.get("is_impossible") else _field(path, entry, "answers", list, where)
     return {
         "text": [_field(path, answer, "text", str, where) for answer in answers],
@@ -59,5 +59,5 @@ def _answers(path: Path, entry: dict[str, Any], where: str) -> dict[str, list[An
 def _field(path: Path, record: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
     value = record.get(name) if isinstance(record, dict) else None
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise UsageError(f"{path}: {where} has no usable {name!r}; a file like SQuAD's must have it in the same form")
+        raise UsageError(f"{path}: {where} has no usable {name!r}; write it as in SQuAD's own files")
     return value

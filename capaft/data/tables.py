@@ -1,8 +1,8 @@
-"""One data file -> one `datasets.Dataset`, held in memory.
+"""Read one data file into a `datasets.Dataset` in memory.
 
-The readers are the standard library's (`csv`, `json`) and pyarrow's, not the caching builders of `datasets`:
-those keep a second copy of every file under the user's cache, and pandas beneath them turns texts such as
-"NA", "null" and "" into missing values. Here a text stays what was written, and an error names its line.
+The readers are the standard library's (`csv`, `json`) and pyarrow's, not the caching builders of `datasets`: those
+keep a second copy of every file in the user's cache, and pandas beneath them turns texts such as "NA", "null" and ""
+into missing values. Here text stays as written, and an error names its line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from capaft.support.errors import UsageError, one_line
 
 TEXT = ".txt"
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".feather", TEXT)
-# Narrower than what int() and float() take: "007", "+1", "nan" and what is too long for 64 bits stay text.
+# Narrower than int() and float(): "007", "+1", "nan" and numbers too long for 64 bits stay text.
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]+)?([eE][+-]?[0-9]{1,2})?")
 _LONGEST_CELL = 2**31 - 1
@@ -33,17 +33,17 @@ _LONGEST_CELL = 2**31 - 1
 def read_rows(path: Path, text_columns: Collection[str] = ()) -> datasets.Dataset:
     """Read one file of rows with named columns.
 
-    CSV is comma-separated with double quotes, TSV is tab-separated and knows no quotes. Both start with a
-    line of column names, and their columns become integers or floats where every cell allows it. JSON is one
-    record a line, one list of records, or a file like SQuAD's. Arrow is a file or a stream. Text is one row a
-    line, in a column `text`, without the blank lines.
+    CSV is comma-separated with double quotes, TSV is tab-separated without quotes. Both start with a line of column
+    names, and their columns become integers or floats if every cell allows it. JSON is one record a line, one list of
+    records, or a file like SQuAD's. Arrow is a file or a stream. Text is one row a line, in a column `text`, without
+    the blank lines.
 
     Args:
-        path: an existing file; its suffix, one of `SUFFIXES`, says what it is.
+        path: an existing file; its suffix, one of `TABLE_SUFFIXES`, names its format.
         text_columns: columns of CSV and TSV that stay text even if all their cells look like numbers.
 
     Raises:
-        UsageError: the file is of another kind, unreadable, malformed, not UTF-8, or has no rows.
+        UsageError: the file has another format, is unreadable, malformed or not UTF-8, or has no rows.
     """
     suffix = path.suffix.lower()
     try:
@@ -61,17 +61,17 @@ def read_rows(path: Path, text_columns: Collection[str] = ()) -> datasets.Datase
             table = _read_json(path)
         else:
             raise UsageError(f"{path}: not a data file that capaft reads; give one of {' '.join(TABLE_SUFFIXES)}")
-        # What a damaged file says of itself may be rows without columns.
+        # A damaged file may claim rows without columns.
         if table.num_rows == 0 or table.num_columns == 0:
             raise UsageError(f"{path}: there are no rows in this file")
         return datasets.Dataset(table)
     # pyarrow raises all of these, and `datasets` a KeyError for odd metadata in a Parquet or Arrow file.
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
-        raise UsageError(f"{path}: cannot read this file ({one_line(error)})") from error
+        raise UsageError(f"{path}: cannot read this file ({one_line(error)}); save it again") from error
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Decoded lines with their ends. Only a line feed ends a line: U+2028 may stand in a text."""
+    """Decoded lines with their ends. Only a line feed ends a line: text may contain U+2028."""
     if path.stat().st_size == 0:
         raise UsageError(f"{path}: the file is empty")
     with path.open("rb") as file:
@@ -86,7 +86,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _read_delimited(path: Path, delimiter: str, quoting: Literal[0, 3], text_columns: Collection[str]) -> pa.Table:
     csv.field_size_limit(_LONGEST_CELL)
-    # Strict, because otherwise a quote that is never closed swallows the rest of the file as one cell.
+    # Strict, or else a quote that is never closed swallows the remaining file as one cell.
     reader = csv.reader(_lines(path), delimiter=delimiter, quoting=quoting, strict=True)
     rows: list[list[str]] = []
     try:
@@ -100,9 +100,9 @@ def _read_delimited(path: Path, delimiter: str, quoting: Literal[0, 3], text_col
                     f"{path}: line {reader.line_num} has {len(row)} field(s), the header has {len(header)}; {advice}"
                 )
     except csv.Error as error:
-        raise UsageError(f"{path}: line {reader.line_num} is malformed ({one_line(error)})") from None
+        raise UsageError(f"{path}: line {reader.line_num} is malformed ({one_line(error)}); correct it") from None
     if not rows:
-        raise UsageError(f"{path}: there is a header but no rows")
+        raise UsageError(f"{path}: there is a header but no rows; add rows")
     cells = zip(*rows, strict=True)
     columns = dict(zip(header, cells, strict=True))
     return pa.table({name: _typed(column, name in text_columns) for name, column in columns.items()})
@@ -112,20 +112,20 @@ def _column_names(path: Path, header: list[str], delimiter: str) -> list[str]:
     if len(header) == 1:
         for other, word in ((",", "commas"), (";", "semicolons"), ("\t", "tabs")):
             if other != delimiter and other in header[0]:
-                kind = "CSV: commas" if delimiter == "," else "TSV: tabs"
-                raise UsageError(f"{path}: the columns are separated by {word}, not as its suffix says ({kind})")
-    # A blank name is what pandas gives its index; this is the name it reads it back under.
+                expected = "commas" if delimiter == "," else "tabs"
+                raise UsageError(f"{path}: the columns are separated by {word}; as its suffix says, use {expected}")
+    # pandas writes its index under a blank name, and reads that back under this one.
     names = [name.strip() or f"Unnamed: {position}" for position, name in enumerate(header)]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
-        raise UsageError(f"{path}: the header names column {repeated!r} twice")
+        raise UsageError(f"{path}: the header names column {repeated!r} twice; rename one")
     if not names:
         raise UsageError(f"{path}: the file is empty")
     return names
 
 
 def _typed(cells: tuple[str, ...], keep_text: bool) -> pa.Array:
-    """Integers or floats where every cell that is not blank is written as one, else the text as it stands."""
+    """Convert to integers or floats if every cell that is not blank is written as one; else keep the text."""
     if not keep_text and any(cells):
         if all(_INTEGER.fullmatch(cell) for cell in cells if cell):
             return pa.array([int(cell) if cell else None for cell in cells], pa.int64())
@@ -158,44 +158,46 @@ def _read_json(path: Path) -> pa.Table:
 
 
 def _squad(path: Path, lines: list[str]) -> Any:
-    """The whole file where it is one document of SQuAD's kind, else None."""
+    """Parse a file that is one document like SQuAD's; None for any other."""
     try:
         document = json.loads("".join(lines)) if path.suffix.lower() == ".json" else None
     except (ValueError, RecursionError):
-        # As records, one a line, it may be right, and if not, the error can name the line.
+        # It may hold one record a line, and if not, that error can name the line.
         return None
     return document if is_squad(document) else None
 
 
-def _parse(path: Path, text: str, what: str) -> Any:
+def _parse(path: Path, text: str, part: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(
-            f"{path}: {what} is not JSON ({one_line(error)}); give one record a line or one list of records"
+            f"{path}: {part} is not JSON ({one_line(error)}); give one record a line or one list of records"
         ) from None
 
 
 def _json_column(path: Path, name: str, values: list[Any]) -> pa.Array:
-    """A column of one type; of text, as in CSV, where single values are of several or numbers of too many digits."""
+    """Build a column of one type; of text, as in CSV, if plain values have several types or too many digits."""
     try:
         try:
             return pa.array(values)
         except (ValueError, TypeError, OverflowError, pa.ArrowException):
             if any(isinstance(value, list | dict) for value in values):
                 raise
-            written = (value if value is None or isinstance(value, str) else json.dumps(value) for value in values)
-            return pa.array(written, pa.string())
+            texts = (value if value is None or isinstance(value, str) else json.dumps(value) for value in values)
+            return pa.array(texts, pa.string())
     except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
         kinds = sorted({type(value).__name__ for value in values if value is not None})
-        why = f"it mixes {' and '.join(kinds)}" if len(kinds) > 1 else one_line(error)
-        raise UsageError(f"{path}: column {name!r} cannot be read as one type ({why})") from None
+        reason = f"it mixes {' and '.join(kinds)}" if len(kinds) > 1 else one_line(error)
+        raise UsageError(
+            f"{path}: column {name!r} cannot be read as one type ({reason}); give its values one type"
+        ) from None
 
 
 def _read_parquet(path: Path) -> pa.Table:
     if path.stat().st_size == 0:
         raise UsageError(f"{path}: the file is empty")
-    # Not `read_table`, which makes columns out of `key=value` in the names of the directories above.
+    # Not `read_table`, which makes columns of `key=value` in the names of parent directories.
     return _plainly_typed(pq.ParquetFile(path).read())
 
 
@@ -204,8 +206,8 @@ def _read_arrow(path: Path) -> pa.Table:
     if not content:
         raise UsageError(f"{path}: the file is empty")
     if content.startswith(b"FEA1"):
-        raise UsageError(f"{path}: this is the first version of Feather; write the file anew with a current pandas")
-    # `datasets` writes streams, pandas and polars write files; both come under both suffixes.
+        raise UsageError(f"{path}: Feather version 1 is not supported; write the file again with a current pandas")
+    # `datasets` writes streams, pandas and polars write files, and either suffix is used for both.
     is_file = content.startswith(b"ARROW1")
     reader = pa.ipc.open_file(content) if is_file else pa.ipc.open_stream(content)
     table = reader.read_all()
@@ -214,7 +216,7 @@ def _read_arrow(path: Path) -> pa.Table:
 
 
 def _plainly_typed(table: pa.Table) -> pa.Table:
-    """The table with text for what is text under another name: pandas' categories, polars' views."""
+    """Convert other encodings of text, pandas' categories and polars' views, to plain text."""
     for position, field in enumerate(table.schema):
         plain = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
         plain = pa.string() if pa.types.is_string_view(plain) else plain

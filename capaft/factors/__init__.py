@@ -1,1 +1,1 @@
-"""The two papers: from a seed and trained coefficients to a factor."""
+"""NOLA and CapaBoost: from a seed and the trained parameters to the factors of an adapter."""

@@ -1,14 +1,14 @@
 """A random basis made from a seed: a linear map R^k -> R^n and its adjoint, for many sites at once.
 
 NOLA (Koohpayegani et al. 2024, arXiv 2310.02556) writes a factor as a combination of `k` frozen random vectors.
-Only the combination is trained; the vectors are drawn again from the seed wherever they are needed, so they never
-enter a file. Three bases, all with the same contract:
+Only the combination is trained; the vectors are drawn again from the seed whenever they are needed, so they never
+enter a file. There are three bases with the same contract:
 
-- `uniform`, the paper's: entries U(-1, 1) / sqrt(k). Costs k * n multiplications and as many random numbers.
-- `hadamard`, the fast one: k randomly chosen columns of a Hadamard matrix with random row signs. The same entry
-  variance (1 / 3k), exact rank k where the paper's is only probably well conditioned, and two small matrix products
-  instead of a large one.
-- `group`: every entry takes one coefficient with a sign, an isometry (Uni-LoRA, arXiv 2506.00799).
+- `uniform`, the paper's: entries U(-1, 1) / sqrt(k). It costs k * n multiplications and as many random numbers.
+- `hadamard`, the fast one: k randomly chosen columns of a Hadamard matrix with random row signs. It has the same entry
+  variance (1 / 3k), rank exactly k where the paper's basis is only probably well conditioned, and takes two small
+  matrix products instead of a large one.
+- `group`: every entry is one coefficient times a sign, an isometry (Uni-LoRA, arXiv 2506.00799).
 
 A basis is a module only so that its index tensors follow the model to its device; it has no parameters, and its
 buffers are never saved.
@@ -30,12 +30,12 @@ from capaft.support.errors import UsageError
 
 
 class Basis(nn.Module, ABC):
-    """A linear map from `k` coefficients to `n` numbers for each of `S` sites.
+    """A linear map from `k` coefficients to the `n` entries of a factor, for each of `S` sites.
 
     Args:
         streams: the seeded streams of each site's factor, length S.
-        n: numbers in a factor.
-        k: coefficients.
+        n: number of entries in a factor.
+        k: number of coefficients.
     """
 
     def __init__(self, streams: Sequence[Streams], n: int, k: int) -> None:
@@ -46,10 +46,10 @@ class Basis(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def words_used(n: int, k: int) -> dict[str, int]:
-        """How many words of each purpose's stream one factor reads."""
+        """Number of words that one factor reads from the stream of each purpose."""
 
-    def settle(self, others: Sequence[Basis] | None) -> None:
-        """Take note of every basis that shares these coefficients, this one among them; None: no site shares any.
+    def settle(self, bases: Sequence[Basis] | None) -> None:
+        """Take note of all bases that share these coefficients, including this one; None if no sites share any.
 
         Raises:
             UsageError: a coefficient would have no effect.
@@ -69,8 +69,8 @@ class Hadamard(Basis):
     """`G[i, j] = e_i * (-1)^popcount(i AND col_j) / sqrt(3k)`, computed as a fast transform.
 
     With N the smallest power of two >= max(n, 2k), a Hadamard matrix factors as `H_N = H_a (x) H_b`, so `H_N x` is
-    `H_a X H_b` on x reshaped to (a, b). Columns are distinct modulo N/2: two columns that differ only in the top bit
-    would coincide on the first N/2 rows up to sign, and lose rank when n is cut near N/2.
+    `H_a X H_b` with X = x reshaped to (a, b). Columns are distinct modulo N/2: two columns that differ only in the top
+    bit would coincide up to sign on the first N/2 rows, and rank would be lost when n is close to N/2.
     """
 
     columns: Tensor
@@ -128,8 +128,8 @@ class Hadamard(Basis):
 class Uniform(Basis):
     """`G[i, j] ~ U(-1, 1) / sqrt(k)`; basis vector j starts at word `j * ceil(n / 4)` of its stream.
 
-    Small bases stay in memory as 16-bit lanes, which are exact; larger ones are drawn again, a block of vectors at a
-    time, in every pass.
+    Small bases stay in memory as 16-bit lanes, which are exact; larger ones are drawn again in every pass, a block of
+    vectors at a time.
     """
 
     RESIDENT_BYTES = 256 * 2**20
@@ -141,9 +141,7 @@ class Uniform(Basis):
     def __init__(self, streams: Sequence[Streams], n: int, k: int) -> None:
         super().__init__(streams, n, k)
         if n * k > self.MAX_ENTRIES:
-            raise UsageError(
-                f"a uniform basis of {k} vectors of {n} numbers has too many entries; use --basis hadamard"
-            )
+            raise UsageError(f"a uniform basis of {k} vectors of length {n} has too many entries; use --basis hadamard")
         self.keys = [site.key("uniform") for site in streams]
         self.block = max(1, self.BLOCK_ENTRIES // n)
         self.scale = 1.0 / math.sqrt(k)
@@ -178,12 +176,14 @@ class Uniform(Basis):
     def _blocks(self, site: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
         for start in range(0, self.k, self.block):
             stop = min(start + self.block, self.k)
-            held = self.resident[site, start:stop] if self.resident is not None else None
-            lanes = held if held is not None else self._draw(site, start, stop).to(device)
+            if self.resident is not None:
+                lanes = self.resident[site, start:stop]
+            else:
+                lanes = self._draw(site, start, stop).to(device)
             yield start, (lanes.float() * 2 + 1) / 65536
 
     def _draw(self, site: int, start: int, stop: int) -> Tensor:
-        """Lanes of basis vectors `start .. stop - 1`, less 32768 so that they fit int16: `(stop - start, n)`."""
+        """Lanes of basis vectors `start .. stop - 1`, minus 32768 so that they fit int16: `(stop - start, n)`."""
         per_vector = -(-self.n // 4)
         drawn = rng.lanes(self.keys[site], 4 * per_vector * (stop - start), start * per_vector)
         lanes = drawn.reshape(stop - start, 4 * per_vector)[:, : self.n]
@@ -191,7 +191,7 @@ class Uniform(Basis):
 
 
 class Group(Basis):
-    """Entry i takes coefficient `group(i)` times a sign, over the square root of the group's size: an isometry."""
+    """Entry i is coefficient `group(i)` times a sign, over the square root of the group's size: an isometry."""
 
     groups: Tensor
     signs: Tensor
@@ -207,16 +207,16 @@ class Group(Basis):
         self.register_buffer("signs", torch.from_numpy(signs), persistent=False)
         self.register_buffer("scales", torch.zeros(len(streams), k), persistent=False)
 
-    def settle(self, others: Sequence[Basis] | None) -> None:
-        """See `Basis.settle`. A group that a whole model shares is as large as its parts in all factors."""
-        pooled = None if others is None else sum(basis.sizes.sum(0) for basis in others if isinstance(basis, Group))
-        for row, (site, own) in enumerate(zip(self.sites, self.sizes, strict=True)):
-            sizes = own if pooled is None else np.asarray(pooled)
+    def settle(self, bases: Sequence[Basis] | None) -> None:
+        """See `Basis.settle`. The size of a group that the whole model shares is its total over all factors."""
+        pooled = None if bases is None else sum(basis.sizes.sum(0) for basis in bases if isinstance(basis, Group))
+        for row, (site, site_sizes) in enumerate(zip(self.sites, self.sizes, strict=True)):
+            sizes = site_sizes if pooled is None else np.asarray(pooled)
             if not sizes.all():
-                where = f"the {self.n} numbers of factor {self.factor} at {site}" if pooled is None else "all numbers"
+                where = f"the {self.n} entries of factor {self.factor} at {site}" if pooled is None else "any factor"
                 raise UsageError(
-                    f"--basis group leaves {int((sizes == 0).sum())} of {self.k} coefficients without any of {where}; "
-                    "choose a smaller --k (in a head: --head-k) or another --basis"
+                    f"--basis group leaves {int((sizes == 0).sum())} of {self.k} coefficients without an entry in "
+                    f"{where}; choose a smaller --k (for a head: --head-k) or another --basis"
                 )
             self.scales[row] = torch.from_numpy((1.0 / np.sqrt(sizes)).astype(np.float32))
 
@@ -239,7 +239,7 @@ BASES: dict[str, type[Basis]] = {"hadamard": Hadamard, "uniform": Uniform, "grou
 
 
 def _sylvester(size: int) -> Tensor:
-    """The Hadamard matrix `H[i, j] = (-1)^popcount(i AND j)`, float32, `(size, size)`, size a power of two."""
+    """The Hadamard matrix `H[i, j] = (-1)^popcount(i AND j)`, float32, `(size, size)`; size is a power of two."""
     matrix = torch.ones(1, 1)
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])

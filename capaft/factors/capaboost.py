@@ -1,7 +1,7 @@
 """CapaBoost: one shared factor, used d times under d static random masks (arXiv 2407.01320).
 
-`dW = s * sum_j (U∘M_Uj)(D∘M_Dj)`: the rank grows from r to d*r, the number of parameters does not. The sum over masked
-copies is one bottleneck that is d times as wide, so no host method needs to know of it.
+`dW = s * sum_j (U∘M_Uj)(D∘M_Dj)`: the rank grows from r to d*r; the parameter count does not. The sum over masked
+copies is one bottleneck d times as wide, so no host method needs to know about the copies.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from capaft.factors.rng import Streams
 
 @dataclass(frozen=True)
 class Copies:
-    """CapaBoost: `copies` uses of one factor, each under its own static random mask (arXiv 2407.01320)."""
+    """Options of CapaBoost: `copies` uses of one factor, each under its own static random mask (arXiv 2407.01320).
+
+    Attributes:
+        copies: d, the number of masked copies.
+        density: share of the entries that a random mask keeps.
+        masks: `random` masks keep this share; `partition` masks give each entry to exactly one copy.
+        rescale: `variance` multiplies the copies so that masking keeps the factor's variance; `none` does not.
+    """
 
     copies: int
     density: float
@@ -32,11 +39,11 @@ class Copies:
 
     @property
     def scale(self) -> float:
-        """What masked copies are multiplied by; `variance` keeps the variance that the factor has unmasked."""
+        """Scale of the masked copies; with `variance` they keep the variance of the unmasked factor."""
         return 1.0 if self.rescale == "none" else 1 / math.sqrt(self.density)
 
     def kept(self, n: int) -> int:
-        """How many of n entries a random mask keeps: floor of the exact decimal product."""
+        """Number of entries out of n that a random mask keeps: the floor of the exact decimal product."""
         return int(Decimal(repr(self.density)) * n)
 
     def draw(self, factor: Factor, streams: Streams) -> NDArray[np.bool_]:
@@ -48,32 +55,31 @@ class Copies:
         return np.stack([rng.subset(streams.key(f"mask.{j}"), factor.size, kept) for j in range(self.copies)])
 
     def words_used(self, n: int) -> dict[str, int]:
-        """How many words of each purpose's stream the masks of one factor of n numbers read."""
+        """Number of words that the masks of one factor with n entries read from the stream of each purpose."""
         if self.masks == "partition":
             return {"mask.partition": n}
         return {f"mask.{j}": n for j in range(self.copies)}
 
 
 class MaskedCopies(nn.Module):
-    """CapaBoost: masked copies of a factor, concatenated along its hidden axis.
+    """CapaBoost's map: masked copies of a factor, concatenated along its hidden axis (arXiv 2407.01320).
 
-    `sum_j (U∘M_Uj) phi((D∘M_Dj) x)` is one bottleneck of hidden width d*r, whatever phi is, so a host never
-    knows (arXiv 2407.01320).
+    `sum_j (U∘M_Uj) phi((D∘M_Dj) x)` is one bottleneck of hidden width d*r, whatever phi is.
 
     Args:
-        factor: the factor that is copied.
+        factor: the factor to copy.
         masks: `(S, d, n)`.
-        scale: what the copies are multiplied by.
+        scale: scale of the copies.
     """
 
     masks: Tensor
 
     def __init__(self, factor: Factor, masks: NDArray[np.bool_], scale: float) -> None:
         super().__init__()
-        assert factor.hidden_axis is not None, "what has no hidden axis is not copied"
+        assert factor.hidden_axis is not None, "a factor with no hidden axis cannot be copied"
         self.scale = scale
         sites, copies, _ = masks.shape
-        # The copies' axis stands just before the hidden axis, so that widening is a view and not a transposition.
+        # The axis of the copies comes just before the hidden axis, so that widening is a view and not a transposition.
         self.axis = 1 + factor.hidden_axis
         shaped = torch.from_numpy(masks).view(sites, copies, *factor.shape).movedim(1, self.axis)
         self.register_buffer("masks", shaped.contiguous(), persistent=False)

@@ -1,10 +1,10 @@
-"""From the trained parameters to the factors that a host uses, for all sites that share a shape at once.
+"""Maps from the trainable parameters to the factors that a host uses, for all sites that share a shape at once.
 
     parameters --Dense | Seeded | Frozen--> factor (hidden width r) --MaskedCopies--> widened factor (hidden width d*r)
 
-`Seeded` is NOLA's map (`factors.nola`), `MaskedCopies` CapaBoost's (`factors.capaboost`). Every
-map is affine and knows its adjoint, so the whole chain is one autograd function that saves no tensors: a recomputed
-checkpoint or a second backward may pass through it again, and no basis or mask is kept for autograd.
+`Seeded` is NOLA's map (`factors.nola`), `MaskedCopies` CapaBoost's (`factors.capaboost`). Every map is affine and knows
+its adjoint, so the whole chain is one autograd function that saves no tensors: a recomputed checkpoint or a second
+backward pass may go through it again, and no basis or mask is kept for autograd.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from capaft.factors.rng import Streams
 
 
 def words_used(factor: Factor, coefficients: Coefficients | None, copies: Copies | None) -> dict[str, int]:
-    """How many words of each purpose's stream one factor of one site reads."""
+    """Number of words that one factor of one site reads from the stream of each purpose."""
     used = {"init": -(-factor.size // 4)} if isinstance(factor.init, str) else {}
     if coefficients:
         used |= BASES[coefficients.basis].words_used(factor.size, coefficients.k)
@@ -35,9 +35,9 @@ def words_used(factor: Factor, coefficients: Coefficients | None, copies: Copies
 def parameter_bounds(
     factor: Factor, coefficients: Coefficients | None, copies: Copies | None, sites: int = 1
 ) -> tuple[int, int]:
-    """The fewest and the most numbers that so many sites can train for a factor, without drawing anything.
+    """The fewest and the most parameters that this many sites can train for a factor, without drawing anything.
 
-    Coefficients that the whole model shares count as one site's.
+    Coefficients that the whole model shares count once.
     """
     if factor.frozen:
         return 0, 0
@@ -51,14 +51,14 @@ def parameter_bounds(
 
 
 class Expansion(nn.Module):
-    """From the trained numbers of all sites that share one factor shape to their (widened) factors.
+    """Map from the trainable parameters of all sites that share one factor shape to their (widened) factors.
 
     Args:
         shape: `(S, *factor shape)`.
-        source: how the numbers make the factors.
-        copies: how the factors are widened, or None.
-        start: the numbers that training starts from: zeros `(S, k)` for NOLA, `(1, k)` where the model shares them;
-            the kept entries of theta0, flat, for a dense factor; none for a frozen one.
+        source: the map from the parameters to the factors.
+        copies: the map that widens the factors, or None.
+        start: initial values of the parameters: zeros `(S, k)` for NOLA, `(1, k)` if the whole model shares them;
+            the kept entries of theta0, flat, for a dense factor; empty for a frozen one.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Expansion(nn.Module):
         self.shape = shape
         self.source = source
         self.copies = copies
-        self.numbers_shape = tuple(start.shape)
+        self.parameters_shape = tuple(start.shape)
 
     @staticmethod
     def build(
@@ -77,13 +77,13 @@ class Expansion(nn.Module):
         coefficients: Coefficients | None,
         copies: Copies | None,
     ) -> tuple[Expansion, Tensor]:
-        """Draw everything that is random, and give the map and the numbers that training starts from.
+        """Draw everything that is random, and return the map and the initial values of its parameters.
 
         Args:
             factor: the factor that the sites share.
             streams: the seeded streams of each site's factor, length S.
-            coefficients: NOLA's numbers, or None when the factor's own entries are trained.
-            copies: CapaBoost's numbers, or None.
+            coefficients: NOLA's options, or None if the factor's own entries are trained.
+            copies: CapaBoost's options, or None.
         """
         masks = np.stack([copies.draw(factor, site) for site in streams]) if copies else None
         widened = MaskedCopies(factor, masks, copies.scale) if copies and masks is not None else None
@@ -107,13 +107,13 @@ class Expansion(nn.Module):
             source, start = Dense(kept), initial.flatten()[kept]
         return Expansion(shape, source, widened, start), start
 
-    def forward(self, numbers: Tensor) -> Tensor:
-        """The factors, `(S, *widened shape)`, float32, differentiable in `numbers`."""
-        return _Expand.apply(numbers, self)
+    def forward(self, parameters: Tensor) -> Tensor:
+        """The factors, `(S, *widened shape)`, float32, differentiable in `parameters`."""
+        return _Expand.apply(parameters, self)
 
-    def expand(self, numbers: Tensor) -> Tensor:
+    def expand(self, parameters: Tensor) -> Tensor:
         """The map itself."""
-        factors = self.source.expand(numbers, self.shape)
+        factors = self.source.expand(parameters, self.shape)
         return self.copies.expand(factors) if self.copies else factors
 
     def adjoint(self, gradient: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class Expansion(nn.Module):
 
 
 class Dense(nn.Module):
-    """The factor's own entries are trained, but for those that no mask keeps: they stay out of the numbers.
+    """Map from the factor's own entries to the factor; entries that no mask keeps are not among the parameters.
 
     Args:
         kept: flat positions, over all sites, of the entries that some mask keeps; None for all.
@@ -134,12 +134,12 @@ class Dense(nn.Module):
         super().__init__()
         self.register_buffer("kept", kept, persistent=False)
 
-    def expand(self, numbers: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def expand(self, parameters: Tensor, shape: tuple[int, ...]) -> Tensor:
         """`(total,) -> (S, *factor shape)`."""
         if self.kept is None:
-            # Not a view: factors that are kept must not change, nor become unusable, when an optimiser steps.
-            return numbers.view(shape).clone()
-        return numbers.new_zeros(math.prod(shape)).scatter_(0, self.kept, numbers).view(shape)
+            # Not a view: a cached factor must neither change nor become unusable at an optimizer step.
+            return parameters.view(shape).clone()
+        return parameters.new_zeros(math.prod(shape)).scatter_(0, self.kept, parameters).view(shape)
 
     def adjoint(self, gradient: Tensor) -> Tensor:
         """`(S, *factor shape) -> (total,)`."""
@@ -148,10 +148,10 @@ class Dense(nn.Module):
 
 
 class Frozen(nn.Module):
-    """A factor that no number makes: drawn once from the seed, the same for every site.
+    """A factor without parameters: drawn once from the seed, the same for every site.
 
     Args:
-        values: flat.
+        values: the factor, flat.
     """
 
     values: Tensor
@@ -160,12 +160,12 @@ class Frozen(nn.Module):
         super().__init__()
         self.register_buffer("values", values, persistent=False)
 
-    def expand(self, numbers: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """`() -> (S, *factor shape)`."""
+    def expand(self, parameters: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """`(0,) -> (S, *factor shape)`."""
         return self.values.view(shape[1:]).expand(shape)
 
     def adjoint(self, gradient: Tensor) -> Tensor:
-        """No numbers, no gradient."""
+        """`(S, *factor shape) -> (0,)`."""
         return gradient.new_zeros(0)
 
 
@@ -173,10 +173,10 @@ class _Expand(torch.autograd.Function):
     """An affine map as one autograd node that saves no tensors."""
 
     @staticmethod
-    def forward(ctx: Any, numbers: Tensor, expansion: Expansion) -> Tensor:
+    def forward(ctx: Any, parameters: Tensor, expansion: Expansion) -> Tensor:
         ctx.expansion = expansion
-        with torch.autocast(numbers.device.type, enabled=False):
-            return expansion.expand(numbers)
+        with torch.autocast(parameters.device.type, enabled=False):
+            return expansion.expand(parameters)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

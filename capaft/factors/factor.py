@@ -1,6 +1,6 @@
-"""A factor of an adapter: the shape that a host asks for at one site, and the values it starts from.
+"""A factor of an adapter: the shape that a host asks for at one site, and its initial values.
 
-A host (LoRA, say) asks for factors by their shape. What is trained need not be the factor itself; see
+A host (LoRA, say) asks for factors by shape. The trained parameters need not be the factor's own entries; see
 `factors.expansion`.
 """
 
@@ -20,15 +20,15 @@ from capaft.factors.rng import Streams
 
 @dataclass(frozen=True)
 class Factor:
-    """What a host asks for at one site.
+    """A factor that a host asks for at one site.
 
     Attributes:
         name: the factor's role: `down`, `up`, ...
-        shape: shape of the numbers before they are copied.
-        hidden_axis: the axis that masked copies are concatenated along; None where there is none, so never copied.
+        shape: shape of the factor before it is copied.
+        hidden_axis: the axis along which masked copies are concatenated; None for a factor that is never copied.
         init: `uniform` draws U(-1, 1) / sqrt(fan_in) from the seed; a number fills the factor.
-        fan_in: inputs that one output of this factor sums over.
-        frozen: not trained and not stored; drawn from the seed, the same for all sites of one shape.
+        fan_in: number of inputs that one output of this factor sums over.
+        frozen: True if it is neither trained nor stored, but drawn from the seed once for all sites of one shape.
     """
 
     name: str
@@ -40,15 +40,15 @@ class Factor:
 
     @cached_property
     def size(self) -> int:
-        """How many numbers the factor holds."""
+        """Number of entries."""
         return math.prod(self.shape)
 
     def initial(self, streams: Streams) -> NDArray[np.float32]:
-        """theta0, flat, shape `(size,)`."""
+        """Initial values theta0, flat, shape `(size,)`."""
         if not isinstance(self.init, str):
             return np.full(self.size, self.init, dtype=np.float32)
         return rng.uniform(self.origin(streams).key("init"), self.size) * np.float32(1 / math.sqrt(self.fan_in))
 
     def origin(self, streams: Streams) -> Streams:
-        """The streams that theta0 is drawn from: a frozen factor's belong to no site."""
+        """The streams that theta0 is drawn from; those of a frozen factor belong to no site."""
         return replace(streams, site="") if self.frozen else streams

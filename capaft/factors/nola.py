@@ -1,7 +1,7 @@
 """NOLA: a factor is `theta0 + G c`; only the coefficients `c` are trained and stored (arXiv 2310.02556, eq. 3).
 
-`theta0` and the random basis `G` (`factors.basis`) come from the seed, so a factor of any size costs `k`
-numbers in the adapter file.
+`theta0` and the random basis `G` (`factors.basis`) come from the seed, so a factor of any size takes only `k`
+coefficients in the adapter file.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from capaft.config.choices import SCOPE, Scope
-from capaft.config.choices import Basis as BasisName
+from capaft.config.choices import SCOPE, BasisName, Scope
 from capaft.factors.basis import Basis
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """NOLA: a factor is `theta0 + G c`, and `c` is what is trained (arXiv 2310.02556).
+    """Options of NOLA for one factor, `theta0 + G c` with trained coefficients `c` (arXiv 2310.02556).
 
-    With scope `model` all sites share one `c`, each under its own basis.
+    Attributes:
+        k: number of coefficients.
+        basis: kind of G.
+        scope: `site` gives each site its own `c`; with `model` all sites share one `c`, each under its own basis.
     """
 
     k: int
@@ -28,12 +30,12 @@ class Coefficients:
 
 
 class Seeded(nn.Module):
-    """NOLA: `theta0 + G c`, theta0 and G from the seed (arXiv 2310.02556).
+    """NOLA's map `theta0 + G c`, with theta0 and G from the seed (arXiv 2310.02556).
 
     Args:
         basis: G.
-        theta0: `(S, n)`, or None where it is zero.
-        shared: all sites have the one `c`.
+        theta0: `(S, n)`, or None if it is zero.
+        shared: True if all sites share one `c`.
     """
 
     theta0: Tensor | None
@@ -44,12 +46,12 @@ class Seeded(nn.Module):
         self.shared = shared
         self.register_buffer("theta0", theta0, persistent=False)
 
-    def expand(self, numbers: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """`(S, k) -> (S, *factor shape)`, or from `(1, k)` where it is shared."""
-        combined = self.basis.expand(numbers.expand(shape[0], -1))
+    def expand(self, coefficients: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """`(S, k) -> (S, *factor shape)`, or from `(1, k)` if `c` is shared."""
+        combined = self.basis.expand(coefficients.expand(shape[0], -1))
         return (combined if self.theta0 is None else combined + self.theta0).view(shape)
 
     def adjoint(self, gradient: Tensor) -> Tensor:
-        """`(S, *factor shape) -> (S, k)`, or to `(1, k)`."""
-        found = self.basis.adjoint(gradient.reshape(len(gradient), -1))
-        return found.sum(0, keepdim=True) if self.shared else found
+        """`(S, *factor shape) -> (S, k)`, or to `(1, k)` if `c` is shared."""
+        by_site = self.basis.adjoint(gradient.reshape(len(gradient), -1))
+        return by_site.sum(0, keepdim=True) if self.shared else by_site

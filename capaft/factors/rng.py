@@ -1,13 +1,13 @@
-"""Seeded streams that mean the same numbers on every machine, for ever (seed contract, version 1).
+"""Seeded streams of the same random numbers on every machine, for ever (seed contract, version 1).
 
 A stream is the output of Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") under a
-128-bit key, and the key is a hash of what the stream is for: the user's seed, the site, the factor and the purpose.
-So no stream depends on module order, on another stream, or on any global generator, and word `i` can be had without
-the words before it. Everything below is integer arithmetic on raw 64-bit words; a library's distributions
-(`Generator.normal` and the like) may change between versions and are never used.
+128-bit key, and the key is a hash of the user's seed, the site, the factor and the purpose of the stream. So no stream
+depends on module order, on another stream, or on any global generator, and word `i` is available without the words
+before it. Everything below is integer arithmetic on raw 64-bit words; a library's distributions (`Generator.normal` and
+the like) may change between versions and are never used.
 
-The rejected alternative is `torch.manual_seed(seed); torch.randn(...)`, which gives other numbers on another device
-and promises nothing between releases.
+The rejected alternative is `torch.manual_seed(seed); torch.randn(...)`, which gives different numbers on different
+devices and promises nothing between releases.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def fold_in(seed: int, site: str, factor: str, purpose: str) -> Key:
         seed: the user's integer, `0 <= seed < 2**64`.
         site: canonical module path of the site.
         factor: name of the factor (`down`, `up`, `head:<parameter>`, ...).
-        purpose: what the stream is for (`init`, `hadamard.signs`, `mask.0`, ...).
+        purpose: purpose of the stream (`init`, `hadamard.signs`, `mask.0`, ...).
 
     Raises:
         ValueError: the seed is out of range.
@@ -56,7 +56,7 @@ def fold_in(seed: int, site: str, factor: str, purpose: str) -> Key:
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """The streams of one factor of one site, told apart by their purpose."""
+    """The streams of one factor at one site, one for each purpose."""
 
     seed: int
     site: str
@@ -88,7 +88,7 @@ def signs(key: Key, count: int) -> NDArray[np.int8]:
 
 
 def lanes(key: Key, count: int, start_word: int = 0) -> NDArray[np.uint16]:
-    """16-bit lanes, least significant first, of the words from `start_word` on. Shape `(count,)`."""
+    """16-bit lanes of the words from `start_word` on, least significant first. Shape `(count,)`."""
     raw = words(key, -(-count // 4), start_word).astype("<u8", copy=False)
     return raw.view("<u2")[:count]
 
@@ -99,7 +99,7 @@ def uniform(key: Key, count: int, start_word: int = 0) -> NDArray[np.float32]:
 
 
 def uniform_of_lanes(drawn: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """The values that `uniform` gives to lanes already drawn."""
+    """Values of `uniform` for lanes that are already drawn."""
     return (drawn.astype(np.float32) * np.float32(2) + np.float32(1 - 65536)) * np.float32(1 / 65536)
 
 
@@ -114,7 +114,7 @@ def permutation(key: Key, n: int) -> NDArray[np.int64]:
 
 
 def subset(key: Key, n: int, m: int) -> NDArray[np.bool_]:
-    """Which of `n` entries belong to a random subset of exactly `m`: the first `m` of `order`. Shape `(n,)`."""
+    """Membership of `n` entries in a random subset of exactly `m`: the first `m` of `order`. Shape `(n,)`."""
     member = np.zeros(n, dtype=np.bool_)
     member[order(key, n)[:m]] = True
     return member

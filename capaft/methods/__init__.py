@@ -1,4 +1,4 @@
-"""One adapter method a file, and all that a method of another package is made from."""
+"""One file per adapter method, and everything that another package needs to add one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BitFit: the biases of linear layers and layer norms, and nothing else (Ben Zaken et al. 2021, arXiv 2106.10199)."""
+"""BitFit: trains only the biases of linear layers and layer norms (Ben Zaken et al. 2021, arXiv 2106.10199)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from capaft.support.errors import UsageError
 
 @dataclass(frozen=True)
 class Bitfit(Host):
-    """BitFit: it has no options. The biases are trained as their difference from the base model's."""
+    """BitFit, without options. The biases are trained as their difference from the base model's."""
 
     name: ClassVar[str] = "bitfit"
     summary: ClassVar[str] = "the biases of linear layers and layer norms"
@@ -26,11 +26,11 @@ class Bitfit(Host):
     paper: ClassVar[str] = "arXiv 2106.10199"
     additive: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 6e-3
-    found_with: ClassVar[int] = 26_112
+    tuned_parameters: ClassVar[int] = 26_112
     narrow: ClassVar[str] = "a bias is added once, so masked copies only add up to another bias"
 
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
-        """See `Host.sites`. By default every bias outside the output head."""
+        """See `Host.sites`. By default, every bias outside the output head."""
         read = read_without_calling(model)
         sites = []
         for path, module in model.named_modules():
@@ -62,5 +62,5 @@ class Bitfit(Host):
     def merged(
         self, site: Site, weight: Tensor, bias: Tensor | None, factors: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor | None]:
-        """See `Host.merged`: the site's own parameter is the bias, as a matrix of one column."""
+        """See `Host.merged`. The site's weight is the bias itself, as a matrix of one column."""
         return weight + factors[0][:, None], bias

@@ -1,4 +1,4 @@
-"""What adapter layers share: a bottleneck `U phi(D x + a) + b`, wherever in a block it stands."""
+"""The base class of adapter layers: a bottleneck `U phi(D x + a) + b`, wherever in a block it stands."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Bottleneck(Host):
     """An adapter layer.
 
     Attributes:
-        bottleneck: its hidden width before copies.
+        bottleneck: hidden width before copies.
         activation: phi, one of `ACTIVATIONS`.
-        bias: whether its two projections have biases.
-        scaling: what its output is multiplied by.
+        bias: True if the two projections have biases.
+        scaling: scale of the output.
     """
 
     size: ClassVar[str] = "bottleneck"
-    unmergeable: ClassVar[str] = "an adapter layer has an activation between its projections, so it is no matrix"
+    unmergeable: ClassVar[str] = "an adapter layer has an activation between its projections, so it is not a matrix"
 
     bottleneck: int = BOTTLENECK
     activation: Activation = ACTIVATION
@@ -56,14 +56,14 @@ class Bottleneck(Host):
 
     @abstractmethod
     def places(self, block: Block) -> list[Site]:
-        """The sites of one block, each with its path in the model for a name."""
+        """The sites of one block, each named by its path in the model."""
 
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
-        """See `Host.sites`: every block's places, or those that the targets' names match."""
+        """See `Host.sites`. By default, the places of every block; otherwise those whose names match the targets."""
         return find_block_sites(model, targets, rename, self.places)
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
-        """See `Host.factors`. The up bias has no hidden axis: however many copies, it is added once."""
+        """See `Host.factors`. The up bias has no hidden axis: it is added once, however many copies there are."""
         weights = (
             Factor("down", (self.bottleneck, site.in_features), 0, "uniform", site.in_features),
             Factor("up", (site.out_features, self.bottleneck), 1),
@@ -74,16 +74,16 @@ class Bottleneck(Host):
     def forward(
         self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
     ) -> Tensor:
-        """See `Host.forward`. By default the bottleneck takes what its module gives, and is added to it."""
+        """See `Host.forward`. Without a source, the bottleneck reads the module's output, and is added to it."""
         return output + self.change(inputs if site.source else output, factors)
 
     def change(self, x: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
-        """What the bottleneck makes of x, `(..., in) -> (..., out)`."""
+        """Output of the bottleneck, `(..., in) -> (..., out)`."""
         down, up, *biases = factors
-        before, after = biases or (None, None)
-        hidden = ACTIVATIONS[self.activation](F.linear(x, down, before))
-        return self.scaling * F.linear(hidden, up, after)
+        down_bias, up_bias = biases or (None, None)
+        hidden = ACTIVATIONS[self.activation](F.linear(x, down, down_bias))
+        return self.scaling * F.linear(hidden, up, up_bias)
 
     def product(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """See `Host.product`: of the bottleneck without its activation."""
+        """See `Host.product`. This is the bottleneck without its activation."""
         return self.scaling * factors[1], factors[0]

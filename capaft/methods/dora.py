@@ -1,7 +1,7 @@
-"""DoRA: LoRA for the direction of a weight, and a magnitude of its own for every output.
+"""DoRA: LoRA for the direction of a weight, and a trained magnitude for each output.
 
-Liu et al. 2024, arXiv 2402.09353, eq. 5: `W' = m (W + dW) / ||W + dW||`, the norm taken over each output's row and, as
-in their section 4.3, without gradient. The magnitude is trained as its difference from the base weight's, so that it
+Liu et al. 2024, arXiv 2402.09353, eq. 5: `W' = m (W + dW) / ||W + dW||`, with the norm of each output's row and, as in
+their section 4.3, without its gradient. The magnitude is trained as its difference from the base weight's, so that it
 starts at 0 like any other factor.
 """
 
@@ -27,14 +27,14 @@ class Dora(Host):
 
     Attributes:
         rank: r, the hidden width before copies.
-        alpha: the directional update is multiplied by alpha / rank; None stands for twice the rank.
+        alpha: the directional update is multiplied by alpha / rank; None means twice the rank.
     """
 
     name: ClassVar[str] = "dora"
     summary: ClassVar[str] = "a low-rank update of each weight's direction, and a magnitude for each output"
     equation: ClassVar[str] = "y = m (W + (alpha/r) U D) x / ||W + (alpha/r) U D||"
     paper: ClassVar[str] = "arXiv 2402.09353"
-    found_with: ClassVar[int] = 78_336
+    tuned_parameters: ClassVar[int] = 78_336
     size: ClassVar[str] = "rank"
     default_targets: ClassVar[str] = "qv"
     drops: ClassVar[bool] = True
@@ -48,7 +48,7 @@ class Dora(Host):
 
     @property
     def scale(self) -> float:
-        """Alpha / rank; copies do not enter it."""
+        """Alpha / rank, whatever the number of copies."""
         assert self.alpha is not None
         return self.alpha / self.rank
 
@@ -56,13 +56,13 @@ class Dora(Host):
         """See `Host.sites`.
 
         Raises:
-            UsageError: also where a layer is quantised, since its norms are not at hand.
+            UsageError: no layer matches the targets, or one is quantised, so that its norms are not available.
         """
-        found = super().sites(model, targets, rename)
-        for site in found:
+        sites = super().sites(model, targets, rename)
+        for site in sites:
             if is_quantised(site.stored(model)):
                 raise UsageError(f"dora needs the norms of {site.module}, which is quantised; choose lora")
-        return found
+        return sites
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
         """See `Host.factors`."""
@@ -95,7 +95,7 @@ class Dora(Host):
         return self._ratio(weight, factors)[:, None].to(weight.dtype) * weight.addmm(up, down, alpha=self.scale), bias
 
     def product(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """See `Host.product`: the update of the direction, before its length is set."""
+        """See `Host.product`. This is the update of the direction, before normalisation."""
         down, up, _ = factors
         return self.scale * up, down
 
@@ -105,11 +105,11 @@ class Dora(Host):
         `||W + dW||^2 = ||W||^2 + 2 <W, dW> + ||dW||^2` row by row, from the factors: `dW` is never formed.
         """
         exact = torch.promote_types(weight.dtype, torch.float32)
-        weight, (down, up, magnitude) = weight.detach().to(exact), (each.to(exact) for each in factors)
-        own = weight.square().sum(1)
+        weight, (down, up, magnitude) = weight.detach().to(exact), (factor.to(exact) for factor in factors)
+        base = weight.square().sum(1)
         with torch.no_grad():
             cross = 2 * self.scale * ((weight @ down.T) * up).sum(1)
             square = self.scale**2 * ((up @ (down @ down.T)) * up).sum(1)
             tiny = torch.finfo(exact).tiny
-            length = (own + cross + square).clamp_min(tiny).sqrt()
-        return (own.clamp_min(tiny).sqrt() + magnitude) / length
+            length = (base + cross + square).clamp_min(tiny).sqrt()
+        return (base.clamp_min(tiny).sqrt() + magnitude) / length

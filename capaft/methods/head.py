@@ -1,41 +1,41 @@
-"""A head of which little is stored: its large parameters stay as they are, or move along a seeded basis.
+"""A head that takes little space: its large parameters are frozen, or move along a seeded basis.
 
-A classifier's dense layer can hold fifty times the numbers of an adapter (590,592 in RoBERTa's). Where that is too
-many, a parameter of the head becomes `W0 + G c`: W0 is what the model holds when the adapter is attached, G comes from
-the seed as NOLA's bases do (arXiv 2310.02556), and only c is trained and stored. So W0 must be had again: from the
-checkpoint, or for a new head from the seed, as `initialise_head` draws it. An adapter file carries
-samples of it, so that another W0 is noticed.
+A classifier's dense layer can hold fifty times the parameters of an adapter (590,592 in RoBERTa's). Where that is too
+many, a parameter of the head becomes `W0 + G c`: W0 is the model's value when the adapter is attached, G comes from the
+seed as NOLA's bases do (arXiv 2310.02556), and only c is trained and stored. So W0 must be available again: from the
+checkpoint, or for a new head from the seed, as `initialise_head` draws it. An adapter file carries samples of W0, so
+that a different one is noticed.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, get_args
 
 from torch import Tensor, nn
 
-from capaft.config.choices import BASIS, Basis, HeadMode
+from capaft.config.choices import BASIS, BasisName, HeadMode
 from capaft.factors.factor import Factor
 from capaft.factors.nola import Coefficients
 from capaft.methods.host import Host
 from capaft.model.site import Site, is_quantised, stored_parameter
+from capaft.model.weights import weight_owners
 from capaft.support.errors import UsageError
 
 HEAD_MODES = get_args(HeadMode)
-# The role of the coefficients, of all parameters together: one tensor in an adapter file.
+# The role of the coefficients of all parameters together: one tensor in an adapter file.
 HEAD_ROLE = "head"
 
 
 @dataclass(frozen=True)
 class Head(Host):
-    """The parameters of a head that are not trained whole, as sites of a host that stands beside the stack's own.
+    """The parameters of a head that are not trained directly, as sites of a second host beside the stack's.
 
     Attributes:
-        k: coefficients of each parameter; 0 leaves them as they are.
-        basis: what the coefficients combine.
-        parameters: where they are, in the order of their names.
+        k: number of coefficients of each parameter; 0 freezes the parameters.
+        basis: kind of the random basis that the coefficients combine.
+        parameters: the sites of the parameters, in the order of their names.
     """
 
     name: ClassVar[str] = "head"
@@ -46,37 +46,36 @@ class Head(Host):
     kinds: ClassVar[frozenset[str]] = frozenset()
 
     k: int = 0
-    basis: Basis = BASIS
+    basis: BasisName = BASIS
     parameters: tuple[Site, ...] = ()
 
     @staticmethod
-    def of(model: nn.Module, names: Mapping[str, str], k: int, basis: Basis) -> Head:
-        """The head that has these parameters.
+    def of(model: nn.Module, names: Mapping[str, str], k: int, basis: BasisName) -> Head:
+        """The head with these parameters.
 
         Args:
             model: the base model.
-            names: by canonical name, the parameters' names in the model.
-            k: coefficients of each; 0 leaves them as they are.
-            basis: what the coefficients combine.
+            names: names of the parameters in the model, by canonical name.
+            k: number of coefficients of each parameter; 0 freezes the parameters.
+            basis: kind of the random basis that the coefficients combine.
 
         Raises:
-            UsageError: one is quantised or shared with another module, and so cannot be moved.
+            UsageError: a parameter cannot be moved, since it is quantised or shared with another module.
         """
-        owners: dict[int, list[str]] = defaultdict(list)
-        for path, module in model.named_modules():
-            for key, parameter in module._parameters.items():
-                owners[id(parameter)].append(f"{path}.{key}")
+        owners = weight_owners(model)
         sites = []
-        for name, own in sorted(names.items()):
-            inside, _, leaf = own.rpartition(".")
-            parameter = stored_parameter(model.get_submodule(inside), leaf)
+        for canonical, name in sorted(names.items()):
+            module_path, _, leaf = name.rpartition(".")
+            parameter = stored_parameter(model.get_submodule(module_path), leaf)
             if k and is_quantised(parameter):
-                raise UsageError(f"{own} is quantised and has no coefficients; choose --head frozen")
+                raise UsageError(f"{name} is quantised and cannot have coefficients; choose --head frozen")
             if k and len(tied := owners[id(parameter)]) > 1:
-                raise UsageError(f"{' and '.join(tied)} are one tied weight; choose --head full, or load it untied")
+                raise UsageError(
+                    f"{' and '.join(map('.'.join, tied))} are one tied weight; choose --head full, or load it untied"
+                )
             out = parameter.shape[0] if parameter.ndim else 1
-            path = name.rpartition(".")[0]
-            sites.append(Site(path, inside, parameter.shape[1:].numel(), out, "head", leaf))
+            path = canonical.rpartition(".")[0]
+            sites.append(Site(path, module_path, parameter.shape[1:].numel(), out, "head", leaf))
         return Head(k, basis, tuple(sites)) if sites else Head()
 
     @property
@@ -85,28 +84,28 @@ class Head(Host):
         return self.parameters if self.k else ()
 
     @property
-    def numbers(self) -> int:
-        """How many coefficients there are, of all parameters together."""
+    def count(self) -> int:
+        """Number of coefficients of all parameters together."""
         return self.k * len(self.parameters)
 
     @property
     def coefficients(self) -> Coefficients:
-        """NOLA's numbers for each parameter."""
+        """NOLA's options for each parameter."""
         return Coefficients(self.k, self.basis)
 
     def record(self) -> dict[str, Any] | None:
-        """What an adapter file says of it: k, and the shape of every parameter as a matrix; None if there are none."""
+        """The head in an adapter file: k, and the shape of every parameter as a matrix; None without parameters."""
         shapes = {_name(site): [site.out_features, site.in_features] for site in self.parameters}
         return {"k": self.k, "parameters": shapes} if shapes else None
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
-        """See `Host.factors`: `G c`, which starts at 0."""
+        """See `Host.factors`. The factor is `G c`, which starts at 0."""
         return (Factor(f"{HEAD_ROLE}:{site.parameter}", (site.out_features, site.in_features), None),)
 
     def forward(
         self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
     ) -> Tensor:
-        """See `Host.forward`: never called, since what changes is a parameter while the model reads it."""
+        """See `Host.forward`. Never called: the adapter changes a parameter, not an output."""
         raise AssertionError("a parameter of the head has no output")
 
     def merged(
@@ -117,5 +116,5 @@ class Head(Host):
 
 
 def _name(site: Site) -> str:
-    """The canonical name of the parameter that a site is."""
+    """The canonical name of a site's parameter."""
     return f"{site.path}.{site.parameter}".removeprefix(".")

@@ -1,7 +1,7 @@
 """Adapter layers after the attention and after the feed-forward part, before their residual connections.
 
 Houlsby et al. 2019, arXiv 1902.00751, figure 2; AdapterHub's `double_seq_bn`: `y + U phi(D y)` on the output y of the
-projection that each part ends in.
+last projection of each part.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from capaft.model.site import Site
 
 @dataclass(frozen=True)
 class Houlsby(Bottleneck):
-    """Two adapter layers a block."""
+    """Two adapter layers per block."""
 
     name: ClassVar[str] = "houlsby"
     summary: ClassVar[str] = "an adapter layer after each attention and each feed-forward part"
     equation: ClassVar[str] = "y' = y + U phi(D y + a) + b"
     paper: ClassVar[str] = "arXiv 1902.00751"
-    found_with: ClassVar[int] = 595_200
+    tuned_parameters: ClassVar[int] = 595_200
 
     activation: Activation = HOULSBY_ACTIVATION
 

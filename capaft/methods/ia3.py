@@ -1,4 +1,4 @@
-"""IA3: keys, values and the inner activations of feed-forward parts, each rescaled by a trained vector.
+"""IA3: rescales keys, values and the inner activations of feed-forward parts by trained vectors.
 
 Liu et al. 2022, arXiv 2205.05638, section 3.3. The vectors are trained as their difference from 1.
 """
@@ -23,7 +23,7 @@ from capaft.support.errors import UsageError
 
 @dataclass(frozen=True)
 class Ia3(Host):
-    """IA3: it has no options."""
+    """IA3, without options."""
 
     name: ClassVar[str] = "ia3"
     summary: ClassVar[str] = "keys, values and inner activations rescaled"
@@ -31,12 +31,12 @@ class Ia3(Host):
     paper: ClassVar[str] = "arXiv 2205.05638"
     kinds: ClassVar[frozenset[str]] = frozenset(["linear", "conv", "embedding"])
     learning_rate: ClassVar[float] = 3e-2
-    found_with: ClassVar[int] = 13_824
+    tuned_parameters: ClassVar[int] = 13_824
     narrow: ClassVar[str] = "it rescales outputs one by one, so masked copies only add up to another vector"
 
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
-        """See `Host.sites`. By default keys and values, and the last projections of feed-forward parts."""
-        ends = _feed_forward_ends(model, bool(targets.modules))
+        """See `Host.sites`. By default, keys and values, and the last projections of feed-forward parts."""
+        ends = _feed_forward_ends(model, may_be_empty=bool(targets.modules))
         if not targets.modules:
             for block in find_blocks(model):
                 if layer_kind(model.get_submodule(block.feed_forward)) != "linear":
@@ -44,19 +44,20 @@ class Ia3(Host):
                         f"ia3 cannot rescale inside {block.feed_forward}, whose experts are packed; choose its layers "
                         "with --target-modules kv"
                     )
-            # Not by the names of the ends: there may be more of them than a pattern has room for, and renamed ones.
+            # Not by the names of the ends: they may be renamed, or too many for one pattern.
             outputs = {site.path for site in find_weight_sites(model, replace(targets, modules="kv"), rename)}
             inner = find_weight_sites(model, replace(targets, modules="kv,mlp"), rename)
-            found = tuple(site for site in inner if site.path in outputs or canonical_path(model, site.module) in ends)
+            sites = tuple(site for site in inner if site.path in outputs or canonical_path(model, site.module) in ends)
         else:
-            found = find_weight_sites(model, targets, rename)
-        for site in found:
+            sites = find_weight_sites(model, targets, rename)
+        for site in sites:
             if site.parametrised:
                 raise UsageError(
-                    f"ia3 cannot rescale {site.module}, which is read but not called; --exclude-modules it"
+                    f"ia3 cannot rescale {site.module}, which is read but not called; leave it out with "
+                    "--exclude-modules"
                 )
         return tuple(
-            replace(site, scales="input") if canonical_path(model, site.module) in ends else site for site in found
+            replace(site, scales="input") if canonical_path(model, site.module) in ends else site for site in sites
         )
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
@@ -73,7 +74,7 @@ class Ia3(Host):
         """See `Host.forward`."""
         if site.scales == "input":
             return output
-        # A convolution's channels stand before its positions.
+        # A convolution's channels come before its positions.
         scale = (
             factors[0].view(-1, *[1] * (stored_parameter(module, "weight").ndim - 2))
             if site.kind == "conv"
@@ -91,11 +92,11 @@ class Ia3(Host):
         return weight * scale[:, None], None if bias is None else bias * scale
 
 
-def _feed_forward_ends(model: nn.Module, anyhow: bool) -> set[str]:
-    """Canonical paths of the projections that feed-forward parts end in."""
+def _feed_forward_ends(model: nn.Module, may_be_empty: bool) -> set[str]:
+    """Canonical paths of the last projections of feed-forward parts."""
     try:
         return {canonical_path(model, block.feed_forward) for block in find_blocks(model)}
     except UsageError:
-        if anyhow:
+        if may_be_empty:
             return set()
         raise

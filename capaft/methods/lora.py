@@ -24,10 +24,10 @@ class Lora(LowRank):
 
     Attributes:
         rank: r, the hidden width before copies.
-        alpha: the update is multiplied by alpha / rank; None stands for twice the rank.
+        alpha: the update is multiplied by alpha / rank; None means twice the rank.
         rslora: multiply by alpha / sqrt(rank) instead, so that large ranks still learn (Kalajdzievski 2023, arXiv
             2312.03732).
-        rank_pattern: ranks of some sites, as `name=rank` or `re:pattern=rank`; the first that matches counts.
+        rank_pattern: ranks of some sites, as `name=rank` or `re:pattern=rank`; the first match counts.
     """
 
     name: ClassVar[str] = "lora"
@@ -59,14 +59,14 @@ class Lora(LowRank):
         """See `Host.sites`.
 
         Raises:
-            UsageError: also where an entry of the rank pattern is about none of the sites.
+            UsageError: no layer matches the targets, or an entry of the rank pattern matches none of the sites.
         """
-        found = super().sites(model, targets, rename)
+        sites = super().sites(model, targets, rename)
         for entry in self.rank_pattern:
             match = path_matcher(entry.rpartition("=")[0], "rank-pattern")
-            if not any(match(site.path.partition("#")[0]) for site in found):
+            if not any(match(site.path.partition("#")[0]) for site in sites):
                 raise UsageError(f"--rank-pattern {entry} matches none of the adapted layers")
-        return found
+        return sites
 
     def rank_at(self, site: Site) -> int:
         """The rank of one site."""
@@ -77,7 +77,7 @@ class Lora(LowRank):
         return self.rank
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
-        """See `Host.factors`. Of an embedding's inputs only one is ever on, so its fan-in is 1."""
+        """See `Host.factors`. Only one of an embedding's inputs is ever active, so its fan-in is 1."""
         rank = self.rank_at(site)
         fan_in = 1 if site.kind == "embedding" else site.in_features
         return (
@@ -86,7 +86,7 @@ class Lora(LowRank):
         )
 
     def update(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, float]:
-        """See `LowRank.update`; copies do not enter the scale."""
+        """See `LowRank.update`. The scale does not depend on the number of copies."""
         down, up = factors
         rank = self.rank_at(site) if self.rank_pattern else self.rank
         assert self.alpha is not None

@@ -1,4 +1,4 @@
-"""What methods with a low-rank update `dW = s U D` share: the side branch, the merge, and the product."""
+"""The base class of methods with a low-rank update `dW = s U D`: the side branch, the merge, and the product."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class LowRank(Host):
 
     @abstractmethod
     def update(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, float]:
-        """The update `dW = s U D` as U `(out, hidden)`, D `(hidden, in)` and s."""
+        """The factors of the update `dW = s U D`: U `(out, hidden)`, D `(hidden, in)` and s."""
 
     def forward(
         self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
     ) -> Tensor:
-        """See `Host.forward`. One `addmm` adds and scales, so that no second full-size tensor is made."""
+        """See `Host.forward`. One `addmm` adds and scales, to avoid a second full-size tensor."""
         up, down, scale = self.update(site, factors)
         if site.kind == "conv":
             return output + scale * _convolved(module, inputs, down, up)
         hidden = F.embedding(inputs, down.T) if site.kind == "embedding" else F.linear(inputs, down)
         if not output.is_contiguous() or site.kind == "embedding":
-            # Strides stay as they are: another layout would have the next layer round otherwise. And a lookup has a
-            # dtype of its own under autocast, which `addmm` would change.
+            # Strides must not change: with another layout the next layer would round differently. And under autocast
+            # a lookup has its own dtype, which `addmm` would change.
             return output.add(F.linear(hidden, up).to(output.dtype), alpha=scale)
         flat = output.view(-1, output.shape[-1])
         return flat.addmm(hidden.reshape(-1, hidden.shape[-1]), up.T, alpha=scale).view(output.shape)
@@ -55,7 +55,7 @@ class LowRank(Host):
 
 
 def _convolved(module: Any, inputs: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    """The down factor as the kernel of a narrow convolution, then the up factor at every position."""
+    """Apply the down factor as the kernel of a narrow convolution, then the up factor at every position."""
     kernel = down.view(len(down), *module.weight.shape[1:])
     convolve = CONVOLVE[kernel.ndim]
     hidden = convolve(inputs, kernel, None, module.stride, module.padding, module.dilation)

@@ -1,4 +1,4 @@
-"""An adapter layer beside the feed-forward part: it takes that part's input, and is added to its output.
+"""An adapter layer beside the feed-forward part: it reads that part's input, and is added to its output.
 
 He et al. 2022, arXiv 2110.04366, section 3.3 (the scaled parallel adapter); AdapterHub's `par_bn`, with a scale of 4.
 """
@@ -16,13 +16,13 @@ from capaft.model.site import Site
 
 @dataclass(frozen=True)
 class Parallel(Bottleneck):
-    """One adapter layer a block, in parallel."""
+    """One adapter layer per block, in parallel."""
 
     name: ClassVar[str] = "parallel"
     summary: ClassVar[str] = "an adapter layer beside each feed-forward part"
     equation: ClassVar[str] = "y' = FFN(x) + s (U phi(D x + a) + b)"
     paper: ClassVar[str] = "arXiv 2110.04366"
-    found_with: ClassVar[int] = 297_600
+    tuned_parameters: ClassVar[int] = 297_600
 
     scaling: float = PARALLEL_SCALING
 

@@ -1,9 +1,9 @@
-"""One adapter layer a block, after the feed-forward part.
+"""One adapter layer per block, after the feed-forward part.
 
 Pfeiffer et al. 2021, arXiv 2005.00247, figure 3; AdapterHub's `seq_bn`. Where the part ends in a norm of the sum of
-its output and the residual (`z = norm(x)`), the adapter takes z and is added before the norm, which is applied again:
-`norm(x + U phi(D z))`. Blocks that normalise at their entrance have no such norm; there the adapter takes the block's
-output z, and is added to it.
+its output and the residual (`z = norm(x)`), the adapter reads z and is added before the norm, which is applied again:
+`norm(x + U phi(D z))`. Blocks that normalise their input have no such norm; there the adapter reads the block's output
+z, and is added to it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from capaft.model.site import Site
 
 @dataclass(frozen=True)
 class Pfeiffer(Bottleneck):
-    """One adapter layer a block."""
+    """One adapter layer per block."""
 
     name: ClassVar[str] = "pfeiffer"
     summary: ClassVar[str] = "an adapter layer after each block"
     equation: ClassVar[str] = "z' = norm(x + U phi(D z + a) + b), z = norm(x)"
     paper: ClassVar[str] = "arXiv 2005.00247"
-    found_with: ClassVar[int] = 297_600
+    tuned_parameters: ClassVar[int] = 297_600
 
     def places(self, block: Block) -> list[Site]:
         """See `Bottleneck.places`."""
@@ -40,5 +40,5 @@ class Pfeiffer(Bottleneck):
         return output if site.normalises else output + self.change(output, factors)
 
     def before(self, site: Site, module: nn.Module, inputs: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
-        """See `Host.before`: what enters the norm, so that several adapters add up in it."""
+        """See `Host.before`. The input of the norm is changed, so that several adapters add up in it."""
         return inputs + self.change(module.forward(inputs), factors)

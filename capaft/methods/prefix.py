@@ -1,9 +1,9 @@
 """Prefix tuning: trained virtual tokens before the keys and values of every attention.
 
 Li & Liang 2021, arXiv 2101.00190. The virtual tokens take part in the softmax, so they would change a model even with
-values of 0; a gate that starts at 0 keeps the identity: `attention + g (attention with virtual tokens - attention)`.
-A gate of 1 is the paper's method. CapaBoost widens the prefix: d masked copies of l tokens are d*l tokens under one
-softmax.
+values of 0; a gate that starts at 0 keeps the model unchanged at the start: `attention + g (attention with virtual
+tokens - attention)`. A gate of 1 is the paper's method. CapaBoost widens the prefix: d masked copies of l tokens are
+d*l tokens under one softmax.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from capaft.model.site import Site
 from capaft.model.targets import Targets, select_sites
 from capaft.support.errors import UsageError
 
+# Arguments that pick keys by index, or write keys to a cache: such a call cannot take keys of another length.
+KEYS_BY_NUMBER = ("indices", "block_indices", "cache")
+
 
 @dataclass(frozen=True)
 class Prefix(Host):
     """Prefix tuning.
 
     Attributes:
-        prefix_length: l, virtual tokens before copies.
+        prefix_length: l, the number of virtual tokens before copies.
     """
 
     name: ClassVar[str] = "prefix"
@@ -38,8 +41,8 @@ class Prefix(Host):
     paper: ClassVar[str] = "arXiv 2101.00190"
     size: ClassVar[str] = "prefix_length"
     learning_rate: ClassVar[float] = 3e-2
-    found_with: ClassVar[int] = 73_734
-    unmergeable: ClassVar[str] = "virtual tokens are no part of any weight"
+    tuned_parameters: ClassVar[int] = 73_734
+    unmergeable: ClassVar[str] = "virtual tokens are not part of any weight"
 
     prefix_length: int = PREFIX_LENGTH
 
@@ -47,7 +50,7 @@ class Prefix(Host):
         check_whole("prefix-length", self.prefix_length)
 
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
-        """See `Host.sites`: every attention that goes through transformers' attention interface."""
+        """See `Host.sites`. By default, every attention that goes through transformers' attention interface."""
         sites = [
             Site(renamed_path(canonical_path(model, path), rename), path, key, value, "attention", "")
             for path, (key, value) in attention_modules(model).items()
@@ -55,11 +58,11 @@ class Prefix(Host):
         return select_sites(targets, sites, "attentions")
 
     def prepare(self, model: nn.Module) -> list[Any]:
-        """See `Host.prepare`: the model's attention goes through capaft."""
+        """See `Host.prepare`. The model's attention is routed through capaft."""
         return [Route(model)]
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
-        """See `Host.factors`; a site's input is the width of its keys, its output that of its values."""
+        """See `Host.factors`. A site's input width is that of its keys, its output width that of its values."""
         return (
             Factor("key", (self.prefix_length, site.in_features), 0, "uniform", site.in_features),
             Factor("value", (self.prefix_length, site.out_features), 0, "uniform", site.out_features),
@@ -69,7 +72,7 @@ class Prefix(Host):
     def forward(
         self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
     ) -> Tensor:
-        """See `Host.forward`: what the attention module gives is left as it is."""
+        """See `Host.forward`. The output of the attention module does not change here; see `attend`."""
         return output
 
     def attend(
@@ -79,10 +82,6 @@ class Prefix(Host):
         keys, values, gate = factors
         attend: Any = with_virtual_tokens
         return attend(function, *args, keys=keys, values=values, gate=gate[0], **kwargs)
-
-
-# They choose keys by number, or write the keys to a cache, and so cannot be called with keys of another length.
-KEYS_BY_NUMBER = ("indices", "block_indices", "cache")
 
 
 def with_virtual_tokens(
@@ -100,12 +99,12 @@ def with_virtual_tokens(
     """Attention to `l` virtual tokens and the real ones: `real + gate * (joint - real)`.
 
     `joint` is prefix tuning (Li & Liang 2021, arXiv 2101.00190): one softmax over both, in which every query sees every
-    virtual token, with no position bias. It is itself `(1 - λ) real + λ virtual` (He et al. 2022, arXiv 2110.04366,
-    section 3.1), where λ is the softmax's share of the virtual tokens; the gate multiplies λ. A gate of 0 gives the
-    base's output exactly. Under attention dropout the two calls draw separate masks, and so move the random stream on.
+    virtual token, with no position bias. It equals `(1 - λ) real + λ virtual` (He et al. 2022, arXiv 2110.04366,
+    section 3.1), where λ is the virtual tokens' share of the softmax; the gate multiplies λ. A gate of 0 gives exactly
+    the base model's output. Under attention dropout the two calls draw separate masks, so the random stream advances.
 
     Args:
-        attention: what to wrap.
+        attention: the function to wrap.
         module: the attention module.
         query: `(batch, heads, queries, head)`.
         key: `(batch, key heads, T, head)`.
@@ -113,31 +112,34 @@ def with_virtual_tokens(
         mask: as in `Participant.attend`.
         keys: `(l, key heads * head)`.
         values: `(l, key heads * head of values)`.
-        gate: one number.
+        gate: g, a single element.
         **kwargs: the module's other arguments.
 
     Returns:
-        The output `(batch, queries, heads, head of values)`, and the weights of the real tokens where the base
-        returns weights; virtual tokens have the rest.
+        The output `(batch, queries, heads, head of values)`, and the weights of the real tokens where the base model
+        returns weights; the remaining weight is the virtual tokens'.
 
     Raises:
         UsageError: the widths do not fit, or the module picks its keys in a way that leaves no room for more.
     """
-    for given, real in ((keys, key), (values, value)):
-        if given.shape[1] != real.shape[1] * real.shape[3]:
+    for virtual, real in ((keys, key), (values, value)):
+        if virtual.shape[1] != real.shape[1] * real.shape[3]:
             raise UsageError(
                 f"{type(module).__name__} attends with {real.shape[1]} heads of size {real.shape[3]}, which virtual "
-                f"tokens of width {given.shape[1]} do not fit; choose another method"
+                f"tokens of width {virtual.shape[1]} do not fit; choose another method"
             )
     for name in KEYS_BY_NUMBER:
         if kwargs.get(name) is not None:
-            raise UsageError(f"{type(module).__name__} attends by {name}, which leaves no room for virtual tokens")
+            raise UsageError(
+                f"{type(module).__name__} attends with {name}, which leaves no room for virtual tokens; choose another "
+                "method"
+            )
     tokens, length = len(keys), key.shape[2]
     wider = dict(kwargs)
     if kwargs.get("position_bias") is not None:
         wider["position_bias"] = _prepended(kwargs["position_bias"], length, tokens)
     if mask is None and kwargs.get("is_causal") and query.shape[2] > 1:
-        # Aligned as sdpa aligns it, which matters while a static cache is longer than what has been seen.
+        # Aligned as sdpa aligns it, which matters while a static cache is longer than the tokens seen so far.
         wide_mask: Tensor | None = torch.ones(query.shape[2], length, dtype=torch.bool, device=key.device).tril()
     else:
         wide_mask = mask
@@ -152,14 +154,14 @@ def with_virtual_tokens(
 
 
 def _with(virtual: Tensor, real: Tensor) -> Tensor:
-    """`(l, heads * head)` in front of `(batch, heads, T, head)`."""
+    """Put `(l, heads * head)` in front of `(batch, heads, T, head)`."""
     batch, heads, _, head = real.shape
     split = virtual.to(real.dtype).unflatten(1, (heads, head)).transpose(0, 1)
     return torch.cat([split.expand(batch, -1, -1, -1), real], dim=2)
 
 
 def _prepended(scores: Tensor, length: int, tokens: int) -> Tensor:
-    """A mask or a bias `(..., T)` with columns for virtual tokens in front, which neither hide nor favour them."""
-    # A bias or a mask of numbers is added to the scores, a mask of booleans says who attends.
+    """Put columns that neither hide nor favour the virtual tokens in front of a mask or bias `(..., T)`."""
+    # A boolean mask marks the keys to attend to; any other mask or bias is added to the scores.
     neutral = scores.new_full((*scores.shape[:-1], tokens), scores.dtype == torch.bool)
     return torch.cat([neutral, scores[..., :length].expand(*scores.shape[:-1], length)], dim=-1)

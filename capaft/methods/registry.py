@@ -1,7 +1,7 @@
-"""The methods: one file each, the stack that composes them, and those that other packages bring.
+"""Registry of the adapter methods: the built-in ones, and those of other packages.
 
-A package adds a method by an entry point of the group `capaft.methods` that names a `Host`; docs/extending.md
-shows one.
+A package adds a method by an entry point of the group `capaft.methods` that names a `Host`; docs/extending.md shows an
+example.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from capaft.methods.prefix import Prefix
 from capaft.methods.vera import Vera
 
 ENTRY_POINTS = "capaft.methods"
-# What these words mean in a stack, in its record and to `capaft.attach` is not a host's to change.
+# Words that already have a meaning in a stack, in its record or as an argument of `capaft.attach`.
 RESERVED_NAMES = frozenset(["nola", "capaboost", "head", "full", "adapter"])
 OF_STACKS = frozenset(["method", "k", "basis", "scope", "copies", "density", "masks", "mask_rescale"])
 OF_ATTACH = frozenset(["name", "targets", "exclude", "layers", "seed", "rename", "dropout"]) | frozenset(
@@ -33,13 +33,13 @@ BUILT_IN: tuple[type[Host], ...] = (Lora, Dora, Vera, Houlsby, Pfeiffer, Paralle
 
 
 def _registered() -> dict[str, type[Host]]:
-    """Every host by name; one that another package brings never replaces one of capaft's own."""
+    """Every host by name; a host of another package never replaces a built-in one."""
     hosts: dict[str, type[Host]] = {host.name: host for host in BUILT_IN}
     for entry in entry_points(group=ENTRY_POINTS):
         try:
             host = entry.load()
             _check(host, hosts)
-        except Exception as error:  # A stranger's package must not keep capaft from working.
+        except Exception as error:  # A broken package must not keep capaft from working.
             why = " ".join(str(error).split())
             warnings.warn(f"the method {entry.name} of {entry.value} cannot be used: {why}", stacklevel=2)
             continue
@@ -48,17 +48,17 @@ def _registered() -> dict[str, type[Host]]:
 
 
 def _check(host: Any, taken: Container[str]) -> None:
-    """Refuse, by an exception of any kind, what a stack or a list of the methods could not work with."""
+    """Raise an exception of any kind if stacks or the list of methods could not work with this host."""
     if not (isinstance(host, type) and issubclass(host, Host)):
         raise TypeError("it is not a capaft.methods.Host")
     if host.name in taken or host.name in RESERVED_NAMES:
         raise ValueError(f"its name {host.name!r} is taken")
     if not host.name.isidentifier() or host.name != host.name.lower():
-        raise ValueError(f"its name {host.name!r} is no lower-case identifier")
+        raise ValueError(f"its name {host.name!r} is not a lower-case identifier")
     if reserved := (OF_STACKS | OF_ATTACH) & {option.name for option in host.options()}:
-        raise ValueError(f"its option {min(reserved)} means something else")
-    for said in ("summary", "equation", "paper"):
-        getattr(host, said)
+        raise ValueError(f"its option {min(reserved)} has a name that is reserved")
+    for attribute in ("summary", "equation", "paper"):
+        getattr(host, attribute)
     host()
 
 

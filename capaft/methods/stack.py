@@ -1,7 +1,7 @@
 """A method stack: a host, then at most one parameterisation, then transforms.
 
-`lora`, `nola` (= `lora+nola`), `capaboost` (= `lora+capaboost`), `lora+nola+capaboost`; and two that host nothing:
-`head` trains the task's head on a frozen base, `full` trains everything, for comparison.
+`lora`, `nola` (= `lora+nola`), `capaboost` (= `lora+capaboost`), `lora+nola+capaboost`; and two without a host: `head`
+trains the task's head on the frozen base model, `full` trains everything, for comparison.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from capaft.config.choices import (
     MASK_RESCALE,
     MASKS,
     SCOPE,
-    Basis,
+    BasisName,
     K,
     MaskRescale,
     Masks,
@@ -30,7 +30,7 @@ from capaft.factors.factor import Factor
 from capaft.factors.nola import Coefficients
 from capaft.methods.host import Host
 from capaft.methods.registry import HOSTS
-from capaft.support.errors import UsageError
+from capaft.support.errors import UsageError, in_python
 
 HOSTLESS = {"head": "a trained head on the frozen base", "full": "every weight of the model"}
 PARAMETERISATION = "nola"
@@ -44,28 +44,44 @@ CAPABOOST_OPTIONS = frozenset(["copies", "density", "masks", "mask_rescale"])
 
 @dataclass(frozen=True)
 class Stack:
-    """A parsed method stack and its numbers; what an adapter file records of the method.
+    """A parsed method stack and its options, as an adapter file records them.
 
     Attributes:
         method: canonical name, `host[+nola][+capaboost]`, `head` or `full`.
         host: the adapter method, or None for `head` and `full`.
-        k: NOLA's coefficients for down-type and up-type factors, or None.
+        k: number of NOLA's coefficients for down-type and up-type factors, or None.
         basis: NOLA's basis.
-        scope: whether every site has coefficients of its own, or the model has one vector of them for each factor.
-        copies: CapaBoost's numbers, or None.
+        scope: `site` for coefficients of each site, `model` for one vector of them per factor in the whole model.
+        copies: CapaBoost's options, or None.
     """
 
     method: str
     host: Host | None = None
     k: tuple[int, int] | None = None
-    basis: Basis = BASIS
+    basis: BasisName = BASIS
     scope: Scope = SCOPE
     copies: Copies | None = None
 
-    def coefficients(self, factor: Factor) -> Coefficients | None:
-        """NOLA's numbers for one factor, or None where the factor itself is trained.
+    @staticmethod
+    @in_python
+    def parse(method: str, **options: Any) -> Stack:
+        """Build a stack from its name and options; see `capaft.attach` for both.
 
-        So is a vector that has no more entries than it would have coefficients: a basis would save nothing.
+        Raises:
+            UsageError: there is no such method, composition or option, or a value is out of range.
+
+        Example:
+            >>> import capaft
+            >>> stack = capaft.Stack.parse("nola", k=64, rank=4)
+            >>> stack.method, stack.k
+            ('lora+nola', (64, 64))
+        """
+        return parse_stack(method, **options)
+
+    def coefficients(self, factor: Factor) -> Coefficients | None:
+        """NOLA's options for one factor, or None if the factor itself is trained.
+
+        A vector with no more entries than coefficients is trained itself: a basis would save nothing.
         """
         if self.k is None or factor.frozen:
             return None
@@ -75,11 +91,11 @@ class Stack:
         return Coefficients(k, self.basis, self.scope)
 
     def copies_of(self, factor: Factor) -> Copies | None:
-        """CapaBoost's numbers for one factor, or None where it has no hidden axis: it is used once."""
+        """CapaBoost's options for one factor, or None if it has no hidden axis and so is used once."""
         return None if factor.hidden_axis is None else self.copies
 
     def record(self) -> dict[str, Any]:
-        """The stack as plain values, no more than the method needs; `parse(**record)` gives the stack back."""
+        """The stack as plain values, only those that the method needs; `parse_stack(**record)` gives the stack back."""
         record: dict[str, Any] = {"method": self.method}
         if self.host:
             for option in self.host.options():
@@ -98,16 +114,16 @@ def canonical_method(method: str) -> str:
     """The full name of a stack: `nola` is `lora+nola`.
 
     Raises:
-        UsageError: there is no such method, or it does not compose.
+        UsageError: no method has this name, or its parts do not compose.
     """
     return "+".join(_parts(method))
 
 
 def stack_options(method: str) -> frozenset[str]:
-    """Names of the numbers that a stack has: the keys of its record.
+    """Names of a stack's options: the keys of its record.
 
     Raises:
-        UsageError: there is no such method.
+        UsageError: no method has this name, or its parts do not compose.
     """
     parts = _parts(method)
     names = {"method"}
@@ -121,38 +137,38 @@ def stack_options(method: str) -> frozenset[str]:
 
 
 def known_options() -> set[str]:
-    """The options of every method."""
+    """Names of the options of all methods."""
     return {option.name for host in HOSTS.values() for option in host.options()} | NOLA_OPTIONS | CAPABOOST_OPTIONS
 
 
 def parse_stack(method: str, **options: Any) -> Stack:
-    """Build a stack from its name and numbers; numbers that the stack has no use for are ignored.
+    """Build a stack from its name and options; options that have no effect on the stack are ignored.
 
     Args:
         method: `host[+nola][+capaboost]` with or without the default host, `head`, or `full`.
         **options: the host's options (rank, alpha, bottleneck, ...); k (one number, or down and up), basis, scope;
-            copies, density, masks, mask_rescale. None stands for the default.
+            copies, density, masks, mask_rescale. None means the default.
 
     Raises:
-        UsageError: no such method, composition or option, or a number out of range.
+        UsageError: the method, composition or option does not exist, or a value is out of range.
     """
     parts = _parts(method)
-    name = "+".join(parts)
+    canonical = "+".join(parts)
     if parts[0] in HOSTLESS:
-        return Stack(name)
+        return Stack(canonical)
     for option in options:
         if option not in known_options():
             close = difflib.get_close_matches(option, known_options(), 1)
             raise UsageError(f"no method has an option {option}" + (f"; did you mean {close[0]}?" if close else ""))
-    given = {key: value for key, value in options.items() if value is not None}
+    chosen = {name: value for name, value in options.items() if value is not None}
     values: dict[str, Any] = {"k": (K,), "basis": BASIS, "scope": SCOPE, "copies": COPIES, "density": DENSITY}
-    values |= {"masks": MASKS, "mask_rescale": MASK_RESCALE} | given
+    values |= {"masks": MASKS, "mask_rescale": MASK_RESCALE} | chosen
     _check(values)
     host = HOSTS[parts[0]]
     with_nola = PARAMETERISATION in parts
     return Stack(
-        method=name,
-        host=host(**{option.name: given[option.name] for option in host.options() if option.name in given}),
+        method=canonical,
+        host=host(**{option.name: chosen[option.name] for option in host.options() if option.name in chosen}),
         k=_pair(values["k"]) if with_nola else None,
         basis=values["basis"] if with_nola else BASIS,
         scope=values["scope"] if with_nola else SCOPE,
@@ -161,23 +177,23 @@ def parse_stack(method: str, **options: Any) -> Stack:
 
 
 def stacks_of(host: type[Host]) -> list[str]:
-    """The stacks that a host composes to."""
-    rest = ["", "+nola", *(["+capaboost", "+nola+capaboost"] if not host.narrow else [])]
-    return [host.name + each for each in rest]
+    """All stacks with this host."""
+    tails = ["", "+nola", *(["+capaboost", "+nola+capaboost"] if not host.narrow else [])]
+    return [host.name + tail for tail in tails]
 
 
 def _parts(method: str) -> list[str]:
     """The canonical parts of a stack's name."""
     parts = [ALIASES.get(part, part) for part in method.strip().lower().split("+")]
-    known = [*HOSTS, *ALIASES, PARAMETERISATION, TRANSFORM, *HOSTLESS]
+    names = [*HOSTS, *ALIASES, PARAMETERISATION, TRANSFORM, *HOSTLESS]
     for part in parts:
-        if part not in known:
-            close = difflib.get_close_matches(part, known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
+        if part not in names:
+            close = difflib.get_close_matches(part, names, 1)
+            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(names)}"
             raise UsageError(f"--method {method}: there is no method {part or '(empty)'}; {hint}")
     if parts[0] not in HOSTS and parts[0] not in HOSTLESS:
         parts.insert(0, DEFAULT_HOST)
-    allowed = [[parts[0], *rest] for rest in ([], ["nola"], ["capaboost"], ["nola", "capaboost"])]
+    allowed = [[parts[0], *tail] for tail in ([], ["nola"], ["capaboost"], ["nola", "capaboost"])]
     if parts not in (allowed if parts[0] in HOSTS else allowed[:1]):
         raise UsageError(
             f"--method {method} does not compose; a stack is host[+nola][+capaboost] with one of the hosts "
@@ -189,38 +205,38 @@ def _parts(method: str) -> list[str]:
 
 
 def _check(values: Mapping[str, Any]) -> None:
-    """Raise UsageError for the first number of a parameterisation or transform that is out of range."""
+    """Raise UsageError for the first option of a parameterisation or transform that is out of range."""
     k = values["k"]
-    if not _whole(values["copies"]) or not 1 <= values["copies"] <= MAX_COPIES:
+    if not _is_whole(values["copies"]) or not 1 <= values["copies"] <= MAX_COPIES:
         raise UsageError(f"--copies must be a whole number from 1 to {MAX_COPIES}, got {values['copies']}")
-    if any(not _whole(each) or each < 1 for each in _pair(k)):
+    if any(not _is_whole(count) or count < 1 for count in _pair(k)):
         raise UsageError(f"--k must be a whole number of at least 1, or two as in 512,256, got {k}")
-    for name, kind in {"basis": Basis, "scope": Scope, "masks": Masks, "mask_rescale": MaskRescale}.items():
+    for name, kind in {"basis": BasisName, "scope": Scope, "masks": Masks, "mask_rescale": MaskRescale}.items():
         choices = get_args(kind)
         if not isinstance(values[name], str) or values[name] not in choices:
             option = name.replace("_", "-")
             raise UsageError(f"--{option} must be one of {', '.join(choices)}, got {values[name]}")
 
 
-def _whole(value: Any) -> bool:
+def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _pair(k: Any) -> tuple[Any, Any]:
-    numbers = (k,) if _whole(k) else tuple(k) if isinstance(k, (tuple, list)) else ()
-    if len(numbers) not in (1, 2):
+    counts = (k,) if _is_whole(k) else tuple(k) if isinstance(k, (tuple, list)) else ()
+    if len(counts) not in (1, 2):
         raise UsageError(f"--k must be a whole number of at least 1, or two as in 512,256, got {k}")
-    return numbers[0], numbers[-1]
+    return counts[0], counts[-1]
 
 
 def _copies(values: Mapping[str, Any]) -> Copies:
-    """CapaBoost's numbers; a partition's density is 1 / copies by definition."""
+    """CapaBoost's options; a partition's density is 1 / copies by definition."""
     if values["masks"] == "partition":
         return Copies(values["copies"], 1 / values["copies"], "partition", values["mask_rescale"])
     density = values["density"]
     try:
         valid = 0 < Decimal(repr(density)) <= 1
-    except InvalidOperation:  # Not a number, in either sense.
+    except InvalidOperation:  # Either NaN or not a number at all.
         valid = False
     if not valid:
         raise UsageError(f"--density must be in (0, 1], got {density}")

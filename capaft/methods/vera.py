@@ -1,7 +1,7 @@
-"""VeRA: one frozen random pair of factors for all layers, and two trained vectors for each.
+"""VeRA: one frozen random pair of factors for all layers, and two trained vectors for each layer.
 
 Kopiczko et al. 2024, arXiv 2310.11454, eq. 2: `y = W x + b * (U (d * (D x)))`. The frozen pair is shared by all sites
-of one shape and drawn from the seed, so it is no part of the file.
+of one shape and drawn from the seed, so it is not part of the file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Vera(LowRank):
     paper: ClassVar[str] = "arXiv 2310.11454"
     size: ClassVar[str] = "rank"
     learning_rate: ClassVar[float] = 1e-1
-    found_with: ClassVar[int] = 7_680
+    tuned_parameters: ClassVar[int] = 7_680
 
     rank: int = VERA_RANK
 
@@ -41,9 +41,9 @@ class Vera(LowRank):
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
         """See `Host.factors`. `d` starts at 0.1 and `b` at 0, as in the paper."""
-        wide = 1 if site.kind == "embedding" else site.in_features
+        fan_in = 1 if site.kind == "embedding" else site.in_features
         return (
-            Factor("down", (self.rank, site.in_features), 0, "uniform", wide, frozen=True),
+            Factor("down", (self.rank, site.in_features), 0, "uniform", fan_in, frozen=True),
             Factor("up", (site.out_features, self.rank), 1, "uniform", self.rank, frozen=True),
             Factor("inner", (self.rank,), 0, 0.1),
             Factor("outer", (site.out_features,), None),

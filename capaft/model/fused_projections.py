@@ -1,12 +1,12 @@
-"""Which rows of a projection are the query, the key and the value, when one layer makes several of them.
+"""Rows of the query, the key and the value in a projection that computes several of them.
 
-Told from transformers' naming conventions and the widths of the layer and of the attention's output projection:
+They follow from transformers' naming conventions and the widths of the layer and of the attention's output projection:
 
 - contiguous, `[query | key | value]`, the common order, with narrower keys and values under grouped queries;
 - grouped, the order of layers called `query_key_value`: for every key its queries, itself, and its value. With one
-  query to a key that is `[query | key | value]` per head, with one key in all it is contiguous.
+  query per key that is `[query | key | value]` per head, with a single key it is contiguous.
 
-Orders that the names do not tell (interleaved blocks, gates between the parts) are left alone.
+Orders that the names do not reveal (interleaved blocks, gates between the parts) are not sliced.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from capaft.model.layers import layer_kind, layer_widths
 from capaft.model.site import Rows
 from capaft.model.targets import in_attention
 
-# Names of projections of one kind.
+# Names of projections that compute one of the three.
 PROJECTION_NAMES = {
     "q": frozenset(
         {"query", "q_proj", "q_lin", "query_proj", "q_linear", "q", "to_q", "wq", "linear_q", "q_attn", "Wq"}
@@ -53,52 +53,54 @@ OUTPUTS = frozenset(
 )
 
 
-def projection_rows(model: nn.Module, path: str, wanted: str) -> dict[str, Rows] | None:
-    """The rows of what is wanted in a projection; empty for one that is wanted as a whole, None for none.
+def projection_rows(model: nn.Module, path: str, letters: str) -> dict[str, Rows] | None:
+    """Rows of the chosen parts in a projection; empty if it is one of them as a whole, None if it has none.
 
     Args:
         model: the model.
         path: path of the projection in it.
-        wanted: some of the letters q, k and v.
+        letters: some of q, k and v.
     """
-    around, _, name = path.rpartition(".")
-    parent: Any = model.get_submodule(around)
-    if any(name in PROJECTION_NAMES[letter] for letter in wanted):
+    parent_path, _, name = path.rpartition(".")
+    parent: Any = model.get_submodule(parent_path)
+    if any(name in PROJECTION_NAMES[letter] for letter in letters):
         return {} if in_attention(path) or _beside_queries(parent) else None
     if name in HALVES or (name == "c_attn" and hasattr(parent, "q_attn")):
         half = layer_widths(parent.get_submodule(name))[1] // 2
-        return {letter: Rows("kv".index(letter) * half, half, 2 * half) for letter in wanted if letter in "kv"}
-    if name == "in_proj_qkv" and (out := output_projection(parent)):  # Linear attention: values are the output's width.
+        return {letter: Rows("kv".index(letter) * half, half, 2 * half) for letter in letters if letter in "kv"}
+    if name == "in_proj_qkv" and (
+        out := output_projection(parent)
+    ):  # Linear attention: its values are as wide as the output.
         total, value = layer_widths(parent.get_submodule(name))[1], layer_widths(parent.get_submodule(out))[0]
         query = (total - value) // 2
         linear = {"q": Rows(0, query, total), "k": Rows(query, query, total), "v": Rows(2 * query, value, total)}
-        return {letter: linear[letter] for letter in wanted}
-    layout = _layout(model, around, parent, name)
+        return {letter: linear[letter] for letter in letters}
+    layout = _layout(model, parent_path, parent, name)
     if layout is None:
         return None
     query, key_value, groups = layout
     stride = (query + 2 * key_value) // groups
-    each, other = query // groups, key_value // groups
+    query_rows, key_rows = query // groups, key_value // groups
     rows = {
-        "q": Rows(0, each, stride, groups),
-        "k": Rows(each, other, stride, groups),
-        "v": Rows(each + other, other, stride, groups),
+        "q": Rows(0, query_rows, stride, groups),
+        "k": Rows(query_rows, key_rows, stride, groups),
+        "v": Rows(query_rows + key_rows, key_rows, stride, groups),
     }
-    return {letter: rows[letter] for letter in wanted}
+    return {letter: rows[letter] for letter in letters}
 
 
 def output_projection(module: nn.Module) -> str | None:
-    """Path, inside an attention, of the linear layer that makes its output, by its name."""
-    linear = (name for name, each in module.named_modules() if name and layer_kind(each) == "linear")
-    named = [name for name in linear if name.rsplit(".", 1)[-1] in OUTPUTS]
-    return named[-1] if named else None
+    """Path, inside an attention, of the linear layer that makes its output; recognised by its name."""
+    linear = (name for name, child in module.named_modules() if name and layer_kind(child) == "linear")
+    outputs = [name for name in linear if name.rsplit(".", 1)[-1] in OUTPUTS]
+    return outputs[-1] if outputs else None
 
 
-def _layout(model: nn.Module, around: str, parent: Any, name: str) -> tuple[int, int, int] | None:
-    """Widths of query and of key in a fused projection, and in how many groups they lie; None if that is unknown."""
+def _layout(model: nn.Module, parent_path: str, parent: Any, name: str) -> tuple[int, int, int] | None:
+    """Widths of query and key in a fused projection, and the number of groups; None if that is unknown."""
     module = parent.get_submodule(name)
     wide_in, wide_out = layer_widths(module)
-    query = _query_width(model, around, parent, name, wide_in)
+    query = _query_width(model, parent_path, parent, name, wide_in)
     if (wide_out - query) % 2 or not 0 < wide_out - query <= 2 * query:
         return None
     key_value = (wide_out - query) // 2
@@ -114,23 +116,24 @@ def _layout(model: nn.Module, around: str, parent: Any, name: str) -> tuple[int,
         or (name == "c_attn" and hasattr(parent, "multi_query"))
         or (name == "in_proj" and hasattr(parent, "q_bias") and hasattr(parent, "v_bias"))
     )
-    heads = _heads(model, around, parent)
+    heads = _heads(model, parent_path, parent)
     if not is_grouped or not heads or query % heads or key_value % (query // heads):
         return None
     groups = key_value // (query // heads)
     return (query, key_value, groups) if groups and heads % groups == 0 else None
 
 
-def _query_width(model: nn.Module, around: str, parent: nn.Module, name: str, wide_in: int) -> int:
-    """The width that the attention's output projection takes in; without one, the input's."""
+def _query_width(model: nn.Module, parent_path: str, parent: nn.Module, name: str, wide_in: int) -> int:
+    """Input width of the attention's output projection; without one, that of the fused projection."""
     siblings = {
-        child: each for child, each in parent.named_children() if child != name and layer_kind(each) == "linear"
+        child: module for child, module in parent.named_children() if child != name and layer_kind(module) == "linear"
     }
-    named = [each for child, each in siblings.items() if child in OUTPUTS]
-    if named:
-        return layer_widths(named[-1])[0]
-    beyond = getattr(model.get_submodule(around.rpartition(".")[0]), "output", None) if around else None
-    dense = getattr(beyond, "dense", None)
+    outputs = [module for child, module in siblings.items() if child in OUTPUTS]
+    if outputs:
+        return layer_widths(outputs[-1])[0]
+    # As in BERT, where it stands beside the attention.
+    output = getattr(model.get_submodule(parent_path.rpartition(".")[0]), "output", None) if parent_path else None
+    dense = getattr(output, "dense", None)
     return layer_widths(dense)[0] if isinstance(dense, nn.Module) and layer_kind(dense) == "linear" else wide_in
 
 
@@ -139,9 +142,9 @@ def _heads(model: nn.Module, path: str, module: nn.Module) -> int | None:
     while True:
         for holder in (module, getattr(module, "config", None)):
             for name in ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_head"):
-                found = getattr(holder, name, None)
-                if isinstance(found, int) and found > 0:
-                    return found
+                heads = getattr(holder, name, None)
+                if isinstance(heads, int) and heads > 0:
+                    return heads
         if not path:
             return None
         path = path.rpartition(".")[0]
@@ -149,7 +152,7 @@ def _heads(model: nn.Module, path: str, module: nn.Module) -> int | None:
 
 
 def _beside_queries(parent: nn.Module) -> bool:
-    """Whether a module has a query projection among its children; elsewhere, a `value` is something else."""
+    """True if a module has a query projection among its children; elsewhere `value` means something else."""
     return any(
-        child in PROJECTION_NAMES["q"] and layer_kind(each) == "linear" for child, each in parent.named_children()
+        name in PROJECTION_NAMES["q"] and layer_kind(child) == "linear" for name, child in parent.named_children()
     )

@@ -1,8 +1,8 @@
-"""What a layer is, told from the layer itself: its kind, its widths, and whether calling it is all that the model does.
+"""Kind and widths of a layer, and whether the model only ever calls it, all read from the layer itself.
 
 Two things hide a weight from a hook on its module: code that reads `layer.weight` without calling the layer, and
-layers whose forward is not a plain product. Both are told from the byte code of the model's classes, so no
-architecture has to be known by name.
+layers whose forward is not a plain product. Both show in the byte code of the model's classes, so no architecture has
+to be known by name.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from transformers.pytorch_utils import Conv1D
 from capaft.model.site import SiteKind, is_quantised, stored_parameter
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-# Reading these of a weight tells what it is; it is not a product.
-ASKS = frozenset(["device", "dtype", "shape", "size", "ndim", "is_cuda", "numel", "data_ptr", "requires_grad"])
-# All that the forward of a plain product can name.
+# Reading these from a weight is not computing with it.
+METADATA = frozenset(["device", "dtype", "shape", "size", "ndim", "is_cuda", "numel", "data_ptr", "requires_grad"])
+# Every name that the forward of a plain product may use.
 PRODUCT = frozenset(["F", "T", "bias", "dtype", "functional", "linear", "matmul", "nn", "to", "torch", "weight"])
 SETUP = ("__init__", "_init", "init_weights", "reset_parameters", "_tie", "tie_", "prune", "_prune")
 
 
 def layer_kind(module: nn.Module) -> SiteKind | None:
-    """What kind of weight a module is, or None where it is none that an adapter can stand beside."""
+    """Kind of site that a module is, or None if an adapter cannot stand beside it."""
     if isinstance(module, nn.Embedding):
         return "embedding"
     if isinstance(module, CONVOLUTIONS):
@@ -42,25 +42,25 @@ def layer_kind(module: nn.Module) -> SiteKind | None:
 
 
 def is_pointwise(module: nn.Module) -> bool:
-    """Whether a convolution is a linear layer by another name: one that looks at a single position."""
+    """True if a convolution looks at a single position, and so is a linear layer by another name."""
     return isinstance(module, nn.Conv1d) and module.kernel_size == (1,) and module.stride == (1,)
 
 
 def packs_experts(module: nn.Module) -> bool:
-    """Whether a module holds the weights of several experts in one parameter."""
+    """True if a module holds the weights of several experts in one parameter."""
     packed = hasattr(module, "num_experts") or "expert" in type(module).__name__.lower()
     return packed and any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
 
 
 def is_router(module: nn.Module) -> bool:
-    """Whether a linear layer returns several things, as the routers of mixtures of experts do."""
+    """True if a linear layer returns several values, as the routers of mixtures of experts do."""
     forward = type(module).forward
     steps = [step.opname for step in dis.get_instructions(inspect.unwrap(forward))]
     return any(one == "BUILD_TUPLE" and other == "RETURN_VALUE" for one, other in pairwise(steps))
 
 
 def layer_widths(module: Any) -> tuple[int, int]:
-    """Width of what one output sums over, and of the output."""
+    """Number of inputs that one output sums over, and of outputs."""
     match module:
         case nn.Embedding():
             return module.num_embeddings, module.embedding_dim
@@ -73,15 +73,15 @@ def layer_widths(module: Any) -> tuple[int, int]:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether the weight is stored `(in, out)`."""
+    """True if the weight is stored `(in, out)`."""
     return isinstance(module, (Conv1D, nn.Embedding))
 
 
 def is_plain(module: Any) -> bool:
-    """Whether calling the module is the plain product of its kind, so that a side branch can be added to it."""
+    """True if calling the module computes the plain product of its kind, so that a side branch can be added to it."""
     if isinstance(module, CONVOLUTIONS):
-        own = type(module).forward in {each.forward for each in CONVOLUTIONS}
-        return own and module.groups == 1 and module.padding_mode == "zeros"
+        is_original = type(module).forward in {cls.forward for cls in CONVOLUTIONS}
+        return is_original and module.groups == 1 and module.padding_mode == "zeros"
     if isinstance(module, nn.Embedding):
         return type(module).forward is nn.Embedding.forward and module.max_norm is None
     if not isinstance(module, nn.Linear) or is_quantised(stored_parameter(module, "weight")):
@@ -92,23 +92,23 @@ def is_plain(module: Any) -> bool:
 
 
 def read_without_calling(model: nn.Module) -> set[str]:
-    """Paths of modules whose weight some class around them reads by name: `self.q_proj.weight`, say."""
-    found: set[str] = set()
+    """Paths of modules whose weight is read by name in a class around them, such as `self.q_proj.weight`."""
+    paths: set[str] = set()
     for path, module in model.named_modules():
         cls: Any = type(module)
         names = _weights_read(cls)
         if names:
             prefix = path + "." if path else ""
-            found |= {
-                prefix + below for below, _ in module.named_modules() if below and below.rsplit(".", 1)[-1] in names
+            paths |= {
+                prefix + child for child, _ in module.named_modules() if child and child.rsplit(".", 1)[-1] in names
             }
-    return found
+    return paths
 
 
 def has_own_backward(model: nn.Module) -> bool:
-    """Whether some class of a model calls an autograd function of its own, as reversible layers do.
+    """True if some class of a model calls its own autograd function, as reversible layers do.
 
-    Such a function gives gradients to what it reaches only if its input asks for one.
+    Such a function gives gradients to the weights in it only if its input requires one.
     """
     classes: set[Any] = {type(m) for m in model.modules() if not type(m).__module__.startswith("capaft.")}
     return any(_calls_autograd(cls) for cls in classes)
@@ -116,19 +116,19 @@ def has_own_backward(model: nn.Module) -> bool:
 
 @cache
 def _calls_autograd(cls: Any) -> bool:
-    named = (function.__globals__.get(name) for function in _functions(cls) for name in function.__code__.co_names)
-    own = (each for each in named if isinstance(each, type) and not each.__module__.startswith("torch."))
-    return any(issubclass(each, torch.autograd.Function) for each in own)
+    values = (function.__globals__.get(name) for function in _functions(cls) for name in function.__code__.co_names)
+    classes = (value for value in values if isinstance(value, type) and not value.__module__.startswith("torch."))
+    return any(issubclass(kind, torch.autograd.Function) for kind in classes)
 
 
 @cache
 def _weights_read(cls: Any) -> frozenset[str]:
-    """Names `n` for which a class's own code says `....n.weight` to compute with it."""
+    """Names `n` such that a class's own code computes with `....n.weight`."""
     return frozenset(name for function in _functions(cls) for name in _reads(function))
 
 
 def _functions(cls: type) -> Iterator[FunctionType]:
-    """The functions of a class and its parents that compute, without those of torch's and transformers' own bases."""
+    """The computing functions of a class and its parents, without those of torch's and transformers' base classes."""
     for parent in cls.__mro__:
         if parent in (nn.Module, object) or parent.__module__ in (
             "transformers.modeling_utils",
@@ -142,18 +142,19 @@ def _functions(cls: type) -> Iterator[FunctionType]:
 
 
 def _reads(function: FunctionType) -> Iterator[str]:
+    """Names `n` for which a function computes with `....n.weight`; asking for its type or attributes does not count."""
     steps = [
         step for step in dis.get_instructions(function) if step.opname not in ("CACHE", "PUSH_NULL", "EXTENDED_ARG")
     ]
-    for at in range(1, len(steps)):
-        if steps[at].opname != "LOAD_ATTR" or steps[at].argval != "weight" or steps[at - 1].opname != "LOAD_ATTR":
+    for i in range(1, len(steps)):
+        if steps[i].opname != "LOAD_ATTR" or steps[i].argval != "weight" or steps[i - 1].opname != "LOAD_ATTR":
             continue
-        after = steps[at + 1].argval if at + 1 < len(steps) else None
-        if after in ASKS:
+        after = steps[i + 1].argval if i + 1 < len(steps) else None
+        if after in METADATA:
             continue
-        begin = at
+        begin = i
         while steps[begin].opname == "LOAD_ATTR":
             begin -= 1
-        asked = steps[begin - 1] if begin else None
-        if asked is None or asked.argval not in ("isinstance", "hasattr", "type"):
-            yield steps[at - 1].argval
+        before = steps[begin - 1] if begin else None
+        if before is None or before.argval not in ("isinstance", "hasattr", "type"):
+            yield steps[i - 1].argval

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from capaft.config.choices import BaseDtype
+from capaft.config.parts.model import ModelSettings
 from capaft.factors import rng
 from capaft.model.demo import MODEL_NAME, demo_model
 from capaft.model.names import backbone_prefix, canonical_path
@@ -32,10 +33,10 @@ class BaseModel:
 
     Attributes:
         model: the model with a head for the task, on the CPU.
-        processor: what prepares its inputs: a tokenizer, an image processor or a feature extractor.
-        base: its name and revision, as an adapter file records them.
-        head: canonical names of the head's parameters, which are trained as they are.
-        new_head: the checkpoint brought no head for this task.
+        processor: prepares its inputs: a tokenizer, an image processor or a feature extractor.
+        base: name and revision, as an adapter file records them.
+        head: canonical names of the head's parameters, which are trained directly.
+        new_head: True if the checkpoint has no head for this task.
     """
 
     model: Any
@@ -51,54 +52,49 @@ class BaseModel:
 
 def load_base_model(
     auto_class: Any,
-    name: str | None,
+    settings: ModelSettings,
     *,
     seed: int,
     processor_class: Any = None,
     own_head: bool = True,
-    base_dtype: str = "float32",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
     **config: Any,
 ) -> BaseModel:
-    """Load a base model and its processor, and give what is new in its head seeded initial values.
+    """Load a base model and its processor, and give new parameters of its head seeded initial values.
 
     Args:
         auto_class: the transformers auto class of the task.
-        name: a directory, a GGUF file or a hub id; None for the embedded demo model.
-        seed: the seed of a new head.
-        processor_class: the auto class of its processor; None for tokenizers.
-        own_head: the head is the task's, and trained even if the checkpoint brought it; otherwise only what is new.
-        base_dtype: what the weights are held in: a dtype of torch, or `8bit` or `4bit` (bitsandbytes).
-        revision: hub revision.
-        trust_remote_code: let the checkpoint run its own code.
-        **config: configuration entries the task sets, such as `id2label`.
+        settings: the model and how it is loaded; without a name, the embedded demo model.
+        seed: of a new head.
+        processor_class: the auto class of its processor; None for a tokenizer.
+        own_head: train the whole head, even one that the checkpoint has; otherwise only its new parameters.
+        **config: configuration entries that the task sets, such as `id2label`.
 
     Raises:
-        UsageError: there is no such model, no network, or the checkpoint cannot serve the task.
+        UsageError: the model does not exist, the hub cannot be reached, or the checkpoint cannot serve the task.
     """
     from transformers import AutoTokenizer
 
+    name = settings.model
     processor_class = processor_class or AutoTokenizer
     source = locate_model(name)
     path = Path(source)
     gguf = path.is_file() and path.suffix == GGUF
-    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    common: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     if gguf:
         config |= _dense_gguf(name or source, path)
         common["gguf_file"] = path.name
     elif not path.is_dir():
         common["local_files_only"] = hub.offline()
-    weights = _held_in(base_dtype)
-    # What a damaged GGUF file makes its reader trip over can be anything.
+    dtype_options = _dtype_options(settings.base_dtype)
+    # The reader of a damaged GGUF file can raise anything.
     expected = Exception if gguf else (OSError, ValueError, KeyError, ImportError, RuntimeError)
     try:
-        # The progress bar of that reader heeds no switch.
+        # No option turns off the progress bar of that reader.
         with redirect_stderr(io.StringIO()) if gguf else nullcontext():
             processor = processor_class.from_pretrained(str(path.parent) if gguf else source, **common)
             model, report = auto_class.from_pretrained(
                 str(path.parent) if gguf else source,
-                **weights,
+                **dtype_options,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 **common,
@@ -107,36 +103,42 @@ def load_base_model(
     except expected as error:
         raise UsageError(explain_load_error(name or source, source, error)) from None
     if gguf:
-        # The title that the file gives itself is no path, and no part of a plain configuration.
+        # The title in the file is not a path, and does not belong in a plain configuration.
         vars(model.config).pop("_model_name_or_path", None)
     mismatched = [key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]]
     new = {canonical_path(model, key) for key in (*report["missing_keys"], *mismatched)}
     parameters = [canonical_path(model, key) for key, _ in model.named_parameters()]
-    inside = backbone_prefix(model)
-    outside = (
-        {canonical_path(model, k) for k, _ in model.named_parameters() if not k.startswith(inside)} if inside else set()
+    backbone = backbone_prefix(model)
+    in_head = (
+        {canonical_path(model, key) for key, _ in model.named_parameters() if not key.startswith(backbone)}
+        if backbone
+        else set()
     )
-    if gguf and (lost := sorted(new - outside)):
+    if gguf and (lost := sorted(new - in_head)):
         raise UsageError(
             f"--model {name} has no usable {lost[0]}{f' and {len(lost) - 1} other weights' if lost[1:] else ''}; it is "
-            "damaged, or transformers cannot convert it; take the model's directory or hub id instead"
+            "damaged, or transformers cannot convert it; use the model's directory or hub id instead"
         )
     initialise_head(model, (key for key in parameters if key in new), seed)
-    head = tuple(key for key in parameters if key in (new | outside if own_head else new))
-    return BaseModel(model, processor, Origin(name or MODEL_NAME, revision), head, bool(new & outside))
+    head = tuple(key for key in parameters if key in (new | in_head if own_head else new))
+    return BaseModel(model, processor, Origin(name or MODEL_NAME, settings.revision), head, bool(new & in_head))
 
 
-def load_configuration(name: str | None, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+def load_configuration(settings: ModelSettings) -> Any:
     """A base model's configuration, as transformers has it, without its weights.
 
+    Args:
+        settings: the model and how it is loaded; without a name, the embedded demo model.
+
     Raises:
-        UsageError: there is no such model, or no network.
+        UsageError: the model does not exist, or the hub cannot be reached.
     """
     from transformers import AutoConfig
 
+    name = settings.model
     source = locate_model(name)
     path = Path(source)
-    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    common: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     gguf = path.is_file() and path.suffix == GGUF
     if gguf:
         _dense_gguf(name or source, path)
@@ -157,7 +159,7 @@ def load_skeleton(name: str) -> nn.Module:
         name: a directory or a hub id.
 
     Raises:
-        UsageError: there is no such model, or transformers cannot build it.
+        UsageError: the model does not exist, or transformers cannot build it.
     """
     import transformers
 
@@ -165,19 +167,19 @@ def load_skeleton(name: str) -> nn.Module:
     common = {} if Path(source).is_dir() else {"local_files_only": hub.offline()}
     try:
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **common)
-        named = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], None)
-        build = getattr(named, "_from_config", transformers.AutoModel.from_config)
+        architecture = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], None)
+        build = getattr(architecture, "_from_config", transformers.AutoModel.from_config)
         with torch.device("meta"):
             return build(config)
-    except Exception as error:  # What a model's own code makes of a strange configuration can be anything.
+    except Exception as error:  # A model's own code can raise anything on a strange configuration.
         raise UsageError(explain_load_error(name, source, error)) from None
 
 
 def locate_model(name: str | None) -> str:
-    """What transformers is asked to load: the embedded model's directory stands for its hub name too.
+    """Directory, file or hub id for transformers to load; the embedded model's hub name becomes its directory.
 
     Raises:
-        UsageError: `name` looks like a path and nothing is there, or the embedded model is not installed.
+        UsageError: `name` looks like a path but does not exist, or the embedded model is not installed.
     """
     if name is None:
         return str(demo_model())
@@ -189,15 +191,15 @@ def locate_model(name: str | None) -> str:
         except UsageError:
             return name
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(GGUF):
-        raise UsageError(f"--model {name}: there is no such {'file' if name.endswith(GGUF) else 'directory'}")
+        raise UsageError(f"--model {name}: no such {'file' if name.endswith(GGUF) else 'directory'}")
     return name
 
 
-def _held_in(base_dtype: str) -> dict[str, Any]:
-    """What transformers is told about the numbers of the weights.
+def _dtype_options(base_dtype: str) -> dict[str, Any]:
+    """Options of `from_pretrained` for the dtype of the weights.
 
     Raises:
-        UsageError: they should be quantised, and what does that is not installed or has no device to do it on.
+        UsageError: the dtype is unknown, or bitsandbytes, which quantises weights, is not installed.
     """
     if base_dtype not in BASE_DTYPES:
         raise UsageError(f"--base-dtype must be one of {', '.join(BASE_DTYPES)}, got {base_dtype}")
@@ -209,16 +211,16 @@ def _held_in(base_dtype: str) -> dict[str, Any]:
 
     if find_spec("bitsandbytes") is None:
         raise UsageError(f"--base-dtype {base_dtype} needs the package bitsandbytes; pip install bitsandbytes")
-    kind = {"load_in_8bit": True} if base_dtype == "8bit" else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    bits = {"load_in_8bit": True} if base_dtype == "8bit" else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     compute = {} if base_dtype == "8bit" else {"bnb_4bit_compute_dtype": torch.bfloat16}
-    return {"dtype": torch.bfloat16, "quantization_config": BitsAndBytesConfig(**kind, **compute)}
+    return {"dtype": torch.bfloat16, "quantization_config": BitsAndBytesConfig(**bits, **compute)}
 
 
 def _dense_gguf(name: str, path: Path) -> dict[str, Any]:
-    """How transformers is told to unpack a GGUF file into an ordinary model, after a look at what the file is.
+    """Options of `from_pretrained` that unpack a GGUF file into an ordinary model, once the file is known to be one.
 
     Raises:
-        UsageError: it is no GGUF file, or there is nothing to read it with.
+        UsageError: it cannot be read or is not a GGUF file, or the gguf package is not installed.
     """
     import transformers
     from transformers.utils import is_gguf_available
@@ -229,10 +231,12 @@ def _dense_gguf(name: str, path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"--model {name} cannot be read: {error.strerror or error}") from None
     if magic != b"GGUF":
-        raise UsageError(f"--model {name} is not a GGUF file: it does not begin with those letters; download it again")
+        raise UsageError(
+            f"--model {name} is not a GGUF file: it does not begin with the letters GGUF; download it again"
+        )
     if not is_gguf_available():
         raise UsageError(f"--model {name}: reading a GGUF file needs the gguf package; pip install gguf")
-    # Newer versions otherwise keep the weights in their blocks, or call the model quantised although it is not.
+    # Newer versions otherwise keep the weights packed, or call the model quantised although it is not.
     dense = getattr(transformers, "GgufConfig", None)
     return {"quantization_config": dense(dequantize=True)} if dense else {}
 
@@ -242,11 +246,11 @@ def initialise_head(model: nn.Module, names: Iterable[str], seed: int) -> None:
 
     Vectors of normalisation layers keep their ones and zeros.
     """
-    wanted = set(names)
+    new = set(names)
     with torch.no_grad():
         for path, parameter in model.named_parameters():
             name = canonical_path(model, path)
-            if name not in wanted:
+            if name not in new:
                 continue
             site, _, leaf = name.rpartition(".")
             if parameter.ndim >= 2:
@@ -259,25 +263,25 @@ def initialise_head(model: nn.Module, names: Iterable[str], seed: int) -> None:
 
 
 def explain_load_error(name: str, source: str, error: Exception) -> str:
-    """One line for the many ways in which a checkpoint fails to load."""
+    """One-line message for a checkpoint that failed to load."""
     path = Path(source)
-    said = printable(" ".join(str(error).split())[:300])
-    if kind := re.match(r"Unrecognized configuration class .* for this kind of AutoModel: (\w+)", said):
+    reason = printable(" ".join(str(error).split())[:300])
+    if kind := re.match(r"Unrecognized configuration class .* for this kind of AutoModel: (\w+)", reason):
         return (
-            f"--model {name} cannot do this: transformers has no {kind[1]} of its architecture; choose another --model "
-            "or --task"
+            f"--model {name} cannot do this task: transformers has no {kind[1]} for its architecture; choose another "
+            "--model or --task"
         )
     if path.is_file() and path.suffix == GGUF:
-        return f"--model {name} cannot be loaded, it may be damaged: {said or type(error).__name__}"
+        return f"--model {name} cannot be loaded and may be damaged: {reason or type(error).__name__}"
     if path.is_file():
-        return f"--model {name} is a file; give the directory that holds config.json and the weights, or a .gguf file"
+        return f"--model {name} is a file; pass the directory with config.json and the weights, or a .gguf file"
     if path.is_dir():
         if not (path / "config.json").exists():
             return f"--model {name}: the directory has no config.json, so it is not a Hugging Face model"
-        return f"--model {name} cannot be loaded: {said}"
+        return f"--model {name} cannot be loaded: {reason}"
     if hub.offline():
         return (
-            f"--model {name}: there is no such directory, and the Hugging Face hub cannot be reached to look for it; "
-            "check the name or the network, or give a local directory"
+            f"--model {name}: no such directory, and the Hugging Face hub cannot be reached; check the name or the "
+            "network, or pass a local directory"
         )
-    return f"--model {name} cannot be loaded from the Hugging Face hub: {said}"
+    return f"--model {name} cannot be loaded from the Hugging Face hub: {reason}"

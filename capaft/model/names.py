@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-# An adapter stands in its model, and beside its modules, as a child of this name.
+# Prefix of the children that hold an adapter, in the model and beside its modules.
 CHILD_PREFIX = "capaft_"
 WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
@@ -18,7 +18,7 @@ def canonical_path(model: nn.Module, path: str) -> str:
 
 
 def renamed_path(path: str, rename: dict[str, str] | None) -> str:
-    """A canonical path with whole pieces `new` called `old` again."""
+    """A canonical path with whole pieces `new` renamed back to `old`."""
     path = f".{path}."
     for old, new in (rename or {}).items():
         path = path.replace(f".{new}.", f".{old}.")
@@ -26,21 +26,21 @@ def renamed_path(path: str, rename: dict[str, str] | None) -> str:
 
 
 def backbone_prefix(model: nn.Module) -> str:
-    """Path prefix of the part of the model that is not head (`"bert."`), or `""` for a bare model."""
+    """Path prefix of the model without its head (`"bert."`), or `""` for a bare model."""
     bare = unwrapped_model(model)
     prefix = getattr(bare, "base_model_prefix", "")
     return prefix + "." if prefix and isinstance(getattr(bare, prefix, None), nn.Module) else ""
 
 
 def in_head(model: nn.Module, path: str) -> bool:
-    """Whether a module belongs to the model's output head."""
+    """True if a module belongs to the model's output head."""
     output: Any = getattr(unwrapped_model(model), "get_output_embeddings", lambda: None)()
-    if isinstance(output, nn.Module) and any(model.get_submodule(path) is each for each in output.modules()):
+    if isinstance(output, nn.Module) and any(model.get_submodule(path) is module for module in output.modules()):
         return True
-    inside = backbone_prefix(model)
-    if inside:
-        return not without_wrappers(path).startswith(inside)
-    # A model that does not tell its body from its head: a layer at its top that is as wide as there are labels.
+    backbone = backbone_prefix(model)
+    if backbone:
+        return not without_wrappers(path).startswith(backbone)
+    # The model does not separate body and head: take a top-level layer with one output per label.
     bare = unwrapped_model(model)
     labels = getattr(getattr(bare, "config", None), "num_labels", None)
     layer: Any = model.get_submodule(path)
@@ -52,12 +52,12 @@ def in_head(model: nn.Module, path: str) -> bool:
 
 
 def input_embeddings(model: nn.Module) -> nn.Module | None:
-    """The module that embeds the model's input, or None where it has none or does not say."""
+    """The module that embeds the model's input, or None if the model has none or does not name it."""
     try:
-        found: Any = getattr(unwrapped_model(model), "get_input_embeddings", lambda: None)()
+        module: Any = getattr(unwrapped_model(model), "get_input_embeddings", lambda: None)()
     except (NotImplementedError, AttributeError):
         return None
-    return found if isinstance(found, nn.Module) else None
+    return module if isinstance(module, nn.Module) else None
 
 
 def without_wrappers(path: str) -> str:
@@ -66,13 +66,13 @@ def without_wrappers(path: str) -> str:
 
 
 def unwrapped_model(model: nn.Module) -> nn.Module:
-    """The model inside its wrappers (DDP, say), which hide its attributes."""
-    inside = next((child for name, child in model.named_children() if name + "." in WRAPPERS), None)
-    return model if inside is None else unwrapped_model(inside)
+    """The model inside its wrappers (such as DDP), which hide its attributes."""
+    inner = next((child for name, child in model.named_children() if name + "." in WRAPPERS), None)
+    return model if inner is None else unwrapped_model(inner)
 
 
 def canonical_name(model: nn.Module, name: str, rename: dict[str, str] | None) -> str:
-    """The name of a parameter as an adapter file has it: canonical, and the old one where modules were renamed."""
+    """Name of a parameter in an adapter file: canonical, and the old one if modules were renamed."""
     return renamed_path(canonical_path(model, name), rename)
 
 

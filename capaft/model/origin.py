@@ -1,4 +1,4 @@
-"""Where a base model came from."""
+"""Origin of a base model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the base model came from, as the user named it."""
+    """Name and revision of a base model, as the user gave them."""
 
     name: str | None = None
     revision: str | None = None

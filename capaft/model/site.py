@@ -18,7 +18,7 @@ SiteKind = Literal["linear", "conv", "embedding", "experts", "bias", "block", "a
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows of a fused projection a site has: `block` rows from `start` in each of `groups` runs of `stride`.
+    """Rows of a fused projection that belong to a site: `block` rows from `start` in each of `groups` runs of `stride`.
 
     One group is a plain slice; several are heads that hold their query, key and value side by side.
     """
@@ -30,7 +30,7 @@ class Rows:
 
     @property
     def count(self) -> int:
-        """How many rows these are."""
+        """Number of rows."""
         return self.block * self.groups
 
     def take(self, values: Tensor, axis: int) -> Tensor:
@@ -51,21 +51,21 @@ class Site:
     """One place where a host attaches.
 
     Attributes:
-        path: canonical name, the one that seeds its streams; a part of a module is `path#part`.
+        path: canonical name, which seeds the site's streams; a part of a module is `path#part`.
         module: path of the module in the model at hand.
-        in_features: width of the input, of a kernel all that one output sums over.
+        in_features: width of the input; for a kernel, the number of inputs that one output sums over.
         out_features: width of the output, or of the part.
-        kind: what the module is.
-        parameter: the module's parameter that the site is a view of; empty for a site that is no weight.
+        kind: of the module.
+        parameter: the module's parameter that the site is a view of; empty for a site that is not a weight.
         transposed: the weight is stored `(in, out)`, as transformers' Conv1D and embeddings do.
-        rows: the rows of a fused projection that are the site; None for all.
-        index: which of the stacked matrices of a packed parameter the site is; None where there is one only.
-        also: further modules that share the weight, and so are the same site.
-        parametrised: the model reads the weight without calling the module, or the module is no plain product, so
-            the weight itself has to be changed while the model reads it.
-        source: the module whose input the site takes instead of its own module's; empty for its own.
-        scales: whether a host that rescales does so with the site's output or its input.
-        normalises: the module is the norm of a residual sum, and is applied again to what a host adds to the sum.
+        rows: the site's rows of a fused projection; None for all.
+        index: of the site's matrix in a packed parameter; None if the parameter is one matrix.
+        tied: further modules that share the weight, and so are the same site.
+        parametrised: the model reads the weight without calling the module, or the module is not a plain product, so
+            the weight itself has to change while the model reads it.
+        source: path of the module whose input the site takes; empty for the site's own module.
+        scales: the side of the site that a rescaling host acts on.
+        normalises: the module is the norm of a residual sum, and is applied again to the host's addition to the sum.
     """
 
     path: str
@@ -77,7 +77,7 @@ class Site:
     transposed: bool = False
     rows: Rows | None = None
     index: int | None = None
-    also: tuple[str, ...] = ()
+    tied: tuple[str, ...] = ()
     parametrised: bool = False
     source: str = ""
     scales: Literal["output", "input"] = "output"
@@ -86,11 +86,11 @@ class Site:
     @property
     def modules(self) -> tuple[str, ...]:
         """Paths of all modules that are this site."""
-        return (self.module, *self.also)
+        return (self.module, *self.tied)
 
     @property
     def part(self) -> str:
-        """What tells the site from others of its module: `q` of a fused projection; empty for the whole."""
+        """Name of the site within its module: `q` of a fused projection; empty for the whole module."""
         return self.path.partition("#")[2]
 
     def stored(self, model: nn.Module) -> Tensor:
@@ -125,11 +125,11 @@ class Site:
 
 
 def stored_parameter(module: nn.Module, parameter: str) -> Any:
-    """A module's parameter as it is stored, past any adapter that changes what reading it gives."""
-    found = module._parameters.get(parameter)
-    return getattr(module, parameter) if found is None else found
+    """A module's parameter as it is stored, past any adapter that changes the value that reading it gives."""
+    stored = module._parameters.get(parameter)
+    return getattr(module, parameter) if stored is None else stored
 
 
 def is_quantised(weight: Tensor) -> bool:
-    """Whether a weight holds codes and not numbers: float8 too means nothing without its scale."""
+    """True if a weight holds codes rather than values: float8 too means nothing without its scale."""
     return weight.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -1,4 +1,4 @@
-"""Which layers the user means: presets, names, a regular expression, numbers of blocks, and what to leave out."""
+"""The user's choice of layers: presets, names, a regular expression, block numbers, and exclusions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from capaft.support.errors import UsageError
 
 TARGET_PRESETS = ("qv", "kv", "all-linear", "attention", "mlp", "conv", "embeddings", "experts")
 
-# A pattern may come from a stranger's adapter file: bounds on its length, its compiled size and its seconds.
+# A pattern may come from a stranger's adapter file, so its length, its compiled size and its run time are bounded.
 MAX_TARGETS = 1000
 MAX_PATTERN_COST = 200_000
 MAX_PATTERN_SECONDS = 1.0
@@ -23,13 +23,13 @@ MAX_PATTERN_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Targets:
-    """What the user asked to adapt.
+    """Layers that the user asked to adapt.
 
     Attributes:
         modules: presets, module names or path endings, separated by commas; or `re:<regular expression>`, searched in
             canonical paths. Empty leaves the choice to the host.
-        exclude: what is left out of it, in the same language.
-        layers: numbers of the blocks that are adapted, such as `0-5,11`; empty for all.
+        exclude: layers to leave out, in the same language.
+        layers: numbers of the blocks to adapt, such as `0-5,11`; empty for all.
     """
 
     modules: str = ""
@@ -40,7 +40,7 @@ class Targets:
         texts = {"target-modules": self.modules, "exclude-modules": self.exclude, "layers": self.layers}
         for option, text in texts.items():
             if len(text) > MAX_TARGETS:
-                raise UsageError(f"--{option} has more than {MAX_TARGETS} characters; it can be said in fewer")
+                raise UsageError(f"--{option} has more than {MAX_TARGETS} characters; shorten it")
         if self.modules and not self.words:
             raise UsageError(f"--target-modules {self.modules} names nothing; give names, a preset or re:PATTERN")
         self.blocks()
@@ -55,70 +55,70 @@ class Targets:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What is asked for, word by word; a regular expression is one word."""
+        """The words of `modules`; a regular expression is one word."""
         return pattern_words(self.modules)
 
     def blocks(self) -> frozenset[int] | None:
         """The numbers that `layers` names, or None for all.
 
         Raises:
-            UsageError: it is no list of numbers and ranges.
+            UsageError: `layers` is not a list of numbers and ranges.
         """
         if not self.layers:
             return None
-        found: set[int] = set()
+        numbers: set[int] = set()
         for piece in self.layers.split(","):
             match = re.fullmatch(r"\s*([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", piece)
             if not match or int(match[2] or match[1]) < int(match[1]):
                 raise UsageError(f"--layers {self.layers} is not a list of block numbers such as 0-5,11")
-            found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
-        return frozenset(found)
+            numbers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+        return frozenset(numbers)
 
     def allow(self, paths: Iterable[str]) -> Callable[[str], bool]:
-        """Whether a site of that canonical path stays, after what is left out.
+        """A predicate on canonical paths that is true for sites that are not left out.
 
         Args:
-            paths: the paths of all candidates, to tell a block number that does not exist.
+            paths: the paths of all candidates, to report blocks and exclusions that match none of them.
 
         Raises:
-            UsageError: a block does not exist, or a pattern cannot be used.
+            UsageError: a block does not exist, or an exclusion matches nothing or cannot be used.
         """
-        wanted = self.blocks()
-        if wanted is not None:
-            there = {number for path in paths if (number := block_number(path)) is not None}
-            if missing := sorted(wanted - there):
-                last = f"the last one is {max(there)}" if there else "it has no numbered blocks"
+        blocks = self.blocks()
+        if blocks is not None:
+            numbers = {number for path in paths if (number := block_number(path)) is not None}
+            if missing := sorted(blocks - numbers):
+                last = f"the last one is {max(numbers)}" if numbers else "it has no numbered blocks"
                 raise UsageError(f"--layers {self.layers}: the model has no block {missing[0]}; {last}")
         excluded = [path_matcher(word, "exclude-modules") for word in pattern_words(self.exclude)]
         for word, match in zip(pattern_words(self.exclude), excluded, strict=True):
             if not word.startswith("re:") and not any(match(path) or match(path.partition("#")[0]) for path in paths):
                 raise UsageError(f"--exclude-modules {word} matches none of the layers; give names, or re:PATTERN")
         return lambda path: (
-            (wanted is None or block_number(path) in wanted)
+            (blocks is None or block_number(path) in blocks)
             and not any(match(path) or match(path.partition("#")[0]) for match in excluded)
         )
 
 
 def select_sites(targets: Targets, sites: list[Site], places: str) -> tuple[Site, ...]:
-    """The sites that targets mean, of all that a method could have, sorted by path.
+    """The sites that targets choose among all that a method has in the model, sorted by path.
 
     Args:
-        targets: what is asked for; nothing means all.
-        sites: every place that the method has in the model.
-        places: what these are called in a message.
+        targets: the user's choice; no words mean all.
+        sites: every site that the method has.
+        places: word for these in a message.
 
     Raises:
-        UsageError: none is left.
+        UsageError: no site is left.
     """
     matches = [path_matcher(word) for word in targets.words]
-    wanted = [site for site in sites if not matches or any(match(site.path) for match in matches)]
-    if not wanted:
+    matching = [site for site in sites if not matches or any(match(site.path) for match in matches)]
+    if not matching:
         ends = ", ".join(sorted({site.path.rsplit(".", 1)[-1] for site in sites}))
         raise UsageError(f"--target-modules {targets.modules} matches none of the {places}, which are named: {ends}")
-    allowed = targets.allow([site.path for site in wanted])
-    kept = sorted((site for site in wanted if allowed(site.path)), key=lambda site: site.path)
+    allowed = targets.allow([site.path for site in matching])
+    kept = sorted((site for site in matching if allowed(site.path)), key=lambda site: site.path)
     if not kept:
-        raise UsageError(f"--exclude-modules and --layers leave none of the {places} to adapt; leave out less")
+        raise UsageError(f"--exclude-modules and --layers leave none of the {places} to adapt; exclude less")
     return tuple(kept)
 
 
@@ -130,12 +130,12 @@ def pattern_words(text: str) -> tuple[str, ...]:
 
 
 def block_number(path: str) -> int | None:
-    """The first number in a path: the block that a module stands in."""
+    """The first number in a path: that of the block that a module is in."""
     return next((int(piece) for piece in path.partition("#")[0].split(".") if piece.isdecimal()), None)
 
 
 def in_attention(path: str) -> bool:
-    """Whether a module is part of an attention, by the name that it or a module around it has."""
+    """True if a module is part of an attention, by its own name or that of a module around it."""
     return any("attn" in piece or "attention" in piece for piece in path.lower().split("."))
 
 
@@ -157,10 +157,10 @@ def path_matcher(word: str, option: str = "target-modules") -> Callable[[str], b
 
 
 def _search(word: str, option: str) -> Callable[[str], bool]:
-    """A bounded search.
+    """A regular expression's search, bounded in time and memory.
 
-    Only `regex` knows a time limit, but nested repetitions grow exponentially when it compiles them, and it has
-    recursive patterns that fill memory; so the repetitions are counted first, and `re`, which has none, must agree.
+    Only `regex` has a time limit, but nested repetitions grow exponentially when it compiles them, and its recursive
+    patterns can fill memory; so the repetitions are counted first, and `re`, which has no recursion, must compile it.
     """
     text = word[3:]
     repeats = re.findall(r"[*+?]|\{[^}]*", text)

@@ -1,4 +1,4 @@
-"""Sites that are weights: linear layers and what is like them, slices of fused ones, kernels, embeddings, experts."""
+"""Sites that are weights: linear layers and slices of fused ones, kernels, embeddings, experts."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from capaft.model.layers import (
 from capaft.model.names import canonical_path, in_head, renamed_path
 from capaft.model.site import Site, SiteKind, is_quantised
 from capaft.model.targets import TARGET_PRESETS, Targets, path_matcher
+from capaft.model.weights import weight_owners
 from capaft.support.errors import UsageError
 
 # The kind of layer that a preset takes; names and regular expressions take any.
@@ -46,33 +47,35 @@ def find_weight_sites(model: nn.Module, targets: Targets, rename: dict[str, str]
 
     Args:
         model: the base model.
-        targets: what is asked for; nothing means `qv`.
-        rename: `{old: new}` pieces of module paths: where the model at hand says `new`, the sites are seeded as `old`.
+        targets: the user's choice; no words mean `qv`.
+        rename: `{old: new}` pieces of module paths: sites that the model at hand calls `new` are seeded as `old`.
 
     Raises:
-        UsageError: nothing matches, only the output head does, a weight is tied to one that is no target, or a
-            pattern cannot be used. The message says what there is.
+        UsageError: nothing matches, only the output head does, a weight is tied to one that is not a target, or a
+            pattern cannot be used. The message lists the layers.
     """
     layers = _Layers(model, rename or {})
-    found: dict[str, Site] = {}
+    sites: dict[str, Site] = {}
     for word in targets.words or ("qv",):
-        sites = list(layers.experts() if word == "experts" else layers.matching(word))
-        if not sites:
-            raise UsageError(layers.nothing(word))
-        sites.sort(key=lambda site: site.path)
-        for one, other in pairwise(sites):
+        matching = list(layers.experts() if word == "experts" else layers.matching(word))
+        if not matching:
+            raise UsageError(layers.no_match(word))
+        matching.sort(key=lambda site: site.path)
+        for one, other in pairwise(matching):
             if one.path == other.path:
-                raise UsageError(f"--rename calls both {one.module} and {other.module} {one.path}; name longer pieces")
-        found = {site.path: site for site in sites} | found
-    for one, other in pairwise(sorted(found.values(), key=lambda site: (site.module, site.path))):
+                raise UsageError(
+                    f"--rename turns both {one.module} and {other.module} into {one.path}; give longer pieces"
+                )
+        sites = {site.path: site for site in matching} | sites
+    for one, other in pairwise(sorted(sites.values(), key=lambda site: (site.module, site.path))):
         if one.module == other.module and one.parameter == other.parameter and not one.part:
             raise UsageError(
                 f"--target-modules {targets.modules} adapts {one.module} twice, as a whole and in part; drop one"
             )
-    allowed = targets.allow(found)
-    kept = [site for path, site in sorted(found.items()) if allowed(path)]
+    allowed = targets.allow(sites)
+    kept = [site for path, site in sorted(sites.items()) if allowed(path)]
     if not kept:
-        raise UsageError("--exclude-modules and --layers leave none of the layers to adapt; leave out less")
+        raise UsageError("--exclude-modules and --layers leave none of the layers to adapt; exclude less")
     kept = _untied(
         model, kept, strict=any(word not in TARGET_PRESETS or word == "embeddings" for word in targets.words)
     )
@@ -82,7 +85,7 @@ def find_weight_sites(model: nn.Module, targets: Targets, rename: dict[str, str]
 
 @dataclass(frozen=True)
 class _Layers:
-    """The layers of a model, and how words match them."""
+    """The layers of a model, to be matched by words."""
 
     model: nn.Module
     rename: dict[str, str]
@@ -94,7 +97,7 @@ class _Layers:
 
     @cached_property
     def head(self) -> set[str]:
-        """Paths of the layers that are of the output head."""
+        """Paths of the layers of the output head."""
         return {path for path in self.kinds if in_head(self.model, path)}
 
     def name(self, path: str) -> str:
@@ -118,8 +121,8 @@ class _Layers:
             rows = projection_rows(self.model, path, word) if word in ("qv", "kv") else {}
             if rows == {}:
                 yield site
-            for part, which in (rows or {}).items():
-                yield replace(site, path=f"{site.path}#{part}", out_features=which.count, rows=which)
+            for part, its_rows in (rows or {}).items():
+                yield replace(site, path=f"{site.path}#{part}", out_features=its_rows.count, rows=its_rows)
 
     def experts(self) -> Iterator[Site]:
         """The experts of mixtures: every matrix of a packed stack, and linear layers that are experts one by one."""
@@ -137,64 +140,60 @@ class _Layers:
                 for index in range(len(parameter)):
                     label = f"{self.name(path)}#{name}.{index}"
                     yield Site(label, path, wide_in, wide_out, "experts", name, transposed, index=index)
-        yield from (s for s in self.matching("all-linear") if ".experts." in f".{s.path}.")
+        yield from (site for site in self.matching("all-linear") if ".experts." in f".{site.path}.")
 
-    def nothing(self, word: str) -> str:
-        """Why a word matches nothing, and what could be said instead."""
+    def no_match(self, word: str) -> str:
+        """Message for a word that matches nothing, with alternatives."""
         kind = type(self.model).__name__
         if word == "experts":
             return f"{kind} has no experts that can be reached, neither packed nor as linear layers; drop experts"
-        wanted = PRESET_KINDS.get(word, "linear")
-        inside = [path for path, kind in self.kinds.items() if path not in self.head and kind == wanted]
-        if not inside:
+        site_kind = PRESET_KINDS.get(word, "linear")
+        layers = [path for path, kind in self.kinds.items() if path not in self.head and kind == site_kind]
+        if not layers:
             other = next(
                 (preset for preset in ("conv", "all-linear") if PRESET_KINDS[preset] in self.kinds.values()), None
             )
-            hint = f"--target-modules {other}, " if other and PRESET_KINDS[other] != wanted else ""
-            return f"{kind} has no {wanted} layers to adapt; choose {hint}--method full or head"
+            hint = f"--target-modules {other}, " if other and PRESET_KINDS[other] != site_kind else ""
+            return f"{kind} has no {site_kind} layers to adapt; choose {hint}--method full or head"
         if word not in TARGET_PRESETS and any(path_matcher(word)(self.name(path)) for path in self.head):
             return (
-                f"--target-modules {word} matches the output head of {kind}, which is trained as it is; choose layers "
+                f"--target-modules {word} matches the output head of {kind}, which is trained directly; choose layers "
                 "of the body, or --modules-to-save"
             )
-        what = {"qv": "query and value projections", "kv": "key and value projections"}.get(
+        description = {"qv": "query and value projections", "kv": "key and value projections"}.get(
             word
         ) or f"--target-modules {word}"
-        names = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in inside}))
+        names = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in layers}))
         return (
-            f"no layer of {kind} matches {what}; its {wanted} layers are named: {names}. "
+            f"no layer of {kind} matches {description}; its {site_kind} layers are named: {names}. "
             "Choose some with --target-modules NAME,NAME or all-linear"
         )
 
 
 def _untied(model: nn.Module, sites: list[Site], strict: bool) -> list[Site]:
-    """One site for each weight: modules that share one stand together, those shared with no target are left out."""
-    owners: dict[int, list[str]] = defaultdict(list)
-    for path, module in model.named_modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners[id(parameter)].append(path)
-    by_weight: dict[tuple[object, ...], list[Site]] = defaultdict(list)
+    """One site for each weight, with all modules that share it; none if it is shared with one that is not a target."""
+    owners = weight_owners(model)
+    by_weight: dict[tuple[int, str], list[Site]] = defaultdict(list)
     for site in sites:
         by_weight[id(site.stored(model)), site.part].append(site)
     kept = []
     for (weight, _), tied in by_weight.items():
         targeted = {site.module for site in tied}
-        outside = [path for path in owners[weight] if path not in targeted]  # type: ignore[index]
+        outside = [path for path, _ in owners[weight] if path not in targeted]
         if outside and strict:
             raise UsageError(
-                f"{tied[0].module} shares its weight with {outside[0]}, which an update would reach as well; leave it "
+                f"{tied[0].module} shares its weight with {outside[0]}, which an update would change too; leave it "
                 "out with --exclude-modules, or load the model untied"
             )
         if not outside:
-            kept.append(replace(tied[0], also=tuple(site.module for site in tied[1:])))
+            kept.append(replace(tied[0], tied=tuple(site.module for site in tied[1:])))
     if not kept:
-        raise UsageError("every layer asked for shares its weight with one that is not; load the model untied")
+        raise UsageError("every layer chosen shares its weight with one that is not; load the model untied")
     return kept
 
 
 def _is_hidden(model: nn.Module, site: Site, read: set[str]) -> bool:
-    """Whether a hook on the module would miss the weight or mistake what becomes of it."""
+    """True if a hook on the module would miss some use of the weight, or add to something other than a product."""
     if site.kind == "experts":
         return True
     if is_quantised(site.stored(model)):

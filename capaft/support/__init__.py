@@ -1,1 +1,1 @@
-"""What every package may use: errors, files, strict JSON, the hub's state."""
+"""Helpers of every package: errors, files, strict JSON, the hub's state."""

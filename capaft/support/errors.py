@@ -1,9 +1,25 @@
-"""The exceptions a user sees: one line that says what is wrong and what to do, and an exit code."""
+"""The exceptions that a user sees: a line that says what is wrong and what to do, and an exit code."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+import functools
+import re
+from collections.abc import Callable, Collection
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_FLAG = re.compile(r"(?<![^\s(])--([a-z]+(?:-[a-z]+)*)(?![\w-])")
+_KEYWORDS = {
+    "allow-base-mismatch": "allow_base_mismatch=True",
+    "exclude-modules": "exclude",
+    "head": "head_mode",
+    "save-dtype": "dtype",
+    "target-modules": "targets",
+}
+"""Keywords of the functions in Python, where they differ from the flags of the command line."""
 
 
 class CapaftError(Exception):
@@ -19,14 +35,14 @@ class UsageError(CapaftError):
 
 
 def printable(text: str) -> str:
-    """Text of a stranger's making, without the line breaks and terminal codes it may hold."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    """Foreign text, with its line breaks and terminal codes escaped."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 class AdapterFileError(UsageError):
     """An adapter file is damaged, foreign, or does not belong to the model at hand.
 
-    A message may quote what a stranger's file says, so it is kept to one short line without terminal codes.
+    A message may quote a foreign file, so it is kept to one short line without terminal codes.
     """
 
     def __init__(self, message: str) -> None:
@@ -39,7 +55,7 @@ class TrainingError(CapaftError):
 
 
 class PeerError(TrainingError):
-    """Another process of this run could not go on; it has told why, or its launcher does."""
+    """Another process of this run could not go on; that process, or its launcher, reports the reason."""
 
 
 class Interrupted(CapaftError):  # noqa: N818 - an interruption is not an error
@@ -48,13 +64,36 @@ class Interrupted(CapaftError):  # noqa: N818 - an interruption is not an error
     exit_code = 130
 
 
-def did_you_mean(word: str, known: Collection[str], otherwise: str = "", start: str = "") -> str:
-    """End a message with the known word closest to a wrong one, after `start`; else with `otherwise`."""
-    close = difflib.get_close_matches(word, known, n=1)
+def did_you_mean(word: str, choices: Collection[str], otherwise: str = "", start: str = "") -> str:
+    """The end of a message: the choice closest to a wrong word, after `start`, or else `otherwise`."""
+    close = difflib.get_close_matches(word, choices, n=1)
     return f"; did you mean {start}{close[0]}?" if close else otherwise
 
 
 def one_line(error: BaseException) -> str:
-    """A foreign library's message, on one line and not endless."""
+    """A foreign library's message, on one line of at most 200 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+def in_python(function: Callable[P, R]) -> Callable[P, R]:
+    """Have the errors of a function that people call in Python name its keywords instead of flags.
+
+    Messages are written for the command line, so this is the one place that respells them.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except CapaftError as error:
+            error.args = (with_keywords(str(error)),)
+            raise
+
+    return call
+
+
+def with_keywords(message: str) -> str:
+    """A message that names the keywords of Python instead of the flags of the command line."""
+    message = message.replace("--rename old=new", 'rename={"old": "new"}')
+    return _FLAG.sub(lambda flag: _KEYWORDS.get(flag[1], flag[1].replace("-", "_")), message)

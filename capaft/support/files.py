@@ -11,22 +11,22 @@ from capaft.support.errors import TrainingError, UsageError
 
 
 def check_writable(option: str, path: Path | None) -> None:
-    """Make sure that the file that an option names can be written, before minutes go into what it is to hold.
+    """Make sure that the file that an option names can be written, before minutes are spent on its content.
 
     Raises:
-        UsageError: it is a directory, or where it should lie nothing can be written.
+        UsageError: it is a directory, or its directory cannot be written to.
     """
     if path is None:
         return
     if path.is_dir():
         raise UsageError(f"{option} {path} is a directory; name a file")
-    nearest = next(each for each in path.absolute().parents if os.path.exists(each))
+    nearest = next(parent for parent in path.absolute().parents if os.path.exists(parent))
     if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
-        raise UsageError(f"{option} {path}: {nearest} is no directory that can be written to")
+        raise UsageError(f"{option} {path}: {nearest} is not a writable directory")
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
+    """Write a file so that a reader sees the old content or the new, never a part, even after a crash.
 
     Raises:
         TrainingError: the disk is full or the directory cannot be written; the old file is untouched.
@@ -40,7 +40,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        # mkstemp makes files private; what is shared gets the permissions of any new file.
+        # mkstemp makes files private; this one gets the permissions of any new file.
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
@@ -51,20 +51,20 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
         reason = error.strerror or str(error)
-        raise TrainingError(f"cannot write {path}: {reason}; what was there before is unchanged") from None
+        raise TrainingError(f"cannot write {path}: {reason}; any file there is unchanged") from None
 
 
 def flush_directory(directory: Path) -> None:
-    """Make sure that the names in a directory are on the disk, where the system can be asked to.
+    """Flush the names in a directory to disk, if the system allows it.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the directory cannot be opened.
     """
     if os.name != "posix":
         return
     handle = os.open(directory, os.O_RDONLY)
     try:
-        # Some network file systems do not know how to flush a directory.
+        # Some network file systems cannot flush a directory.
         with contextlib.suppress(OSError):
             os.fsync(handle)
     finally:

@@ -1,4 +1,4 @@
-"""JSON as its standard has it: a number that is not finite, such as the correlation of a constant, is null.
+"""Standard JSON: a number that is not finite, such as the correlation of a constant, is null.
 
 Python would write NaN and Infinity, which other readers refuse.
 """
@@ -12,12 +12,12 @@ from typing import Any
 
 
 def document(value: Any, indent: int | None = None) -> str:
-    """A value as one document, with so many spaces a level, or on one line."""
+    """A value as one document, indented by this many spaces a level, or on one line."""
     return json.dumps(_finite(value), indent=indent)
 
 
 def lines(records: Iterable[Any]) -> str:
-    """Records, each on a line of its own, in Unicode."""
+    """Records, one a line, in Unicode."""
     return "".join(json.dumps(_finite(record), ensure_ascii=False) + "\n" for record in records)
 
 
@@ -25,7 +25,7 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
+        return [_finite(item) for item in value]
     return value

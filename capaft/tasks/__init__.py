@@ -1,1 +1,1 @@
-"""One task a file; what they share is in the packages within."""
+"""One task a file; their shared code is in the packages within."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from capaft.config.parts.model import ModelSettings
 from capaft.data.media.decode import open_audio
 from capaft.model.load import BaseModel
 from capaft.tasks.base.columns import Columns
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
 Waveform = NDArray[np.float32]
 
-# What is shorter is filled up with silence: wav2vec 2.0 cannot make a single frame of less than 25 ms.
+# Shorter recordings are filled up with silence: wav2vec 2.0 cannot make a single frame of less than 25 ms.
 _LEAST_SECONDS = 0.1
-# Recordings read at a time to learn how long they are.
+# Recordings read at a time for their lengths.
 _READ = 100
 
 
@@ -35,7 +36,7 @@ class AudioClassification(MediaClassification):
     """Recordings are read when a batch is made, resampled, cut, and prepared by the checkpoint's feature extractor.
 
     Attributes:
-        max_seconds: what longer recordings are cut to, from their beginning.
+        max_seconds: seconds that longer recordings are cut to, from their beginning.
     """
 
     name: ClassVar[str] = "audio-classification"
@@ -49,6 +50,7 @@ class AudioClassification(MediaClassification):
         ("audiopath", "audiofile", "filename", "filepath", "file", "path"),
     )
     feature_type: ClassVar[type] = datasets.Audio
+    precedence: ClassVar[int] = 20
 
     max_seconds: float = 10.0
 
@@ -61,34 +63,35 @@ class AudioClassification(MediaClassification):
             return bool(feature.keys() & {"bytes", "path", "array"})
         return isinstance(feature, datasets.Audio)
 
-    def load_model(self, name: str | None, **options: Any) -> BaseModel:
+    def load_model(self, settings: ModelSettings, *, seed: int) -> BaseModel:
         """See `Task.load_model`.
 
-        What wav2vec 2.0 and its kin leave out at random in training is left in. Masked stretches (SpecAugment) come
-        from numpy's generator, which no seed of a run reaches, and fail on short recordings. A layer that is skipped
-        (LayerDrop) has an adapter that does not learn.
+        Wav2vec 2.0 and its kin mask stretches (SpecAugment) and skip layers (LayerDrop) in training; both are switched
+        off. The masks come from numpy's generator, which no seed of a run reaches, and fail on short recordings. The
+        adapter of a skipped layer would not learn.
         """
-        loaded = super().load_model(name, **options)
-        for setting, value in {"apply_spec_augment": False, "layerdrop": 0.0}.items():
-            if hasattr(loaded.model.config, setting):
-                setattr(loaded.model.config, setting, value)
+        loaded = super().load_model(settings, seed=seed)
+        for name, value in {"apply_spec_augment": False, "layerdrop": 0.0}.items():
+            if hasattr(loaded.model.config, name):
+                setattr(loaded.model.config, name, value)
         return loaded
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
-        """See `MediaClassification.features`. Every recording is read once, to learn how long it is.
+        """See `MediaClassification.features`. Every recording is read once for its length.
 
         Raises:
             UsageError: a recording cannot be read; names the row and, if it has one, the file.
         """
-        found = super().features(base, rows, columns, training=training)
+        features = super().features(base, rows, columns, training=training)
         seconds: list[float] = []
-        for first in range(0, len(found), _READ):
-            indices = range(first, min(first + _READ, len(found)))
-            seconds += [len(samples) / rate for samples, rate in open_media(found, self.medium, indices, open_audio)]
+        for first in range(0, len(features), _READ):
+            indices = range(first, min(first + _READ, len(features)))
+            recordings = open_media(features, self.medium, indices, open_audio)
+            seconds += [len(samples) / rate for samples, rate in recordings]
         rate = base.processor.sampling_rate
         lengths = np.minimum(np.array(seconds), self.max_seconds) * rate
-        truncated = sum(each > self.max_seconds for each in seconds)
-        return replace(found, lengths=lengths.astype(np.int64), truncated=truncated)
+        truncated = sum(length > self.max_seconds for length in seconds)
+        return replace(features, lengths=lengths.astype(np.int64), truncated=truncated)
 
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
         """Inputs as the feature extractor makes them: `input_values` `(batch, samples)` or `input_features`.
@@ -101,15 +104,15 @@ class AudioClassification(MediaClassification):
         """
         rate = base.processor.sampling_rate
         recordings = [
-            prepared(samples, own_rate, rate, self.max_seconds)
-            for samples, own_rate in open_media(features, self.medium, indices, open_audio)
+            prepared(samples, file_rate, rate, self.max_seconds)
+            for samples, file_rate in open_media(features, self.medium, indices, open_audio)
         ]
         inputs = base.processor(recordings, sampling_rate=rate, return_tensors="pt", **_padding(base.processor))
         return Batch(dict(inputs), {"labels": torch.from_numpy(features.references[list(indices)])}, len(indices))
 
 
-def prepared(samples: Waveform, rate: int, wanted: int, max_seconds: float) -> Waveform:
-    """A recording of at most so many seconds at the wanted sampling rate, `(samples,)`.
+def prepared(samples: Waveform, rate: int, new_rate: int, max_seconds: float) -> Waveform:
+    """The first seconds of a recording at a new sampling rate, `(samples,)`.
 
     Resampled by a polyphase filter: zero phase, Kaiser window (Crochiere and Rabiner 1983, "Multirate digital signal
     processing", chapter 2).
@@ -117,13 +120,13 @@ def prepared(samples: Waveform, rate: int, wanted: int, max_seconds: float) -> W
     from scipy.signal import resample_poly
 
     samples = samples[: max(1, int(max_seconds * rate))]
-    if rate != wanted:
-        common = math.gcd(rate, wanted)
-        samples = resample_poly(samples, wanted // common, rate // common).astype(np.float32)
-    return np.pad(samples, (0, max(0, int(_LEAST_SECONDS * wanted) - len(samples))))
+    if rate != new_rate:
+        common = math.gcd(rate, new_rate)
+        samples = resample_poly(samples, new_rate // common, rate // common).astype(np.float32)
+    return np.pad(samples, (0, max(0, int(_LEAST_SECONDS * new_rate) - len(samples))))
 
 
 def _padding(extractor: Any) -> dict[str, Any]:
-    """What an extractor is told about padding: that there is some, unless it has its own length (Whisper's does)."""
+    """Arguments that make an extractor pad to the longest, unless it pads to a length of its own (Whisper's does)."""
     padding = inspect.signature(type(extractor).__call__).parameters.get("padding")
     return {} if padding is not None and padding.default == "max_length" else {"padding": True}

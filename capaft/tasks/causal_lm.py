@@ -16,9 +16,10 @@ from capaft.config.train_config import TrainConfig
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns, find_column
+from capaft.tasks.base.evidence import Evidence, predicts_masked_tokens
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.language import chat
-from capaft.tasks.language.chat import conversations, has_template, recognise_exchange, turn_ends
+from capaft.tasks.language.chat import has_template, read_chats, recognise_exchange, turn_ends
 from capaft.tasks.language.example import Example, plain_examples, shortened_prompt
 from capaft.tasks.language.generation import Generation
 from capaft.tasks.language.plain_text import (
@@ -44,21 +45,25 @@ _CHATS = (("messages",), ("conversations", "conversation"), ("chat", "dialog", "
 class CausalLM(Generation):
     """The task. An example longer than the maximum length loses its end.
 
-    A prompt to write from loses its beginning instead, but for special tokens, if it leaves no room for the answer.
+    A prompt to generate from loses its beginning instead, except for special tokens, if it leaves no room for the
+    answer.
 
     Attributes:
         packing: join plain texts, each with its end token, and cut them into blocks of the maximum length.
         chat_template: put prompts and completions into the model's chat template, if it has one.
-        separator: what stands between prompt and completion otherwise.
-        layout: `text`, where all tokens count in the loss; `prompt`, where the completion and its end do; `messages`,
-            where what the assistant says does.
+        separator: text between prompt and completion otherwise.
+        layout: the tokens that count in the loss: all for `text`, the completion and its end for `prompt`, the words of
+            the assistant for `messages`.
     """
 
     name: ClassVar[str] = "causal-lm"
+    pipeline_tag: ClassVar[str] = "text-generation"
     summary: ClassVar[str] = "text in, what follows it out: plain text, prompts with completions, or chats"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     metrics: ClassVar[tuple[str, ...]] = TOKEN_METRICS + TEXT_METRICS
     own_head: ClassVar[bool] = False
+    inferred: ClassVar[tuple[str, ...]] = ("layout",)
+    precedence: ClassVar[int] = 80
 
     packing: bool = True
     chat_template: bool = True
@@ -76,38 +81,70 @@ class CausalLM(Generation):
             )
 
     @classmethod
-    def recognise(cls, rows: Dataset, given: Mapping[str, str | None]) -> Columns:
+    def is_certain(cls, rows: Dataset, evidence: Evidence) -> bool:
+        """True if a column holds chats, unless the model is an encoder with a decoder."""
+        return not evidence.is_encoder_decoder and any(map(chat.is_chat, rows.features.values()))
+
+    @classmethod
+    def claims(cls, rows: Dataset, evidence: Evidence) -> bool:
+        """True for texts, with or without completions; for a model of masked tokens only with unnamed completions.
+
+        Raises:
+            UsageError: the model writes, and the columns cannot be determined.
+        """
+        if evidence.is_encoder_decoder:
+            return False
+        if evidence.is_masked:
+            # Such a model cannot write: a named label is a class, and plain text is for masked-lm.
+            return not evidence.named.get("label") and cls._has_completions(rows, evidence)
+        return evidence.agrees_with(cls.recognise(rows, evidence.named))
+
+    @classmethod
+    def check_model(cls, config: Any) -> None:
+        """Make sure that a model has not seen the tokens that it predicts.
+
+        Raises:
+            UsageError: it looks at both sides of every token, so that its perplexity would mean nothing.
+        """
+        if predicts_masked_tokens(config):
+            raise UsageError(
+                f"causal-lm needs a model that reads from left to right, and {config.model_type} reads both ways; "
+                "choose another --model, or --task masked-lm for plain text"
+            )
+
+    @classmethod
+    def recognise(cls, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
         """Chats by name, else prompts with completions, else the only column of chats, else plain text."""
-        text, label = given.get("text"), given.get("label")
+        text, label = named.get("text"), named.get("label")
         chats = [name for name, feature in rows.features.items() if chat.is_chat(feature)]
         if text is None and label is None:
-            named = find_column(rows, "text", None, _CHATS, chat.is_chat, "messages")
-            if named is not None:
-                return Columns(named)
-        exchange = recognise_exchange(rows, given)
+            usual = find_column(rows, "text", None, _CHATS, chat.is_chat, "messages")
+            if usual is not None:
+                return Columns(usual)
+        exchange = recognise_exchange(rows, named)
         if exchange is not None:
             return exchange
         if text is not None and text in chats and label is None:
             return Columns(text)
-        pair = recognise_text_pairs(rows, given)
+        pair = recognise_text_pairs(rows, named)
         if pair is None and text is None and len(chats) == 1:
             return Columns(chats[0])
-        return pair or recognise_plain_text(rows, given)
+        return pair or recognise_plain_text(rows, named)
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
-        """As the settings say, with the layout of the rows."""
+        """See `Task.decide`; the layout is that of the rows."""
         is_chat = chat.is_chat(rows.features.get(columns.text))
         layout = MESSAGES if is_chat else TEXT if columns.label is None else PROMPT
-        # Which metrics there are depends on the layout.
-        chosen = super().decide(rows, columns, dataclasses.replace(config, metric=None))
-        return dataclasses.replace(chosen, layout=layout, metric=config.metric or "")
+        # The layout decides which metrics are available.
+        task = super().decide(rows, columns, dataclasses.replace(config, metric=None))
+        return dataclasses.replace(task, layout=layout, metric=config.metric or "")
 
     def check_labels(self, rows: Dataset, columns: Columns) -> None:
-        """Make sure that there are completions where there should be, and chats or texts as in training.
+        """Make sure that rows have chats or texts as the training rows do, and completions if those have some.
 
         Raises:
-            UsageError: there are not.
+            UsageError: they do not.
         """
         self._check_layout(rows, columns)
         if self.layout == PROMPT:
@@ -117,49 +154,50 @@ class CausalLM(Generation):
         """Blocks or texts; prompts with completions; or chats.
 
         A training example whose completion lies beyond the maximum length is left out, and counted as truncated. In
-        evaluation a row with several references has the loss of the first, and columns without a label have none.
+        evaluation the loss of a row with several references is that of the first; without a label there is no loss.
 
         Raises:
-            UsageError: a value is missing, there is no template for chats, or no completion fits.
+            UsageError: a value is missing, the model has no template for chats, or no completion fits.
         """
         self._check_layout(rows, columns)
         limit = token_limit(base, self.max_length)
         if self.layout == TEXT:
             return self._plain(base.processor, rows, columns, limit)
         examples = self._examples(base.processor, rows, columns, training)
-        fitting = [each for each in examples if any(token != IGNORED for token in each.labels[:limit])]
-        if not fitting and (training or any(each.references for each in examples)):
-            shortest = min(len(each.prompt) for each in examples)
+        fitting = [example for example in examples if any(token != IGNORED for token in example.labels[:limit])]
+        if not fitting and (training or any(example.references for example in examples)):
+            shortest = min(len(example.prompt) for example in examples)
             raise UsageError(
-                f"no {'training' if training else 'validation'} prompt leaves any of {limit} tokens for its "
-                f"completion, for the shortest takes {shortest}; raise --max-length or shorten the prompts"
+                f"no {'training' if training else 'validation'} prompt leaves any of the {limit} tokens for its "
+                f"completion, the shortest takes {shortest}; raise --max-length or shorten the prompts"
             )
         kept = fitting if training else examples
-        ids = [each.ids[:limit] for each in kept]
-        inputs: dict[str, Sequence[Any]] = {"input_ids": ids, "labels": [each.labels[:limit] for each in kept]}
+        ids = [example.ids[:limit] for example in kept]
+        labels = [example.labels[:limit] for example in kept]
+        inputs: dict[str, Sequence[Any]] = {"input_ids": ids, "labels": labels}
         room = min(limit, model_positions(base) - self._new_tokens(base))
         writes = self.generates and not training
         if not training:
-            inputs["prompt_ids"] = [shortened_prompt(base.processor, each.prompt, room) for each in kept]
+            inputs["prompt_ids"] = [shortened_prompt(base.processor, example.prompt, room) for example in kept]
         return Features(
             inputs,
-            np.array([len(each) for each in ids], dtype=np.int64),
-            [each.references for each in kept],
-            sum(len(each.ids) > limit or (writes and len(each.prompt) > room) for each in examples),
-            [each.source for each in kept],
+            np.array([len(tokens) for tokens in ids], dtype=np.int64),
+            [example.references for example in kept],
+            sum(len(example.ids) > limit or (writes and len(example.prompt) > room) for example in examples),
+            [example.source for example in kept],
         )
 
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
         """Tokens `(batch, longest)`, padded on the right, and at each position the token that follows, if it counts.
 
-        Models that can leave out logits (`logits_to_keep`) give those alone of positions where some token counts.
+        Models that can leave out logits (`logits_to_keep`) give only those of positions where some token counts.
         """
         ids = [features.inputs["input_ids"][i] for i in indices]
         counted = features.inputs.get("labels", features.inputs["input_ids"])
         labels = F.pad(pad_rows((counted[i] for i in indices), IGNORED)[:, 1:], (0, 1), value=IGNORED)
         inputs = {
             "input_ids": pad_rows(ids, base.processor.pad_token_id),
-            "attention_mask": pad_rows(([1] * len(each) for each in ids), 0),
+            "attention_mask": pad_rows(([1] * len(tokens) for tokens in ids), 0),
         }
         places = (labels != IGNORED).any(0).nonzero().squeeze(1)
         if 0 < len(places) < labels.shape[1] - 1 and _leaves_logits_out(base.model):
@@ -170,50 +208,54 @@ class CausalLM(Generation):
     def written(
         self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch
     ) -> list[str]:
-        """What the model makes of the prompts, padded on the left so that all end where it begins."""
+        """The model's continuations of the prompts, which are padded on the left so that all end at one place."""
         prompts = [features.inputs["prompt_ids"][i] for i in indices]
         device = batch.inputs["input_ids"].device
         ids = pad_rows(prompts, base.processor.pad_token_id, left=True)
-        mask = pad_rows(([1] * len(each) for each in prompts), 0, left=True)
+        mask = pad_rows(([1] * len(tokens) for tokens in prompts), 0, left=True)
         stops = turn_ends(base.processor)
         new = self._new_tokens(base)
         return self.generated(base, model, new, stops, input_ids=ids.to(device), attention_mask=mask.to(device))
 
     def show(self, base: BaseModel, features: Features, index: int) -> str:
-        """The text, with ⟦brackets⟧ around what counts in the loss."""
+        """The text, with ⟦brackets⟧ around the tokens that count in the loss."""
         ids = features.inputs["input_ids"][index]
         labels = features.inputs.get("labels", features.inputs["input_ids"])[index]
         return mark_tokens(base.processor, ids, (label != IGNORED for label in labels))
 
     def _new_tokens(self, base: BaseModel) -> int:
-        """Tokens to write at most, where half of the model's positions are the prompt's."""
+        """Largest number of tokens to generate: half of the model's positions are the prompt's."""
         return min(self.max_new_tokens, model_positions(base) // 2)
+
+    @classmethod
+    def _has_completions(cls, rows: Dataset, evidence: Evidence) -> bool:
+        return cls.has_columns(rows, evidence) and cls.recognise(rows, evidence.named).label is not None
 
     def _check_layout(self, rows: Dataset, columns: Columns) -> None:
         if (self.layout == MESSAGES) != chat.is_chat(rows.features.get(columns.text)):
-            wanted = "chats" if self.layout == MESSAGES else "texts"
-            raise UsageError(f"column {columns.text!r} does not hold {wanted}, as the training data did; name another")
+            kind = "chats" if self.layout == MESSAGES else "texts"
+            raise UsageError(f"column {columns.text!r} does not hold {kind}, as the training data did; name another")
 
     def _plain(self, tokenizer: Any, rows: Dataset, columns: Columns, limit: int) -> Features:
         """Texts between the special tokens that the tokenizer puts before one and its end; empty ones are left out."""
         lead, end = surrounding_tokens(tokenizer)[0], end_of_text_token(tokenizer)
         whole = [[*lead, *ids, end] for ids in tokenise_rows(tokenizer, rows, columns)]
-        found: Sequence[Any] = pack_blocks(whole, limit) if self.packing else [ids[:limit] for ids in whole]
+        blocks: Sequence[Any] = pack_blocks(whole, limit) if self.packing else [ids[:limit] for ids in whole]
         truncated = 0 if self.packing else sum(len(ids) > limit for ids in whole)
-        lengths = np.array([len(ids) for ids in found], dtype=np.int64)
-        return Features({"input_ids": found}, lengths, truncated=truncated, rows=len(whole))
+        lengths = np.array([len(ids) for ids in blocks], dtype=np.int64)
+        return Features({"input_ids": blocks}, lengths, truncated=truncated, rows=len(whole))
 
     def _examples(self, tokenizer: Any, rows: Dataset, columns: Columns, training: bool) -> list[Example]:
         if self.layout == MESSAGES:
-            return conversations(tokenizer, rows, columns)
-        pairs = read_pairs(rows, columns, self.source_prefix, each=training)
+            return read_chats(tokenizer, rows, columns)
+        pairs = read_pairs(rows, columns, self.source_prefix, per_reference=training)
         if self.chat_template and has_template(tokenizer):
             stops = turn_ends(tokenizer)
-            return [chat.exchange(tokenizer, pair, stops) for pair in pairs]
+            return [chat.pair_example(tokenizer, pair, stops) for pair in pairs]
         return plain_examples(tokenizer, pairs, self.separator)
 
 
 def _leaves_logits_out(model: Any) -> bool:
-    """Whether a model takes `logits_to_keep`; on several devices the places would be on the wrong one."""
+    """True if a model takes `logits_to_keep`, and is not on several devices: the places would be on the wrong one."""
     is_spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
     return not is_spread and "logits_to_keep" in inspect.signature(type(model).forward).parameters

@@ -11,6 +11,7 @@ import datasets
 import torch
 from PIL import Image
 
+from capaft.config.parts.model import ModelSettings
 from capaft.data.media.decode import open_image
 from capaft.model.load import BaseModel, load_base_model
 from capaft.support.errors import UsageError, one_line
@@ -18,7 +19,7 @@ from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.media.classification import MediaClassification, open_media
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-# What a random part keeps at least of an image, and how far its sides may depart from the image's ratio.
+# The least share of an image that a random part keeps, and how far its sides may depart from the image's ratio.
 _LEAST_AREA, _MOST_STRETCH = 0.5, 4 / 3
 
 
@@ -27,7 +28,7 @@ class ImageClassification(MediaClassification):
     """Images are read when a batch is made, and prepared by the checkpoint's own processor.
 
     Attributes:
-        augment: in training, show a random part of each image, and mirror it half of the time.
+        augment: show a random part of each image in training, mirrored half of the time.
     """
 
     name: ClassVar[str] = "image-classification"
@@ -40,6 +41,7 @@ class ImageClassification(MediaClassification):
         ("picture", "photo", "imagepath", "imagefile", "imagefilename", "filename", "filepath", "file", "path"),
     )
     feature_type: ClassVar[type] = datasets.Image
+    precedence: ClassVar[int] = 10
 
     augment: bool = True
 
@@ -54,23 +56,23 @@ class ImageClassification(MediaClassification):
             return isinstance(feature.feature, datasets.List | datasets.LargeList)
         return isinstance(feature, datasets.Image | datasets.Array2D | datasets.Array3D)
 
-    def load_model(self, name: str | None, **options: Any) -> BaseModel:
+    def load_model(self, settings: ModelSettings, *, seed: int) -> BaseModel:
         """See `Task.load_model`."""
         from transformers import AutoModelForImageClassification
 
         return load_base_model(
             AutoModelForImageClassification,
-            name,
+            settings,
+            seed=seed,
             processor_class=_ProcessorOfPillow,
             own_head=self.own_head,
-            **options,
             **self.model_config(),
         )
 
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
         """Inputs as the processor makes them, mostly `pixel_values` `(batch, channels, height, width)`.
 
-        As target `labels`, `(batch,)`.
+        The target is `labels`, `(batch,)`.
 
         Raises:
             UsageError: an image cannot be read or prepared; names the row and, if it has one, the file.
@@ -92,8 +94,8 @@ class ImageClassification(MediaClassification):
 class _ProcessorOfPillow:
     """Loads a checkpoint's image processor, always the one that resizes with Pillow.
 
-    Where torchvision is installed, transformers prefers it, and its pixels differ by up to 1 of 255. A seed should not
-    mean another adapter because of a package that happens to be there.
+    Where torchvision is installed, transformers prefers it, and its pixels differ by up to 1 of 255. A seed should mean
+    the same adapter whatever packages are installed.
     """
 
     @staticmethod
@@ -104,7 +106,7 @@ class _ProcessorOfPillow:
 
 
 def _channels(config: Any) -> int:
-    """How many channels a model reads: CLIP and its kin say so in the configuration of their vision part."""
+    """Number of channels that a model reads; CLIP and its kin have it in the configuration of their vision part."""
     vision = getattr(config, "vision_config", config)
     channels = getattr(config, "num_channels", None) or getattr(vision, "num_channels", 3)
     if channels not in _MODES:
@@ -113,7 +115,7 @@ def _channels(config: Any) -> int:
 
 
 def converted(image: Image.Image, channels: int) -> Image.Image:
-    """An image with that many channels; where they have no alpha, it shows on white, as in transformers."""
+    """An image with this many channels; without an alpha channel it shows on white, as in transformers."""
     if image.has_transparency_data and channels < 4:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -121,11 +123,11 @@ def converted(image: Image.Image, channels: int) -> Image.Image:
 
 
 def augmented(image: Image.Image) -> Image.Image:
-    """A random part of an image, stretched to its own ratio by the processor, and mirrored half of the time.
+    """A random part of an image, which the processor stretches to its own ratio, mirrored half of the time.
 
     Szegedy et al. (2015, "Going deeper with convolutions", section 6) take from 8 % to 100 % of the area, for training
     from scratch on a million images. In small data a part without the object is a wrong label that is seen often, so
-    here at least half remains.
+    at least half remains here.
 
     The random numbers are torch's.
     """

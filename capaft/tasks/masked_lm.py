@@ -1,4 +1,4 @@
-"""Masked language modelling: words of a text are hidden, and the model is to say which they were."""
+"""Masked language modelling: words of a text are hidden, and the model predicts them."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ from capaft.tasks.language.token_loss import (
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from capaft.tasks.base.evidence import Evidence
+
 
 @dataclass(frozen=True)
 class MaskedLM(Task):
@@ -48,57 +50,67 @@ class MaskedLM(Task):
     """
 
     name: ClassVar[str] = "masked-lm"
+    pipeline_tag: ClassVar[str] = "fill-mask"
     summary: ClassVar[str] = "text with hidden words in, the words out"
     auto_class: ClassVar[str] = "AutoModelForMaskedLM"
     metrics: ClassVar[tuple[str, ...]] = TOKEN_METRICS
     own_head: ClassVar[bool] = False
+    precedence: ClassVar[int] = 90
 
     packing: bool = True
     mlm_probability: float = 0.15
 
     @classmethod
-    def recognise(cls, rows: Dataset, given: Mapping[str, str | None]) -> Columns:
+    def claims(cls, rows: Dataset, evidence: Evidence) -> bool:
+        """True for plain text, if the model predicts masked tokens.
+
+        Raises:
+            UsageError: it does, and the column of text cannot be determined.
+        """
+        return evidence.is_masked and evidence.agrees_with(cls.recognise(rows, evidence.named))
+
+    @classmethod
+    def recognise(cls, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
         """The column of text."""
-        return recognise_plain_text(rows, given)
+        return recognise_plain_text(rows, named)
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Blocks or texts, between the tokenizer's special tokens; empty texts are left out.
 
         Raises:
-            UsageError: a row has no text, the tokenizer no token to mask with, or evaluation nothing to mask.
+            UsageError: a row has no text, the tokenizer has no mask token, or no word is masked in evaluation.
         """
         tokenizer = base.processor
         if tokenizer.mask_token_id is None:
-            raise UsageError("the tokenizer has no mask token, so this is no model for masked-lm; try causal-lm")
+            raise UsageError("the tokenizer has no mask token, which masked-lm needs; try --task causal-lm")
         before, after = surrounding_tokens(tokenizer)
         room = token_limit(base, self.max_length) - len(before) - len(after)
         if room < 1:
-            raise UsageError(f"--max-length {self.max_length} has no room for words beside special tokens; raise it")
+            raise UsageError(f"--max-length {self.max_length} leaves no room for words beside special tokens; raise it")
         whole = tokenise_rows(tokenizer, rows, columns)
         truncated = 0
-        found: Sequence[Sequence[int]]
         if self.packing:
             between = end_of_text_token(tokenizer)
             joined = [[*ids, between] for ids in whole[:-1]] + whole[-1:]
-            found = [block.tolist() for block in pack_blocks(joined, room)]
+            parts = [block.tolist() for block in pack_blocks(joined, room)]
         else:
             truncated = sum(len(ids) > room for ids in whole)
-            found = [ids[:room] for ids in whole]
-        ids = [[*before, *each, *after] for each in found]
-        lengths = np.array([len(each) for each in ids], dtype=np.int64)
-        made = Features({"input_ids": ids}, lengths, truncated=truncated, rows=len(whole))
-        masks = (self._masked(base, made, index, training=False)[1] for index in range(len(made)))
-        if not training and all((wanted == IGNORED).all() for wanted in masks):
+            parts = [ids[:room] for ids in whole]
+        ids = [[*before, *part, *after] for part in parts]
+        lengths = np.array([len(tokens) for tokens in ids], dtype=np.int64)
+        features = Features({"input_ids": ids}, lengths, truncated=truncated, rows=len(whole))
+        targets = (self._masked(base, features, index, training=False)[1] for index in range(len(features)))
+        if not training and all((labels == IGNORED).all() for labels in targets):
             raise UsageError("there are too few words to evaluate on: none is masked; add rows to the validation split")
-        return made
+        return features
 
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
-        """Tokens `(batch, longest)`, some of them masked, and what those were.
+        """Tokens `(batch, longest)`, some of them masked, and as `labels` the original tokens of these.
 
-        In evaluation a feature's masks depend on nothing but its index.
+        In evaluation a feature's masks depend on its index alone.
         """
         pairs = [self._masked(base, features, i, training=training) for i in indices]
-        labels = pad_rows((wanted for _, wanted in pairs), IGNORED)
+        labels = pad_rows((targets for _, targets in pairs), IGNORED)
         inputs = {
             "input_ids": pad_rows((ids for ids, _ in pairs), base.processor.pad_token_id),
             "attention_mask": pad_rows(([1] * len(ids) for ids, _ in pairs), 0),
@@ -112,7 +124,7 @@ class MaskedLM(Task):
     def predict(
         self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch, outputs: Any
     ) -> list[Counted]:
-        """The loss of each feature, how many tokens it masks, and how many of them are right."""
+        """The loss of each feature, the number of its masked tokens, and the number of those that are right."""
         return loss_by_example(outputs.logits, batch.targets["labels"])
 
     def score(self, features: Features, predictions: Sequence[Counted]) -> dict[str, float]:
@@ -120,9 +132,9 @@ class MaskedLM(Task):
         return score_tokens(predictions)
 
     def show(self, base: BaseModel, features: Features, index: int) -> str:
-        """The text, with ⟦brackets⟧ around what would be masked in evaluation."""
-        _, wanted = self._masked(base, features, index, training=False)
-        return mark_tokens(base.processor, features.inputs["input_ids"][index], (wanted != IGNORED).tolist())
+        """The text, with ⟦brackets⟧ around the tokens that evaluation would mask."""
+        _, targets = self._masked(base, features, index, training=False)
+        return mark_tokens(base.processor, features.inputs["input_ids"][index], (targets != IGNORED).tolist())
 
     def _masked(self, base: BaseModel, features: Features, index: int, *, training: bool) -> tuple[Tensor, Tensor]:
         generator = None if training else torch.Generator().manual_seed(index)
@@ -136,12 +148,12 @@ def mask(
 
     Args:
         ids: the tokens, `(tokens,)`; special ones are not drawn.
-        tokenizer: knows which these are.
-        probability: share of the others that is drawn.
-        generator: what draws; None for torch's global one.
+        tokenizer: knows the special tokens.
+        probability: share of the other tokens that is drawn.
+        generator: of random numbers; None for torch's global one.
 
     Returns:
-        The tokens with some hidden, and what those drawn were, `IGNORED` elsewhere.
+        The tokens with some hidden, and the original tokens where one was drawn, `IGNORED` elsewhere.
     """
     special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
     drawn = (torch.rand(ids.shape, generator=generator) < probability) & ~special

@@ -1,4 +1,4 @@
-"""Multiple choice: a context, and several endings or answers of which one is right."""
+"""Multiple choice: a context, and several endings or answers, one of which is right."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ from capaft.tasks.language.token_limit import token_limit
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from capaft.tasks.base.evidence import Evidence
+
 # In lower case without punctuation: the contexts and questions of SWAG, HellaSwag, COPA, RACE, CosmosQA, ARC, PIQA, ...
 _CONTEXTS = (
     ("sent1",),
@@ -51,12 +53,12 @@ _LABELS = (
     ("answerkey", "answeridx", "answerindex", "correctansweridx", "correctanswerid", "correctoption", "cop"),
     ("answer", "correctanswer", "gold", "goldlabel", "target"),
 )
-# `ending0`, `choice1`, `option_a`, `answerA`, `sol1`, `opa`, or no more than `A`.
+# `ending0`, `choice1`, `option_a`, `answerA`, `sol1`, `opa`, or just `A`.
 _CHOICE = re.compile(
     r"(?P<stem>(?i:ending|choice|option|answer|candidate|alternative|solution|sol|op))[\W_]*(?P<mark>\d+|[A-Ja-j])|[A-J]"
 )
 
-# What stands where a label is missing.
+# Values of a missing label.
 _WITHHELD = (None, "", -1, "-1")
 
 
@@ -68,54 +70,61 @@ class MultipleChoice(Task):
     choice. Rows may have different numbers of choices. The score is `accuracy`.
 
     A label is the number of a choice, a letter from A, or the name that the row gives the choice (ARC). Numbers count
-    from 0, unless the training rows show that they count from 1: none is 0, and none more than there are choices. Where
+    from 0, unless the training rows show that they count from 1: none is 0, and none exceeds the number of choices. If
     every label of the training rows is the text of one of its row's choices, labels are such texts.
 
     Attributes:
-        one_based: whether numbers count from 1.
-        by_text: whether labels that are texts are those of the choices.
+        one_based: True if numbers count from 1.
+        by_text: True if labels that are texts are the texts of choices.
     """
 
     name: ClassVar[str] = "multiple-choice"
     summary: ClassVar[str] = "A context and several endings or answers to the right one."
     auto_class: ClassVar[str] = "AutoModelForMultipleChoice"
     metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+    inferred: ClassVar[tuple[str, ...]] = ("one_based", "by_text")
+    precedence: ClassVar[int] = 40
 
     one_based: bool = False
     by_text: bool = False
 
     @classmethod
-    def recognise(cls, rows: Dataset, given: Mapping[str, str | None]) -> Columns:
-        """Find the columns by name; a given context without a given start has none.
+    def claims(cls, rows: Dataset, evidence: Evidence) -> bool:
+        """True if rows have a context, choices and a label."""
+        return cls.has_columns(rows, evidence)
+
+    @classmethod
+    def recognise(cls, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
+        """Find the columns by name; if a context is named and a start is not, there is no start.
 
         The choices have no flag: they are one column of lists, or columns that are numbered or lettered.
 
         Raises:
-            UsageError: a given column is not there or not usable, or one that is not given cannot be told.
+            UsageError: a named column is missing or not usable, or another one cannot be determined.
         """
-        found = find_column(rows, "choices", None, _LISTS, _holds_lists, "lists of choices")
-        choices = (found,) if found else _numbered(rows)
-        text, pair, label = given.get("text"), given.get("pair"), given.get("label")
+        lists = find_column(rows, "choices", None, _LISTS, _holds_lists, "lists of choices")
+        choices = (lists,) if lists else _numbered(rows)
+        text, pair, label = named.get("text"), named.get("pair"), named.get("label")
         label = find_column(rows, "label", label, _LABELS, _holds_label, "numbers or letters", (text, pair, *choices))
         text = find_column(rows, "text", text, _CONTEXTS, is_text, "text", (pair, label, *choices))
         if text is None or label is None:
             ask_for_column(rows, "text" if text is None else "label", "no column has a usual name")
-        if pair or not given.get("text"):
+        if pair or not named.get("text"):
             pair = find_column(rows, "pair", pair, _STARTS, is_text, "text", (text, label, *choices))
         return Columns(text, pair, label, choices)
 
     @classmethod
     def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
-        """See `Task.usable`; an empty label is none."""
+        """See `Task.usable`; an empty label counts as missing."""
         labels = [label not in _WITHHELD for label in _labels(rows, columns)]
         return filled_rows(rows, columns.text, columns.pair) & np.array(labels, dtype=np.bool_)
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
-        """The task, once it is clear what the labels of the training rows are, and from where their numbers count.
+        """See `Task.decide`; the training rows decide whether labels are texts, and where their numbers start.
 
         Raises:
-            UsageError: a row has fewer than two choices, or one is missing; or labels may be texts as well as numbers.
+            UsageError: a row has fewer than two choices, or lacks one; or labels may be texts as well as numbers.
         """
         task = super().decide(rows, columns, config)
         if _are_texts(rows, columns):
@@ -127,22 +136,22 @@ class MultipleChoice(Task):
         self._encoded(rows, columns)
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
-        """Tokenise each row's context with each of its choices; where both are too long, the longer is cut.
+        """Tokenise each row's context with each of its choices; if both are too long, the longer is cut.
 
-        Inputs are lists of a row's choices; its length is that of the longest. References are the indices of the
-        right ones.
+        Inputs are lists of a row's choices; the row's length is that of its longest. References are the indices of the
+        right choices.
 
         Raises:
             UsageError: a row has no context, fewer than two choices, or a label that is none of them.
         """
         labels = self._encoded(rows, columns)
         contexts, starts = row_texts(rows, columns)
-        choices = [each for each, _ in _choices(rows, columns)]
-        row_of = [row for row, each in enumerate(choices) for _ in each]
+        choices = [texts for texts, _ in _choices(rows, columns)]
+        row_of = [row for row, texts in enumerate(choices) for _ in texts]
         first = [contexts[row] for row in row_of]
-        second = [choice for each in choices for choice in each]
+        second = [text for texts in choices for text in texts]
         if starts is not None:
-            second = [f"{starts[row]} {choice}" for row, choice in zip(row_of, second, strict=True)]
+            second = [f"{starts[row]} {text}" for row, text in zip(row_of, second, strict=True)]
 
         tokenizer, limit = base.processor, token_limit(base, self.max_length)
         encoded = tokenizer(first, second, truncation=True, max_length=limit, return_attention_mask=False)
@@ -156,16 +165,16 @@ class MultipleChoice(Task):
         inputs: dict[str, Sequence[Any]] = {
             name: [column[start:end] for start, end in pairwise(ends)] for name, column in encoded.items()
         }
-        sources = [{"context": context, "choices": each} for context, each in zip(contexts, choices, strict=True)]
+        sources = [{"context": context, "choices": texts} for context, texts in zip(contexts, choices, strict=True)]
         if starts is not None:
             sources = [{**source, "start": start} for source, start in zip(sources, starts, strict=True)]
         lengths = np.array([max(map(len, row)) for row in inputs["input_ids"]], dtype=np.int64)
         return Features(inputs, lengths, labels, len(truncated), sources)
 
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
-        """Inputs `(batch, choices, tokens)`, `labels`, `(batch,)`, and which choices are `present`, `(batch, choices)`.
+        """Inputs `(batch, choices, tokens)`, `labels`, `(batch,)`, and `present`, a mask `(batch, choices)`.
 
-        A row with fewer choices than another repeats its first one in the place of the others.
+        A row with fewer choices than another repeats its first one in place of the missing ones.
         """
         sizes = [len(features.inputs["input_ids"][index]) for index in indices]
         most = max(sizes)
@@ -180,7 +189,7 @@ class MultipleChoice(Task):
         return Batch(inputs, {"labels": labels, "present": present}, len(indices))
 
     def loss(self, outputs: Any, targets: Mapping[str, Tensor], smoothing: float) -> Tensor:
-        """The sum of the cross-entropy over the rows; smoothing spreads over the choices that a row has."""
+        """The sum of the cross-entropy over the rows; smoothing spreads over the choices of a row."""
         present = targets["present"]
         log_probabilities = _among(outputs.logits, present).log_softmax(-1).masked_fill(~present, 0.0)
         right = log_probabilities.gather(-1, targets["labels"][:, None]).squeeze(-1)
@@ -194,7 +203,7 @@ class MultipleChoice(Task):
         return _among(outputs.logits, batch.targets["present"]).argmax(-1).tolist()
 
     def score(self, features: Features, predictions: Sequence[Any]) -> dict[str, float]:
-        """The share of rows whose choice is right."""
+        """The share of rows whose predicted choice is right."""
         from sklearn.metrics import accuracy_score
 
         return {"accuracy": float(accuracy_score(features.references, predictions))}
@@ -202,14 +211,14 @@ class MultipleChoice(Task):
     def report(self, features: Features, predictions: Sequence[Any]) -> list[dict[str, Any]]:
         """The texts of each row, its right choice, and the predicted one."""
         return [
-            {**source, "label": source["choices"][truth], "predicted": source["choices"][found]}
-            for source, truth, found in zip(features.sources, features.references, predictions, strict=True)
+            {**source, "label": source["choices"][truth], "predicted": source["choices"][predicted]}
+            for source, truth, predicted in zip(features.sources, features.references, predictions, strict=True)
         ]
 
     def show(self, base: BaseModel, features: Features, index: int) -> str:
-        """Each choice as the model gets it, in a line of its own; a star marks the right one."""
-        shown = map(base.processor.decode, features.inputs["input_ids"][index])
-        return "\n".join(f"{'*' if at == features.references[index] else '-'} {each}" for at, each in enumerate(shown))
+        """Each choice as the model reads it, on a line of its own; a star marks the right one."""
+        texts = map(base.processor.decode, features.inputs["input_ids"][index])
+        return "\n".join(f"{'*' if at == features.references[index] else '-'} {text}" for at, text in enumerate(texts))
 
     def _encoded(self, rows: Dataset, columns: Columns) -> list[int]:
         """The index of each row's right choice."""
@@ -234,16 +243,16 @@ class MultipleChoice(Task):
         if not 0 <= index < len(choices):
             first, last = int(self.one_based), len(choices) - 1
             usual = f"{first} to {first + last} or A to {chr(ord('A') + last)}"
-            known = ", ".join(choices if by_text else names) or usual
+            listed = ", ".join(choices if by_text else names) or usual
             raise UsageError(
                 f"{describe_row(rows, columns, row)}: the label {label!r} is none of the row's choices, which "
-                f"are {known}; correct it or drop the row"
+                f"are {listed}; correct it or drop the row"
             )
         return index
 
 
 def _among(logits: Tensor, present: Tensor) -> Tensor:
-    """Logits `(batch, choices)` in float32, minus infinity where a row has no such choice."""
+    """Logits `(batch, choices)` in float32, minus infinity for choices that a row lacks."""
     return logits.float().masked_fill(~present, -torch.inf)
 
 
@@ -252,7 +261,7 @@ def _holds_label(feature: Any) -> bool:
 
 
 def _holds_lists(feature: Any) -> bool:
-    """Whether a column holds lists of texts, or as in ARC beside the texts their names."""
+    """True if a column holds lists of texts, or as in ARC texts and their names."""
     if isinstance(feature, Mapping):
         return {"text", "label"} <= feature.keys() and _holds_lists(feature["text"]) and _holds_lists(feature["label"])
     return cell_kind(feature) == "list" and is_text(feature.feature)
@@ -262,7 +271,7 @@ def _numbered(rows: Dataset) -> tuple[str, ...]:
     """The columns of single choices, in their order.
 
     Raises:
-        UsageError: there are none, or several sets of them.
+        UsageError: no column is one, or there are several sets of them.
     """
     sets: dict[str, dict[int, str]] = {}
     for name, feature in rows.features.items():
@@ -271,18 +280,20 @@ def _numbered(rows: Dataset) -> tuple[str, ...]:
             at = int(mark) if mark.isdecimal() else ord(mark.upper()) - ord("A")
             sets.setdefault((match["stem"] or "").lower(), {})[at] = name
     # A gap would give the numbers of labels another meaning.
-    found = [each for each in sets.values() if len(each) > 1 and _follow(sorted(each))]
-    if len(found) != 1:
-        why = f"; {' and '.join(repr(min(each.values())) for each in found)} begin some" if len(found) > 1 else ""
+    complete = [names for names in sets.values() if len(names) > 1 and _follow(sorted(names))]
+    if len(complete) != 1:
+        firsts = " and ".join(repr(min(names.values())) for names in complete)
+        why = f"; {firsts} each begin a set" if len(complete) > 1 else ""
         raise UsageError(
             "cannot tell the columns of choices: call them choice0, choice1, ..., or give one column of lists called "
             f"choices{why}; the columns are {list_columns(rows)}"
         )
-    return tuple(found[0][at] for at in sorted(found[0]))
+    (names,) = complete
+    return tuple(names[at] for at in sorted(names))
 
 
 def _follow(numbers: list[int]) -> bool:
-    """Whether numbers begin at 0 or 1 and leave none out."""
+    """True if numbers begin at 0 or 1 and leave none out."""
     return numbers[0] in (0, 1) and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
@@ -292,32 +303,32 @@ def _labels(rows: Dataset, columns: Columns) -> list[Any]:
 
 
 def _are_texts(rows: Dataset, columns: Columns) -> bool:
-    """Whether each label is the text of one of its row's choices, and not the name of one.
+    """True if each label is the text of one of its row's choices, and not the name of one.
 
     Raises:
-        UsageError: they may as well be numbers or letters, and would then mean other choices.
+        UsageError: the labels may as well be numbers or letters, which would mean other choices.
     """
     if not is_text(rows.features[columns.label]):
         return False
     labels, choices = _labels(rows, columns), _choices(rows, columns)
     if not all(
-        label not in names and each.count(label) == 1 for label, (each, names) in zip(labels, choices, strict=True)
+        label not in names and texts.count(label) == 1 for label, (texts, names) in zip(labels, choices, strict=True)
     ):
         return False
     one_based = _one_based(rows, columns, warn=False)
-    as_texts = [each.index(label) for label, (each, _) in zip(labels, choices, strict=True)]
+    as_texts = [texts.index(label) for label, (texts, _) in zip(labels, choices, strict=True)]
     as_places = [_place(label, one_based) for label in labels]
-    if as_texts != as_places and all(0 <= at < len(each) for at, (each, _) in zip(as_places, choices, strict=True)):
+    if as_texts != as_places and all(0 <= at < len(texts) for at, (texts, _) in zip(as_places, choices, strict=True)):
         row = next(row for row, at in enumerate(as_places) if at != as_texts[row])
         raise UsageError(
             f"{describe_row(rows, columns, row)}: the label {labels[row]!r} is the text of one choice and the number "
-            f"or letter of another; make column {columns.label!r} whole numbers, 0 for a row's first choice"
+            f"or letter of another; put whole numbers in column {columns.label!r}, 0 for a row's first choice"
         )
     return True
 
 
 def _one_based(rows: Dataset, columns: Columns, *, warn: bool) -> bool:
-    """Whether the numbers among the labels count from 1; a `ClassLabel` never does, nor does a choice's own name."""
+    """True if the numbers among the labels count from 1; a `ClassLabel` never does, nor does the name of a choice."""
     if cell_kind(rows.features[columns.label]) == "class":
         return False
     numbers = [
@@ -329,15 +340,15 @@ def _one_based(rows: Dataset, columns: Columns, *, warn: bool) -> bool:
         return False
     if warn and not any(number == size for number, size in numbers):
         warnings.warn(
-            f"no label in column {columns.label!r} is 0, and none is the last choice: they are taken to count from 1; "
-            "if they count from 0, write letters from A instead",
+            f"no label in column {columns.label!r} is 0, and none is the last choice: labels are assumed to count from "
+            "1; if they count from 0, write letters from A instead",
             stacklevel=3,
         )
     return True
 
 
 def _number(label: Any) -> int | None:
-    """A label as a number, if it is one."""
+    """A label as a number, or None if it is not one."""
     return int(label) if isinstance(label, int) or re.fullmatch(r"\d+", label or "") else None
 
 
@@ -352,23 +363,23 @@ def _place(label: Any, one_based: bool) -> int:
 def _choices(rows: Dataset, columns: Columns) -> list[tuple[list[str], list[str]]]:
     """The choices of each row, and their names where the data has any.
 
-    Where each choice has a column of its own, a row may leave the last ones empty.
+    If each choice has a column of its own, a row may leave the last ones empty.
 
     Raises:
-        UsageError: a row has fewer than two choices, or one is missing.
+        UsageError: a row has fewer than two choices, or lacks one.
     """
-    found: list[tuple[list[str], list[str]]] = []
+    rows_of_choices: list[tuple[list[str], list[str]]] = []
     if len(columns.choices) > 1:
-        for each in zip(*(column_values(rows, name) for name in columns.choices), strict=True):
-            size = max((at + 1 for at, choice in enumerate(each) if choice is not None), default=0)
-            found.append((list(each[:size]), []))
+        for cells in zip(*(column_values(rows, name) for name in columns.choices), strict=True):
+            size = max((at + 1 for at, text in enumerate(cells) if text is not None), default=0)
+            rows_of_choices.append((list(cells[:size]), []))
     else:
-        for each in column_values(rows, columns.choices[0]):
-            named = each if isinstance(each, dict) else {"text": each, "label": []}
-            found.append((named["text"] or [], named["label"] or []))
-    for row, (choices, _) in enumerate(found):
-        if len(choices) < 2 or None in choices:
-            what = "a choice is missing" if None in choices else "there are fewer than two choices"
+        for value in column_values(rows, columns.choices[0]):
+            choices = value if isinstance(value, dict) else {"text": value, "label": []}
+            rows_of_choices.append((choices["text"] or [], choices["label"] or []))
+    for row, (texts, _) in enumerate(rows_of_choices):
+        if len(texts) < 2 or None in texts:
+            what = "a choice is missing" if None in texts else "there are fewer than two choices"
             where = f"column{'s' if columns.choices[1:] else ''} {', '.join(columns.choices)}"
             raise UsageError(f"{describe_row(rows, columns, row)}: {what} in {where}; fill it in or drop the row")
-    return found
+    return rows_of_choices

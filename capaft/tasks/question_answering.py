@@ -1,7 +1,7 @@
 """Extractive question answering: the span of a context that answers a question, or nothing (SQuAD v1 and v2).
 
 A model gives every token a logit as the answer's start and one as its end. Long contexts are cut into windows
-(`tasks.windows`); where the answer is not in a window, both point at its null token, [CLS].
+(`capaft.tasks.spans.windows`); if a window lacks the answer, both point at its null token, [CLS].
 """
 
 from __future__ import annotations
@@ -40,15 +40,17 @@ from capaft.tasks.spans.windows import Window, cut_windows
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from capaft.tasks.base.evidence import Evidence
+
 _QUESTIONS = (("question",), ("query",))
 _CONTEXTS = (("context",), ("passage", "paragraph"), ("document", "article"))
 _ANSWERS = (("answers",), ("answer",))
-# The position of an answer that is somewhere, but cannot be told where: no term of the loss.
+# The position of an answer that is not found in the context: no term of the loss.
 _UNKNOWN = -100
 
 
 class Span(NamedTuple):
-    """A window's best answer: its first and last token, their logits' sum, and the sum of the null token's."""
+    """A window's best answer: its first and last token, the sum of their logits, and that of the null token's."""
 
     first: int
     last: int
@@ -58,14 +60,14 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Asked:
-    """What predictions are compared with: rows, and which window is a part of which.
+    """The truth that predictions are compared with, by row, and the windows that the rows are cut into.
 
     Attributes:
         windows: of all rows.
-        ids: the rows' own, or their numbers from 1.
+        ids: from the column `id`, or else the numbers of the rows from 1.
         questions: of each row.
         contexts: of each row.
-        references: texts of each row's answers; none if its context has none.
+        references: texts of each row's answers; empty if its context has no answer.
     """
 
     windows: list[Window]
@@ -82,9 +84,9 @@ class QuestionAnswering(Task):
     Attributes:
         stride: tokens of the context that neighbouring windows share.
         n_best: candidates for start and for end that are combined.
-        max_answer_length: tokens in an answer at most.
-        no_answer_threshold: how much better than any answer no answer must score to be given.
-        no_answer: some questions have no answer (SQuAD v2).
+        max_answer_length: largest number of tokens in an answer.
+        no_answer_threshold: margin by which no answer must outscore every answer to be predicted.
+        no_answer: True if some questions have no answer (SQuAD v2).
     """
 
     name: ClassVar[str] = "question-answering"
@@ -97,6 +99,8 @@ class QuestionAnswering(Task):
         "exact_match_answerable",
         "no_answer_accuracy",
     )
+    inferred: ClassVar[tuple[str, ...]] = ("no_answer",)
+    precedence: ClassVar[int] = 60
 
     max_length: int = 384
     stride: int = 128
@@ -106,103 +110,108 @@ class QuestionAnswering(Task):
     no_answer: bool = False
 
     @classmethod
-    def recognise(cls, rows: Dataset, given: Mapping[str, str | None]) -> Columns:
+    def is_certain(cls, rows: Dataset, evidence: Evidence) -> bool:
+        """True if a column holds answers with their starts."""
+        return any(map(holds_answers, rows.features.values()))
+
+    @classmethod
+    def recognise(cls, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
         """Find the questions (`text`), the contexts (`pair`) and the answers (`label`) by name.
 
         Raises:
-            UsageError: a given column is not there or not usable, or one that is not given cannot be told.
+            UsageError: a named column is missing or not usable, or another one cannot be determined.
         """
-        text, pair, label = given.get("text"), given.get("pair"), given.get("label")
+        text, pair, label = named.get("text"), named.get("pair"), named.get("label")
         label = find_column(rows, "label", label, _ANSWERS, holds_answers, "answers (text and answer_start)")
         text = find_column(rows, "text", text, _QUESTIONS, is_text, "text", (pair, label))
         pair = find_column(rows, "pair", pair, _CONTEXTS, is_text, "text", (text, label))
-        wanted = {
+        roles = {
             "text": (text, "questions"),
             "pair": (pair, "contexts"),
             "label": (label, "answers with their starts"),
         }
-        for role, (name, what) in wanted.items():
+        for role, (name, what) in roles.items():
             if name is None:
                 ask_for_column(rows, role, f"no column of a usual name holds {what}")
         return Columns(str(text), pair, label)
 
     @classmethod
     def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
-        """See `Task.usable`; no answer is one, but no list of answers is none."""
-        named = [value is not None for value in column_values(rows, str(columns.label))]
-        return filled_rows(rows, columns.text, columns.pair) & np.array(named, dtype=np.bool_)
+        """See `Task.usable`; an empty list of answers is a label, a missing one is not."""
+        labelled = [value is not None for value in column_values(rows, str(columns.label))]
+        return filled_rows(rows, columns.text, columns.pair) & np.array(labelled, dtype=np.bool_)
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
-        """The task that training rows and a configuration describe: a row without answers makes it SQuAD v2."""
-        decided = super().decide(rows, columns, config)
-        return dataclasses.replace(decided, no_answer=not all(read_answers(rows, str(columns.label))))
+        """See `Task.decide`; a training row without an answer makes it SQuAD v2."""
+        task = super().decide(rows, columns, config)
+        return dataclasses.replace(task, no_answer=not all(read_answers(rows, str(columns.label))))
 
     def check_labels(self, rows: Dataset, columns: Columns) -> None:
-        """Make sure that every row has an answer where every training row had one.
+        """Make sure that every row has an answer if every training row had one.
 
         Raises:
-            UsageError: names the first row that has none.
+            UsageError: a row has none; names the first.
         """
         if self.no_answer:
             return
-        found = read_answers(rows, str(columns.label))
-        if not all(found):
+        answers = read_answers(rows, str(columns.label))
+        if not all(answers):
             raise UsageError(
-                f"row {row_numbers(rows)[found.index([])]}: there is no answer in column {columns.label!r}, but every "
-                "training row has one; fill it in or drop the row"
+                f"row {row_numbers(rows)[answers.index([])]}: there is no answer in column {columns.label!r}, but "
+                "every training row has one; fill it in or drop the row"
             )
 
     def model_config(self) -> dict[str, Any]:
-        """Two logits a token, also for a checkpoint that classified into more."""
+        """Two logits a token, also for a checkpoint with more classes."""
         return {"num_labels": 2}
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Windows of all rows, with the first and last token of each row's first answer.
 
-        Training rows whose answer is nowhere in the context are left out, and said to be; other rows of the kind are
-        scored by its text, and left out of the loss.
+        Training rows whose answer is not in the context are left out, and reported; in evaluation such rows are scored
+        by the text of the answer, and left out of the loss.
 
         Raises:
-            UsageError: a value is missing or cannot be used (names the row), or no row has what the metric scores.
+            UsageError: a value is missing or cannot be used (names the row), or the metric does not apply to the rows.
         """
         self.check_labels(rows, columns)
         questions, contexts = row_texts(rows, columns)
         assert contexts is not None, "recognise() found them"
-        found = read_answers(rows, str(columns.label))
-        places = [_place(context, given) for context, given in zip(contexts, found, strict=True)]
-        lost = {row for row, place in enumerate(places) if found[row] and place is None}
-        known = row_numbers(rows)
+        answers = read_answers(rows, str(columns.label))
+        places = [_place(context, of_row) for context, of_row in zip(contexts, answers, strict=True)]
+        lost = {row for row, place in enumerate(places) if answers[row] and place is None}
+        numbers = row_numbers(rows)
         limit = token_limit(base, self.max_length)
-        cut = cut_windows(base.processor, questions, contexts, limit, self.stride, known)
+        windows = cut_windows(base.processor, questions, contexts, limit, self.stride, numbers)
         left_out = ""
         if training:
-            left_out = _left_out([known[row] for row in sorted(lost)], len(rows))
-            cut = [window for window in cut if window.row not in lost]
+            left_out = _left_out([numbers[row] for row in sorted(lost)], len(rows))
+            windows = [window for window in windows if window.row not in lost]
         else:
-            self._check_metric(found)
+            self._check_metric(answers)
         positions = [
-            (_UNKNOWN, _UNKNOWN) if window.row in lost else _positions(window, places[window.row]) for window in cut
+            (_UNKNOWN, _UNKNOWN) if window.row in lost else _positions(window, places[window.row]) for window in windows
         ]
         inputs: dict[str, Sequence[Any]] = {
-            "input_ids": [window.input_ids for window in cut],
+            "input_ids": [window.input_ids for window in windows],
             "start": [start for start, _ in positions],
             "end": [end for _, end in positions],
         }
         if _takes_token_types(base):
-            inputs["token_type_ids"] = [window.token_type_ids for window in cut]
-        ids = column_values(rows, "id") if "id" in rows.column_names else known
-        references = [[answer.text for answer in given] for given in found]
+            inputs["token_type_ids"] = [window.token_type_ids for window in windows]
+        ids = column_values(rows, "id") if "id" in rows.column_names else numbers
+        references = [[answer.text for answer in of_row] for of_row in answers]
         return Features(
             inputs,
-            np.array([len(window.input_ids) for window in cut], dtype=np.int64),
-            Asked(cut, list(map(str, ids)), questions, contexts, references),
+            np.array([len(window.input_ids) for window in windows], dtype=np.int64),
+            Asked(windows, list(map(str, ids)), questions, contexts, references),
             left_out=left_out,
             rows=len(rows) - len(lost) if training else len(rows),
         )
 
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
-        """Inputs `(batch, tokens)`; targets `start` and `end`, `(batch,)`, and `mask`, what is no padding."""
+        """Inputs `(batch, tokens)`; targets `start` and `end`, `(batch,)`, and `mask`, False for padding."""
         names = [name for name in ("input_ids", "token_type_ids") if name in features.inputs]
         chosen = {name: [features.inputs[name][index] for index in indices] for name in names}
         padded = dict(base.processor.pad(chosen, return_attention_mask=True, return_tensors="pt"))
@@ -225,23 +234,23 @@ class QuestionAnswering(Task):
     def predict(
         self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch, outputs: Any
     ) -> list[Span]:
-        """The best answer in each window, and how its null token scores."""
-        cut = [features.references.windows[index] for index in indices]
+        """The best answer in each window, and the score of its null token."""
+        windows = [features.references.windows[index] for index in indices]
         start, end = outputs.start_logits.float().cpu(), outputs.end_logits.float().cpu()
         padding = _padding(batch.inputs["attention_mask"].cpu()).tolist()
         return [
             best_span(start[row, shift:], end[row, shift:], window, self.n_best, self.max_answer_length)
-            for row, (window, shift) in enumerate(zip(cut, padding, strict=True))
+            for row, (window, shift) in enumerate(zip(windows, padding, strict=True))
         ]
 
     def score(self, features: Features, predictions: Sequence[Span]) -> dict[str, float]:
-        """`f1` and `exact_match`; with no-answer questions also of those with an answer, and the accuracy on others."""
+        """`f1` and `exact_match`; with SQuAD v2 also those of answerable questions, and the accuracy on the others."""
         asked: Asked = features.references
         pairs = list(zip(self._answers(asked, predictions), asked.references, strict=True))
         exact = np.array([squad_metrics.exact_match(*pair) for pair in pairs])
         f1 = np.array([squad_metrics.f1(*pair) for pair in pairs])
         scores = {"f1": f1.mean(), "exact_match": exact.mean()}
-        answerable = np.array([bool(wanted) for wanted in asked.references])
+        answerable = np.array([bool(texts) for texts in asked.references])
         if self.no_answer and answerable.any():
             scores |= {"f1_answerable": f1[answerable].mean(), "exact_match_answerable": exact[answerable].mean()}
         if self.no_answer and not answerable.all():
@@ -249,27 +258,27 @@ class QuestionAnswering(Task):
         return {name: float(value) for name, value in scores.items()}
 
     def report(self, features: Features, predictions: Sequence[Span]) -> list[dict[str, Any]]:
-        """Of each row its id, question, predicted answer and reference answers."""
+        """The id, the question, the predicted answer and the reference answers of each row."""
         asked: Asked = features.references
         names = ("id", "question", "predicted", "references")
         columns = (asked.ids, asked.questions, self._answers(asked, predictions), asked.references)
         return [dict(zip(names, record, strict=True)) for record in zip(*columns, strict=True)]
 
     def show(self, base: BaseModel, features: Features, index: int) -> str:
-        """The decoded window, and the tokens that start and end point at."""
+        """The decoded window, and the answer from start to end."""
         ids, start, end = (features.inputs[name][index] for name in ("input_ids", "start", "end"))
         answer = base.processor.decode(ids[start : end + 1]) if start >= 0 else "(unknown)"
         return f"{base.processor.decode(ids)} -> {answer}"
 
-    def _check_metric(self, found: Sequence[Sequence[Answer]]) -> None:
-        """Refuse a metric of questions that there are none of."""
-        if self.metric == "no_answer_accuracy" and all(found):
+    def _check_metric(self, answers: Sequence[Sequence[Answer]]) -> None:
+        """Refuse a metric of questions that do not occur."""
+        if self.metric == "no_answer_accuracy" and all(answers):
             raise UsageError(f"--metric {self.metric} needs questions without an answer, and every question has one")
-        if self.metric.endswith("_answerable") and not (self.no_answer and any(found)):
+        if self.metric.endswith("_answerable") and not (self.no_answer and any(answers)):
             raise UsageError(f"--metric {self.metric} needs questions of both kinds, with an answer and without")
 
     def _answers(self, asked: Asked, predictions: Sequence[Span]) -> list[str]:
-        """The answer to each row: that of its best window, or nothing if every window's null token scores better.
+        """The answer to each row: that of its best window, or "" if the null token of every window scores higher.
 
         As in run_squad.py of BERT (Devlin et al. 2019), the null score of a row is the lowest of its windows.
         """
@@ -279,8 +288,8 @@ class QuestionAnswering(Task):
             row = window.row
             null[row] = min(null.get(row, np.inf), span.null)
             if row not in best or span.score > best[row][0]:
-                found = np.isfinite(span.score)
-                best[row] = (span.score, window.text(asked.contexts[row], span.first, span.last) if found else "")
+                text = window.text(asked.contexts[row], span.first, span.last) if np.isfinite(span.score) else ""
+                best[row] = (span.score, text)
         silent = {row for row in best if self.no_answer and null[row] - best[row][0] > self.no_answer_threshold}
         return ["" if row in silent else best[row][1] for row in sorted(best)]
 
@@ -289,11 +298,11 @@ def best_span(start: Tensor, end: Tensor, window: Window, n_best: int, max_lengt
     """The best of a window's answers, among the likeliest starts and ends within the context.
 
     Args:
-        start: logits, `(tokens or more,)`; what is beyond the window's tokens is padding.
+        start: logits, `(tokens or more,)`; those beyond the window's tokens are padding.
         end: logits, likewise.
         window: the window.
-        n_best: how many starts are combined with how many ends.
-        max_length: tokens in an answer at most.
+        n_best: number of starts, and of ends, that are combined.
+        max_length: largest number of tokens in an answer.
 
     Returns:
         The span; its score is -inf if no start and end go together.
@@ -312,38 +321,42 @@ def best_span(start: Tensor, end: Tensor, window: Window, n_best: int, max_lengt
     return Span(int(firsts[first, 0]), int(lasts[0, last]), float(scores[first, last]), null)
 
 
-def _place(context: str, given: Sequence[Answer]) -> tuple[int, int] | None:
-    """The characters of the first of a row's answers that can be found."""
-    return next((place for answer in given if (place := locate_answer(context, answer))), None)
+def _place(context: str, answers: Sequence[Answer]) -> tuple[int, int] | None:
+    """The characters of the first of a row's answers that is in the context."""
+    return next((place for answer in answers if (place := locate_answer(context, answer))), None)
 
 
 def _positions(window: Window, place: tuple[int, int] | None) -> tuple[int, int]:
-    """What start and end should point at: the answer, or the null token if it is not in the window."""
+    """The targets of start and end: the answer, or the null token if it is not in the window."""
     return (place and window.tokens(*place)) or (window.null, window.null)
 
 
 def _left_out(lost: Sequence[int], rows: int) -> str:
-    """How many of so many rows cannot be trained on, in words, by their numbers; nothing if all can.
+    """A note on the rows that cannot be trained on; empty if all can.
+
+    Args:
+        lost: numbers of these rows.
+        rows: number of all rows.
 
     Raises:
-        UsageError: it is all of them.
+        UsageError: no row can be trained on.
     """
     if not lost:
         return ""
-    said = f"{len(lost)} of {rows} training rows are left out, their answers are not in the context"
+    note = f"{len(lost)} of {rows} training rows are left out, their answers are not in the context"
     if len(lost) == rows:
-        raise UsageError(f"{said}; extractive question answering needs answers that are")
-    return f"{said}: row {lost[0]}{' and others' if len(lost) > 1 else ''}"
+        raise UsageError(f"{note}; extractive question answering needs answers that are")
+    return f"{note}: row {lost[0]}{' and others' if len(lost) > 1 else ''}"
 
 
 def _takes_token_types(base: BaseModel) -> bool:
-    # A tokenizer of BERT's make offers them to models that have no segments, too.
+    # Tokenizers modelled on BERT's offer them to models without segments, too.
     offered = "token_type_ids" in base.processor.model_input_names
     return offered and "token_type_ids" in inspect.signature(base.model.forward).parameters
 
 
 def _padding(mask: Tensor) -> Tensor:
-    """How many tokens of padding come first in each row of an attention mask, `(batch,)`."""
+    """Number of padding tokens at the start of each row of an attention mask, `(batch,)`."""
     return mask.int().argmax(-1)
 
 
@@ -353,8 +366,8 @@ def _cross_entropy(logits: Tensor, positions: Tensor, mask: Tensor, smoothing: f
     Args:
         logits: `(batch, tokens)`.
         positions: `(batch,)`; rows below 0 do not count.
-        mask: which tokens are no padding, `(batch, tokens)`.
-        smoothing: share of the target that is spread over them evenly.
+        mask: False for padding, `(batch, tokens)`.
+        smoothing: share of the target that is spread evenly over a row's tokens.
     """
     negative = -logits.float().masked_fill(~mask, -torch.inf).log_softmax(-1)
     even = negative.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1)

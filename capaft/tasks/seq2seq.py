@@ -15,6 +15,7 @@ from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns, list_columns
 from capaft.tasks.base.features import Batch, Features
+from capaft.tasks.language.chat import is_chat
 from capaft.tasks.language.generation import Generation
 from capaft.tasks.language.plain_text import recognise_plain_text
 from capaft.tasks.language.text_pairs import are_summaries, check_pairs, read_pairs, recognise_text_pairs
@@ -24,6 +25,8 @@ from capaft.tasks.language.token_loss import IGNORED, TOKEN_METRICS, pad_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from capaft.tasks.base.evidence import Evidence
 
 
 @dataclass(frozen=True)
@@ -35,42 +38,58 @@ class Seq2Seq(Generation):
     """
 
     name: ClassVar[str] = "seq2seq"
+    pipeline_tag: ClassVar[str] = "text2text-generation"
     summary: ClassVar[str] = "a text in, a text out: summaries, translations, answers"
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
     metrics: ClassVar[tuple[str, ...]] = TEXT_METRICS + TOKEN_METRICS
     cut_by: ClassVar[str] = "--max-length, --max-target-length"
     own_head: ClassVar[bool] = False
+    precedence: ClassVar[int] = 70
 
     max_target_length: int = 128
 
     @classmethod
-    def recognise(cls, rows: Dataset, given: Mapping[str, str | None]) -> Columns:
-        """Source and target, by name or by the keys of a column `translation`; a given source may be alone."""
-        found = recognise_text_pairs(rows, given)
-        if found is None and (given.get("text") is None or given.get("label") is not None):
+    def is_certain(cls, rows: Dataset, evidence: Evidence) -> bool:
+        """True if a column holds chats and the model is an encoder with a decoder."""
+        return evidence.is_encoder_decoder and any(map(is_chat, rows.features.values()))
+
+    @classmethod
+    def claims(cls, rows: Dataset, evidence: Evidence) -> bool:
+        """True for source and target, if the model is an encoder with a decoder.
+
+        Raises:
+            UsageError: it is, and the columns cannot be determined.
+        """
+        return evidence.is_encoder_decoder and evidence.agrees_with(cls.recognise(rows, evidence.named))
+
+    @classmethod
+    def recognise(cls, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
+        """Source and target, by name or by the keys of a column `translation`; a named source may be alone."""
+        pair = recognise_text_pairs(rows, named)
+        if pair is None and (named.get("text") is None or named.get("label") is not None):
             raise UsageError(
                 f"cannot tell source and target; choose them with --text-column and --label-column among "
                 f"{list_columns(rows)}"
             )
-        return found or recognise_plain_text(rows, given)
+        return pair or recognise_plain_text(rows, named)
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
-        """As the settings say, with the metric that suits the target."""
+        """See `Task.decide`; the default metric is the one that suits the target."""
         usual = "rougeL" if are_summaries(columns) else "bleu"
         return super().decide(rows, columns, dataclasses.replace(config, metric=config.metric or usual))
 
     def check_labels(self, rows: Dataset, columns: Columns) -> None:
-        """Make sure that there are targets.
+        """Make sure that rows have targets.
 
         Raises:
-            UsageError: there are not.
+            UsageError: they do not.
         """
         check_pairs(rows, columns)
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
-        """Sources and targets; in training an example of each reference, in evaluation the loss of the first."""
-        pairs = read_pairs(rows, columns, self.source_prefix, each=training)
+        """Sources and targets: in training one example for each reference; in evaluation the loss is of the first."""
+        pairs = read_pairs(rows, columns, self.source_prefix, per_reference=training)
         limit, target_limit = token_limit(base, self.max_length), token_limit(base, self.max_target_length)
         sources, long_sources = _cut(base.processor, limit, text=[pair.source for pair in pairs])
         targets: list[list[int]] = [[IGNORED]] * len(pairs)
@@ -82,29 +101,29 @@ class Seq2Seq(Generation):
             {"input_ids": sources, "labels": targets},
             np.array([len(ids) for ids in sources], dtype=np.int64),
             [pair.references for pair in pairs],
-            sum(either or other for either, other in zip(long_sources, long_targets, strict=True)),
+            sum(map(any, zip(long_sources, long_targets, strict=True))),
             [pair.source for pair in pairs],
         )
 
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
-        """Sources `(batch, longest)`; targets `(batch, longest)`, and the same one place later as decoder inputs."""
+        """Sources `(batch, longest)`; targets `(batch, longest)`, which one place later are the decoder's inputs."""
         ids = [features.inputs["input_ids"][i] for i in indices]
         labels = pad_rows((features.inputs["labels"][i] for i in indices), IGNORED)
         inputs = {
             "input_ids": pad_rows(ids, base.processor.pad_token_id),
-            "attention_mask": pad_rows(([1] * len(each) for each in ids), 0),
+            "attention_mask": pad_rows(([1] * len(tokens) for tokens in ids), 0),
         }
         if hasattr(base.model, "prepare_decoder_input_ids_from_labels"):
             inputs["decoder_input_ids"] = base.model.prepare_decoder_input_ids_from_labels(labels=labels)
         else:
-            # Some families, M2M-100 and NLLB among them, only make decoder inputs of labels on their own.
+            # Some families, M2M-100 and NLLB among them, make decoder inputs of labels only in their forward.
             inputs["labels"] = labels
         return Batch(inputs, {"labels": labels}, int((labels != IGNORED).sum()))
 
     def written(
         self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch
     ) -> list[str]:
-        """What the model makes of the sources."""
+        """The texts that the model generates from the sources."""
         sources = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
         return self.generated(base, model, min(self.max_new_tokens, model_positions(base) - 1), set(), **sources)
 
@@ -118,7 +137,7 @@ class Seq2Seq(Generation):
 
 
 def _cut(tokenizer: Any, limit: int, **texts: list[str]) -> tuple[list[list[int]], list[bool]]:
-    """Token ids, at most `limit` of each text with its special tokens, and which texts have more."""
+    """Token ids, at most `limit` of each text with its special tokens, and True for each text that has more."""
     ids = tokenizer(**texts, truncation=True, max_length=limit, return_attention_mask=False)["input_ids"]
     whole = tokenizer(**texts, return_attention_mask=False, verbose=False)["input_ids"]
     return ids, [len(tokens) > limit for tokens in whole]

@@ -34,10 +34,13 @@ from capaft.tasks.labels.problem import MAX_CLASSES, Problem
 from capaft.tasks.labels.regression import Regression
 from capaft.tasks.labels.single_label import SingleLabel, check_metric
 from capaft.tasks.language.plain_text import end_of_text_token
+from capaft.tasks.language.text_pairs import recognise_text_pairs
 from capaft.tasks.language.token_limit import token_limit
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from capaft.tasks.base.evidence import Evidence
 
 # Names are compared in lower case without punctuation. Earlier pairs and groups are preferred to later ones; within a
 # group no name is better than another.
@@ -70,6 +73,8 @@ _LABELS = (
     ("class", "category", "target", "intent", "sentiment", "topic", "y", "goldlabel", "isduplicate"),
     ("classes", "categories", "topics", "genres", "emotions", "score", "similarityscore", "rating", "stars"),
 )
+# A column of this name can hold nothing but labels.
+_SURE = ("label", "labels")
 _LONGEST_CLASS_NAME = 60
 
 
@@ -78,8 +83,8 @@ class TextClassification(Task):
     """The task.
 
     Attributes:
-        problem: what a label is: `single`, `multi` or `regression`.
-        label_separator: what stands between the labels of a row where `multi` has them in one text.
+        problem: kind of the labels: `single`, `multi` or `regression`.
+        label_separator: text between the labels of a row, if `multi` has them in one text.
     """
 
     name: ClassVar[str] = "text-classification"
@@ -88,6 +93,9 @@ class TextClassification(Task):
     metrics: ClassVar[tuple[str, ...]] = tuple(
         dict.fromkeys(SingleLabel.metrics + MultiLabel.metrics + Regression.metrics)
     )
+
+    precedence: ClassVar[int] = 50
+    is_fallback: ClassVar[bool] = True
 
     problem: str = "single"
     label_separator: str = ""
@@ -115,16 +123,30 @@ class TextClassification(Task):
                 return SingleLabel()
 
     @classmethod
-    def recognise(cls, rows: Dataset, given: Mapping[str, str | None]) -> Columns:
-        """Find the columns by name, then by type. A given name is taken; a given text without a pair is single.
+    def is_certain(cls, rows: Dataset, evidence: Evidence) -> bool:
+        """True if the user set an option that no other task has."""
+        return evidence.classify
 
-        Several labels that have a column each, of 0 and 1, are told from one another by being named: `a,b,c`.
+    @classmethod
+    def claims(cls, rows: Dataset, evidence: Evidence) -> bool:
+        """True for texts with labels, unless the labels are only notes on the texts of a usual pair.
+
+        Raises:
+            UsageError: the columns cannot be determined.
         """
-        text, pair, label = given.get("text"), given.get("pair"), given.get("label")
+        return _is_target(rows, evidence, cls.recognise(rows, evidence.named).label)
+
+    @classmethod
+    def recognise(cls, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
+        """Find the columns by name, then by type. A named text without a named pair is single.
+
+        Several labels with a column of 0 and 1 each are given by the names of these columns: `a,b,c`.
+        """
+        text, pair, label = named.get("text"), named.get("pair"), named.get("label")
         choices = _choices(rows, label)
         if choices:
-            for each in choices:
-                find_column(rows, "label", each, (), _is_flag, "0 or 1", (text, pair))
+            for choice in choices:
+                find_column(rows, "label", choice, (), _is_flag, "0 or 1", (text, pair))
             label = None
         else:
             label = find_column(
@@ -146,8 +168,8 @@ class TextClassification(Task):
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
-        """The task of those rows: their label tells the problem if it is not given; GLUE has metrics of its own."""
-        problem = _told_by(rows, columns) if config.problem == "auto" else config.problem
+        """See `Task.decide`; the labels decide the problem if no setting does; GLUE has metrics of its own."""
+        problem = _problem_of(rows, columns) if config.problem == "auto" else config.problem
         task = super().decide(rows, columns, replace(config, metric=None, problem=problem))
         official = official_metric(config.data or "")
         metric = config.metric or (official if official in task._problem.metrics else "")
@@ -155,13 +177,13 @@ class TextClassification(Task):
 
     @classmethod
     def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
-        """See `Task.usable`; what a label is, the problem says."""
-        problem = _told_by(rows, columns) if config.problem == "auto" else config.problem
-        described = cls(problem=problem, label_separator=config.label_separator or "")
-        return filled_rows(rows, columns.text, columns.pair) & described._problem.labelled(rows, columns)
+        """See `Task.usable`; the problem decides what a missing label is."""
+        problem = _problem_of(rows, columns) if config.problem == "auto" else config.problem
+        task = cls(problem=problem, label_separator=config.label_separator or "")
+        return filled_rows(rows, columns.text, columns.pair) & task._problem.labelled(rows, columns)
 
     def check_labels(self, rows: Dataset, columns: Columns) -> None:
-        """Encode the labels, and leave it at that."""
+        """See `Task.check_labels`."""
         self._problem.encode(rows, columns, self.labels)
 
     def classes_of(self, rows: Dataset, columns: Columns) -> Sequence[int] | None:
@@ -180,7 +202,7 @@ class TextClassification(Task):
         tokenizer = base.processor
         limit = token_limit(base, self.max_length)
         encoded = tokenizer(first, second, truncation=True, max_length=limit, return_attention_mask=False)
-        # Without special tokens an empty text is no token at all, from which nothing can be read.
+        # Without special tokens an empty text has no token for the model to read.
         for row in (row for row, ids in enumerate(encoded["input_ids"]) if not ids):
             for name, column in encoded.items():
                 column[row] = [end_of_text_token(tokenizer) if name == "input_ids" else 0]
@@ -229,7 +251,7 @@ class TextClassification(Task):
         ]
 
     def show(self, base: BaseModel, features: Features, index: int) -> str:
-        """The text as the model gets it, and its label."""
+        """The text as the model reads it, and its label."""
         text = base.processor.decode(features.inputs["input_ids"][index])
         return f"{text} -> {self._named(features.references[index])}"
 
@@ -252,19 +274,19 @@ def _choices(rows: Dataset, label: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.strip() for name in label.split(",")))
 
 
-def _told_by(rows: Dataset, columns: Columns) -> Literal["single", "multi", "regression"]:
-    """The problem that a column of labels makes."""
+def _problem_of(rows: Dataset, columns: Columns) -> Literal["single", "multi", "regression"]:
+    """The problem that a column of labels stands for."""
     if columns.label is None or cell_kind(rows.features[columns.label]) == "list":
         return "multi"
     if cell_kind(rows.features[columns.label]) == "float":
-        # NaN is not greater than anything, and told as a missing label later.
+        # NaN is not greater than 0, and reported as a missing label later.
         fractions = (value % 1 > 0 for value in column_values(rows, columns.label) if value is not None)
         return "regression" if any(fractions) else "single"
     return "single"
 
 
 def _pair_by_name(words: Sequence[str], pair: str | None) -> tuple[str | None, str | None]:
-    """Both columns of a pair, or the first one that belongs to a given second."""
+    """Both columns of a usual pair, or the first column that belongs to a named second one."""
     names = {plain_name(name): name for name in words}
     for first, second in _PAIRS:
         if first in names and (second == plain_name(pair) if pair else second in names):
@@ -273,26 +295,58 @@ def _pair_by_name(words: Sequence[str], pair: str | None) -> tuple[str | None, s
 
 
 def _text_by_type(rows: Dataset, words: Sequence[str]) -> str:
-    found = list(words)
-    if len(found) > 1:
-        found = [name for name in found if not _like_classes(rows, name)]
-    if len(found) != 1:
+    texts = list(words)
+    if len(texts) > 1:
+        texts = [name for name in texts if not _like_classes(rows, name)]
+    if len(texts) != 1:
         ask_for_column(rows, "text", "several columns could be" if words else "there is no column of text")
-    return found[0]
+    return texts[0]
 
 
 def _label_by_type(rows: Dataset, taken: Sequence[str | None]) -> str:
     kinds = {n: cell_kind(feature) for n, feature in rows.features.items() if n not in taken and not is_id(n)}
     usual = ("class", "integer", "bool")
-    found = [n for n, held in kinds.items() if held in usual or (held == "text" and _like_classes(rows, n))]
-    found = found or [name for name, held in kinds.items() if held == "float"]
-    if len(found) != 1:
-        ask_for_column(rows, "label", "several columns could be" if found else "no column looks like one")
-    return found[0]
+    labels = [n for n, kind in kinds.items() if kind in usual or (kind == "text" and _like_classes(rows, n))]
+    labels = labels or [name for name, kind in kinds.items() if kind == "float"]
+    if len(labels) != 1:
+        ask_for_column(rows, "label", "several columns could be" if labels else "no column looks like one")
+    return labels[0]
+
+
+def _is_target(rows: Dataset, evidence: Evidence, label: str | None) -> bool:
+    """True if the label is the target, and not a note beside a usual pair of source and target.
+
+    For a model that writes, the pair outweighs topics and numbers of tokens. Decoders are often used to classify, so
+    for them a column called `label` is the target. A model of masked tokens cannot write: for it a label that the user
+    named, or that is called so, holds classes whatever it looks like.
+    """
+    is_sure = plain_name(label or "") in _SURE
+    is_named = bool(evidence.named.get("label"))
+    if evidence.is_masked and (is_named or is_sure):
+        return True
+    if not _has_classes(rows, label):
+        return False
+    if is_named or evidence.is_masked or (is_sure and not evidence.is_encoder_decoder):
+        return True
+    try:
+        pair = recognise_text_pairs(rows, evidence.named)
+    except UsageError:
+        return True
+    if pair is None or pair.label in (None, label):
+        return True
+    # Targets of few values are classes as well; those of translations are not columns, and references not texts.
+    return is_text(rows.features.get(pair.label)) and _has_classes(rows, pair.label)
+
+
+def _has_classes(rows: Dataset, label: str | None) -> bool:
+    """True if a label holds classes or numbers, and not a different text in each row."""
+    if label is None or not is_text(rows.features[label]):
+        return True
+    return len(rows.unique(label)) <= len(rows) // 2
 
 
 def _like_classes(rows: Dataset, name: str) -> bool:
-    """Whether a column of text holds few different values, each twice on average, and none of them long."""
+    """True if a column of text holds few different values, each twice on average, and none of them long."""
     distinct = rows.unique(name)
     few = len(distinct) <= min(MAX_CLASSES, len(rows) // 2)
     return few and all(len(value or "") <= _LONGEST_CLASS_NAME for value in distinct)

@@ -36,7 +36,9 @@ from capaft.tasks.language.token_loss import IGNORED, summed_loss
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# In lower case without punctuation. Of a corpus tagged several times, as CoNLL-2003 is, the entities are meant.
+    from capaft.tasks.base.evidence import Evidence
+
+# In lower case without punctuation. In a corpus tagged several times, such as CoNLL-2003, the entities come first.
 _WORDS = (("tokens",), ("words",), ("token", "word", "form", "text", "sentence"))
 _TAGS = (
     ("nertags",),
@@ -51,85 +53,91 @@ _TAGS = (
 # IOB1, IOB2, IOE, IOBES, BILOU (L ends a chunk, U is one) and BMEWO (M is inside, W is one): a letter, and a type.
 _CHUNK_TAG = re.compile(r"O|[BIESLUMW](-.+)?")
 _AS_IOBES = str.maketrans("LUMW", "ESIS")
-# The class predicted for a word that the model has not seen.
+# The class predicted for a word that the model has not read.
 _NONE = -1
 
 
 @dataclass(frozen=True)
 class TokenClassification(Task):
-    """A word's first token carries its tag; the model's outputs for its other tokens count nowhere.
+    """A word's first token carries its tag; the model's outputs for its other tokens are ignored.
 
-    Scores: `accuracy` is the share of words whose tag is right. Where all labels belong to a chunking scheme (IOB1,
-    IOB2, IOE, IOBES, BILOU, BMEWO), `precision`, `recall` and `f1` are those of whole entities of all types together,
-    as conlleval counts them (Tjong Kim Sang and De Meulder, 2003; seqeval's default). Elsewhere, as for parts of
-    speech or tags without names, they are the unweighted means over the tags that occur.
+    Scores: `accuracy` is the share of words whose tag is right. If all labels belong to a chunking scheme (IOB1, IOB2,
+    IOE, IOBES, BILOU, BMEWO), `precision`, `recall` and `f1` are those of whole entities of all types together, as
+    conlleval counts them (Tjong Kim Sang and De Meulder, 2003; seqeval's default). Otherwise, as for parts of speech or
+    tags without names, they are the unweighted means over the tags that occur.
 
-    All words are scored. One that has no token, because its row was cut or the tokenizer leaves it out, counts as
-    predicted "O" where that is a label, and as wrong where it is not.
+    All words are scored. A word without a token, because its row was cut or the tokenizer leaves it out, counts as
+    predicted "O" if that is a label, and as wrong if it is not.
 
-    A word without a tag, be it none or a negative number such as -100, is read, but neither learnt nor scored.
+    A word whose tag is missing, or a negative number such as -100, is read, but neither learnt nor scored.
     """
 
     name: ClassVar[str] = "token-classification"
     summary: ClassVar[str] = "The words of a text to a tag each: named entities, parts of speech."
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
     metrics: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall", "accuracy")
+    precedence: ClassVar[int] = 30
 
     @classmethod
-    def recognise(cls, rows: Dataset, given: Mapping[str, str | None]) -> Columns:
-        """Find the words and their tags: by name, else each as the only column that can be it."""
-        if given.get("pair"):
-            raise UsageError(f"--pair-column {given['pair']}: {cls.name} takes no second text; drop it")
-        label = given.get("label")
-        text = _column(rows, "text", given.get("text"), _WORDS, _holds_words, "lists of words", label)
+    def claims(cls, rows: Dataset, evidence: Evidence) -> bool:
+        """True if rows have lists of words and of tags."""
+        return cls.has_columns(rows, evidence)
+
+    @classmethod
+    def recognise(cls, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
+        """Find the words and their tags: by name, else each as the only column of its kind."""
+        if named.get("pair"):
+            raise UsageError(f"--pair-column {named['pair']}: {cls.name} takes no second text; drop it")
+        label = named.get("label")
+        text = _column(rows, "text", named.get("text"), _WORDS, _holds_words, "lists of words", label)
         label = _column(rows, "label", label, _TAGS, _holds_tags, "lists of tags", text)
         return Columns(text, None, label)
 
     @classmethod
     def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
         """See `Task.usable`; a row needs one word with a tag, and no gap among its words."""
-        words = [bool(each) and None not in each for each in column_values(rows, columns.text)]
-        tags = [any(_is_tag(tag) for tag in each or ()) for each in column_values(rows, str(columns.label))]
+        words = [bool(texts) and None not in texts for texts in column_values(rows, columns.text)]
+        tags = [any(map(_is_tag, of_row or ())) for of_row in column_values(rows, str(columns.label))]
         return np.array(words, dtype=np.bool_) & np.array(tags, dtype=np.bool_)
 
     @classmethod
     def classes(cls, rows: Dataset, columns: Columns) -> tuple[str, ...]:
-        """The tags: a `ClassLabel` keeps its order, integers ascend, the rest is sorted as text.
+        """The tags: a `ClassLabel` keeps its order, integers ascend, others are sorted as text.
 
         Raises:
             UsageError: a row cannot be used, or the rows do not have from two to `MAX_CLASSES` tags.
         """
-        held = _held(rows, columns)
+        feature = _tag_feature(rows, columns)
         tags = _tag_names(rows, columns, _words(rows, columns))
         present = {name for row in tags for name in row if name is not None}
         if not 2 <= len(present) <= MAX_CLASSES:
             raise UsageError(
-                f"column {columns.label!r} has {len(present)} different tags, and {cls.name} wants from 2 to "
-                f"{MAX_CLASSES}; choose one with --label-column among {list_columns(rows)}"
+                f"column {columns.label!r} has {len(present)} different tags, and {cls.name} needs 2 to "
+                f"{MAX_CLASSES}; choose another with --label-column among {list_columns(rows)}"
             )
-        if isinstance(held, datasets.ClassLabel):
-            return tuple(held.names)
-        return tuple(sorted(present, key=int if cell_kind(held) == "integer" else None))
+        if isinstance(feature, datasets.ClassLabel):
+            return tuple(feature.names)
+        return tuple(sorted(present, key=int if cell_kind(feature) == "integer" else None))
 
     def check_labels(self, rows: Dataset, columns: Columns) -> None:
-        """As `Task.check_labels`, and that there are as many tags as words."""
+        """See `Task.check_labels`; each row has as many tags as words."""
         self._encoded(rows, columns, _words(rows, columns))
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Tokenise word by word.
 
-        Inputs are those of the model, the `labels` of its tokens, and as `tagged` the words that have a token and a
-        tag, by their places in the row. References are the classes of all words, `(words,)` a row; -100 for no tag.
+        Inputs are those of the model, the `labels` of its tokens, and as `tagged` the places in the row of the words
+        that have a token and a tag. References are the classes of all words, `(words,)` a row; -100 for no tag.
 
         Raises:
-            UsageError: a row has no words, not as many tags as words, a tag that is none of the task's, or no word
-                with a token; or the tokenizer cannot tell which word a token is of.
+            UsageError: a row has no words, not as many tags as words, a tag that the task does not have, or no word
+                with a token; or the tokenizer does not know the words of its tokens.
         """
         tokenizer = base.processor
         if not tokenizer.is_fast:
             raise UsageError(
                 f"--model {base.base.name}: {self.name} needs a fast tokenizer, which knows the word of each "
-                f"token, and {type(tokenizer).__name__} is none; choose another model"
+                f"token, and {type(tokenizer).__name__} is not one; choose another model"
             )
         words = _words(rows, columns)
         references = self._encoded(rows, columns, words)
@@ -155,17 +163,17 @@ class TokenClassification(Task):
             inputs={**encoded, "labels": labels, "tagged": tagged},
             lengths=np.array([len(row) for row in labels], dtype=np.int64),
             references=references,
-            truncated=sum(bool(each.overflowing) for each in encoded.encodings),
+            truncated=sum(bool(encoding.overflowing) for encoding in encoded.encodings),
             sources=[{"tokens": row} for row in words],
         )
 
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
-        """Inputs `(batch, tokens)`, and `labels`, `(batch, tokens)`: -100 but at the first tokens of words."""
+        """Inputs `(batch, tokens)`, and `labels`, `(batch, tokens)`: -100 except at the first tokens of words."""
         names = features.inputs.keys() - {"labels", "tagged"}
         picked = {name: [features.inputs[name][index] for index in indices] for name in names}
         padded = base.processor.pad(picked, return_attention_mask=True, return_tensors="pt")
         labels = torch.full_like(padded["input_ids"], IGNORED)
-        # Whichever side is padded, the mask is 1 at a row's own tokens, in their order.
+        # Whichever side is padded, the mask is 1 at the tokens of a row, in their order.
         labels[padded["attention_mask"].bool()] = torch.tensor(
             [label for index in indices for label in features.inputs["labels"][index]]
         )
@@ -178,7 +186,7 @@ class TokenClassification(Task):
     def predict(
         self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch, outputs: Any
     ) -> list[NDArray[np.int32]]:
-        """The class of each word of a row, `(words,)`; for one without a token that of "O", or -1."""
+        """The classes of the words of each row, `(words,)`; that of "O", or -1, for a word without a token."""
         outside = self.labels.index("O") if "O" in self.labels else _NONE
         predictions = []
         for index, classes, labels in zip(indices, outputs.logits.argmax(-1), batch.targets["labels"], strict=True):
@@ -191,27 +199,27 @@ class TokenClassification(Task):
         """See the class."""
         from sklearn.metrics import accuracy_score
 
-        counts = [classes != IGNORED for classes in features.references]
-        truth, found = (
-            [row[each] for row, each in zip(rows, counts, strict=True)] for rows in (features.references, predictions)
+        masks = [classes != IGNORED for classes in features.references]
+        truth, predicted = (
+            [row[mask] for row, mask in zip(rows, masks, strict=True)] for rows in (features.references, predictions)
         )
         of_entities = all(map(_CHUNK_TAG.fullmatch, self.labels))
-        precision, recall, f1 = (self._entities if of_entities else _means)(truth, found)
-        accuracy = accuracy_score(np.concatenate(truth), np.concatenate(found))
+        precision, recall, f1 = (self._entities if of_entities else _means)(truth, predicted)
+        accuracy = accuracy_score(np.concatenate(truth), np.concatenate(predicted))
         return {"f1": float(f1), "precision": float(precision), "recall": float(recall), "accuracy": float(accuracy)}
 
     def report(self, features: Features, predictions: Sequence[Any]) -> list[dict[str, Any]]:
-        """The words of each row, their tags, and the predicted ones; none for a word that has no token or no tag."""
+        """The words of each row, their tags, and the predicted ones; None for a word without a token or a tag."""
         names = {**dict(enumerate(self.labels)), _NONE: None, IGNORED: None}
         report = []
-        for source, truth, found in zip(features.sources, features.references, predictions, strict=True):
-            known = np.where(truth == IGNORED, IGNORED, found)
-            rows = ([names[int(each)] for each in classes] for classes in (truth, known))
+        for source, truth, predicted in zip(features.sources, features.references, predictions, strict=True):
+            scored = np.where(truth == IGNORED, IGNORED, predicted)
+            rows = ([names[int(index)] for index in classes] for classes in (truth, scored))
             report.append({**source, **dict(zip(("label", "predicted"), rows, strict=True))})
         return report
 
     def show(self, base: BaseModel, features: Features, index: int) -> str:
-        """The tokens, and after a stroke the tags of those that count."""
+        """The tokens, and after a slash the tags of those that count."""
         tokens = base.processor.convert_ids_to_tokens(features.inputs["input_ids"][index])
         labels = features.inputs["labels"][index]
         return " ".join(
@@ -221,7 +229,7 @@ class TokenClassification(Task):
 
     def _encoded(self, rows: Dataset, columns: Columns, words: Sequence[Sequence[str]]) -> list[NDArray[np.int32]]:
         """The class of each word, by row `(words,)`."""
-        index = class_positions(self.labels, integers=cell_kind(_held(rows, columns)) == "integer")
+        index = class_positions(self.labels, integers=cell_kind(_tag_feature(rows, columns)) == "integer")
         names = _tag_names(rows, columns, words)
         for row, tags in enumerate(names):
             for tag in tags:
@@ -234,24 +242,24 @@ class TokenClassification(Task):
         from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 
         names = {at: name[0].translate(_AS_IOBES) + name[1:] for at, name in enumerate(self.labels)} | {_NONE: "O"}
-        wanted, found = ([[names[int(each)] for each in row] for row in rows] for rows in (truth, predictions))
-        return precision_recall_fscore_support(wanted, found, average="micro", zero_division=0)[:3]
+        tags, predicted = ([[names[int(index)] for index in row] for row in rows] for rows in (truth, predictions))
+        return precision_recall_fscore_support(tags, predicted, average="micro", zero_division=0)[:3]
 
 
 def _means(truth: Sequence[Any], predictions: Sequence[Any]) -> tuple[float, float, float]:
-    """Precision, recall and F1, each as the mean over the classes that occur."""
+    """Precision, recall and F1, each the mean over the classes that occur."""
     from sklearn.metrics import precision_recall_fscore_support
 
-    wanted, found = np.concatenate(truth), np.concatenate(predictions)
-    occurring = np.setdiff1d(np.union1d(wanted, found), [_NONE])
-    return precision_recall_fscore_support(wanted, found, labels=occurring, average="macro", zero_division=0)[:3]
+    tags, predicted = np.concatenate(truth), np.concatenate(predictions)
+    occurring = np.setdiff1d(np.union1d(tags, predicted), [_NONE])
+    return precision_recall_fscore_support(tags, predicted, labels=occurring, average="macro", zero_division=0)[:3]
 
 
 def _needs_space(tokenizer: Any) -> bool:
-    """Whether a word in a list reads as in running text only with the space before it.
+    """True if a word in a list reads as in running text only with a space before it.
 
-    So it is with byte-level BPE, which takes a word without one for the rest of another. That space does what
-    `add_prefix_space` does in RoBERTa's tokenizer, whatever the tokenizer is made of.
+    Byte-level BPE takes a word without one for the end of another word. The space does what `add_prefix_space` does in
+    RoBERTa's tokenizer, whatever the tokenizer is made of.
     """
     running = tokenizer("a a", add_special_tokens=False)["input_ids"]
     return running != tokenizer(["a", "a"], is_split_into_words=True, add_special_tokens=False)["input_ids"]
@@ -260,15 +268,15 @@ def _needs_space(tokenizer: Any) -> bool:
 def _column(
     rows: Dataset,
     role: str,
-    given: str | None,
+    named: str | None,
     names: Sequence[Sequence[str]],
     fits: Callable[[Any], bool],
     what: str,
     taken: str | None,
 ) -> str:
-    """The column of a role, by name or as the only one that fits; see `find`."""
-    if found := find_column(rows, role, given, names, fits, what, (taken,)):
-        return found
+    """The column of a role, by name or as the only one that fits; see `find_column`."""
+    if column := find_column(rows, role, named, names, fits, what, (taken,)):
+        return column
     fitting = [name for name, feature in rows.features.items() if fits(feature) and name != taken]
     if len(fitting) != 1:
         ask_for_column(rows, role, "several columns could be" if fitting else f"no column holds {what}")
@@ -283,39 +291,47 @@ def _holds_tags(feature: Any) -> bool:
     return cell_kind(feature) == "list" and cell_kind(feature.feature) in ("class", "integer", "text")
 
 
-def _held(rows: Dataset, columns: Columns) -> Any:
+def _tag_feature(rows: Dataset, columns: Columns) -> Any:
     """The feature of a single tag."""
     return rows.features[columns.label].feature
 
 
 def _words(rows: Dataset, columns: Columns) -> list[list[str]]:
-    """The words of each row; there is one at least."""
+    """The words of each row, at least one.
+
+    Raises:
+        UsageError: a row has none, or lacks one.
+    """
     words = column_values(rows, columns.text)
-    for row, each in enumerate(words):
-        if not each or None in each:
-            what = "a word is missing" if each else "there are no words"
+    for row, texts in enumerate(words):
+        if not texts or None in texts:
+            what = "a word is missing" if texts else "there are no words"
             where = f"{describe_row(rows, columns, row)}: {what} in column {columns.text!r}"
             raise UsageError(f"{where}; fill it in or drop the row")
     return words
 
 
 def _is_tag(tag: Any) -> bool:
-    """Whether a word has a tag; negative numbers mark words that are not to be scored."""
+    """True if a value is a tag; negative numbers mark words that are not scored."""
     return tag not in (None, "") and not (isinstance(tag, int) and tag < 0)
 
 
 def _tag_names(rows: Dataset, columns: Columns, words: Sequence[Sequence[str]]) -> list[list[str | None]]:
-    """The name of each word's tag, by row, whatever type the column has; None for no tag."""
+    """The name of each word's tag, by row, whatever type the column has; None for no tag.
+
+    Raises:
+        UsageError: a row has not as many tags as words, or a tag that is not a class of its column.
+    """
     assert columns.label is not None
-    tags: list[list[Any]] = [each or [] for each in column_values(rows, columns.label)]
-    names = getattr(_held(rows, columns), "names", None)
-    for row, each in enumerate(tags):
-        if len(each) != len(words[row]):
+    tags: list[list[Any]] = [of_row or [] for of_row in column_values(rows, columns.label)]
+    names = getattr(_tag_feature(rows, columns), "names", None)
+    for row, of_row in enumerate(tags):
+        if len(of_row) != len(words[row]):
             raise UsageError(
                 f"{describe_row(rows, columns, row)}: {len(words[row])} words in column {columns.text!r} but "
-                f"{len(each)} tags in column {columns.label!r}; give each word a tag or drop the row"
+                f"{len(of_row)} tags in column {columns.label!r}; give each word a tag or drop the row"
             )
-        if names and any(_is_tag(tag) and tag >= len(names) for tag in each):
+        if names and any(_is_tag(tag) and tag >= len(names) for tag in of_row):
             where = f"{describe_row(rows, columns, row)}: a tag in column {columns.label!r}"
-            raise UsageError(f"{where} is none of {len(names)}; drop the row")
-    return [[(names[tag] if names else str(tag)) if _is_tag(tag) else None for tag in each] for each in tags]
+            raise UsageError(f"{where} is none of its {len(names)} classes; drop the row")
+    return [[(names[tag] if names else str(tag)) if _is_tag(tag) else None for tag in of_row] for of_row in tags]

@@ -1,4 +1,4 @@
-"""What a run computes with: device, precision, loss scaling and trackers, as Accelerate sets them up."""
+"""The device, precision, loss scaling and trackers of a run, as Accelerate sets them up."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
     """The accelerator of a run.
 
     Raises:
-        UsageError: the precision or a tracker cannot be had here.
+        UsageError: the precision or a tracker is not available here.
     """
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise UsageError("--precision fp16 needs an accelerator; choose bf16 or fp32")
     options: dict[str, Any] = {"mixed_precision": {"fp32": "no"}.get(config.precision, config.precision)}
     if config.tracker:
         options["log_with"] = _trackers(config.tracker)
-        # It asks for a directory here; which one it is, the run says before trackers start.
+        # Accelerate wants a directory here; the run sets the real one before trackers start.
         options["project_config"] = ProjectConfiguration(logging_dir="trackers")
     processes, devices = int(os.environ.get("WORLD_SIZE", "1")), torch.cuda.device_count()
     if int(os.environ.get("LOCAL_RANK", "0")) >= max(devices, 1) and devices:
-        raise UsageError(f"{processes} processes want a device each, and there are {devices}; lower --processes")
-    # What a launcher says of accumulation does not count: a step's gradients add up to the batch's by themselves.
+        raise UsageError(f"{processes} processes need a device each, but there are only {devices}; lower --processes")
+    # A launcher's setting for accumulation is ignored: a step's gradients add up to the batch's by themselves.
     options["gradient_accumulation_plugin"] = GradientAccumulationPlugin(num_steps=1)
     # Another run in this process may have had another precision; the process group, if there is one, stays.
     AcceleratorState._reset_state()
@@ -43,9 +43,9 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
 
 
 def move_model(model: Any, device: torch.device) -> nn.Module:
-    """The model, on that device; quantised weights already lie where they were loaded to, and may not be moved."""
-    moved: nn.Module = model if getattr(model, "is_quantized", False) else model.to(device)
-    return moved
+    """The model, on that device; quantised weights stay where they were loaded, since they cannot be moved."""
+    placed: nn.Module = model if getattr(model, "is_quantized", False) else model.to(device)
+    return placed
 
 
 def _trackers(names: tuple[str, ...]) -> list[str]:
@@ -56,12 +56,12 @@ def _trackers(names: tuple[str, ...]) -> list[str]:
     """
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-    known = sorted(str(name) for name in LOGGER_TYPE_TO_CLASS)
-    there = {str(name) for name in get_available_trackers()}
+    names_known = sorted(str(name) for name in LOGGER_TYPE_TO_CLASS)
+    installed = {str(name) for name in get_available_trackers()}
     for name in names:
-        if name not in known:
-            raise UsageError(f"--tracker {name}: there is none of that name; there are {', '.join(known)}")
-        if name not in there:
+        if name not in names_known:
+            raise UsageError(f"--tracker {name}: no tracker is called that; choose from {', '.join(names_known)}")
+        if name not in installed:
             raise UsageError(f"--tracker {name} needs its package; pip install {name}")
     return list(names)
 

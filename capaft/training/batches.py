@@ -1,4 +1,4 @@
-"""Which examples make up a batch: a pure function of the seed, the epoch and the examples' lengths."""
+"""Batches of examples, as a pure function of the seed, the epoch and the examples' lengths."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def micro_batches(
     Args:
         indices: the whole batch.
         rank: number of the process.
-        processes: how many share it.
+        processes: number of processes that share it.
         micro_batch_size: examples in a forward at most; None for the whole share.
 
     Returns:
-        Micro-batches, and whether each is this process's own; one that is not only keeps step with the others.
+        Micro-batches, each with True if it is this process's own; one that is not only keeps step with the others.
     """
     most = math.ceil(len(indices) / processes)
     size = micro_batch_size or most
     count = math.ceil(most / size)
-    own = indices[rank::processes]
-    cut = [(own[first : first + size], True) for first in range(0, len(own), size)]
-    return cut + [(indices[:1], False)] * (count - len(cut))
+    share = indices[rank::processes]
+    parts = [(share[first : first + size], True) for first in range(0, len(share), size)]
+    return parts + [(indices[:1], False)] * (count - len(parts))
 
 
 def evaluation_batches(lengths: NDArray[np.int64], batch_size: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Which evaluation was the best so far, and when to stop waiting for a better one."""
+"""The best evaluation so far, and how long the run has waited for a better one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class Best:
     """The best evaluation so far, and how long the run has waited for more.
 
     Attributes:
-        step: optimiser steps that it came after.
-        value: its value of the metric; None before the first evaluation.
+        step: optimizer steps that it came after.
+        value: its score; None before the first evaluation.
         scores: all its scores.
-        waited: evaluations since the last that was better than those before by enough.
-        beaten: the value that has to be beaten by enough for the wait to end.
+        waited: evaluations since the last one that was better by enough.
+        beaten: the score that must be beaten by enough for the wait to end.
     """
 
     step: int = 0
@@ -27,9 +27,9 @@ class Best:
     def after(
         self, step: int, value: float, scores: dict[str, float], *, more_is_better: bool, min_delta: float
     ) -> Best:
-        """What holds after one more evaluation: anything better is the best, more than `min_delta` ends the wait.
+        """The state after one more evaluation: anything better is the best, more than `min_delta` ends the wait.
 
-        Anything is better than a score that is not defined, as some correlations of constants are not.
+        Anything is better than an undefined score, such as some correlations of constants.
         """
 
         def gains(over: float | None) -> float:

@@ -1,4 +1,4 @@
-"""Scoring a model on a data set, in training and afterwards alike, so that both give the same numbers."""
+"""Scores of a model on a data set, in training and afterwards alike, so that both are the same."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from capaft.model.load import BaseModel
+from capaft.model.weights import device_of
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
 from capaft.training import batches
@@ -20,11 +21,11 @@ from capaft.training.parallel.processes import Processes
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """The outcome of an evaluation.
 
     Attributes:
         scores: all of the task's scores by name, and `loss`.
-        predictions: what the task kept of each feature, in their order.
+        predictions: the task's predictions, in the order of the features.
     """
 
     scores: dict[str, float]
@@ -46,19 +47,19 @@ def evaluate(
     Args:
         task: the task.
         base: the base model, whose processor pads the batches.
-        model: what is called, on the device it runs on; the training mode of its modules is restored.
-        features: what to score, with references.
+        model: the model to call, on the device it runs on; the training mode of its modules is restored.
+        features: the examples, with references.
         batch_size: features in a forward.
-        processes: those that share the work; each returns the whole.
+        processes: the processes that share the work; each returns the whole.
         autocast: the context that forwards run in.
 
     Raises:
         TrainingError: the loss is not finite, so no score means anything.
     """
-    device = input_device(model)
+    device = device_of(model)
     in_training = [module for module in model.modules() if module.training]
     model.eval()
-    found: list[tuple[int, Any]] = []
+    predicted: list[tuple[int, Any]] = []
     total = terms = 0.0
     with torch.inference_mode(), autocast or nullcontext():
         for indices, is_own in _share(features, batch_size, processes):
@@ -67,17 +68,19 @@ def evaluate(
             if is_own:
                 total += float(task.loss(outputs, batch.targets, 0.0))
                 terms += batch.terms
+            # Predictions may take forwards of their own, so they are made even where they do not count.
             predictions = task.predict(base, model, features, indices, batch, outputs)
-            found += zip(indices, predictions, strict=True) if is_own else ()
+            predicted += zip(indices, predictions, strict=True) if is_own else ()
     for module in in_training:
         module.training = True
+    # The sums come before the predictions, so that all processes stop here if the loss is not finite.
     total, terms = processes.totals(total, terms)
     if not math.isfinite(total):
         raise processes.failure(
-            f"the model's loss on the data to score is {total}: its numbers have left the range. Lower --lr; "
+            f"the model's loss on the validation data is {total}: its parameters left the range of floats. Lower --lr; "
             "the best adapter of earlier evaluations, if any, is kept"
         )
-    ordered = [prediction for _, prediction in sorted(processes.gather(found), key=lambda each: each[0])]
+    ordered = [prediction for _, prediction in sorted(processes.gather(predicted), key=lambda pair: pair[0])]
     return Evaluation({"loss": total / max(terms, 1.0), **task.score(features, ordered)}, ordered)
 
 
@@ -86,20 +89,14 @@ def _share(features: Features, batch_size: int, processes: Processes) -> list[tu
 
     The forwards of a sharded model wait for one another, so all processes make equally many.
     """
-    every = batches.evaluation_batches(features.lengths, batch_size)
-    own = [(indices, True) for indices in every[processes.rank :: processes.count]]
-    missing = -(-len(every) // processes.count) - len(own)
-    return own + [(every[-1], False)] * missing
-
-
-def input_device(model: nn.Module) -> torch.device:
-    """Where a model's inputs go: to its first weight that lies anywhere."""
-    devices = [parameter.device for parameter in model.parameters()]
-    return next((device for device in devices if device.type != "meta"), devices[0])
+    all_batches = batches.evaluation_batches(features.lengths, batch_size)
+    share = [(indices, True) for indices in all_batches[processes.rank :: processes.count]]
+    missing = -(-len(all_batches) // processes.count) - len(share)
+    return share + [(all_batches[-1], False)] * missing
 
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:
-    """The batch, moved."""
+    """The batch, moved to a device."""
     inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
     targets = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.targets.items()}
     return Batch(inputs, targets, batch.terms)

@@ -1,4 +1,4 @@
-"""What may end a run from outside, turned into something the loop can answer: signals, and memory that runs out."""
+"""Signals and exhausted memory, which end a run from outside, turned into something the loop can answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from capaft.support.errors import TrainingError
 
-# Ctrl-C, and what a queue sends before it takes the machine away.
+# Ctrl-C, and the signal that a queue sends before it takes the machine away.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ADVICE = "lower --micro-batch-size, --eval-batch-size or --max-length, or turn on --gradient-checkpointing"
 

@@ -15,7 +15,7 @@ DECAY = 0.1
 
 
 def warmup_steps(warmup: float, steps: int) -> int:
-    """Steps in which the rate rises: a share of all below 1, their number from 1 on."""
+    """Steps in which the rate rises: below 1 a share of all steps, from 1 on their number."""
     # A product of floats would make 8 steps of 0.07 * 100.
     return math.ceil(Fraction(str(warmup)) * steps) if warmup < 1 else round(warmup)
 
@@ -30,7 +30,7 @@ def course(schedule: Schedule, warmup: int, steps: int) -> Callable[[int], float
     Args:
         schedule: its name.
         warmup: steps in which the rate rises.
-        steps: optimiser steps in the whole run.
+        steps: optimizer steps of the whole run.
     """
 
     def at(step: int) -> float:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from capaft.config.open_options import EvalOptions
-from capaft.config.settings import check_range, parse_value
+from capaft.config.settings import check_range
 from capaft.config.train_config import TrainConfig
+from capaft.config.values import parse_value
 from capaft.data.load import Say, load_evaluation_data
 from capaft.data.sampling import sample_rows
 from capaft.data.splits import WantedSplits
@@ -28,48 +29,66 @@ from capaft.training.parallel.processes import Processes
 from capaft.training.record.saved_run import SavedRun
 from capaft.training.setup.selection import Selection, load_splits, select_for_scoring, select_for_training
 
-DEFAULTS = EvalOptions()
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a saved adapter; without targets there are none, and only predictions are written.
+
+    Attributes:
+        metric: name of the task's metric.
+        value: its score; None without targets.
+        loss: mean loss; None without targets.
+        scores: all scores by name.
+        examples: number of examples that were scored.
+    """
+
+    metric: str
+    value: float | None
+    loss: float | None
+    scores: dict[str, float | None]
+    examples: int
 
 
-def score_run(saved: SavedRun, options: EvalOptions = DEFAULTS, *, say: Say) -> dict[str, Any]:
+def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) -> Scores:
     """Score a saved adapter.
 
     Args:
         saved: the opened run.
-        options: the data, and what of the task is changed; by default the run's validation split.
-        say: told one line for each thing that is decided about the data.
-
-    Returns:
-        `metric`, `value`, `loss`, `scores` and `examples`; without targets only predictions are written, `value` and
-        `loss` are None, and `scores` is empty.
+        options: the data and changes to the task; by default the run's validation split.
+        say: called with a line for each decision about the data.
 
     Raises:
         UsageError: there is no data to score on, it does not fit the task, or there is nothing to compare or to write.
     """
+    options = options or EvalOptions()
+    # Mistakes in the options are reported before any data are read.
     config = saved.config or TrainConfig()
     task = _changed(saved.task, options.metric, options.task_options)
     predictions, max_examples = options.predictions, options.max_examples
     if predictions and not _reports(task):
         raise UsageError(
-            f"--predictions has no meaning for {task.name} with --metric {task.metric}, which predicts nothing to "
-            "read; drop it or choose another metric"
+            f"--predictions has no effect for {task.name} with --metric {task.metric}, which writes no predictions; "
+            "drop it or choose another metric"
         )
     if options.data is None and saved.config is None:
-        raise UsageError("an adapter file alone does not know its data; pass --data")
+        raise UsageError("an adapter file alone does not name its data; pass --data")
+
+    # The examples, and their targets, are checked before the forwards, which take long.
     if options.data is None and options.split is None:
         max_examples = max_examples or config.max_eval_examples
-    found = _selected(saved, options, say)
-    rows = found.rows
+    selection = _selected(saved, options, say)
+    rows = selection.rows
     if max_examples and max_examples < len(rows):
         rows = sample_rows(rows, max_examples, config.seed)
-    features = task.features(saved.base, rows, found.columns, training=False)
+    features = task.features(saved.base, rows, selection.columns, training=False)
     if isinstance(task, Generation) and not predictions and not task.has_targets(features):
         also = "" if task.generates else f" and --metric {TEXT_METRICS[0]}"
         raise UsageError(
             "there are no targets to compare with; name their column with --label-column, or write the texts with "
             f"--predictions FILE{also}"
         )
-    # What was trained in float16 on an accelerator can be scored without one.
+
+    # An adapter that was trained in float16 on an accelerator can be scored without one.
     precision = "bf16" if config.precision == "fp16" and not torch.cuda.is_available() else config.precision
     accelerator = accelerator_for(replace(config, tracker=None, precision=precision))
     with memory_guard():
@@ -85,49 +104,43 @@ def score_run(saved: SavedRun, options: EvalOptions = DEFAULTS, *, say: Say) -> 
     if predictions:
         records = task.report(features, result.predictions)
         write_atomically(predictions, strict_json.lines(records))
-    # A loss alone is the sum of no terms.
+    # Without targets the loss alone is left, a sum of no terms.
     scores = result.scores if result.scores.keys() - {"loss"} else {}
-    return {
-        "metric": task.metric,
-        "value": scores.get(task.metric),
-        "loss": scores.get("loss"),
-        "scores": scores,
-        "examples": features.examples,
-    }
+    return Scores(task.metric, scores.get(task.metric), scores.get("loss"), dict(scores), features.examples)
 
 
 def _reports(task: Task) -> bool:
-    """Whether a task has anything to write of its predictions."""
+    """True if a task reports its predictions."""
     return task.generates if isinstance(task, Generation) else type(task).report is not Task.report
 
 
 def _selected(saved: SavedRun, options: EvalOptions, say: Say) -> Selection:
-    """What to score on: the run's own validation rows, unless other data or another split is given."""
+    """The rows to score: the run's own validation rows, unless other data or another split is named."""
     config, split = saved.config or TrainConfig(), options.split
     if options.data is None and split is None:
         columns: dict[str, Any] = {f"{role}_column": name for role, name in options.columns.items() if name}
         config = replace(config, **columns)
-        return select_for_training(type(saved.task), load_splits(config, say), config, say)[1]
+        return select_for_training(type(saved.task), load_splits(config, say), config, say).validation
     if options.data is None:
         source = load_splits(replace(config, eval_split=split), say)
     else:
         source = load_evaluation_data(options.data, WantedSplits(evaluation=split), say=say)
-    return select_for_scoring(saved.task, source, config, options.columns, say, asked=split is not None)
+    return select_for_scoring(saved.task, source, config, options.columns, say, is_requested=split is not None)
 
 
 def _changed(task: Task, metric: str | None, options: Mapping[str, str]) -> Task:
-    """The task with another metric, or other options, given as text.
+    """The task with another metric, or other options, parsed from text.
 
     Raises:
         UsageError: it has no such option, or the value does not fit.
     """
     kinds = typing.get_type_hints(type(task))
-    known = [*task.options(), "max_length"]
+    names = [*task.options(), "max_length"]
     changed: dict[str, Any] = {"metric": metric} if metric else {}
     for name, text in options.items():
         key = name.replace("-", "_")
-        if key not in known:
-            raise UsageError(f"--set {name}: {task.name} has no option {name}{did_you_mean(key, known)}")
+        if key not in names:
+            raise UsageError(f"--set {name}: {task.name} has no option {name}{did_you_mean(key, names)}")
         try:
             changed[key] = parse_value(kinds[key], text)
             check_range(TrainConfig, key, changed[key], text)

@@ -1,4 +1,4 @@
-"""Attachment under all that people do to a model: copying, compiling, checkpointing, casting, calling parts of it."""
+"""Attachment under everything people do to a model: copying, compiling, checkpointing, casting, calling parts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 import capaft
 from capaft.adapter.attach import Adapter, get_adapter
-from capaft.adapter.plan import make_plan
+from capaft.adapter.plan import Placement, make_plan
 from capaft.methods.stack import parse_stack
+from capaft.model.targets import Targets
 from capaft.support.errors import UsageError
 
 METHODS = ("lora", "lora+nola+capaboost")
@@ -31,22 +32,22 @@ def adapted(model: Any = None, method: str = "lora+nola+capaboost", **options: A
 
 def gradients(adapter: Adapter) -> list[Tensor]:
     """The gradients since the last call."""
-    found = [numbers.grad.clone() for numbers in adapter.numbers.values()]
+    gradients = [parameter.grad.clone() for parameter in adapter.role_parameters.values()]
     adapter.zero_grad()
-    return found
+    return gradients
 
 
 def backward(output: Tensor) -> None:
     output.float().square().sum().backward()
 
 
-def assert_all_close(found: list[Tensor], wanted: list[Tensor], **tolerance: float) -> None:
-    for ours, theirs in zip(found, wanted, strict=True):
-        torch.testing.assert_close(ours, theirs, **tolerance)
+def assert_all_close(actual: list[Tensor], expected: list[Tensor], **tolerance: float) -> None:
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, **tolerance)
 
 
 def fresh_logits(adapter: Adapter) -> Tensor:
-    """What a model that never saw another number gives with the numbers that the adapter has now."""
+    """Logits of a fresh model with the adapter's current parameters."""
     model = tiny.bert()
     other = capaft.attach(model, adapter.plan.stack, seed=adapter.plan.seed, targets=adapter.plan.targets)
     other.load_state_dict(adapter.state_dict())
@@ -60,18 +61,18 @@ def fresh_logits(adapter: Adapter) -> Tensor:
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_is_independent(duplicate: Callable[[Any], Any]) -> None:
     model, adapter = adapted()
-    wanted = tiny.logits(model)
+    expected = tiny.logits(model)
     twin = duplicate(model)
-    assert torch.equal(tiny.logits(twin), wanted)
+    assert torch.equal(tiny.logits(twin), expected)
     other = tiny.scramble(get_adapter(twin), seed=1)
-    assert not torch.allclose(tiny.logits(twin), wanted)
-    assert torch.equal(tiny.logits(model), wanted)
+    assert not torch.allclose(tiny.logits(twin), expected)
+    assert torch.equal(tiny.logits(model), expected)
     backward(tiny.logits(twin))
-    assert all(numbers.grad is not None for numbers in other.numbers.values())
-    assert all(numbers.grad is None for numbers in adapter.numbers.values())
+    assert all(parameter.grad is not None for parameter in other.role_parameters.values())
+    assert all(parameter.grad is None for parameter in adapter.role_parameters.values())
     capaft.detach(twin)
     assert torch.equal(tiny.logits(twin), tiny.logits(tiny.bert()))
-    assert torch.equal(tiny.logits(model), wanted)
+    assert torch.equal(tiny.logits(model), expected)
 
 
 def test_the_state_dict_is_the_bases_and_the_numbers() -> None:
@@ -79,7 +80,7 @@ def test_the_state_dict_is_the_bases_and_the_numbers() -> None:
     base = tiny.bert().state_dict()
     added = {key: value for key, value in model.state_dict().items() if key not in base}
     assert base.keys() <= model.state_dict().keys()
-    assert sorted(added) == ["capaft_default.numbers.down", "capaft_default.numbers.up"]
+    assert sorted(added) == ["capaft_default.role_parameters.down", "capaft_default.role_parameters.up"]
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
@@ -110,12 +111,12 @@ def test_compiled_equals_eager(compiled: Callable[[Any], Any]) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "adapted but not called")
         for seed in range(3):
-            for each in (adapter, twin):
-                tiny.scramble(each, seed=seed)
-            found, wanted = tiny.logits(model), tiny.logits(eager)
-            backward(found)
-            backward(wanted)
-            torch.testing.assert_close(found, wanted)
+            for side in (adapter, twin):
+                tiny.scramble(side, seed=seed)
+            actual, expected = tiny.logits(model), tiny.logits(eager)
+            backward(actual)
+            backward(expected)
+            torch.testing.assert_close(actual, expected)
             assert_all_close(gradients(adapter), gradients(twin))
 
 
@@ -128,12 +129,12 @@ def test_checkpointing_changes_nothing(method: str, make: Callable[[], Any], use
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
     model.enable_input_require_grads()
     for seed in range(2):
-        for each in (adapter, twin):
-            tiny.scramble(each, seed=seed)
-        found, wanted = tiny.logits(model.train()), tiny.logits(plain.train())
-        backward(found)
-        backward(wanted)
-        assert torch.equal(found, wanted)
+        for side in (adapter, twin):
+            tiny.scramble(side, seed=seed)
+        actual, expected = tiny.logits(model.train()), tiny.logits(plain.train())
+        backward(actual)
+        backward(expected)
+        assert torch.equal(actual, expected)
         assert_all_close(gradients(adapter), gradients(twin))
 
 
@@ -143,11 +144,11 @@ def test_a_recomputed_block_uses_the_numbers_of_its_forward(method: str) -> None
     model, adapter = adapted(method=method)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     backward(tiny.logits(model.train()))
-    wanted = gradients(adapter)
+    expected = gradients(adapter)
     output = tiny.logits(model)
     tiny.scramble(adapter, seed=1)
     backward(output)
-    assert_all_close(gradients(adapter), wanted)
+    assert_all_close(gradients(adapter), expected)
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
@@ -160,12 +161,12 @@ def test_two_forwards_before_a_backward(method: str, checkpointing: bool) -> Non
         model.train()
     backward(tiny.logits(model))
     backward(tiny.logits(model, tiny.IDS.flip(0, 1)))
-    wanted = gradients(adapter)
+    expected = gradients(adapter)
     first, second = tiny.logits(model), tiny.logits(model, tiny.IDS.flip(0, 1))
     with torch.no_grad():
         tiny.logits(model)
     (first.square().sum() + second.square().sum()).backward()
-    assert_all_close(gradients(adapter), wanted)
+    assert_all_close(gradients(adapter), expected)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -192,42 +193,42 @@ def test_a_part_called_directly_equals_the_whole(method: str) -> None:
     for _ in range(2):
         inside = model(tiny.IDS, output_hidden_states=True).hidden_states[-1]
         backward(inside)
-        wanted = gradients(adapter)
+        expected = gradients(adapter)
         for alone in (
             model.bert.encoder(model.bert.embeddings(tiny.IDS)).last_hidden_state,
             model.bert(tiny.IDS).last_hidden_state,
         ):
             backward(alone)
             assert torch.equal(alone, inside)
-            assert_all_close(gradients(adapter), wanted)
+            assert_all_close(gradients(adapter), expected)
         tiny.scramble(adapter, seed=1)
 
 
 def edit_data(adapter: Adapter) -> None:
-    for numbers in adapter.numbers.values():
-        numbers.data.mul_(2)
+    for parameter in adapter.role_parameters.values():
+        parameter.data.mul_(2)
 
 
 def replace_data(adapter: Adapter) -> None:
-    for numbers in adapter.numbers.values():
-        numbers.data = numbers.data * 2
+    for parameter in adapter.role_parameters.values():
+        parameter.data = parameter.data * 2
 
 
 def edit_without_gradient(adapter: Adapter) -> None:
     with torch.no_grad():
-        for numbers in adapter.numbers.values():
-            numbers[..., :1] += 1
+        for parameter in adapter.role_parameters.values():
+            parameter[..., :1] += 1
 
 
 def load_state(adapter: Adapter) -> None:
-    adapter.load_state_dict({name: 2 * numbers for name, numbers in adapter.state_dict().items()}, assign=True)
+    adapter.load_state_dict({name: 2 * values for name, values in adapter.state_dict().items()}, assign=True)
 
 
 def step(**options: Any) -> Callable[[Adapter], None]:
     def edit(adapter: Adapter) -> None:
-        for numbers in adapter.numbers.values():
-            numbers.grad = torch.ones_like(numbers)
-        torch.optim.AdamW(adapter.numbers.values(), lr=0.5, **options).step()
+        for parameter in adapter.role_parameters.values():
+            parameter.grad = torch.ones_like(parameter)
+        torch.optim.AdamW(adapter.role_parameters.values(), lr=0.5, **options).step()
 
     return edit
 
@@ -257,13 +258,13 @@ def test_edited_numbers_are_seen(method: str, edit: Callable[[Adapter], None]) -
             assert torch.equal(part(), before)
         backward(part())
         edit(adapter)
-        wanted = fresh_logits(adapter)
-        assert not torch.equal(wanted, before)
+        expected = fresh_logits(adapter)
+        assert not torch.equal(expected, before)
         with torch.no_grad():
-            assert torch.equal(part(), wanted)
+            assert torch.equal(part(), expected)
         adapter.zero_grad()
         backward(part())
-        assert all(numbers.grad is not None for numbers in adapter.numbers.values())
+        assert all(parameter.grad is not None for parameter in adapter.role_parameters.values())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -275,9 +276,9 @@ def test_training_after_inference_mode(method: str) -> None:
     with torch.no_grad():
         assert torch.equal(tiny.logits(model), seen)
         assert torch.equal(model.bert(tiny.IDS).pooler_output, hidden.pooler_output)
-    for each in (model, plain):
-        tiny.train(each)
-    assert_all_close(list(adapter.numbers.values()), list(twin.numbers.values()), rtol=0, atol=0)
+    for side in (model, plain):
+        tiny.train(side)
+    assert_all_close(list(adapter.role_parameters.values()), list(twin.role_parameters.values()), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -285,15 +286,15 @@ def test_autocast(method: str) -> None:
     model, adapter = adapted(method=method)
     precise = tiny.logits(model)
     backward(precise)
-    wanted = gradients(adapter)
+    expected = gradients(adapter)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = tiny.logits(model)
     assert rounded.dtype == torch.bfloat16
     assert (rounded.float() - precise).norm() < 2e-2 * precise.norm()
     backward(rounded)
-    for found, gradient in zip(gradients(adapter), wanted, strict=True):
-        assert found.dtype == torch.float32
-        assert (found - gradient).norm() < 0.1 * gradient.norm()
+    for actual, gradient in zip(gradients(adapter), expected, strict=True):
+        assert actual.dtype == torch.float32
+        assert (actual - gradient).norm() < 0.1 * gradient.norm()
 
 
 CASTS = {
@@ -313,9 +314,9 @@ def test_casting_a_model_leaves_the_numbers_alone(method: str, cast: str) -> Non
     precise = tiny.logits(model)
     CASTS[cast](model)
     assert model.classifier.weight.dtype != torch.float32
-    for found, wanted in ((adapter.state_dict(), before), (dict(adapter.named_buffers()), streams)):
-        assert all(found[name].dtype == wanted[name].dtype for name in wanted)
-        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    for actual, expected in ((adapter.state_dict(), before), (dict(adapter.named_buffers()), streams)):
+        assert all(actual[name].dtype == expected[name].dtype for name in expected)
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
     cast_logits = tiny.logits(model)
     assert cast_logits.dtype == model.classifier.weight.dtype
     assert (cast_logits - precise).norm() < 2e-2 * precise.norm()
@@ -326,17 +327,17 @@ def test_casting_a_model_leaves_the_numbers_alone(method: str, cast: str) -> Non
 def test_disabled_is_the_base_nests_and_ends() -> None:
     model, _ = adapted()
     tiny.scramble(capaft.attach(model, "lora", name="second", targets="all-linear"))
-    wanted, base = tiny.logits(model), tiny.logits(tiny.bert())
+    expected, base = tiny.logits(model), tiny.logits(tiny.bert())
     with capaft.disabled(model):
         assert torch.equal(tiny.logits(model), base)
         with capaft.disabled(model):
             assert torch.equal(tiny.logits(model), base)
         assert torch.equal(tiny.logits(model), base)
         assert torch.equal(model.classifier(model.bert(tiny.IDS).pooler_output), base)
-    assert torch.equal(tiny.logits(model), wanted)
+    assert torch.equal(tiny.logits(model), expected)
     with pytest.raises(KeyError), capaft.disabled(model):
         raise KeyError
-    assert torch.equal(tiny.logits(model), wanted)
+    assert torch.equal(tiny.logits(model), expected)
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
@@ -345,12 +346,12 @@ def test_the_base_may_be_asked_between_forward_and_backward() -> None:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     backward(tiny.logits(model))
-    wanted = gradients(adapter)
+    expected = gradients(adapter)
     output = tiny.logits(model)
     with torch.no_grad(), capaft.disabled(model):
         tiny.logits(model)
     backward(output)
-    assert_all_close(gradients(adapter), wanted)
+    assert_all_close(gradients(adapter), expected)
 
 
 def test_a_forward_that_fails_leaves_nothing_behind() -> None:
@@ -360,9 +361,9 @@ def test_a_forward_that_fails_leaves_nothing_behind() -> None:
         tiny.logits(model)
     fail.remove()
     tiny.scramble(adapter, seed=1)
-    wanted = fresh_logits(adapter)
-    assert torch.equal(model.classifier(model.bert(tiny.IDS).pooler_output), wanted)
-    assert torch.equal(tiny.logits(model), wanted)
+    expected = fresh_logits(adapter)
+    assert torch.equal(model.classifier(model.bert(tiny.IDS).pooler_output), expected)
+    assert torch.equal(tiny.logits(model), expected)
 
 
 def test_generation_equals_the_merged_models() -> None:
@@ -414,7 +415,7 @@ def test_a_model_may_be_one_layer() -> None:
     assert [name for name, _ in layer.named_modules()] == [""]
 
 
-# Layers that are read and not called.
+# Layers whose weights are read without a call.
 
 
 class Reader(nn.Module):
@@ -437,14 +438,14 @@ def test_a_weight_that_is_read_is_read_as_the_adapter_changes_it(called: bool) -
     changed = {site.path: 2 * up @ down for site, (down, up) in adapter.factors_of_sites()}
     query = model.query._parameters["weight"] + changed["query"]
     hidden = F.linear(x, query, model.query.bias) if called else x @ query
-    wanted = F.linear(hidden, model.value._parameters["weight"] + changed["value"])
-    torch.testing.assert_close(model(x), wanted)
+    expected = F.linear(hidden, model.value._parameters["weight"] + changed["value"])
+    torch.testing.assert_close(model(x), expected)
     with capaft.disabled(model):
         assert torch.equal(model(x), before)
     assert names <= set(model.state_dict())
     assert torch.equal(copy.deepcopy(model)(x), model(x))
     model(x).sum().backward()
-    assert all(numbers.grad is not None for numbers in adapter.parameters())
+    assert all(parameter.grad is not None for parameter in adapter.parameters())
     capaft.detach(model)
     assert type(model.value) is nn.Linear
     assert torch.equal(model(x), before)
@@ -465,7 +466,7 @@ def test_two_adapters_on_a_weight_that_is_read() -> None:
 
 
 class Idle(Reader):
-    """Has layers that nothing reaches."""
+    """Has layers that are never called."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.query(x) if self.called else x
@@ -484,7 +485,7 @@ def test_a_layer_that_is_not_called_is_named_once() -> None:
 def test_no_layer_called_is_an_error() -> None:
     model = Idle(called=False)
     capaft.attach(model, "lora")
-    with pytest.raises(UsageError, match=r"no adapted layer took part in the forward.*--target-modules"):
+    with pytest.raises(UsageError, match="the forward called none of the adapted layers; choose other target modules"):
         model(torch.ones(2, 8))
 
 
@@ -498,7 +499,7 @@ def test_layers_called_outside_the_root_count_as_called() -> None:
         model(embedded)
 
 
-# What is trained beside an adapter, and what may be asked for.
+# Parameters trained beside an adapter, and plans that cannot be made.
 
 
 def test_a_head_is_trained_and_stays() -> None:
@@ -506,10 +507,10 @@ def test_a_head_is_trained_and_stays() -> None:
     before = model.classifier.weight.detach().clone()
     tiny.train(model)
     assert not torch.equal(model.classifier.weight, before)
-    wanted = ["down", "up", "head:classifier.bias", "head:classifier.weight"]
-    assert list(adapter.trained(model)) == wanted
+    expected = ["down", "up", "head:classifier.bias", "head:classifier.weight"]
+    assert list(adapter.trained(model)) == expected
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert len(trainable) == len(wanted)
+    assert len(trainable) == len(expected)
     after = model.classifier.weight.detach().clone()
     capaft.detach(model)
     assert torch.equal(model.classifier.weight, after)
@@ -558,23 +559,42 @@ def test_full_beside_an_adapter_trains_the_base_alone() -> None:
         ("lora", {"head": ["classifier.wait"]}, "no parameter classifier.wait to train"),
         ("lora", {"rank": 33}, r"hidden width of 33 .* exceeds the layer encoder.layer.0.*, which has room for 32"),
         ("capaboost", {"rank": 16, "copies": 3}, "hidden width of 48"),
-        ("capaboost", {"rank": 1, "density": 0.01}, "--density 0.01 keeps none of the 32 numbers of down"),
+        ("capaboost", {"rank": 1, "density": 0.01}, "--density 0.01 keeps none of the 32 entries of down"),
     ],
 )
 def test_what_cannot_be_planned(method: str, options: dict[str, Any], message: str) -> None:
     placing = {key: options.pop(key) for key in ("seed", "head") if key in options}
     model = tiny.bert()
     with pytest.raises(UsageError, match=message):
-        make_plan(model, parse_stack(method, **options), **placing)
+        make_plan(model, parse_stack(method, **options), Placement(**placing))
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_numbers_beside_a_stack_that_is_parsed_already_are_refused() -> None:
     model, stack = tiny.bert(), parse_stack("nola", k=4)
-    with pytest.raises(UsageError, match="the stack is parsed already; give its numbers to parse: k, rnak"):
-        capaft.attach(model, stack, k=8, rnak=2, seed=3)
+    message = "the method is a Stack, which has its options already; give gain, k to capaft.Stack.parse"
+    with pytest.raises(UsageError, match=message):
+        capaft.attach(model, stack, k=8, method_options={"gain": 2}, seed=3)
+    with pytest.raises(TypeError, match="rnak"):
+        capaft.attach(model, stack, rnak=2)  # type: ignore[call-arg]
     assert not capaft.adapters(model)
     capaft.attach(model, stack, seed=3, dropout=0.1, targets="query", exclude="", layers="0", rename={}, head_k=9)
+
+
+def test_options_of_methods_from_other_packages() -> None:
+    model = tiny.bert()
+    with pytest.raises(UsageError, match="no method has an option rnak; did you mean rank"):
+        capaft.attach(model, "lora", method_options={"rnak": 2})
+    with pytest.raises(UsageError, match="rank is set twice, by its keyword and in method_options; drop one of them"):
+        capaft.attach(model, "lora", rank=2, method_options={"rank": 2})
+    assert capaft.attach(model, "lora", method_options={"rank": 2}).plan.stack == parse_stack("lora", rank=2)
+
+
+def test_targets_beside_a_targets_are_refused() -> None:
+    model, targets = tiny.bert(), Targets("query", layers="0")
+    with pytest.raises(UsageError, match="targets is a Targets, which has exclude and layers of its own"):
+        capaft.attach(model, "lora", targets=targets, layers="1")
+    assert len(capaft.attach(model, "lora", targets=targets).plan.sites) == 1
 
 
 def test_the_largest_seed() -> None:
@@ -591,11 +611,11 @@ def test_a_copy_with_a_prefix_lets_go_of_its_own_attention_only() -> None:
             module.config = model.config
     before = model.config._attn_implementation
     tiny.scramble(capaft.attach(model, "prefix", prefix_length=2))
-    wanted = tiny.logits(model)
+    expected = tiny.logits(model)
     other = copy.deepcopy(model)
     capaft.detach(other)
-    assert torch.equal(tiny.logits(model), wanted)
-    assert not torch.equal(tiny.logits(other), wanted)
+    assert torch.equal(tiny.logits(model), expected)
+    assert not torch.equal(tiny.logits(other), expected)
     assert other.config._attn_implementation == before != model.config._attn_implementation
 
 

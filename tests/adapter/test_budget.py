@@ -13,8 +13,9 @@ import tiny
 
 import capaft
 from capaft.adapter.budget import count_trainable, fit_to_budget
-from capaft.adapter.plan import make_plan
+from capaft.adapter.plan import Placement, make_plan
 from capaft.methods.stack import Stack, parse_stack
+from capaft.model.targets import Targets
 from capaft.support.errors import UsageError
 
 COPIES: dict[str, dict[str, Any]] = {
@@ -24,7 +25,7 @@ COPIES: dict[str, dict[str, Any]] = {
     "partition": {"copies": 2, "masks": "partition"},
 }
 BASE = tiny.bert()
-TARGETS = {"targets": "query,intermediate.dense", "seed": 3}
+PLACEMENT = Placement(Targets("query,intermediate.dense"), seed=3)
 
 
 def stack_of(parameterisation: str, copies: str, **options: Any) -> Stack:
@@ -33,17 +34,17 @@ def stack_of(parameterisation: str, copies: str, **options: Any) -> Stack:
 
 
 def counted(stack: Stack) -> int:
-    decided = make_plan(BASE, stack, **TARGETS)
-    return sum(naive.count(decided, site, role) for site in decided.sites for role in naive.shapes(decided, site))
+    plan = make_plan(BASE, stack, PLACEMENT)
+    return sum(naive.count(plan, site, role) for site in plan.sites for role in naive.shapes(plan, site))
 
 
 @pytest.mark.parametrize("copies", COPIES)
 @pytest.mark.parametrize("parameterisation", ["", "+nola"])
 def test_trained_numbers_are_those_of_the_adapter(parameterisation: str, copies: str) -> None:
     stack = stack_of(parameterisation, copies, rank=4, k=(16, 8))
-    adapter = capaft.attach(tiny.bert(), stack, **TARGETS)
-    made = sum(numbers.numel() for numbers in adapter.numbers.values())
-    assert count_trainable(adapter.plan) == made == counted(stack)
+    adapter = capaft.attach(tiny.bert(), stack, targets=PLACEMENT.targets, seed=PLACEMENT.seed)
+    trainable = sum(parameter.numel() for parameter in adapter.role_parameters.values())
+    assert count_trainable(adapter.plan) == trainable == counted(stack)
 
 
 @pytest.mark.parametrize("copies", COPIES)
@@ -52,20 +53,20 @@ def test_the_rank_is_the_largest_within_the_budget(copies: str) -> None:
     ranks = range(1, 32 // COPIES[copies].get("copies", 1) + 1)
     counts = [counted(stack_of("", copies, rank=rank)) for rank in ranks]
     for budget in (*counts, *(count - 1 for count in counts[1:]), 10**9):
-        found = fit_to_budget(BASE, stack, budget, **TARGETS)
-        assert found.host.rank == max(rank for rank, count in zip(ranks, counts, strict=True) if count <= budget)
-        assert found.host.alpha / found.host.rank == stack.host.alpha / stack.host.rank
-        assert found.copies == stack.copies
+        fitted = fit_to_budget(BASE, stack, budget, PLACEMENT)
+        assert fitted.host.rank == max(rank for rank, count in zip(ranks, counts, strict=True) if count <= budget)
+        assert fitted.host.alpha / fitted.host.rank == stack.host.alpha / stack.host.rank
+        assert fitted.copies == stack.copies
 
 
 @pytest.mark.parametrize(("copies", "budget"), list(product(COPIES, (8, 9, 100, 1023))))
 def test_k_is_the_largest_within_the_budget(copies: str, budget: int) -> None:
     stack = stack_of("+nola", copies, rank=4, k=(64, 32))
-    found = fit_to_budget(BASE, stack, budget, **TARGETS)
-    sites = make_plan(BASE, stack, **TARGETS).sites
-    assert found.k == (budget // (2 * len(sites)),) * 2
-    assert counted(found) <= budget < counted(found) + 2 * len(sites)
-    assert found.host == stack.host
+    fitted = fit_to_budget(BASE, stack, budget, PLACEMENT)
+    sites = make_plan(BASE, stack, PLACEMENT).sites
+    assert fitted.k == (budget // (2 * len(sites)),) * 2
+    assert counted(fitted) <= budget < counted(fitted) + 2 * len(sites)
+    assert fitted.host == stack.host
 
 
 @pytest.mark.parametrize(("parameterisation", "copies"), list(product(("", "+nola"), COPIES)))
@@ -73,10 +74,12 @@ def test_a_budget_below_the_smallest_size(parameterisation: str, copies: str) ->
     stack = stack_of(parameterisation, copies)
     size = {"k": 1} if parameterisation else {"rank": 1}
     smallest = counted(stack_of(parameterisation, copies, **size))
-    fit_to_budget(BASE, stack, smallest, **TARGETS)
+    fit_to_budget(BASE, stack, smallest, PLACEMENT)
     for budget in (smallest - 1, 0, -5):
-        with pytest.raises(UsageError, match=f"--budget {budget} is below the {smallest} numbers that the smallest"):
-            fit_to_budget(BASE, stack, budget, **TARGETS)
+        with pytest.raises(
+            UsageError, match=f"--budget {budget} is below the {smallest} trainable parameters of the smallest"
+        ):
+            fit_to_budget(BASE, stack, budget, PLACEMENT)
 
 
 @pytest.mark.parametrize("method", ["head", "full"])
@@ -93,19 +96,19 @@ def test_counting_draws_nothing_where_nothing_is_random(monkeypatch: pytest.Monk
         parse_stack("nola+capaboost"),
         parse_stack("capaboost", masks="partition"),
     ):
-        decided = make_plan(BASE, stack)
-        shapes = [shape for site in decided.sites for shape in naive.shapes(decided, site).values()]
-        wanted = 192 * len(shapes) if stack.k else sum(map(prod, shapes))
-        assert count_trainable(decided) == wanted
+        plan = make_plan(BASE, stack)
+        shapes = [shape for site in plan.sites for shape in naive.shapes(plan, site).values()]
+        expected = 192 * len(shapes) if stack.k else sum(map(prod, shapes))
+        assert count_trainable(plan) == expected
 
 
 @pytest.mark.parametrize("host", ["houlsby", "pfeiffer", "vera", "prefix", "dora"])
 @pytest.mark.parametrize("copies", COPIES)
 def test_other_hosts_are_fitted_too(host: str, copies: str) -> None:
     stack = parse_stack(f"{host}{'' if copies == 'plain' else '+capaboost'}", **COPIES[copies])
-    found = fit_to_budget(tiny.bert(), stack, 3000)
-    size = getattr(found.host, found.host.size)
-    sized = partial(parse_stack, found.method, **COPIES[copies])
-    assert count_trainable(make_plan(tiny.bert(), found)) <= 3000
+    fitted = fit_to_budget(tiny.bert(), stack, 3000)
+    size = getattr(fitted.host, fitted.host.size)
+    sized = partial(parse_stack, fitted.method, **COPIES[copies])
+    assert count_trainable(make_plan(tiny.bert(), fitted)) <= 3000
     if host in ("houlsby", "pfeiffer", "prefix") or (size + 1) * COPIES[copies].get("copies", 1) <= 32:
-        assert count_trainable(make_plan(tiny.bert(), sized(**{found.host.size: size + 1}))) > 3000
+        assert count_trainable(make_plan(tiny.bert(), sized(**{fitted.host.size: size + 1}))) > 3000

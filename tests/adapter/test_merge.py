@@ -1,4 +1,4 @@
-"""Merging, and what must not be merged. That merged equals unmerged in every cell is in test_contract.py."""
+"""Merging, and refusals to merge; test_contract.py tests that merged equals unmerged in every cell."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_sum_is_rounded_once(make: Callable[[], Any], targets: str, dtype: t
     base = make().to(dtype)
     for site in adapter.plan.sites:
         exact = site.weight(base).detach().double() + naive.update(adapter, site)
-        # Half a step of rounding to the dtype, and what sums in float32 add to it.
+        # Half a step of rounding to the dtype, and the error of sums in float32.
         step = torch.finfo(dtype).eps / 2 * exact.abs() + 4 * torch.finfo(torch.float32).eps * exact.abs().max()
         assert ((site.weight(model).double() - exact).abs() <= step).all()
 
@@ -67,16 +67,16 @@ def test_rows_outside_the_slices_stay() -> None:
 def test_one_of_two_adapters() -> None:
     model = adapted(tiny.bert(), name="first")
     adapted(model, "lora", name="second", targets="all-linear")
-    wanted = tiny.logits(model)
+    expected = tiny.logits(model)
     capaft.merge(model, "first")
     assert list(capaft.adapters(model)) == ["second"]
-    torch.testing.assert_close(tiny.logits(model), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(tiny.logits(model), expected, rtol=0, atol=1e-5)
     capaft.merge(model, "second")
-    torch.testing.assert_close(tiny.logits(model), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(tiny.logits(model), expected, rtol=0, atol=1e-5)
 
 
 def assert_refused(model: nn.Module, message: str) -> None:
-    """An error, and nothing done."""
+    """Merging raises an error and changes nothing."""
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(UsageError, match=message):
         capaft.merge(model)
@@ -93,10 +93,10 @@ def test_tied_targets_are_one_site() -> None:
         f"encoder.layer.{name}"
         for name in ("0.attention.self.query", "0.attention.self.value", "1.attention.self.query")
     ]
-    wanted = tiny.logits(model)
+    expected = tiny.logits(model)
     assert capaft.merge(model) == 3
     assert layers[1].attention.self.value.weight is layers[0].attention.self.query.weight
-    torch.testing.assert_close(tiny.logits(model), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(tiny.logits(model), expected, rtol=0, atol=1e-5)
 
 
 def test_a_weight_tied_to_what_is_no_target_is_refused_by_name_and_left_out_of_a_preset() -> None:
@@ -160,10 +160,10 @@ def test_an_adapter_is_merged_only_where_that_changes_nothing(
     for name, method in (("first", first), ("second", second)):
         targets = "" if method == "bitfit" else "key,value"
         tiny.scramble(capaft.attach(model, method, name=name, rank=3, targets=targets), seed=len(name))
-    wanted = tiny.logits(model)
+    expected = tiny.logits(model)
     if works:
         capaft.merge(model, merged)
     else:
         with pytest.raises(UsageError, match=r"the two do not add up; merge first first, or detach"):
             capaft.merge(model, merged)
-    torch.testing.assert_close(tiny.logits(model), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(tiny.logits(model), expected, rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""What an adapter comes to, decided before anything is drawn."""
+"""Plans of adapters, made before anything is drawn."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tiny
 import torch
 
 import capaft
-from capaft.adapter.plan import make_plan
+from capaft.adapter.plan import Placement, make_plan
 from capaft.methods.stack import parse_stack
 from capaft.support.errors import UsageError
 
@@ -17,7 +17,7 @@ def test_modules_to_save_are_trained_as_they_are() -> None:
     adapter = capaft.attach(model, "nola", rank=2, k=4, modules_to_save="pooler")
     assert adapter.plan.trained == ("pooler.dense.bias", "pooler.dense.weight")
     assert model.bert.pooler.dense.weight.requires_grad
-    pattern = make_plan(tiny.bert(), parse_stack("lora"), modules_to_save=r"re:embeddings\.LayerNorm$")
+    pattern = make_plan(tiny.bert(), parse_stack("lora"), Placement(modules_to_save=r"re:embeddings\.LayerNorm$"))
     assert pattern.trained == ("embeddings.LayerNorm.bias", "embeddings.LayerNorm.weight")
 
 
@@ -38,30 +38,33 @@ def test_modules_to_save_come_back_from_the_file(tmp_path) -> None:  # type: ign
     [
         ("nothing", "--modules-to-save nothing: the model has no module of that name with parameters"),
         ("re:(", r"--modules-to-save re:\( is not a regular expression"),
-        ("query", "is both adapted and trained as it is; leave it out of one of them"),
+        ("query", "is both adapted and trained directly; leave it out of one of them"),
     ],
 )
 def test_modules_that_cannot_be_saved(modules: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        make_plan(tiny.bert(), parse_stack("lora"), modules_to_save=modules)
+        make_plan(tiny.bert(), parse_stack("lora"), Placement(modules_to_save=modules))
 
 
 def test_vectors_shorter_than_their_coefficients_are_trained_themselves() -> None:
     stack = parse_stack("houlsby+nola", bottleneck=4, k=16)
     adapter = capaft.attach(tiny.bert(), stack)
-    assert {role: tuple(numbers.shape) for role, numbers in adapter.numbers.items()} == {
+    assert {role: tuple(parameter.shape) for role, parameter in adapter.role_parameters.items()} == {
         "down": (4, 16),
         "up": (4, 16),
         "down_bias": (16,),
         "up_bias": (4, 16),
     }
     adapter = capaft.attach(tiny.bert(), "houlsby+nola", bottleneck=4, k=32)
-    assert tuple(adapter.numbers["up_bias"].shape) == (4 * 32,)
+    assert tuple(adapter.role_parameters["up_bias"].shape) == (4 * 32,)
 
 
 def test_coefficients_of_the_whole_model() -> None:
     adapter = capaft.attach(tiny.bert(), "nola", targets="all-linear", rank=2, k=(9, 7), scope="model")
-    assert {role: tuple(numbers.shape) for role, numbers in adapter.numbers.items()} == {"down": (1, 9), "up": (1, 7)}
+    assert {role: tuple(parameter.shape) for role, parameter in adapter.role_parameters.items()} == {
+        "down": (1, 9),
+        "up": (1, 7),
+    }
     assert len(adapter.plan.sites) == 13
     assert adapter.plan.bounds() == {"down": (9, 9), "up": (7, 7)}
 

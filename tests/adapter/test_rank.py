@@ -29,8 +29,8 @@ def one_layer(values: list[float], wide_out: int = 24, wide_in: int = 20) -> tup
     adapter = capaft.attach(model, "lora", rank=len(values), alpha=float(len(values)))
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.linalg.qr(torch.randn(n, len(values), generator=generator))[0] for n in (wide_out, wide_in))
-    adapter.numbers["up"].data = (left * torch.tensor(values)).flatten()
-    adapter.numbers["down"].data = right.T.flatten()
+    adapter.role_parameters["up"].data = (left * torch.tensor(values)).flatten()
+    adapter.role_parameters["down"].data = right.T.flatten()
     (report,) = inspect_ranks(model)
     return model, report
 
@@ -42,11 +42,11 @@ def test_singular_values_equal_the_dense_ones(wide_out: int, wide_in: int, hidde
     left = torch.randn(wide_out, hidden, generator=generator)
     right = torch.randn(hidden, wide_in, generator=generator)
     dense = torch.linalg.svdvals(left.double() @ right.double())
-    found = singular_values(left, right)
-    assert found.dtype == torch.float64
-    together = min(len(found), len(dense))
-    assert torch.allclose(found[:together], dense[:together], rtol=1e-12, atol=1e-12 * float(dense[0]))
-    assert found[together:].abs().sum() + dense[together:].abs().sum() < 1e-12 * dense[0]
+    values = singular_values(left, right)
+    assert values.dtype == torch.float64
+    together = min(len(values), len(dense))
+    assert torch.allclose(values[:together], dense[:together], rtol=1e-12, atol=1e-12 * float(dense[0]))
+    assert values[together:].abs().sum() + dense[together:].abs().sum() < 1e-12 * dense[0]
 
 
 @pytest.mark.parametrize("method", STACKS)
@@ -137,9 +137,9 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))
-        for each in made if isinstance(made, (tuple, list)) else (made,):
-            if isinstance(each, Tensor):
-                self.size = max(self.size, each.numel())
+        for output in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(output, Tensor):
+                self.size = max(self.size, output.numel())
         return made
 
 

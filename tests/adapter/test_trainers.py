@@ -1,4 +1,4 @@
-"""capaft inside trainers it knows nothing of: an adapter is parameters and hooks, and that must be enough."""
+"""capaft inside trainers that do not know it: an adapter is parameters and hooks, and that must be enough."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 import capaft
 
-# `gradient_checkpointing` has another name in the newest transformers, and only that in the oldest supported.
+# `gradient_checkpointing` has a new name in the newest transformers, and only the old one in the oldest supported.
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
 
 HEAD = ["classifier.weight", "classifier.bias"]
@@ -34,8 +34,8 @@ def classifier(method: str = "lora+nola+capaboost") -> Any:
     return model
 
 
-def accuracy(found: Any) -> dict[str, float]:
-    return {"accuracy": float((found.predictions.argmax(-1) == found.label_ids).mean())}
+def accuracy(predicted: Any) -> dict[str, float]:
+    return {"accuracy": float((predicted.predictions.argmax(-1) == predicted.label_ids).mean())}
 
 
 def trainer(model: Any, output: Path, **options: Any) -> Trainer:
@@ -100,10 +100,10 @@ def test_evaluation_within_the_trainer(tmp_path: Path) -> None:
     run.train()
     scores = [entry["eval_accuracy"] for entry in run.state.log_history if "eval_accuracy" in entry]
     assert len(scores) == 2
-    found = run.evaluate()
-    assert found["eval_accuracy"] == scores[-1] > 0.9
+    scored = run.evaluate()
+    assert scored["eval_accuracy"] == scores[-1] > 0.9
     with capaft.disabled(model):
-        assert run.evaluate()["eval_loss"] > 1.5 * found["eval_loss"]
+        assert run.evaluate()["eval_loss"] > 1.5 * scored["eval_loss"]
 
 
 def test_resuming_from_a_checkpoint_is_going_on(tmp_path: Path) -> None:

@@ -1,9 +1,8 @@
-"""The verbs as users type them, on real weights and real files; every method and format on a tiny model."""
+"""The verbs as users type them, on real weights and files; every method and format on a tiny model."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import resource
@@ -18,10 +17,8 @@ from safetensors.torch import load_file
 from tiny_job import bert, config
 from transformers import BertForSequenceClassification
 
-from capaft.commands.summary import run_summary
 from capaft.methods.registry import HOSTS
-from capaft.support import strict_json
-from capaft.training.setup.job import prepare_job
+from capaft.training.setup.prepare import prepare_job
 
 TRAIN_KEYS = {
     "output",
@@ -54,7 +51,7 @@ def test_help_is_fast_and_imports_no_torch() -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
-    # As users have it: compiled modules are kept from one start to the next.
+    # As for users, compiled modules are kept from one start to the next.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
 
     def processor_seconds() -> float:
@@ -63,7 +60,7 @@ def test_help_is_fast_and_imports_no_torch() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
-    # The processor's time and the best of ten: other work may share the cores while tests run.
+    # Processor time, and the best of ten, since other work may share the cores while tests run.
     assert min(processor_seconds() for _ in range(10)) < 0.3
 
 
@@ -140,41 +137,18 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(
 ) -> None:
     monkeypatch.setattr("capaft.training.record.saved_run.open_run", None)
     (tmp_path / "file").touch()
-    for path, said in (
+    for path, message in (
         (tmp_path, f"{tmp_path} is a directory; name a file"),
-        (tmp_path / "file" / "a" / "b", f"{tmp_path}/file/a/b: {tmp_path}/file is no directory that can be written to"),
+        (tmp_path / "file" / "a" / "b", f"{tmp_path}/file/a/b: {tmp_path}/file is not a writable directory"),
     ):
         done = invoke(command, run, option, path)
-        assert (done.code, done.out, done.err) == (2, "", f"error: {option} {said}\n")
+        assert (done.code, done.out, done.err) == (2, "", f"error: {option} {message}\n")
     monkeypatch.setattr(os, "access", lambda *_: False)
     done = invoke(command, run, option, tmp_path / "new" / "file")
     assert (done.code, done.err) == (
         2,
-        f"error: {option} {tmp_path}/new/file: {tmp_path} is no directory that can be written to\n",
+        f"error: {option} {tmp_path}/new/file: {tmp_path} is not a writable directory\n",
     )
-
-
-@pytest.mark.parametrize(
-    ("value", "baseline", "said"),
-    [
-        (0.8308, 0.8154, ", up from 0.8154"),
-        (0.25, 0.5, ", down from 0.5000"),
-        (0.5, 0.5, ", against 0.5000"),
-        (0.50001, 0.5, ", against 0.5000"),
-        (float("nan"), 0.5, ", against 0.5000"),
-        (0.5, None, ""),
-    ],
-)
-def test_a_summary_says_which_way_the_metric_went(
-    value: float, baseline: float | None, said: str, results: dict
-) -> None:
-    shown = run_summary(results | {"value": value, "baseline": baseline}).splitlines()[0]
-    frozen = " with the base frozen" if said else ""
-    number = "undefined" if math.isnan(value) else f"{value:.4f}"
-    assert shown.split("  (")[0] == f"accuracy {number}{said}{frozen}"
-    # As a finished run is read again.
-    again = json.loads(strict_json.document(results | {"value": value, "baseline": baseline}))
-    assert run_summary(again).splitlines()[0] == shown
 
 
 def test_the_saved_configuration_repeats_the_run_to_the_byte(run: Path, tmp_path: Path) -> None:
@@ -204,7 +178,7 @@ def test_one_rate_is_the_heads_where_nothing_else_is_trained(
     method: str, changes: dict, rates: tuple[float, float], small: Path, reviews: Path
 ) -> None:
     made = prepare_job(config(small, reviews, method=method, **changes), lambda line: None)
-    assert (made.lr, made.head_lr) == rates
+    assert (made.rates.lr, made.rates.head_lr) == rates
 
 
 @pytest.mark.parametrize("method", ["head", "full", "lora", "capaboost", "lora+nola+capaboost"])
@@ -249,10 +223,10 @@ def test_pairs_and_a_directory_of_splits(tmp_path: Path) -> None:
 def test_budget_and_dry_run_write_nothing(reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = invoke("train", "--data", reviews, "--budget", "5k", "--dry-run", "--json")
-    decided = json.loads(done.out)
+    plan = json.loads(done.out)
     assert done.code == 0, done.err
-    assert decided["adapter_parameters"] == 24 * (5000 // 24)
-    assert len(decided["sites"]) == 12
+    assert plan["adapter_parameters"] == 24 * (5000 // 24)
+    assert len(plan["sites"]) == 12
     assert list(tmp_path.iterdir()) == []
 
 
@@ -261,23 +235,23 @@ def test_an_option_that_the_method_has_no_use_for_is_told(reviews: Path) -> None
         "train", "--data", reviews, "--method", "lora", "--k", "64", "--copies", "3", "--rank", "2", "--dry-run"
     )
     assert done.code == 0
-    told = [line.split()[1:3] for line in done.err.splitlines() if "left aside" in line]
-    assert told == [["--k", "means"], ["--copies", "means"]]
+    warned = [line.split()[1:3] for line in done.err.splitlines() if "has no effect with lora" in line]
+    assert warned == [["--k", "has"], ["--copies", "has"]]
 
 
 def test_an_option_that_the_task_has_no_use_for_is_told(reviews: Path) -> None:
     void = ("--num-beams", "4", "--stride", "64", "--no-augment", "--separator", " ")
     err = invoke("train", "--data", reviews, "--dry-run", *void, "--problem", "single").err
-    told = re.findall(r"warning: (--[a-z-]+) means nothing to text-classification and is left aside", err)
-    assert told == ["--stride", "--separator", "--num-beams", "--augment"]
+    warned = re.findall(r"warning: (--[a-z-]+) has no effect with text-classification and is ignored", err)
+    assert warned == ["--stride", "--separator", "--num-beams", "--augment"]
     data = reviews.parent / "words.jsonl"
     data.write_text('{"tokens": ["a", "b"], "tags": ["x", "y"]}\n' * 4)
     err = invoke("train", "--data", data, "--dry-run", "--baseline").err
-    assert "warning: --baseline means nothing to token-classification, for which no linear head can be fitted" in err
+    assert "warning: --baseline has no effect: no linear head can be fitted for token-classification" in err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("eval", "run", "--no-such-option", "0"), "No such option: --no-such-option"),
         (("train", "--modle", "x"), "No such option: --modle"),
@@ -285,10 +259,10 @@ def test_an_option_that_the_task_has_no_use_for_is_told(reviews: Path) -> None:
         (("merge", "run"), "Missing option '--output'"),
     ],
 )
-def test_what_is_wrong_with_a_command_line_is_told_in_one_line(arguments: tuple[str, ...], said: str) -> None:
+def test_what_is_wrong_with_a_command_line_is_told_in_one_line(arguments: tuple[str, ...], message: str) -> None:
     done = invoke(*arguments)
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith(f"error: {said}")
+    assert done.err.startswith(f"error: {message}")
     assert re.search(r"; see \S.* --help\n$", done.err)
     assert done.err.count("\n") == 1
 

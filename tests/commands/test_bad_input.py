@@ -71,7 +71,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("--layers", "0-99"), "--layers 0-99: the model has no block 6; the last one is 5"),
         (("--layers", "one"), "--layers one is not a list of block numbers"),
         (("--modules-to-save", "nothing"), "the model has no module of that name"),
-        (("--modules-to-save", "query"), "is both adapted and trained as it is"),
+        (("--modules-to-save", "query"), "is both adapted and trained directly"),
         (("--method-option", "gain=4"), "nola has no option gain"),
     ],
 )
@@ -192,7 +192,7 @@ def test_a_full_disk_keeps_what_was_there(reviews: Path, tmp_path: Path, monkeyp
     assert not list((tmp_path / "second").glob("*.safetensors"))
     again = invoke(*command("first"), "--overwrite")
     assert again.code == 1
-    assert f"the run that was in {tmp_path / 'first'} is there as before\n" in again.err
+    assert f"the earlier run in {tmp_path / 'first'} has been put back\n" in again.err
     assert (tmp_path / "first" / "adapter.safetensors").read_bytes() == before
     assert (tmp_path / "first" / "results.json").exists()
 

@@ -1,4 +1,4 @@
-"""The table of methods, and what each comes to on a model of which only the configuration is read."""
+"""The table of methods, and their counts on a model of which only the configuration is read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BLOCKS, WIDE, INNER = 2, 32, 64
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny BERT as a directory without weights: whoever wanted them would fail."""
+    """The tiny BERT as a directory without weights, so that reading them fails."""
     directory = tmp_path_factory.mktemp("bert")
     tiny.bert().save_pretrained(directory)
     (directory / "model.safetensors").unlink()
@@ -34,10 +34,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def counted(saved: Path) -> dict[str, dict[str, Any]]:
-    """What every stack comes to on it, as the command line says."""
+    """The counts of every stack on it, as the command line prints them."""
     done = invoke("methods", "--model", saved, "--json")
     assert done.code == 0, done.err
-    return {stack: each for row in json.loads(done.out) for stack, each in row["model"].items()}
+    return {stack: count for row in json.loads(done.out) for stack, count in row["model"].items()}
 
 
 def test_every_method_has_its_record() -> None:
@@ -46,7 +46,7 @@ def test_every_method_has_its_record() -> None:
     for name, host in HOSTS.items():
         row = rows[name]
         assert row["stacks"] == stacks_of(host)
-        assert {each["name"] for each in row["options"]} == stack_options(name) - {"method"}
+        assert {option["name"] for option in row["options"]} == stack_options(name) - {"method"}
         assert (row["narrow"], row["unmergeable"]) == (host.narrow or None, host.unmergeable or None)
         assert all(row[key] for key in ("kind", "summary", "equation", "paper"))
     assert not any("model" in row for row in rows.values())
@@ -56,15 +56,17 @@ def test_defaults_give_the_stack_that_nothing_gives() -> None:
     rows = {row["name"]: row["options"] for row in method_rows()}
     for name, host in HOSTS.items():
         for method in stacks_of(host):
-            given = [each for part in method.split("+") for each in rows[part]]
-            assert parse_stack(method, **{each["name"]: each["value"] for each in given}) == parse_stack(method), name
+            options = [option for part in method.split("+") for option in rows[part]]
+            assert parse_stack(method, **{option["name"]: option["value"] for option in options}) == parse_stack(
+                method
+            ), name
 
 
 def test_flags_are_those_of_train() -> None:
-    known = invoke("train", "--help", environ={"COLUMNS": "400"}).out
+    text = invoke("train", "--help", environ={"COLUMNS": "400"}).out
     for row in method_rows():
         for option in row["options"]:
-            assert option["flag"] in known
+            assert option["flag"] in text
 
 
 def test_low_rank_counts(counted: dict[str, Any]) -> None:
@@ -77,10 +79,10 @@ def test_low_rank_counts(counted: dict[str, Any]) -> None:
 
 
 def test_ia3_counts(counted: dict[str, Any]) -> None:
-    """Keys and values are rescaled at their outputs, the inner activations at the input of what follows."""
+    """Keys and values are rescaled at their outputs, inner activations at the input of the next layer."""
     one = BLOCKS * (2 * WIDE + INNER)
     assert counted["ia3"] == {"sites": 3 * BLOCKS, "numbers": [one, one]}
-    # A vector is no longer than its coefficients would be, so it is trained itself.
+    # A vector has no more entries than it would have coefficients, so it is trained directly.
     assert counted["ia3+nola"] == counted["ia3"]
     assert "ia3+capaboost" not in counted
 
@@ -93,13 +95,13 @@ def test_without_a_host(counted: dict[str, Any]) -> None:
 
 def test_a_real_model_comes_to_the_same(counted: dict[str, Any]) -> None:
     assert counted.keys() == {stack for host in HOSTS.values() for stack in stacks_of(host)} | HOSTLESS.keys()
-    for method, each in counted.items():
+    for method, count in counted.items():
         if method in HOSTLESS:
             continue
-        decided = make_plan(tiny.bert(), parse_stack(method))
-        low, high = each["numbers"]
-        assert low <= count_trainable(decided) <= high, method
-        assert each["sites"] == len(decided.sites), method
+        plan = make_plan(tiny.bert(), parse_stack(method))
+        low, high = count["numbers"]
+        assert low <= count_trainable(plan) <= high, method
+        assert count["sites"] == len(plan.sites), method
 
 
 def directory(config: PretrainedConfig, where: Path) -> str:
@@ -111,11 +113,11 @@ def test_what_a_model_cannot_take_has_a_reason(tmp_path: Path) -> None:
     name = directory(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1]), tmp_path)
     rows = json.loads(invoke("methods", "--model", name, "--json").out)
     for row in rows:
-        for stack, each in row["model"].items():
-            assert ("reason" in each) == (stack not in HOSTLESS), stack
-            assert "\n" not in each.get("reason", "")
+        for stack, count in row["model"].items():
+            assert ("reason" in count) == (stack not in HOSTLESS), stack
+            assert "\n" not in count.get("reason", "")
     text = invoke("methods", "--model", name).out
-    # One reason for all stacks of a host is said once.
+    # A reason that all stacks of a host share is printed once.
     assert sum("no linear layers to adapt" in line for line in text.splitlines()) <= len(HOSTS)
 
 
@@ -128,7 +130,7 @@ def test_a_wide_default_on_a_narrow_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architectures", "wanted"),
+    ("architectures", "expected"),
     [
         (["GPT2LMHeadModel"], "GPT2LMHeadModel"),
         (None, "GPT2Model"),
@@ -137,11 +139,11 @@ def test_a_wide_default_on_a_narrow_model(tmp_path: Path) -> None:
     ],
 )
 def test_the_architecture_that_the_configuration_names(
-    architectures: list[str] | None, wanted: str, tmp_path: Path
+    architectures: list[str] | None, expected: str, tmp_path: Path
 ) -> None:
     config = GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4, architectures=architectures)
     model = load_skeleton(directory(config, tmp_path))
-    assert type(model).__name__ == wanted
+    assert type(model).__name__ == expected
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
@@ -157,10 +159,10 @@ def test_large_models_are_counted_without_memory(tmp_path: Path) -> None:
         architectures=["LlamaForCausalLM"],
     )
     model = load_skeleton(directory(config, tmp_path))
-    wanted = 16 * 8 * (8192 + 8192 + 8192 + 1024)
-    assert count_stack(model, "lora") == {"sites": 32, "numbers": [wanted, wanted]}
+    expected = 16 * 8 * (8192 + 8192 + 8192 + 1024)
+    assert count_stack(model, "lora") == {"sites": 32, "numbers": [expected, expected]}
     low, high = count_stack(model, "lora+capaboost")["numbers"]
-    assert (low, high) == (wanted // 2, wanted)
+    assert (low, high) == (expected // 2, expected)
 
 
 def test_text_is_readable_at_100_columns(saved: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every preset: what `capaft presets` says of it, and a run of two steps on a tiny model of its architecture.
+"""Every preset: its line in `capaft presets`, and a run of two steps on a tiny model of its architecture.
 
 The data have the columns of the preset's own data set on the hub, as its card lists them.
 """
@@ -17,7 +17,7 @@ from command_line import invoke
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from capaft.config.presets import preset_file, preset_names, preset_summaries
-from capaft.config.settings import resolve_settings
+from capaft.config.sources import resolve_settings
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 
@@ -30,13 +30,13 @@ def read(name: str, file: Path | None = None, **flags: str) -> TrainConfig:
 
 
 def settings_of(name: str) -> dict[str, str]:
-    """What a preset sets, as text, by a reading of its own: its lines are all `name: value`."""
+    """The settings of a preset as text, read here by hand, since all its lines are `name: value`."""
     lines = preset_file(name).read_text(encoding="utf-8").splitlines()
     pairs = (line.split(": ", 1) for line in lines if line and not line.startswith("#"))
     return {key: value.strip("'") for key, value in pairs}
 
 
-# What they say.
+# Their contents.
 
 
 def test_there_is_a_preset_of_every_published_experiment() -> None:
@@ -56,13 +56,13 @@ def test_a_preset_says_what_it_is_where_it_is_from_and_nothing_twice(name: str) 
     assert first.endswith(".")
     assert others[0].startswith("# Source: ")
     assert "arXiv" in "".join(others[:2])
-    found, sources = resolve_settings(TrainConfig, flags={}, environ={}, preset=preset_file(name))
+    config, sources = resolve_settings(TrainConfig, flags={}, environ={}, preset=preset_file(name))
     assert {key for key, source in sources.items() if source != "default"} == set(settings_of(name))
     assert not any(set(pair) <= set(settings_of(name)) for pair in TrainConfig.alternatives)
-    # A budget of a preset's would go before the numbers that a user gives besides.
-    assert found.budget is None
-    assert found.model is not None
-    assert found.data is not None
+    # A budget in a preset would override the sizes that a user sets beside it.
+    assert config.budget is None
+    assert config.model is not None
+    assert config.data is not None
 
 
 def test_the_command_lists_them() -> None:
@@ -86,26 +86,26 @@ def test_the_command_lists_them() -> None:
     ],
 )
 def test_the_scale_is_that_of_the_official_script(name: str, scale: float) -> None:
-    found = read(name)
-    assert found.alpha is not None
-    assert found.rank is not None
-    assert found.alpha / found.rank == scale
+    config = read(name)
+    assert config.alpha is not None
+    assert config.rank is not None
+    assert config.alpha / config.rank == scale
 
 
-# What goes before what.
+# Their place among the sources.
 
 
-def test_what_is_given_besides_wins(tmp_path: Path) -> None:
+def test_other_sources_win(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
     file.write_text("k: 7\nlr: 1e-5\n")
-    found = read("nola-glue-rte", file, lr="2e-5")
-    assert (found.k, found.lr, found.batch_size) == ((7,), 2e-5, 128)
+    config = read("nola-glue-rte", file, lr="2e-5")
+    assert (config.k, config.lr, config.batch_size) == ((7,), 2e-5, 128)
     printed = invoke("train", "--preset", "nola-glue-rte", "--config", file, "--lr", "2e-5", "--print-config")
     (tmp_path / "printed.yaml").write_text(printed.out)
-    assert resolve_settings(TrainConfig, flags={}, environ={}, file=tmp_path / "printed.yaml")[0] == found
+    assert resolve_settings(TrainConfig, flags={}, environ={}, file=tmp_path / "printed.yaml")[0] == config
 
 
-def test_what_is_given_besides_takes_the_place_of_its_alternative() -> None:
+def test_other_sources_replace_the_alternative_setting() -> None:
     assert read("nola-glue-rte", max_steps="5").epochs is None
     assert read("nola-llama2-7b-alpaca", epochs="3").max_steps is None
     assert read("nola-llama2-7b-alpaca", eval_epochs="1").eval_steps is None
@@ -118,8 +118,11 @@ def test_what_is_given_besides_takes_the_place_of_its_alternative() -> None:
 def test_an_unknown_preset_is_one_line() -> None:
     done = invoke("train", "--preset", "nola-glue-rt")
     assert done.code == 2
-    assert done.err == "error: --preset nola-glue-rt: there is none; did you mean nola-glue-rte?\n"
-    assert invoke("train", "--preset", "x").err == "error: --preset x: there is none; `capaft presets` lists them\n"
+    assert done.err == "error: --preset nola-glue-rt: no preset is called that; did you mean nola-glue-rte?\n"
+    assert (
+        invoke("train", "--preset", "x").err
+        == "error: --preset x: no preset is called that; `capaft presets` lists them\n"
+    )
 
 
 # Two steps of each.
@@ -154,13 +157,13 @@ def squad(version: int) -> tuple[dict[str, list[Any]], ...]:
 
 
 def gem(source: str) -> tuple[dict[str, list[Any]], ...]:
-    """The rows for training have one target each, the others all references."""
-    given = {
+    """Rows for training have one target each, the others all references."""
+    sources = {
         "meaning_representation": ["name[Eagle], food[Fast]"] * ROWS,
         "tripleset": [[["Eagle", "food", "Fast"], ["Eagle", "near", "Bar"]]] * ROWS,
         "input": [["Eagle | food | Fast", "Eagle | near | Bar"]] * ROWS,
     }[source]
-    common = {"gem_id": [f"id{row}" for row in range(ROWS)], source: given, "target": ["Eagle is fast."] * ROWS}
+    common = {"gem_id": [f"id{row}" for row in range(ROWS)], source: sources, "target": ["Eagle is fast."] * ROWS}
     several = [["Eagle is fast.", "Eagle has fast food."]] * ROWS
     return common | {"references": [[]] * ROWS}, common | {"references": several}
 
@@ -246,7 +249,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
                 splits[split] = Dataset.from_dict(rows)
                 for column in rows:
                     if column.endswith("label") and isinstance(rows[column][0], int):
-                        names = [f"c{each}" for each in sorted(set(rows[column]))]
+                        names = [f"c{label}" for label in sorted(set(rows[column]))]
                         splits[split] = splits[split].cast_column(column, ClassLabel(names=names))
             DatasetDict(splits).save_to_disk(path)
             made[name] = str(path)
@@ -261,7 +264,7 @@ def test_a_preset_trains_and_scores(
 ) -> None:
     preset = settings_of(name)
     small = SMALL | {"model": model(MODELS[preset["model"]]), "data": data(preset["data"])}
-    flags = [each for key, value in small.items() for each in (f"--{key.replace('_', '-')}", value)]
+    flags = [word for key, value in small.items() for word in (f"--{key.replace('_', '-')}", value)]
     done = invoke("train", "--preset", name, *flags, "--output", tmp_path / "run", "--json")
     assert done.code == 0, done.err
     results = json.loads(done.out)
@@ -272,9 +275,9 @@ def test_a_preset_trains_and_scores(
     if preset["data"].startswith("GEM/"):
         report = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
         assert report[0]["references"] == ["Eagle is fast.", "Eagle has fast food."]
-    # The run is the preset's but for what was changed here and what has no meaning beside it.
+    # The run has the preset's settings, except for those changed here and those without effect.
     saved, _ = resolve_settings(TrainConfig, flags={}, environ={}, file=tmp_path / "run" / "run.yaml")
-    wanted = read(name)
-    assert set(saved.k or ()) == set(wanted.k or ())
+    expected = read(name)
+    assert set(saved.k or ()) == set(expected.k or ())
     for key in preset.keys() - small.keys() - {"epochs", "method", "k"}:
-        assert getattr(saved, key) == getattr(wanted, key), key
+        assert getattr(saved, key) == getattr(expected, key), key

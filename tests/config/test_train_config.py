@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capaft.config.settings import dump_settings, resolve_settings
+from capaft.config.sources import dump_settings, resolve_settings
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 
-PANELS = ["Model and data", "Task", "Method", "Optimisation", "Evaluation", "Machine", "Output"]
+PANELS = ["Model and data", "Task", "Method", "Optimization", "Evaluation", "Machine", "Output"]
 
 
 def read(file: Path | None = None, **flags: str | bool | None) -> TrainConfig:
@@ -111,7 +111,7 @@ def test_ranges(name: str, text: str, range_: str) -> None:
 
 def test_choices() -> None:
     assert complaint(basis="hadamrd") == (
-        "--basis must be one of uniform, hadamard, group, got 'hadamrd'; did you mean hadamard?"
+        "--basis must be one of hadamard, uniform, group, got 'hadamrd'; did you mean hadamard?"
     )
     assert complaint(lr="nan").startswith("--lr must be a finite number")
 

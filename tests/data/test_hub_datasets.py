@@ -90,9 +90,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def invoke(directory: Path, hub: str, commands: Iterable[str], offline: bool = False) -> dict[str, SimpleNamespace]:
-    """What becomes of commands, one after the other in one fresh process."""
+    """Run commands one after the other in one fresh process; return their results."""
     changes = {"HF_ENDPOINT": hub, "HF_HOME": str(directory / "cache"), "HF_HUB_DISABLE_XET": "1"}
-    done = invoke_apart([each.split() for each in commands], directory, changes, offline=offline)
+    done = invoke_apart([command.split() for command in commands], directory, changes, offline=offline)
     return dict(zip(commands, done, strict=True))
 
 
@@ -156,16 +156,16 @@ def test_questions_and_a_revision_of_the_model(online: dict[str, SimpleNamespace
 
 @pytest.mark.parametrize("command", WRONG)
 def test_what_is_not_there(command: str, online: dict[str, SimpleNamespace]) -> None:
-    (line,) = (each for each in online[command].err.splitlines() if each.startswith("error: "))
+    (line,) = (text for text in online[command].err.splitlines() if text.startswith("error: "))
     assert online[command].code == 2
     assert WRONG[command] in line
 
 
 def test_what_was_fetched_is_there_without_a_network(hub: str, place: Path, online: dict[str, SimpleNamespace]) -> None:
     fetched = (CONFIGURATION, SLICE, SCRIPT)
-    there = [f"{command} --overwrite" for command in fetched]
-    found = invoke(place, hub, (*there, "train --data glue/cola"), offline=True)
-    for command, before in zip(there, fetched, strict=True):
-        assert found[command].code == 0, found[command].err
-        assert json.loads(found[command].out)["value"] == json.loads(online[before].out)["value"]
-    assert found["train --data glue/cola"].code == 2
+    repeated = [f"{command} --overwrite" for command in fetched]
+    results = invoke(place, hub, (*repeated, "train --data glue/cola"), offline=True)
+    for command, before in zip(repeated, fetched, strict=True):
+        assert results[command].code == 0, results[command].err
+        assert json.loads(results[command].out)["value"] == json.loads(online[before].out)["value"]
+    assert results["train --data glue/cola"].code == 2

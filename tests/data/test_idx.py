@@ -91,7 +91,7 @@ def test_directories_named_like_the_files(tmp_path: Path) -> None:
 def test_packed_and_unpacked_beside_each_other(tmp_path: Path) -> None:
     path = write(tmp_path, "train-", [0, 1] * 10)
     path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
-    # Unpacked on its way, and not renamed.
+    # A file unpacked on its way and not renamed.
     (tmp_path / f"train-{LABELS}").rename(tmp_path / f"train-{LABELS}.gz")
     assert len(load(str(tmp_path))["train"]) == 18
 
@@ -118,14 +118,14 @@ def test_chunks(count: int, height: int, width: int, chunk: int) -> None:
         (IMAGES, b"\0\0\x08\x01\0\0\0\0", "it begins with 00 00 08 01, not with 00 00 08 03"),
         (LABELS, b"<html>", "not an idx file of labels: it begins with 3c 68 74 6d, not with 00 00 08 01"),
         (LABELS, b"\0\0\x0d\x01\0\0\0\0", "it begins with 00 00 0d 01"),
-        (IMAGES, b"\0\0\x08\x03\0\0", "cut off within its header"),
-        (IMAGES, b"\0\0", "cut off within its header"),
+        (IMAGES, b"\0\0\x08\x03\0\0", "cut off in its header"),
+        (IMAGES, b"\0\0", "cut off in its header"),
         (IMAGES, encode(pixels(2))[:-1], "its header says 2 x 2 x 3 bytes, 11 follow; download it again"),
         (IMAGES, encode(pixels(2)) + b"\0", "its header says 2 x 2 x 3 bytes, 13 follow"),
         (IMAGES, b"\0\0\x08\x03" + b"\xff" * 12, "4294967295 x 4294967295 x 4294967295 bytes, 0 follow"),
         (IMAGES, encode(pixels(3)), "3 images, but train-labels-idx1-ubyte has 2 labels"),
         (IMAGES, encode(pixels(0)), "there are no rows in this file"),
-        (IMAGES, encode(pixels(2, 0, 3)), "its images are 0 x 3 pixels large"),
+        (IMAGES, encode(pixels(2, 0, 3)), "its images are 0 x 3 pixels; download it again"),
         (IMAGES, gzip.compress(encode(pixels(2)), mtime=0)[:-10], "damaged gzip file"),
         (IMAGES, b"\x1f\x8b and nothing", "damaged gzip file"),
         (LABELS, gzip.compress(b"x" * 99, mtime=0)[:-12] + b"\0" * 12, "damaged gzip file"),
@@ -144,7 +144,7 @@ def test_files_that_are_missing(tmp_path: Path) -> None:
     fails(labels, f"{LABELS}: these are labels; give the file of their images")
     labels.rename(tmp_path / f"t10k-{LABELS}")
     for source in (tmp_path, path):
-        fails(source, f"{IMAGES}: there is no file train-{LABELS} beside it")
+        fails(source, f"{IMAGES}: its labels are missing; put train-{LABELS}[.gz] beside it")
     path.unlink()
     fails(tmp_path, "there are idx files of labels but none of images")
 

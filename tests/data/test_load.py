@@ -107,7 +107,7 @@ def write(path: Path, rows: list[Row]) -> Path:
 
 
 def fails(source: Path | str, *parts: str) -> None:
-    """Loading fails with one line that has all the parts, in this order."""
+    """Check that loading fails with one line that has all the parts, in this order."""
     with pytest.raises(UsageError, match=".*".join(map(re.escape, parts))) as caught:
         load(str(source))
     assert "\n" not in str(caught.value)
@@ -138,7 +138,7 @@ tab_free = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="
 @given(texts=st.lists(st.tuples(tab_free, tab_free), min_size=1, max_size=8), data=st.data())
 def test_kinds_agree(tmp_path: Path, texts: list[tuple[str, str]], data: st.DataObject) -> None:
     classes = data.draw(st.lists(st.integers(-(2**50), 2**50), min_size=len(texts), max_size=len(texts)))
-    # A column of nothing but numbers is a column of numbers in CSV and TSV, hence one word that is none.
+    # In CSV and TSV a column of nothing but numbers becomes one of numbers, hence a word that is none.
     rows = [{"text": f"{a} word", "pair": f"word{b}", "label": c} for (a, b), c in zip(texts, classes, strict=True)]
     for suffix in WRITERS:
         assert list(read_rows(write(tmp_path / f"x{suffix}", rows))) == rows
@@ -224,7 +224,7 @@ def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:
 
 
 def test_nothing_is_cached(tmp_path: Path) -> None:
-    """Reading works, and leaves nothing, where the home directory cannot be written to (it is a file)."""
+    """Reading works and leaves nothing behind where the home directory is not writable (it is a file)."""
     home = tmp_path / "home"
     home.write_text("")
     directory = tmp_path / "data"
@@ -288,7 +288,7 @@ def test_empty_file(tmp_path: Path, suffix: str) -> None:
         ("x.parquet", b"PAR1 and then nothing of the kind", "cannot read this file"),
         ("x.arrow", b"ARROW1 and then nothing of the kind", "cannot read this file"),
         ("x.arrow", b"nothing of the kind", "cannot read this file"),
-        ("x.feather", b"FEA1 and more", "this is the first version of Feather; write the file anew"),
+        ("x.feather", b"FEA1 and more", "Feather version 1 is not supported; write the file again"),
         ("x.txt", b"", "the file is empty"),
         ("x.txt", b" \n\n", "no rows"),
         ("x.txt", b"a\ncaf\xe9\n", "line 2 is not UTF-8; save the file as UTF-8"),
@@ -350,27 +350,27 @@ def test_files_are_splits_by_name(tmp_path: Path) -> None:
     for at, name in enumerate(("train_sft.jsonl", "train_gen-0-of-2.jsonl", "train_gen-1-of-2.jsonl", "odd.jsonl")):
         write(tmp_path / name, ROWS[at : at + 3])
     fails(tmp_path, "several files could be the train split: train_gen-0-of-2.jsonl, train_gen-1-of-2.jsonl, train_sft")
-    splits = load(str(tmp_path), wanted=WantedSplits("train_sft", "odd"))
+    splits = load(str(tmp_path), choice=WantedSplits("train_sft", "odd"))
     assert (list(splits["train"]), list(splits["validation"])) == (ROWS[:3], ROWS[3:6])
-    assert list(load(str(tmp_path), wanted=WantedSplits("train_gen", "odd"))["train"]) == [*ROWS[1:4], *ROWS[2:5]]
-    assert list(load_evaluation(str(tmp_path), wanted=WantedSplits("train_sft", "odd"))) == ROWS[3:6]
+    assert list(load(str(tmp_path), choice=WantedSplits("train_gen", "odd"))["train"]) == [*ROWS[1:4], *ROWS[2:5]]
+    assert list(load_evaluation(str(tmp_path), choice=WantedSplits("train_sft", "odd"))) == ROWS[3:6]
     with pytest.raises(UsageError, match="no split 'x' in this data set; it has odd, train_gen, train_sft, train"):
-        load(str(tmp_path), wanted=WantedSplits("train_sft", "x"))
-    assert len(load(f"{tmp_path}[:2]", wanted=WantedSplits("train_sft", "odd"))["train"]) == 2
+        load(str(tmp_path), choice=WantedSplits("train_sft", "x"))
+    assert len(load(f"{tmp_path}[:2]", choice=WantedSplits("train_sft", "odd"))["train"]) == 2
 
 
 def test_a_name_goes_before_the_role_it_begins_with(tmp_path: Path) -> None:
     for at, name in enumerate(("train.csv", "test.csv", "test_hard.csv")):
         write(tmp_path / name, ROWS[4 * at : 4 * at + 4])
-    assert list(load(str(tmp_path), wanted=WantedSplits(evaluation="test"))["validation"]) == ROWS[4:8]
-    assert list(load(str(tmp_path), wanted=WantedSplits(evaluation="test_hard"))["validation"]) == ROWS[8:12]
+    assert list(load(str(tmp_path), choice=WantedSplits(evaluation="test"))["validation"]) == ROWS[4:8]
+    assert list(load(str(tmp_path), choice=WantedSplits(evaluation="test_hard"))["validation"]) == ROWS[8:12]
 
 
 def test_files_without_a_role_are_splits_by_name(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", ROWS[:12])
     write(tmp_path / "b.csv", ROWS[12:])
-    assert list(load_evaluation(str(tmp_path), wanted=WantedSplits(evaluation="b"))) == ROWS[12:]
-    assert list(load(str(tmp_path), wanted=WantedSplits("a", "b"))["train"]) == ROWS[:12]
+    assert list(load_evaluation(str(tmp_path), choice=WantedSplits(evaluation="b"))) == ROWS[12:]
+    assert list(load(str(tmp_path), choice=WantedSplits("a", "b"))["train"]) == ROWS[:12]
 
 
 def test_directory_with_one_file(tmp_path: Path) -> None:
@@ -421,16 +421,16 @@ def test_saved_to_disk(tmp_path: Path) -> None:
 def test_saved_to_disk_and_damaged(tmp_path: Path) -> None:
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "x")
     next((tmp_path / "x").glob("*.arrow")).write_bytes(b"nothing")
-    fails(tmp_path / "x", "x: cannot read what save_to_disk wrote here")
+    fails(tmp_path / "x", "x: cannot read this save_to_disk directory")
 
 
 def test_directory_without_data(tmp_path: Path) -> None:
-    fails(tmp_path, "neither files named train", "it holds nothing")
+    fails(tmp_path, "needs files named train", "this one holds nothing")
     (tmp_path / "notes.md").write_text("")
-    fails(tmp_path, "nor classes of images or recordings", "it holds notes.md")
+    fails(tmp_path, "or class directories of images or recordings", "this one holds notes.md")
     write(tmp_path / "a.csv", ROWS)
     write(tmp_path / "b.csv", ROWS)
-    fails(tmp_path, "nor exactly one data file", "it holds a.csv, b.csv, notes.md")
+    fails(tmp_path, "or exactly one data file", "this one holds a.csv, b.csv, notes.md")
 
 
 def test_directory_without_train(tmp_path: Path) -> None:
@@ -506,7 +506,7 @@ def test_a_file_of_the_name_goes_before_a_slice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["imdb", "glue/sst2", "FILE"])
 def test_bad_slice(tmp_path: Path, source: str, slice_: str) -> None:
     spec = source.replace("FILE", str(write(tmp_path / "x.csv", ROWS))) + slice_
-    fails(spec, f"{spec}: what is in brackets must be [a:b]", "such as [:1000]")
+    fails(spec, f"{spec}: write the slice as [a:b]", "such as [:1000]")
 
 
 def test_slice_that_takes_too_few(tmp_path: Path) -> None:
@@ -541,8 +541,8 @@ def test_shots_of_every_class(classes: list[int], count: int, seed: int) -> None
     rows = datasets.Dataset.from_dict({"row": list(range(len(classes)))})
     chosen = sample_shots(rows, classes, count, seed)["row"][:]
     assert chosen == sorted(set(chosen))
-    for each in set(classes):
-        assert sum(classes[row] == each for row in chosen) == min(count, classes.count(each))
+    for label in set(classes):
+        assert sum(classes[row] == label for row in chosen) == min(count, classes.count(label))
     assert sample_shots(rows, classes, count, seed)["row"][:] == chosen
     assert set(chosen) <= set(sample_shots(rows, classes, count + 1, seed)["row"][:])
 
@@ -568,7 +568,7 @@ def test_a_scarce_class_gives_all_its_rows() -> None:
 def test_shards_differ(tmp_path: Path) -> None:
     write(tmp_path / "train-0.jsonl", ROWS)
     write(tmp_path / "train-1.jsonl", [{"text": "a", "label": "x"}])
-    fails(tmp_path, "train-1.jsonl: its columns or their types are not those of train-0.jsonl")
+    fails(tmp_path, "train-1.jsonl: its columns or their types differ from those of train-0.jsonl")
 
 
 # The validation split that is cut from train
@@ -609,7 +609,7 @@ def test_one_row_cannot_be_cut(tmp_path: Path) -> None:
 
 
 def owner(self: HfApi, name: str) -> SimpleNamespace:
-    """The hub's answer to a name of old."""
+    """Answer as the hub does to a name without an owner."""
     return SimpleNamespace(id=f"owner/{name}")
 
 
@@ -653,11 +653,11 @@ def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "glue").mkdir(parents=True)
     one, two, three = ({"train": ROWS[: n + 10], "validation": ROWS[:n]} for n in (1, 2, 3))
-    # A directory of the repository's name, without the wanted one inside, is not mistaken for the repository.
+    # A directory named like the repository, without the configuration inside, is not mistaken for it.
     keys = [("hf://datasets/owner/glue", "sst2"), ("user/name", None), ("user/name", "config")]
     fake_hub(monkeypatch, dict(zip(keys, (one, two, three), strict=True)))
     assert [len(load(i)["validation"]) for i in ("glue/sst2", "user/name", "user/name/config")] == [1, 2, 3]
-    fails("glue/ssst2", "the Hugging Face hub does not give 'glue/ssst2'", "check the id")
+    fails("glue/ssst2", "cannot get 'glue/ssst2' from the Hugging Face hub", "check the id")
 
 
 def test_hub_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -672,7 +672,7 @@ def test_hub_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["imdb-of-nobody", "nobody-at-all/no-data", "nobody-at-all/no-data/no-config"])
 def test_no_network(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """The real client, with a closed port for a hub; it must not get to its retries."""
+    """The real client fails at a closed port, before its retries."""
     hub.offline.cache_clear()
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("capaft.support.hub.getproxies", dict)

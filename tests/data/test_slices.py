@@ -1,4 +1,4 @@
-"""A slice behind a name is Python's, of counts and of percentages."""
+"""A slice after a name means what it means in Python, in counts and in percentages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_percentages_part_the_rows(percentage: int, count: int) -> None:
     first, second, last = Slice("", at).rows(count), Slice(at, "").rows(count), Slice(f"-{at}", "").rows(count)
     assert [*first, *second] == list(range(count))
     assert abs(len(first) - Fraction(percentage, 1000) * count) <= Fraction(1, 2)
-    # What -0% begins with is, as in Python's [-0:], the first row.
+    # As in Python's [-0:], -0% begins with the first row.
     assert len(last) == (len(first) or count)
 
 
@@ -50,6 +50,6 @@ def test_only_the_last_brackets_are_a_slice() -> None:
 
 @pytest.mark.parametrize("part", ["[]", "[5]", "[5%]", "[:5", "[::2]", "[:1e3]", "[:100.5%]", "[:+5]", "[:%]", "[:٣]"])
 def test_what_is_no_slice(part: str) -> None:
-    with pytest.raises(UsageError, match=r"what is in brackets must be \[a:b\]") as caught:
+    with pytest.raises(UsageError, match=r"write the slice as \[a:b\]") as caught:
         split_off_slice(f"imdb{part}")
     assert "\n" not in str(caught.value)

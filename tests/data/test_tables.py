@@ -1,4 +1,4 @@
-"""What one file of each newer kind becomes; `test_data.py` has the rest."""
+"""Arrow, text and nested JSON files; `test_load.py` has the other kinds."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_truncated_arrow(tmp_path: Path, writer: Any, share: float) -> None:
         with pytest.raises(UsageError, match=r"x\.arrow: "):
             read_rows(path)
     else:
-        # A stream may end after any batch, so that this cannot be told from a shorter one.
+        # A stream may end after any batch: a truncated one looks like a shorter one.
         with contextlib.suppress(UsageError):
             assert len(read_rows(path)) % 1000 == 0
 
@@ -81,7 +81,7 @@ def test_truncated_arrow(tmp_path: Path, writer: Any, share: float) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_arrow(tmp_path: Path, writer: Any, data: st.DataObject) -> None:
-    """Whatever is in the bytes, there are rows or there is a line that says why not."""
+    """Any bytes give rows or one line that says why not."""
     path = tmp_path / "x.feather"
     writer(path)
     content = bytearray(path.read_bytes())

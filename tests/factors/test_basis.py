@@ -37,7 +37,7 @@ def matrix(kind: str, n: int, k: int, site: str) -> np.ndarray[Any, Any]:
 
 
 def exists(kind: str, n: int, k: int) -> bool:
-    """Whether no site's seed leaves a group empty."""
+    """True if no site's seed leaves a group empty."""
     return kind != "group" or all(matrix(kind, n, k, site).any(axis=0).all() for site in SITES)
 
 
@@ -51,10 +51,9 @@ def random(*shape: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(3).standard_normal(shape).astype(np.float32))
 
 
-def close(found: Tensor, expected: Any) -> None:
-    expected = np.asarray(expected)
-    assert found.dtype == torch.float32
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5)
+def assert_close(actual: Tensor, expected: Any) -> None:
+    assert actual.dtype == torch.float32
+    np.testing.assert_allclose(actual.numpy(), np.asarray(expected), rtol=1e-5, atol=1e-5)
 
 
 # Laws
@@ -70,7 +69,7 @@ def test_expand_is_the_sum_over_basis_vectors(kind: str, n: int, k: int) -> None
     for row, site in enumerate(SITES):
         vectors = matrix(kind, n, k, site).T
         total = sum(float(c) * vector for c, vector in zip(coefficients[row], vectors, strict=True))
-        close(expanded[row], total)
+        assert_close(expanded[row], total)
 
 
 @EVERY
@@ -82,7 +81,7 @@ def test_adjoint_is_the_adjoint(kind: str, n: int, k: int) -> None:
     coefficients, gradient = random(3, k), random(3, n)
     pulled = basis.adjoint(gradient)
     for row, site in enumerate(SITES):
-        close(pulled[row], matrix(kind, n, k, site).T @ gradient[row].double().numpy())
+        assert_close(pulled[row], matrix(kind, n, k, site).T @ gradient[row].double().numpy())
     left = float((basis.expand(coefficients).double() * gradient.double()).sum())
     right = float((coefficients.double() * pulled.double()).sum())
     assert left == pytest.approx(right, rel=1e-4, abs=1e-5)
@@ -94,8 +93,8 @@ def test_sites_together_equal_sites_one_by_one(kind: str, n: int, k: int) -> Non
     coefficients, gradient = random(len(SITES), k), random(len(SITES), n)
     for row, site in enumerate(SITES):
         alone = build(kind, n, k, site)
-        close(together.expand(coefficients)[row], alone.expand(coefficients[row : row + 1])[0].double())
-        close(together.adjoint(gradient)[row], alone.adjoint(gradient[row : row + 1])[0].double())
+        assert_close(together.expand(coefficients)[row], alone.expand(coefficients[row : row + 1])[0].double())
+        assert_close(together.adjoint(gradient)[row], alone.adjoint(gradient[row : row + 1])[0].double())
 
 
 @CASES
@@ -143,14 +142,14 @@ def test_entries_have_variance_one_over_three_k(kind: str, k: int) -> None:
     ],
 )
 def test_golden_column(kind: str, scale: float, column: list[int]) -> None:
-    """Column 1 of a basis of 3 vectors of 9 numbers, times what makes its entries whole."""
+    """Column 1 of a basis of 3 vectors of length 9, scaled so that its entries are whole numbers."""
     basis = BASES[kind]([Streams(0, "layer.0.query", "down")], 9, 3)
     basis.settle(None)
     vector = basis.expand(torch.eye(3)[1:2])[0]
-    close(vector * scale, column)
+    assert_close(vector * scale, column)
 
 
-# Each basis on its own
+# Single bases
 
 
 @pytest.mark.parametrize(("n", "k"), [(9, 8), (16, 8), (17, 16), (33, 31), (50, 32), (64, 32), (100, 17), (129, 128)])
@@ -170,8 +169,8 @@ def test_hadamard_has_rank_k_and_a_small_condition_number(n: int, k: int) -> Non
 def test_group_is_an_isometry(n: int, k: int) -> None:
     basis = build("group", n, k, "a", "b")
     coefficients = random(2, k)
-    close(basis.expand(coefficients).norm(dim=1), coefficients.norm(dim=1))
-    close(basis.adjoint(basis.expand(coefficients)), coefficients)
+    assert_close(basis.expand(coefficients).norm(dim=1), coefficients.norm(dim=1))
+    assert_close(basis.adjoint(basis.expand(coefficients)), coefficients)
 
 
 def test_groups_that_sites_share_are_an_isometry_together() -> None:
@@ -181,8 +180,8 @@ def test_groups_that_sites_share_are_an_isometry_together() -> None:
         basis.settle(bases)
     coefficients = random(1, 12)
     whole = torch.cat([basis.expand(coefficients) for basis in bases], dim=1)
-    close(whole.norm(), coefficients.norm())
-    close(sum(basis.adjoint(basis.expand(coefficients)) for basis in bases), coefficients)
+    assert_close(whole.norm(), coefficients.norm())
+    assert_close(sum(basis.adjoint(basis.expand(coefficients)) for basis in bases), coefficients)
 
 
 def test_group_refuses_an_empty_group() -> None:
@@ -200,8 +199,8 @@ def test_uniform_gives_the_same_numbers_when_it_is_not_kept(n: int, k: int, monk
         drawn_again = Uniform(streams("a", "b"), n, k)
         assert kept.resident is not None
         assert drawn_again.resident is None
-        close(drawn_again.expand(coefficients), kept.expand(coefficients))
-        close(drawn_again.adjoint(gradient), kept.adjoint(gradient))
+        assert_close(drawn_again.expand(coefficients), kept.expand(coefficients))
+        assert_close(drawn_again.adjoint(gradient), kept.adjoint(gradient))
 
 
 def test_uniform_refuses_to_draw_billions_of_numbers() -> None:

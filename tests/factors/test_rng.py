@@ -1,4 +1,4 @@
-"""Streams are exactly what docs/adapter-format.md says, in whatever order and portions they are asked for."""
+"""Streams are exactly as docs/adapter-format.md says, in whatever order and portions they are read."""
 
 from __future__ import annotations
 
@@ -139,10 +139,10 @@ def test_uniform(key: Key, count: int, start: int) -> None:
 
 
 def test_uniform_lies_on_a_symmetric_grid_inside_one() -> None:
-    every = rng.uniform_of_lanes(np.arange(2**16, dtype=np.uint16))
-    assert every[0] == -every[-1] == np.float32(-65535 / 65536)
-    assert (np.diff(every) == np.float32(2 / 65536)).all()
-    assert (every == -every[::-1]).all()
+    grid = rng.uniform_of_lanes(np.arange(2**16, dtype=np.uint16))
+    assert grid[0] == -grid[-1] == np.float32(-65535 / 65536)
+    assert (np.diff(grid) == np.float32(2 / 65536)).all()
+    assert (grid == -grid[::-1]).all()
 
 
 @given(KEYS, st.integers(0, 200))
@@ -188,7 +188,7 @@ def test_golden_values() -> None:
     assert rng.buckets(GOLDEN, 12, 5).tolist() == [1, 4, 4, 1, 3, 4, 4, 2, 3, 2, 4, 4]
 
 
-# Nobody else's random numbers
+# Global generators
 
 
 def test_global_generators_are_untouched() -> None:
@@ -199,8 +199,8 @@ def test_global_generators_are_untouched() -> None:
     before = states()
     rng.uniform(GOLDEN, 9)
     rng.subset(GOLDEN, 9, 2)
-    for number, basis in enumerate(("hadamard", "uniform", "group")):
-        capaft.attach(model, "lora+nola+capaboost", name=f"a{number}", rank=2, k=4, basis=basis)
-        capaft.detach(model, f"a{number}")
+    for basis in ("hadamard", "uniform", "group"):
+        capaft.attach(model, "lora+nola+capaboost", name=basis, rank=2, k=4, basis=basis)
+        capaft.detach(model, basis)
     capaft.attach(model, "capaboost", rank=2, masks="partition")
     assert states() == before

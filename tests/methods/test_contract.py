@@ -1,7 +1,7 @@
-"""The laws that every adapter keeps, over every host, basis, transform, layout, dtype and device at once.
+"""The laws of every adapter, over every host, basis, transform, layout, dtype and device at once.
 
-A new host or basis joins by being registered; all that it needs here is its formula in `naive.py`. What does not
-compose is a cell as well: it has to be refused, with its reason. `python tests/test_contract.py` prints the table.
+A new host or basis joins by being registered; all that it needs here is its formula in `naive.py`. A stack that does
+not compose is a cell as well: it must be refused, with its reason. Run as a script, this file prints the table.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from torch import Tensor, nn
 import capaft
 from capaft.adapter.attach import Adapter, attach_plan
 from capaft.adapter.budget import count_trainable
-from capaft.adapter.plan import Plan, make_plan
+from capaft.adapter.plan import Placement, Plan, make_plan
 from capaft.factors.basis import BASES
 from capaft.methods.registry import HOSTS
 from capaft.methods.stack import parse_stack
+from capaft.model.targets import Targets
 from capaft.support.errors import UsageError
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -46,14 +47,14 @@ TRANSFORMS: dict[str, dict[str, Any]] = {
     "partition": {"copies": 2, "masks": "partition"},
     "d=2, rescaled": {"copies": 2, "density": 0.5, "mask_rescale": "variance"},
 }
-# What is run where the layout, or the precision, and not the composition is in question.
+# The compositions to run where the layout or the precision is in question.
 FEW = [("dense", "plain"), ("hadamard", "plain"), ("uniform", "d=2, rescaled"), ("group@model", "partition")]
-# What leaves no number without a part in the loss: an activation whose units cannot die, and no bias of keys, which
-# shifts all scores of a query alike, so that the softmax never sees it.
+# Options under which every parameter takes part in the loss. A bias of keys does not: it shifts all scores of a query
+# alike, so that the softmax never sees it.
 REACHED = {"bitfit": {"exclude": "re:(key|c_attn|query_key_value)$"}}
-# Where 4 would leave too little to tell apart.
+# Sizes where 4 would leave too little difference.
 SIZES = {"vera": 32}
-# How far a model in that precision may stray from one in float64, relative to the norm of its logits.
+# Greatest distance from a model in float64, relative to the norm of its logits.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
@@ -62,11 +63,11 @@ class Layout:
     """A kind of model.
 
     Attributes:
-        base: makes one.
-        targets: what hosts that adapt any layer are given.
-        others: the same for another adapter beside it.
-        blocks: it has transformer blocks, so that hosts with places of their own need no targets.
-        without: hosts that it has no place for, and a part of what they say then.
+        base: makes a model.
+        targets: targets of hosts that adapt any layer.
+        others: targets of a second adapter.
+        blocks: True if it has transformer blocks, so that hosts with places of their own need no targets.
+        without: hosts that have no place in it, and part of their message.
     """
 
     base: Callable[[], Any]
@@ -97,13 +98,13 @@ LAYOUTS = {
 
 @cache
 def unchanged(layout: str) -> Any:
-    """A model to look at."""
+    """A model that no test changes."""
     return LAYOUTS[layout].base()
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the table, with all it takes to make its adapter."""
+    """One cell of the table, with everything needed to make its adapter."""
 
     host: str
     parameterisation: str
@@ -118,7 +119,7 @@ class Cell:
 
     @property
     def unfit(self) -> str:
-        """Why the stack does not compose; empty if it does."""
+        """Reason why the stack does not compose; empty if it does."""
         return HOSTS[self.host].narrow if self.transform != "plain" else ""
 
     @property
@@ -135,7 +136,7 @@ class Cell:
 
     @property
     def by_target(self) -> bool:
-        """Whether the host is told its places."""
+        """True if the host needs targets."""
         return bool(HOSTS[self.host].default_targets) or not LAYOUTS[self.layout].blocks
 
     @property
@@ -144,13 +145,13 @@ class Cell:
 
     @property
     def elsewhere(self) -> dict[str, Any]:
-        """Options that make another adapter."""
+        """Options of a second adapter."""
         place = {"targets": LAYOUTS[self.layout].others} if self.by_target else {"layers": "0"}
         return place | {"seed": 8}
 
     @property
     def mask(self) -> Tensor | None:
-        """What the model is told of the lengths of its sequences."""
+        """Attention mask of the sequences, or None for models that take none."""
         return tiny.MASK if LAYOUTS[self.layout].blocks else None
 
     @property
@@ -162,14 +163,16 @@ class Cell:
 
     def plan(self, seed: int = 5) -> Plan:
         return make_plan(
-            unchanged(self.layout), parse_stack(self.method, **self.options), targets=self.targets, seed=seed
+            unchanged(self.layout),
+            parse_stack(self.method, **self.options),
+            Placement(Targets(self.targets), seed),
         )
 
     def attach(self, model: nn.Module, **options: Any) -> Adapter:
         return capaft.attach(model, self.method, **{"targets": self.targets, "seed": 5} | self.options | options)
 
     def adapted(self, **options: Any) -> tuple[Any, Adapter]:
-        """A model with an adapter whose numbers are as training might leave them."""
+        """A model with an adapter whose parameters are as training might leave them."""
         model = self.base()
         return model, tiny.scramble(self.attach(model, **options))
 
@@ -180,9 +183,9 @@ class Cell:
         return tiny.train(model, steps, mask=self.mask)
 
 
-MAIN = [Cell(*each) for each in product(HOSTS, PARAMETERISATIONS, TRANSFORMS)]
-FURTHER = [Cell(host, *each, layout) for host, each, layout in product(HOSTS, FEW, list(LAYOUTS)[1:])]
-HALF = [Cell(host, *each, dtype=torch.bfloat16) for host, each in product(HOSTS, FEW[::2])]
+MAIN = [Cell(*names) for names in product(HOSTS, PARAMETERISATIONS, TRANSFORMS)]
+FURTHER = [Cell(host, *few, layout) for host, few, layout in product(HOSTS, FEW, list(LAYOUTS)[1:])]
+HALF = [Cell(host, *few, dtype=torch.bfloat16) for host, few in product(HOSTS, FEW[::2])]
 EVERYWHERE = [
     Cell(c.host, c.parameterisation, c.transform, c.layout, c.dtype, device)
     for c, device in product([*MAIN, *FURTHER, *HALF], DEVICES)
@@ -197,35 +200,35 @@ def over(cells: list[Cell], **conditions: Any) -> Any:
 
 
 every_cell = over(TABLE)
-# Where the dtype of the base plays no part.
+# For laws in which the dtype of the base model plays no part.
 float32_cells = over(TABLE, dtype=torch.float32)
-# Where the layout plays none either.
+# For laws in which the layout plays none either.
 main_cells = over(TABLE, dtype=torch.float32, layout="linear")
 
 
-def distance(found: Tensor, wanted: Tensor) -> float:
-    """Of the norm of what is wanted."""
-    found, wanted = (each.detach().cpu().double() for each in (found, wanted))
-    return float((found - wanted).norm() / wanted.norm())
+def distance(actual: Tensor, expected: Tensor) -> float:
+    """Distance relative to the norm of `expected`."""
+    actual, expected = (tensor.detach().cpu().double() for tensor in (actual, expected))
+    return float((actual - expected).norm() / expected.norm())
 
 
 def state(model: Any) -> dict[str, Any]:
-    """All that attaching may touch: tensors, flags, modules, hooks and the choice of attention."""
-    found: dict[str, Any] = {"attention": getattr(getattr(model, "config", None), "_attn_implementation", None)}
+    """Everything that attaching may touch: tensors, flags, modules, hooks and the choice of attention."""
+    values: dict[str, Any] = {"attention": getattr(getattr(model, "config", None), "_attn_implementation", None)}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        found[name] = (tensor.dtype, tensor.requires_grad, tensor.detach().cpu().view(torch.uint8).numpy().tobytes())
+        values[name] = (tensor.dtype, tensor.requires_grad, tensor.detach().cpu().view(torch.uint8).numpy().tobytes())
     for name, module in model.named_modules():
         hooks = {key: dict(value) for key, value in vars(module).items() if isinstance(value, OrderedDict)}
-        found["module " + name] = (type(module), module.training, list(vars(module)), hooks)
-    return found
+        values["module " + name] = (type(module), module.training, list(vars(module)), hooks)
+    return values
 
 
-def numbers(adapter: Adapter) -> list[Tensor]:
-    return [each.detach().cpu().clone() for each in adapter.numbers.values()]
+def parameters(adapter: Adapter) -> list[Tensor]:
+    return [p.detach().cpu().clone() for p in adapter.role_parameters.values()]
 
 
 def factors(adapter: Adapter) -> list[Tensor]:
-    """All that comes of an adapter's numbers and streams, without those."""
+    """All factors that an adapter's parameters and streams make, without gradient."""
     with torch.no_grad():
         return [factor.cpu() for site in adapter.expand() for factor in site]
 
@@ -246,7 +249,7 @@ def test_what_does_not_compose_is_refused_with_its_reason(cell: Cell) -> None:
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize(("host", "layout"), [(h, name) for name, each in LAYOUTS.items() for h in each.without])
+@pytest.mark.parametrize(("host", "layout"), [(h, name) for name, layout in LAYOUTS.items() for h in layout.without])
 def test_a_host_says_why_a_model_has_no_place_for_it(host: str, layout: str) -> None:
     with pytest.raises(UsageError, match=LAYOUTS[layout].without[host]) as refusal:
         Cell(host, "dense", "plain", layout).plan()
@@ -258,18 +261,19 @@ def test_identity_at_initialisation_training_and_detaching(cell: Cell) -> None:
     model = cell.base()
     base = dict(model.named_parameters())
     next(model.parameters()).requires_grad_(False)
-    before, wanted = state(model), cell.logits(model)
+    before, logits = state(model), cell.logits(model)
+    # The units of this activation cannot die.
     adapter = cell.attach(model, activation="swish", **REACHED.get(cell.host, {}))
     assert state(model) != before
-    assert torch.equal(cell.logits(model), wanted)
+    assert torch.equal(cell.logits(model), logits)
     cell.train(model, 2)
     # Only the adapter is trained, and all of it.
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in base.values())
-    for role, parameter in adapter.numbers.items():
+    for role, parameter in adapter.role_parameters.items():
         assert parameter.dtype == torch.float32
         assert parameter.grad is not None, role
         assert parameter.grad.isfinite().all(), role
-        # A sum in bfloat16 may come to nothing.
+        # A sum in bfloat16 may be 0.
         reached = (parameter.grad != 0).double().mean()
         assert reached == 1 if cell.dtype == torch.float32 else reached > 0.9, role
     assert capaft.detach(model) is adapter
@@ -279,17 +283,17 @@ def test_identity_at_initialisation_training_and_detaching(cell: Cell) -> None:
 @every_cell
 def test_forward_and_gradients_equal_a_naive_loop_over_copies(cell: Cell) -> None:
     model, adapter = cell.adapted()
-    found = cell.logits(model)
-    exact = {role: each.detach().cpu().double().requires_grad_() for role, each in adapter.numbers.items()}
-    wanted = cell.logits(naive.adapted(cell.base(), adapter, numbers=exact))
-    assert distance(found, wanted) < cell.tolerance
+    logits = cell.logits(model)
+    exact = {role: p.detach().cpu().double().requires_grad_() for role, p in adapter.role_parameters.items()}
+    expected = cell.logits(naive.adapted(cell.base(), adapter, parameters=exact))
+    assert distance(logits, expected) < cell.tolerance
     if cell.dtype == torch.float32:
         with capaft.disabled(model):
-            assert distance(cell.logits(model), wanted) > 10 * cell.tolerance, "the adapter changes too little"
-        weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
-        (found * weights.to(cell.device)).sum().backward()
-        (wanted * weights).sum().backward()
-        for role, parameter in adapter.numbers.items():
+            assert distance(cell.logits(model), expected) > 10 * cell.tolerance, "the adapter changes too little"
+        weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+        (logits * weights.to(cell.device)).sum().backward()
+        (expected * weights).sum().backward()
+        for role, parameter in adapter.role_parameters.items():
             assert distance(parameter.grad, exact[role].grad) < 1e-4, role
 
 
@@ -301,11 +305,11 @@ def test_loaded_equals_saved_and_merged_equals_unmerged(cell: Cell, made: str, l
     capaft.save(model, tmp_path / "adapter.safetensors")
     fresh = cell.base().to(loaded)
     other = capaft.load(fresh, tmp_path / "adapter.safetensors")
-    streams, others = (dict(each.named_buffers()) for each in (adapter, other))
+    streams, others = (dict(module.named_buffers()) for module in (adapter, other))
     assert streams.keys() == others.keys()
     assert all(tensor.device.type == loaded for tensor in others.values())
     assert all(torch.equal(streams[name].cpu(), others[name].cpu()) for name in streams)
-    assert all_equal(numbers(adapter), numbers(other))
+    assert all_equal(parameters(adapter), parameters(other))
     unmerged = cell.logits(fresh)
     assert distance(unmerged, cell.logits(model)) <= (0 if made == loaded else cell.tolerance)
 
@@ -321,10 +325,11 @@ def test_loaded_equals_saved_and_merged_equals_unmerged(cell: Cell, made: str, l
     assert not capaft.adapters(fresh)
     assert list(fresh.state_dict()) == list(model.state_dict())
     for site in other.plan.sites:
-        wanted = naive.merged(other, site, naive.matrix(model, site), naive.offset(model, site))
-        for found, each in zip((naive.matrix(fresh, site), naive.offset(fresh, site)), wanted, strict=True):
-            rounding = 4 * torch.finfo(cell.dtype).eps * each.abs().max()
-            assert (found.double() - each).abs().max() <= rounding, site.path
+        merged = (naive.matrix(fresh, site), naive.offset(fresh, site))
+        exact = naive.merged(other, site, naive.matrix(model, site), naive.offset(model, site))
+        for actual, expected in zip(merged, exact, strict=True):
+            rounding = 4 * torch.finfo(cell.dtype).eps * expected.abs().max()
+            assert (actual.double() - expected).abs().max() <= rounding, site.path
 
 
 @main_cells
@@ -338,7 +343,7 @@ def test_the_same_seed_makes_the_same_file_whatever_else_is_made_and_in_whatever
     beside, other = cell.base(), cell.base()
     cell.attach(other, **cell.elsewhere)
     for path, module in beside.named_modules():
-        # Inside a block the order of its layers is what says where its parts end.
+        # Inside a block, the order of the layers determines where its parts end.
         inside = not cell.by_target and re.search(r"\.\d+(\.|$)", path)
         if not inside and not isinstance(module, (nn.ModuleList, nn.Sequential)):
             for name in reversed(list(module._modules)):
@@ -365,7 +370,7 @@ def test_the_same_seed_makes_the_same_file_whatever_else_is_made_and_in_whatever
 def test_another_seed_makes_another_adapter(cell: Cell) -> None:
     ours, theirs = (Adapter(cell.plan(seed)) for seed in (5, 9))
     if cell.parameterisation != "dense" or cell.transform != "plain":
-        # Where factors are trained whole, their initial values are what is drawn.
+        # Where factors are trained directly, only their initial values are drawn.
         ours, theirs = tiny.scramble(ours), tiny.scramble(theirs)
     drawn = [naive.is_drawn(ours.plan, part) for s in ours.plan.sites for part in naive.parts(ours.plan, s).values()]
     for one, another, is_drawn in zip(factors(ours), factors(theirs), drawn, strict=True):
@@ -379,11 +384,11 @@ def test_two_adapters_on_one_model_do_not_disturb_one_another(cell: Cell) -> Non
     first = tiny.scramble(cell.attach(model, name="first"))
     alone = cell.logits(model)
     second = tiny.scramble(cell.attach(model, name="second", **cell.elsewhere), seed=1)
-    kept = numbers(first)
+    before_detaching = parameters(first)
     assert distance(cell.logits(model), cell.logits(naive.adapted(cell.base(), first, second))) < cell.tolerance
     capaft.detach(model, "second")
     assert torch.equal(cell.logits(model), alone)
-    assert all_equal(numbers(first), kept)
+    assert all_equal(parameters(first), before_detaching)
     attach_plan(model, second.plan, name="second")
     capaft.detach(model, "first")
     assert not any(p.requires_grad for name, p in model.named_parameters() if "capaft" not in name)
@@ -394,34 +399,35 @@ def test_two_adapters_on_one_model_do_not_disturb_one_another(cell: Cell) -> Non
 
 @float32_cells
 def test_the_number_of_parameters_is_the_closed_form(cell: Cell) -> None:
-    decided = cell.plan()
-    wanted = naive.total(decided)
-    assert count_trainable(decided) == wanted
-    assert sum(each.numel() for each in Adapter(decided).numbers.values()) == wanted
-    low, high = (sum(bound[i] for bound in decided.bounds().values()) for i in (0, 1))
-    assert low <= wanted <= high
+    plan = cell.plan()
+    total = naive.total(plan)
+    assert count_trainable(plan) == total
+    assert sum(p.numel() for p in Adapter(plan).role_parameters.values()) == total
+    low, high = (sum(bound[i] for bound in plan.bounds().values()) for i in (0, 1))
+    assert low <= total <= high
 
 
 def product_table() -> str:
-    """What was run, in Markdown: of every composition of the main layout, and of every layout beside it."""
+    """The table of everything that was run, in Markdown: compositions in the main layout, and the other layouts."""
     reasons: dict[str, int] = {}
 
     def entry(cells: list[Cell], reason: str) -> str:
-        """A cell of the table, which has to be among those that the laws run over, or those that are refused."""
+        """A cell of the table; the laws must run over it, or it must be refused."""
         assert bool(reason) != bool(set(cells) & set(TABLE)), (cells, reason)
         return f"- [{reasons.setdefault(reason, len(reasons) + 1)}]" if reason else "ok"
 
     def table(*heads: str) -> list[str]:
         return ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
 
-    lines = table("host", "numbers", *TRANSFORMS)
-    for host, numbers_of in product(HOSTS, PARAMETERISATIONS):
-        cells = [Cell(host, numbers_of, transform) for transform in TRANSFORMS]
-        lines.append("| " + " | ".join([host, numbers_of, *(entry([c], c.unfit) for c in cells)]) + " |")
+    lines = table("host", "parameterisation", *TRANSFORMS)
+    for host, parameterisation in product(HOSTS, PARAMETERISATIONS):
+        cells = [Cell(host, parameterisation, transform) for transform in TRANSFORMS]
+        lines.append("| " + " | ".join([host, parameterisation, *(entry([c], c.unfit) for c in cells)]) + " |")
     lines += ["", *table("host", *LAYOUTS)]
     for host in HOSTS:
         row = [
-            entry([Cell(host, *few, name) for few in FEW], each.without.get(host, "")) for name, each in LAYOUTS.items()
+            entry([Cell(host, *few, name) for few in FEW], layout.without.get(host, ""))
+            for name, layout in LAYOUTS.items()
         ]
         lines.append("| " + " | ".join([host, *row]) + " |")
     return "\n".join([*lines, "", *(f"{number}. {reason}" for reason, number in reasons.items())])
@@ -429,40 +435,40 @@ def product_table() -> str:
 
 def test_the_table_in_the_documentation_is_the_one_that_was_run() -> None:
     text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
-    found = re.search("<!-- product table -->\n(.*?)\n<!-- end -->", text, re.DOTALL)
-    assert found, "docs/methods.md has no table"
-    assert found[1].strip() == product_table(), "python tests/test_contract.py prints the table"
+    table = re.search("<!-- product table -->\n(.*?)\n<!-- end -->", text, re.DOTALL)
+    assert table, "docs/methods.md has no table"
+    assert table[1].strip() == product_table(), "this file, run as a script, prints the table"
 
 
 def test_loaded_in_a_fresh_process(tmp_path: Path) -> None:
     fits = {("dense", "d=2"), ("hadamard", "plain")}
     cells = [c for c in TABLE if (c.parameterisation, c.transform) in fits or (c.host, c.transform) == ("lora", "d=2")]
     cells = [c for c in cells if (c.dtype, c.device) == (torch.float32, "cpu")]
-    wanted = {}
+    expected = {}
     for cell in cells:
         model, _ = cell.adapted()
         capaft.save(model, tmp_path / f"{cell}.safetensors")
-        wanted[str(cell)] = cell.logits(model)
+        expected[str(cell)] = cell.logits(model)
     script = """
 import sys, test_contract, capaft, safetensors.torch
-found = {}
+logits = {}
 for cell in test_contract.TABLE:
     if str(cell) in sys.argv[2:]:
         model = cell.base()
         capaft.load(model, f"{sys.argv[1]}/{cell}.safetensors")
-        found[str(cell)] = cell.logits(model).detach()
-safetensors.torch.save_file(found, f"{sys.argv[1]}/logits")
+        logits[str(cell)] = cell.logits(model).detach()
+safetensors.torch.save_file(logits, f"{sys.argv[1]}/logits")
 """
     environ = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONHASHSEED": "1"}
     environ["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).parents[1] / "support"), os.environ.get("PYTHONPATH", "")]
     )
-    command = [sys.executable, "-c", script, str(tmp_path), *wanted]
+    command = [sys.executable, "-c", script, str(tmp_path), *expected]
     subprocess.run(command, cwd=Path(__file__).parent, env=environ, check=True)
-    found = load_file(tmp_path / "logits")
-    assert found.keys() == wanted.keys()
-    for name, each in wanted.items():
-        torch.testing.assert_close(found[name], each.detach(), rtol=0, atol=1e-7)
+    loaded = load_file(tmp_path / "logits")
+    assert loaded.keys() == expected.keys()
+    for name, logits in expected.items():
+        torch.testing.assert_close(loaded[name], logits.detach(), rtol=0, atol=1e-7)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""docs/extending.md, word for word: its class in a package of its own, installed beside capaft, in fresh processes."""
+"""docs/extending.md, word for word: its class in a separate package, installed beside capaft, in fresh processes."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ STACKS = ("loha", "loha+nola", "loha+capaboost", "loha+nola+capaboost")
 
 
 def install(site: Path, name: str, source: str, entry: str) -> Path:
-    """A distribution as an installer leaves it: a module, and beside it what says that it is there."""
+    """Install a distribution as an installer would: a module, and its metadata beside it."""
     site.mkdir(exist_ok=True)
     (site / f"{name}.py").write_text(source, encoding="utf-8")
-    about = site / f"{name}-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n")
+    metadata = site / f"{name}-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n")
     # In pyproject.toml the value is quoted, in entry_points.txt it is not.
-    (about / "entry_points.txt").write_text(f"[capaft.methods]\n{entry.replace(chr(34), '').strip()}\n")
-    files = [f"{name}.py", *(f"{about.name}/{each}" for each in ("METADATA", "entry_points.txt", "RECORD"))]
-    (about / "RECORD").write_text("".join(f"{each},,\n" for each in files))
+    (metadata / "entry_points.txt").write_text(f"[capaft.methods]\n{entry.replace(chr(34), '').strip()}\n")
+    files = [f"{name}.py", *(f"{metadata.name}/{file}" for file in ("METADATA", "entry_points.txt", "RECORD"))]
+    (metadata / "RECORD").write_text("".join(f"{file},,\n" for file in files))
     return site
 
 
 def python(code: str, *arguments: str, site: Path, cwd: Path) -> str:
-    """What a fresh Python with capaft, this folder, and what is installed at `site` prints."""
+    """Run code in a fresh Python with capaft, the test support and the packages at `site`; return its output."""
     path = os.pathsep.join(map(str, (site, ROOT, Path(__file__).parents[1] / "support")))
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
@@ -54,7 +54,7 @@ def python(code: str, *arguments: str, site: Path, cwd: Path) -> str:
 
 
 def capaft(*commands: Sequence[Any], site: Path, cwd: Path) -> list[SimpleNamespace]:
-    """Commands, one after the other in one fresh process: exit code, stdout, stderr."""
+    """Run commands one after the other in one fresh process; return exit code, stdout and stderr of each."""
     return invoke_apart(commands, cwd, {"PYTHONPATH": str(site)})
 
 
@@ -74,35 +74,35 @@ import capaft
 from capaft.methods import HOSTS
 
 assert HOSTS["loha"].__module__ == "my_package"
-options = {"rank": 2, "gain": 1.5, "k": (24, 16), "targets": "query,value,intermediate.dense", "seed": 3}
+options = {"rank": 2, "k": (24, 16), "targets": "query,value,intermediate.dense", "seed": 3}
 for method in sys.argv[1:]:
     model = tiny.bert()
     before = tiny.logits(model)
-    adapter = capaft.attach(model, method, **options)
-    assert torch.equal(tiny.logits(model), before), "it changes something at the start"
+    adapter = capaft.attach(model, method, method_options={"gain": 1.5}, **options)
+    assert torch.equal(tiny.logits(model), before), "the model changes at the start"
 
     base = {name: p.detach().clone() for name, p in model.named_parameters() if "capaft_" not in name}
-    numbers = {role: p.detach().clone() for role, p in adapter.numbers.items()}
-    assert set(numbers) == {"down", "up", "down2", "up2"}
+    initial = {role: p.detach().clone() for role, p in adapter.role_parameters.items()}
+    assert set(initial) == {"down", "up", "down2", "up2"}
     tiny.train(model, steps=2)
     assert all(torch.equal(p, base[name]) for name, p in model.named_parameters() if name in base)
-    assert not any(torch.equal(p, numbers[role]) for role, p in adapter.numbers.items())
-    for p in tiny.scramble(adapter).numbers.values():
-        p.data *= 3  # What is a product of four small numbers is very small.
+    assert not any(torch.equal(p, initial[role]) for role, p in adapter.role_parameters.items())
+    for p in tiny.scramble(adapter).role_parameters.values():
+        p.data *= 3  # A product of four small entries is very small.
     after = tiny.logits(model)
     assert not torch.allclose(after, before, atol=1e-3)
 
     capaft.save(model, "loha.safetensors")
     other = tiny.bert()
     assert capaft.load(other, "loha.safetensors").plan.stack == adapter.plan.stack
-    assert torch.equal(tiny.logits(other), after), "it is not what was saved"
+    assert torch.equal(tiny.logits(other), after), "the loaded adapter differs from the saved one"
 
     # The matrix itself, from its definition.
     site, (down, up, down2, up2) = next(adapter.factors_of_sites())
     assert len(down) == (4 if "capaboost" in method else 2)
-    wanted = site.weight(model).detach() + 1.5 * (up @ down) * (up2 @ down2)
+    expected = site.weight(model).detach() + 1.5 * (up @ down) * (up2 @ down2)
     capaft.merge(model)
-    torch.testing.assert_close(site.weight(model).detach(), wanted)
+    torch.testing.assert_close(site.weight(model).detach(), expected)
     torch.testing.assert_close(tiny.logits(model), after, atol=1e-5, rtol=1e-4)
 """
 
@@ -113,7 +113,7 @@ def test_the_class_keeps_the_laws(site: Path, tmp_path: Path) -> None:
 
 def test_the_use_from_python(site: Path, tmp_path: Path) -> None:
     python(USE, site=site, cwd=tmp_path)
-    # This process has no such package.
+    # This process does not have the package.
     done = invoke("info", tmp_path / "loha.safetensors")
     assert done.code == 2
     assert "there is no method loha" in done.err
@@ -128,9 +128,9 @@ def test_in_a_notebook(tmp_path: Path) -> None:
 
 def test_the_commands(site: Path, tmp_path: Path) -> None:
     write_reviews(tmp_path / "reviews.csv")
-    assert [each[0] for each in COMMANDS] == ["methods", "train", "eval", "inspect-rank", "merge"]
+    assert [command[0] for command in COMMANDS] == ["methods", "train", "eval", "inspect-rank", "merge"]
     short = ("--epochs", "1", "--max-train-examples", "32")
-    commands = [[*each, *short] if each[0] == "train" else each for each in COMMANDS]
+    commands = [[*command, *short] if command[0] == "train" else command for command in COMMANDS]
     answers = capaft(*commands, site=site, cwd=tmp_path)
     for command, done in zip(commands, answers, strict=True):
         assert done.code == 0, f"{command}\n{done.err}"
@@ -163,7 +163,7 @@ def test_a_run_from_the_command_line_repeats_itself(site: Path, reviews: Path, t
 
 @pytest.mark.slow
 def test_what_a_budget_chose_is_kept(reviews: Path, tmp_path: Path) -> None:
-    """Also where the option that it chooses has no flag of its own."""
+    """Even if the option that it chooses has no flag of its own."""
     wide = LOHA.replace("rank:", "width:").replace("self.rank", "self.width").replace('"rank"', '"width"')
     site = install(tmp_path / "site", "wide_package", wide, "loha = wide_package:Loha")
     flags = ("--data", reviews, "--method", "loha", "--budget", "40k", "--epochs", "1", "--max-train-examples", "16")
@@ -174,8 +174,8 @@ def test_what_a_budget_chose_is_kept(reviews: Path, tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert first.code == again.code == 0, first.err + again.err
-    counts = [json.loads(each.out)["adapter_parameters"] for each in (first, again)]
-    # Of width 2, where nothing would be 4: two pairs of factors at each of twelve sites, 384 wide.
+    counts = [json.loads(run.out)["adapter_parameters"] for run in (first, again)]
+    # The budget chose width 2 over the default 4: two pairs of factors at each of twelve sites, 384 wide.
     assert counts == [12 * 2 * 2 * 384 * 2] * 2
 
 
@@ -188,16 +188,16 @@ def test_wrong_options(site: Path, reviews: Path, tmp_path: Path) -> None:
         "k=3": "has no option k",
     }
     flags = ("train", "--data", reviews, "--method", "loha", "--method-option")
-    answers = capaft(*((*flags, each) for each in wrong), site=site, cwd=tmp_path)
-    for says, done in zip(wrong.values(), answers, strict=True):
+    answers = capaft(*((*flags, option) for option in wrong), site=site, cwd=tmp_path)
+    for message, done in zip(wrong.values(), answers, strict=True):
         assert (done.code, done.out) == (2, "")
-        assert says in done.err
+        assert message in done.err
         assert done.err.count("\n") == 1
 
 
 OTHER = LOHA.replace('"loha"', '"broken"')
 BARE = "from capaft.methods import Host\nclass Loha(Host):\n    {body}\n"
-# A module, and why what it brings cannot be used.
+# A module, and part of the reason why its class cannot be used.
 BROKEN: dict[str, tuple[str, str]] = {
     "cannot be imported": ("import no_such_module", "No module named 'no_such_module'"),
     "fails when it is imported": ("raise OSError('disk on fire')", "disk on fire"),
@@ -226,7 +226,7 @@ BROKEN: dict[str, tuple[str, str]] = {
 
 @pytest.fixture(scope="module")
 def left_out(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The warnings beside a package for each of these, and two that bring the same method."""
+    """The warnings with a package for each of these, and two packages with the same method."""
     site = tmp_path_factory.mktemp("broken") / "site"
     for index, (source, _) in enumerate(BROKEN.values()):
         install(site, f"broken_{index}", source, f"entry_{index} = broken_{index}:Loha")

@@ -1,4 +1,4 @@
-"""A head of which little is stored: frozen, or moved along a seeded basis, on models with small and large heads."""
+"""A head that takes little space, frozen or moved along a seeded basis, on models with small and large heads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from capaft.adapter.attach import Adapter, get_adapter
 from capaft.adapter.budget import count_trainable, fit_to_budget
 from capaft.adapter.file.encoding import SAVE_DTYPES
 from capaft.adapter.file.save_load import read, restore_parameters
-from capaft.adapter.plan import Plan, make_plan
+from capaft.adapter.plan import Placement, Plan, make_plan
 from capaft.commands.info import describe_file
 from capaft.methods.stack import parse_stack
 from capaft.model.load import initialise_head
@@ -87,7 +87,7 @@ def _bert() -> Any:
 
 
 def _seeded(model: Any) -> Any:
-    """With the values that a new head gets."""
+    """Give a model the values of a new head."""
     initialise_head(model, names_of_head(model), SEED)
     return model
 
@@ -98,7 +98,7 @@ def names_of_head(model: nn.Module) -> list[str]:
 
 MODELS = {"roberta": _roberta, "bert": _bert, "gpt2": _gpt2}
 K = {"roberta": 16, "bert": 20, "gpt2": 31}
-# What has more entries than that; RoBERTa's head has a bias among them.
+# The parameters with more entries than that; in RoBERTa's head, one is a bias.
 MOVED = {
     "roberta": ["classifier.dense.bias", "classifier.dense.weight", "classifier.out_proj.weight"],
     "bert": ["classifier.weight"],
@@ -116,7 +116,7 @@ def options(kind: str, method: str) -> dict[str, Any]:
 
 
 def adapted(kind: str = "roberta", method: str = "nola", **further: Any) -> tuple[Any, Adapter]:
-    """A model whose adapter and head hold numbers as training might leave them."""
+    """A model whose adapter and head have parameters as training might leave them."""
     model = base(kind)
     adapter = tiny.scramble(capaft.attach(model, method, **(options(kind, method) | further)))
     with torch.no_grad():
@@ -127,27 +127,25 @@ def adapted(kind: str = "roberta", method: str = "nola", **further: Any) -> tupl
 
 def moves(adapter: Adapter, coefficients: Tensor | None = None) -> dict[str, Tensor]:
     """`G c` of every parameter of the head that has coefficients, by its name, float64, the slow way."""
-    decided, found = adapter.plan, {}
-    rows = adapter.numbers["head"].detach().double() if coefficients is None else coefficients
-    names = sorted(f"{site.path}.{site.parameter}" for site in decided.head.parameters)
+    head, changes = adapter.plan.head, {}
+    rows = adapter.role_parameters["head"].detach().double() if coefficients is None else coefficients
+    names = sorted(f"{site.path}.{site.parameter}" for site in head.parameters)
     for name, row in zip(names, rows, strict=True):
         path, _, leaf = name.rpartition(".")
-        (n,) = {
-            s.in_features * s.out_features for s in decided.head.parameters if (s.path, s.parameter) == (path, leaf)
-        }
-        basis = naive.basis(decided.stack.basis, decided.seed, ((path, n),), f"head:{leaf}", decided.head.k)[path]
-        found[name] = torch.from_numpy(basis) @ row
-    return found
+        (n,) = {s.in_features * s.out_features for s in head.parameters if (s.path, s.parameter) == (path, leaf)}
+        basis = naive.basis(adapter.plan.stack.basis, adapter.plan.seed, ((path, n),), f"head:{leaf}", head.k)[path]
+        changes[name] = torch.from_numpy(basis) @ row
+    return changes
 
 
 def stored(model: nn.Module, name: str) -> Tensor:
-    """A parameter as the model holds it, past its adapters, by its canonical name or its own."""
-    found = dict(model.named_parameters())
-    return next(value for key, value in found.items() if key == name or key.endswith(f".{name}"))
+    """A parameter as the model stores it, without its adapters, by its canonical name or its name in the model."""
+    parameters = dict(model.named_parameters())
+    return next(value for key, value in parameters.items() if key == name or key.endswith(f".{name}"))
 
 
 def heads(model: nn.Module) -> dict[str, Tensor]:
-    """What reading the parameters of the head gives."""
+    """The parameters of the head as the model reads them."""
     return {
         name: getattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
         for name in names_of_head(model)
@@ -155,15 +153,15 @@ def heads(model: nn.Module) -> dict[str, Tensor]:
 
 
 def state(model: nn.Module) -> dict[str, Any]:
-    found: dict[str, Any] = {name: type(module) for name, module in model.named_modules()}
+    values: dict[str, Any] = {name: type(module) for name, module in model.named_modules()}
     for name, parameter in model.named_parameters():
-        found["parameter " + name] = (parameter.requires_grad, parameter.detach().numpy().tobytes())
-    return found
+        values["parameter " + name] = (parameter.requires_grad, parameter.detach().numpy().tobytes())
+    return values
 
 
-def distance(found: Tensor, wanted: Tensor) -> float:
-    found, wanted = found.detach().double(), wanted.detach().double()
-    return float((found - wanted).norm() / wanted.norm())
+def distance(actual: Tensor, expected: Tensor) -> float:
+    actual, expected = actual.detach().double(), expected.detach().double()
+    return float((actual - expected).norm() / expected.norm())
 
 
 everywhere = pytest.mark.parametrize(("kind", "method"), [(kind, method) for kind in MODELS for method in STACKS])
@@ -172,7 +170,7 @@ some = pytest.mark.parametrize(
 )
 
 
-# What a head with coefficients is
+# A head with coefficients
 
 
 @pytest.mark.parametrize("basis", ["hadamard", "uniform", "group"])
@@ -183,29 +181,29 @@ def test_a_head_is_what_it_was_and_what_its_coefficients_make_of_the_seed(kind: 
     model, adapter = adapted(kind, k=9, basis=basis, head_k=k)
     assert [f"{site.path}.{site.parameter}" for site in adapter.plan.head.parameters] == MOVED[kind]
     assert adapter.plan.trained == tuple(sorted(set(names_of_head(model)) - set(MOVED[kind])))
-    assert adapter.numbers["head"].shape == (len(MOVED[kind]), k)
-    assert adapter.numbers["head"].dtype == torch.float32
+    assert adapter.role_parameters["head"].shape == (len(MOVED[kind]), k)
+    assert adapter.role_parameters["head"].dtype == torch.float32
     before, change, after = base(kind), moves(adapter), heads(model)
     for name in MOVED[kind]:
-        wanted = stored(before, name).double() + change[name].view(stored(before, name).shape)
-        assert distance(after[name], wanted) < 1e-6
+        expected = stored(before, name).double() + change[name].view(stored(before, name).shape)
+        assert distance(after[name], expected) < 1e-6
         assert distance(after[name], stored(before, name)) > 0.1 or name.endswith("bias")
         assert torch.equal(stored(model, name), stored(before, name))
 
 
 @everywhere
 def test_forward_and_gradients_are_those_of_the_changed_head(kind: str, method: str) -> None:
-    """Against the same model in float64 whose head was changed by hand; the adapter's other numbers are as they are."""
+    """Against the same model in float64 whose head was changed by hand; the rest of the adapter stays the same."""
     model, adapter = adapted(kind, method)
     weights = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
-    found = tiny.logits(model)
-    (found * weights).sum().backward()
+    logits = tiny.logits(model)
+    (logits * weights).sum().backward()
 
     other = base(kind).double()
     twin = capaft.attach(other, method, seed=SEED, **STACKS[method])
-    rows = adapter.numbers["head"].detach().double().requires_grad_()
-    for name, number in twin.numbers.items():
-        number.data.copy_(adapter.numbers[name])
+    rows = adapter.role_parameters["head"].detach().double().requires_grad_()
+    for role, parameter in twin.role_parameters.items():
+        parameter.data.copy_(adapter.role_parameters[role])
     changed = {
         name: stored(other, name) + move.view(stored(other, name).shape) for name, move in moves(adapter, rows).items()
     }
@@ -214,22 +212,22 @@ def test_forward_and_gradients_are_those_of_the_changed_head(kind: str, method: 
         module, leaf = other.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
         del module._parameters[leaf]
         setattr(module, leaf, value)
-    wanted = tiny.logits(other)
-    (wanted * weights).sum().backward()
-    assert distance(found, wanted) < 1e-5
-    assert distance(adapter.numbers["head"].grad, rows.grad) < 1e-4
+    expected = tiny.logits(other)
+    (expected * weights).sum().backward()
+    assert distance(logits, expected) < 1e-5
+    assert distance(adapter.role_parameters["head"].grad, rows.grad) < 1e-4
     for name in adapter.plan.trained:
         assert distance(stored(model, name).grad, changed[name].grad) < 1e-4
-    for name, number in twin.numbers.items():
-        assert distance(adapter.numbers[name].grad, number.grad) < 1e-3, name
+    for role, parameter in twin.role_parameters.items():
+        assert distance(adapter.role_parameters[role].grad, parameter.grad) < 1e-3, role
 
 
 @everywhere
 def test_identity_at_first_then_every_number_learns_and_detaching_restores(kind: str, method: str) -> None:
     model = base(kind)
-    before, wanted, names = state(model), tiny.logits(model), list(model.state_dict())
+    before, logits, names = state(model), tiny.logits(model), list(model.state_dict())
     adapter = capaft.attach(model, method, **options(kind, method))
-    assert torch.equal(tiny.logits(model), wanted)
+    assert torch.equal(tiny.logits(model), logits)
     assert [name for name in model.state_dict() if "capaft" not in name] == names
     trained = adapter.trained(model)
     assert list(trained)[-len(adapter.plan.trained) - 1 :] == ["head", *(f"head:{n}" for n in adapter.plan.trained)]
@@ -238,17 +236,17 @@ def test_identity_at_first_then_every_number_learns_and_detaching_restores(kind:
     for name, parameter in trained.items():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-    assert (adapter.numbers["head"].grad != 0).all()
+    assert (adapter.role_parameters["head"].grad != 0).all()
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad or parameter.grad is None, name
-    assert not torch.equal(tiny.logits(model), wanted)
-    # What is trained whole is the model's own and stays.
+    assert not torch.equal(tiny.logits(model), logits)
+    # Parameters that are trained directly belong to the model and keep their values.
     with torch.no_grad():
         for name in adapter.plan.trained:
             stored(model, name).copy_(stored(MODELS[kind](), name))
     capaft.detach(model)
     assert state(model) == before
-    assert torch.equal(tiny.logits(model), wanted)
+    assert torch.equal(tiny.logits(model), logits)
 
 
 @everywhere
@@ -294,29 +292,29 @@ def test_what_is_saved_comes_back(kind: str, method: str, tmp_path: Path) -> Non
 
 def test_loaded_in_a_fresh_process(tmp_path: Path) -> None:
     cells = [("roberta", method) for method in STACKS] + [("bert", "lora"), ("gpt2", "nola")]
-    wanted = {}
+    expected = {}
     for cell in cells:
         model, _ = adapted(*cell)
-        wanted["-".join(cell)] = tiny.logits(model).detach()
+        expected["-".join(cell)] = tiny.logits(model).detach()
         capaft.save(model, tmp_path / "-".join(cell))
     script = """
 import sys, test_head, tiny, capaft, safetensors.torch
-found = {}
+logits = {}
 for cell in sys.argv[2:]:
     model = test_head.base(cell.partition("-")[0])
     capaft.load(model, f"{sys.argv[1]}/{cell}")
-    found[cell] = tiny.logits(model).detach()
-safetensors.torch.save_file(found, f"{sys.argv[1]}/logits")
+    logits[cell] = tiny.logits(model).detach()
+safetensors.torch.save_file(logits, f"{sys.argv[1]}/logits")
 """
     environ = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONHASHSEED": "1"}
     environ["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).parents[1] / "support"), os.environ.get("PYTHONPATH", "")]
     )
-    command = [sys.executable, "-c", script, str(tmp_path), *wanted]
+    command = [sys.executable, "-c", script, str(tmp_path), *expected]
     subprocess.run(command, cwd=Path(__file__).parent, env=environ, check=True)
-    found = load_file(tmp_path / "logits")
-    for name, each in wanted.items():
-        torch.testing.assert_close(found[name], each, rtol=0, atol=1e-7)
+    loaded = load_file(tmp_path / "logits")
+    for name, logits in expected.items():
+        torch.testing.assert_close(loaded[name], logits, rtol=0, atol=1e-7)
 
 
 @some
@@ -356,9 +354,9 @@ def test_a_frozen_head_is_neither_trained_nor_stored(tmp_path: Path) -> None:
     adapter = capaft.attach(model, "nola", **(options("roberta", "nola") | {"head_mode": "frozen"}))
     assert adapter.plan.trained == ()
     assert list(adapter.trained(model)) == ["down", "up"]
-    wanted = {name: value.clone() for name, value in heads(model).items()}
+    before = {name: value.clone() for name, value in heads(model).items()}
     tiny.train(model, 2)
-    assert all(torch.equal(heads(model)[name], value) for name, value in wanted.items())
+    assert all(torch.equal(heads(model)[name], value) for name, value in before.items())
     capaft.save(model, tmp_path / "frozen")
     assert set(read(tmp_path / "frozen").tensors) == {"down", "up"}
     fresh = base("roberta")
@@ -370,13 +368,13 @@ def test_a_frozen_head_is_neither_trained_nor_stored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["nola", "frozen"])
 def test_another_start_of_the_head_is_noticed(mode: str, tmp_path: Path) -> None:
-    """Whatever the file does not hold must be what it was."""
+    """All that the file does not hold must be as it was."""
     model, _ = adapted("roberta", "lora", head_mode=mode)
     capaft.save(model, tmp_path / "adapter")
     other = base("roberta")
     initialise_head(other, names_of_head(other), SEED + 1)
     before = state(other)
-    with pytest.raises(AdapterFileError, match=r"other values of the head than this model's.*initialise with seed 5"):
+    with pytest.raises(AdapterFileError, match=r"other values of the head than this model's.*drawn from seed 5"):
         capaft.load(other, tmp_path / "adapter")
     assert state(other) == before
     capaft.load(other, tmp_path / "adapter", allow_base_mismatch=True)
@@ -413,12 +411,12 @@ def test_a_file_says_what_it_holds_of_the_head(tmp_path: Path) -> None:
     model, _ = adapted("roberta", "lora")
     capaft.save(model, tmp_path / "adapter")
     file = read(tmp_path / "adapter")
-    assert file.header["head"]["parameters"] == {
-        "classifier.dense.bias": [32, 1],
-        "classifier.dense.weight": [32, 32],
-        "classifier.out_proj.weight": [3, 32],
+    assert file.header.head.parameters == {
+        "classifier.dense.bias": (32, 1),
+        "classifier.dense.weight": (32, 32),
+        "classifier.out_proj.weight": (3, 32),
     }
-    assert file.header["head"]["k"] == 16
+    assert file.header.head.k == 16
     assert f"head      16 coefficients each for {', '.join(MOVED['roberta'])}" in describe_file(file)
     model, _ = adapted("gpt2", "lora", head_mode="frozen")
     capaft.save(model, tmp_path / "adapter")
@@ -428,47 +426,48 @@ def test_a_file_says_what_it_holds_of_the_head(tmp_path: Path) -> None:
 # Counting
 
 
-def numbers_of_head(model: nn.Module, decided: Plan) -> int:
-    """As a caller would count them."""
-    return decided.head.numbers + sum(stored(model, name).numel() for name in decided.trained)
+def count_head(model: nn.Module, plan: Plan) -> int:
+    """Count the trainable parameters of a head as a caller would."""
+    return plan.head.count + sum(stored(model, name).numel() for name in plan.trained)
 
 
 @everywhere
 def test_the_adapters_numbers_and_the_heads_are_counted_apart(kind: str, method: str) -> None:
     model, stack = base(kind), parse_stack(method, **STACKS[method])
-    without = make_plan(model, stack, seed=SEED)
+    without = make_plan(model, stack, Placement(seed=SEED))
     placing = {key: value for key, value in options(kind, method).items() if key not in STACKS[method]}
-    decided = make_plan(model, stack, **placing)
+    plan = make_plan(model, stack, Placement(**placing))
     adapter = capaft.attach(model, stack, **placing)
-    assert count_trainable(decided) == count_trainable(without)
-    assert decided.bounds() == without.bounds() | {"head": (len(MOVED[kind]) * K[kind],) * 2}
+    assert count_trainable(plan) == count_trainable(without)
+    assert plan.bounds() == without.bounds() | {"head": (len(MOVED[kind]) * K[kind],) * 2}
     trained = sum(parameter.numel() for parameter in adapter.trained(model).values())
-    assert trained == count_trainable(decided) + numbers_of_head(model, decided)
-    assert decided.head.numbers == adapter.numbers["head"].numel()
+    assert trained == count_trainable(plan) + count_head(model, plan)
+    assert plan.head.count == adapter.role_parameters["head"].numel()
 
 
 def test_a_budget_is_the_adapters_alone() -> None:
     model, stack = base("roberta"), parse_stack("nola", k=9)
-    placing = {"head": names_of_head(model), "head_mode": "nola", "head_k": 16, "seed": SEED}
+    placement = Placement(head=names_of_head(model), head_mode="nola", head_k=16, seed=SEED)
     for budget in (8, 100, 1000):
-        assert fit_to_budget(model, stack, budget, **placing) == fit_to_budget(model, stack, budget, seed=SEED)
+        alone = fit_to_budget(model, stack, budget, Placement(seed=SEED))
+        assert fit_to_budget(model, stack, budget, placement) == alone
 
 
 def test_small_heads_and_whole_ones_are_trained_as_they_are() -> None:
     model = base("bert")
     names = names_of_head(model)
-    assert make_plan(model, parse_stack("lora"), head=names, head_mode="nola", head_k=96) == make_plan(
-        model, parse_stack("lora"), head=names
-    )
-    assert make_plan(model, parse_stack("lora"), head=names, head_mode="nola", head_k=95).trained == (
-        "classifier.bias",
-    )
+    whole, small = (Placement(head=names, head_mode="nola", head_k=k) for k in (96, 95))
+    assert make_plan(model, parse_stack("lora"), whole) == make_plan(model, parse_stack("lora"), Placement(head=names))
+    assert make_plan(model, parse_stack("lora"), small).trained == ("classifier.bias",)
     saved = make_plan(
-        model, parse_stack("lora"), head=names, head_mode="nola", head_k=4, modules_to_save="pooler,classifier"
+        model,
+        parse_stack("lora"),
+        Placement(head=names, head_mode="nola", head_k=4, modules_to_save="pooler,classifier"),
     )
     assert saved.trained == ("classifier.bias", "classifier.weight", "pooler.dense.bias", "pooler.dense.weight")
     assert saved.head.parameters == ()
-    frozen = make_plan(model, parse_stack("head"), head=names, head_mode="frozen", modules_to_save="pooler")
+    placement = Placement(head=names, head_mode="frozen", modules_to_save="pooler")
+    frozen = make_plan(model, parse_stack("head"), placement)
     assert frozen.trained == ("pooler.dense.bias", "pooler.dense.weight")
 
 
@@ -482,7 +481,7 @@ def test_modules_to_save_beside_coefficients(tmp_path: Path) -> None:
     assert torch.equal(tiny.logits(fresh), tiny.logits(model))
 
 
-# All that people do to a model
+# Copying, checkpointing, compiling, casting
 
 
 def copies(model: Any) -> list[Any]:
@@ -494,12 +493,12 @@ def copies(model: Any) -> list[Any]:
 
 def test_copies_are_independent() -> None:
     model, _ = adapted()
-    wanted = tiny.logits(model)
+    logits = tiny.logits(model)
     for twin in copies(model):
-        assert torch.equal(tiny.logits(twin), wanted)
-        get_adapter(twin).numbers["head"].data.zero_()
-        assert not torch.equal(tiny.logits(twin), wanted)
-        assert torch.equal(tiny.logits(model), wanted)
+        assert torch.equal(tiny.logits(twin), logits)
+        get_adapter(twin).role_parameters["head"].data.zero_()
+        assert not torch.equal(tiny.logits(twin), logits)
+        assert torch.equal(tiny.logits(model), logits)
         capaft.detach(twin)
         assert type(twin.classifier.dense) is nn.Linear
 
@@ -508,7 +507,7 @@ def test_copies_are_independent() -> None:
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @some
 def test_checkpointing_changes_nothing(kind: str, method: str, use_reentrant: bool) -> None:
-    found = []
+    results = []
     for checkpointing in (False, True):
         model, adapter = adapted(kind, method)
         if checkpointing:
@@ -516,15 +515,15 @@ def test_checkpointing_changes_nothing(kind: str, method: str, use_reentrant: bo
             model.enable_input_require_grads()
         output = tiny.logits(model.train())
         output.square().sum().backward()
-        found.append([output, *(number.grad for number in adapter.numbers.values())])
-    for one, other in zip(*found, strict=True):
+        results.append([output, *(parameter.grad for parameter in adapter.role_parameters.values())])
+    for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
 
 
 @some
 def test_a_head_inside_a_checkpoint(kind: str, method: str) -> None:
-    """Recomputed in the backward, it uses the coefficients of its forward."""
-    found = []
+    """Recomputed in the backward pass, it uses the coefficients of its forward pass."""
+    gradients = []
     for checkpointed in (False, True):
         model, adapter = adapted(kind, method)
         module = model.score if kind == "gpt2" else model.classifier
@@ -533,10 +532,10 @@ def test_a_head_inside_a_checkpoint(kind: str, method: str) -> None:
             module.forward = partial(torch.utils.checkpoint.checkpoint, forward, use_reentrant=False)
         output = tiny.logits(model)
         if checkpointed:
-            adapter.numbers["head"].data.add_(1)
+            adapter.role_parameters["head"].data.add_(1)
         output.square().sum().backward()
-        found.append(adapter.numbers["head"].grad)
-    torch.testing.assert_close(*found)
+        gradients.append(adapter.role_parameters["head"].grad)
+    torch.testing.assert_close(*gradients)
 
 
 @some
@@ -545,13 +544,13 @@ def test_compiled_equals_eager(kind: str, method: str) -> None:
     (model, adapter), (eager, twin) = adapted(kind, method), adapted(kind, method)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for seed in range(2):
-        found, wanted = (tiny.logits(each) for each in (compiled, eager))
-        torch.testing.assert_close(found, wanted)
-        found.square().sum().backward()
-        wanted.square().sum().backward()
-        torch.testing.assert_close(adapter.numbers["head"].grad, twin.numbers["head"].grad)
-        for each in (adapter, twin):
-            tiny.scramble(each, seed=seed + 1).zero_grad()
+        logits, expected = tiny.logits(compiled), tiny.logits(eager)
+        torch.testing.assert_close(logits, expected)
+        logits.square().sum().backward()
+        expected.square().sum().backward()
+        torch.testing.assert_close(adapter.role_parameters["head"].grad, twin.role_parameters["head"].grad)
+        for module in (adapter, twin):
+            tiny.scramble(module, seed=seed + 1).zero_grad()
 
 
 @pytest.mark.parametrize("edit", ["data", "step"])
@@ -562,28 +561,28 @@ def test_edited_coefficients_are_seen_without_a_forward_of_the_whole(edit: str) 
         before = model.classifier(hidden)
         assert torch.equal(model.classifier(hidden), before)
     if edit == "data":
-        adapter.numbers["head"].data.mul_(2)
+        adapter.role_parameters["head"].data.mul_(2)
     else:
-        adapter.numbers["head"].grad = torch.ones_like(adapter.numbers["head"])
-        torch.optim.AdamW([adapter.numbers["head"]], lr=0.5).step()
-    wanted = {
+        adapter.role_parameters["head"].grad = torch.ones_like(adapter.role_parameters["head"])
+        torch.optim.AdamW([adapter.role_parameters["head"]], lr=0.5).step()
+    expected = {
         name: stored(base("roberta"), name).double() + m.view_as(stored(base("roberta"), name))
         for name, m in moves(adapter).items()
     }
-    assert distance(model.classifier.dense.weight, wanted["classifier.dense.weight"]) < 1e-6
+    assert distance(model.classifier.dense.weight, expected["classifier.dense.weight"]) < 1e-6
     with torch.no_grad():
         assert not torch.equal(model.classifier(hidden), before)
     model.classifier(hidden).square().sum().backward()
-    assert adapter.numbers["head"].grad is not None
+    assert adapter.role_parameters["head"].grad is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_casting_a_model_leaves_the_coefficients_alone(dtype: torch.dtype) -> None:
     model, adapter = adapted()
-    precise, before = tiny.logits(model), adapter.numbers["head"].detach().clone()
+    precise, before = tiny.logits(model), adapter.role_parameters["head"].detach().clone()
     model.to(dtype)
-    assert torch.equal(adapter.numbers["head"], before)
-    assert adapter.numbers["head"].dtype == torch.float32
+    assert torch.equal(adapter.role_parameters["head"], before)
+    assert adapter.role_parameters["head"].dtype == torch.float32
     assert heads(model)["classifier.dense.weight"].dtype == dtype
     assert distance(tiny.logits(model), precise) < 3e-2
 
@@ -595,12 +594,12 @@ def test_autocast() -> None:
         rounded = tiny.logits(model)
     assert distance(rounded, precise) < 3e-2
     rounded.float().square().sum().backward()
-    assert adapter.numbers["head"].grad.dtype == torch.float32
+    assert adapter.role_parameters["head"].grad.dtype == torch.float32
 
 
 def test_several_adapters_with_heads_of_their_own() -> None:
     model = base("roberta")
-    before, wanted = state(model), tiny.logits(model)
+    before, without = state(model), tiny.logits(model)
     first = tiny.scramble(capaft.attach(model, "nola", name="first", **options("roberta", "nola")))
     alone = tiny.logits(model)
     second = tiny.scramble(
@@ -613,7 +612,7 @@ def test_several_adapters_with_heads_of_their_own() -> None:
     capaft.switch(model, "first")
     assert torch.equal(tiny.logits(model), alone)
     with capaft.disabled(model):
-        assert torch.equal(tiny.logits(model), wanted)
+        assert torch.equal(tiny.logits(model), without)
     capaft.switch(model, "first", "second")
     together = tiny.logits(model)
     merged = copy.deepcopy(model)
@@ -621,7 +620,7 @@ def test_several_adapters_with_heads_of_their_own() -> None:
         capaft.merge(merged, name)
     assert distance(tiny.logits(merged), together) < 1e-5
     capaft.detach(model, "first")
-    assert not torch.equal(tiny.logits(model), wanted)
+    assert not torch.equal(tiny.logits(model), without)
     capaft.detach(model, "second")
     assert state(model) == before
 
@@ -629,12 +628,12 @@ def test_several_adapters_with_heads_of_their_own() -> None:
 def test_a_site_and_a_parameter_of_the_head_in_one_module() -> None:
     """`bitfit` on a bias, coefficients for the weight beside it."""
     model = tiny.bert()
-    wanted = tiny.logits(model)
+    logits = tiny.logits(model)
     adapter = capaft.attach(
         model, "bitfit", head=["bert.pooler.dense.weight"], head_mode="nola", head_k=10, targets="pooler.dense"
     )
     assert [site.path for _, site in adapter.plan.placed] == ["pooler.dense", "pooler.dense"]
-    assert torch.equal(tiny.logits(model), wanted)
+    assert torch.equal(tiny.logits(model), logits)
     tiny.train(model, 2)
     trained = tiny.logits(model)
     assert capaft.merge(model) == 1
@@ -678,11 +677,11 @@ def test_any_shape_of_parameter(shape: tuple[int, ...], tmp_path: Path) -> None:
         assert torch.equal(fresh(x), model(x))
         if adapter.plan.head.moved:
             change = naive.basis("hadamard", 0, (("", 12 * 4 if len(shape) > 1 else 12),), "head:free", 5)[""]
-            change = torch.from_numpy(change) @ adapter.numbers["head"][0].double()
+            change = torch.from_numpy(change) @ adapter.role_parameters["head"][0].double()
             assert distance(model.free, Free().free + change.view(shape)) < 1e-6
 
 
-# What cannot be
+# Refusals
 
 
 class Tied(nn.Module):
@@ -700,13 +699,13 @@ class Quantised(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("model", "method", "given", "message"),
+    ("model", "method", "options", "message"),
     [
-        (tiny.bert, "lora", {"head_mode": "half"}, "--head must be one of full, nola, frozen, got half"),
-        (tiny.bert, "lora", {"head_k": 0, "head_mode": "nola"}, "--head-k must be a whole number of at least 1, got 0"),
-        (tiny.bert, "lora", {"head_k": 2.0}, "--head-k must be a whole number"),
-        (tiny.bert, "full", {"head_mode": "nola"}, "--head nola has no meaning for --method full"),
-        (tiny.bert, "head", {"head_mode": "frozen"}, "--head frozen leaves --method head nothing to train"),
+        (tiny.bert, "lora", {"head_mode": "half"}, "head_mode must be one of full, nola, frozen, got half"),
+        (tiny.bert, "lora", {"head_k": 0, "head_mode": "nola"}, "head_k must be a whole number of at least 1, got 0"),
+        (tiny.bert, "lora", {"head_k": 2.0}, "head_k must be a whole number"),
+        (tiny.bert, "full", {"head_mode": "nola"}, "head_mode nola has no meaning for method full"),
+        (tiny.bert, "head", {"head_mode": "frozen"}, "head_mode frozen leaves method head nothing to train"),
         (tiny.bert, "lora", {"head": ["classifier.wait"], "head_mode": "nola"}, "no parameter classifier.wait"),
         (
             tiny.bert,
@@ -718,7 +717,7 @@ class Quantised(nn.Module):
             Tied,
             "lora",
             {"head": ["one.weight"], "head_mode": "nola", "head_k": 4},
-            r"one\.weight and two\.weight are one tied weight; choose --head full, or load it untied",
+            r"one\.weight and two\.weight are one tied weight; choose head_mode full, or load it untied",
         ),
         (
             tiny.gpt2,
@@ -730,19 +729,19 @@ class Quantised(nn.Module):
             Quantised,
             "lora",
             {"head": ["one.weight"], "head_mode": "nola", "head_k": 4},
-            r"one\.weight is quantised and has no coefficients; choose --head frozen",
+            r"one\.weight is quantised and cannot have coefficients; choose head_mode frozen",
         ),
     ],
 )
-def test_what_cannot_be_planned(model: Callable[[], nn.Module], method: str, given: Any, message: str) -> None:
-    made = model()
+def test_what_cannot_be_planned(model: Callable[[], nn.Module], method: str, options: Any, message: str) -> None:
+    instance = model()
     with pytest.raises(UsageError, match=message) as error:
-        capaft.attach(made, method, **({"head": ["classifier.weight"]} if model is tiny.bert else {}) | given)
+        capaft.attach(instance, method, **({"head": ["classifier.weight"]} if model is tiny.bert else {}) | options)
     assert "\n" not in str(error.value)
-    assert not capaft.adapters(made)
-    frozen = given | {"head_mode": "frozen"}
+    assert not capaft.adapters(instance)
+    frozen = options | {"head_mode": "frozen"}
     if model in (Tied, Quantised):
-        assert make_plan(made, parse_stack(method), **frozen).head.moved == ()
+        assert make_plan(instance, parse_stack(method), Placement(**frozen)).head.moved == ()
 
 
 def test_a_weight_tied_later_cannot_be_merged() -> None:

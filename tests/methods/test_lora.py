@@ -1,4 +1,4 @@
-"""LoRA's options, and the kinds of layer that it stands beside."""
+"""LoRA's options, and the kinds of layer that it adapts."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_dropout_is_of_the_input_while_the_model_trains_and_no_longer() -> None:
     torch.manual_seed(1)
     torch.testing.assert_close(model(x), before + 2 * dropped @ down.T @ up.T)
     torch.testing.assert_close(model.eval()(x), before + 2 * x @ down.T @ up.T)
-    with pytest.raises(UsageError, match=r"--dropout must be in \[0, 1\)"):
+    with pytest.raises(UsageError, match=r"dropout must be in \[0, 1\)"):
         capaft.attach(nn.Linear(8, 8), "lora", targets="all-linear", dropout=1.0)
 
 
@@ -106,7 +106,7 @@ def test_a_kernel_is_the_matrix_of_its_rows() -> None:
 
 
 class Scaled(nn.Embedding):
-    """An embedding that is no plain lookup, as Gemma's."""
+    """An embedding that is not a plain lookup, like Gemma's."""
 
     def forward(self, ids: Tensor) -> Tensor:
         return super().forward(ids) * 3

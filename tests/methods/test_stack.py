@@ -1,4 +1,4 @@
-"""The grammar of method stacks, and the range of every number."""
+"""The grammar of method stacks, and the range of every option."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def test_a_stack_is_a_host_then_nola_then_capaboost_and_nothing_else(length: int
         if name in (*STACKS, *HOSTLESS, *("+".join(tail) for tail in TAILS[1:])):
             assert canonical_method(name) in (*STACKS, *HOSTLESS)
             continue
-        why = r"does not compose; a stack is host\[\+nola\]\[\+capaboost\]"
+        message = r"does not compose; a stack is host\[\+nola\]\[\+capaboost\]"
         if name in NARROW:
-            why = rf"{parts[0]} has no hidden axis for capaboost to widen: .* add up to"
-        with pytest.raises(UsageError, match=why):
+            message = rf"{parts[0]} has no hidden axis for capaboost to widen: .* add up to"
+        with pytest.raises(UsageError, match=message):
             parse_stack(name)
 
 
@@ -85,8 +85,8 @@ def test_the_record_gives_the_stack_back(method: str, **options: Any) -> None:
     assert (stack.k is not None) == ("nola" in method)
     assert (stack.copies is not None) == ("capaboost" in method)
     if stack.copies:
-        wanted = 1 / options["copies"] if options["masks"] == "partition" else options["density"]
-        assert stack.copies.density == wanted
+        density = 1 / options["copies"] if options["masks"] == "partition" else options["density"]
+        assert stack.copies.density == density
 
 
 @pytest.mark.parametrize("method", HOSTLESS)

@@ -123,18 +123,18 @@ class Virtual(nn.Module):
 
     def attend(self, attention: Any, module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
         self.calls += 1
-        given = (self.keys, self.values, self.gate)
-        result = with_virtual_tokens(attention, module, query, key, value, mask, *given, **kwargs)
+        tokens = (self.keys, self.values, self.gate)
+        result = with_virtual_tokens(attention, module, query, key, value, mask, *tokens, **kwargs)
         self.seen = {"query": query, "key": key, "value": value, "output": result[0], **kwargs}
         return result
 
 
 def add(model: nn.Module, gate: float, child: str = "virtual", seed: int = 0) -> dict[str, Virtual]:
-    found = {}
+    added = {}
     for index, (path, widths) in enumerate(attention_modules(model).items()):
-        found[path] = Virtual(widths, gate, 100 * seed + index)
-        model.get_submodule(path).add_module(child, found[path])
-    return found
+        added[path] = Virtual(widths, gate, 100 * seed + index)
+        model.get_submodule(path).add_module(child, added[path])
+    return added
 
 
 def remove(model: nn.Module, child: str = "virtual") -> None:
@@ -172,7 +172,7 @@ def test_a_gate_of_zero_and_a_route_without_participants_change_no_bit(
 
 
 def visible(name: str, path: str, query: Tensor, key: Tensor, padded: bool) -> Tensor:
-    """Which query sees which key, `(batch, queries, T)`, said without a look at the masks that the model made."""
+    """Mask of the keys that each query sees, `(batch, queries, T)`, made without looking at the model's own masks."""
     seen = torch.ones(len(query), query.shape[2], key.shape[2], dtype=torch.bool)
     cross = "EncDecAttention" in path or "encoder_attn" in path
     decoding = "decoder" in path.split(".") and not cross
@@ -186,11 +186,11 @@ def visible(name: str, path: str, query: Tensor, key: Tensor, padded: bool) -> T
 def naive(virtual: Virtual, seen: Tensor) -> Tensor:
     """One softmax over virtual and real tokens, by loops over the batch and the heads, in float64."""
     call = virtual.seen
-    query, key, value = (call[each].double() for each in ("query", "key", "value"))
+    query, key, value = (call[name].double() for name in ("query", "key", "value"))
     batch, heads, queries, size = query.shape
     group, wide = heads // key.shape[1], value.shape[-1]
     bias = call.get("position_bias")
-    found = torch.empty(batch, queries, heads, wide, dtype=torch.float64)
+    attended = torch.empty(batch, queries, heads, wide, dtype=torch.float64)
     for b in range(batch):
         for h in range(heads):
             g = h // group
@@ -200,8 +200,8 @@ def naive(virtual: Virtual, seen: Tensor) -> Tensor:
             if bias is not None:
                 scores[:, TOKENS:] += bias.expand(batch, heads, -1, -1)[b, h].double()
             scores[:, TOKENS:][~seen[b]] = -torch.inf
-            found[b, :, h] = scores.softmax(-1) @ values
-    return found
+            attended[b, :, h] = scores.softmax(-1) @ values
+    return attended
 
 
 @ALL
@@ -218,8 +218,8 @@ def test_a_gate_of_one_is_one_softmax_over_virtual_and_real_tokens(
     for path, virtual in added.items():
         call = virtual.seen
         seen = visible(name, path, call["query"], call["key"], padded)
-        wanted = naive(virtual, seen)
-        torch.testing.assert_close(call["output"].double(), wanted, rtol=1e-4, atol=1e-4, msg=path)
+        expected = naive(virtual, seen)
+        torch.testing.assert_close(call["output"].double(), expected, rtol=1e-4, atol=1e-4, msg=path)
 
 
 @torch.no_grad()
@@ -244,12 +244,12 @@ def test_a_gate_in_between_mixes_and_the_weights_of_real_tokens_lose_what_virtua
 def test_what_was_causal_stays_causal(name: str, implementation: str) -> None:
     model = MODELS[name]()
     model.set_attn_implementation(implementation)
-    given = inputs(name, padded=False)
+    batch = inputs(name, padded=False)
     changed = "decoder_input_ids" if name in SEQ2SEQ else "input_ids"
-    other = {**given, changed: given[changed].clone()}
+    other = {**batch, changed: batch[changed].clone()}
     other[changed][:, 5] += 1
     with routed(model, 1.0):
-        before, after = model(**given).logits, model(**other).logits
+        before, after = model(**batch).logits, model(**other).logits
     assert torch.equal(before[:, :5], after[:, :5])
     assert not torch.allclose(before[:, 5:], after[:, 5:])
 
@@ -264,14 +264,14 @@ def test_generation_with_a_cache_is_generation_without(
     model = MODELS[name]()
     model.set_attn_implementation(implementation)
     mask = PADDED.flip(1) if padded else torch.ones_like(PADDED)
-    wanted = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    options = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
     fixed = {"cache_implementation": "static", "disable_compile": True} if cache == "static" else {}
     with routed(model, 1.0):
-        slow = model.generate(IDS, attention_mask=mask, use_cache=False, **wanted)
-        fast = model.generate(IDS, attention_mask=mask, **fixed, **wanted)
+        slow = model.generate(IDS, attention_mask=mask, use_cache=False, **options)
+        fast = model.generate(IDS, attention_mask=mask, **fixed, **options)
         assert torch.equal(slow.sequences, fast.sequences)
         torch.testing.assert_close(torch.stack(slow.logits), torch.stack(fast.logits), rtol=1e-4, atol=1e-4)
-    plain = model.generate(IDS, attention_mask=mask, **wanted)
+    plain = model.generate(IDS, attention_mask=mask, **options)
     assert not torch.allclose(plain.logits[0], fast.logits[0])
 
 
@@ -284,8 +284,8 @@ def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         with routed(model, 0.7) as added:
             output(model, name).square().sum().backward()
-        gradients.append([p.grad for each in added.values() for p in each.parameters()])
-        calls.append([each.calls for each in added.values()])
+        gradients.append([p.grad for virtual in added.values() for p in virtual.parameters()])
+        calls.append([virtual.calls for virtual in added.values()])
     assert calls[1] == [2 * count for count in calls[0]]
     for plain, again in zip(*gradients, strict=True):
         assert plain.abs().max() > 0
@@ -310,7 +310,7 @@ def test_routes_are_counted_and_participants_nest(reverse: bool) -> None:
     add(model, 0.6, "second", seed=1)
     both = output(model, "t5")
     assert not torch.allclose(one, both)
-    for virtual in (each.second for each in model.modules() if hasattr(each, "second")):
+    for virtual in (module.second for module in model.modules() if hasattr(module, "second")):
         virtual.gate.zero_()
     assert torch.equal(output(model, "t5"), one)
     remove(model, "second")
@@ -326,8 +326,8 @@ def test_routes_are_counted_and_participants_nest(reverse: bool) -> None:
 @torch.no_grad()
 def test_two_prefixes_at_gate_one_are_one_longer_prefix() -> None:
     model, longer = t5(), t5()
-    for each in (model, longer):
-        route(each)
+    route(model)
+    route(longer)
     first, second, long = add(model, 1.0), add(model, 1.0, "second", seed=1), add(longer, 1.0)
     for path, virtual in long.items():
         virtual.keys = nn.Parameter(torch.cat([first[path].keys, second[path].keys]))
@@ -341,14 +341,14 @@ def test_copies_pickles_and_other_models_keep_their_own() -> None:
     plain = output(model, "gpt2")
     undo = route(model)
     add(model, 1.0)
-    wanted = output(model, "gpt2")
+    expected = output(model, "gpt2")
     copied, pickled = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
     undo()
     remove(model)
     assert torch.equal(output(model, "gpt2"), plain)
     assert torch.equal(output(other, "gpt2"), plain)
-    assert torch.equal(output(copied, "gpt2"), wanted)
-    assert torch.equal(output(pickled, "gpt2"), wanted)
+    assert torch.equal(output(copied, "gpt2"), expected)
+    assert torch.equal(output(pickled, "gpt2"), expected)
 
 
 @torch.no_grad()
@@ -358,9 +358,9 @@ def test_a_configuration_that_two_models_share_stays_routed_until_both_let_go() 
     before = one.config._attn_implementation
     undo_one, undo_other = route(one), route(other)
     add(other, 1.0)
-    wanted = other(IDS).logits
+    expected = other(IDS).logits
     undo_one()
-    assert torch.equal(other(IDS).logits, wanted)
+    assert torch.equal(other(IDS).logits, expected)
     undo_other()
     assert one.config._attn_implementation == before
 
@@ -433,7 +433,7 @@ def test_tokens_of_another_width_are_refused() -> None:
 def test_keys_that_are_picked_by_number_are_refused(name: str) -> None:
     tensor, virtual = torch.zeros(1, 2, 4, 3), torch.zeros(TOKENS, 6)
     given = (nn.Identity(), tensor, tensor, tensor, None, virtual, virtual, torch.ones(()))
-    with pytest.raises(UsageError, match=f"Identity attends by {name}"):
+    with pytest.raises(UsageError, match=f"Identity attends with {name}"):
         with_virtual_tokens(lambda *_, **__: (tensor, None), *given, **{name: tensor})
 
 

@@ -1,4 +1,4 @@
-"""Where adapter layers stand: the projections that attention and feed-forward parts end in, family by family."""
+"""Places of adapter layers: the projections that attention and feed-forward parts end in, family by family."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFORMER = {
     "num_conv_pos_embeddings": 4,
     "num_conv_pos_embedding_groups": 2,
 }
-# A model, how many blocks it has, and in one of them: the ends of attentions, of the feed-forward part, and its norm.
+# A model, its number of blocks, and in one of them: the ends of attention and of the feed-forward part, and its norm.
 FAMILIES: list[tuple[str, dict[str, Any], int, str, str, str]] = [
     ("BertModel", {}, 2, "attention.output.dense", "output.dense", "output.LayerNorm"),
     ("RobertaForSequenceClassification", {}, 2, "attention.output.dense", "output.dense", "output.LayerNorm"),
@@ -45,14 +45,14 @@ FAMILIES: list[tuple[str, dict[str, Any], int, str, str, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "count", "attention", "feed_forward", "norm"), FAMILIES, ids=[each[0] for each in FAMILIES]
+    ("name", "options", "count", "attention", "feed_forward", "norm"), FAMILIES, ids=[family[0] for family in FAMILIES]
 )
 def test_blocks(name: str, options: dict[str, Any], count: int, attention: str, feed_forward: str, norm: str) -> None:
     model = model_of(name, **options)
-    found = find_blocks(model)
-    assert len(found) == count
-    assert [block.width for block in found] == [32] * count
-    first = found[0]
+    blocks = find_blocks(model)
+    assert len(blocks) == count
+    assert [block.width for block in blocks] == [32] * count
+    first = blocks[0]
     assert first.attention == (f"{first.path}.{attention}",)
     assert first.feed_forward == f"{first.path}.{feed_forward}"
     assert first.norm == (f"{first.path}.{norm}" if norm else "")
@@ -79,7 +79,7 @@ def test_models_without_blocks_are_refused_in_one_line(name: str, method: str) -
     )
     with torch.device("meta"):
         model = kind(kind.config_class(**options))
-    with pytest.raises(UsageError, match="has no transformer blocks that an adapter layer could stand in; choose a me"):
+    with pytest.raises(UsageError, match="has no transformer blocks to put an adapter layer in; choose a method"):
         capaft.attach(model, method)
 
 
@@ -110,10 +110,10 @@ def test_pfeiffer_in_bert_is_added_before_the_norm_and_takes_what_the_norm_gives
     norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]), prepend=True)
     norm.register_forward_hook(lambda _, args, output: seen.append(output))
     tiny.logits(model)
-    x, found = seen
+    x, output = seen
     (_, factors) = list(adapter.factors_of_sites())[-1]
-    plain = lambda each: F.layer_norm(each, (32,), norm.weight, norm.bias, norm.eps)  # noqa: E731
-    torch.testing.assert_close(found, plain(x + by_hand(plain(x), factors)))
+    plain = lambda values: F.layer_norm(values, (32,), norm.weight, norm.bias, norm.eps)  # noqa: E731
+    torch.testing.assert_close(output, plain(x + by_hand(plain(x), factors)))
 
 
 def test_parallel_takes_the_input_of_the_feed_forward_part() -> None:

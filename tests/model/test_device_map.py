@@ -29,7 +29,7 @@ OFFLOADED = {
         "gpt2",
         GPT2
         | {"transformer.wte": "cpu", "lm_head": "cpu", "transformer.wpe": "cpu"}
-        # One of the two projections that `qv` takes slices of.
+        # One of the two projections that `qv` slices.
         | {"transformer.h.0": "disk", "transformer.h.1": "cpu"},
     ),
 }
@@ -84,13 +84,13 @@ def test_a_model_whose_layers_are_partly_on_disk(case: str, saved: dict[str, Pat
             assert torch.equal(logits(model), logits(make()))
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(logits(model), logits(plain))
-    for each in (model, plain):
-        logits(each).square().sum().backward()
-    for role, numbers in plain.capaft_default.numbers.items():
-        assert torch.equal(model.capaft_default.numbers[role].grad, numbers.grad)
-    # The file is the one that the undispatched model writes, and each loads the other's.
-    for name, each in (("one", model), ("other", plain)):
-        capaft.save(each, tmp_path / name, base=Origin("tiny"))
+    for network in (model, plain):
+        logits(network).square().sum().backward()
+    for role, numbers in plain.capaft_default.role_parameters.items():
+        assert torch.equal(model.capaft_default.role_parameters[role].grad, numbers.grad)
+    # Both models write the same file, and load the other's.
+    for name, network in (("one", model), ("other", plain)):
+        capaft.save(network, tmp_path / name, base=Origin("tiny"))
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
     fresh = load()
     capaft.load(fresh, tmp_path / "other")
@@ -113,13 +113,13 @@ def test_training_with_a_layer_on_disk(saved: dict[str, Path], tmp_path: Path) -
         )
     )
     plain = adapted(bert())
-    for each in (model, plain):
-        wanted = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
-        optimiser = torch.optim.AdamW([p for p in each.parameters() if p.requires_grad], lr=1e-2)
+    for network in (model, plain):
+        target = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+        optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-2)
         for _ in range(3):
-            optimiser.zero_grad()
-            (logits(each) - wanted).square().sum().backward()
-            optimiser.step()
+            optimizer.zero_grad()
+            (logits(network) - target).square().sum().backward()
+            optimizer.step()
     assert torch.equal(logits(model), logits(plain))
 
 

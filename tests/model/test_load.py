@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
+from capaft.config.parts.model import ModelSettings
 from capaft.factors import rng
 from capaft.model.demo import MODEL_NAME, demo_model
 from capaft.model.load import BaseModel, load_base_model, locate_model
@@ -25,7 +26,8 @@ def small(tmp_path: Path) -> Path:
 
 
 def load(name: str | None, **options: int) -> BaseModel:
-    return load_base_model(AutoModelForSequenceClassification, name, **{"seed": 0, "num_labels": 3, **options})
+    settings = ModelSettings(model=name)
+    return load_base_model(AutoModelForSequenceClassification, settings, **{"seed": 0, "num_labels": 3, **options})
 
 
 def test_a_new_head_comes_from_the_seed_and_not_from_torch() -> None:
@@ -61,13 +63,13 @@ def test_the_demo_model_is_also_found_by_its_hub_name() -> None:
 
 def test_what_is_no_model_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for name, says in (
+    for name, message in (
         ("./nowhere", "no such directory"),
         (str(tmp_path), "no config.json"),
         (str(tmp_path / "file"), "is a file"),
         ("no-such-user/no-such-model", "cannot be reached"),
     ):
-        with pytest.raises(UsageError, match=says):
+        with pytest.raises(UsageError, match=message):
             load(name)
 
 

@@ -1,4 +1,4 @@
-"""Running commands, in this process or in a fresh one, and the reviews that most of them are run on."""
+"""Run commands, in this process or in a fresh one, and write the reviews that most of them read."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def invoke(*arguments: Any, environ: dict[str, str] | None = None) -> SimpleName
     """Run the command line in this process: exit code, stdout, stderr."""
     from capaft.commands.app import app
 
-    result = CliRunner().invoke(app, [str(each) for each in arguments], env=environ)
+    result = CliRunner().invoke(app, list(map(str, arguments)), env=environ)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return SimpleNamespace(code=result.exit_code, out=result.stdout, err=result.stderr)
@@ -59,23 +59,23 @@ with tempfile.TemporaryDirectory() as assets:
 def invoke_apart(
     commands: Iterable[Sequence[Any]], cwd: Path, environ: dict[str, str] | None = None, *, offline: bool = True
 ) -> list[SimpleNamespace]:
-    """Run commands, one after the other in one fresh process: exit code, stdout, stderr of each.
+    """Run commands one after the other in one fresh process: exit code, stdout, stderr of each.
 
     Args:
-        commands: the arguments of each.
-        cwd: where they run.
-        environ: changes to the environment; what `PYTHONPATH` has goes before capaft and this folder.
-        offline: whether they have to do without the hub.
+        commands: the arguments of each command.
+        cwd: the working directory.
+        environ: changes to the environment; entries of its `PYTHONPATH` go before capaft and this folder.
+        offline: run without access to the hub.
     """
     environ = dict(environ or {})
-    mine = Path(__file__).parent
-    path = os.pathsep.join([*filter(None, [environ.pop("PYTHONPATH", "")]), str(mine.parents[1]), str(mine)])
-    written = json.dumps([[str(each) for each in command] for command in commands])
-    command = [sys.executable, "-c", _INVOKE, written, str(int(offline))]
+    support = Path(__file__).parent
+    path = os.pathsep.join([*filter(None, [environ.pop("PYTHONPATH", "")]), str(support.parents[1]), str(support)])
+    encoded = json.dumps([list(map(str, arguments)) for arguments in commands])
+    command = [sys.executable, "-c", _INVOKE, encoded, str(int(offline))]
     changed = os.environ | environ | {"PYTHONPATH": path}
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=changed)
     assert (done.returncode, done.stderr) == (0, "")
-    return [SimpleNamespace(**each) for each in json.loads(done.stdout)]
+    return [SimpleNamespace(**result) for result in json.loads(done.stdout)]
 
 
 QUICK = ("--epochs", "2", "--batch-size", "8", "--k", "32", "--rank", "4", "--max-length", "32", "--no-baseline")

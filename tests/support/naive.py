@@ -1,8 +1,8 @@
 """The mathematics a second time, the slow way: float64, one site, one copy and one basis vector after another.
 
-Only the raw words of the seeded streams come from capaft; they have known-answer tests of their own. What a new
-host or basis needs here is its formula, straight from its paper. Everything is differentiable in the numbers, so a
-twin's gradients are autograd's.
+Only the raw words of the seeded streams come from capaft; they have their own known-answer tests. A new host or basis
+needs its formula here, straight from its paper. Everything is differentiable in the parameters, so a twin's gradients
+are autograd's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from capaft.model.site import Site
 
 Array = NDArray[np.float64]
 Stream = Callable[..., NDArray[np.uint64]]
-# By role, the factors of one masked copy; those that are not copied are in every one of them.
+# The factors of one masked copy by role; factors that are not copied are part of every copy.
 Copy = dict[str, Tensor]
 
 
@@ -78,7 +78,7 @@ def hadamard_basis(stream: Stream, n: int, k: int) -> Array:
 
 
 def group_basis(stream: Stream, n: int, k: int) -> Array:
-    """Before the columns are made as long as 1; that takes all the numbers which a coefficient is in."""
+    """Columns of G before they are normalised; their length depends on all entries that share the coefficients."""
     group = buckets(stream("group", n), k)
     sign = signs(stream("group.signs", ceil(n / 64)), n)
     basis = np.zeros((n, k))
@@ -92,10 +92,10 @@ BASES = {"uniform": uniform_basis, "hadamard": hadamard_basis, "group": group_ba
 
 @cache
 def basis(kind: str, seed: int, sites: tuple[tuple[str, int], ...], role: str, k: int) -> dict[str, Array]:
-    """G for each of the sites, with their sizes, that one vector of coefficients makes."""
-    found = {site: BASES[kind](_stream(seed, site, role), n, k) for site, n in sites}
-    length = sum((each**2).sum(0) for each in found.values()) if kind == "group" else np.ones(k)
-    return {site: each / np.sqrt(length) for site, each in found.items()}
+    """G for each of the sites, given with their sizes, that share one vector of coefficients."""
+    matrices = {site: BASES[kind](_stream(seed, site, role), n, k) for site, n in sites}
+    squares = sum((columns**2).sum(0) for columns in matrices.values()) if kind == "group" else np.ones(k)
+    return {site: columns / np.sqrt(squares) for site, columns in matrices.items()}
 
 
 @cache
@@ -109,29 +109,29 @@ def initial(seed: int, site: str, role: str, n: int, fan_in: int) -> Array:
 
 @cache
 def masks(seed: int, site: str, role: str, n: int, copies: int, density: float, kind: str) -> NDArray[np.bool_]:
-    """Which of a factor's n numbers each copy keeps, `(copies, n)`."""
+    """Masks of a factor with n entries, `(copies, n)`."""
     stream = _stream(seed, site, role)
     if kind == "partition":
-        owner = buckets(stream("mask.partition", n), copies)
-        return np.array([[own == j for own in owner] for j in range(copies)])
+        owners = buckets(stream("mask.partition", n), copies)
+        return np.array([[owner == j for owner in owners] for j in range(copies)])
     kept = int(Fraction(str(density)) * n)
-    chosen = [set(order(stream(f"mask.{j}", n))[:kept]) for j in range(copies)]
-    return np.array([[i in each for i in range(n)] for each in chosen])
+    subsets = [set(order(stream(f"mask.{j}", n))[:kept]) for j in range(copies)]
+    return np.array([[i in subset for i in range(n)] for subset in subsets])
 
 
-# Hosts: their factors, how these start, and what they do to a layer.
+# Hosts: their factors, the initial values, and the effect on a layer.
 
 
 @dataclass(frozen=True)
 class Part:
-    """A factor as its paper has it.
+    """A factor as in its paper.
 
     Attributes:
-        shape: before copies.
-        fan_in: it starts at U(-1, 1) / sqrt(fan_in); 0 where it starts at a constant.
+        shape: shape before copies.
+        fan_in: initial values are U(-1, 1) / sqrt(fan_in); 0 for a constant.
         start: that constant.
-        copied: whether masked copies have a hidden axis to widen.
-        frozen: drawn once for all sites of that shape, and never trained.
+        copied: True if masked copies have a hidden axis to widen.
+        frozen: True if it is drawn once for all sites of that shape, and never trained.
     """
 
     shape: tuple[int, ...]
@@ -146,23 +146,23 @@ class Twin(ABC):
 
     @abstractmethod
     def parts(self, site: Site, host: Any) -> dict[str, Part]:
-        """Its factors at a site, by role."""
+        """Factors at a site, by role."""
 
     @abstractmethod
     def place(self, base: Any, site: Site, host: Any, copies: list[Copy]) -> None:
-        """Put it into a float64 model."""
+        """Put the host into a float64 model."""
 
 
 class Changes(Twin):
-    """A host that is a change of a weight: beside the output of a plain linear layer, and in the weight elsewhere."""
+    """A host that changes a weight: beside the output of a plain linear layer, and in the weight of any other."""
 
     @abstractmethod
     def output(self, site: Site, host: Any, copies: list[Copy], x: Tensor, y: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        """The layer's output, from its input, its output before, weight `(out, in)` and bias."""
+        """The layer's output, from its input x, its output y without the host, its weight w `(out, in)` and bias b."""
 
     @abstractmethod
     def merged(self, site: Site, host: Any, copies: list[Copy], w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """The weight and bias of a layer that does what layer and adapter do together."""
+        """The weight and bias of a layer that equals layer and adapter together."""
 
     def place(self, base: Any, site: Site, host: Any, copies: list[Copy]) -> None:
         w, b = matrix(base, site), offset(base, site)
@@ -189,17 +189,17 @@ class Lora(Changes):
     """`W + (alpha / r) sum_j U_j D_j`."""
 
     def parts(self, site: Site, host: Any) -> dict[str, Part]:
-        # Of an embedding's inputs one is on.
+        # Only one of an embedding's inputs is active.
         down = Part((host.rank, site.in_features), fan_in=1 if site.kind == "embedding" else site.in_features)
         return {"down": down, "up": Part((site.out_features, host.rank))}
 
     def output(self, site: Site, host: Any, copies: list[Copy], x: Tensor, y: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        for each in copies:
-            y = y + host.alpha / host.rank * ((x @ each["down"].T) @ each["up"].T)
+        for factors in copies:
+            y = y + host.alpha / host.rank * ((x @ factors["down"].T) @ factors["up"].T)
         return y
 
     def merged(self, site: Site, host: Any, copies: list[Copy], w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        return w + sum(host.alpha / host.rank * each["up"] @ each["down"] for each in copies), b
+        return w + sum(host.alpha / host.rank * factors["up"] @ factors["down"] for factors in copies), b
 
 
 class Dora(Lora):
@@ -221,7 +221,7 @@ class Dora(Lora):
 
 
 class Vera(Changes):
-    """`W + sum_j diag(b) U_j diag(d_j) D_j`; U and D are random, and one for all layers of a shape."""
+    """`W + sum_j diag(b) U_j diag(d_j) D_j`; U and D are random, and shared by all layers of a shape."""
 
     def parts(self, site: Site, host: Any) -> dict[str, Part]:
         fan_in = 1 if site.kind == "embedding" else site.in_features
@@ -233,18 +233,18 @@ class Vera(Changes):
         }
 
     def output(self, site: Site, host: Any, copies: list[Copy], x: Tensor, y: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        for each in copies:
-            y = y + each["outer"] * ((each["inner"] * (x @ each["down"].T)) @ each["up"].T)
+        for factors in copies:
+            y = y + factors["outer"] * ((factors["inner"] * (x @ factors["down"].T)) @ factors["up"].T)
         return y
 
     def merged(self, site: Site, host: Any, copies: list[Copy], w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        for each in copies:
-            w = w + each["outer"].diag() @ each["up"] @ each["inner"].diag() @ each["down"]
+        for factors in copies:
+            w = w + factors["outer"].diag() @ factors["up"] @ factors["inner"].diag() @ factors["down"]
         return w, b
 
 
 class Ia3(Changes):
-    """Keys, values and feed-forward activations times `1 + s`; the last before the projection that they enter."""
+    """Keys, values and feed-forward activations times `1 + s`; the activations before the projection they enter."""
 
     def parts(self, site: Site, host: Any) -> dict[str, Part]:
         width = site.in_features if site.scales == "input" else site.out_features
@@ -281,7 +281,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Bottleneck(Twin):
-    """`s (sum_j U_j phi(D_j x + a_j) + b)`, added to what the module gives; x is that, or the source's input."""
+    """`s (sum_j U_j phi(D_j x + a_j) + b)`, added to the module's output; x is that output, or the source's input."""
 
     def parts(self, site: Site, host: Any) -> dict[str, Part]:
         down = Part((host.bottleneck, site.in_features), fan_in=site.in_features)
@@ -291,9 +291,9 @@ class Bottleneck(Twin):
 
     def change(self, host: Any, copies: list[Copy], x: Tensor) -> Tensor:
         total: Any = copies[0].get("up_bias", 0.0)
-        for each in copies:
-            hidden = x @ each["down"].T + each.get("down_bias", 0.0)
-            total = total + ACTIVATIONS[host.activation](hidden) @ each["up"].T
+        for factors in copies:
+            hidden = x @ factors["down"].T + factors.get("down_bias", 0.0)
+            total = total + ACTIVATIONS[host.activation](hidden) @ factors["up"].T
         return host.scaling * total
 
     def place(self, base: Any, site: Site, host: Any, copies: list[Copy]) -> None:
@@ -314,10 +314,10 @@ class Bottleneck(Twin):
 
 
 class Pfeiffer(Bottleneck):
-    """Before the norm that its module is, where it is one: `norm(x + change)`."""
+    """Added before the norm, `norm(x + change)`, if the module is one."""
 
     def place(self, base: Any, site: Site, host: Any, copies: list[Copy]) -> None:
-        # What other adapters have added to the residual sum stays part of it.
+        # The residual sum keeps the terms that other adapters have added.
         if site.normalises:
             base.get_submodule(site.module).register_forward_pre_hook(lambda m, args: setattr(m, "naive_sum", args[0]))
         super().place(base, site, host, copies)
@@ -331,7 +331,7 @@ class Pfeiffer(Bottleneck):
 
 
 class Prefix(Twin):
-    """`real + g (joint - real)`; in joint, d*l virtual tokens take part in the softmax with the real ones."""
+    """`real + g (joint - real)`; in joint, d*l virtual tokens share the softmax with the real ones."""
 
     def parts(self, site: Site, host: Any) -> dict[str, Part]:
         return {
@@ -343,12 +343,12 @@ class Prefix(Twin):
     def place(self, base: Any, site: Site, host: Any, copies: list[Copy]) -> None:
         base.config._attn_implementation = "naive"
         module = base.get_submodule(site.module)
-        tokens = [torch.cat([each[role] for each in copies]) for role in ("key", "value")]
+        tokens = [torch.cat([factors[role] for factors in copies]) for role in ("key", "value")]
         module.naive_prefixes = [*getattr(module, "naive_prefixes", []), (*tokens, copies[0]["gate"])]
 
 
 def attend(prefixes: list[Any], query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    """Attention of `(batch, heads, T, head)` under prefixes, the last of which wraps the others."""
+    """Attention of `(batch, heads, T, head)` under prefixes; the last one wraps the others."""
     if not prefixes:
         scores = scaling * query @ key.transpose(2, 3) + mask[..., : key.shape[2]]
         weights = torch.exp(scores - scores.amax(-1, keepdim=True))
@@ -368,7 +368,7 @@ def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
     groups = query.shape[1] // key.shape[1]
-    key, value = (each.repeat_interleave(groups, 1) for each in (key, value))
+    key, value = (tensor.repeat_interleave(groups, 1) for tensor in (key, value))
     mask = query.new_zeros(1) if mask is None else mask
     mask = mask.expand(*mask.shape[:-1], key.shape[2]) if mask.ndim == 1 else mask
     return attend(getattr(module, "naive_prefixes", []), query, key, value, mask, scaling).transpose(1, 2), None
@@ -390,11 +390,11 @@ HOSTS: dict[str, Twin] = {
 }
 
 
-# Weights as matrices `(out, in)`, and the part of one that is a site.
+# Weights as matrices `(out, in)`, and a site's part of them.
 
 
 def rows(site: Site, width: int) -> list[int]:
-    """The outputs of a layer that are the site's."""
+    """Positions of the site's outputs among those of its layer."""
     if site.rows is None:
         return list(range(width))
     return [g * site.rows.stride + site.rows.start + i for g in range(site.rows.groups) for i in range(site.rows.block)]
@@ -407,7 +407,7 @@ def _as_matrix(site: Site, weight: Tensor) -> Tensor:
 
 
 def matrix(base: nn.Module, site: Site) -> Tensor:
-    """The site's weight, a copy; a column of zeros where the site is none."""
+    """A copy of the site's weight; a column of zeros if it has none."""
     if not site.parameter:
         return torch.zeros(site.out_features, 1)
     weight = getattr(base.get_submodule(site.module), site.parameter)
@@ -416,7 +416,7 @@ def matrix(base: nn.Module, site: Site) -> Tensor:
 
 
 def offset(base: nn.Module, site: Site) -> Tensor:
-    """The site's bias, a copy; 0 where the layer has none."""
+    """A copy of the site's bias; 0 if the layer has none."""
     bias = getattr(base.get_submodule(site.module), "bias", None)
     if bias is None:
         return torch.zeros(site.out_features, dtype=torch.float64)
@@ -425,7 +425,7 @@ def offset(base: nn.Module, site: Site) -> Tensor:
 
 
 def replace(base: nn.Module, site: Site, weight: Tensor, bias: Tensor) -> None:
-    """Give a layer another weight and bias at the site, which are tensors of a graph."""
+    """Replace a layer's weight and bias at the site by tensors of a graph."""
     for path in site.modules:
         module = base.get_submodule(path)
         whole = getattr(module, site.parameter)
@@ -434,14 +434,14 @@ def replace(base: nn.Module, site: Site, weight: Tensor, bias: Tensor) -> None:
         flat[rows(site, len(flat))] = weight
         target = (flat.T if site.transposed and target.ndim > 1 else flat).reshape(target.shape)
         if site.index is not None:
-            target = torch.stack([target if i == site.index else each for i, each in enumerate(whole)])
+            target = torch.stack([target if i == site.index else expert for i, expert in enumerate(whole)])
         _set(module, site.parameter, target)
         if site.parameter == "weight" and getattr(module, "bias", None) is not None and site.rows is None:
             _set(module, "bias", bias)
 
 
 def _set(module: nn.Module, name: str, value: Tensor) -> None:
-    """A plain attribute in the place of a parameter."""
+    """Put a plain attribute in place of a parameter."""
     module._parameters.pop(name, None)
     setattr(module, name, value)
 
@@ -455,47 +455,47 @@ def parts(plan: Plan, site: Site) -> dict[str, Part]:
 
 
 def shapes(plan: Plan, site: Site) -> dict[str, tuple[int, ...]]:
-    """The factors that are trained."""
+    """Shapes of the factors that are trained, by role."""
     return {role: part.shape for role, part in parts(plan, site).items() if not part.frozen}
 
 
 def coefficients(plan: Plan, part: Part) -> int:
-    """How many coefficients NOLA has for a factor; 0 where its entries are trained, as are those of short vectors."""
+    """Number of NOLA's coefficients of a factor; 0 if its entries are trained, as are those of short vectors."""
     k = plan.stack.k[0 if part.fan_in else 1] if plan.stack.k else 0
     return 0 if len(part.shape) == 1 and part.shape[0] <= k else k
 
 
 def spans(plan: Plan, role: str) -> dict[str, slice]:
-    """Where in a role's numbers those of each site are: sites in the order of shape, fan-in and path."""
-    found: dict[str, slice] = {}
+    """Span of each site's parameters among those of a role: sites in the order of shape, fan-in and path."""
+    by_site: dict[str, slice] = {}
     end, shared = 0, None
     sites = sorted(plan.sites, key=lambda s: (parts(plan, s)[role].shape, max(1, parts(plan, s)[role].fan_in), s.path))
     for site in sites:
         part = parts(plan, site)[role]
         k = coefficients(plan, part)
         if k and plan.stack.scope == "model" and shared:
-            found[site.path] = shared
+            by_site[site.path] = shared
             continue
         count = k or int(site_masks(plan, site, role).any(0).sum())
-        found[site.path] = slice(end, end + count)
+        by_site[site.path] = slice(end, end + count)
         end += count
-        shared = found[site.path] if k else shared
-    return found
+        shared = by_site[site.path] if k else shared
+    return by_site
 
 
 def total(plan: Plan) -> int:
-    """How many numbers an adapter trains."""
+    """Number of trainable parameters of an adapter."""
     return sum(max(span.stop for span in spans(plan, role).values()) for role in shapes(plan, plan.sites[0]))
 
 
 def count(plan: Plan, site: Site, role: str) -> int:
-    """How many numbers a site trains for a factor, or shares with others."""
+    """Number of trainable parameters of a factor at a site, including those it shares with other sites."""
     span = spans(plan, role)[site.path]
     return span.stop - span.start
 
 
 def is_drawn(plan: Plan, part: Part) -> bool:
-    """Whether a factor depends on the seed."""
+    """True if a factor depends on the seed."""
     return bool(part.fan_in or coefficients(plan, part) or (plan.stack.copies and part.copied))
 
 
@@ -507,7 +507,7 @@ def site_masks(plan: Plan, site: Site, role: str) -> NDArray[np.bool_]:
     return masks(plan.seed, site.path, role, n, copies.copies, copies.density, copies.masks)
 
 
-def factor(plan: Plan, site: Site, role: str, numbers: Mapping[str, Tensor]) -> Tensor:
+def factor(plan: Plan, site: Site, role: str, parameters: Mapping[str, Tensor]) -> Tensor:
     """The factor before it is copied, flat."""
     part = parts(plan, site)[role]
     n = prod(part.shape)
@@ -516,33 +516,33 @@ def factor(plan: Plan, site: Site, role: str, numbers: Mapping[str, Tensor]) -> 
         start = torch.from_numpy(initial(plan.seed, "" if part.frozen else site.path, role, n, part.fan_in))
     if part.frozen:
         return start
-    own = numbers[role].flatten()[spans(plan, role)[site.path]]
+    trained = parameters[role].flatten()[spans(plan, role)[site.path]]
     k = coefficients(plan, part)
     if not k:
         flat = torch.zeros(n, dtype=torch.float64)
-        flat[torch.from_numpy(site_masks(plan, site, role).any(0))] = own
+        flat[torch.from_numpy(site_masks(plan, site, role).any(0))] = trained
         return flat
-    alike = plan.sites if plan.stack.scope == "model" else (site,)
-    sizes = [(each.path, parts(plan, each)[role]) for each in alike]
-    together = tuple((path, prod(each.shape)) for path, each in sizes if coefficients(plan, each))
-    vectors = torch.from_numpy(basis(plan.stack.basis, plan.seed, together, role, k)[site.path])
+    sharing = plan.sites if plan.stack.scope == "model" else (site,)
+    by_path = {other.path: parts(plan, other)[role] for other in sharing}
+    sizes = tuple((path, prod(part.shape)) for path, part in by_path.items() if coefficients(plan, part))
+    vectors = torch.from_numpy(basis(plan.stack.basis, plan.seed, sizes, role, k)[site.path])
     for j in range(k):
-        start = start + own[j] * vectors[:, j]
+        start = start + trained[j] * vectors[:, j]
     return start
 
 
-def copies_of(adapter: Adapter, site: Site, numbers: Mapping[str, Tensor] | None = None) -> list[Copy]:
-    """Every copy's masked factors by role."""
+def copies_of(adapter: Adapter, site: Site, parameters: Mapping[str, Tensor] | None = None) -> list[Copy]:
+    """Masked factors of every copy, by role."""
     plan, capaboost = adapter.plan, adapter.plan.stack.copies
-    numbers = numbers or {role: each.detach().cpu().double() for role, each in adapter.numbers.items()}
+    parameters = parameters or {role: p.detach().cpu().double() for role, p in adapter.role_parameters.items()}
     scale = 1 / sqrt(capaboost.density) if capaboost and capaboost.rescale == "variance" else 1.0
-    found: list[Copy] = [{} for _ in range(capaboost.copies if capaboost else 1)]
+    copies: list[Copy] = [{} for _ in range(capaboost.copies if capaboost else 1)]
     for role, part in parts(plan, site).items():
-        flat = factor(plan, site, role, numbers)
+        flat = factor(plan, site, role, parameters)
         kept = torch.from_numpy(site_masks(plan, site, role))
-        for j, each in enumerate(found):
-            each[role] = (flat * kept[j] * scale if part.copied else flat).view(part.shape)
-    return found
+        for j, factors in enumerate(copies):
+            factors[role] = (flat * kept[j] * scale if part.copied else flat).view(part.shape)
+    return copies
 
 
 def merged(adapter: Adapter, site: Site, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -554,21 +554,21 @@ def merged(adapter: Adapter, site: Site, weight: Tensor, bias: Tensor) -> tuple[
 
 
 def update(adapter: Adapter, site: Site) -> Tensor:
-    """dW of a site, `(out, in)`, for hosts that add one."""
+    """dW of a site, `(out, in)`, for hosts with an additive update."""
     return merged(adapter, site, torch.zeros(site.out_features, site.in_features), torch.zeros(site.out_features))[0]
 
 
-def adapted(base: Any, *adapters: Adapter, numbers: Mapping[str, Tensor] | None = None) -> Any:
+def adapted(base: Any, *adapters: Adapter, parameters: Mapping[str, Tensor] | None = None) -> Any:
     """The base model in float64 with the adapters in it; `base` is changed in place.
 
     Args:
         base: the base model.
-        *adapters: what is put into it.
-        numbers: float64 numbers that stand for the adapter's own, so that a gradient can be had.
+        *adapters: the adapters.
+        parameters: float64 tensors in place of the adapter's own parameters, so that their gradient is available.
     """
     base = base.cpu().double()
     if hasattr(base, "config"):
-        # Its own: copies of a tiny model share one. The faster products of experts know no float64.
+        # Copied, since copies of a tiny model share one. The faster expert kernels do not support float64.
         config = copy.deepcopy(base.config)
         config._experts_implementation = "eager"
         for module in base.modules():
@@ -577,7 +577,7 @@ def adapted(base: Any, *adapters: Adapter, numbers: Mapping[str, Tensor] | None 
     for adapter in adapters:
         host: Any = adapter.plan.stack.host
         for site in adapter.plan.sites:
-            HOSTS[host.name].place(base, site, host, copies_of(adapter, site, numbers))
+            HOSTS[host.name].place(base, site, host, copies_of(adapter, site, parameters))
     return base
 
 

@@ -1,7 +1,7 @@
-"""A second reader of adapter files, written from docs/adapter-format.md: plain, slow, and with nothing of capaft in it.
+"""A second reader of adapter files, written from docs/adapter-format.md: plain, slow, and without a line of capaft.
 
 The standard library and numpy only, and none of numpy's random numbers. The other tests take their reference values
-from here, and tests/test_rng.py holds its generator to the published vectors.
+from here, and tests/factors/test_rng.py checks its generator against the published vectors.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
 
 
 class Site(NamedTuple):
-    """One entry of section 9, and the two things about it that its shape does not tell."""
+    """One entry of section 9, with the two facts that its shape does not show."""
 
     path: str
     wide_out: int
@@ -86,7 +86,7 @@ def word(key: Key, i: int) -> int:
 
 def words(key: Key, count: int, start: int = 0) -> list[int]:
     first, last = start // 4, -(-(start + count) // 4)
-    drawn = [each for block in range(first, last) for each in philox((block, 0, 0, 0), key)]
+    drawn = [output for block in range(first, last) for output in philox((block, 0, 0, 0), key)]
     return drawn[start - 4 * first :][:count]
 
 
@@ -111,14 +111,14 @@ def order(key: Key, n: int) -> list[int]:
 
 
 def buckets(key: Key, n: int, count: int) -> Array:
-    return np.array([(each >> 32) * count >> 32 for each in words(key, n)])
+    return np.array([(drawn >> 32) * count >> 32 for drawn in words(key, n)])
 
 
 # From streams to masks, bases and initial values (sections 7 and 8)
 
 
 def masks(method: dict[str, Any], streams: tuple[int, str, str], n: int) -> Array:
-    """`(d, n)`, one row a copy; without copies, one row of ones."""
+    """`(d, n)`, one row per copy; without copies, one row of ones."""
     if "copies" not in method:
         return np.ones((1, n), bool)
     copies = range(method["copies"])
@@ -140,7 +140,7 @@ def transform_size(n: int, k: int) -> int:
 
 
 def basis(kind: str, streams: tuple[int, str, str], n: int, k: int, sizes: Array | None = None) -> Array:
-    """G, `(n, k)`, entry by entry. `sizes`: of the groups, where several factors share their coefficients."""
+    """G, `(n, k)`, entry by entry; `sizes` are those of the groups, if several factors share their coefficients."""
     if kind == "hadamard":
         half = transform_size(n, k) // 2
         low = order(key_of(*streams, "hadamard.columns"), half)
@@ -169,7 +169,7 @@ def theta0(start: str | float, streams: tuple[int, str, str], n: int, fan_in: in
 
 
 def streams_read(method: dict[str, Any], start: str | float, n: int) -> dict[str, int]:
-    """By purpose, how many words are read (section 3)."""
+    """Number of words read for each purpose (section 3)."""
     read = {"init": -(-n // 4)} if start == "uniform" else {}
     if "k" in method:
         k = method["k"][start != "uniform"]
@@ -192,13 +192,13 @@ def streams_read(method: dict[str, Any], start: str | float, n: int) -> dict[str
 
 
 def read(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
-    """The header, and the numbers of every parameter as float32, after steps 1 to 3 of section 11."""
+    """The header, and every parameter as float32, after steps 1 to 3 of section 11."""
     check(len(data) >= 8, "too short")
     (length,) = struct.unpack("<Q", data[:8])
     check(length <= len(data) - 8, "truncated")
     try:
-        listed = json.loads(data[8 : 8 + length])
-        text = listed.pop("__metadata__")["capaft"]
+        entries = json.loads(data[8 : 8 + length])
+        text = entries.pop("__metadata__")["capaft"]
         header = json.loads(text)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise Damaged("not an adapter") from error
@@ -209,23 +209,24 @@ def read(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
     check((header["format"], header["contract"]) == (1, 1), "versions")
     stored: dict[str, bytes] = {}
     end = 8 + length
-    for name in sorted(listed, key=lambda name: listed[name]["data_offsets"]):
-        start, stop = (8 + length + offset for offset in listed[name]["data_offsets"])
+    for name in sorted(entries, key=lambda name: entries[name]["data_offsets"]):
+        start, stop = (8 + length + offset for offset in entries[name]["data_offsets"])
         check(start == end, "a gap between tensors")
-        check(stop - start == math.prod(listed[name]["shape"]) * BYTES.get(listed[name]["dtype"], 0), "a tensor's size")
+        size = math.prod(entries[name]["shape"]) * BYTES.get(entries[name]["dtype"], 0)
+        check(stop - start == size, "a tensor's size")
         stored[name], end = data[start:stop], stop
     check(end == len(data), "length of the file")
     hashed = b"".join(name.encode() + b"\0" + stored[name] for name in sorted(stored))
     check(digest(hashed).hex() == header["digest"]["tensors"], "digest of the tensors")
     parameters = [name for name in stored if not (name.endswith(".scale") and name[:-6] in stored)]
     for name in stored:
-        wanted = DTYPES[header["save_dtype"]] if name in parameters else "F32"
-        check(listed[name]["dtype"] == wanted, "a tensor's dtype")
+        expected = DTYPES[header["save_dtype"]] if name in parameters else "F32"
+        check(entries[name]["dtype"] == expected, "a tensor's dtype")
     return header, {name: decode(header["save_dtype"], name, stored) for name in parameters}
 
 
 def decode(save_dtype: str, name: str, stored: dict[str, bytes]) -> Array:
-    """A parameter's numbers, flat. int4 gives an even number of them; the last may be unused."""
+    """The values of a parameter, flat. int4 gives an even number of them; the last may be unused."""
     raw = stored[name]
     if save_dtype == "bfloat16":
         return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
@@ -243,7 +244,7 @@ def decode(save_dtype: str, name: str, stored: dict[str, bytes]) -> Array:
 
 
 def rank_at(method: dict[str, Any], path: str) -> int:
-    """r, the hidden width of one copy at a site. (The presets that a pattern may be are left out.)"""
+    """r, the hidden width of one copy at a site. (Patterns that are presets are not supported.)"""
     whole = path.partition("#")[0]
     for entry in method.get("rank_pattern", ()):
         word, _, rank = entry.rpartition("=")
@@ -277,8 +278,8 @@ def factors_of(method: dict[str, Any], site: Site) -> list[Factor]:
             return pair + biases if method["bias"] else pair
 
 
-def own(method: dict[str, Any], factor: Factor) -> dict[str, Any]:
-    """The method as one factor sees it: without `k` or `copies` where they are not for it."""
+def method_of(method: dict[str, Any], factor: Factor) -> dict[str, Any]:
+    """The method as one factor sees it: without `k` or `copies` where they do not apply to it."""
     n, without = math.prod(factor.shape), set()
     if factor.frozen or ("k" in method and len(factor.shape) == 1 and n <= method["k"][factor.start != "uniform"]):
         without.add("k")
@@ -300,11 +301,13 @@ def streams_digest(header: dict[str, Any], sites: list[Site]) -> str:
     method, read = header["method"], set()
     for site in sites:
         for factor in factors_of(method, site):
-            for purpose, count in streams_read(own(method, factor), factor.start, math.prod(factor.shape)).items():
+            for purpose, count in streams_read(
+                method_of(method, factor), factor.start, math.prod(factor.shape)
+            ).items():
                 path = "" if factor.frozen and purpose == "init" else site.path
                 read.add((path, factor.name, purpose, count))
     for (_, path, name), (n, k) in moved(header).items():
-        read |= {(path, name, *each) for each in streams_read(of_head(header, k), 0.0, n).items()}
+        read |= {(path, name, *stream) for stream in streams_read(of_head(header, k), 0.0, n).items()}
     hashed = b""
     for path, name, purpose, count in sorted(read):
         key = key_of(header["seed"], path, name, purpose)
@@ -318,7 +321,7 @@ def check_base(header: dict[str, Any], weights: dict[str, Array]) -> None:
 
 
 def check_head(header: dict[str, Any], weights: dict[str, Array]) -> None:
-    """Compare with what the model holds of the head's parameters that are not stored whole, by name."""
+    """Compare with the model's values of the head's parameters that are not stored whole, by name."""
     shapes = {name: [len(weight), weight[0].size] for name, weight in weights.items()}
     check(shapes == header["head"]["parameters"], "shapes of the head")
     check_samples(header, "head", weights)
@@ -326,45 +329,45 @@ def check_head(header: dict[str, Any], weights: dict[str, Array]) -> None:
 
 def check_samples(header: dict[str, Any], what: str, weights: dict[str, Array]) -> None:
     stored = np.frombuffer(base64.b64decode(header[what]["weights"]), "<f2").astype(float)
-    drawn = [each >> 32 for each in words(key_of(header["seed"], "", what, "fingerprint"), 128)]
-    paths, found = sorted(weights), []
+    drawn = [output >> 32 for output in words(key_of(header["seed"], "", what, "fingerprint"), 128)]
+    paths, samples = sorted(weights), []
     for first, second in zip(drawn[0::2], drawn[1::2], strict=True):
         weight = weights[paths[first * len(paths) >> 32]]
-        found.append(weight.flatten()[second * weight.size >> 32])
-    wanted = np.array(found, "<f2").astype(float)
-    check(bool((abs(stored - wanted) <= 1e-6 + 0.02 * abs(wanted)).all()), "weights of the base model")
+        samples.append(weight.flatten()[second * weight.size >> 32])
+    expected = np.array(samples, "<f2").astype(float)
+    check(bool((abs(stored - expected) <= 1e-6 + 0.02 * abs(expected)).all()), "weights of the base model")
 
 
-def factors(header: dict[str, Any], numbers: dict[str, Array], sites: list[Site]) -> dict[str, dict[str, Array]]:
+def factors(header: dict[str, Any], parameters: dict[str, Array], sites: list[Site]) -> dict[str, dict[str, Array]]:
     """By path and name, the widened factors, float64; steps 4, 5, 7 and 8."""
     check_sites(header, sites)
     check(streams_digest(header, sites) == header["digest"]["streams"], "digest of the streams")
-    found: dict[str, dict[str, Array]] = {site.path: {} for site in sites}
+    wide: dict[str, dict[str, Array]] = {site.path: {} for site in sites}
     by_name: dict[str, list[tuple[Factor, str]]] = defaultdict(list)
     for site in sites:
         for factor in factors_of(header["method"], site):
             by_name[factor.name].append((factor, site.path))
-    for name, listed in by_name.items():
-        row = numbers.get(name, np.zeros(0)).astype(np.float64)
-        listed.sort(key=lambda each: (each[0].shape, each[0].fan_in, each[1]))
-        used = expand(header, row, listed, found)
-        check(used + (used % 2 if header["save_dtype"] == "int4" else 0) == len(row), "number of numbers")
-    known = set(by_name) | ({"head"} if moved(header) else set())
-    check({name for name in numbers if not name.startswith("head:")} <= known, "names of the tensors")
-    return found
+    for name, places in by_name.items():
+        row = parameters.get(name, np.zeros(0)).astype(np.float64)
+        places.sort(key=lambda place: (place[0].shape, place[0].fan_in, place[1]))
+        used = expand(header, row, places, wide)
+        check(used + (used % 2 if header["save_dtype"] == "int4" else 0) == len(row), "number of values")
+    names = set(by_name) | ({"head"} if moved(header) else set())
+    check({name for name in parameters if not name.startswith("head:")} <= names, "names of the tensors")
+    return wide
 
 
 # The head (sections 2, 4, 8)
 
 
 def moved(header: dict[str, Any]) -> dict[tuple[str, str, str], tuple[int, int]]:
-    """By name, site and factor, the entries and the coefficients of every parameter of the head that has any."""
+    """By name, site and factor, the counts of entries and coefficients of every parameter of the head that has any."""
     head = header["head"] or {"k": 0, "parameters": {}}
-    found = {}
+    counts = {}
     for name, (out, wide) in sorted(head["parameters"].items()):
         path, _, leaf = name.rpartition(".")
-        found[name, path, f"head:{leaf}"] = (out * wide, head["k"])
-    return found if head["k"] else {}
+        counts[name, path, f"head:{leaf}"] = (out * wide, head["k"])
+    return counts if head["k"] else {}
 
 
 def of_head(header: dict[str, Any], k: int) -> dict[str, Any]:
@@ -372,33 +375,34 @@ def of_head(header: dict[str, Any], k: int) -> dict[str, Any]:
     return {"k": [k, k], "basis": header["method"].get("basis", "hadamard")}
 
 
-def head(header: dict[str, Any], numbers: dict[str, Array]) -> dict[str, Array]:
-    """By name, what is added to a parameter of the head, as a matrix `(out, in)`, float64."""
-    found, listed = {}, moved(header)
-    rows = numbers.get("head", np.zeros(0)).astype(np.float64)
-    count = sum(k for _, k in listed.values())
-    check(len(rows) == count + (count % 2 if header["save_dtype"] == "int4" else 0), "number of numbers")
-    check(bool(np.isfinite(rows).all()), "numbers")
-    for at, ((name, path, factor), (n, k)) in enumerate(listed.items()):
+def head(header: dict[str, Any], parameters: dict[str, Array]) -> dict[str, Array]:
+    """By name, the update of a parameter of the head as a matrix `(out, in)`, float64."""
+    updates, counts = {}, moved(header)
+    rows = parameters.get("head", np.zeros(0)).astype(np.float64)
+    count = sum(k for _, k in counts.values())
+    check(len(rows) == count + (count % 2 if header["save_dtype"] == "int4" else 0), "number of values")
+    check(bool(np.isfinite(rows).all()), "values")
+    for at, ((name, path, factor), (n, k)) in enumerate(counts.items()):
         check(n > k, "coefficients")
         method = of_head(header, k)
         matrix = basis(method["basis"], (header["seed"], path, factor), n, k)
-        found[name] = (matrix @ rows[at * k : (at + 1) * k]).reshape(header["head"]["parameters"][name])
-    return found
+        updates[name] = (matrix @ rows[at * k : (at + 1) * k]).reshape(header["head"]["parameters"][name])
+    return updates
 
 
 def expand(
-    header: dict[str, Any], row: Array, listed: list[tuple[Factor, str]], found: dict[str, dict[str, Array]]
+    header: dict[str, Any], row: Array, places: list[tuple[Factor, str]], wide: dict[str, dict[str, Array]]
 ) -> int:
-    """Fill in the factors of one name, listed in the order of their numbers; how many numbers they take."""
+    """Fill in the factors of one name, in the order of their values in the file; return how many values they take."""
     at, shared, sizes = 0, None, None
     if header["method"].get("scope") == "model" and header["method"]["basis"] == "group":
-        sharing = [(factor, path) for factor, path in listed if "k" in own(header["method"], factor)]
-        k = header["method"]["k"][listed[0][0].start != "uniform"]
-        keys = [(key_of(header["seed"], path, each.name, "group"), math.prod(each.shape)) for each, path in sharing]
+        sharing = [(factor, path) for factor, path in places if "k" in method_of(header["method"], factor)]
+        k = header["method"]["k"][places[0][0].start != "uniform"]
+        keys = [(key_of(header["seed"], path, one.name, "group"), math.prod(one.shape)) for one, path in sharing]
         sizes = sum(np.bincount(buckets(key, n, k), minlength=k) for key, n in keys)
-    for factor, path in listed:
-        method, n, streams = own(header["method"], factor), math.prod(factor.shape), (header["seed"], path, factor.name)
+    for factor, path in places:
+        method, n = method_of(header["method"], factor), math.prod(factor.shape)
+        streams = (header["seed"], path, factor.name)
         drawn = masks(method, streams, n)
         kept = drawn.any(axis=0)
         start = theta0(factor.start, (header["seed"], "" if factor.frozen else path, factor.name), n, factor.fan_in)
@@ -408,23 +412,23 @@ def expand(
             k = method["k"][factor.start != "uniform"]
             if shared is None or method["scope"] == "site":
                 shared, at = row[at : at + k], at + k
-            check(len(shared) == k and np.isfinite(shared).all(), "numbers")
+            check(len(shared) == k and np.isfinite(shared).all(), "values")
             flat = start + basis(method["basis"], streams, n, k, sizes) @ shared
         else:
-            mine, at, flat = row[at : at + kept.sum()], at + int(kept.sum()), np.zeros(n)
-            check(len(mine) == kept.sum() and np.isfinite(mine).all(), "numbers")
-            flat[kept] = mine
+            entries, at, flat = row[at : at + kept.sum()], at + int(kept.sum()), np.zeros(n)
+            check(len(entries) == kept.sum() and np.isfinite(entries).all(), "values")
+            flat[kept] = entries
         if "copies" not in method:
-            found[path][factor.name] = flat.reshape(factor.shape)
+            wide[path][factor.name] = flat.reshape(factor.shape)
             continue
         scale = 1 / math.sqrt(method["density"]) if method["mask_rescale"] == "variance" else 1
         copies = [(scale * mask * flat).reshape(factor.shape) for mask in drawn]
-        found[path][factor.name] = np.concatenate(copies, axis=factor.hidden_axis)
+        wide[path][factor.name] = np.concatenate(copies, axis=factor.hidden_axis)
     return at
 
 
 def merged(header: dict[str, Any], weight: Array, site: Site, parts: dict[str, Array]) -> Array:
-    """What becomes of a site's weight `(out, in)`, for hosts that only change weights."""
+    """The weight `(out, in)` of a site with the adapter merged, for hosts that only change weights."""
     method, wide = header["method"], list(parts.values())
     match method["method"].partition("+")[0]:
         case "ia3":

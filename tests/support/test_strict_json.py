@@ -19,14 +19,14 @@ def refused(constant: str) -> Any:
     raise AssertionError(f"{constant} is not in the standard")
 
 
-def same(given: Any, read: Any) -> bool:
-    if isinstance(given, float) and not math.isfinite(given):
+def same(written: Any, read: Any) -> bool:
+    if isinstance(written, float) and not math.isfinite(written):
         return read is None
-    if isinstance(given, list):
-        return len(given) == len(read) and all(map(same, given, read))
-    if isinstance(given, dict):
-        return given.keys() == read.keys() and all(same(given[key], read[key]) for key in given)
-    return bool(given == read)
+    if isinstance(written, list):
+        return len(written) == len(read) and all(map(same, written, read))
+    if isinstance(written, dict):
+        return written.keys() == read.keys() and all(same(written[key], read[key]) for key in written)
+    return bool(written == read)
 
 
 @given(plain)

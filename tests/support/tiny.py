@@ -1,4 +1,4 @@
-"""Tiny random models, for tests that need an architecture and not what it has learnt."""
+"""Tiny random models, for tests that need an architecture but no trained weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MASK = torch.tensor([[1] * 8, [1] * 6 + [0] * 2])
 
 
 def build(kind: Callable[..., nn.Module], *config: PretrainedConfig) -> Any:
-    """A model with random weights of its own, whatever the global generator's state, and in evaluation mode."""
+    """A model in evaluation mode with the same random weights whatever the global generator's state."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = kind(*config).eval()
@@ -108,7 +108,7 @@ def _mixtral() -> Any:
             num_key_value_heads=2,
             intermediate_size=24,
             max_position_embeddings=32,
-            # Every expert has a part in every token, so no choice among them turns with the last digit.
+            # Every expert takes part in every token, so that rounding never changes the choice of experts.
             num_local_experts=2,
             num_experts_per_tok=2,
         ),
@@ -116,7 +116,7 @@ def _mixtral() -> Any:
 
 
 class Kernels(nn.Module):
-    """An embedding, and convolutions over its sequence and over a picture of it."""
+    """An embedding, a convolution over its sequence, and one over that as a picture."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Kernels(nn.Module):
 
 
 class Reader(nn.Module):
-    """Calls one layer, and reads the weight and the bias of another."""
+    """A model that calls one layer, and reads the weight and the bias of another."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ def bert() -> Any:
 
 
 def gpt2() -> Any:
-    """A language model whose projections are transformers' `Conv1D`, query, key and value fused."""
+    """A language model whose projections are transformers' `Conv1D`, with query, key and value fused."""
     return _copy(_gpt2())
 
 
@@ -170,29 +170,30 @@ def neox() -> Any:
 
 
 def mixtral() -> Any:
-    """A mixture of experts that are stacked in one parameter, with fewer keys than queries."""
+    """A mixture of experts stacked in one parameter, with fewer key heads than query heads."""
     return _copy(_mixtral())
 
 
 def kernels() -> Any:
-    """See :class:`Kernels`."""
+    """See `Kernels`."""
     return _copy(_kernels())
 
 
 def reader() -> Any:
-    """See :class:`Reader`."""
+    """See `Reader`."""
     return _copy(_reader())
 
 
 def _copy(model: Any) -> Any:
-    """What `copy.deepcopy` gives, in a fraction of the time; but for the configuration, which the copies share."""
-    stream, held = _pickled(model)
+    """Copy like `copy.deepcopy`, in a fraction of the time; the copies share their configuration."""
+    stream, originals = _pickled(model)
     copies: dict[int, Any] = {}
 
     class Unpickler(pickle.Unpickler):
         def persistent_load(self, key: int) -> Any:
             if key not in copies:
-                copies[key] = copy.deepcopy(held[key]) if isinstance(held[key], Tensor) else held[key]
+                original = originals[key]
+                copies[key] = copy.deepcopy(original) if isinstance(original, Tensor) else original
             return copies[key]
 
     return Unpickler(io.BytesIO(stream)).load()
@@ -200,43 +201,43 @@ def _copy(model: Any) -> Any:
 
 @cache
 def _pickled(model: Any) -> tuple[bytes, dict[int, Any]]:
-    """A model without its tensors and its configuration, and those by what stands for them."""
-    stream, held = io.BytesIO(), {}
+    """A pickled model without its tensors and configuration, and these by their identifiers."""
+    stream, originals = io.BytesIO(), {}
 
     class Pickler(pickle.Pickler):
-        def persistent_id(self, found: Any) -> int | None:
-            if not isinstance(found, (Tensor, PretrainedConfig)):
+        def persistent_id(self, value: Any) -> int | None:
+            if not isinstance(value, (Tensor, PretrainedConfig)):
                 return None
-            held[id(found)] = found
-            return id(found)
+            originals[id(value)] = value
+            return id(value)
 
     Pickler(stream, pickle.HIGHEST_PROTOCOL).dump(model)
-    return stream.getvalue(), held
+    return stream.getvalue(), originals
 
 
 def logits(model: nn.Module, ids: Tensor = IDS, mask: Tensor | None = None) -> Tensor:
     device = next(model.parameters()).device
-    given = {} if mask is None else {"attention_mask": mask.to(device)}
-    return model(input_ids=ids.to(device), **given).logits
+    masking = {} if mask is None else {"attention_mask": mask.to(device)}
+    return model(input_ids=ids.to(device), **masking).logits
 
 
 def scramble(adapter: Adapter, seed: int = 0) -> Adapter:
-    """Give an adapter numbers as training might: coefficients are few, so each has to be larger than an entry."""
+    """Give an adapter parameters as training might: coefficients are few, so they must be larger than entries."""
     generator = torch.Generator().manual_seed(seed)
     scale = 1.0 if adapter.plan.stack.k else 0.3
-    for numbers in adapter.numbers.values():
-        numbers.data.copy_(scale * torch.randn(numbers.shape, generator=generator))
+    for parameter in adapter.role_parameters.values():
+        parameter.data.copy_(scale * torch.randn(parameter.shape, generator=generator))
     return adapter
 
 
 def train(model: nn.Module, steps: int = 2, seed: int = 0, mask: Tensor | None = None) -> nn.Module:
-    """A few steps on a loss that every trained number takes part in."""
-    generator, wanted = torch.Generator().manual_seed(seed), None
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    """Take a few steps on a loss that every trainable parameter takes part in."""
+    generator, target = torch.Generator().manual_seed(seed), None
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(steps):
-        optimiser.zero_grad()
-        found = logits(model, mask=mask).float()
-        wanted = torch.randn(found.shape, generator=generator).to(found.device) if wanted is None else wanted
-        (found - wanted).square().sum().backward()
-        optimiser.step()
+        optimizer.zero_grad()
+        output = logits(model, mask=mask).float()
+        target = torch.randn(output.shape, generator=generator).to(output.device) if target is None else target
+        (output - target).square().sum().backward()
+        optimizer.step()
     return model

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints for tasks on text, one of each architecture that presets name, saved with a tokenizer."""
+"""Tiny random checkpoints for text tasks, one for each architecture in the presets, saved with a tokenizer."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ _ENCODER: dict[str, Any] = {
 
 
 def encoder_tokenizer() -> Any:
-    """Bytes between a start and an end, pairs with two ends between them, as RoBERTa has it."""
-    found = tokenizer(framed=True, masks=True)
+    """Byte-level tokenizer with a start and an end, and two ends between the texts of a pair, as in RoBERTa."""
+    processor = tokenizer(framed=True, masks=True)
     ends = [(START, SPECIALS[START]), (END, SPECIALS[END])]
-    found.backend_tokenizer.post_processor = TemplateProcessing(
+    processor.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{START} $A {END}", pair=f"{START} $A {END} {END} $B {END}", special_tokens=ends
     )
-    found.add_special_tokens({"cls_token": START, "sep_token": END})
-    return found
+    processor.add_special_tokens({"cls_token": START, "sep_token": END})
+    return processor
 
 
 def save(kind: str, directory: Path, *, chats: bool = False) -> Path:
-    """A checkpoint as the hub has it: with the head that it was pretrained with, if any.
+    """Save a checkpoint as on the hub: with the head of its pretraining, if any.
 
     Args:
         kind: `roberta`, `deberta`, `t5`, `gpt2` or `llama`.
-        directory: where it goes.
+        directory: to save it in.
         chats: the tokenizer has a chat template.
     """
     match kind:
         case "roberta":
             model = build(RobertaForMaskedLM, RobertaConfig(**_ENCODER, type_vocab_size=1))
         case "deberta":
-            # As DeBERTa-v3 has it.
+            # As in DeBERTa-v3.
             attention = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
             shape = {"position_buckets": 16, "share_att_key": True, "norm_rel_ebd": "layer_norm", "type_vocab_size": 0}
             model = build(DebertaV2ForMaskedLM, DebertaV2Config(**_ENCODER, **attention, **shape))
@@ -70,11 +70,11 @@ def save(kind: str, directory: Path, *, chats: bool = False) -> Path:
             model = build(T5ForConditionalGeneration, T5Config(**size, **ends))
         case _:
             model = base(kind, None).model
-    made = encoder_tokenizer() if kind in ("roberta", "deberta") else tokenizer(PLAIN_TEMPLATE if chats else None)
+    processor = encoder_tokenizer() if kind in ("roberta", "deberta") else tokenizer(PLAIN_TEMPLATE if chats else None)
     if kind == "t5":
-        made.backend_tokenizer.post_processor = TemplateProcessing(
+        processor.backend_tokenizer.post_processor = TemplateProcessing(
             single=f"$A {END}", pair=f"$A {END} $B {END}", special_tokens=[(END, SPECIALS[END])]
         )
     model.save_pretrained(directory)
-    made.save_pretrained(directory)
+    processor.save_pretrained(directory)
     return directory

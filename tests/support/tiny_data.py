@@ -1,4 +1,4 @@
-"""A data set as a run takes it, without a task: what it validates on is cut off where there is no split for it."""
+"""Load a data set as a run does, without a task: validation rows are held out if there is no split for them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from capaft.data.sampling import hold_out
 
 
 def load(spec: str, *, validation_split: float = 0.1, seed: int = 0, **options: Any) -> dict[str, datasets.Dataset]:
-    found = load_data(spec, **{"say": ignore, **options})
-    assert found.train is not None
-    train, validation = found.train, found.evaluation
+    splits = load_data(spec, **{"say": ignore, **options})
+    assert splits.train is not None
+    train, validation = splits.train, splits.evaluation
     if validation is None:
         train, validation = hold_out(spec, train, validation_split, seed)
     return {"train": train, "validation": validation}
 
 
 def load_evaluation(spec: str, **options: Any) -> datasets.Dataset:
-    found = load_evaluation_data(spec, **{"say": ignore, **options})
-    rows = found.train if found.evaluation is None else found.evaluation
+    splits = load_evaluation_data(spec, **{"say": ignore, **options})
+    rows = splits.train if splits.evaluation is None else splits.evaluation
     assert rows is not None
     return rows
 

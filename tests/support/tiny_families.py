@@ -20,12 +20,12 @@ COMMON = {
     "eos_token_id": 2,
 }
 GROUPED = {"num_key_value_heads": 2}
-BART = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 2), ("attention_heads", 4))}
+BART = {f"{side}_{key}": n for side in ("encoder", "decoder") for key, n in (("layers", 2), ("attention_heads", 4))}
 EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1, **GROUPED}
 
 
 def model_of(name: str, device: str = "meta", **options: Any) -> Any:
-    """A tiny random model of a family: `BertForSequenceClassification`, say."""
+    """A tiny random model of a family, such as `BertForSequenceClassification`."""
     kind = getattr(transformers, name)
     with torch.device(device):
         return tiny.build(kind, kind.config_class(**COMMON | options))

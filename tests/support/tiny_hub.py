@@ -1,7 +1,7 @@
-"""A Hugging Face hub on this machine: directories, given out over HTTP to the real clients.
+"""A Hugging Face hub on this machine: directories, served over HTTP to the real clients.
 
-Of the hub's interface only what `huggingface_hub`, `transformers` and `datasets` ask for when they read. A name without
-an owner is redirected to the repository of that name that has one, as the hub does with `glue` and `roberta-base`.
+It answers only what `huggingface_hub`, `transformers` and `datasets` ask for when they read. A name without an owner is
+redirected to the repository of that name with an owner, as the hub does with `glue` and `roberta-base`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _FILE = re.compile(r"/(datasets/)?(.+?)/resolve/([^/]+)/(.+)")
 
 @contextmanager
 def serving(root: Path) -> Iterator[str]:
-    """The hub's address, while it serves `models/<id>/<revision>/...` and `datasets/<id>/<revision>/...` below `root`.
+    """Serve `models/<id>/<revision>/...` and `datasets/<id>/<revision>/...` below `root`, and yield the hub's address.
 
-    In a directory's name a revision is quoted, as it is in addresses.
+    The name of a revision's directory is quoted, as in addresses.
     """
 
     class Hub(_Handler):
-        where = root
+        directory = root
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -44,21 +44,21 @@ def serving(root: Path) -> Iterator[str]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    where: Path
+    directory: Path
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         # A slash inside a revision is quoted.
         path = urlsplit(self.path).path
-        if found := _API.fullmatch(path):
-            kind, name, what, revision, below = (unquote(each or "") for each in found.groups())
+        if match := _API.fullmatch(path):
+            kind, name, query, revision, below = (unquote(part or "") for part in match.groups())
             if self._redirected(kind, name, path):
                 return
             if commit := self._commit(kind, name, revision or MAIN):
-                self._about(commit, name, what or "revision", below, body)
-        elif found := _FILE.fullmatch(path):
-            kind, (name, revision, file) = "datasets" if found[1] else "models", map(unquote, found.groups()[1:])
+                self._about(commit, name, query or "revision", below, body)
+        elif match := _FILE.fullmatch(path):
+            kind, (name, revision, file) = "datasets" if match[1] else "models", map(unquote, match.groups()[1:])
             if not self._redirected(kind, name, path) and (commit := self._commit(kind, name, revision)):
                 self._content(commit, file)
         else:
@@ -70,38 +70,37 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _redirected(self, kind: str, name: str, path: str) -> bool:
-        owned = [] if "/" in name else [*(self.where / kind).glob(f"*/{name}")]
+        owned = [] if "/" in name else [*(self.directory / kind).glob(f"*/{name}")]
         if owned:
-            full = owned[0].relative_to(self.where / kind).as_posix()
+            full = owned[0].relative_to(self.directory / kind).as_posix()
             self._answer(307, b"", location=path.replace(f"/{name}", f"/{full}", 1))
         return bool(owned)
 
     def _commit(self, kind: str, name: str, revision: str) -> Path | None:
-        """The directory of a revision, which may be named by its commit too; None once told that there is none."""
-        there = self.where / kind / name
-        for each in there.iterdir() if there.is_dir() else ():
-            if revision in (unquote(each.name), _sha(each)):
-                return each
-        self._missing("Revision" if there.is_dir() else "Repo")
+        """Directory of a revision, named as such or by its commit; None, and an error is sent, if it is missing."""
+        repository = self.directory / kind / name
+        for commit in repository.iterdir() if repository.is_dir() else ():
+            if revision in (unquote(commit.name), _sha(commit)):
+                return commit
+        self._missing("Revision" if repository.is_dir() else "Repo")
         return None
 
-    def _about(self, commit: Path, name: str, what: str, below: str, body: bytes) -> None:
-        files = sorted(each for each in commit.rglob("*") if each.is_file())
-        names = [each.relative_to(commit).as_posix() for each in files]
-        if what == "revision":
-            siblings = [{"rfilename": each} for each in names]
+    def _about(self, commit: Path, name: str, query: str, below: str, body: bytes) -> None:
+        names = [file.relative_to(commit).as_posix() for file in sorted(commit.rglob("*")) if file.is_file()]
+        if query == "revision":
+            siblings = [{"rfilename": file} for file in names]
             self._json({"id": name, "sha": _sha(commit), "siblings": siblings, "private": False, "tags": []})
             return
-        if what == "paths-info":
+        if query == "paths-info":
             is_json = "json" in self.headers.get("Content-Type", "")
             asked = json.loads(body)["paths"] if is_json else parse_qs(body.decode()).get("paths", [])
-            chosen = [each for each in names if each in asked]
+            chosen = [file for file in names if file in asked]
         else:
-            chosen = [each for each in names if each.startswith(f"{below}/" if below else "")]
-        entries = [_entry(commit, each) for each in chosen]
-        folders = {folder.as_posix() for each in chosen for folder in Path(each).parents} - {"."}
-        if what == "tree":
-            entries += [{"type": "directory", "path": each, "oid": _digest(each.encode())} for each in sorted(folders)]
+            chosen = [file for file in names if file.startswith(f"{below}/" if below else "")]
+        entries = [_entry(commit, file) for file in chosen]
+        folders = {folder.as_posix() for file in chosen for folder in Path(file).parents} - {"."}
+        if query == "tree":
+            entries += [{"type": "directory", "path": path, "oid": _digest(path.encode())} for path in sorted(folders)]
         self._json(entries)
 
     def _content(self, commit: Path, file: str) -> None:
@@ -113,8 +112,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self, value: Any) -> None:
         self._answer(200, json.dumps(value).encode(), kind="application/json")
 
-    def _missing(self, what: str, commit: str = "") -> None:
-        self._answer(404, b"{}", commit, error=f"{what}NotFound")
+    def _missing(self, kind: str, commit: str = "") -> None:
+        self._answer(404, b"{}", commit, error=f"{kind}NotFound")
 
     def _answer(
         self, code: int, body: bytes, commit: str = "", kind: str = "text/plain", error: str = "", location: str = ""
@@ -142,9 +141,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _range(asked: str, size: int) -> tuple[int, int]:
-    """First byte, and the one after the last, of a `Range` header."""
-    found = re.fullmatch(r"bytes=(\d+)-(\d*)", asked)
-    return (int(found[1]), min(int(found[2]) + 1, size) if found[2] else size) if found else (0, size)
+    """First byte of a `Range` header, and the one after its last."""
+    match = re.fullmatch(r"bytes=(\d+)-(\d*)", asked)
+    return (int(match[1]), min(int(match[2]) + 1, size) if match[2] else size) if match else (0, size)
 
 
 def _entry(commit: Path, name: str) -> dict[str, Any]:

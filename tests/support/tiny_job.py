@@ -1,4 +1,4 @@
-"""Whole runs on tiny models from a directory: a tenth of a second each, in this process or in forks of it."""
+"""Whole runs on tiny models, a tenth of a second each, in this process or in forks of it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,22 @@ from capaft.adapter.attach import attach_plan
 from capaft.config.train_config import TrainConfig
 from capaft.model.demo import demo_model
 from capaft.training import loop
+from capaft.training.accelerator import accelerator_for
+from capaft.training.parallel.processes import Processes
 from capaft.training.record.run_directory import RunDirectory, clear_run
 from capaft.training.run import execute_run
-from capaft.training.setup.job import Job, prepare_job
+from capaft.training.setup.job import Job
+from capaft.training.setup.prepare import prepare_job
+from capaft.training.trainer import Trainer
 
 
 def bert(directory: Path, kind: type[PreTrainedModel], dropout: float = 0.0) -> Path:
-    """A BERT of two small layers with the embedded model's tokenizer, as a directory.
+    """Save a BERT of two small layers with the embedded model's tokenizer.
 
     Args:
-        directory: where it goes.
-        kind: the class that is saved.
-        dropout: of the hidden states and of the attention.
+        directory: the directory to write.
+        kind: the class of the model.
+        dropout: dropout of the hidden states and of the attention.
     """
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     drops = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
@@ -47,9 +51,9 @@ def _tokenizer() -> Any:
 
 
 def write_tags(file: Path) -> Path:
-    """40 sentences of one to nine words, each word with a tag: bigger batches have very uneven parts."""
+    """Write 40 sentences of one to nine words, each word with a tag, so that parts of a batch are very uneven."""
     words = ["a", "film", "of", "great", "charm", "and", "little", "sense"]
-    rows = [{"tokens": [words[(start + at) % 8] for at in range(1 + 7 * start % 9)], "tags": []} for start in range(40)]
+    rows = [{"tokens": [words[(start + i) % 8] for i in range(1 + 7 * start % 9)], "tags": []} for start in range(40)]
     for row in rows:
         row["tags"] = ["long" if len(word) > 4 else "short" for word in row["tokens"]]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -63,25 +67,30 @@ def config(model: Path, data: Path, **changes: Any) -> TrainConfig:
 
 
 def trained(settings: TrainConfig, directory: Path) -> tuple[Job, loop.Outcome, list[dict[str, Any]]]:
-    """The loop alone: its job, what came out, and the records."""
-    decided = prepare_job(settings, lambda line: None)
-    place = RunDirectory(directory)
+    """Run the training loop alone; its job, outcome and records."""
     directory.mkdir(parents=True, exist_ok=True)
-    clear_run(place)
-    adapter = attach_plan(decided.base.model, decided.plan, dropout=settings.dropout)
-    outcome = loop.train(decided, adapter, settings, place, quiet())
-    return decided, outcome, records(directory)
+    clear_run(RunDirectory(directory))
+    run = trainer(settings, directory)
+    return run.job, loop.train(run), records(directory)
+
+
+def trainer(settings: TrainConfig, directory: Path) -> Trainer:
+    """A run that is ready for the loop, among the processes that are there."""
+    job = prepare_job(settings, lambda line: None)
+    accelerator, processes = accelerator_for(settings), Processes.here()
+    adapter = attach_plan(job.base.model, job.plan, dropout=settings.dropout)
+    return Trainer(job, settings, RunDirectory(directory), quiet(), accelerator, processes, adapter)
 
 
 def execute(settings: TrainConfig, directory: Path, **changes: Any) -> dict[str, Any]:
-    """A whole run, as the command makes it; its results."""
+    """Make a whole run, as the command does; its results."""
     from dataclasses import replace
 
-    return execute_run(replace(settings, output=str(directory), **changes), quiet())
+    return execute_run(replace(settings, output=str(directory), **changes), quiet()).record()
 
 
 def command(settings: TrainConfig, directory: Path, **changes: Any) -> list[str]:
-    """The command line that makes a run, with every setting that differs from its default."""
+    """The command line of a run, with every setting that differs from its default."""
     flags = []
     for name, value in {**vars(settings), **changes}.items():
         if value == getattr(TrainConfig(), name):
@@ -108,13 +117,13 @@ def losses(directory: Path) -> list[tuple[int, float]]:
 
 
 def outputs(directory: Path) -> dict[str, bytes]:
-    """The files that have to be the same, byte by byte, however often a run was interrupted."""
+    """The files that must be the same, byte by byte, however often a run was interrupted."""
     names = ("adapter.safetensors", "last.safetensors", "predictions.jsonl")
     return {name: (directory / name).read_bytes() for name in names if (directory / name).exists()}
 
 
 def fork(work: Callable[[], Any]) -> int:
-    """Have a copy of this process do some work; its id. It exits with 0, or with 1 and a trace of what was raised."""
+    """Do some work in a fork of this process; its id. It exits with 0, or with 1 and the traceback of an error."""
     sys.stdout.flush()
     sys.stderr.flush()
     if child := os.fork():
@@ -135,14 +144,14 @@ def wait(child: int) -> int:
 
 
 def killing_at(moment: int, directory: Path) -> Callable[[], int]:
-    """Have this process, a fork, kill itself where it is about to change or read a directory for another time.
+    """Make this process, a fork, kill itself at a given access to a directory.
 
     Args:
-        moment: how often it may open, make, move or remove something there before.
-        directory: where.
+        moment: number of times that it may first open, make, move or remove something there.
+        directory: the directory.
 
     Returns:
-        What tells how often it has.
+        A function that counts the accesses so far.
     """
     seen = 0
 
@@ -151,7 +160,7 @@ def killing_at(moment: int, directory: Path) -> Callable[[], int]:
         if event not in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"):
             return
         path = str(arguments[0])
-        # Those who remove whole trees go by names relative to an open directory.
+        # Whole trees are removed by names relative to an open directory.
         if path.startswith(str(directory)) or (event in ("os.remove", "os.rmdir") and not os.path.isabs(path)):
             seen += 1
             if seen > moment:
@@ -162,7 +171,7 @@ def killing_at(moment: int, directory: Path) -> Callable[[], int]:
 
 
 def fresh_accelerate() -> None:
-    """Have Accelerate look at the environment again, which it does once a process."""
+    """Make Accelerate read the environment again, which it otherwise does once per process."""
     from accelerate.state import AcceleratorState, GradientState
 
     AcceleratorState._reset_state(True)
@@ -173,9 +182,9 @@ def together(count: int, work: Callable[[int], Any], directory: Path) -> list[in
     """Do work in forks that form a process group over gloo; their exit codes.
 
     Args:
-        count: how many.
-        work: told the number of its process.
-        directory: where they find one another.
+        count: number of forks.
+        work: called with the rank of its process.
+        directory: directory of the file through which the forks find each other.
     """
 
     def in_group(rank: int) -> None:

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints for images and recordings, saved with what prepares their inputs."""
+"""Tiny random checkpoints for images and recordings, saved with their processors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from transformers import (
 
 SIZE = 16
 RATE = 4000
-GIVEN: dict[str, str | None] = {"text": None, "pair": None, "label": None}
+NO_COLUMNS: dict[str, str | None] = {"text": None, "pair": None, "label": None}
 
 _TRANSFORMER: dict[str, Any] = {
     "hidden_size": 32,
@@ -58,7 +58,7 @@ def picture(*size: int, seed: int = 0) -> Image.Image:
 
 
 def tone(hertz: float, seconds: float, rate: int = RATE) -> np.ndarray:
-    """A sine."""
+    """Sine of half the full amplitude."""
     return (0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
 
 
@@ -82,7 +82,7 @@ def resnet(path: Path) -> str:
 
 
 def wav2vec2(path: Path, *, masks: bool = True) -> str:
-    """With attention masks as the large checkpoints have them, or without as the base one."""
+    """Save a model with attention masks, as the large checkpoints have, or without, as the base one."""
     config = Wav2Vec2Config(**_WAVES, feat_extract_norm="layer" if masks else "group")
     extractor = Wav2Vec2FeatureExtractor(sampling_rate=RATE, return_attention_mask=masks)
     return save(path, build(Wav2Vec2ForSequenceClassification, config), extractor)
@@ -95,7 +95,7 @@ def hubert(path: Path) -> str:
 
 
 def whisper(path: Path) -> str:
-    """Takes exactly 2 seconds at 16 kHz."""
+    """Save a model that takes exactly 2 seconds at 16 kHz."""
     config = WhisperConfig(
         d_model=32,
         encoder_layers=2,
@@ -115,6 +115,6 @@ def whisper(path: Path) -> str:
 
 
 def ast(path: Path) -> str:
-    """Takes exactly 64 frames, 0.65 seconds at 16 kHz."""
+    """Save a model that takes exactly 64 frames, 0.65 seconds at 16 kHz."""
     config = ASTConfig(max_length=64, num_mel_bins=32, **_TRANSFORMER)
     return save(path, build(ASTForAudioClassification, config), ASTFeatureExtractor(max_length=64, num_mel_bins=32))

@@ -1,4 +1,4 @@
-"""Tokenizers and tiny random models for tasks on text: bytes are tokens, which are easily written down."""
+"""Tokenizers and tiny random models for text tasks: every byte is a token, so that ids are easily written by hand."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from capaft.model.origin import Origin
 
 PAD, END, START, MASK, TURN, STOP = "<pad>", "<end>", "<start>", "<mask>", "<turn>", "<stop>"
 SPECIALS = {PAD: 0, END: 1, START: 2, MASK: 3, TURN: 4, STOP: 5}
-# Two line breaks are one token, whatever text they come from.
+# Two line breaks merge into one token, even across the boundary of two texts.
 BREAKS = 6 + 256
 SIZE = BREAKS + 1
 PLAIN_TEMPLATE = (
@@ -45,7 +45,7 @@ MARKED_TEMPLATE = (
     "{% generation %}{{ message['content'] }}<stop>{% endgeneration %}{% else %}{{ message['content'] }}<stop>"
     "{% endif %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
 )
-# As Qwen3's: only the last answer keeps its thoughts.
+# Like Qwen3's: only the last answer keeps its thoughts.
 THINKING_TEMPLATE = (
     "{% for message in messages %}<turn>{{ message['role'] }}\n{% if message['role'] == 'assistant' and loop.last %}"
     "<think></think>{% endif %}{{ message['content'] }}<stop>\n{% endfor %}"
@@ -54,20 +54,20 @@ THINKING_TEMPLATE = (
 
 
 def tokenizer(template: str | None = None, *, framed: bool = False, masks: bool = False) -> Any:
-    """Every byte a token; with `framed`, a text stands between start and end as in BERT."""
+    """A tokenizer whose tokens are bytes; with `framed`, a text stands between start and end tokens as in BERT."""
     letters = sorted(ByteLevel.alphabet())
-    vocabulary = SPECIALS | {letter: 6 + place for place, letter in enumerate(letters)} | {"ĊĊ": BREAKS}
-    made = Tokenizer(BPE(vocabulary, [("Ċ", "Ċ")]))
-    made.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
-    made.decoder = ByteLevelDecoder()
-    made.add_special_tokens(list(SPECIALS))
+    vocabulary = SPECIALS | {letter: 6 + index for index, letter in enumerate(letters)} | {"ĊĊ": BREAKS}
+    backend = Tokenizer(BPE(vocabulary, [("Ċ", "Ċ")]))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = ByteLevelDecoder()
+    backend.add_special_tokens(list(SPECIALS))
     if framed:
         ends = [(START, SPECIALS[START]), (END, SPECIALS[END])]
-        made.post_processor = TemplateProcessing(single=f"{START} $A {END}", pair=None, special_tokens=ends)
+        backend.post_processor = TemplateProcessing(single=f"{START} $A {END}", pair=None, special_tokens=ends)
     names = {"pad_token": PAD, "eos_token": END, **({"mask_token": MASK} if masks else {})}
-    found = PreTrainedTokenizerFast(tokenizer_object=made, **names)
-    found.chat_template = template
-    return found
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    fast.chat_template = template
+    return fast
 
 
 @cache
@@ -94,13 +94,13 @@ def _model(kind: str) -> Any:
             return build(BertForMaskedLM, BertConfig(vocab_size=SIZE, pad_token_id=0, **shape))
 
 
-def base(kind: str, made: Any) -> BaseModel:
+def base(kind: str, processor: Any) -> BaseModel:
     """A tiny model with a tokenizer; tests must not change it."""
-    return BaseModel(_model(kind), made, Origin(kind, None), (), False)
+    return BaseModel(_model(kind), processor, Origin(kind, None), (), False)
 
 
 def ids(text: str) -> list[int]:
-    """A text's tokens by hand: its bytes, in the order of the byte-level alphabet."""
+    """A text's tokens, computed by hand from its bytes in the order of the byte-level alphabet."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     letters = sorted(ByteLevel.alphabet())

@@ -10,6 +10,7 @@ import torch
 from datasets import Audio, Dataset, Features, List, Value
 from tiny_media import RATE, ast, hubert, tone, wav2vec2, whisper
 
+from capaft.config.parts.model import ModelSettings
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.audio_classification import AudioClassification, prepared
@@ -23,7 +24,10 @@ MAKERS = {"wav2vec2": wav2vec2, "hubert": hubert, "whisper": whisper, "ast": ast
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BaseModel]:
-    return {name: TASK.load_model(make(tmp_path_factory.mktemp(name)), seed=0) for name, make in MAKERS.items()}
+    return {
+        name: TASK.load_model(ModelSettings(model=make(tmp_path_factory.mktemp(name))), seed=0)
+        for name, make in MAKERS.items()
+    }
 
 
 def wav(samples: Any, rate: int = RATE) -> bytes:
@@ -37,7 +41,7 @@ def rows(*recordings: Any, rate: int = RATE) -> Dataset:
     """Recordings in memory, their classes in turn."""
     files = [{"path": None, "bytes": wav(samples, rate)} for samples in recordings]
     split = Dataset.from_dict({"audio": files, "label": [LABELS[at % 2] for at in range(len(files))]})
-    # To encode recordings itself `datasets` wants torchcodec, but not to be told that these are some.
+    # `datasets` needs torchcodec to encode recordings, but not to cast a column of encoded ones.
     return split.cast_column("audio", Audio(decode=False))
 
 
@@ -49,14 +53,14 @@ def collated(base: BaseModel, split: Dataset, task: AudioClassification = TASK) 
 # Preparing
 
 
-@pytest.mark.parametrize(("rate", "wanted"), [(44100, 16000), (8000, 16000), (11025, 16000), (16000, 4000)])
-def test_resampling_keeps_a_sine(rate: int, wanted: int) -> None:
-    found = prepared(tone(440, 1.0, rate), rate, wanted, 10.0)
-    assert found.shape == (wanted,)
-    assert found.dtype == np.float32
-    middle = slice(wanted // 10, -wanted // 10)
-    assert np.abs(found - tone(440, 1.0, wanted))[middle].max() < 2e-3
-    spectrum = np.abs(np.fft.rfft(found * np.hanning(wanted)))
+@pytest.mark.parametrize(("rate", "new_rate"), [(44100, 16000), (8000, 16000), (11025, 16000), (16000, 4000)])
+def test_resampling_keeps_a_sine(rate: int, new_rate: int) -> None:
+    resampled = prepared(tone(440, 1.0, rate), rate, new_rate, 10.0)
+    assert resampled.shape == (new_rate,)
+    assert resampled.dtype == np.float32
+    middle = slice(new_rate // 10, -new_rate // 10)
+    assert np.abs(resampled - tone(440, 1.0, new_rate))[middle].max() < 2e-3
+    spectrum = np.abs(np.fft.rfft(resampled * np.hanning(new_rate)))
     assert spectrum.argmax() == 440
 
 
@@ -72,17 +76,17 @@ def test_recordings_are_cut_at_the_end() -> None:
 
 
 def test_the_shortest_recordings_are_filled_up_with_silence() -> None:
-    found = prepared(np.ones(3, np.float32), RATE, RATE, 10.0)
-    assert found.tolist() == [1, 1, 1, *[0] * (RATE // 10 - 3)]
+    filled = prepared(np.ones(3, np.float32), RATE, RATE, 10.0)
+    assert filled.tolist() == [1, 1, 1, *[0] * (RATE // 10 - 3)]
 
 
 def test_lengths_and_truncation(bases: dict[str, BaseModel]) -> None:
     split = rows(tone(300, 0.5, 8000), tone(300, 1.5, 8000), tone(300, 1.0, 8000), rate=8000)
     task = AudioClassification(LABELS, max_seconds=1.0)
-    found = task.features(bases["wav2vec2"], split, COLUMNS, training=False)
-    assert found.lengths.tolist() == [RATE // 2, RATE, RATE]
-    assert found.truncated == 1
-    assert task.collate(bases["wav2vec2"], found, [1, 0], training=False).inputs["input_values"].shape == (2, RATE)
+    examples = task.features(bases["wav2vec2"], split, COLUMNS, training=False)
+    assert examples.lengths.tolist() == [RATE // 2, RATE, RATE]
+    assert examples.truncated == 1
+    assert task.collate(bases["wav2vec2"], examples, [1, 0], training=False).inputs["input_values"].shape == (2, RATE)
 
 
 def test_values_and_mask_are_the_extractors(bases: dict[str, BaseModel]) -> None:
@@ -93,14 +97,14 @@ def test_values_and_mask_are_the_extractors(bases: dict[str, BaseModel]) -> None
     values, mask = batch.inputs["input_values"], batch.inputs["attention_mask"]
     assert mask.sum(1).tolist() == [len(long), len(short)]
     for samples, row in zip((long, short), values.numpy(), strict=True):
-        # Zero mean and unit variance over the recording itself, zeros behind it.
+        # Zero mean and unit variance over the recording alone, zeros after it.
         whole = np.trunc(samples * 2**15) / 2**15
         assert np.allclose(row[: len(samples)], (whole - whole.mean()) / np.sqrt(whole.var() + 1e-7), atol=1e-4)
         assert not row[len(samples) :].any()
 
 
 def test_no_mask_where_the_checkpoint_had_none(tmp_path: Path) -> None:
-    base = TASK.load_model(wav2vec2(tmp_path, masks=False), seed=0)
+    base = TASK.load_model(ModelSettings(model=wav2vec2(tmp_path, masks=False)), seed=0)
     batch = collated(base, rows(tone(300, 0.5), tone(700, 0.3)))
     assert batch.inputs.keys() == {"input_values"}
     assert base.model(**batch.inputs).logits.shape == (2, 2)
@@ -134,15 +138,15 @@ def test_the_shortest_recordings_go_through_every_model(bases: dict[str, BaseMod
 
 
 def test_training_is_random_in_nothing_but_torch(tmp_path: Path) -> None:
-    base = TASK.load_model(wav2vec2(tmp_path), seed=0)
+    base = TASK.load_model(ModelSettings(model=wav2vec2(tmp_path)), seed=0)
     assert base.model.wav2vec2.encoder.config.layerdrop == 0
     batch = collated(base, rows(tone(300, 0.5), tone(700, 0.3)))
-    found = []
+    logits = []
     for seed in (0, 1):
         np.random.seed(seed)
         torch.manual_seed(0)
-        found.append(base.model.train()(**batch.inputs).logits)
-    assert torch.equal(*found)
+        logits.append(base.model.train()(**batch.inputs).logits)
+    assert torch.equal(*logits)
 
 
 # Rows
@@ -154,9 +158,9 @@ def test_arrays_with_their_rate_are_recordings(bases: dict[str, BaseModel]) -> N
         {"audio": {"array": List(Value("float32")), "sampling_rate": Value("int64")}, "label": Value("string")}
     )
     split = Dataset.from_dict({"audio": [{"array": samples, "sampling_rate": RATE}], "label": ["low"]}, kinds)
-    found = collated(bases["wav2vec2"], split).inputs["input_values"]
-    wanted = collated(bases["wav2vec2"], rows(samples)).inputs["input_values"]
-    assert torch.allclose(found, wanted, atol=1e-3)
+    values = collated(bases["wav2vec2"], split).inputs["input_values"]
+    expected = collated(bases["wav2vec2"], rows(samples)).inputs["input_values"]
+    assert torch.allclose(values, expected, atol=1e-3)
 
 
 def test_files_that_cannot_be_read_name_their_row(bases: dict[str, BaseModel], tmp_path: Path) -> None:
@@ -179,7 +183,7 @@ def test_options_are_recorded() -> None:
 
 @pytest.mark.parametrize("name", ["wav2vec2", "ast"])
 def test_a_small_model_learns_to_tell_tones(name: str, tmp_path: Path) -> None:
-    base = TASK.load_model(MAKERS[name](tmp_path), seed=0)
+    base = TASK.load_model(ModelSettings(model=MAKERS[name](tmp_path)), seed=0)
     random = np.random.default_rng(0)
 
     def split(count: int) -> Dataset:

@@ -1,4 +1,4 @@
-"""Causal language modelling: which tokens count in each layout, and that what is summed and written is right."""
+"""Causal language modelling: the tokens that count in each layout, the sums, and the generated texts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAIRS = Columns("prompt", None, "completion")
 TWO = table(prompt=["say a", "b"], completion=["aaa", "bb"])
 
 
-def decided(rows: Dataset, **settings: Any) -> CausalLM:
+def task_for(rows: Dataset, **settings: Any) -> CausalLM:
     return CausalLM.decide(rows, CausalLM.recognise(rows, {}), TrainConfig(**settings))
 
 
@@ -34,7 +34,7 @@ CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"
 
 
 @pytest.mark.parametrize(
-    ("rows", "given", "columns", "layout"),
+    ("rows", "named", "columns", "layout"),
     [
         (table(text=["a"]), {}, Columns("text"), "text"),
         (table(text=["a"], label=[1]), {}, Columns("text"), "text"),
@@ -50,8 +50,8 @@ CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"
         (table(prompt=[CHAT], completion=[CHAT], messages=[CHAT]), {}, Columns("messages"), "messages"),
     ],
 )
-def test_layouts_are_told_by_the_columns(rows: Dataset, given: dict[str, str], columns: Columns, layout: str) -> None:
-    assert CausalLM.recognise(rows, given) == columns
+def test_layouts_are_told_by_the_columns(rows: Dataset, named: dict[str, str], columns: Columns, layout: str) -> None:
+    assert CausalLM.recognise(rows, named) == columns
     task = CausalLM.decide(rows, columns, TrainConfig())
     assert (task.layout, task.metric) == (layout, "perplexity")
     assert CausalLM(max_length=task.max_length, metric=task.metric, **task.options()) == task
@@ -59,7 +59,7 @@ def test_layouts_are_told_by_the_columns(rows: Dataset, given: dict[str, str], c
 
 def test_settings_become_fields() -> None:
     settings = {"separator": " => ", "num_beams": 3, "max_new_tokens": 7, "chat_template": False, "metric": "bleu"}
-    task = decided(TWO, **settings, source_prefix="say ", max_length=40)
+    task = task_for(TWO, **settings, source_prefix="say ", max_length=40)
     assert {**task.options(), "metric": task.metric}.items() >= settings.items()
     assert (task.source_prefix, task.max_length) == ("say ", 40)
     assert task.generates
@@ -67,67 +67,67 @@ def test_settings_become_fields() -> None:
 
 def test_plain_text_has_no_completions_to_compare() -> None:
     with pytest.raises(UsageError, match="--metric bleu compares completions"):
-        decided(table(text=["a"]), metric="bleu")
+        task_for(table(text=["a"]), metric="bleu")
     with pytest.raises(UsageError, match="--metric must be one of perplexity"):
-        decided(table(text=["a"]), metric="f1")
+        task_for(table(text=["a"]), metric="f1")
     with pytest.raises(UsageError, match="layout"):
         CausalLM(layout="poem")
 
 
 def test_packed_texts() -> None:
     rows = table(text=["abc", "", "defgh"])
-    found = features(decided(rows, max_length=4), rows)
+    examples = features(task_for(rows, max_length=4), rows)
     stream = [*ids("abc"), *END, *ids("defgh"), *END]
-    assert [block.tolist() for block in found.inputs["input_ids"]] == [stream[:4], stream[4:8], stream[8:]]
-    assert found.lengths.tolist() == [4, 4, 2]
-    assert found.truncated == 0
-    framed = features(decided(rows, max_length=99), rows, base("llama", tokenizer(framed=True)))
+    assert [block.tolist() for block in examples.inputs["input_ids"]] == [stream[:4], stream[4:8], stream[8:]]
+    assert examples.lengths.tolist() == [4, 4, 2]
+    assert examples.truncated == 0
+    framed = features(task_for(rows, max_length=99), rows, base("llama", tokenizer(framed=True)))
     start = [SPECIALS["<start>"]]
     assert framed.inputs["input_ids"][0].tolist() == [*start, *ids("abc"), *END, *start, *ids("defgh"), *END]
 
 
 def test_texts_row_by_row() -> None:
     rows = table(text=["abc", "", "defgh"])
-    found = features(decided(rows, max_length=4, packing=False), rows)
-    assert found.inputs["input_ids"] == [[*ids("abc"), *END], ids("defg")]
-    assert found.truncated == 1
+    examples = features(task_for(rows, max_length=4, packing=False), rows)
+    assert examples.inputs["input_ids"] == [[*ids("abc"), *END], ids("defg")]
+    assert examples.truncated == 1
 
 
 def test_prompts_do_not_count() -> None:
-    found = features(decided(TWO), TWO)
+    examples = features(task_for(TWO), TWO)
     prompts, completions = [ids("say a\n"), ids("b\n")], [ids("aaa") + END, ids("bb") + END]
-    assert found.inputs["input_ids"] == [prompts[0] + completions[0], prompts[1] + completions[1]]
-    assert found.inputs["labels"] == [[IGNORED] * 6 + completions[0], [IGNORED] * 2 + completions[1]]
-    assert features(decided(TWO), TWO, training=False).inputs["prompt_ids"] == prompts
+    assert examples.inputs["input_ids"] == [prompts[0] + completions[0], prompts[1] + completions[1]]
+    assert examples.inputs["labels"] == [[IGNORED] * 6 + completions[0], [IGNORED] * 2 + completions[1]]
+    assert features(task_for(TWO), TWO, training=False).inputs["prompt_ids"] == prompts
 
 
 def test_separator_prefix_and_leading_tokens() -> None:
-    task = decided(TWO, separator="", source_prefix="> ")
-    found = features(task, TWO, base("llama", tokenizer(framed=True)))
-    assert found.inputs["input_ids"][1] == [SPECIALS["<start>"], *ids("> b"), *ids("bb"), *END]
-    assert found.sources == ["> say a", "> b"]
+    task = task_for(TWO, separator="", source_prefix="> ")
+    examples = features(task, TWO, base("llama", tokenizer(framed=True)))
+    assert examples.inputs["input_ids"][1] == [SPECIALS["<start>"], *ids("> b"), *ids("bb"), *END]
+    assert examples.sources == ["> say a", "> b"]
 
 
 def test_prompts_in_the_chat_template() -> None:
     model = base("llama", tokenizer(PLAIN_TEMPLATE))
-    whole = features(decided(TWO), TWO, model).inputs
+    whole = features(task_for(TWO), TWO, model).inputs
     turn, stop = [SPECIALS["<turn>"]], [SPECIALS["<stop>"]]
     asked = turn + ids("user\nb") + stop + ids("\n") + turn + ids("assistant\n")
     assert whole["input_ids"][1] == asked + ids("bb") + stop
     assert whole["labels"][1] == [IGNORED] * len(asked) + ids("bb") + stop
-    assert features(decided(TWO, chat_template=False), TWO, model).inputs == features(decided(TWO), TWO).inputs
+    assert features(task_for(TWO, chat_template=False), TWO, model).inputs == features(task_for(TWO), TWO).inputs
 
 
 def test_prompts_and_completions_that_are_chats() -> None:
     model = base("llama", tokenizer(PLAIN_TEMPLATE))
-    rows = table(prompt=[[{"role": "user", "content": each["prompt"]}] for each in TWO])
-    rows = rows.add_column("completion", [[{"role": "assistant", "content": each["completion"]}] for each in TWO])
-    assert features(decided(rows), rows, model).inputs == features(decided(TWO), TWO, model).inputs
+    rows = table(prompt=[[{"role": "user", "content": row["prompt"]}] for row in TWO])
+    rows = rows.add_column("completion", [[{"role": "assistant", "content": row["completion"]}] for row in TWO])
+    assert features(task_for(rows), rows, model).inputs == features(task_for(TWO), TWO, model).inputs
 
 
 def test_several_references() -> None:
     rows = table(mr=["a"], refs=[["xy", "z"]])
-    train, validation = (features(decided(rows), rows, training=training) for training in (True, False))
+    train, validation = (features(task_for(rows), rows, training=training) for training in (True, False))
     assert train.inputs["input_ids"] == [ids("a\nxy") + END, ids("a\nz") + END]
     assert validation.inputs["input_ids"] == [ids("a\nxy") + END]
     assert validation.references == [("xy", "z")]
@@ -135,46 +135,48 @@ def test_several_references() -> None:
 
 def test_what_is_too_long_loses_its_end() -> None:
     rows = table(prompt=["a", "a long prompt"], completion=["xyz", "xyz"])
-    task = decided(rows, max_length=4)
+    task = task_for(rows, max_length=4)
     train, validation = (features(task, rows, training=training) for training in (True, False))
-    # Of the second row nothing that counts is left: it cannot be learnt from, but it is scored.
+    # The second row has no token left that counts: it cannot be learnt from, but it is scored.
     assert train.inputs["input_ids"] == [ids("a\nxy")]
     assert validation.inputs["input_ids"] == [ids("a\nxy"), ids("a lo")]
     assert set(validation.inputs["labels"][1]) == {IGNORED}
     assert (train.truncated, validation.truncated) == (2, 2)
-    with pytest.raises(UsageError, match=r"no training prompt leaves any of 2 tokens .* takes 2; raise --max-length"):
-        features(decided(rows, max_length=2), rows)
+    with pytest.raises(
+        UsageError, match=r"no training prompt leaves any of the 2 tokens .* takes 2; raise --max-length"
+    ):
+        features(task_for(rows, max_length=2), rows)
 
 
 def test_no_more_tokens_than_the_model_has_positions() -> None:
     rows = table(text=["x" * 100])
-    found = features(decided(rows, max_length=99), rows, base("gpt2", tokenizer()))
-    assert found.lengths.tolist() == [64, 37]
+    examples = features(task_for(rows, max_length=99), rows, base("gpt2", tokenizer()))
+    assert examples.lengths.tolist() == [64, 37]
 
 
 def test_chats_and_texts_are_not_mixed() -> None:
     chats = table(text=[CHAT])
     with pytest.raises(UsageError, match="'text' does not hold texts"):
-        decided(table(text=["a"])).check_labels(chats, Columns("text"))
+        task_for(table(text=["a"])).check_labels(chats, Columns("text"))
     with pytest.raises(UsageError, match="'prompt' does not hold chats"):
-        decided(chats).check_labels(TWO, PAIRS)
-    with pytest.raises(UsageError, match="no column holds what should come out"):
-        decided(TWO).check_labels(table(prompt=["a"]), Columns("prompt"))
-    decided(TWO).check_labels(TWO, PAIRS)
-    decided(chats).check_labels(chats, Columns("text"))
+        task_for(chats).check_labels(TWO, PAIRS)
+    with pytest.raises(UsageError, match="no column holds the target"):
+        task_for(TWO).check_labels(table(prompt=["a"]), Columns("prompt"))
+    task_for(TWO).check_labels(TWO, PAIRS)
+    task_for(chats).check_labels(chats, Columns("text"))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_is_that_of_next_tokens(smoothing: float) -> None:
-    model, task = base("llama", tokenizer()), decided(TWO)
-    found = features(task, TWO)
-    batch = task.collate(model, found, [0, 1], training=True)
+    model, task = base("llama", tokenizer()), task_for(TWO)
+    examples = features(task, TWO)
+    batch = task.collate(model, examples, [0, 1], training=True)
     assert batch.inputs["attention_mask"].sum(1).tolist() == [10, 5]
-    # Only places where some completion goes on: 5 to 8 of the longer row, 1 to 3 of the shorter.
+    # Only places where a completion continues: 5 to 8 of the longer row, 1 to 3 of the shorter.
     assert batch.inputs["logits_to_keep"].tolist() == [1, 2, 3, 5, 6, 7, 8]
     outputs = model.model(**batch.inputs)
     expected, terms = 0.0, 0
-    for tokens, labels in zip(found.inputs["input_ids"], found.inputs["labels"], strict=True):
+    for tokens, labels in zip(examples.inputs["input_ids"], examples.inputs["labels"], strict=True):
         scores = model.model(input_ids=torch.tensor([tokens])).logits[0].double().log_softmax(-1)
         for place in range(1, len(tokens)):
             if labels[place] != IGNORED:
@@ -187,7 +189,7 @@ def test_the_loss_is_that_of_next_tokens(smoothing: float) -> None:
 
 def test_all_tokens_of_plain_text_count_but_the_first() -> None:
     rows = table(text=["abc", "d"])
-    model, task = base("gpt2", tokenizer()), decided(rows, packing=False)
+    model, task = base("gpt2", tokenizer()), task_for(rows, packing=False)
     batch = task.collate(model, features(task, rows), [1, 0], training=True)
     assert batch.targets["labels"].tolist() == [[*END, IGNORED, IGNORED, IGNORED], [*ids("bc"), *END, IGNORED]]
     assert batch.terms == 4
@@ -201,7 +203,7 @@ def test_all_tokens_of_plain_text_count_but_the_first() -> None:
 
 def test_a_batch_in_which_nothing_counts() -> None:
     rows = table(text=["abcd"])
-    model, task = base("llama", tokenizer()), decided(rows, max_length=4)
+    model, task = base("llama", tokenizer()), task_for(rows, max_length=4)
     batch = task.collate(model, features(task, rows), [1], training=True)
     assert batch.terms == 0
     assert task.loss(model.model(**batch.inputs), batch.targets, 0.0).item() == 0
@@ -212,13 +214,13 @@ def test_a_batch_in_which_nothing_counts() -> None:
 def test_batches_are_written_like_single_prompts(kind: str, beams: int) -> None:
     rows = table(prompt=["say a", "b", "and so on"], completion=["x", "y", "z"])
     model = base(kind, tokenizer())
-    task = decided(rows, metric="bleu", num_beams=beams, max_new_tokens=6)
-    found = features(task, rows, model, training=False)
+    task = task_for(rows, metric="bleu", num_beams=beams, max_new_tokens=6)
+    examples = features(task, rows, model, training=False)
 
     def written(indices: list[int]) -> list[str]:
-        batch = task.collate(model, found, indices, training=False)
+        batch = task.collate(model, examples, indices, training=False)
         return [
-            text for *_, text in task.predict(model, model.model, found, indices, batch, model.model(**batch.inputs))
+            text for *_, text in task.predict(model, model.model, examples, indices, batch, model.model(**batch.inputs))
         ]
 
     with torch.inference_mode():
@@ -233,61 +235,61 @@ def test_batches_are_written_like_single_prompts(kind: str, beams: int) -> None:
 
 def test_plain_text_is_scored_and_not_reported() -> None:
     rows = table(text=["abc", "d"])
-    model, task = base("gpt2", tokenizer()), decided(rows)
-    found = features(task, rows, training=False)
-    batch = task.collate(model, found, [0], training=False)
+    model, task = base("gpt2", tokenizer()), task_for(rows)
+    examples = features(task, rows, training=False)
+    batch = task.collate(model, examples, [0], training=False)
     with torch.inference_mode():
-        predictions = task.predict(model, model.model, found, [0], batch, model.model(**batch.inputs))
-    assert set(task.score(found, predictions)) == {"perplexity", "loss", "accuracy"}
-    assert task.report(found, predictions) == []
+        predictions = task.predict(model, model.model, examples, [0], batch, model.model(**batch.inputs))
+    assert set(task.score(examples, predictions)) == {"perplexity", "loss", "accuracy"}
+    assert task.report(examples, predictions) == []
 
 
 def test_nothing_is_written_unless_texts_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, task = base("llama", tokenizer()), decided(TWO)
-    found = features(task, TWO, training=False)
+    model, task = base("llama", tokenizer()), task_for(TWO)
+    examples = features(task, TWO, training=False)
     monkeypatch.setattr(type(model.model), "generate", None)
-    batch = task.collate(model, found, [0, 1], training=False)
+    batch = task.collate(model, examples, [0, 1], training=False)
     with torch.inference_mode():
         outputs = model.model(**batch.inputs)
-        predictions = task.predict(model, model.model, found, [0, 1], batch, outputs)
+        predictions = task.predict(model, model.model, examples, [0, 1], batch, outputs)
     assert [text for *_, text in predictions] == [None, None]
     assert sum(loss for loss, *_ in predictions) == pytest.approx(float(task.loss(outputs, batch.targets, 0.0)))
-    assert set(task.score(found, predictions)) == {"perplexity", "loss", "accuracy"}
-    assert task.report(found, predictions) == []
+    assert set(task.score(examples, predictions)) == {"perplexity", "loss", "accuracy"}
+    assert task.report(examples, predictions) == []
 
 
 def test_prompts_without_completions_can_be_continued() -> None:
-    model, task = base("llama", tokenizer()), decided(TWO, metric="rougeL", max_new_tokens=3)
+    model, task = base("llama", tokenizer()), task_for(TWO, metric="rougeL", max_new_tokens=3)
     rows = table(prompt=["say a", "b"])
-    found = task.features(model, rows, CausalLM.recognise(rows, {"text": "prompt"}), training=False)
-    batch = task.collate(model, found, [0, 1], training=False)
-    predictions = task.predict(model, model.model, found, [0, 1], batch, model.model(**batch.inputs))
-    assert task.score(found, predictions) == {}
-    assert [record["source"] for record in task.report(found, predictions)] == ["say a", "b"]
+    examples = task.features(model, rows, CausalLM.recognise(rows, {"text": "prompt"}), training=False)
+    batch = task.collate(model, examples, [0, 1], training=False)
+    predictions = task.predict(model, model.model, examples, [0, 1], batch, model.model(**batch.inputs))
+    assert task.score(examples, predictions) == {}
+    assert [record["source"] for record in task.report(examples, predictions)] == ["say a", "b"]
 
 
 def test_a_model_of_few_positions_still_has_room_to_write() -> None:
     rows = table(prompt=["x" * 60], completion=["y"])
-    model, task = base("gpt2", tokenizer()), decided(rows, metric="bleu")
-    found = features(task, rows, model, training=False)
-    batch = task.collate(model, found, [0], training=False)
-    assert len(task.written(model, model.model, found, [0], batch)) == 1
+    model, task = base("gpt2", tokenizer()), task_for(rows, metric="bleu")
+    examples = features(task, rows, model, training=False)
+    batch = task.collate(model, examples, [0], training=False)
+    assert len(task.written(model, model.model, examples, [0], batch)) == 1
 
 
 def test_prompts_that_are_cut_keep_their_first_token_and_are_counted() -> None:
     rows = table(prompt=["x" * 40 + "ab", "x" * 30], completion=["y", "y"])
     model = base("gpt2", tokenizer(framed=True))
     start = [SPECIALS["<start>"]]
-    # Half of the 64 positions are for what is written, so that 44 and 32 tokens have 32 places.
-    found = features(decided(rows, metric="bleu"), rows, model, training=False)
-    assert found.inputs["prompt_ids"] == [start + ids("x" * 28 + "ab\n"), start + ids("x" * 30 + "\n")]
-    assert found.truncated == 1
-    assert features(decided(rows, metric="bleu"), rows, model).truncated == 0
-    assert features(decided(rows), rows, model, training=False).truncated == 0
+    # Half of the 64 positions are for the generated text, which leaves 32 for 44 and 32 tokens.
+    examples = features(task_for(rows, metric="bleu"), rows, model, training=False)
+    assert examples.inputs["prompt_ids"] == [start + ids("x" * 28 + "ab\n"), start + ids("x" * 30 + "\n")]
+    assert examples.truncated == 1
+    assert features(task_for(rows, metric="bleu"), rows, model).truncated == 0
+    assert features(task_for(rows), rows, model, training=False).truncated == 0
 
 
 def test_show() -> None:
-    found = features(decided(TWO), TWO)
-    assert decided(TWO).show(base("llama", tokenizer()), found, 0) == "say a\n⟦aaa<end>⟧"
+    examples = features(task_for(TWO), TWO)
+    assert task_for(TWO).show(base("llama", tokenizer()), examples, 0) == "say a\n⟦aaa<end>⟧"
     rows = table(text=["ab"])
-    assert decided(rows).show(base("llama", tokenizer()), features(decided(rows), rows), 0) == "⟦ab<end>⟧"
+    assert task_for(rows).show(base("llama", tokenizer()), features(task_for(rows), rows), 0) == "⟦ab<end>⟧"

@@ -1,4 +1,4 @@
-"""Every task by the command line: trained, scored again, scored on other data, repeated, and merged."""
+"""Every task on the command line: trained, scored again, scored on other data, repeated, and merged."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ COLOURS = ("red", "green", "blue")
 
 @dataclass(frozen=True)
 class Case:
-    """A task, a model for it, what its rows are like, and flags that it takes.
+    """A task, a model for it, its rows, and the flags that it takes.
 
     Attributes:
         task: the task.
-        model: see :mod:`tiny_checkpoints`.
-        row: a row by its number, or what `write` wants.
+        model: see `tiny_checkpoints`.
+        row: a row by its number, in the form that `write` takes.
         flags: beside those of every run.
-        inferred: the columns and the model tell the task.
+        inferred: the task is inferred from the columns and the model.
         reports: it leaves predictions to read.
-        pipeline: what the model card calls it.
-        write: writes so many rows, from a number on.
+        pipeline: its name in the model card.
+        write: writes the rows of some numbers.
     """
 
     task: str
@@ -56,13 +56,13 @@ def words(i: int) -> str:
 
 
 def question(i: int, *, no_answer: bool = False) -> dict[str, Any]:
-    found = {"text": [COLOURS[i % 3]], "answer_start": [words(i).index(COLOURS[i % 3])]}
+    answered = {"text": [COLOURS[i % 3]], "answer_start": [words(i).index(COLOURS[i % 3])]}
     missing: dict[str, Any] = {"text": [], "answer_start": []}
-    answers = missing if no_answer and i % 2 else found
+    answers = missing if no_answer and i % 2 else answered
     return {"id": f"q{i}", "question": "Which colour?", "context": words(i), "answers": answers}
 
 
-def said(i: int) -> dict[str, Any]:
+def conversation(i: int) -> dict[str, Any]:
     turns = ((("user", f"Ship {i}?"), ("assistant", words(i)), ("user", "And?"), ("assistant", "No.")),)
     return {"messages": [{"role": role, "content": content} for turn in turns for role, content in turn]}
 
@@ -125,7 +125,7 @@ CASES = {
         ("--metric", "bleu", "--max-new-tokens", "4", "--num-beams", "2", "--separator", " || "),
         pipeline="text-generation",
     ),
-    "chats": Case("causal-lm", "chats", said, reports=False, pipeline="text-generation"),
+    "chats": Case("causal-lm", "chats", conversation, reports=False, pipeline="text-generation"),
     "summaries": Case(
         "seq2seq",
         "t5",
@@ -166,12 +166,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
 
 def outputs(saved: SavedRun, model: Any, rows: datasets.Dataset, columns: Any) -> list[torch.Tensor]:
-    """What a model says of a batch of rows."""
+    """The outputs of a model for a batch of rows."""
     features = saved.task.features(saved.base, rows, columns, training=False)
     batch = saved.task.collate(saved.base, features, range(min(4, len(features))), training=False)
     with torch.no_grad():
-        found = model(**batch.inputs)
-    return [value for name, value in found.items() if name.endswith("logits")]
+        results = model(**batch.inputs)
+    return [value for name, value in results.items() if name.endswith("logits")]
 
 
 def trained(model: str, rows: Path, run: Path, *flags: Any) -> dict[str, Any]:
@@ -214,12 +214,12 @@ def test_a_task_goes_the_whole_way(name: str, model: Callable[[str], str], tmp_p
 
     alone = tmp_path / "adapter.safetensors"
     alone.write_bytes((run / "adapter.safetensors").read_bytes())
-    named = [each for flag in ("--label-column",) if flag in case.flags for each in (flag, *case.flags[1:2])]
+    named = [word for flag in ("--label-column",) if flag in case.flags for word in (flag, *case.flags[1:2])]
     elsewhere = invoke("eval", alone, "--data", others, "--json", *named)
     assert elsewhere.code == 0, elsewhere.err
     assert json.loads(elsewhere.out)["scores"].keys() == results["scores"].keys()
     if named:
-        # A run knows which columns it was told; so they need not be named again.
+        # A run keeps the named columns, so they need not be named again.
         assert invoke("eval", run, "--data", others, "--json").out == elsewhere.out
 
     merged = invoke("merge", run, "--output", tmp_path / "merged", "--json")
@@ -229,10 +229,10 @@ def test_a_task_goes_the_whole_way(name: str, model: Callable[[str], str], tmp_p
     getattr(transformers, saved.task.processor).from_pretrained(tmp_path / "merged")
     unseen = load_evaluation(str(others))
     columns = saved.task.recognise(unseen, {"label": named[1]} if named else {})
-    expected, found = (outputs(saved, each, unseen, columns) for each in (saved.model, plain))
+    expected, logits = (outputs(saved, m, unseen, columns) for m in (saved.model, plain))
     assert expected
-    for wanted, value in zip(expected, found, strict=True):
-        torch.testing.assert_close(value, wanted, atol=1e-4, rtol=1e-4)
+    for reference, value in zip(expected, logits, strict=True):
+        torch.testing.assert_close(value, reference, atol=1e-4, rtol=1e-4)
 
     card = (run / "README.md").read_text()
     assert f"pipeline_tag: {case.pipeline or case.task}\n" in card
@@ -248,9 +248,9 @@ def test_a_head_is_trained_as_wanted(head: str, model: Callable[[str], str], tmp
     rows, run = write_rows(tmp_path / "rows", CASES["single"].row, range(24)), tmp_path / "run"
     results = trained(model("roberta"), rows, run, "--head", head, "--head-k", "64", "--head-init", "seeded")
     assert results["head_parameters"] == HEADS[head]
-    numbers = load_file(run / "adapter.safetensors")
-    assert sum(each.numel() for each in numbers.values()) == results["adapter_parameters"] + HEADS[head]
-    # Four bytes a number, and a header.
+    tensors = load_file(run / "adapter.safetensors")
+    assert sum(tensor.numel() for tensor in tensors.values()) == results["adapter_parameters"] + HEADS[head]
+    # Four bytes a parameter, and a header.
     size = (run / "adapter.safetensors").stat().st_size
     assert 4 * results["trainable_parameters"] < size < 4 * results["trainable_parameters"] + 2500
     scored = json.loads(invoke("eval", run, "--json").out)
@@ -259,8 +259,8 @@ def test_a_head_is_trained_as_wanted(head: str, model: Callable[[str], str], tmp
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     saved, unseen = open_run(str(run)), load_evaluation(str(rows))
     columns = saved.task.recognise(unseen, {})
-    (expected,), (found,) = (outputs(saved, each, unseen, columns) for each in (saved.model, plain))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    (expected,), (logits,) = (outputs(saved, m, unseen, columns) for m in (saved.model, plain))
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
     again = invoke("train", "--config", run / "run.yaml", "--output", tmp_path / "again")
     assert again.code == 0, again.err
     assert (tmp_path / "again" / "adapter.safetensors").read_bytes() == (run / "adapter.safetensors").read_bytes()
@@ -283,7 +283,7 @@ def test_examples_are_counted_and_shown(model: Callable[[str], str], tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("kind", "flags", "said"),
+    ("kind", "flags", "message"),
     [
         ("roberta", ("--task", "question-answering"), "no column of a usual name holds questions"),
         ("roberta", ("--task", "token-classification"), "no column holds lists of words"),
@@ -294,19 +294,23 @@ def test_examples_are_counted_and_shown(model: Callable[[str], str], tmp_path: P
         ("roberta", ("--task", "causal-lm"), "causal-lm needs a model that reads from left to right"),
         ("llama", ("--task", "masked-lm"), "transformers has no AutoModelForMaskedLM of its architecture"),
         ("llama", ("--task", "causal-lm", "--shots", "2"), "--shots has no meaning for this causal-lm"),
-        ("roberta", ("--problem", "regression"), "--problem regression: column 'label' does not hold one number a row"),
+        (
+            "roberta",
+            ("--problem", "regression"),
+            "--problem regression: column 'label' does not hold one number per row",
+        ),
         ("roberta", ("--metric", "bleu"), "--metric must be one of accuracy, f1, matthews"),
         ("roberta", ("--task", "text-clasification"), "did you mean text-classification?"),
         ("roberta", ("--text-column", "txt"), "--text-column txt: there is no such column"),
     ],
 )
 def test_what_does_not_fit_is_one_line(
-    kind: str, flags: tuple[str, ...], said: str, model: Callable[[str], str], tmp_path: Path
+    kind: str, flags: tuple[str, ...], message: str, model: Callable[[str], str], tmp_path: Path
 ) -> None:
     rows = write_rows(tmp_path / "rows", CASES["single"].row, range(12))
     done = invoke("train", "--model", model(kind), "--data", rows, "--output", tmp_path / "run", *QUICK, *flags)
     assert done.code == 2
     (line,) = (line for line in done.err.splitlines() if line.startswith("error: "))
-    assert said in line
+    assert message in line
     assert done.err.endswith(f"{line}\n")
     assert not (tmp_path / "run").exists()

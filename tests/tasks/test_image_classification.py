@@ -14,6 +14,7 @@ from PIL import Image
 from tiny_media import SIZE, picture, resnet, vit
 from transformers import AutoImageProcessor
 
+from capaft.config.parts.model import ModelSettings
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns
@@ -26,7 +27,7 @@ TASK = ImageClassification(LABELS)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return TASK.load_model(vit(tmp_path_factory.mktemp("vit")), seed=0)
+    return TASK.load_model(ModelSettings(model=vit(tmp_path_factory.mktemp("vit"))), seed=0)
 
 
 def file(image: Image.Image) -> dict[str, Any]:
@@ -36,10 +37,10 @@ def file(image: Image.Image) -> dict[str, Any]:
 
 
 def prepare(base: BaseModel, images: list[Any], *, task: ImageClassification = TASK, training: bool = False) -> Any:
-    """The pixel values of a batch of those images."""
+    """The pixel values of a batch of these images."""
     labels = [LABELS[index % 3] for index in range(len(images))]
     kind = Features({"image": ImageFeature(decode=False), "label": Value("string")})
-    split = Dataset.from_dict({"image": [file(each) for each in images], "label": labels}, kind)
+    split = Dataset.from_dict({"image": [file(image) for image in images], "label": labels}, kind)
     batch = task.collate(
         base, task.features(base, split, COLUMNS, training=training), range(len(images)), training=training
     )
@@ -54,21 +55,21 @@ def prepare(base: BaseModel, images: list[Any], *, task: ImageClassification = T
 
 def test_images_are_prepared_as_the_checkpoint_says(base: BaseModel) -> None:
     images = [picture(40, 23), picture(SIZE, SIZE, seed=1), picture(7, 30, seed=2)]
-    found = prepare(base, images)
+    prepared = prepare(base, images)
     middle = np.array([0.3, 0.5, 0.6])
-    for image, pixels in zip(images, found.numpy(), strict=True):
+    for image, pixels in zip(images, prepared.numpy(), strict=True):
         small = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)) / 255
         assert np.allclose(pixels.transpose(1, 2, 0), (small - middle) / middle, atol=1e-5)
-    assert torch.equal(found, base.processor(images, return_tensors="pt")["pixel_values"])
+    assert torch.equal(prepared, base.processor(images, return_tensors="pt")["pixel_values"])
 
 
 def test_crops_and_other_sizes_are_the_processors(tmp_path: Path) -> None:
     name = resnet(tmp_path)
-    base = TASK.load_model(name, seed=0)
+    base = TASK.load_model(ModelSettings(model=name), seed=0)
     images = [picture(40, 23), picture(24, 60)]
-    own = AutoImageProcessor.from_pretrained(name, backend="pil")(images, return_tensors="pt")["pixel_values"]
-    assert torch.equal(prepare(base, images), own)
-    assert own.shape == (2, 3, SIZE, SIZE)
+    pixels = AutoImageProcessor.from_pretrained(name, backend="pil")(images, return_tensors="pt")["pixel_values"]
+    assert torch.equal(prepare(base, images), pixels)
+    assert pixels.shape == (2, 3, SIZE, SIZE)
 
 
 def test_pixels_do_not_depend_on_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +80,7 @@ def test_pixels_do_not_depend_on_torchvision(tmp_path: Path, monkeypatch: pytest
         "from_pretrained",
         lambda *args, **options: asked.append(options) or original(*args, **options),
     )
-    assert TASK.load_model(vit(tmp_path), seed=0).processor.backend == "pil"
+    assert TASK.load_model(ModelSettings(model=vit(tmp_path)), seed=0).processor.backend == "pil"
     assert [options["backend"] for options in asked] == ["pil"]
 
 
@@ -90,7 +91,7 @@ def test_grey_images_become_colour_for_models_of_colour(base: BaseModel) -> None
 
 
 def test_colour_images_become_grey_for_models_of_grey(tmp_path: Path) -> None:
-    base = TASK.load_model(vit(tmp_path, channels=1), seed=0)
+    base = TASK.load_model(ModelSettings(model=vit(tmp_path, channels=1)), seed=0)
     image = picture(SIZE, SIZE)
     # The luma of ITU-R BT.601.
     luma = np.asarray(image) @ [0.299, 0.587, 0.114]
@@ -103,9 +104,9 @@ def test_colour_images_become_grey_for_models_of_grey(tmp_path: Path) -> None:
 
 def test_transparent_images_show_on_white() -> None:
     colours = np.array([[[200, 100, 0, 255], [200, 100, 0, 0], [200, 100, 0, 51]]], np.uint8)
-    wanted = [[200, 100, 0], [255, 255, 255], [244, 224, 204]]
+    expected = [[200, 100, 0], [255, 255, 255], [244, 224, 204]]
     image = Image.fromarray(colours)
-    assert np.asarray(converted(image, 3)).tolist() == [wanted]
+    assert np.asarray(converted(image, 3)).tolist() == [expected]
     assert converted(image, 4).tobytes() == image.tobytes()
     palette = Image.new("P", (2, 1))
     palette.putpalette([10, 20, 30, 40, 50, 60])
@@ -135,7 +136,7 @@ def test_channels_of_models() -> None:
 
 
 def test_images_that_cannot_stand_together(tmp_path: Path) -> None:
-    base = TASK.load_model(vit(tmp_path, do_resize=False), seed=0)
+    base = TASK.load_model(ModelSettings(model=vit(tmp_path, do_resize=False)), seed=0)
     with pytest.raises(UsageError, match=r"^rows 1, 2: the model's image processor cannot prepare these") as caught:
         prepare(base, [picture(16, 16), picture(17, 16)])
     assert "\n" not in str(caught.value)
@@ -168,7 +169,7 @@ def test_evaluation_draws_no_random_numbers(base: BaseModel) -> None:
 def test_augmentation_keeps_at_least_half_and_mirrors_half() -> None:
     width, height = 200, 120
     x, y = np.meshgrid(np.arange(width), np.arange(height))
-    # Every pixel says where it is.
+    # The colour of each pixel encodes its place.
     image = Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8))
     torch.manual_seed(0)
     areas, stretches, mirrored, corners = [], [], 0, []
@@ -215,7 +216,7 @@ def colours(count: int, seed: int) -> Dataset:
 
 @pytest.mark.parametrize("make", [vit, resnet])
 def test_a_small_model_learns(make: Any, tmp_path: Path) -> None:
-    base = TASK.load_model(make(tmp_path), seed=0)
+    base = TASK.load_model(ModelSettings(model=make(tmp_path)), seed=0)
     assert base.new_head
     assert base.model.config.id2label == dict(enumerate(LABELS))
     train = TASK.features(base, colours(256, 0), COLUMNS, training=True)

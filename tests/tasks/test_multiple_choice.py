@@ -12,6 +12,7 @@ import torch
 from datasets import ClassLabel, Dataset
 from transformers import AutoTokenizer, BertConfig, BertForMultipleChoice, ByT5Tokenizer, GPT2Config, GPT2LMHeadModel
 
+from capaft.config.parts.model import ModelSettings
 from capaft.config.train_config import TrainConfig
 from capaft.model.demo import demo_model
 from capaft.model.load import BaseModel
@@ -28,13 +29,13 @@ CHOICES = [["the cat", "the dog", "nobody at all, as far as one knows"], ["it ra
 
 
 def rows(labels: Any = (0, 1), **columns: Any) -> Dataset:
-    given = {"context": CONTEXTS, "question": QUESTIONS, "choices": CHOICES, "label": list(labels)}
-    return Dataset.from_dict({**given, **columns})
+    table = {"context": CONTEXTS, "question": QUESTIONS, "choices": CHOICES, "label": list(labels)}
+    return Dataset.from_dict({**table, **columns})
 
 
 @pytest.fixture(scope="module")
 def minilm() -> BaseModel:
-    base = TASK.load_model(None, seed=0)
+    base = TASK.load_model(ModelSettings(), seed=0)
     base.model.eval()
     return base
 
@@ -43,34 +44,36 @@ def minilm() -> BaseModel:
 
 
 def test_every_choice_is_read_after_the_start_that_all_share(minilm: BaseModel) -> None:
-    found = TASK.features(minilm, rows(), COLUMNS, training=True)
+    examples = TASK.features(minilm, rows(), COLUMNS, training=True)
     tokenizer = minilm.processor
     for row in range(2):
         first = tokenizer.tokenize(CONTEXTS[row])
         for at, choice in enumerate(CHOICES[row]):
             second = [*tokenizer.tokenize(QUESTIONS[row]), *tokenizer.tokenize(choice)]
             ids = tokenizer.convert_tokens_to_ids(["[CLS]", *first, "[SEP]", *second, "[SEP]"])
-            assert found.inputs["input_ids"][row][at] == ids
-            assert found.inputs["token_type_ids"][row][at] == [0] * (len(first) + 2) + [1] * (len(second) + 1)
-    assert found.lengths.tolist() == [max(map(len, each)) for each in found.inputs["input_ids"]]
-    assert (found.references, found.truncated) == ([0, 1], 0)
+            assert examples.inputs["input_ids"][row][at] == ids
+            assert examples.inputs["token_type_ids"][row][at] == [0] * (len(first) + 2) + [1] * (len(second) + 1)
+    assert examples.lengths.tolist() == [max(map(len, choices)) for choices in examples.inputs["input_ids"]]
+    assert (examples.references, examples.truncated) == ([0, 1], 0)
 
 
 def test_without_a_start_the_choice_follows(minilm: BaseModel) -> None:
-    found = TASK.features(minilm, rows(), Columns("context", None, "label", ("choices",)), training=True)
+    examples = TASK.features(minilm, rows(), Columns("context", None, "label", ("choices",)), training=True)
     context = CONTEXTS[1].lower()
-    assert TASK.show(minilm, found, 1) == f"- [CLS] {context} [SEP] it rained [SEP]\n* [CLS] {context} [SEP] snow [SEP]"
+    assert (
+        TASK.show(minilm, examples, 1) == f"- [CLS] {context} [SEP] it rained [SEP]\n* [CLS] {context} [SEP] snow [SEP]"
+    )
 
 
 def test_the_context_is_cut_and_the_endings_survive(minilm: BaseModel) -> None:
     short = MultipleChoice(max_length=16)
     data = rows(context=["long " * 40, "brief"], question=["", ""])
-    found = short.features(minilm, data, COLUMNS, training=True)
-    assert found.truncated == 1
-    assert found.lengths.tolist() == [16, 6]
-    for choice, ids in zip(CHOICES[0], found.inputs["input_ids"][0], strict=True):
+    examples = short.features(minilm, data, COLUMNS, training=True)
+    assert examples.truncated == 1
+    assert examples.lengths.tolist() == [16, 6]
+    for choice, ids in zip(CHOICES[0], examples.inputs["input_ids"][0], strict=True):
         ending = minilm.processor(choice, add_special_tokens=False)["input_ids"]
-        # Of the 13 tokens beside the special ones, half are an ending's at least.
+        # Of the 13 tokens beside the special ones, at least half belong to an ending.
         kept = min(len(ending), 6)
         assert ids[-kept - 1 : -1] == ending[:kept]
 
@@ -85,18 +88,18 @@ def test_a_row_of_exactly_the_limit_is_not_cut(minilm: BaseModel) -> None:
 def test_a_slow_tokenizer_will_do() -> None:
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=20))
     base = BaseModel(SimpleNamespace(config=config), ByT5Tokenizer(), Origin("some/model", None), (), True)
-    found = TASK.features(base, rows(context=["abc", "abc"], question=["", ""]), COLUMNS, training=True)
-    assert found.inputs["input_ids"][1][1][:3] == [ord(letter) + 3 for letter in "abc"]
-    assert (found.truncated, found.lengths.max()) == (1, 20)
+    examples = TASK.features(base, rows(context=["abc", "abc"], question=["", ""]), COLUMNS, training=True)
+    assert examples.inputs["input_ids"][1][1][:3] == [ord(letter) + 3 for letter in "abc"]
+    assert (examples.truncated, examples.lengths.max()) == (1, 20)
 
 
 # Batches, loss and predictions
 
 
 def test_missing_choices_are_marked(minilm: BaseModel) -> None:
-    found = TASK.features(minilm, rows(), COLUMNS, training=True)
-    batch = TASK.collate(minilm, found, [1, 0], training=True)
-    width = int(found.lengths.max())
+    examples = TASK.features(minilm, rows(), COLUMNS, training=True)
+    batch = TASK.collate(minilm, examples, [1, 0], training=True)
+    width = int(examples.lengths.max())
     assert {name: tuple(tensor.shape) for name, tensor in batch.inputs.items()} == dict.fromkeys(
         ("input_ids", "token_type_ids", "attention_mask"), (2, 3, width)
     )
@@ -104,17 +107,17 @@ def test_missing_choices_are_marked(minilm: BaseModel) -> None:
     assert batch.targets["labels"].tolist() == [1, 0]
     assert batch.terms == 2
     for at, index in enumerate([1, 0]):
-        for choice, ids in enumerate(found.inputs["input_ids"][index]):
+        for choice, ids in enumerate(examples.inputs["input_ids"][index]):
             assert batch.inputs["input_ids"][at, choice].tolist() == ids + [0] * (width - len(ids))
             assert batch.inputs["attention_mask"][at, choice].sum() == len(ids)
 
 
 def test_logits_are_those_of_each_choice_alone(minilm: BaseModel) -> None:
-    found = TASK.features(minilm, rows(), COLUMNS, training=False)
-    batch = TASK.collate(minilm, found, [0, 1], training=False)
+    examples = TASK.features(minilm, rows(), COLUMNS, training=False)
+    batch = TASK.collate(minilm, examples, [0, 1], training=False)
     with torch.inference_mode():
         together = minilm.model(**batch.inputs)
-        predictions = TASK.predict(minilm, minilm.model, found, [0, 1], batch, together)
+        predictions = TASK.predict(minilm, minilm.model, examples, [0, 1], batch, together)
         for row in range(2):
             alone = []
             for choice in CHOICES[row]:
@@ -135,25 +138,25 @@ def test_loss_is_a_softmax_over_the_choices_there_are(smoothing: float) -> None:
     for scores, label in ((logits[0][:2], 1), (logits[1], 2)):
         losses = [math.log(sum(map(math.exp, scores))) - score for score in scores]
         expected += (1 - smoothing) * losses[label] + smoothing * sum(losses) / len(losses)
-    given = torch.tensor(logits, requires_grad=True)
-    loss = TASK.loss(SimpleNamespace(logits=given), targets, smoothing)
+    outputs = torch.tensor(logits, requires_grad=True)
+    loss = TASK.loss(SimpleNamespace(logits=outputs), targets, smoothing)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     loss.backward()
-    assert given.grad[0, 2] == 0
-    assert torch.isfinite(given.grad).all()
+    assert outputs.grad[0, 2] == 0
+    assert torch.isfinite(outputs.grad).all()
 
 
 def test_a_missing_choice_is_never_predicted() -> None:
     targets = {"present": torch.tensor([[True, True, False], [True, True, True]])}
     batch = SimpleNamespace(targets=targets)
-    given = SimpleNamespace(logits=torch.tensor([[1.0, 2.0, 9.0], [1.0, 2.0, 9.0]]))
-    assert TASK.predict(None, None, None, [0, 1], batch, given) == [1, 2]
+    outputs = SimpleNamespace(logits=torch.tensor([[1.0, 2.0, 9.0], [1.0, 2.0, 9.0]]))
+    assert TASK.predict(None, None, None, [0, 1], batch, outputs) == [1, 2]
 
 
 def test_score_and_report(minilm: BaseModel) -> None:
-    found = TASK.features(minilm, rows(), COLUMNS, training=False)
-    assert TASK.score(found, [0, 0]) == {"accuracy": 0.5}
-    assert TASK.report(found, [0, 0])[1] == {
+    examples = TASK.features(minilm, rows(), COLUMNS, training=False)
+    assert TASK.score(examples, [0, 0]) == {"accuracy": 0.5}
+    assert TASK.report(examples, [0, 0])[1] == {
         "context": CONTEXTS[1],
         "start": QUESTIONS[1],
         "choices": CHOICES[1],
@@ -221,20 +224,20 @@ def test_columns(data: Dataset, expected: Columns) -> None:
 
 def test_given_columns() -> None:
     data = table("a b c choice1 choice2")
-    given = {"text": "b", "label": "c"}
-    assert MultipleChoice.recognise(data, given) == Columns("b", None, "c", ("choice1", "choice2"))
-    found = MultipleChoice.recognise(data, {**given, "pair": "a"})
-    assert found == Columns("b", "a", "c", ("choice1", "choice2"))
+    named = {"text": "b", "label": "c"}
+    assert MultipleChoice.recognise(data, named) == Columns("b", None, "c", ("choice1", "choice2"))
+    columns = MultipleChoice.recognise(data, {**named, "pair": "a"})
+    assert columns == Columns("b", "a", "c", ("choice1", "choice2"))
     swag = table("sent1 sent2 ending0 ending1 label")
     assert MultipleChoice.recognise(swag, {"text": "sent1"}).pair is None
 
 
 @pytest.mark.parametrize(
-    ("data", "given", "message"),
+    ("data", "named", "message"),
     [
         (table("context label"), {}, "cannot tell the columns of choices: call them choice0, choice1"),
         (table("context label ending0 ending2"), {}, "cannot tell the columns of choices"),
-        (table("context label ending0 ending1 option1 option2"), {}, "'ending0' and 'option1' begin some"),
+        (table("context label ending0 ending1 option1 option2"), {}, "'ending0' and 'option1' each begin a set"),
         (table("words label choice1 choice2"), {}, "which column is the text.*--text-column"),
         (table("context choice1 choice2"), {}, "which column is the label.*--label-column"),
         (table("context choice1 choice2 label"), {"pair": "contxt"}, "--pair-column contxt: there is no such column"),
@@ -242,16 +245,16 @@ def test_given_columns() -> None:
         (table("context choice1 choice2", label=[0.5, 1.0]), {"label": "label"}, "does not hold numbers or letters"),
     ],
 )
-def test_columns_that_cannot_be_told(data: Dataset, given: dict[str, str], message: str) -> None:
+def test_columns_that_cannot_be_told(data: Dataset, named: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message) as error:
-        MultipleChoice.recognise(data, given)
+        MultipleChoice.recognise(data, named)
     assert "\n" not in str(error.value)
 
 
 # Labels
 
 
-def decided(data: Dataset, columns: Columns = COLUMNS) -> MultipleChoice:
+def task_for(data: Dataset, columns: Columns = COLUMNS) -> MultipleChoice:
     return MultipleChoice.decide(data, columns, TrainConfig(max_length=40))
 
 
@@ -270,24 +273,24 @@ THREE = {"choices": [["a", "b", "c"]] * 2}
     ],
 )
 def test_labels(minilm: BaseModel, labels: list[Any], expected: list[int]) -> None:
-    task = decided(rows(labels, **THREE))
+    task = task_for(rows(labels, **THREE))
     assert task.max_length == 40
     assert task.features(minilm, rows(labels, **THREE), COLUMNS, training=True).references == expected
-    # What the training rows showed holds for others, and is kept with the adapter.
+    # The form of the labels in the training rows holds for other rows, and is kept with the adapter.
     assert MultipleChoice(**task.options()) == MultipleChoice(one_based=task.one_based)
     task.check_labels(rows([1, 1], **THREE), COLUMNS)
 
 
 @pytest.mark.parametrize("labels", [[1, 2], ["1", "2"], ["1", "B"]])
 def test_numbers_count_from_one_where_none_is_zero_and_that_is_said(minilm: BaseModel, labels: list[Any]) -> None:
-    with pytest.warns(UserWarning, match="no label in column 'label' is 0.*taken to count from 1; .* letters"):
-        task = decided(rows(labels, **THREE))
+    with pytest.warns(UserWarning, match="no label in column 'label' is 0.*assumed to count from 1; .* letters"):
+        task = task_for(rows(labels, **THREE))
     assert task.features(minilm, rows(labels, **THREE), COLUMNS, training=True).references == [0, 1]
 
 
 @pytest.mark.parametrize("labels", [[0, 2], [1, 4], [1, -1], ["B", "C"]])
 def test_other_labels_do_not_count_from_one(labels: list[Any]) -> None:
-    assert not decided(rows(labels, **THREE)).one_based
+    assert not task_for(rows(labels, **THREE)).one_based
 
 
 @pytest.mark.parametrize(
@@ -309,7 +312,7 @@ def test_labels_may_be_texts_of_choices(
     minilm: BaseModel, labels: list[Any], choices: list[list[str]], expected: list[int]
 ) -> None:
     data = rows(labels, choices=choices)
-    task = decided(data)
+    task = task_for(data)
     assert task.features(minilm, data, COLUMNS, training=True).references == expected
     assert MultipleChoice(**task.options()).by_text == task.by_text
 
@@ -319,12 +322,12 @@ def test_labels_may_be_texts_of_choices(
 )
 def test_texts_that_are_numbers_or_letters_of_other_choices_are_refused(labels: list[str], numbers: Any) -> None:
     with pytest.raises(UsageError, match=r"row \d \(.*\): the label '.' is the text of one .* whole numbers") as error:
-        decided(rows(labels, choices=numbers))
+        task_for(rows(labels, choices=numbers))
     assert "\n" not in str(error.value)
 
 
 def test_a_text_that_is_none_of_the_choices() -> None:
-    task = decided(rows(["it rained", "snow"], choices=[CHOICES[1]] * 2))
+    task = task_for(rows(["it rained", "snow"], choices=[CHOICES[1]] * 2))
     with pytest.raises(UsageError, match=r"row 2 .*the label '0' is none of .*, which are it rained, snow;"):
         task.check_labels(rows(["snow", "0"], choices=[CHOICES[1]] * 2), COLUMNS)
 
@@ -332,21 +335,21 @@ def test_a_text_that_is_none_of_the_choices() -> None:
 def test_the_name_of_a_choice_goes_before_its_text(minilm: BaseModel) -> None:
     choices = [{"text": ["2", "1"], "label": ["1", "2"]}] * 2
     data = rows(["1", "2"], choices=choices)
-    assert decided(data).features(minilm, data, COLUMNS, training=True).references == [0, 1]
+    assert task_for(data).features(minilm, data, COLUMNS, training=True).references == [0, 1]
     data = rows(["d", "c"], choices=[{"text": ["c", "d"], "label": ["A", "B"]}] * 2)
-    assert decided(data).features(minilm, data, COLUMNS, training=True).references == [1, 0]
+    assert task_for(data).features(minilm, data, COLUMNS, training=True).references == [1, 0]
 
 
 def test_class_labels_are_indices(minilm: BaseModel) -> None:
     for labels in ([0, 2], [1, 2]):
         data = rows(labels, **THREE).cast_column("label", ClassLabel(names=["A", "B", "C"]))
-        assert decided(data).features(minilm, data, COLUMNS, training=True).references == labels
+        assert task_for(data).features(minilm, data, COLUMNS, training=True).references == labels
 
 
 def test_rows_name_their_choices(minilm: BaseModel) -> None:
     choices = [{"text": ["a", "b"], "label": ["A", "B"]}, {"text": ["c", "d", "e"], "label": ["1", "2", "3"]}]
     data = rows(["B", "3"], choices=choices)
-    assert decided(data).features(minilm, data, COLUMNS, training=True).references == [1, 2]
+    assert task_for(data).features(minilm, data, COLUMNS, training=True).references == [1, 2]
     with pytest.raises(UsageError, match=r"row 2 .*the label '4' is none of the row's choices, which are 1, 2, 3;"):
         TASK.check_labels(rows(["B", "4"], choices=choices), COLUMNS)
 
@@ -354,8 +357,8 @@ def test_rows_name_their_choices(minilm: BaseModel) -> None:
 def test_columns_of_choices_may_end_early(minilm: BaseModel) -> None:
     columns = Columns("context", None, "label", ("choice1", "choice2", "choice3"))
     data = rows([0, 1], choice1=["a", "c"], choice2=["b", "d"], choice3=["e", None])
-    found = TASK.features(minilm, data, columns, training=True)
-    assert [source["choices"] for source in found.sources] == [["a", "b", "e"], ["c", "d"]]
+    examples = TASK.features(minilm, data, columns, training=True)
+    assert [source["choices"] for source in examples.sources] == [["a", "b", "e"], ["c", "d"]]
     with pytest.raises(UsageError, match=r"row 2 .*a choice is missing in columns choice1, choice2, choice3"):
         TASK.check_labels(rows(choice1=["a", "c"], choice2=["b", None], choice3=["e", "f"]), columns)
 
@@ -395,7 +398,7 @@ def test_a_model_without_such_a_head_is_refused_in_one_line(tmp_path: Any) -> No
     GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=64)).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(demo_model()).save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="transformers has no AutoModelForMultipleChoice of its architecture") as error:
-        TASK.load_model(str(tmp_path), seed=0)
+        TASK.load_model(ModelSettings(model=str(tmp_path)), seed=0)
     assert "\n" not in str(error.value)
 
 
@@ -413,7 +416,7 @@ def test_a_small_model_learns_which_ending_agrees(minilm: BaseModel) -> None:
         labels.append(label)
     data = Dataset.from_dict({"context": contexts, "choices": choices, "label": labels})
     columns = MultipleChoice.recognise(data, {})
-    task = decided(data, columns)
+    task = task_for(data, columns)
     features = task.features(minilm, data, columns, training=True)
     config = BertConfig(
         vocab_size=len(minilm.processor),

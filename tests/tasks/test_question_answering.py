@@ -28,6 +28,7 @@ from transformers import (
     XLNetConfig,
 )
 
+from capaft.config.parts.model import ModelSettings
 from capaft.config.train_config import TrainConfig
 from capaft.model.demo import demo_model
 from capaft.model.load import BaseModel
@@ -78,9 +79,10 @@ def base(tokenizer, model=None, *, segments=True) -> BaseModel:
     return BaseModel(model, tokenizer, None, (), True)
 
 
-def rows(*given: tuple[str, str, list[tuple[str, int]]], **more: list) -> Dataset:
-    found = [{"text": [text for text, _ in each[2]], "answer_start": [start for _, start in each[2]]} for each in given]
-    table = {"question": [each[0] for each in given], "context": [each[1] for each in given], "answers": found, **more}
+def rows(*triples: tuple[str, str, list[tuple[str, int]]], **more: list) -> Dataset:
+    questions, contexts, places = map(list, zip(*triples, strict=True))
+    answers = [{"text": [text for text, _ in of_row], "answer_start": [at for _, at in of_row]} for of_row in places]
+    table = {"question": questions, "context": contexts, "answers": answers, **more}
     kinds = {"answers": {"text": List(Value("string")), "answer_start": List(Value("int32"))}}
     kinds |= {name: Value("string") for name in table if name != "answers"}
     return Dataset.from_dict(table, features=Features(kinds))
@@ -90,7 +92,7 @@ def at(text: str, context: str = CONTEXT) -> tuple[str, int]:
     return text, context.index(text)
 
 
-def wanted_windows(tokenizer, question, context, answer, max_length, stride):
+def expected_windows(tokenizer, question, context, answer, max_length, stride):
     """Ids, segments and positions as the example scripts of transformers find them, by the tokenizer's own windows."""
     encoded = tokenizer(
         question,
@@ -102,7 +104,7 @@ def wanted_windows(tokenizer, question, context, answer, max_length, stride):
         return_offsets_mapping=True,
         return_token_type_ids=True,
     )
-    found = []
+    windows = []
     for index, ids in enumerate(encoded["input_ids"]):
         sequence, offsets = encoded.sequence_ids(index), encoded["offset_mapping"][index]
         null = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
@@ -117,8 +119,8 @@ def wanted_windows(tokenizer, question, context, answer, max_length, stride):
                 while offsets[last][0] >= end:
                     last -= 1
                 where = (first, last)
-        found.append((ids, encoded["token_type_ids"][index], *where))
-    return found
+        windows.append((ids, encoded["token_type_ids"][index], *where))
+    return windows
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -130,20 +132,20 @@ def test_windows_and_positions_are_those_of_the_tokenizer(name: str, stride: int
     pairs = [(CONTEXT[one.start() : two.end()], one.start()) for one, two in pairwise(words)]
     data = [("Who?", CONTEXT, [pair]) for pair in pairs]
     data += [("When?", CONTEXT, []), ("When?", "in 1078", [("1078", 3)])]
-    found = task.features(base(tokenizer), rows(*data), COLUMNS, training=True)
-    wanted = [
+    examples = task.features(base(tokenizer), rows(*data), COLUMNS, training=True)
+    expected = [
         window
-        for question, context, given in data
-        for window in wanted_windows(tokenizer, question, context, (given or [None])[0], length, stride)
+        for question, context, answers in data
+        for window in expected_windows(tokenizer, question, context, (answers or [None])[0], length, stride)
     ]
-    got = zip(*(found.inputs[each] for each in ("input_ids", "start", "end")), strict=True)
-    assert [(ids.tolist(), *where) for ids, *where in got] == [(ids, *where) for ids, _, *where in wanted]
-    segments = [each.token_type_ids.tolist() for each in found.references.windows]
-    assert segments == [types for _, types, *_ in wanted]
-    assert ("token_type_ids" in found.inputs) == (name != "bytes")
-    assert found.lengths.tolist() == [len(ids) for ids, *_ in wanted]
-    assert len(found) > 2 * len(data)
-    assert found.truncated == 0
+    got = zip(*(examples.inputs[name] for name in ("input_ids", "start", "end")), strict=True)
+    assert [(ids.tolist(), *where) for ids, *where in got] == [(ids, *where) for ids, _, *where in expected]
+    segments = [window.token_type_ids.tolist() for window in examples.references.windows]
+    assert segments == [types for _, types, *_ in expected]
+    assert ("token_type_ids" in examples.inputs) == (name != "bytes")
+    assert examples.lengths.tolist() == [len(ids) for ids, *_ in expected]
+    assert len(examples) > 2 * len(data)
+    assert examples.truncated == 0
 
 
 WORDS = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S")), min_size=1, max_size=9)
@@ -160,14 +162,16 @@ def test_positions_decode_to_the_answer_and_windows_cover_the_context(words, dat
     task = QuestionAnswering(max_length=data.draw(st.integers(240, 300)), stride=200)
     if name == "bert":
         task = replace(task, max_length=data.draw(st.integers(70, 90)), stride=60)
-    found = task.features(base(tokenizer), rows(("Who?", context, [(text, start)])), COLUMNS, training=True)
-    cut = found.references.windows
-    assert [each.begin for each in cut[1:]] == [each.end - task.stride for each in cut[:-1]]
+    examples = task.features(base(tokenizer), rows(("Who?", context, [(text, start)])), COLUMNS, training=True)
+    cut = examples.references.windows
+    assert [window.begin for window in cut[1:]] == [window.end - task.stride for window in cut[:-1]]
     assert cut[0].begin == 0
     assert cut[-1].end == len(cut[0].characters)
-    assert max(found.lengths) <= task.max_length
+    assert max(examples.lengths) <= task.max_length
     alone = tokenizer(text, add_special_tokens=False)["input_ids"]
-    for window, ids, one, two in zip(cut, *(found.inputs[each] for each in ("input_ids", "start", "end")), strict=True):
+    for window, ids, one, two in zip(
+        cut, *(examples.inputs[name] for name in ("input_ids", "start", "end")), strict=True
+    ):
         shown = ids[window.first : window.first + window.end - window.begin]
         assert shown.tolist() == tokenizer(context, add_special_tokens=False)["input_ids"][window.begin : window.end]
         if (one, two) == (window.null, window.null):
@@ -175,7 +179,7 @@ def test_positions_decode_to_the_answer_and_windows_cover_the_context(words, dat
         assert window.text(context, one, two) == text
         assert ids[one : two + 1].tolist() == alone
     if len(alone) <= task.stride:
-        assert any(one != window.null for window, one in zip(cut, found.inputs["start"], strict=True))
+        assert any(one != window.null for window, one in zip(cut, examples.inputs["start"], strict=True))
 
 
 def test_spaces_that_belong_to_a_token_are_not_part_of_an_answer() -> None:
@@ -198,24 +202,24 @@ def test_tokens_that_stand_for_nothing_are_no_answers() -> None:
 def test_padding_on_either_side(side: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(demo_model(), padding_side=side)
     data = rows(("Who?", CONTEXT, [at("William")]), ("When?", "in 1078", [("1078", 3)]))
-    found = TASK.features(base(tokenizer), data, COLUMNS, training=True)
-    last = len(found) - 1
-    batch = TASK.collate(base(tokenizer), found, [0, last], training=True)
+    examples = TASK.features(base(tokenizer), data, COLUMNS, training=True)
+    last = len(examples) - 1
+    batch = TASK.collate(base(tokenizer), examples, [0, last], training=True)
     assert batch.terms == 2
     assert batch.inputs["input_ids"].shape == (2, 32) == batch.targets["mask"].shape
     for row, index in enumerate((0, last)):
         positions = [int(batch.targets[name][row]) for name in ("start", "end")]
         kept = batch.inputs["input_ids"][row][positions[0] : positions[1] + 1].tolist()
-        start, end = (found.inputs[name][index] for name in ("start", "end"))
-        assert kept == found.inputs["input_ids"][index][start : end + 1].tolist()
+        start, end = (examples.inputs[name][index] for name in ("start", "end"))
+        assert kept == examples.inputs["input_ids"][index][start : end + 1].tolist()
     answer = tokenizer("1078", add_special_tokens=False)["input_ids"]
     assert batch.inputs["input_ids"][1][batch.targets["start"][1] : batch.targets["end"][1] + 1].tolist() == answer
 
 
 def test_segments_go_only_to_models_that_take_them() -> None:
-    given = base(BERT, segments=False)
-    found = TASK.features(given, rows(("When?", "in 1078", [("1078", 3)])), COLUMNS, training=True)
-    assert set(TASK.collate(given, found, [0], training=True).inputs) == {"input_ids", "attention_mask"}
+    plain = base(BERT, segments=False)
+    examples = TASK.features(plain, rows(("When?", "in 1078", [("1078", 3)])), COLUMNS, training=True)
+    assert set(TASK.collate(plain, examples, [0], training=True).inputs) == {"input_ids", "attention_mask"}
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -231,13 +235,13 @@ def test_the_loss_is_that_of_unpadded_windows(side: str, smoothing: float) -> No
     moved = torch.where(positions < 0, positions, positions + torch.tensor(shift)[:, None])
     outputs = SimpleNamespace(start_logits=start.requires_grad_(), end_logits=end)
     loss = TASK.loss(outputs, {"mask": mask, "start": moved[:, 0], "end": moved[:, 1]}, smoothing)
-    wanted = sum(
+    expected = sum(
         F.cross_entropy(logits[row][mask[row]].float(), positions[row, which], label_smoothing=smoothing)
         for which, logits in enumerate((start, end))
         for row in range(2)
     )
     assert loss.dtype == torch.float32
-    assert float(loss.detach()) == pytest.approx(float(wanted.detach()) / 2, rel=1e-6)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()) / 2, rel=1e-6)
     loss.backward()
     assert outputs.start_logits.grad.isfinite().all()
     assert not outputs.start_logits.grad[2].any()
@@ -245,7 +249,7 @@ def test_the_loss_is_that_of_unpadded_windows(side: str, smoothing: float) -> No
 
 def naive_answers(features, logits, task: QuestionAnswering) -> list[str]:
     """Every pair of tokens of every window, by the rules of the official scripts."""
-    found = []
+    answers = []
     for row, context in enumerate(features.references.contexts):
         candidates, nulls = [], []
         for window, (start, end) in zip(features.references.windows, logits, strict=True):
@@ -262,8 +266,8 @@ def naive_answers(features, logits, task: QuestionAnswering) -> list[str]:
                         text = context[characters[first - window.first, 0] : characters[last - window.first, 1]]
                         candidates.append((float(start[first] + end[last]), text))
         score, text = max(candidates, default=(-np.inf, ""))
-        found.append("" if task.no_answer and min(nulls) > score + task.no_answer_threshold else text)
-    return found
+        answers.append("" if task.no_answer and min(nulls) > score + task.no_answer_threshold else text)
+    return answers
 
 
 @pytest.mark.parametrize("n_best", [2, 1000])
@@ -271,33 +275,34 @@ def naive_answers(features, logits, task: QuestionAnswering) -> list[str]:
 @pytest.mark.parametrize("seed", range(4))
 def test_answers_are_those_of_a_search_of_all_pairs(seed: int, no_answer: bool, n_best: int) -> None:
     task = replace(TASK, n_best=n_best, no_answer=no_answer, max_answer_length=4, no_answer_threshold=0.3 * (seed % 2))
-    given = base(AutoTokenizer.from_pretrained(demo_model(), padding_side=["left", "right"][seed % 2]))
+    loaded = base(AutoTokenizer.from_pretrained(demo_model(), padding_side=["left", "right"][seed % 2]))
     data = rows(*((f"Who {i}?", CONTEXT[:length], [("The", 0)]) for i, length in enumerate([9, 90, 200, 40, 160])))
-    found = task.features(given, data, COLUMNS, training=False)
+    examples = task.features(loaded, data, COLUMNS, training=False)
     generator = torch.Generator().manual_seed(seed)
-    logits = [torch.randn(2, int(length), generator=generator) for length in found.lengths]
-    for window, pair in zip(found.references.windows, logits, strict=True):
+    logits = [torch.randn(2, int(length), generator=generator) for length in examples.lengths]
+    for window, pair in zip(examples.references.windows, logits, strict=True):
         pair[:, window.null] += 1.5
-        # What is likeliest without being an answer: the question.
+        # The question is likeliest, but is not an answer.
         pair[:, 2] += 5
-    predictions = [None] * len(found)
-    for indices in (range(0, len(found), 2), range(1, len(found), 2)):
-        batch = task.collate(given, found, list(indices), training=False)
+    predictions = [None] * len(examples)
+    for indices in (range(0, len(examples), 2), range(1, len(examples), 2)):
+        batch = task.collate(loaded, examples, list(indices), training=False)
         padded = torch.full((2, *batch.inputs["input_ids"].shape), 100.0)
         for row, index in enumerate(indices):
             padded[:, row, batch.targets["mask"][row]] = logits[index]
         outputs = SimpleNamespace(start_logits=padded[0], end_logits=padded[1])
-        for index, span in zip(indices, task.predict(given, None, found, list(indices), batch, outputs), strict=True):
+        spans = task.predict(loaded, None, examples, list(indices), batch, outputs)
+        for index, span in zip(indices, spans, strict=True):
             predictions[index] = pickle.loads(pickle.dumps(span))
-    wanted = naive_answers(found, logits, task)
-    report = task.report(found, predictions)
-    assert [record["predicted"] for record in report] == wanted
+    expected = naive_answers(examples, logits, task)
+    report = task.report(examples, predictions)
+    assert [record["predicted"] for record in report] == expected
     assert [record["id"] for record in report] == ["1", "2", "3", "4", "5"]
     assert report[1]["question"] == "Who 1?"
     assert report[1]["references"] == ["The"]
     if no_answer and n_best > 2:
-        assert "" in wanted
-        assert set(wanted) != {""}
+        assert "" in expected
+        assert set(expected) != {""}
 
 
 def test_a_window_in_which_no_start_goes_with_an_end() -> None:
@@ -305,8 +310,8 @@ def test_a_window_in_which_no_start_goes_with_an_end() -> None:
     rising = torch.tensor([0.0, 1, 2, 3])
     assert best_span(rising, -rising, window, 1, 30).score == -np.inf
     assert best_span(rising, -rising, window, 3, 30).score == 0.0
-    found = replace(TASK, n_best=1).features(base(BERT), rows(("Who?", "a b", [("a", 0)])), COLUMNS, training=False)
-    assert TASK.report(found, [Span(0, 0, -np.inf, 0.0)])[0]["predicted"] == ""
+    examples = replace(TASK, n_best=1).features(base(BERT), rows(("Who?", "a b", [("a", 0)])), COLUMNS, training=False)
+    assert TASK.report(examples, [Span(0, 0, -np.inf, 0.0)])[0]["predicted"] == ""
 
 
 # Answers, references, exact match and F1, counted by hand by the rules of evaluate-v2.0.py.
@@ -321,7 +326,7 @@ SCORED = [
     ("something", [], 0.0, 0.0),
     ("", ["Paris"], 0.0, 0.0),
     ("U.S.", ["us"], 1.0, 1.0),
-    # Version 2 asks for nothing where all references are articles.
+    # Version 2 expects an empty answer where all references are articles.
     ("a", ["The"], 1.0, 1.0),
     ("Paris", ["the", "Paris"], 1.0, 1.0),
     ("a", ["the", "Paris"], 0.0, 0.0),
@@ -344,9 +349,9 @@ def test_version_2_is_scored_by_kind_too() -> None:
     task = QuestionAnswering.decide(data, COLUMNS, TrainConfig(max_length=16, no_answer_threshold=1.0))
     assert task.no_answer
     assert task.options()["no_answer_threshold"] == 1.0
-    found = task.features(base(BERT), data, COLUMNS, training=False)
+    examples = task.features(base(BERT), data, COLUMNS, training=False)
     silent, whole, right = Span(4, 4, 0.0, 2.0), Span(4, 5, 3.0, 3.5), Span(4, 4, 3.0, 4.0)
-    scores = task.score(found, [right, silent, whole, whole])
+    scores = task.score(examples, [right, silent, whole, whole])
     assert scores == pytest.approx(
         {
             "f1": (1 + 1 + 0 + 2 / 3) / 4,
@@ -360,17 +365,17 @@ def test_version_2_is_scored_by_kind_too() -> None:
     version_1 = QuestionAnswering.decide(data.select([0, 3]), COLUMNS, TrainConfig())
     assert not version_1.no_answer
     assert (version_1.max_length, version_1.metric) == (384, "f1")
-    found = version_1.features(base(BERT), data.select([0, 3]), COLUMNS, training=False)
-    assert version_1.score(found, [silent, whole]) == pytest.approx({"f1": (1 + 2 / 3) / 2, "exact_match": 1 / 2})
+    examples = version_1.features(base(BERT), data.select([0, 3]), COLUMNS, training=False)
+    assert version_1.score(examples, [silent, whole]) == pytest.approx({"f1": (1 + 2 / 3) / 2, "exact_match": 1 / 2})
 
 
 def test_columns_are_told_by_name_and_by_what_they_hold() -> None:
     answer = {"text": "c", "answer_start": 0}
     structs = Dataset.from_dict({"title": ["t"], "context": ["c"], "question": ["q"], "answers": [[answer]]})
     lists = rows(("q", "c", [("c", 0)]))
-    for each in (structs, lists):
-        assert QuestionAnswering.recognise(each, {}) == COLUMNS
-        assert read_answers(each, "answers") == [[Answer("c", 0)]]
+    for data in (structs, lists):
+        assert QuestionAnswering.recognise(data, {}) == COLUMNS
+        assert read_answers(data, "answers") == [[Answer("c", 0)]]
     renamed = lists.rename_columns({"question": "query", "context": "passage", "answers": "gold"})
     assert QuestionAnswering.recognise(renamed, {"label": "gold"}) == Columns("query", "passage", "gold")
     with pytest.raises(UsageError, match=r"no column of a usual name holds answers.*--label-column"):
@@ -382,13 +387,13 @@ def test_columns_are_told_by_name_and_by_what_they_hold() -> None:
 
 
 def test_ids_are_the_rows_own() -> None:
-    found = TASK.features(base(BERT), rows(("Who?", "a b", [("a", 0)]), id=["5e"]), COLUMNS, training=False)
-    assert found.references.ids == ["5e"]
-    assert TASK.show(base(BERT), found, 0) == "[CLS] who? [SEP] a b [SEP] -> a"
+    examples = TASK.features(base(BERT), rows(("Who?", "a b", [("a", 0)]), id=["5e"]), COLUMNS, training=False)
+    assert examples.references.ids == ["5e"]
+    assert TASK.show(base(BERT), examples, 0) == "[CLS] who? [SEP] a b [SEP] -> a"
 
 
 @pytest.mark.parametrize(
-    ("context", "answer", "wanted"),
+    ("context", "answer", "place"),
     [
         ("a cat and a cat", Answer("cat", 12), (12, 15)),
         ("a cat and a cat", Answer("cat", 10), (12, 15)),
@@ -399,16 +404,16 @@ def test_ids_are_the_rows_own() -> None:
         ("café", Answer("cafe", 0), None),
     ],
 )
-def test_answers_that_stand_elsewhere_are_found(context: str, answer: Answer, wanted: tuple[int, int] | None) -> None:
-    assert locate_answer(context, answer) == wanted
+def test_answers_that_stand_elsewhere_are_found(context: str, answer: Answer, place: tuple[int, int] | None) -> None:
+    assert locate_answer(context, answer) == place
 
 
 def test_rows_whose_answer_is_nowhere() -> None:
     data = rows(("Who?", "a b", [("a", 0)]), ("What?", "a b", [("z", 0)]), ("When?", "a b", [("z", 0), ("b", 2)]))
-    found = TASK.features(base(BERT), data, COLUMNS, training=True)
-    assert found.left_out == "1 of 3 training rows are left out, their answers are not in the context: row 2"
-    assert [each.row for each in found.references.windows] == [0, 2]
-    assert found.inputs["start"][1] > found.inputs["start"][0] > 0
+    examples = TASK.features(base(BERT), data, COLUMNS, training=True)
+    assert examples.left_out == "1 of 3 training rows are left out, their answers are not in the context: row 2"
+    assert [window.row for window in examples.references.windows] == [0, 2]
+    assert examples.inputs["start"][1] > examples.inputs["start"][0] > 0
     with pytest.raises(UsageError, match="2 of 2"):
         TASK.features(base(BERT), data.select([1, 1]), COLUMNS, training=True)
     kept = TASK.features(base(BERT), data, COLUMNS, training=False)
@@ -469,31 +474,31 @@ def test_losses_and_answers_are_the_same_in_any_batch(kind: str) -> None:
     if kind != "xlnet":
         # Others count positions from the first token, be it padding or not.
         tokenizer.padding_side = "right"
-    given = base(tokenizer, model)
+    loaded = base(tokenizer, model)
     task = QuestionAnswering(max_length=96 if tokenizer.cls_token is None else 24, stride=8)
     data = rows(("Who?", CONTEXT, [at("William the Conqueror")]), ("When?", "in 1078", [("1078", 3)]))
-    found = task.features(given, data, COLUMNS, training=False)
+    examples = task.features(loaded, data, COLUMNS, training=False)
 
     def both(indices):
-        batch = task.collate(given, found, indices, training=False)
+        batch = task.collate(loaded, examples, indices, training=False)
         with torch.inference_mode():
             outputs = model(**batch.inputs)
-        predictions = task.predict(given, model, found, indices, batch, outputs)
+        predictions = task.predict(loaded, model, examples, indices, batch, outputs)
         return float(task.loss(outputs, batch.targets, 0.1)), batch.terms, predictions
 
-    loss, terms, together = both(list(range(len(found))))
-    alone = [both([index]) for index in range(len(found))]
-    assert terms == len(found) > 2
-    assert loss == pytest.approx(sum(each[0] for each in alone), rel=1e-4)
+    loss, terms, together = both(list(range(len(examples))))
+    alone = [both([index]) for index in range(len(examples))]
+    assert terms == len(examples) > 2
+    assert loss == pytest.approx(sum(result[0] for result in alone), rel=1e-4)
     for span, (_, _, other) in zip(together, alone, strict=True):
         assert (span.first, span.last) == (other[0].first, other[0].last)
         assert (span.score, span.null) == pytest.approx((other[0].score, other[0].null), abs=1e-4)
 
 
 def test_the_embedded_model_gets_a_head_of_two_outputs() -> None:
-    given = TASK.load_model(None, seed=0)
-    assert given.model.qa_outputs.out_features == 2
-    found = TASK.features(given, rows(("Who?", CONTEXT, [at("William")])), COLUMNS, training=True)
-    batch = TASK.collate(given, found, range(len(found)), training=True)
-    loss = TASK.loss(given.model(**batch.inputs), batch.targets, 0.0)
+    loaded = TASK.load_model(ModelSettings(), seed=0)
+    assert loaded.model.qa_outputs.out_features == 2
+    examples = TASK.features(loaded, rows(("Who?", CONTEXT, [at("William")])), COLUMNS, training=True)
+    batch = TASK.collate(loaded, examples, range(len(examples)), training=True)
+    loss = TASK.loss(loaded.model(**batch.inputs), batch.targets, 0.0)
     assert float(loss.detach()) / batch.terms == pytest.approx(np.log(32), rel=0.1)

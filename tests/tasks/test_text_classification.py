@@ -14,6 +14,7 @@ from tiny import build
 from tiny_text import SIZE, SPECIALS, tokenizer
 from transformers import AutoTokenizer, BertConfig, GPT2Config, GPT2ForSequenceClassification, GPT2Model
 
+from capaft.config.parts.model import ModelSettings
 from capaft.config.train_config import TrainConfig
 from capaft.model.demo import demo_model
 from capaft.model.load import BaseModel
@@ -32,11 +33,11 @@ def table(**columns: list[Any]) -> Dataset:
     return Dataset.from_dict(columns)
 
 
-def recognise(dataset: Dataset, **given: str | None) -> Columns:
-    return TextClassification.recognise(dataset, given)
+def recognise(dataset: Dataset, **named: str | None) -> Columns:
+    return TextClassification.recognise(dataset, named)
 
 
-def said(error: pytest.ExceptionInfo[UsageError], *parts: str) -> None:
+def assert_says(error: pytest.ExceptionInfo[UsageError], *parts: str) -> None:
     message = str(error.value)
     assert "\n" not in message
     for part in parts:
@@ -100,10 +101,10 @@ def test_names_have_an_order() -> None:
 def test_two_names_of_one_rank_are_ambiguous() -> None:
     with pytest.raises(UsageError) as error:
         recognise(table(text=LONG, sentence=LONG, label=INTEGERS))
-    said(error, "which column is the text", "'text' and 'sentence'", "--text-column", "label (int64)")
+    assert_says(error, "which column is the text", "'text' and 'sentence'", "--text-column", "label (int64)")
     with pytest.raises(UsageError) as error:
         recognise(table(text=LONG, intent=WORDS, topic=WORDS))
-    said(error, "which column is the label", "'intent' and 'topic'", "--label-column", "text (string)")
+    assert_says(error, "which column is the label", "'intent' and 'topic'", "--label-column", "text (string)")
 
 
 def test_several_labels_a_row() -> None:
@@ -154,10 +155,10 @@ def test_class_label_by_type() -> None:
 def test_what_cannot_be_told(columns: dict[str, list[Any]], parts: list[str]) -> None:
     with pytest.raises(UsageError) as error:
         recognise(table(**columns))
-    said(error, "cannot tell which column is the", *parts)
+    assert_says(error, "cannot tell which column is the", *parts)
 
 
-# As given
+# As named
 
 
 def test_given_columns() -> None:
@@ -170,7 +171,7 @@ def test_given_columns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "parts"),
+    ("named", "parts"),
     [
         (
             {"label": "lable"},
@@ -186,10 +187,10 @@ def test_given_columns() -> None:
         ({"label": "label,tags"}, ["--label-column tags", "does not hold 0 or 1"]),
     ],
 )
-def test_given_columns_that_are_wrong(given: dict[str, str], parts: list[str]) -> None:
+def test_given_columns_that_are_wrong(named: dict[str, str], parts: list[str]) -> None:
     with pytest.raises(UsageError) as error:
-        recognise(table(text=LONG, label=INTEGERS, tags=[["a"]] * 8, box=[{"a": 1}] * 8), **given)
-    said(error, *parts)
+        recognise(table(text=LONG, label=INTEGERS, tags=[["a"]] * 8, box=[{"a": 1}] * 8), **named)
+    assert_says(error, *parts)
 
 
 def test_a_column_for_each_label_is_named() -> None:
@@ -216,16 +217,16 @@ def decide(dataset: Dataset, **settings: Any) -> TextClassification:
     ],
 )
 def test_the_label_tells_the_problem(values: list[Any], problem: str, labels: tuple[str, ...]) -> None:
-    found = decide(table(text=LONG, label=values))
-    assert (found.problem, found.labels) == (problem, labels)
-    assert found.options() == {"problem": problem, "label_separator": ""}
+    task = decide(table(text=LONG, label=values))
+    assert (task.problem, task.labels) == (problem, labels)
+    assert task.options() == {"problem": problem, "label_separator": ""}
 
 
 def test_the_problem_as_given() -> None:
     assert decide(table(text=LONG, label=INTEGERS), problem="regression").labels == ()
-    found = decide(table(text=LONG, label=["a;b", ""] * 4), problem="multi", label_separator=";")
-    assert found.labels == ("a", "b")
-    assert TextClassification(found.labels, found.max_length, found.metric, **found.options()) == found
+    task = decide(table(text=LONG, label=["a;b", ""] * 4), problem="multi", label_separator=";")
+    assert task.labels == ("a", "b")
+    assert TextClassification(task.labels, task.max_length, task.metric, **task.options()) == task
     with pytest.raises(UsageError, match="--problem regression, or"):
         decide(table(text=LONG, label=[0.5, 1.0] * 4), problem="single")
 
@@ -295,11 +296,11 @@ def features(base: BaseModel, **texts: list[str]) -> Any:
 
 
 def test_pairs_get_segments_and_truncation_is_counted(base: BaseModel) -> None:
-    found = features(base, a=["short", "word " * 50], b=["one", "word " * 50])
-    assert found.truncated == 1
-    assert found.lengths.tolist() == [5, 12]
-    assert found.inputs["token_type_ids"][0] == [0, 0, 0, 1, 1]
-    assert found.references.tolist() == [0, 1]
+    examples = features(base, a=["short", "word " * 50], b=["one", "word " * 50])
+    assert examples.truncated == 1
+    assert examples.lengths.tolist() == [5, 12]
+    assert examples.inputs["token_type_ids"][0] == [0, 0, 0, 1, 1]
+    assert examples.references.tolist() == [0, 1]
 
 
 def test_a_text_of_exactly_the_limit_is_not_cut(base: BaseModel) -> None:
@@ -315,11 +316,11 @@ def test_an_empty_text_is_an_end_token(segments: bool) -> None:
     )
     gpt2 = BaseModel(model, plain, Origin("tiny"), (), True)
     for texts in ({"a": ["", ""]}, {"a": ["", "a"], "b": ["", ""]}):
-        found = features(gpt2, **texts)
-        assert found.inputs["input_ids"][0] == [SPECIALS["<end>"]]
-        assert found.lengths.tolist() == [1, 1]
-        batch = TASK.collate(gpt2, found, [0, 1], training=True)
-        assert {tuple(each.shape) for each in batch.inputs.values()} == {(2, 1)}
+        examples = features(gpt2, **texts)
+        assert examples.inputs["input_ids"][0] == [SPECIALS["<end>"]]
+        assert examples.lengths.tolist() == [1, 1]
+        batch = TASK.collate(gpt2, examples, [0, 1], training=True)
+        assert {tuple(tensor.shape) for tensor in batch.inputs.values()} == {(2, 1)}
         assert batch.inputs["attention_mask"].tolist() == [[1], [1]]
         assert torch.isfinite(model(**batch.inputs).logits).all()
 
@@ -338,11 +339,11 @@ def test_batches_are_padded_to_their_longest(base: BaseModel) -> None:
 def test_losses_of_parts_add_up(base: BaseModel, values: list[Any], problem: str) -> None:
     rows = table(text=LONG, label=values)
     task = decide(rows, problem=problem)
-    found = task.features(base, rows, recognise(rows), training=True)
+    examples = task.features(base, rows, recognise(rows), training=True)
     logits = torch.randn(8, task.model_config()["num_labels"], generator=torch.Generator().manual_seed(0))
 
     def loss(indices: list[int]) -> tuple[float, int]:
-        batch = task.collate(base, found, indices, training=True)
+        batch = task.collate(base, examples, indices, training=True)
         outputs = SimpleNamespace(logits=logits[indices])
         return task.loss(outputs, batch.targets, 0.1).item(), batch.terms
 
@@ -350,16 +351,16 @@ def test_losses_of_parts_add_up(base: BaseModel, values: list[Any], problem: str
     assert loss(list(range(8))) == (pytest.approx(sum(part for part, _ in parts)), sum(terms for _, terms in parts))
 
 
-# What comes out
+# Outputs
 
 
 def outcome(base: BaseModel, rows: Dataset, logits: list[list[float]]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     task = decide(rows)
-    found = task.features(base, rows, recognise(rows), training=False)
-    batch = task.collate(base, found, range(len(rows)), training=False)
+    examples = task.features(base, rows, recognise(rows), training=False)
+    batch = task.collate(base, examples, range(len(rows)), training=False)
     outputs = SimpleNamespace(logits=torch.tensor(logits, dtype=torch.bfloat16))
-    predictions = task.predict(base, torch.nn.Identity(), found, range(len(rows)), batch, outputs)
-    return task.score(found, predictions), task.report(found, predictions)
+    predictions = task.predict(base, torch.nn.Identity(), examples, range(len(rows)), batch, outputs)
+    return task.score(examples, predictions), task.report(examples, predictions)
 
 
 def test_single_labels_are_scored_and_reported(base: BaseModel) -> None:
@@ -376,7 +377,7 @@ def test_more_than_five_classes_have_a_score_of_the_five_likeliest(base: BaseMod
     scores, _ = outcome(base, rows, [[0, 1, 2, 3, 4, 5]] * 12)
     assert scores["top5"] == pytest.approx(10 / 12)
     assert decide(rows, metric="top5").metric == "top5"
-    with pytest.raises(UsageError, match="top5 says nothing with 2 classes"):
+    with pytest.raises(UsageError, match="top5 is always 1 with 2 classes"):
         decide(table(text=LONG, label=INTEGERS), metric="top5")
     with pytest.raises(UsageError, match="--metric must be one of f1"):
         decide(table(text=LONG, label=[["a"], ["b"]] * 4), metric="top5")
@@ -413,9 +414,9 @@ def test_a_language_model_gets_something_to_pad_with(configured: int | None, tmp
     tokenizer.save_pretrained(tmp_path)
     sizes = {"vocab_size": len(tokenizer), "n_embd": 8, "n_layer": 1, "n_head": 2}
     GPT2Model(GPT2Config(**sizes, pad_token_id=configured)).save_pretrained(tmp_path)
-    loaded = TASK.load_model(str(tmp_path), seed=0)
-    found = features(loaded, a=["one", "one two three"])
-    batch = TASK.collate(loaded, found, [0, 1], training=True)
+    loaded = TASK.load_model(ModelSettings(model=str(tmp_path)), seed=0)
+    examples = features(loaded, a=["one", "one two three"])
+    batch = TASK.collate(loaded, examples, [0, 1], training=True)
     together = loaded.model(**batch.inputs).logits
-    alone = loaded.model(**TASK.collate(loaded, found, [0], training=True).inputs).logits
+    alone = loaded.model(**TASK.collate(loaded, examples, [0], training=True).inputs).logits
     np.testing.assert_allclose(together[:1].detach(), alone.detach(), atol=1e-5)

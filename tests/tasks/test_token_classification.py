@@ -20,6 +20,7 @@ from transformers import (
     RobertaTokenizer,
 )
 
+from capaft.config.parts.model import ModelSettings
 from capaft.config.train_config import TrainConfig
 from capaft.model.load import BaseModel
 from capaft.model.origin import Origin
@@ -89,7 +90,7 @@ def based(tokenizer: Any, model: Any = None) -> BaseModel:
 
 @pytest.fixture(scope="module")
 def minilm() -> BaseModel:
-    return TASK.load_model(None, seed=0)
+    return TASK.load_model(ModelSettings(), seed=0)
 
 
 def naive(tokenizer: Any, words: list[str], tags: list[int], space: str) -> tuple[list[int], list[int]]:
@@ -118,41 +119,41 @@ def naive(tokenizer: Any, words: list[str], tags: list[int], space: str) -> tupl
 )
 def test_first_tokens_carry_the_tags(minilm: BaseModel, make: Any, space: str) -> None:
     base = based(make()) if make else minilm
-    found = TASK.features(base, rows(), COLUMNS, training=True)
+    examples = TASK.features(base, rows(), COLUMNS, training=True)
     tokenizer = base.processor
     start, end = (tokenizer.cls_token_id, tokenizer.sep_token_id) if not make else (0, 2)
     for index, (words, tags) in enumerate(zip(WORDS, TAGS, strict=True)):
         ids, labels = naive(tokenizer, words, tags, space)
-        assert found.inputs["input_ids"][index] == [start, *ids, end]
-        assert found.inputs["labels"][index] == [-100, *labels, -100]
-        assert found.references[index].tolist() == tags
-        assert found.inputs["tagged"][index] == list(range(len(words)))
-    assert found.lengths.tolist() == [len(ids) for ids in found.inputs["input_ids"]]
-    assert found.truncated == 0
-    # The words of the row read as in running text, which no test of single words would show.
+        assert examples.inputs["input_ids"][index] == [start, *ids, end]
+        assert examples.inputs["labels"][index] == [-100, *labels, -100]
+        assert examples.references[index].tolist() == tags
+        assert examples.inputs["tagged"][index] == list(range(len(words)))
+    assert examples.lengths.tolist() == [len(ids) for ids in examples.inputs["input_ids"]]
+    assert examples.truncated == 0
+    # The words of the row read as in running text; a test of single words would not show it.
     together = tokenizer(" " + "Ada paid in France", add_special_tokens=False)["input_ids"]
     plain = TASK.features(base, rows([["Ada", "paid", "in", "France"]], [[1, 0, 0, 3]]), COLUMNS, training=True)
     assert plain.inputs["input_ids"][0][1:-1] == together
 
 
 def test_a_word_without_a_token_has_no_label_but_a_reference(minilm: BaseModel) -> None:
-    found = TASK.features(minilm, rows([["Ada", "\u200b", "", "sang"]], [[1, 0, 0, 0]]), COLUMNS, training=True)
-    assert found.inputs["labels"][0] == [-100, 1, 0, -100]
-    assert found.inputs["tagged"][0] == [0, 3]
-    assert found.references[0].tolist() == [1, 0, 0, 0]
+    examples = TASK.features(minilm, rows([["Ada", "\u200b", "", "sang"]], [[1, 0, 0, 0]]), COLUMNS, training=True)
+    assert examples.inputs["labels"][0] == [-100, 1, 0, -100]
+    assert examples.inputs["tagged"][0] == [0, 3]
+    assert examples.references[0].tolist() == [1, 0, 0, 0]
     with pytest.raises(UsageError, match=r"row 2: .*no token for any word in column 'tokens'"):
         TASK.features(minilm, rows([["Ada"], ["\u200b"]], [[1], [0]]), COLUMNS, training=True)
 
 
 def test_cut_rows_are_counted(minilm: BaseModel) -> None:
     short = TokenClassification(NER, max_length=6)
-    found = short.features(
+    examples = short.features(
         minilm, rows([["one"] * 4, ["one"] * 5, ["one"] * 9], [[0] * 4, [0] * 5, [0] * 9]), COLUMNS, training=True
     )
-    assert found.truncated == 2
-    assert found.lengths.tolist() == [6, 6, 6]
-    assert found.inputs["tagged"][2] == [0, 1, 2, 3]
-    assert len(found.references[2]) == 9
+    assert examples.truncated == 2
+    assert examples.lengths.tolist() == [6, 6, 6]
+    assert examples.inputs["tagged"][2] == [0, 1, 2, 3]
+    assert len(examples.references[2]) == 9
 
 
 def test_a_slow_tokenizer_is_refused() -> None:
@@ -161,8 +162,8 @@ def test_a_slow_tokenizer_is_refused() -> None:
 
 
 def test_show_marks_what_counts(minilm: BaseModel) -> None:
-    found = TASK.features(minilm, rows([["Ada", "wasn't"]], [[1, 0]]), COLUMNS, training=True)
-    assert TASK.show(minilm, found, 0) == "[CLS] ada/B-PER wasn/O ' t [SEP]"
+    examples = TASK.features(minilm, rows([["Ada", "wasn't"]], [[1, 0]]), COLUMNS, training=True)
+    assert TASK.show(minilm, examples, 0) == "[CLS] ada/B-PER wasn/O ' t [SEP]"
 
 
 # Batches, loss and predictions
@@ -171,18 +172,18 @@ def test_show_marks_what_counts(minilm: BaseModel) -> None:
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_batches_are_padded_on_the_tokenizers_side(side: str) -> None:
     base = based(roberta(padding_side=side))
-    found = TASK.features(base, rows(), COLUMNS, training=True)
-    batch = TASK.collate(base, found, [1, 0], training=True)
-    width = max(found.lengths[:2])
+    examples = TASK.features(base, rows(), COLUMNS, training=True)
+    batch = TASK.collate(base, examples, [1, 0], training=True)
+    width = max(examples.lengths[:2])
     assert {name: tensor.shape for name, tensor in batch.inputs.items()} == {
         "input_ids": (2, width),
         "attention_mask": (2, width),
     }
     for at, index in enumerate([1, 0]):
-        length = found.lengths[index]
-        own = slice(width - length, width) if side == "left" else slice(0, length)
-        assert batch.inputs["input_ids"][at, own].tolist() == found.inputs["input_ids"][index]
-        assert batch.targets["labels"][at, own].tolist() == found.inputs["labels"][index]
+        length = examples.lengths[index]
+        tokens = slice(width - length, width) if side == "left" else slice(0, length)
+        assert batch.inputs["input_ids"][at, tokens].tolist() == examples.inputs["input_ids"][index]
+        assert batch.targets["labels"][at, tokens].tolist() == examples.inputs["labels"][index]
         assert batch.inputs["attention_mask"][at].sum() == length
         assert (batch.targets["labels"][at] != -100).sum() == len(WORDS[index])
     assert batch.terms == len(WORDS[0]) + len(WORDS[1])
@@ -194,30 +195,30 @@ def outputs(*shape: int) -> SimpleNamespace:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_loss_is_the_sum_over_words(minilm: BaseModel, smoothing: float) -> None:
-    found = TASK.features(minilm, rows(), COLUMNS, training=True)
-    batch = TASK.collate(minilm, found, [0, 1, 2], training=True)
-    given = outputs(*batch.targets["labels"].shape)
+    examples = TASK.features(minilm, rows(), COLUMNS, training=True)
+    batch = TASK.collate(minilm, examples, [0, 1, 2], training=True)
+    result = outputs(*batch.targets["labels"].shape)
     expected = 0.0
-    for scores, labels in zip(given.logits.tolist(), batch.targets["labels"].tolist(), strict=True):
-        for each, label in zip(scores, labels, strict=True):
+    for scores, labels in zip(result.logits.tolist(), batch.targets["labels"].tolist(), strict=True):
+        for logits, label in zip(scores, labels, strict=True):
             if label != -100:
-                losses = [math.log(sum(map(math.exp, each))) - score for score in each]
+                losses = [math.log(sum(map(math.exp, logits))) - score for score in logits]
                 expected += (1 - smoothing) * losses[label] + smoothing * sum(losses) / len(losses)
-    assert float(TASK.loss(given, batch.targets, smoothing)) == pytest.approx(expected, rel=1e-5)
+    assert float(TASK.loss(result, batch.targets, smoothing)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_predictions_are_the_classes_of_first_tokens(side: str) -> None:
     base = based(roberta(padding_side=side))
-    found = TASK.features(base, rows(), COLUMNS, training=False)
-    batch = TASK.collate(base, found, [2, 0], training=False)
-    given = outputs(*batch.targets["labels"].shape)
-    predictions = TASK.predict(base, None, found, [2, 0], batch, given)
+    examples = TASK.features(base, rows(), COLUMNS, training=False)
+    batch = TASK.collate(base, examples, [2, 0], training=False)
+    made = outputs(*batch.targets["labels"].shape)
+    predictions = TASK.predict(base, None, examples, [2, 0], batch, made)
     for at, index in enumerate([2, 0]):
-        offset = batch.inputs["input_ids"].shape[1] - found.lengths[index] if side == "left" else 0
+        offset = batch.inputs["input_ids"].shape[1] - examples.lengths[index] if side == "left" else 0
         expected, position = [], offset + 1
         for word in WORDS[index]:
-            expected.append(max(range(len(NER)), key=given.logits[at, position].tolist().__getitem__))
+            expected.append(max(range(len(NER)), key=made.logits[at, position].tolist().__getitem__))
             position += len(base.processor(" " + word, add_special_tokens=False)["input_ids"])
         assert predictions[at].tolist() == expected
 
@@ -226,19 +227,19 @@ def test_predictions_are_the_classes_of_first_tokens(side: str) -> None:
 def test_unseen_words_are_outside_or_wrong(minilm: BaseModel, names: tuple[str, ...], unseen: str | None) -> None:
     task = TokenClassification(names, max_length=4)
     data = rows([["one", "two", "three", "four"]], [[1, 0, 0, 1]], ClassLabel(names=list(names)))
-    found = task.features(minilm, data, COLUMNS, training=False)
-    batch = task.collate(minilm, found, [0], training=False)
+    examples = task.features(minilm, data, COLUMNS, training=False)
+    batch = task.collate(minilm, examples, [0], training=False)
     logits = torch.full((1, 4, len(names)), 0.0)
     logits[0, 1, 1] = logits[0, 2, 0] = 1.0
-    predictions = task.predict(minilm, None, found, [0], batch, SimpleNamespace(logits=logits))
-    assert task.report(found, predictions) == [
+    predictions = task.predict(minilm, None, examples, [0], batch, SimpleNamespace(logits=logits))
+    assert task.report(examples, predictions) == [
         {
             "tokens": ["one", "two", "three", "four"],
             "label": [names[1], names[0], names[0], names[1]],
             "predicted": [names[1], names[0], unseen, unseen],
         }
     ]
-    scores = task.score(found, predictions)
+    scores = task.score(examples, predictions)
     if unseen:
         # The entity that was cut is missed, and a word outside is right.
         assert scores == pytest.approx({"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "accuracy": 0.75})
@@ -249,8 +250,10 @@ def test_unseen_words_are_outside_or_wrong(minilm: BaseModel, names: tuple[str, 
 # Scores
 
 
-def scored(names: tuple[str, ...], truth: list[list[str]], found: list[list[str]]) -> dict[str, float]:
-    references, predictions = ([np.array([names.index(tag) for tag in row]) for row in each] for each in (truth, found))
+def scored(names: tuple[str, ...], truth: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
+    references, predictions = (
+        [np.array([names.index(tag) for tag in row]) for row in rows] for rows in (truth, predicted)
+    )
     return TokenClassification(names).score(SimpleNamespace(references=references), predictions)
 
 
@@ -258,8 +261,8 @@ def test_scores_of_seqevals_own_example() -> None:
     """From the documentation of seqeval 1.2.2."""
     names = ("O", "B-MISC", "I-MISC", "B-PER", "I-PER")
     truth = [["O", "O", "O", "B-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
-    found = [["O", "O", "B-MISC", "I-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
-    assert scored(names, truth, found) == {"f1": 0.5, "precision": 0.5, "recall": 0.5, "accuracy": 0.8}
+    predicted = [["O", "O", "B-MISC", "I-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
+    assert scored(names, truth, predicted) == {"f1": 0.5, "precision": 0.5, "recall": 0.5, "accuracy": 0.8}
 
 
 def random_entities(generator: np.random.Generator, length: int) -> list[tuple[int, int, str]]:
@@ -293,11 +296,11 @@ def test_entity_scores_by_counting_entities(scheme: str) -> None:
     lengths = generator.integers(1, 12, size=60).tolist()
     truth = [random_entities(generator, length) for length in lengths]
     # Half of the rows are guessed at random, so that some entities are right and some are not.
-    found = [random_entities(generator, length) if at % 2 else truth[at] for at, length in enumerate(lengths)]
-    right = sum(len(set(wanted) & set(guessed)) for wanted, guessed in zip(truth, found, strict=True))
-    precision, recall = right / sum(map(len, found)), right / sum(map(len, truth))
+    predicted = [random_entities(generator, length) if at % 2 else truth[at] for at, length in enumerate(lengths)]
+    right = sum(len(set(entities) & set(guessed)) for entities, guessed in zip(truth, predicted, strict=True))
+    precision, recall = right / sum(map(len, predicted)), right / sum(map(len, truth))
     names = ("O", *(f"{letter}-{kind}" for letter in sorted(set("B" + SCHEMES[scheme])) for kind in ("PER", "LOC")))
-    tags = [[tagged(scheme, row, n) for row, n in zip(each, lengths, strict=True)] for each in (truth, found)]
+    tags = [[tagged(scheme, row, n) for row, n in zip(rows, lengths, strict=True)] for rows in (truth, predicted)]
     same = [a == b for rows in zip(*tags, strict=True) for a, b in zip(*rows, strict=True)]
     assert scored(names, *tags) == pytest.approx(
         {
@@ -312,11 +315,11 @@ def test_entity_scores_by_counting_entities(scheme: str) -> None:
 @pytest.mark.parametrize("names", [("ADJ", "NOUN", "VERB", "X"), ("0", "1", "2", "3")])
 def test_scores_of_tags_without_a_scheme_are_means(names: tuple[str, ...]) -> None:
     a, b, c, _ = names
-    truth, found = [[a, a, b], [b, b, c]], [[a, b, b], [b, b, b]]
+    truth, predicted = [[a, a, b], [b, b, c]], [[a, b, b], [b, b, b]]
     precision, recall = (1 + 3 / 5 + 0) / 3, (1 / 2 + 1 + 0) / 3
     f1 = (2 * 1 * 0.5 / 1.5 + 2 * 0.6 * 1 / 1.6 + 0) / 3
     expected = {"f1": f1, "precision": precision, "recall": recall, "accuracy": 4 / 6}
-    assert scored(names, truth, found) == pytest.approx(expected)
+    assert scored(names, truth, predicted) == pytest.approx(expected)
 
 
 def test_no_entity_at_all_scores_zero() -> None:
@@ -338,7 +341,7 @@ def table(**columns: Any) -> Dataset:
 
 
 @pytest.mark.parametrize(
-    ("columns", "given", "expected"),
+    ("columns", "named", "expected"),
     [
         ({"id": "t", "tokens": "s", "pos_tags": "i", "chunk_tags": "i", "ner_tags": "i"}, {}, ("tokens", "ner_tags")),
         ({"words": "s", "tags": "s"}, {}, ("words", "tags")),
@@ -350,13 +353,13 @@ def table(**columns: Any) -> Dataset:
         ({"a": "s", "b": "s"}, {"label": "a"}, ("b", "a")),
     ],
 )
-def test_columns(columns: dict[str, str], given: dict[str, str], expected: tuple[str, str]) -> None:
-    found = TokenClassification.recognise(table(**columns), given)
-    assert found == Columns(expected[0], None, expected[1])
+def test_columns(columns: dict[str, str], named: dict[str, str], expected: tuple[str, str]) -> None:
+    read = TokenClassification.recognise(table(**columns), named)
+    assert read == Columns(expected[0], None, expected[1])
 
 
 @pytest.mark.parametrize(
-    ("columns", "given", "message"),
+    ("columns", "named", "message"),
     [
         ({"a": "s", "b": "s"}, {}, "which column is the text.*--text-column"),
         ({"tokens": "s", "b": "s", "c": "i"}, {}, "which column is the label.*--label-column"),
@@ -366,21 +369,21 @@ def test_columns(columns: dict[str, str], given: dict[str, str], expected: tuple
         ({"tokens": "s", "tags": "i"}, {"pair": "tags"}, "--pair-column tags: .*drop it"),
     ],
 )
-def test_columns_that_cannot_be_told(columns: dict[str, str], given: dict[str, str], message: str) -> None:
+def test_columns_that_cannot_be_told(columns: dict[str, str], named: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message) as error:
-        TokenClassification.recognise(table(**columns), given)
+        TokenClassification.recognise(table(**columns), named)
     assert "\n" not in str(error.value)
 
 
-def decided(data: Dataset) -> TokenClassification:
+def task_for(data: Dataset) -> TokenClassification:
     return TokenClassification.decide(data, COLUMNS, TrainConfig(max_length=40))
 
 
 def test_labels() -> None:
     words = [["a", "b"], ["c"]]
-    assert decided(rows(words, [[0, 1], [0]])) == TokenClassification(NER, 40)
-    assert decided(rows(words, [["O", "I-X"], ["B-X"]], Value("string"))).labels == ("B-X", "I-X", "O")
-    assert decided(rows(words, [[10, 9], [2]], Value("int32"))).labels == ("2", "9", "10")
+    assert task_for(rows(words, [[0, 1], [0]])) == TokenClassification(NER, 40)
+    assert task_for(rows(words, [["O", "I-X"], ["B-X"]], Value("string"))).labels == ("B-X", "I-X", "O")
+    assert task_for(rows(words, [[10, 9], [2]], Value("int32"))).labels == ("2", "9", "10")
 
 
 def classes(task: TokenClassification, base: BaseModel, tags: list[Any], tag: Any) -> list[int]:
@@ -422,15 +425,18 @@ def test_words_without_a_tag_are_neither_learnt_nor_scored(minilm: BaseModel) ->
     assert TokenClassification.classes(data, COLUMNS) == NER
     TASK.check_labels(data, COLUMNS)
     made = TASK.features(minilm, data, COLUMNS, training=False)
-    assert [each.tolist() for each in made.references] == [[0, -100, 1], [-100, 2]]
+    assert [tags.tolist() for tags in made.references] == [[0, -100, 1], [-100, 2]]
     assert [[label for label in row if label != -100] for row in made.inputs["labels"]] == [[0, 1], [2]]
     batch = TASK.collate(minilm, made, [0, 1], training=False)
     assert batch.terms == 3
     logits = torch.nn.functional.one_hot(batch.targets["labels"].clamp(0), len(NER)).float()
     predictions = TASK.predict(minilm, minilm.model, made, [0, 1], batch, SimpleNamespace(logits=logits))
     assert TASK.score(made, predictions) == {"f1": 1.0, "precision": 1.0, "recall": 1.0, "accuracy": 1.0}
-    assert [each["label"] for each in TASK.report(made, predictions)] == [[NER[0], None, NER[1]], [None, NER[2]]]
-    assert [each["predicted"] for each in TASK.report(made, predictions)] == [[NER[0], None, NER[1]], [None, NER[2]]]
+    assert [record["label"] for record in TASK.report(made, predictions)] == [[NER[0], None, NER[1]], [None, NER[2]]]
+    assert [record["predicted"] for record in TASK.report(made, predictions)] == [
+        [NER[0], None, NER[1]],
+        [None, NER[2]],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -448,14 +454,14 @@ def test_rows_without_any_tag_are_of_no_use(words: list[Any], tags: list[Any], t
 
 def test_one_tag_is_nothing_to_learn() -> None:
     with pytest.raises(UsageError, match="column 'tags' has 1 different tags"):
-        decided(rows([["a"], ["b"]], [["O"], ["O"]], Value("string")))
+        task_for(rows([["a"], ["b"]], [["O"], ["O"]], Value("string")))
 
 
 # Learning
 
 
 def test_a_small_model_learns_to_find_names(tmp_path: Any) -> None:
-    """A name is whatever follows a title, up to two words; the same words elsewhere are none."""
+    """A name is whatever follows a title, up to two words; elsewhere the same words are not names."""
     generator = np.random.default_rng(0)
     names, fillers = ["Ada", "France", "Lovelace", "cash"], ["in", "paid", "envoys", "to", "."]
     words, tags = [], []
@@ -485,25 +491,25 @@ def test_a_small_model_learns_to_find_names(tmp_path: Any) -> None:
     )
     torch.manual_seed(0)
     RobertaForTokenClassification(config).save_pretrained(tmp_path)
-    task = TokenClassification(decided(train).labels)
-    base = task.load_model(str(tmp_path), seed=0)
-    features, wanted = (task.features(base, each, COLUMNS, training=True) for each in (train, held_out))
+    task = TokenClassification(task_for(train).labels)
+    base = task.load_model(ModelSettings(model=str(tmp_path)), seed=0)
+    features, unseen = (task.features(base, data, COLUMNS, training=True) for data in (train, held_out))
 
     def scores() -> dict[str, float]:
-        batch = task.collate(base, wanted, range(len(wanted)), training=False)
+        batch = task.collate(base, unseen, range(len(unseen)), training=False)
         with torch.inference_mode():
-            given = base.model.eval()(**batch.inputs)
-        return task.score(wanted, task.predict(base, base.model, wanted, range(len(wanted)), batch, given))
+            result = base.model.eval()(**batch.inputs)
+        return task.score(unseen, task.predict(base, base.model, unseen, range(len(unseen)), batch, result))
 
     before, losses = scores(), []
-    optimiser = torch.optim.AdamW(base.model.parameters(), lr=4e-3)
+    optimizer = torch.optim.AdamW(base.model.parameters(), lr=4e-3)
     base.model.train()
     for step in range(90):
         batch = task.collate(base, features, [(step * 16 + at) % 128 for at in range(16)], training=True)
         loss = task.loss(base.model(**batch.inputs), batch.targets, 0.0) / batch.terms
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     after = scores()
     assert losses[-1] < 0.3 * losses[0]

@@ -1,4 +1,4 @@
-"""Precision and trackers: what is there works, what is not there is told in one line."""
+"""Precision and trackers: those available work, others are refused in one line."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from transformers import BertForSequenceClassification
 
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
-from capaft.training import loop
-from capaft.training import optimizer as optimiser
+from capaft.training import loop, optimizer
 from capaft.training.accelerator import accelerator_for
 
 
@@ -46,7 +45,7 @@ def test_fp16_is_not_for_the_cpu() -> None:
 
 
 def test_a_tracker_that_nobody_knows() -> None:
-    assert "--tracker tensorbored: there is none of that name; there are " in refused(tracker=("tensorbored",))
+    assert "--tracker tensorbored: no tracker is called that; choose from " in refused(tracker=("tensorbored",))
 
 
 def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +67,7 @@ def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
             "--gradient-checkpointing is not supported by BertForSequenceClassification",
         ),
         ({"precision": "fp16"}, "--precision fp16 needs an accelerator"),
-        ({"tracker": ("abacus",)}, "--tracker abacus: there is none of that name"),
+        ({"tracker": ("abacus",)}, "--tracker abacus: no tracker is called that"),
     ],
 )
 def test_what_cannot_be_had_is_told_before_a_run_is_replaced(
@@ -76,7 +75,7 @@ def test_what_cannot_be_had_is_told_before_a_run_is_replaced(
 ) -> None:
     monkeypatch.setattr(BertForSequenceClassification, "supports_gradient_checkpointing", False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(optimiser, "find_spec", lambda name: None)
+    monkeypatch.setattr(optimizer, "find_spec", lambda name: None)
     for name in ("run.yaml", "adapter.safetensors"):
         (tmp_path / name).write_text("the work of a week")
     done = invoke(*command(config(model, reviews, overwrite=True, head_init="seeded", **changes), tmp_path))
@@ -90,16 +89,16 @@ def test_what_cannot_be_had_is_told_before_a_run_is_replaced(
 
 
 def test_precision_is_that_of_the_products(model: Path, reviews: Path, tmp_path: Path) -> None:
-    """bf16 comes to nearly the same losses; trained numbers and their optimiser stay float32."""
+    """bf16 gives nearly the same losses; trainable parameters and their optimizer stay float32."""
     settings = config(model, reviews, epochs=1)
     execute(settings, tmp_path / "fp32")
     fresh_accelerate()
     seen = []
     real = torch.optim.AdamW.step
 
-    def step(optimizer: torch.optim.AdamW, *args: object) -> object:
-        seen.extend(p.dtype for group in optimizer.param_groups for p in group["params"])
-        return real(optimizer, *args)
+    def step(adamw: torch.optim.AdamW, *args: object) -> object:
+        seen.extend(p.dtype for group in adamw.param_groups for p in group["params"])
+        return real(adamw, *args)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", step)
@@ -119,10 +118,10 @@ def test_tensorboard_is_told_what_metrics_jsonl_is(model: Path, reviews: Path, t
     (events,) = {
         path.parent for path in (tmp_path / "run" / "trackers").rglob("*tfevents*") if path.parent.name == "capaft"
     }
-    found = EventAccumulator(str(events)).Reload()
-    told = [(event.step, event.value) for event in found.Scalars("loss")]
-    assert told == [(step, pytest.approx(loss)) for step, loss in losses(tmp_path / "run")]
+    accumulator = EventAccumulator(str(events)).Reload()
+    logged = [(event.step, event.value) for event in accumulator.Scalars("loss")]
+    assert logged == [(step, pytest.approx(loss)) for step, loss in losses(tmp_path / "run")]
     (evaluation,) = [record for record in records(tmp_path / "run") if "value" in record]
-    (score,) = found.Scalars("accuracy")
+    (score,) = accumulator.Scalars("accuracy")
     assert (score.step, score.value) == (evaluation["step"], pytest.approx(evaluation["value"]))
-    assert "validation_loss" in found.Tags()["scalars"]
+    assert "validation_loss" in accumulator.Tags()["scalars"]

@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 
 from capaft.training import batches
 
-LENGTHS = st.lists(st.integers(1, 200), min_size=1, max_size=300).map(lambda each: np.array(each, dtype=np.int64))
+LENGTHS = st.lists(st.integers(1, 200), min_size=1, max_size=300).map(lambda lengths: np.array(lengths, dtype=np.int64))
 
 
 @given(LENGTHS, st.integers(1, 40), st.integers(0, 2**64 - 1), st.integers(0, 5))
 def test_every_example_once(lengths: np.ndarray, size: int, seed: int, epoch: int) -> None:
-    found = batches.training_batches(lengths, size, seed, epoch)
-    assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
-    assert all(len(batch) <= size for batch in found)
-    assert found == batches.training_batches(lengths, size, seed, epoch)
+    made = batches.training_batches(lengths, size, seed, epoch)
+    assert sorted(i for batch in made for i in batch) == list(range(len(lengths)))
+    assert all(len(batch) <= size for batch in made)
+    assert made == batches.training_batches(lengths, size, seed, epoch)
 
 
 @given(LENGTHS, st.integers(1, 40))
@@ -54,8 +54,8 @@ def test_epochs_and_seeds_differ_and_padding_is_saved() -> None:
     assert first != batches.training_batches(lengths, 16, 0, 1)
     assert first != batches.training_batches(lengths, 16, 1, 0)
 
-    def padding(found: list[list[int]]) -> int:
-        return sum(len(batch) * lengths[batch].max() - lengths[batch].sum() for batch in found)
+    def padding(made: list[list[int]]) -> int:
+        return sum(len(batch) * lengths[batch].max() - lengths[batch].sum() for batch in made)
 
     unsorted = [list(range(i, min(i + 16, 1000))) for i in range(0, 1000, 16)]
     assert padding(first) < padding(unsorted) / 5

@@ -1,4 +1,4 @@
-"""Which evaluation counts as the best, step by step and against what a look back over all of them says."""
+"""The best evaluation, step by step and against a look back over all of them."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_any_score_is_better_than_one_that_is_not_defined() -> None:
 
 
 def test_scores_that_are_never_defined_end_the_wait() -> None:
-    found = after([math.nan] * 4)
-    assert (found.step, found.waited) == (1, 3)
+    best = after([math.nan] * 4)
+    assert (best.step, best.waited) == (1, 3)
 
 
 @given(st.lists(st.floats(-10, 10), min_size=1), st.booleans(), st.floats(0, 1))
 def test_it_is_the_first_of_the_best(values: list[float], more: bool, min_delta: float) -> None:
-    wanted = (max if more else min)(values)
-    found = after(values, more, min_delta)
-    assert (found.value, found.step) == (wanted, values.index(wanted) + 1)
+    expected = (max if more else min)(values)
+    best = after(values, more, min_delta)
+    assert (best.value, best.step) == (expected, values.index(expected) + 1)
     if not min_delta:
-        assert found.waited == len(values) - found.step
+        assert best.waited == len(values) - best.step

@@ -19,11 +19,12 @@ from transformers import BertForSequenceClassification
 from capaft.support.errors import TrainingError
 from capaft.training.evaluate import Evaluation, evaluate
 from capaft.training.parallel.processes import Processes
-from capaft.training.setup.job import Job, prepare_job
+from capaft.training.setup.job import Job
+from capaft.training.setup.prepare import prepare_job
 
 
 @pytest.fixture(scope="module")
-def decided(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> Job:
+def job(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> Job:
     """A job with 29 validation examples of different lengths, whose model has an opinion on each; not to be changed."""
     model = bert(tmp_path_factory.mktemp("models") / "bert", BertForSequenceClassification, dropout=0.5)
     made = prepare_job(config(model, reviews, validation_split=0.45), lambda line: None)
@@ -32,87 +33,82 @@ def decided(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> Job:
     return made
 
 
-def scored(decided: Job, batch_size: int, processes: Processes | None = None, **options: Any) -> Evaluation:
-    model = decided.base.model
+def scored(job: Job, batch_size: int, processes: Processes | None = None, **options: Any) -> Evaluation:
+    model = job.base.model
     processes = processes or Processes.here()
-    return evaluate(decided.task, decided.base, model, decided.validation, batch_size, processes=processes, **options)
+    return evaluate(job.task, job.base, model, job.validation, batch_size, processes=processes, **options)
 
 
-def one_by_one(decided: Job) -> np.ndarray:
+def one_by_one(job: Job) -> np.ndarray:
     """Logits of each example, `(examples, 2)`, without padding."""
-    decided.base.model.eval()
+    job.base.model.eval()
     with torch.no_grad():
-        found = [
-            decided.base.model(input_ids=torch.tensor([ids])).logits[0]
-            for ids in decided.validation.inputs["input_ids"]
-        ]
-    return torch.stack(found).numpy()
+        logits = [job.base.model(input_ids=torch.tensor([ids])).logits[0] for ids in job.validation.inputs["input_ids"]]
+    return torch.stack(logits).numpy()
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_scores_are_those_of_every_example_once(batch_size: int, decided: Job) -> None:
-    found = scored(decided, batch_size)
-    logits, truth = one_by_one(decided), decided.validation.references
-    np.testing.assert_allclose(np.stack(found.predictions), logits, rtol=1e-4, atol=1e-5)
-    assert found.scores["accuracy"] == accuracy_score(truth, logits.argmax(1))
-    assert found.scores["f1"] == f1_score(truth, logits.argmax(1))
-    assert 0 < found.scores["accuracy"] < 1
+def test_scores_are_those_of_every_example_once(batch_size: int, job: Job) -> None:
+    evaluation = scored(job, batch_size)
+    logits, truth = one_by_one(job), job.validation.references
+    np.testing.assert_allclose(np.stack(evaluation.predictions), logits, rtol=1e-4, atol=1e-5)
+    assert evaluation.scores["accuracy"] == accuracy_score(truth, logits.argmax(1))
+    assert evaluation.scores["f1"] == f1_score(truth, logits.argmax(1))
+    assert 0 < evaluation.scores["accuracy"] < 1
     loss = F.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(truth))
-    assert found.scores["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert evaluation.scores["loss"] == pytest.approx(float(loss), rel=1e-5)
 
 
-def test_a_model_whose_numbers_left_the_range_has_no_score(decided: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    head = decided.base.model.classifier
+def test_a_model_whose_numbers_left_the_range_has_no_score(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = job.base.model.classifier
     monkeypatch.setattr(head, "forward", lambda hidden: F.linear(hidden, head.weight, head.bias) * math.nan)
-    with pytest.raises(TrainingError, match="loss on the data to score is nan"):
-        scored(decided, 4)
+    with pytest.raises(TrainingError, match="loss on the validation data is nan"):
+        scored(job, 4)
 
 
-def test_it_leaves_the_model_as_it_was(decided: Job) -> None:
-    model = decided.base.model
+def test_it_leaves_the_model_as_it_was(job: Job) -> None:
+    model = job.base.model
     model.train()
     model.bert.encoder.layer[0].eval()
     modes = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    first, second = scored(decided, 8), scored(decided, 8)
+    first, second = scored(job, 8), scored(job, 8)
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     # Dropout was off.
     assert np.array_equal(np.stack(first.predictions), np.stack(second.predictions))
 
 
-def test_its_forwards_run_in_the_context_it_is_given(decided: Job) -> None:
+def test_its_forwards_run_in_the_context_it_is_given(job: Job) -> None:
     seen = []
 
     def look(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
         seen.append(output.dtype)
 
-    handle = decided.base.model.bert.encoder.layer[0].attention.self.query.register_forward_hook(look)
+    handle = job.base.model.bert.encoder.layer[0].attention.self.query.register_forward_hook(look)
     try:
-        scored(decided, 64, autocast=torch.autocast("cpu", torch.bfloat16))
-        scored(decided, 64)
+        scored(job, 64, autocast=torch.autocast("cpu", torch.bfloat16))
+        scored(job, 64)
     finally:
         handle.remove()
     assert seen == [torch.bfloat16, torch.float32]
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(2, 8), (3, 8), (3, 64)])
-def test_processes_share_the_work_and_each_has_the_whole(
-    count: int, batch_size: int, decided: Job, tmp_path: Path
-) -> None:
+def test_processes_share_the_work_and_each_has_the_whole(count: int, batch_size: int, job: Job, tmp_path: Path) -> None:
     forwards = []
-    handle = decided.base.model.register_forward_hook(lambda *_: forwards.append(1))
+    handle = job.base.model.register_forward_hook(lambda *_: forwards.append(1))
 
     def work(rank: int) -> None:
-        found = scored(decided, batch_size)
-        told = [found.scores, np.stack(found.predictions).tolist(), len(forwards)]
-        (tmp_path / f"{rank}.json").write_text(json.dumps(told))
+        evaluation = scored(job, batch_size)
+        report = [evaluation.scores, np.stack(evaluation.predictions).tolist(), len(forwards)]
+        (tmp_path / f"{rank}.json").write_text(json.dumps(report))
 
     try:
         assert together(count, work, tmp_path) == [0] * count
     finally:
         handle.remove()
-    alone = scored(decided, batch_size)
+    alone = scored(job, batch_size)
     for rank in range(count):
         scores, predictions, made = json.loads((tmp_path / f"{rank}.json").read_text())
         assert scores.pop("loss") == pytest.approx(alone.scores["loss"], rel=1e-12)

@@ -1,4 +1,4 @@
-"""Which trained numbers learn at which rate and decay, and that every optimiser is the one its name says."""
+"""The rate and decay of each trainable parameter, and every optimizer against its reference."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from capaft.adapter.module import Adapter
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 from capaft.training.optimizer import build_optimizer, parameter_groups
+from capaft.training.setup.recipe import Rates
 
 HEAD = ("classifier.weight", "classifier.bias")
 NAMES = ("adamw", "adafactor", "sgd")
@@ -30,29 +31,29 @@ def grouped(
     sizes = {"k": 8, "rank": 2} if "nola" in method else {} if method in ("full", "head", "bitfit") else {"rank": 2}
     adapter = capaft.attach(model, method, seed=1, head=list(HEAD), **sizes, **(head or {}))
     names = {"head"} | {f"head:{name}" for name in HEAD}
-    found = parameter_groups(adapter, model, names, 1e-2, 1e-3, TrainConfig(**settings))
-    by_id = {id(parameter): group for group in found for parameter in group["params"]}
-    return adapter, model, found, {name: by_id[id(p)] for name, p in adapter.trained(model).items()}
+    groups = parameter_groups(adapter, model, names, Rates(1e-2, 1e-3, 1, None), TrainConfig(**settings))
+    by_id = {id(parameter): group for group in groups for parameter in group["params"]}
+    return adapter, model, groups, {name: by_id[id(p)] for name, p in adapter.trained(model).items()}
 
 
 @pytest.mark.parametrize("method", ["nola", "lora", "houlsby", "bitfit", "capaboost", "head", "full"])
 def test_every_trained_number_is_in_one_group_and_no_other(method: str) -> None:
-    adapter, model, found, _ = grouped(method, weight_decay=0.1, lora_plus_ratio=4.0)
-    held = [id(parameter) for group in found for parameter in group["params"]]
-    assert sorted(held) == sorted(id(parameter) for parameter in adapter.trained(model).values())
-    assert {id(p) for p in model.parameters() if p.requires_grad} == set(held)
+    adapter, model, groups, _ = grouped(method, weight_decay=0.1, lora_plus_ratio=4.0)
+    ids = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(ids) == sorted(id(parameter) for parameter in adapter.trained(model).values())
+    assert {id(p) for p in model.parameters() if p.requires_grad} == set(ids)
 
 
 def test_the_head_learns_at_its_own_rate_and_the_adapters_leads() -> None:
-    _, _, found, by_name = grouped("lora")
-    assert found[0]["lr"] == 1e-2
+    _, _, groups, by_name = grouped("lora")
+    assert groups[0]["lr"] == 1e-2
     assert {name: group["lr"] for name, group in by_name.items()} == {
         "down": 1e-2,
         "up": 1e-2,
         "head:classifier.weight": 1e-3,
         "head:classifier.bias": 1e-3,
     }
-    assert all(group["peak"] == group["lr"] for group in found)
+    assert all(group["peak"] == group["lr"] for group in groups)
 
 
 def test_up_factors_learn_faster_if_asked_to() -> None:
@@ -75,8 +76,8 @@ def test_decay_is_for_matrices() -> None:
 @pytest.mark.parametrize("method", ["nola", "bitfit"])
 def test_coefficients_and_biases_are_not_decayed(method: str) -> None:
     adapter, _, _, by_name = grouped(method, weight_decay=0.1)
-    assert adapter.numbers
-    assert {by_name[name]["weight_decay"] for name in adapter.numbers} == {0.0}
+    assert adapter.role_parameters
+    assert {by_name[name]["weight_decay"] for name in adapter.role_parameters} == {0.0}
 
 
 def test_coefficients_of_a_head_are_the_heads_and_not_decayed() -> None:
@@ -128,10 +129,10 @@ def test_coefficients_leave_the_nothing_they_start_at(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_optimiser_trains_what_is_trained_and_nothing_else(name: str) -> None:
-    adapter, model, found, _ = grouped("nola")
+    adapter, model, groups, _ = grouped("nola")
     before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
     train(model)
-    build_optimizer(name, found).step()
+    build_optimizer(name, groups).step()
     moved = {key for key, parameter in model.named_parameters() if not torch.equal(parameter, before[key])}
     assert len(moved) == len(adapter.trained(model))
 

@@ -23,12 +23,12 @@ def theirs(make: Callable[..., torch.optim.lr_scheduler.LambdaLR], *numbers: int
     """Transformers' factors for every step."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     course = make(optimizer, *numbers, **options)
-    found = []
+    factors = []
     for _ in range(STEPS):
-        found.append(course.get_last_lr()[0])
+        factors.append(course.get_last_lr()[0])
         optimizer.step()
         course.step()
-    return found
+    return factors
 
 
 def ours(name: str, warmup: int = WARMUP, steps: int = STEPS) -> list[float]:
@@ -70,13 +70,13 @@ def test_transformers_has_the_same_after_the_rise(name: str, reference: list[flo
 def test_inverse_square_root_is_that_of_the_transformer() -> None:
     # Equation 3 of Vaswani et al. 2017, steps counted from 1, over its own peak.
     paper = [min((step + 1) ** -0.5, (step + 1) * WARMUP**-1.5) for step in range(STEPS)]
-    assert ours("inverse-sqrt") == pytest.approx([each / max(paper) for each in paper])
+    assert ours("inverse-sqrt") == pytest.approx([rate / max(paper) for rate in paper])
 
 
 def test_wsd_falls_in_the_last_tenth_of_what_follows_the_rise() -> None:
-    found = ours("wsd", 10, 110)
-    assert found[10:100] == [1.0] * 90
-    assert found[100:] == pytest.approx([1.0 - each / 10 for each in range(10)])
+    factors = ours("wsd", 10, 110)
+    assert factors[10:100] == [1.0] * 90
+    assert factors[100:] == pytest.approx([1.0 - rate / 10 for rate in range(10)])
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0.06, 50), (0.07, 100), (0.29, 100), (0.57, 100)])
@@ -94,6 +94,6 @@ def test_from_one_on_warmup_is_a_number_of_steps() -> None:
 
 @given(st.sampled_from(NAMES), st.integers(0, 40), st.integers(1, 40))
 def test_any_run_has_rates_between_nothing_and_the_peak(name: str, warmup: int, steps: int) -> None:
-    found = ours(name, warmup, steps)
-    assert all(math.isfinite(factor) and 0 <= factor <= 1 for factor in found)
-    assert found[0] > 0
+    factors = ours(name, warmup, steps)
+    assert all(math.isfinite(factor) and 0 <= factor <= 1 for factor in factors)
+    assert factors[0] > 0

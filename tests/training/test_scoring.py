@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from capaft.training.scoring import score_run
 
 
 def score(saved: SavedRun, data: str | None = None, **options: Any) -> dict[str, Any]:
-    return score_run(saved, EvalOptions(data=data, **options), say=ignore)
+    return asdict(score_run(saved, EvalOptions(data=data, **options), say=ignore))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def predicted(path: Path) -> list[dict[str, Any]]:
 
 def by_hand(records: list[dict[str, Any]]) -> dict[str, float]:
     """Accuracy, and F1 of the class "good", which is second in the alphabet."""
-    pairs = [(each["predicted"], each["label"]) for each in records]
+    pairs = [(record["predicted"], record["label"]) for record in records]
     hits = sum(pair == ("good", "good") for pair in pairs)
     misses = sum("good" in pair and pair[0] != pair[1] for pair in pairs)
     return {"accuracy": sum(a == b for a, b in pairs) / len(pairs), "f1": 2 * hits / max(2 * hits + misses, 1)}
@@ -42,12 +43,12 @@ def by_hand(records: list[dict[str, Any]]) -> dict[str, float]:
 
 def test_the_own_validation_split(saved: SavedRun, run: Path, tmp_path: Path) -> None:
     results = json.loads((run / "results.json").read_text())
-    found = score(saved, None, predictions=tmp_path / "p.jsonl")
-    assert found["scores"] == results["scores"]
-    assert (found["metric"], found["value"], found["examples"]) == ("accuracy", results["value"], 6)
+    scores = score(saved, None, predictions=tmp_path / "p.jsonl")
+    assert scores["scores"] == results["scores"]
+    assert (scores["metric"], scores["value"], scores["examples"]) == ("accuracy", results["value"], 6)
     assert (tmp_path / "p.jsonl").read_bytes() == (run / "predictions.jsonl").read_bytes()
     expected = by_hand(predicted(tmp_path / "p.jsonl"))
-    assert {name: found["scores"][name] for name in expected} == pytest.approx(expected)
+    assert {name: scores["scores"][name] for name in expected} == pytest.approx(expected)
 
 
 def test_other_data_with_other_names(saved: SavedRun, tmp_path: Path) -> None:
@@ -56,20 +57,20 @@ def test_other_data_with_other_names(saved: SavedRun, tmp_path: Path) -> None:
         rows = [(f"What a {word} story!", "no", "good") for word in GOOD] + [("So long.", "no", "bad")]
         csv.writer(stream).writerows([("story", "spoiler", "verdict"), *rows])
     chosen = {"text_column": "story", "label_column": "verdict", "predictions": tmp_path / "p.jsonl"}
-    found = score(saved, str(file), **chosen, metric="f1")
+    scores = score(saved, str(file), **chosen, metric="f1")
     expected = by_hand(predicted(tmp_path / "p.jsonl"))
-    assert found["examples"] == len(GOOD) + 1
-    assert (found["metric"], found["value"]) == ("f1", found["scores"]["f1"])
-    assert {name: found["scores"][name] for name in expected} == pytest.approx(expected)
-    assert [each["text"] for each in predicted(tmp_path / "p.jsonl")] == [row[0] for row in rows]
+    assert scores["examples"] == len(GOOD) + 1
+    assert (scores["metric"], scores["value"]) == ("f1", scores["scores"]["f1"])
+    assert {name: scores["scores"][name] for name in expected} == pytest.approx(expected)
+    assert [record["text"] for record in predicted(tmp_path / "p.jsonl")] == [row[0] for row in rows]
     with pytest.raises(UsageError, match="--text-column tale: there is no such column"):
         score(saved, str(file), text_column="tale")
 
 
 def test_a_sample_is_the_same_each_time(saved: SavedRun, reviews: Path, tmp_path: Path) -> None:
     for name in "ab":
-        found = score(saved, str(reviews), max_examples=5, predictions=tmp_path / name)
-        assert found["examples"] == 5
+        scores = score(saved, str(reviews), max_examples=5, predictions=tmp_path / name)
+        assert scores["examples"] == 5
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert score(saved, str(reviews), max_examples=500)["examples"] == 64
 
@@ -77,7 +78,7 @@ def test_a_sample_is_the_same_each_time(saved: SavedRun, reviews: Path, tmp_path
 def test_a_file_alone_needs_data(run: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone.safetensors"
     alone.write_bytes((run / "adapter.safetensors").read_bytes())
-    with pytest.raises(UsageError, match="an adapter file alone does not know its data; pass --data"):
+    with pytest.raises(UsageError, match="an adapter file alone does not name its data; pass --data"):
         score(open_run(str(alone)), None)
 
 
@@ -90,7 +91,7 @@ def test_options_change_what_is_scored(saved: SavedRun, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("option", "message"),
     [
         ("max_lenth=8", "--set max_lenth: text-classification has no option max_lenth; did you mean max_length?"),
         ("num_beams=8", "--set num_beams: text-classification has no option num_beams"),
@@ -103,10 +104,10 @@ def test_options_change_what_is_scored(saved: SavedRun, tmp_path: Path) -> None:
         ("=3", "--set =3 must be name=value"),
     ],
 )
-def test_wrong_options_are_one_line(given: str, said: str, run: Path) -> None:
-    done = invoke("eval", run, "--set", given)
+def test_wrong_options_are_one_line(option: str, message: str, run: Path) -> None:
+    done = invoke("eval", run, "--set", option)
     assert done.code == 2
-    assert done.err == f"error: {said}\n"
+    assert done.err == f"error: {message}\n"
 
 
 def test_a_wrong_metric_is_one_line(run: Path) -> None:
@@ -156,9 +157,9 @@ def test_without_targets_texts_are_written_and_not_scored(
     done = invoke("eval", texts[kind], *flags, "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out) == {"metric": metric, "value": None, "loss": None, "scores": {}, "examples": 2}
-    assert [(each["source"], each["references"]) for each in predicted(file)] == [("one ship", []), ("two", [])]
+    assert [(record["source"], record["references"]) for record in predicted(file)] == [("one ship", []), ("two", [])]
     assert invoke("eval", texts[kind], *flags).out == (
-        f"2 predictions in {file}, and no targets to compare them with\n"
+        f"2 predictions in {file}; there are no targets to compare them with\n"
     )
 
 
@@ -184,5 +185,5 @@ def test_predictions_of_what_predicts_nothing_are_refused_before_scoring(
     monkeypatch.setattr(scoring, "evaluate", None)
     done = invoke("eval", texts[kind], "--metric", metric, "--predictions", tmp_path / "p.jsonl")
     assert done.code == 2
-    assert f"--predictions has no meaning for {TASKS[kind]} with --metric {metric}" in done.err
+    assert f"--predictions has no effect for {TASKS[kind]} with --metric {metric}" in done.err
     assert not (tmp_path / "p.jsonl").exists()

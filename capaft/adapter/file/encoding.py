@@ -1,4 +1,4 @@
-"""Trained numbers in fewer bits: float32, bfloat16, float16, or int8 and int4 with one scale for 128 numbers."""
+"""Store parameters in fewer bits: float32, bfloat16, float16, or int8 and int4 with one scale per 128 values."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from capaft.config.choices import SaveDtype
 SAVE_DTYPES: tuple[SaveDtype, ...] = get_args(SaveDtype)
 BLOCK = 128
 SCALE = ".scale"
-# Bytes of a number, by its safetensors name.
+# Bytes of a stored value, by the safetensors name of its type.
 DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
 
 _FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LEVELS = {"int8": 127, "int4": 7}
 
 
-def encode_tensor(name: str, numbers: Tensor, dtype: SaveDtype) -> dict[str, Tensor]:
+def encode_tensor(name: str, parameter: Tensor, dtype: SaveDtype) -> dict[str, Tensor]:
     """The stored tensors of one parameter: itself, cast, or flat integers and their block scales.
 
-    Integers are `round(x / scale)` with `scale = absmax / levels` over blocks of 128 numbers in row-major order
-    (levels 127 or 7). int4 keeps two numbers a byte, offset by 8, the earlier one in the low half.
+    Integers are `round(x / scale)` with `scale = absmax / levels` over blocks of 128 values in row-major order
+    (levels 127 or 7). int4 packs two values into a byte, offset by 8, the earlier one in the low half.
     """
-    numbers = numbers.detach().float().cpu().contiguous()
+    values = parameter.detach().float().cpu().contiguous()
     if dtype in _FLOATS:
-        return {name: numbers.to(_FLOATS[dtype])}
-    flat = numbers.flatten()
+        return {name: values.to(_FLOATS[dtype])}
+    flat = values.flatten()
     padded = torch.nn.functional.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
     scales = padded.abs().amax(1) / _LEVELS[dtype]
     safe = torch.where(scales > 0, scales, torch.ones_like(scales))
-    # Clamped, since the scale of a block of subnormal numbers is coarse.
+    # Clamped, since the scale of a block of subnormal values is coarse.
     rounded = (padded / safe[:, None]).round().clamp(-_LEVELS[dtype], _LEVELS[dtype])
     levels = rounded.flatten()[: len(flat)].to(torch.int8)
     if dtype == "int4":
@@ -43,7 +43,7 @@ def encode_tensor(name: str, numbers: Tensor, dtype: SaveDtype) -> dict[str, Ten
 
 
 def encoded_layout(name: str, shape: tuple[int, ...], dtype: SaveDtype) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """What `encode` makes of a parameter of that shape: safetensors dtype and shape by tensor name."""
+    """Safetensors dtype and shape, by tensor name, of what `encode_tensor` makes of a parameter of this shape."""
     count = math.prod(shape)
     scales: dict[str, tuple[str, tuple[int, ...]]] = {name + SCALE: ("F32", (-(-count // BLOCK),))}
     match dtype:
@@ -60,7 +60,7 @@ def encoded_layout(name: str, shape: tuple[int, ...], dtype: SaveDtype) -> dict[
 
 
 def decode_tensor(name: str, stored: dict[str, Tensor], shape: tuple[int, ...], dtype: SaveDtype) -> Tensor:
-    """The parameter, float32, from its stored tensors."""
+    """The float32 parameter from its stored tensors."""
     values = stored[name]
     if dtype in _FLOATS:
         return values.float()

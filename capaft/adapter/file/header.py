@@ -1,16 +1,23 @@
-"""The header of an adapter file: its schema, its canonical form, its digest, and where the tensors lie."""
+"""The header of an adapter file: its fields, canonical form and digest, and the layout of the tensors.
+
+A stranger's file is checked here as JSON, against a schema, before anything is made of it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from capaft.adapter.file.encoding import DTYPE_BYTES, SAVE_DTYPES
+from capaft.config.choices import SaveDtype
 from capaft.factors import rng
-from capaft.methods.stack import parse_stack, stack_options
+from capaft.methods.head import Head
+from capaft.methods.stack import Stack, parse_stack, stack_options
+from capaft.model.targets import Targets
 from capaft.support.errors import AdapterFileError, UsageError
 
 FORMAT = 1
@@ -33,13 +40,148 @@ _TASK_SCHEMA: dict[str, Any] = {"labels": list, "max_length": int, "metric": str
 MAX_OPTIONS = 32
 
 
-def open_safetensors(path: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any], str]:
-    """The safetensors header with its bounds checked: descriptions by tensor name, and capaft's own text.
+@dataclass(frozen=True)
+class BaseRecord:
+    """The base model that an adapter was trained on.
 
-    The numbers are not read yet: somebody else's file may be of any size.
+    Attributes:
+        name: its directory or hub name, as the user gave it.
+        revision: its hub revision.
+        weights: the base fingerprint; None where there was nothing to sample.
+    """
+
+    name: str | None
+    revision: str | None
+    weights: str | None
+
+
+@dataclass(frozen=True)
+class Digests:
+    """BLAKE2b-16 digests, in hexadecimal, as docs/adapter-format.md defines them.
+
+    Attributes:
+        header: of the header without this entry.
+        sites: of the sites' paths and shapes.
+        streams: of the random streams that the adapter reads.
+        tensors: of the stored tensors.
+    """
+
+    header: str
+    sites: str
+    streams: str
+    tensors: str
+
+
+@dataclass(frozen=True)
+class HeadRecord:
+    """The parameters of a model's head that are neither trained directly nor stored.
+
+    Attributes:
+        k: coefficients of each parameter; 0 if they are frozen.
+        parameters: shape of each parameter, by canonical name: its first side, and the product of the others.
+        weights: samples of what the model held in them; None where there was nothing to sample.
+    """
+
+    k: int
+    parameters: dict[str, tuple[int, int]]
+    weights: str | None
+
+    @staticmethod
+    def of(head: Head, weights: str | None) -> HeadRecord | None:
+        """The record of a planned head, or None if it has no such parameters."""
+        record = head.record()
+        return None if record is None else HeadRecord(record["k"], _shapes(record["parameters"]), weights)
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """The task that an adapter was trained for: what evaluation needs beside the parameters.
+
+    Attributes:
+        name: the task's name.
+        labels: class names, in the order of the model's outputs.
+        max_length: tokens that inputs were cut to.
+        metric: the score that picked the best parameters.
+        options: the task's own options: texts, numbers, truth values or None, at most 32 of them.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    max_length: int
+    metric: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of an adapter file; docs/adapter-format.md specifies every field.
+
+    Attributes:
+        base: the base model.
+        contract: version of the seed contract.
+        digest: digests of the parts of the file.
+        format: version of the file format.
+        head: the head's parameters that are neither trained directly nor stored; None if there are none.
+        method: the method stack with its options.
+        save_dtype: encoding of the stored tensors.
+        seed: seed of every random number of the adapter.
+        sites: number of sites.
+        targets: the user's choice of layers.
+        task: the task, if the adapter was trained for one.
+    """
+
+    base: BaseRecord
+    contract: int
+    digest: Digests
+    format: int
+    head: HeadRecord | None
+    method: Stack
+    save_dtype: SaveDtype
+    seed: int
+    sites: int
+    targets: Targets
+    task: TaskRecord | None
+
+    @staticmethod
+    def of(record: dict[str, Any]) -> Header:
+        """The header from JSON values that match its schema.
+
+        Raises:
+            UsageError: its method or its targets are invalid.
+        """
+        head, task = record["head"], record["task"]
+        typed = {
+            "base": BaseRecord(**record["base"]),
+            "digest": Digests(**record["digest"]),
+            "head": head and HeadRecord(head["k"], _shapes(head["parameters"]), head["weights"]),
+            "method": parse_stack(**record["method"]),
+            "targets": Targets(**record["targets"]),
+            "task": task and TaskRecord(**{**task, "labels": tuple(task["labels"])}),
+        }
+        return Header(**{**record, **typed})
+
+    def record(self) -> dict[str, Any]:
+        """The header as JSON values, keys sorted: exactly what the file holds."""
+        return json.loads(canonical_json(asdict(self) | {"method": self.method.record()}))
+
+    def signed(self) -> Header:
+        """The header with the digest of itself."""
+        record = self.record()
+        del record["digest"]["header"]
+        return replace(self, digest=replace(self.digest, header=header_digest(record)))
+
+
+def _shapes(parameters: dict[str, list[int]]) -> dict[str, tuple[int, int]]:
+    return {name: (first, others) for name, (first, others) in parameters.items()}
+
+
+def open_safetensors(path: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any], str]:
+    """The safetensors header, its bounds checked: tensor descriptions by name, and the text of capaft's own header.
+
+    The tensors are not read yet, since a stranger's file may have any size.
 
     Raises:
-        AdapterFileError: the file is truncated, foreign, or its tensors do not lie as it says.
+        AdapterFileError: the file is truncated or foreign, or its tensors do not lie where it says.
     """
     length = int.from_bytes(stream.read(8), "little")
     if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
@@ -54,30 +196,30 @@ def open_safetensors(path: Path, stream: BinaryIO, size: int) -> tuple[dict[str,
         raise AdapterFileError(f"{path} is not a capaft adapter; adapters of other tools cannot be read") from None
     end = 0
     try:
-        for entry in sorted(described.values(), key=lambda each: tuple(each["data_offsets"])):
+        for entry in sorted(described.values(), key=lambda entry: tuple(entry["data_offsets"])):
             count = 1
             for side in entry["shape"]:
                 if type(side) is not int or side < 0:
                     raise ValueError
                 count *= side
-                if count > size:  # Before a long row of sides makes it a number of millions of digits.
+                if count > size:  # Before a long list of sides makes it a number of millions of digits.
                     raise ValueError
             start, stop = entry["data_offsets"]
             if start != end or stop - start != count * DTYPE_BYTES[entry["dtype"]]:
                 raise ValueError
             end = stop
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise AdapterFileError(f"{path} is damaged: its tensors do not lie as its header says") from None
+        raise AdapterFileError(f"{path} is damaged: its tensors do not lie where its header says") from None
     if 8 + length + end != size:
         raise AdapterFileError(f"{path} is truncated or has bytes that its header does not name; copy it again")
     return described, text
 
 
-def parse_header(path: Path, text: str) -> dict[str, Any]:
-    """The header, after its schema, canonical form, digest, versions and method have been checked.
+def parse_header(path: Path, text: str) -> Header:
+    """The header, after checks of its schema, canonical form, digest, versions, method and targets.
 
     Raises:
-        AdapterFileError: something does not hold.
+        AdapterFileError: a check fails.
     """
     try:
         header = json.loads(text)
@@ -108,18 +250,19 @@ def parse_header(path: Path, text: str) -> dict[str, Any]:
             f"this capaft reads format {FORMAT} and contract {rng.CONTRACT_VERSION}"
         )
     try:
-        wrong = set(header["method"]) != stack_options(str(header["method"].get("method")))
-        if wrong or header["save_dtype"] not in SAVE_DTYPES:
-            raise AdapterFileError(f"{path} is damaged: its method's numbers are not complete")
-        if canonical_json(parse_stack(**header["method"]).record()) != canonical_json(header["method"]):
-            raise AdapterFileError(f"{path} is damaged: its method is not in canonical form")
+        complete = set(header["method"]) == stack_options(str(header["method"].get("method")))
+        parsed = Header.of(header) if complete else None
     except UsageError as error:
         raise AdapterFileError(f"{path}: {error}") from None
-    return header
+    if parsed is None or parsed.save_dtype not in SAVE_DTYPES:
+        raise AdapterFileError(f"{path} is damaged: its method does not have the options it needs")
+    if canonical_json(parsed.method.record()) != canonical_json(header["method"]):
+        raise AdapterFileError(f"{path} is damaged: its method is not in canonical form")
+    return parsed
 
 
 def _mismatch(value: Any, schema: dict[str, Any], where: str) -> str | None:
-    """What is wrong with a record, or None."""
+    """The first mismatch between a record and its schema, or None."""
     if not isinstance(value, dict) or set(value) != set(schema):
         return f"its {where} does not have the keys {', '.join(schema)}"
     for key, kind in schema.items():
@@ -134,32 +277,32 @@ def _mismatch(value: Any, schema: dict[str, Any], where: str) -> str | None:
 
 
 def wrong_options(options: dict[Any, Any]) -> str | None:
-    """What a file cannot hold of a task's own options, or None."""
+    """The reason why a file cannot hold these options of a task, or None."""
     if len(options) > MAX_OPTIONS:
         return f"a task has more than {MAX_OPTIONS} options"
     for name, value in options.items():
         if type(name) is not str or not (value is None or type(value) in (str, int, float, bool)):
-            return f"the task's option {name} is no text, number or truth value"
+            return f"the task's option {name} is not a text, number or truth value"
         if type(value) is float and not math.isfinite(value):
             return f"the task's option {name} is not finite"
     return None
 
 
 def _wrong_head(head: dict[str, Any]) -> str | None:
-    """What is wrong with a head of the right keys, or None."""
+    """The first thing wrong with a head that has the right keys, or None."""
     shapes = head["parameters"].values()
     if head["k"] < 0 or not shapes:
-        return "its head has no parameters, or fewer than no coefficients"
+        return "its head has no parameters, or a negative number of coefficients"
     if not all(type(shape) is list and [type(side) for side in shape] == [int, int] for shape in shapes):
         return "its head has a shape that is not two whole numbers"
     return None
 
 
 def canonical_json(header: Any) -> str:
-    """Sorted keys, no spaces, ASCII: the same bytes for the same header."""
+    """JSON with sorted keys, no spaces and ASCII only: the same bytes for the same header."""
     return json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def header_digest(header: dict[str, Any]) -> str:
-    """Digest of the canonical JSON of a header that has no digest of itself yet."""
+    """Digest of the canonical JSON of a header without the digest of itself."""
     return hashlib.blake2b(canonical_json(header).encode(), digest_size=16).hexdigest()

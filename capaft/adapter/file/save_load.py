@@ -1,14 +1,14 @@
-"""The adapter file, format 1: trained numbers, and a header that says exactly which random numbers they multiply.
+"""The adapter file, format 1: trained parameters, and a header that says which random numbers they multiply.
 
 One safetensors file. Its `__metadata__` has one key, `capaft`, that holds canonical JSON (several keys would be written
 in a different order on every run). docs/adapter-format.md specifies every byte. A reader trusts nothing: it checks
-the header's schema, sizes and digests before it draws or allocates anything in their name.
+the header's schema, sizes and digests before it draws or allocates anything that they ask for.
 """
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,21 @@ from capaft.adapter.file.fingerprint import (
 )
 from capaft.adapter.file.header import (
     FORMAT,
+    BaseRecord,
+    Digests,
+    Header,
+    HeadRecord,
+    TaskRecord,
     canonical_json,
-    header_digest,
     open_safetensors,
     parse_header,
     wrong_options,
 )
 from capaft.adapter.module import Adapter
-from capaft.adapter.plan import Plan, make_plan
+from capaft.adapter.plan import Placement, Plan, make_plan
 from capaft.config.choices import SaveDtype
 from capaft.factors import rng
-from capaft.methods.stack import parse_stack
 from capaft.model.origin import Origin
-from capaft.model.targets import Targets
 from capaft.support.errors import AdapterFileError, TrainingError, UsageError
 from capaft.support.files import write_atomically
 
@@ -50,50 +52,34 @@ HEAD = "head:"
 
 
 @dataclass(frozen=True)
-class TaskRecord:
-    """What the adapter was trained for; what evaluation needs beside the numbers.
-
-    Attributes:
-        name: what the task is called.
-        labels: class names, in the order of the model's outputs.
-        max_length: tokens that inputs were cut to.
-        metric: the score that picked the numbers.
-        options: the task's own options: texts, numbers, truth values or None, at most 32 of them.
-    """
-
-    name: str
-    labels: tuple[str, ...]
-    max_length: int
-    metric: str
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class AdapterFile:
     """A file that has been read and whose own digests hold.
 
     Attributes:
-        path: where it was read.
-        header: the parsed header, as docs/adapter-format.md gives it.
+        path: path of the file.
+        header: the header, as docs/adapter-format.md specifies it.
         tensors: the stored tensors, still encoded.
         size: bytes in the file.
     """
 
     path: Path
-    header: dict[str, Any]
+    header: Header
     tensors: dict[str, Tensor]
     size: int
+
+    def __repr__(self) -> str:
+        base = self.base.name or "an unnamed model"
+        return f"AdapterFile({str(self.path)!r}, {self.header.method.method} for {base}, {self.size:,} bytes)"
 
     @property
     def base(self) -> Origin:
         """The base model's name and revision."""
-        return Origin(self.header["base"]["name"], self.header["base"]["revision"])
+        return Origin(self.header.base.name, self.header.base.revision)
 
     @property
     def task(self) -> TaskRecord | None:
-        """The task, if the file has one."""
-        record = self.header["task"]
-        return None if record is None else TaskRecord(**{**record, "labels": tuple(record["labels"])})
+        """The task that the adapter was trained for, if the file has one."""
+        return self.header.task
 
 
 def save(
@@ -113,26 +99,19 @@ def save(
         path: the file to write.
         name: the adapter's name on the model.
         base: the base model's name and revision; by default the model's own `name_or_path`.
-        task: what it was trained for.
-        dtype: how the numbers are stored; see `storage`.
-        samples: sample weights of the base model, where it can no longer be read because it lies in shares.
+        task: the task that it was trained for.
+        dtype: encoding of the stored parameters; `int8` and `int4` have one scale per 128 values.
+        samples: sample weights of the base model, if it is sharded and can no longer be read.
 
     Returns:
         Bytes written.
 
     Raises:
-        UsageError: no such adapter, an unknown dtype, or options of the task that a file cannot hold.
-        TrainingError: a number is not finite, or the file cannot be written.
+        UsageError: there is no such adapter or dtype, or a file cannot hold the task's options.
+        TrainingError: a parameter is not finite, or the file cannot be written.
 
     Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> import capaft
-        >>> from transformers import BertConfig, BertModel
-        >>> size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-        >>> model = BertModel(BertConfig(vocab_size=100, **size))
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
-        >>> path = Path(tempfile.mkdtemp()) / "adapter.safetensors"
         >>> capaft.save(model, path) == path.stat().st_size
         True
     """
@@ -143,42 +122,43 @@ def save(
     adapter = get_adapter(model, name)
     base = base or Origin(getattr(model, "name_or_path", None) or None)
     tensors: dict[str, Tensor] = {}
-    for key, numbers in adapter.trained(model).items():
-        stored = encode_tensor(key, numbers, dtype)
-        if not torch.isfinite(decode_tensor(key, stored, tuple(numbers.shape), dtype)).all():
+    for key, parameter in adapter.trained(model).items():
+        stored = encode_tensor(key, parameter, dtype)
+        if not torch.isfinite(decode_tensor(key, stored, tuple(parameter.shape), dtype)).all():
             raise TrainingError(f"{key} holds numbers that are not finite as {dtype}; {path} was not written")
         tensors |= stored
-    decided = adapter.plan
-    samples = samples or weight_samples(model, decided)
-    head = decided.head.record()
-    header: dict[str, Any] = {
-        "base": {"name": base.name, "revision": base.revision, "weights": samples.base},
-        "contract": rng.CONTRACT_VERSION,
-        "digest": {
-            "sites": sites_digest(decided.sites),
-            "streams": streams_digest(decided),
-            "tensors": tensors_digest(tensors),
-        },
-        "format": FORMAT,
-        "head": head and head | {"weights": samples.head},
-        "method": decided.stack.record(),
-        "save_dtype": dtype,
-        "seed": decided.seed,
-        "sites": len(decided.sites),
-        "targets": asdict(decided.targets),
-        "task": None if task is None else {**task.__dict__, "labels": list(task.labels)},
-    }
-    header["digest"]["header"] = header_digest(header)
-    content = safetensors.torch.save(tensors, metadata={"capaft": canonical_json(header)})
+    plan = adapter.plan
+    samples = samples or weight_samples(model, plan)
+    header = Header(
+        base=BaseRecord(base.name, base.revision, samples.base),
+        contract=rng.CONTRACT_VERSION,
+        digest=Digests("", sites_digest(plan.sites), streams_digest(plan), tensors_digest(tensors)),
+        format=FORMAT,
+        head=HeadRecord.of(plan.head, samples.head),
+        method=plan.stack,
+        save_dtype=dtype,
+        seed=plan.seed,
+        sites=len(plan.sites),
+        targets=plan.targets,
+        task=task,
+    )
+    content = safetensors.torch.save(tensors, metadata={"capaft": canonical_json(header.signed().record())})
     write_atomically(Path(path), content)
     return len(content)
 
 
 def read(path: str | Path) -> AdapterFile:
-    """Read a file and check all that can be checked without a model.
+    """Read an adapter file and check all that can be checked without a model.
 
     Raises:
         AdapterFileError: the file is missing, truncated, altered, foreign, or of a newer format.
+
+    Example:
+        >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
+        >>> size = capaft.save(model, path)
+        >>> header = capaft.read(path).header
+        >>> header.method.method, header.seed, header.sites
+        ('lora+nola', 7, 4)
     """
     path = Path(path)
     try:
@@ -196,8 +176,8 @@ def read(path: str | Path) -> AdapterFile:
         raise AdapterFileError(f"{path} is damaged: {error}") from None
     if set(tensors) != set(described):
         raise AdapterFileError(f"{path} is damaged: its tensors are not those its header names")
-    if tensors_digest(tensors) != header["digest"]["tensors"]:
-        raise AdapterFileError(f"{path} is damaged: its numbers do not match their digest; copy it again")
+    if tensors_digest(tensors) != header.digest.tensors:
+        raise AdapterFileError(f"{path} is damaged: its tensors do not match their digest; copy it again")
     return AdapterFile(path, header, tensors, len(data))
 
 
@@ -209,42 +189,36 @@ def load(
     rename: dict[str, str] | None = None,
     allow_base_mismatch: bool = False,
 ) -> Adapter:
-    """Attach the adapter of a file to a model, after checking that it is that model's.
+    """Attach the adapter of a file to a model, after checking that it was trained on this model.
 
     Args:
-        model: the base model; changed in place only if everything holds.
-        path: the file, or one already read.
+        model: the base model; changed in place only if every check holds.
+        path: the file, or what `read` returned.
         name: the adapter's name on this model.
-        rename: `{old: new}` pieces of module paths, where the model at hand names modules differently.
-        allow_base_mismatch: attach although the base weights differ from those it was trained on.
+        rename: `{old: new}` pieces of module paths, if this model names its modules differently.
+        allow_base_mismatch: attach even if the base weights differ from those it was trained on.
 
     Raises:
         AdapterFileError: the file is damaged, or belongs to another model.
+        UsageError: the model already has an adapter of this name.
 
     Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> import capaft
-        >>> from transformers import BertConfig, BertModel
-        >>> size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-        >>> model = BertModel(BertConfig(vocab_size=100, **size))
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
-        >>> path = Path(tempfile.mkdtemp()) / "adapter.safetensors"
         >>> size = capaft.save(model, path)
         >>> _ = capaft.detach(model)
         >>> capaft.load(model, path).plan.stack.method
         'lora+nola'
     """
     file = path if isinstance(path, AdapterFile) else read(path)
-    decided = _plan(model, file, rename)
-    _check_sizes(model, file, decided)
-    _check_base(model, file, decided, allow_base_mismatch)
-    if streams_digest(decided) != file.header["digest"]["streams"]:
+    plan = _plan(model, file, rename)
+    _check_sizes(file, plan)
+    _check_base(model, file, plan, allow_base_mismatch)
+    if streams_digest(plan) != file.header.digest.streams:
         raise AdapterFileError(
-            f"{file.path}: the seed's random streams come out differently here than where it was written; "
-            "this installation's generator is at fault, do not use the result"
+            f"{file.path}: its random streams come out differently here than where it was written; the random "
+            "generator of this installation is at fault, so the adapter cannot be used here"
         )
-    adapter = attach_plan(model, decided, name=name)
+    adapter = attach_plan(model, plan, name=name)
     try:
         _fill(adapter, model, file)
     except AdapterFileError:
@@ -254,114 +228,126 @@ def load(
 
 
 def restore_parameters(model: nn.Module, path: str | Path, *, name: str = "default") -> None:
-    """Give an attached adapter the numbers of a file that was saved from it.
+    """Restore an attached adapter's parameters from a file that was saved from it.
 
     Raises:
         AdapterFileError: the file is damaged, or is of another adapter.
     """
     file, adapter = read(path), get_adapter(model, name)
-    if file.header["digest"]["streams"] != streams_digest(adapter.plan):
-        raise AdapterFileError(f"{path} is not of the adapter that is attached")
+    if file.header.digest.streams != streams_digest(adapter.plan):
+        raise AdapterFileError(f"{path} is not a file of the attached adapter")
     _fill(adapter, model, file)
 
 
 def _fill(adapter: Adapter, model: nn.Module, file: AdapterFile) -> None:
-    """Copy a file's numbers into an adapter, all or nothing."""
-    dtype: SaveDtype = file.header["save_dtype"]
+    """Copy a file's parameters into an adapter, all or nothing."""
+    dtype = file.header.save_dtype
     trained = adapter.trained(model)
     expected: dict[str, Any] = {}
     for key, parameter in trained.items():
         expected |= encoded_layout(key, tuple(parameter.shape), dtype)
     if expected != {key: (_dtype_name(t), tuple(t.shape)) for key, t in file.tensors.items()}:
         raise AdapterFileError(f"{file.path} is damaged: its tensors are not what its header describes")
-    numbers = {key: decode_tensor(key, file.tensors, tuple(p.shape), dtype) for key, p in trained.items()}
-    if not all(torch.isfinite(each).all() for each in numbers.values()):
+    stored = {key: decode_tensor(key, file.tensors, tuple(p.shape), dtype) for key, p in trained.items()}
+    if not all(torch.isfinite(values).all() for values in stored.values()):
         raise AdapterFileError(f"{file.path} is damaged: it holds numbers that are not finite")
     with torch.no_grad():
         for key, parameter in trained.items():
-            parameter.copy_(numbers[key])
+            parameter.copy_(stored[key])
 
 
 def _plan(model: nn.Module, file: AdapterFile, rename: dict[str, str] | None) -> Plan:
-    header, targets = file.header, Targets()
+    """The plan of a file's adapter on a model.
+
+    Raises:
+        AdapterFileError: the adapter does not fit the model.
+    """
+    header = file.header
     try:
-        stack = parse_stack(**header["method"])
-        trained = [key.removeprefix(HEAD) for key in _parameters(file) if key.startswith(HEAD)]
-        targets = Targets(**header["targets"])
-        head = _head_options(header["head"])
-        decided = make_plan(model, stack, targets=targets, seed=header["seed"], trained=trained, rename=rename, **head)
+        plan = make_plan(model, header.method, _placement(file, rename))
     except (UsageError, ValueError) as error:
         raise AdapterFileError(
             f"{file.path} does not fit {type(model).__name__}: {error}; pass the --model it was trained on"
         ) from None
-    if len(decided.sites) != header["sites"] or sites_digest(decided.sites) != header["digest"]["sites"]:
+    if len(plan.sites) != header.sites or sites_digest(plan.sites) != header.digest.sites:
         raise AdapterFileError(
-            f"{file.path} was trained on {header['sites']} sites of another shape or name than the "
-            f"{len(decided.sites)} that {type(model).__name__} has for {targets}; pass the --model it "
-            "was trained on, or --rename old=new if modules were renamed"
+            f"{file.path} was trained on {header.sites} sites of other shapes or names than the {len(plan.sites)} "
+            f"that {type(model).__name__} has for {header.targets}; pass the --model it was trained on, or --rename "
+            "old=new if modules were renamed"
         )
-    if decided.head.record() != (header["head"] and {key: header["head"][key] for key in ("k", "parameters")}):
+    if HeadRecord.of(plan.head, header.head.weights if header.head else None) != header.head:
         raise AdapterFileError(
             f"{file.path} was trained with a head of other shapes than {type(model).__name__} has; pass the --model it "
             "was trained on"
         )
-    return decided
+    return plan
 
 
-def _head_options(head: dict[str, Any] | None) -> dict[str, Any]:
-    """What `plan` is told of a head, as a header has it."""
-    if head is None:
-        return {}
-    mode = {"head_mode": "nola", "head_k": head["k"]} if head["k"] else {"head_mode": "frozen"}
-    return {"head": list(head["parameters"]), **mode}
+def _placement(file: AdapterFile, rename: dict[str, str] | None) -> Placement:
+    header = file.header
+    placement = Placement(
+        targets=header.targets,
+        seed=header.seed,
+        trained=[key.removeprefix(HEAD) for key in _parameters(file) if key.startswith(HEAD)],
+        rename=rename,
+    )
+    if header.head is None:
+        return placement
+    if header.head.k == 0:
+        return replace(placement, head=header.head.parameters, head_mode="frozen")
+    return replace(placement, head=header.head.parameters, head_mode="nola", head_k=header.head.k)
 
 
-def _check_sizes(model: nn.Module, file: AdapterFile, decided: Plan) -> None:
-    """Compare the file's numbers with what the header and the model imply, before anything is drawn."""
+def _check_sizes(file: AdapterFile, plan: Plan) -> None:
+    """Compare the sizes of the file's parameters with what the header and the model imply, before drawing anything."""
     counts = {key: file.tensors[key].numel() for key in _parameters(file)}
-    bounds = decided.bounds()
+    bounds = plan.bounds()
     if {key for key in counts if not key.startswith(HEAD)} != set(bounds):
         raise AdapterFileError(f"{file.path} is damaged: its tensors are not those of its method")
     for role, (low, high) in bounds.items():
-        stored = counts[role] * (2 if file.header["save_dtype"] == "int4" else 1)
+        stored = counts[role] * (2 if file.header.save_dtype == "int4" else 1)
         if not low <= stored <= high + 1:
-            raise AdapterFileError(f"{file.path} is damaged: {role} has {stored} numbers, not {low} to {high}")
+            raise AdapterFileError(f"{file.path} is damaged: {role} has {stored} values, not {low} to {high}")
 
 
-def _check_base(model: nn.Module, file: AdapterFile, decided: Plan, allow_mismatch: bool) -> None:
-    if decided.stack.method == "full":
+def _check_base(model: nn.Module, file: AdapterFile, plan: Plan, allow_mismatch: bool) -> None:
+    """Refuse a model whose weights differ from those that the adapter was trained on.
+
+    Raises:
+        AdapterFileError: they differ, or the file's samples cannot be read.
+    """
+    if plan.stack.method == "full":
         return
-    header = file.header
-    if not _agree(file, header["base"]["weights"], base_samples(model, decided)) and not allow_mismatch:
+    if not _agree(file, file.header.base.weights, base_samples(model, plan)) and not allow_mismatch:
         raise AdapterFileError(
-            f"{file.path} was trained on other base weights than these (it names {file.base.name}); pass that "
-            "--model, or --allow-base-mismatch to use it anyway"
+            f"{file.path} was trained on other base weights than these (it names {file.base.name}); pass the --model "
+            "it was trained on, or --allow-base-mismatch to use it anyway"
         )
-    head = header["head"]
-    if head and not _agree(file, head["weights"], head_samples(model, decided)) and not allow_mismatch:
+    head = file.header.head
+    if head and not _agree(file, head.weights, head_samples(model, plan)) and not allow_mismatch:
         raise AdapterFileError(
-            f"{file.path} was trained from other values of the head than this model's; load the model as it was then, "
-            f"a new head by capaft.base_model.initialise with seed {decided.seed}, or pass --allow-base-mismatch to "
-            "use it anyway"
+            f"{file.path} was trained from other values of the head than this model's; load the model with the head it "
+            f"had then (a new one was drawn from seed {plan.seed}), or pass --allow-base-mismatch to use it anyway"
         )
 
 
-def _agree(file: AdapterFile, stored: str | None, found: str | None) -> bool:
-    """Whether samples in a file are the model's; what cannot be compared gets a notice."""
-    if stored is None or found is None:
+def _agree(file: AdapterFile, stored: str | None, sampled: str | None) -> bool:
+    """True if samples in a file are the model's, or, with a warning, if they cannot be compared."""
+    if stored is None or sampled is None:
         warnings.warn(
-            f"{file.path}: a quantised base model, or one trained as it is, cannot be compared with the one trained on",
-            stacklevel=4,
+            f"{file.path}: this base model cannot be compared with the one it was trained on: weights are quantised "
+            "or trained directly",
+            stacklevel=5,
         )
         return True
     try:
-        return same_base(stored, found)
+        return same_base(stored, sampled)
     except ValueError:
         raise AdapterFileError(f"{file.path} is damaged: its base model's samples cannot be read") from None
 
 
 def _parameters(file: AdapterFile) -> list[str]:
-    """Names of the stored parameters: all tensors but the block scales of others."""
+    """Names of the stored parameters: all tensors but block scales."""
     return [key for key in file.tensors if not (key.endswith(SCALE) and key.removesuffix(SCALE) in file.tensors)]
 
 

@@ -1,1 +1,1 @@
-"""Images and recordings: opened, found in folders, named by tables."""
+"""Images and recordings: opening them, and finding them in folders and tables."""

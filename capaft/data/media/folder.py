@@ -1,4 +1,4 @@
-"""Directories named after classes that hold images or recordings -> `datasets.Dataset`.
+"""Read directories of images or recordings that are named after their classes.
 
 A row holds the path of its file, and no file is opened before its row is used.
 """
@@ -36,44 +36,45 @@ class _Directory:
 
 
 def scan_media(path: Path, say: Callable[[str], None]) -> Tree:
-    """The media below a directory: `train/cat/1.png` and `test/cat/2.png`, or `cat/1.png`. Empty if there are none.
+    """Find the media below a directory: `train/cat/1.png` and `test/cat/2.png`, or `cat/1.png`. Empty if none.
 
     Args:
         path: the directory.
-        say: told one line for each place whose files are left aside.
+        say: called with one line for each directory whose files are ignored.
 
     Raises:
-        UsageError: there are some where their split or class cannot be told.
+        UsageError: the split or the class of a file cannot be determined.
     """
     top = _look(path)
-    groups = [_look(each) for each in top.inner]
-    classes = {group.path: [_look(each) for each in group.inner] for group in groups}
+    groups = [_look(p) for p in top.inner]
+    classes = {group.path: [_look(p) for p in group.inner] for group in groups}
     _check_has_class(top.media)
     if any(split_role(group.path.name) and _with_media(classes[group.path]) for group in groups):
         return _tree_of_splits(groups, classes, say)
-    found = _with_media(groups)
-    for inner in _with_media(each for group in groups for each in classes[group.path]):
+    for inner in _with_media(inner for group in groups for inner in classes[group.path]):
         raise UsageError(
-            f"{inner.path}: its {_kind(inner.media[0])} files stand too deep; the class must be a directory in "
-            f"{path} or in its train directory, or give another directory with --data"
+            f"{inner.path}: its {_kind(inner.media[0])} files are nested too deep; put class directories into "
+            f"{path} or its train directory, or give another directory with --data"
         )
-    if found and all(split_role(group.path.name) for group in found):
-        _check_has_class(found[0].media)
-    return {TRAIN: _files(found, say)} if found else {}
+    filled = _with_media(groups)
+    if filled and all(split_role(group.path.name) for group in filled):
+        _check_has_class(filled[0].media)
+    return {TRAIN: _files(filled, say)} if filled else {}
 
 
-def read_media_folder(path: Path, tree: Tree, wanted: WantedSplits) -> dict[str, datasets.Dataset]:
-    """The wanted splits of what `scan` found, with `image` or `audio`, and `label`.
+def read_media_folder(path: Path, tree: Tree, choice: WantedSplits) -> dict[str, datasets.Dataset]:
+    """Build the chosen splits of a tree from `scan_media`, with columns `image` or `audio`, and `label`.
 
     Raises:
-        UsageError: it mixes images and recordings, a class is not among those of the train split, or a name is not
-            UTF-8.
+        UsageError: images and recordings are mixed, a class is missing from the train split, or a name is not UTF-8.
     """
-    splits = {name: tree[name] for name in wanted.among(tree) if name is not None}
+    splits = {name: tree[name] for name in choice.among(tree) if name is not None}
     files = [file for classes in splits.values() for group in classes.values() for file in group]
     kinds = {_kind(file): file for file in files}
     if len(kinds) > 1:
-        raise UsageError(f"{path}: holds images and recordings ({' and '.join(map(str, kinds.values()))}); part them")
+        raise UsageError(
+            f"{path}: holds images and recordings ({' and '.join(map(str, kinds.values()))}); separate them"
+        )
     names = sorted(next(iter(splits.values())))
     for classes in splits.values():
         _check_known(classes, names)
@@ -95,28 +96,28 @@ def _tree_of_splits(
     tree: Tree = {}
     for group in groups:
         name = split_role(group.path.name)
-        found = _with_media(classes[group.path])
-        if found and name in tree:
+        filled = _with_media(classes[group.path])
+        if filled and name in tree:
             raise UsageError(f"{group.path}: there is another directory for the {name} split; keep one of them")
-        if name is None and (found or group.media):
-            raise UsageError(f"{group.path}: stands beside directories of splits and is none; move it away")
-        if found:
+        if name is None and (filled or group.media):
+            raise UsageError(f"{group.path}: not a split, but beside directories of splits; move it away")
+        if filled:
             _check_has_class(group.media)
-            tree[str(name)] = _files(found, say)
+            tree[str(name)] = _files(filled, say)
         elif group.media:
-            say(f"{group.path}: its files have no class and are left aside")
+            say(f"{group.path}: its files have no class and are ignored")
     return tree
 
 
 def _files(classes: list[_Directory], say: Callable[[str], None]) -> dict[str, list[Path]]:
-    for each in classes:
-        if each.others:
-            say(f"{each.path}: {each.others} files of other kinds are left aside")
-    return {each.path.name: each.media for each in classes}
+    for group in classes:
+        if group.others:
+            say(f"{group.path}: {group.others} files of other kinds are ignored")
+    return {group.path.name: group.media for group in classes}
 
 
 def _with_media(directories: Iterable[_Directory]) -> list[_Directory]:
-    return [each for each in directories if each.media]
+    return [directory for directory in directories if directory.media]
 
 
 def _kind(file: Path) -> str:
@@ -126,7 +127,7 @@ def _kind(file: Path) -> str:
 def _check_has_class(files: list[Path]) -> None:
     if files:
         raise UsageError(
-            f"{files[0]}: this file has no class; put those of each class into a directory with the name of the class"
+            f"{files[0]}: this file has no class; put the files of each class into a directory named after it"
         )
 
 
@@ -142,8 +143,8 @@ def _dataset(kind: str, classes: dict[str, list[Path]], names: list[str]) -> dat
     rows = [(os.path.abspath(file), names.index(name)) for name in sorted(classes) for file in classes[name]]
     paths, labels = zip(*rows, strict=True)
     for path in paths:
-        # What Python puts for bytes that are not UTF-8; Arrow cannot hold it.
-        if any("\ud800" <= each <= "\udfff" for each in path):
+        # Python's stand-ins for bytes that are not UTF-8; Arrow cannot hold them.
+        if any("\ud800" <= character <= "\udfff" for character in path):
             raise UsageError(f"{path!r}: the name of this file is not UTF-8; rename it")
     table = pa.table({kind: files_at(paths), "label": pa.array(labels, pa.int64())})
     features = datasets.Features({kind: feature_of(kind), "label": datasets.ClassLabel(names=names)})
@@ -151,11 +152,11 @@ def _dataset(kind: str, classes: dict[str, list[Path]], names: list[str]) -> dat
 
 
 def feature_of(kind: str) -> datasets.Image | datasets.Audio:
-    """The type of a column of such files."""
+    """Type of a column of images or recordings."""
     return datasets.Image(decode=False) if kind == "image" else datasets.Audio(decode=False)
 
 
 def files_at(paths: Sequence[str | None]) -> pa.StructArray:
-    """A column of such files, of which nothing is read."""
+    """Build a column of images or recordings from their paths, without opening them."""
     parts = [pa.nulls(len(paths), pa.binary()), pa.array(paths, pa.string())]
     return pa.StructArray.from_arrays(parts, ["bytes", "path"], mask=pa.array([path is None for path in paths]))

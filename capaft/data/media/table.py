@@ -1,4 +1,4 @@
-"""A table that names images or recordings by their paths -> rows that hold these files, as those of a folder do."""
+"""Turn columns of a table that name images or recordings by path into columns of these files, as in a media folder."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import pyarrow as pa
 
 from capaft.data.media.folder import MEDIA_KINDS, feature_of, files_at
 
-# What Hugging Face's folders of images and recordings call the column of paths.
+# The column of paths in Hugging Face's folders of images and recordings.
 _FILE_NAME = "file_name"
 
 
 def with_files(rows: datasets.Dataset, directory: Path) -> datasets.Dataset:
-    """The rows of a file, with each column that names images or recordings as a column of these.
+    """Replace each column that names images or recordings by a column of these files.
 
     Args:
-        rows: as they were read.
-        directory: what relative paths start from: where the table lies.
+        rows: the rows of the table.
+        directory: the table's directory, where relative paths start.
     """
     table, features = rows.data.table, datasets.Features(rows.features)
     for name, feature in rows.features.items():
@@ -28,23 +28,23 @@ def with_files(rows: datasets.Dataset, directory: Path) -> datasets.Dataset:
         paths = [path or None for path in table.column(name).to_pylist()]
         if kind := _kind(paths):
             features[name] = feature_of(kind)
-            whole = [path and os.path.abspath(directory / path) for path in paths]
-            table = table.set_column(table.column_names.index(name), name, files_at(whole))
+            absolute = [path and os.path.abspath(directory / path) for path in paths]
+            table = table.set_column(table.column_names.index(name), name, files_at(absolute))
     if features == rows.features:
         return rows
-    found = datasets.Dataset(table.replace_schema_metadata(None), datasets.DatasetInfo(features=features))
+    replaced = datasets.Dataset(table.replace_schema_metadata(None), datasets.DatasetInfo(features=features))
     medium = "image" if isinstance(features.get(_FILE_NAME), datasets.Image) else "audio"
-    renamed = not isinstance(features.get(_FILE_NAME), datasets.Value | None) and medium not in features
-    return found.rename_column(_FILE_NAME, medium) if renamed else found
+    rename = not isinstance(features.get(_FILE_NAME), datasets.Value | None) and medium not in features
+    return replaced.rename_column(_FILE_NAME, medium) if rename else replaced
 
 
 def _begins_with_a_file(column: pa.ChunkedArray, directory: Path) -> bool:
-    """Whether the first value is the path of an image or a recording that exists, and no address or text."""
+    """True if the first value is the path of an existing image or recording, not a URL or text."""
     first = next((path for value in column if (path := value.as_py())), None)
     return first is not None and _kind([first]) is not None and os.path.isfile(directory / first)
 
 
 def _kind(paths: list[str | None]) -> str | None:
-    """What all these paths lead to, if it is one kind."""
+    """Kind of file that all these paths name, if it is the same."""
     kinds = {MEDIA_KINDS.get(os.path.splitext(path)[1].lower()) for path in paths if path}
     return kinds.pop() if len(kinds) == 1 else None

@@ -1,1 +1,1 @@
-"""What every task has: columns, features, batches, and how a data set tells which task it is for."""
+"""The base of all tasks: columns, features and batches, and the recognition of the task that a data set is for."""

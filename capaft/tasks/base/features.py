@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -21,13 +18,13 @@ class Features:
     A feature need not be a row: long contexts become several, short texts are packed into one.
 
     Attributes:
-        inputs: what `collate` pads and stacks, by name, each of one entry a feature.
-        lengths: what batches are sorted by, `(features,)`: tokens, mostly.
-        references: what `score` compares predictions with, in whatever form the task likes.
-        truncated: how many rows lost a part to the maximum length.
-        sources: what went in, for people, by feature: a text, or several by name; may be empty.
-        left_out: what people should know of rows that could not be used; empty if all could.
-        rows: how many rows these are, if not as many.
+        inputs: columns that `collate` pads and stacks, by name, each with one entry a feature.
+        lengths: the order of batches, `(features,)`: mostly numbers of tokens.
+        references: the truth that `score` compares predictions with, in whatever form the task likes.
+        truncated: number of rows that lost a part to the maximum length.
+        sources: the inputs as people read them, by feature: a text, or several by name; may be empty.
+        left_out: a note on rows that could not be used; empty if all could.
+        rows: number of rows, if it is not the number of features.
     """
 
     inputs: dict[str, Sequence[Any]]
@@ -40,7 +37,7 @@ class Features:
 
     @property
     def examples(self) -> int:
-        """How many rows these are."""
+        """Number of rows that the features were made of."""
         return len(self) if self.rows is None else self.rows
 
     def __len__(self) -> int:
@@ -53,8 +50,8 @@ class Batch:
 
     Attributes:
         inputs: arguments of the model's forward.
-        targets: what `loss` compares the outputs with.
-        terms: how many terms the loss is a sum of: examples, or tokens that count.
+        targets: tensors that `loss` compares the outputs with.
+        terms: number of terms in the sum that is the loss: examples, or tokens that count.
     """
 
     inputs: dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""The tasks by name. Each file of `capaft/tasks/` is one, and is imported when it is asked for."""
+"""The tasks by name. Each file of `capaft/tasks/` is one, and is imported when it is needed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def task_class(name: str) -> type[Task]:
-    """The class of a task by its name.
+    """The class of a task by its name: the class of that name in the file of that name.
 
     Raises:
-        KeyError: there is none of that name.
+        KeyError: no task has that name.
     """
     if name not in TASKS:
         raise KeyError(name)

@@ -1,12 +1,14 @@
-"""What a task is: which columns it wants, what it makes of them, its loss, and how its results are scored.
+"""The base class of all tasks: the columns a task reads, its batches, its loss, and its scores.
 
-The training loop knows no task. It sorts examples by `Features.lengths`, has `collate` make batches of them, adds up
-`loss`, and has `score` compare what `predict` gave. A new task is one new file beside this one.
+The training loop knows no task by name. It sorts examples by `Features.lengths`, has `collate` make batches of them,
+adds up `loss`, and has `score` compare the predictions with the truth. A new task is one new file in `capaft/tasks/`,
+named as the task, with `_` for `-`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,24 +18,32 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from capaft.config.parts.model import ModelSettings
 from capaft.config.train_config import TrainConfig
+from capaft.config.values import Text, parse_value
 from capaft.model.load import BaseModel, load_base_model
-from capaft.support.errors import UsageError
+from capaft.support.errors import UsageError, did_you_mean
 from capaft.tasks.base.columns import Columns, filled_rows
+from capaft.tasks.base.features import Batch, Features
 
 if TYPE_CHECKING:
     from datasets import Dataset
-from capaft.tasks.base.features import Batch, Features
+
+    from capaft.tasks.base.evidence import Evidence
 
 # Scores of which less is better; of all others more is.
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae"})
-# What the fields of every task are; a task's further fields are its own options.
+# Fields that every task has; its further fields are its own options.
 _COMMON = ("labels", "max_length", "metric")
+_SETTINGS = frozenset(field.name for field in dataclasses.fields(TrainConfig))
 
 
 @dataclass(frozen=True)
 class Task(ABC):
     """Base of all tasks. Its fields are its options, and an adapter file records them.
+
+    An option is a number, a text or a truth value. It is set by the flag of its name, or where `capaft train` has none
+    by `--task-option`.
 
     Attributes:
         labels: class names, in the order of the model's outputs; empty where there are no classes.
@@ -42,23 +52,35 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    """What `--task` calls it; the hub's name for the pipeline."""
+    """Its name on the command line, as `--task` takes it."""
+    pipeline_tag: ClassVar[str]
+    """The hub's name for it; by default its own."""
     summary: ClassVar[str]
-    """One line for people: what goes in and what comes out."""
+    """One line for people: the input and the output."""
     auto_class: ClassVar[str]
     """The transformers auto class that loads a model for it."""
     processor: ClassVar[str] = "AutoTokenizer"
-    """The transformers auto class of what prepares its inputs."""
+    """The transformers auto class that loads the tokenizer or processor of its inputs."""
     metrics: ClassVar[tuple[str, ...]]
     """Names of its scores, the default first."""
     cut_by: ClassVar[str] = "--max-length"
-    """The flags that say how much of an example is kept."""
+    """The flags that limit the length of an example."""
     own_head: ClassVar[bool] = True
-    """Whether the model's head belongs to the task and is trained even if the checkpoint brought one."""
+    """True if the model's head belongs to the task and is trained even if the checkpoint brought one."""
+    inferred: ClassVar[tuple[str, ...]] = ()
+    """Options that `decide` infers from the training rows, and that no user sets."""
+    precedence: ClassVar[int] = 100
+    """Place in the order in which tasks are asked whether rows are theirs; the lowest is asked first."""
+    is_fallback: ClassVar[bool] = False
+    """True for the one task that takes rows which no task claims and none objects to."""
 
     labels: tuple[str, ...] = ()
     max_length: int = 128
     metric: str = ""
+
+    def __init_subclass__(cls) -> None:
+        if not hasattr(cls, "pipeline_tag") and hasattr(cls, "name"):
+            cls.pipeline_tag = cls.name
 
     def __post_init__(self) -> None:
         if not self.metric:
@@ -67,43 +89,109 @@ class Task(ABC):
             raise UsageError(f"--metric must be one of {', '.join(self.metrics)} for {self.name}, got {self.metric}")
 
     @classmethod
+    def is_certain(cls, rows: Dataset, evidence: Evidence) -> bool:
+        """True if the type of a column, or a setting, leaves no doubt that rows are for this task; False by default."""
+        return False
+
+    @classmethod
+    def claims(cls, rows: Dataset, evidence: Evidence) -> bool:
+        """True if rows look like this task's, where no task is certain of them; by default only `--task` chooses it.
+
+        Raises:
+            UsageError: the rows may well be for this task, but its columns cannot be determined. The user reads this
+                if no other task claims the rows.
+        """
+        return False
+
+    @classmethod
+    def has_columns(cls, rows: Dataset, evidence: Evidence) -> bool:
+        """True if the task finds its columns, and they are those that the user named."""
+        try:
+            return evidence.agrees_with(cls.recognise(rows, evidence.named))
+        except UsageError:
+            return False
+
+    @classmethod  # noqa: B027 - most tasks have nothing to check
+    def check_model(cls, config: Any) -> None:
+        """Make sure that a model can do the task; by default any can.
+
+        Args:
+            config: the model's configuration, as transformers has it.
+
+        Raises:
+            UsageError: it cannot.
+        """
+
+    @classmethod
     @abstractmethod
-    def recognise(cls, rows: Dataset, given: Mapping[str, str | None]) -> Columns:
+    def recognise(cls, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
         """Find the columns of a split.
 
         Args:
             rows: the split.
-            given: the columns that the user named, by role: `text`, `pair`, `label`.
+            named: the columns that the user named, by role: `text`, `pair`, `label`.
 
         Raises:
-            UsageError: a given column is not there, or one that is not given cannot be told.
+            UsageError: a named column is missing, or another one cannot be determined.
         """
 
     @classmethod
     def usable(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> NDArray[np.bool_]:
-        """Which rows have what goes in and what should come out, `(rows,)`: no others are trained on or scored.
+        """Mask of the rows that have an input and a target, `(rows,)`: no others are trained on or scored.
 
-        They are left out before anything is decided by them, so that nothing else need mind a missing value.
+        The others are left out before anything is decided by them, so that no other code meets a missing value.
         """
         return filled_rows(rows, columns.text, columns.label)
 
     @classmethod
     def classes(cls, rows: Dataset, columns: Columns) -> tuple[str, ...]:
-        """The class names that training rows have; none by default."""
+        """Names of the classes in the training rows; none by default."""
         return ()
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, config: TrainConfig) -> Self:
-        """The task that training rows and a configuration describe: options go by the names of settings."""
-        own = {each.name for each in dataclasses.fields(cls)} - {"labels"}
-        chosen = {name: getattr(config, name) for name in own if getattr(config, name, None) is not None}
-        return cls(labels=cls.classes(rows, columns), **chosen)
-
-    def check_labels(self, rows: Dataset, columns: Columns) -> None:
-        """Make sure that rows have no labels but the task's, before minutes of loading.
+        """The task that training rows and a configuration describe: options take the values of settings of their name.
 
         Raises:
-            UsageError: names the first row that has another.
+            UsageError: an entry of `--task-option` is not an option of the task, or its value does not fit.
+        """
+        names = {field.name for field in dataclasses.fields(cls)} - {"labels"}
+        options = {name: getattr(config, name) for name in names if getattr(config, name, None) is not None}
+        options |= cls._parsed(config.task_option or ())
+        return cls(labels=cls.classes(rows, columns), **options)
+
+    @classmethod
+    def options_without_flag(cls) -> tuple[str, ...]:
+        """Names of the options that `capaft train` has no flag for, and that `--task-option` sets."""
+        names = (field.name for field in dataclasses.fields(cls))
+        return tuple(name for name in names if name not in _SETTINGS.union(_COMMON, cls.inferred))
+
+    @classmethod
+    def _parsed(cls, entries: Sequence[str]) -> dict[str, Any]:
+        """The options without a flag, of entries `name=value`.
+
+        Raises:
+            UsageError: the task has no such option, or the value does not fit.
+        """
+        names, types = cls.options_without_flag(), typing.get_type_hints(cls)
+        options = {}
+        for entry in entries:
+            name, _, text = entry.partition("=")
+            if name not in names:
+                hint = did_you_mean(name, names)
+                raise UsageError(f"--task-option {entry}: {cls.name} has no option {name} without a flag{hint}")
+            try:
+                # A text may be empty, as its default often is.
+                options[name] = parse_value(Text if types[name] is str else types[name], text)
+            except ValueError as error:
+                raise UsageError(f"--task-option {name} {error}") from None
+        return options
+
+    def check_labels(self, rows: Dataset, columns: Columns) -> None:
+        """Make sure that rows have no labels but the task's, before a model is loaded for minutes.
+
+        Raises:
+            UsageError: a row has another label; names the first.
         """
         self.classes_of(rows, columns)
 
@@ -111,7 +199,7 @@ class Task(ABC):
         """The class of each row, `(rows,)`; None where a row has no class, or several.
 
         Raises:
-            UsageError: a row has no label, or one that is none of the task's.
+            UsageError: a row has no label, or one that the task does not have.
         """
         return None
 
@@ -121,7 +209,7 @@ class Task(ABC):
 
     @property
     def more_is_better(self) -> bool:
-        """Whether the metric is one of which more is better."""
+        """True if a larger value of the metric is better."""
         return self.metric not in LOWER_IS_BETTER
 
     def model_config(self) -> dict[str, Any]:
@@ -134,16 +222,24 @@ class Task(ABC):
             "label2id": {label: index for index, label in enumerate(self.labels)},
         }
 
-    def load_model(self, name: str | None, **options: Any) -> BaseModel:
-        """The base model with the task's head; see `load_base_model` for the options."""
+    def load_model(self, settings: ModelSettings, *, seed: int) -> BaseModel:
+        """The base model with the task's head.
+
+        Args:
+            settings: the model and how it is loaded.
+            seed: of a new head.
+
+        Raises:
+            UsageError: the model does not exist, or cannot do the task.
+        """
         import transformers
 
         loaded = load_base_model(
             getattr(transformers, self.auto_class),
-            name,
+            settings,
+            seed=seed,
             processor_class=getattr(transformers, self.processor),
             own_head=self.own_head,
-            **options,
             **self.model_config(),
         )
         if self.processor == "AutoTokenizer":
@@ -158,7 +254,7 @@ class Task(ABC):
             base: the base model, for its processor and configuration.
             rows: the split.
             columns: its columns.
-            training: for training, not for evaluation, where they differ.
+            training: prepare it for training, not for evaluation.
 
         Raises:
             UsageError: a value is missing or cannot be used; names the row.
@@ -168,8 +264,8 @@ class Task(ABC):
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
         """One batch, padded to its longest feature.
 
-        What is random in it in training (masked tokens, augmentation) comes from torch's global generator, which the
-        loop seeds for every batch; in evaluation nothing is random.
+        Randomness in training (masked tokens, augmentation) comes from torch's global generator, which the loop seeds
+        for every batch; in evaluation nothing is random.
         """
 
     @abstractmethod
@@ -177,24 +273,24 @@ class Task(ABC):
         """The SUM of the loss over the batch's terms, float32, so that sums over parts of a batch add up exactly.
 
         Args:
-            outputs: what the model returned.
-            targets: the batch's.
-            smoothing: share of the target that is spread over all classes, where there are classes.
+            outputs: of the model.
+            targets: of the batch.
+            smoothing: share of the target that is spread over all classes, if there are classes.
         """
 
     @abstractmethod
     def predict(
         self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch, outputs: Any
     ) -> list[Any]:
-        """What is kept of each feature of an evaluation batch for `score`: small, on the CPU, and picklable.
+        """The predictions of an evaluation batch, one a feature, as `score` reads them: small, on the CPU, picklable.
 
         Args:
             base: the base model.
-            model: what to call, or to have generate.
+            model: the model to call, or to generate with.
             features: all features.
             indices: those in the batch.
             batch: the batch, on the model's device.
-            outputs: what the model returned for it.
+            outputs: of the model for the batch.
         """
 
     @abstractmethod
@@ -202,11 +298,11 @@ class Task(ABC):
         """All of the task's scores, from the predictions of all features in their order."""
 
     def report(self, features: Features, predictions: Sequence[Any]) -> list[dict[str, Any]]:
-        """What a person would read of the predictions, one record a row; none by default."""
+        """The predictions as a person reads them, one record a row; none by default."""
         return []
 
     def show(self, base: BaseModel, features: Features, index: int) -> str:
-        """A feature as a person reads it: the decoded input, and the label, or which tokens count in the loss."""
+        """A feature as a person reads it: the decoded input, and the label or marks on the tokens of the loss."""
         return features.sources[index] if index < len(features.sources) else f"example {index}"
 
 
@@ -218,5 +314,5 @@ def _ensure_padding(loaded: BaseModel) -> None:
     if tokenizer.pad_token_id is None:
         raise UsageError("the tokenizer has neither a padding nor an end-of-text token; add one to the checkpoint")
     # Heads of decoders read the last token that is not the configuration's padding.
-    for each in (config, config.get_text_config()):
-        each.pad_token_id = tokenizer.pad_token_id
+    for part in (config, config.get_text_config()):
+        part.pad_token_id = tokenizer.pad_token_id

@@ -1,1 +1,1 @@
-"""What a label is: one class, several, or a number."""
+"""Kinds of labels: one class, several classes, or a number."""

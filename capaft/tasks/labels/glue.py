@@ -1,6 +1,6 @@
-"""The metrics that the GLUE benchmark scores its tasks by (Wang et al. 2019, arXiv 1804.07461, table 1).
+"""The metrics of the GLUE benchmark (Wang et al. 2019, arXiv 1804.07461, table 1).
 
-Where it gives two, F1 stands for MRPC and QQP, and the mean of both correlations for STS-B, as in its leaderboard.
+Of two metrics, MRPC and QQP are scored by F1; STS-B is scored by the mean of both correlations, as on the leaderboard.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _METRICS = {
 
 
 def official_metric(data: str) -> str | None:
-    """The metric of the GLUE task that a data set's path or hub id names, such as `glue/cola`; None for other data.
+    """The metric of the GLUE task that a path or hub id such as `glue/cola` names; None for other data.
 
     The task may be a directory or a file, and a slice may follow.
     """
-    # As where the data is read: what is there under that name has no slice.
+    # As when the data is read, brackets in the name of an existing path are not a slice.
     source = data if os.path.exists(os.path.expanduser(data)) else split_off_slice(data)[0]
     parts = re.split(r"[/\\]", source.lower())
     for benchmark, task in pairwise(parts):
         if benchmark in ("glue", "glue_data"):
-            suffix = next((each for each in TABLE_SUFFIXES if task.endswith(each)), "")
+            suffix = next((suffix for suffix in TABLE_SUFFIXES if task.endswith(suffix)), "")
             return _METRICS.get(re.sub(r"[\W_]", "", task.removesuffix(suffix)))
     return None

@@ -1,4 +1,4 @@
-"""Any number of classes at once: a yes or no for each, by binary cross-entropy."""
+"""Any number of classes at once: each applies or not, by binary cross-entropy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MultiLabel(Problem):
     """Targets are 1 where a class applies, `(examples, classes)`.
 
     Attributes:
-        separator: what stands between the labels where a row has them in one text; empty if they are lists.
+        separator: text between the labels where a row has them in one text; empty if they are lists.
     """
 
     problem_type = "multi_label_classification"
@@ -41,32 +41,32 @@ class MultiLabel(Problem):
     separator: str = ""
 
     def classes(self, rows: Dataset, columns: Columns) -> tuple[str, ...]:
-        """A `ClassLabel` keeps its order, and so do columns and places in a vector; integers ascend, words are sorted.
+        """Class names: a `ClassLabel`, columns and vectors keep their order; integers ascend, words are sorted.
 
         Raises:
-            UsageError: a row has no label at all, not even an empty list, or there are not from two to `MAX_CLASSES`.
+            UsageError: a row has no label, not even an empty list, or there are not from two to `MAX_CLASSES` classes.
         """
         labels = self._classes(rows, columns)
         if not 2 <= len(labels) <= MAX_CLASSES:
-            where = f"column {columns.label!r} has {len(labels)} different labels"
-            raise UsageError(f"{where}; --problem multi wants from 2 to {MAX_CLASSES}, in lists")
+            problem = f"column {columns.label!r} has {len(labels)} different labels"
+            raise UsageError(f"{problem}; --problem multi needs 2 to {MAX_CLASSES}, in lists")
         return labels
 
     def _classes(self, rows: Dataset, columns: Columns) -> tuple[str, ...]:
         if columns.choices:
             return columns.choices
-        held = rows.features[columns.label]
-        if isinstance(getattr(held, "feature", None), datasets.ClassLabel):
-            return tuple(held.feature.names)
-        sets = _present(rows, columns, label_values(rows, columns))
-        if _are_vectors(held, sets, None):
-            return tuple(str(position) for position in range(len(sets[0])))
-        present = {name for names in self._names(rows, columns, None) for name in names}
-        integers = cell_kind(getattr(held, "feature", None)) == "integer"
-        return tuple(sorted(present, key=int if integers else None))
+        feature = rows.features[columns.label]
+        inner = getattr(feature, "feature", None)
+        if isinstance(inner, datasets.ClassLabel):
+            return tuple(inner.names)
+        label_sets = _present(rows, columns, label_values(rows, columns))
+        if _are_vectors(feature, label_sets, None):
+            return tuple(str(position) for position in range(len(label_sets[0])))
+        names = {name for row_names in self._names(rows, columns, None) for name in row_names}
+        return tuple(sorted(names, key=int if cell_kind(inner) == "integer" else None))
 
     def labelled(self, rows: Dataset, columns: Columns) -> NDArray[np.bool_]:
-        """See `Problem.labelled`; an empty list says that no class applies, one with a gap says nothing."""
+        """See `Problem.labelled`; an empty list means that no class applies, a list with a gap is no label."""
         if columns.choices:
             return filled_rows(rows, *columns.choices)
         inner = getattr(rows.features[columns.label], "feature", None)
@@ -77,16 +77,16 @@ class MultiLabel(Problem):
 
         return np.array(
             [
-                each is not None and (not isinstance(each, list) or all(map(is_label, each)))
-                for each in column_values(rows, str(columns.label))
+                value is not None and (not isinstance(value, list) or all(map(is_label, value)))
+                for value in column_values(rows, str(columns.label))
             ],
             dtype=np.bool_,
         )
 
     def encode(self, rows: Dataset, columns: Columns, labels: Sequence[str]) -> NDArray[np.float32]:
         """1 where a class applies to a row, `(rows, classes)`."""
-        held = rows.features.get(columns.label)
-        index = class_positions(labels, integers=cell_kind(getattr(held, "feature", None)) == "integer")
+        feature = rows.features.get(columns.label)
+        index = class_positions(labels, integers=cell_kind(getattr(feature, "feature", None)) == "integer")
         targets = np.zeros((len(rows), len(labels)), dtype=np.float32)
         for row, names in enumerate(self._names(rows, columns, len(labels))):
             for name in names:
@@ -96,27 +96,27 @@ class MultiLabel(Problem):
         return targets
 
     def _names(self, rows: Dataset, columns: Columns, classes: int | None) -> list[list[str]]:
-        """The names of each row's classes, whatever type the column has; `classes` is how many there are, if known."""
+        """The names of each row's classes, whatever the column's type; `classes` is their number, if known."""
         if columns.choices:
-            return _chosen(rows, columns)
-        held = rows.features[columns.label]
-        if cell_kind(held) == "text" and self.separator:
+            return _flagged(rows, columns)
+        feature = rows.features[columns.label]
+        if cell_kind(feature) == "text" and self.separator:
             return [
                 [name.strip() for name in text.split(self.separator) if name.strip()]
                 for text in _present(rows, columns, label_values(rows, columns))
             ]
-        if cell_kind(held) != "list":
+        if cell_kind(feature) != "list":
             raise UsageError(
-                f"--problem multi: column {columns.label!r} holds one value a row; give lists, "
-                "or say with --label-separator what stands between the labels in a text"
+                f"--problem multi: column {columns.label!r} holds one value per row; give lists, "
+                "or set --label-separator to the text between labels"
             )
-        sets = _present(rows, columns, label_values(rows, columns))
-        if _are_vectors(held, sets, classes):
-            return [[str(position) for position, applies in enumerate(vector) if applies] for vector in sets]
-        return _listed(rows, columns, sets)
+        label_sets = _present(rows, columns, label_values(rows, columns))
+        if _are_vectors(feature, label_sets, classes):
+            return [[str(position) for position, applies in enumerate(vector) if applies] for vector in label_sets]
+        return _listed(rows, columns, label_sets)
 
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        """Binary cross-entropy, summed over the classes of an example; smoothing draws 0 and 1 towards a half."""
+        """Binary cross-entropy, summed over the classes; smoothing moves 0 and 1 towards a half."""
         smooth = targets * (1 - smoothing) + smoothing / 2
         return F.binary_cross_entropy_with_logits(logits, smooth, reduction="sum")
 
@@ -125,7 +125,7 @@ class MultiLabel(Problem):
         return (logits > 0).astype(np.float32)
 
     def scores(self, truth: NDArray[Any], predicted: NDArray[Any], outputs: int) -> dict[str, float]:
-        """F1 over all decisions, its unweighted mean over classes, and the share of examples that are right in full."""
+        """F1 over all decisions, its unweighted mean over classes, and the share of examples that are fully right."""
         from sklearn.metrics import accuracy_score, f1_score
 
         return {
@@ -139,50 +139,52 @@ class MultiLabel(Problem):
         return [labels[position] for position in np.flatnonzero(target).tolist()]
 
 
-def _present(rows: Dataset, columns: Columns, found: list[Any]) -> list[Any]:
-    """The labels, none of which is missing; an empty list or text is not."""
-    if None in found:
-        raise missing_label(rows, columns, found.index(None))
-    return found
+def _present(rows: Dataset, columns: Columns, values: list[Any]) -> list[Any]:
+    """The labels, after checking that none is missing; an empty list or text is a label."""
+    if None in values:
+        raise missing_label(rows, columns, values.index(None))
+    return values
 
 
-def _are_vectors(feature: Any, sets: list[Any], classes: int | None) -> bool:
-    """Whether lists hold a 0 or 1 for each class, and not the numbers of classes.
+def _are_vectors(feature: Any, label_sets: list[Any], classes: int | None) -> bool:
+    """True if the lists hold a 0 or 1 for each class rather than class numbers.
 
-    Class numbers look like that only where there are two classes and every row has both.
+    Class numbers are mistaken for that only if there are two classes and every row has both.
     """
     if cell_kind(feature) != "list" or cell_kind(feature.feature) not in ("integer", "float", "bool"):
         return False
-    length = classes or len(sets[0])
-    return length > 1 and all(len(each) == length and set(each) <= {0, 1} for each in sets)
+    length = classes or len(label_sets[0])
+    return length > 1 and all(len(labels) == length and set(labels) <= {0, 1} for labels in label_sets)
 
 
-def _listed(rows: Dataset, columns: Columns, sets: list[list[Any]]) -> list[list[str]]:
-    """The names in lists of names or of class numbers."""
+def _listed(rows: Dataset, columns: Columns, label_sets: list[list[Any]]) -> list[list[str]]:
+    """The class names in lists of names or of class numbers."""
     inner = rows.features[columns.label].feature
-    held = cell_kind(inner)
-    # The lists of a column without any label have no type.
-    if held not in ("text", "class", "integer") and any(sets):
-        raise UsageError(f"column {columns.label!r}: lists of labels hold names, class numbers, or a 0 or 1 a class")
-    for row, names in enumerate(sets):
-        if any(name in (None, "") or (held == "class" and not 0 <= name < len(inner.names)) for name in names):
+    kind = cell_kind(inner)
+    # Without any label, a column of lists has no inner type.
+    if kind not in ("text", "class", "integer") and any(label_sets):
+        raise UsageError(
+            f"column {columns.label!r}: lists of labels must hold names, class numbers, or a 0 or 1 for each class"
+        )
+    for row, labels in enumerate(label_sets):
+        if any(label in (None, "") or (kind == "class" and not 0 <= label < len(inner.names)) for label in labels):
             raise missing_label(rows, columns, row)
-        if held == "integer" and len(set(names)) < len(names):
+        if kind == "integer" and len(set(labels)) < len(labels):
             raise UsageError(
-                f"{describe_row(rows, columns, row)}: a label occurs twice in {names}; if these are a 0 or 1 for each "
-                "class, every row has to have them for all classes"
+                f"{describe_row(rows, columns, row)}: a label occurs twice in {labels}; for a 0 or 1 for each class, "
+                "every row needs one for all classes"
             )
-    return [[inner.names[name] if held == "class" else str(name) for name in names] for names in sets]
+    return [[inner.names[label] if kind == "class" else str(label) for label in labels] for labels in label_sets]
 
 
-def _chosen(rows: Dataset, columns: Columns) -> list[list[str]]:
+def _flagged(rows: Dataset, columns: Columns) -> list[list[str]]:
     """The names of the columns that hold 1, for each row."""
-    found: list[list[str]] = [[] for _ in range(len(rows))]
+    names: list[list[str]] = [[] for _ in range(len(rows))]
     for name in columns.choices:
         for row, value in enumerate(column_values(rows, name)):
             if value not in (0, 1):
-                where = f"{describe_row(rows, columns, row)}: column {name!r} holds {value!r}"
-                raise UsageError(f"{where}; a column for each label holds 0 or 1")
+                problem = f"{describe_row(rows, columns, row)}: column {name!r} holds {value!r}"
+                raise UsageError(f"{problem}; a column for each label must hold 0 or 1")
             if value:
-                found[row].append(name)
-    return found
+                names[row].append(name)
+    return names

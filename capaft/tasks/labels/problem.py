@@ -1,4 +1,4 @@
-"""What a label is - one class, any number of classes, or a number - and all that follows from it but the model."""
+"""Kinds of labels - one class, any number of classes, or a number - with their loss and scores."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ MAX_CLASSES = 1000
 
 
 class Problem(ABC):
-    """How labels are read, learnt and scored. `outputs` below is the classes' number, or 1 for a number."""
+    """Reads, learns and scores one kind of label. `outputs` below is the number of classes, or 1 for a number."""
 
     problem_type: ClassVar[str]
-    """What transformers calls it in a model's configuration."""
+    """Its name in a transformers model configuration."""
     metrics: ClassVar[tuple[str, ...]]
     """Names of its scores, the default first."""
 
@@ -32,11 +32,11 @@ class Problem(ABC):
         """The names of the classes, in the order of their indices.
 
         Raises:
-            UsageError: a row has no label, or the column is no such label.
+            UsageError: a row has no label, or the column does not hold this kind of label.
         """
 
     def labelled(self, rows: Dataset, columns: Columns) -> NDArray[np.bool_]:
-        """Which rows have a label, `(rows,)`: none if all labels are -1, as where they are withheld."""
+        """True for rows with a label, `(rows,)`; false for all if every label is -1, as in withheld test sets."""
         assert columns.label is not None
         if cell_kind(rows.features[columns.label]) in ("integer", "float") and set(rows.unique(columns.label)) == {-1}:
             return np.zeros(len(rows), dtype=np.bool_)
@@ -64,52 +64,52 @@ class Problem(ABC):
 
     @abstractmethod
     def predicted(self, logits: NDArray[Any]) -> NDArray[Any]:
-        """The targets, `(examples, ...)`, that logits `(examples, outputs)` stand for."""
+        """Convert logits `(examples, outputs)` to targets `(examples, ...)`."""
 
     @abstractmethod
     def scores(self, truth: NDArray[Any], predicted: NDArray[Any], outputs: int) -> dict[str, float]:
-        """All scores but those of `ranking`, by the names in `metrics`."""
+        """All scores except those of `ranking`, by the names in `metrics`."""
 
     def ranking(self, truth: NDArray[Any], logits: NDArray[Any]) -> dict[str, float]:
-        """Scores, by the names in `metrics`, that more than the predicted targets tell; none by default."""
+        """Scores that need the logits, by the names in `metrics`; none by default."""
         return {}
 
     @abstractmethod
     def named(self, target: Any, labels: Sequence[str]) -> Any:
-        """One example's target, as a person reads it."""
+        """One example's target in readable form."""
 
 
 def label_values(rows: Dataset, columns: Columns) -> list[Any]:
-    """The column of the label.
+    """The values of the label column.
 
     Raises:
-        UsageError: it does not hold labels but -1.
+        UsageError: every label is -1.
     """
     assert columns.label is not None
-    found = column_values(rows, columns.label)
-    # True for lists too, which are never -1.
-    if found and all(value == -1 for value in found):
+    values = column_values(rows, columns.label)
+    # Lists are never -1.
+    if values and all(value == -1 for value in values):
         raise UsageError(f"every label in column {columns.label!r} is -1, which marks rows whose label is withheld")
-    return found
+    return values
 
 
 def class_positions(labels: Sequence[str], integers: bool) -> dict[str, int]:
-    """Where each class stands, by name; integers are positions where no class has an integer for its name."""
+    """Position of each class by name; integer labels are positions if no class name is an integer."""
     if integers and not any(label.removeprefix("-").isdecimal() for label in labels):
         return {str(position): position for position in range(len(labels))}
     return {label: position for position, label in enumerate(labels)}
 
 
 def missing_label(rows: Dataset, columns: Columns, row: int) -> UsageError:
-    """What to say of a row without a label."""
+    """The error for a row without a label."""
     where = f"{describe_row(rows, columns, row)}: no label in column {columns.label!r}"
     return UsageError(f"{where}; fill it in or drop the row")
 
 
 def unknown_label(rows: Dataset, columns: Columns, row: int, name: str, labels: Sequence[str]) -> UsageError:
-    """What to say of a row with a label that the training data lack."""
-    known = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
+    """The error for a row whose label does not occur in the training data."""
+    listed = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
     return UsageError(
         f"{describe_row(rows, columns, row)}: the training data has no label {name!r}; "
-        f"its labels are {known}{did_you_mean(name, labels)}"
+        f"its labels are {listed}{did_you_mean(name, labels)}"
     )

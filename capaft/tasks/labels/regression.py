@@ -1,4 +1,4 @@
-"""A number: squared error, and the correlations that GLUE scores STS-B by."""
+"""Labels that are numbers: squared error, and the correlations by which GLUE scores STS-B."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class Regression(Problem):
     metrics = ("pearson", "spearman", "pearson_spearman", "mse", "mae")
 
     def classes(self, rows: Dataset, columns: Columns) -> tuple[str, ...]:
-        """There are none."""
+        """No classes."""
         return ()
 
     def encode(self, rows: Dataset, columns: Columns, labels: Sequence[str]) -> NDArray[np.float32]:
         """The number of each row, `(rows,)`."""
         if cell_kind(rows.features[columns.label]) not in ("float", "integer"):
             raise UsageError(
-                f"--problem regression: column {columns.label!r} does not hold one number a row; "
+                f"--problem regression: column {columns.label!r} does not hold one number per row; "
                 f"choose one with --label-column among {list_columns(rows)}"
             )
-        found = label_values(rows, columns)
-        for row, value in enumerate(found):
+        values = label_values(rows, columns)
+        for row, value in enumerate(values):
             if value is None or not math.isfinite(value):
                 raise missing_label(rows, columns, row)
-        return np.array(found, dtype=np.float32)
+        return np.array(values, dtype=np.float32)
 
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         """Squared error; there are no classes to smooth over."""
@@ -51,7 +51,7 @@ class Regression(Problem):
         return logits[:, 0]
 
     def scores(self, truth: NDArray[Any], predicted: NDArray[Any], outputs: int) -> dict[str, float]:
-        """Correlations with what does not vary are undefined, and given as 0: it tells nothing of the labels."""
+        """Correlations and errors; a correlation with constant values is undefined and reported as 0."""
         from scipy.stats import pearsonr, spearmanr
         from sklearn.metrics import mean_absolute_error, mean_squared_error
 

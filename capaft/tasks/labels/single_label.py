@@ -1,4 +1,4 @@
-"""One class of several: cross-entropy, accuracy, also among the five likeliest, F1 and Matthews correlation."""
+"""One class of several: cross-entropy, accuracy, top-5 accuracy, F1 and Matthews correlation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-# A class among its five best is what ImageNet's challenge asked of a model (Russakovsky et al. 2015).
+# ImageNet's challenge counts a class among the five likeliest as right (Russakovsky et al. 2015).
 _TOP = 5
 
 
@@ -37,7 +37,7 @@ class SingleLabel(Problem):
     metrics = ("accuracy", "f1", "matthews", "top5")
 
     def classes(self, rows: Dataset, columns: Columns) -> tuple[str, ...]:
-        """A `ClassLabel` keeps its order; integers and whole floats ascend; the rest is sorted as text.
+        """Names of the classes: a `ClassLabel` keeps its order, integers and whole floats ascend, others sort as text.
 
         Raises:
             UsageError: a row has no label, or the column does not hold from two to `MAX_CLASSES` classes, fewer
@@ -60,11 +60,11 @@ class SingleLabel(Problem):
         return tuple(sorted(present, key=int if cell_kind(feature) in ("integer", "float") else None))
 
     def labelled(self, rows: Dataset, columns: Columns) -> NDArray[np.bool_]:
-        """See `Problem.labelled`; an empty text is no class."""
-        found = super().labelled(rows, columns)
+        """See `Problem.labelled`; an empty text is not a class."""
+        labelled = super().labelled(rows, columns)
         if is_text(rows.features[columns.label]):
-            found &= np.array(column_values(rows, str(columns.label)), dtype=object) != ""
-        return found
+            labelled &= np.array(column_values(rows, str(columns.label)), dtype=object) != ""
+        return labelled
 
     def encode(self, rows: Dataset, columns: Columns, labels: Sequence[str]) -> NDArray[np.int64]:
         """The index of each row's class, `(rows,)`."""
@@ -84,7 +84,7 @@ class SingleLabel(Problem):
         return logits.argmax(-1)
 
     def scores(self, truth: NDArray[Any], predicted: NDArray[Any], outputs: int) -> dict[str, float]:
-        """F1 is that of class 1 for two classes (as GLUE scores MRPC), the unweighted mean over classes for more."""
+        """Accuracy, Matthews correlation, and F1: of class 1 if there are two (as for MRPC), else the macro mean."""
         from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
         average = "binary" if outputs == 2 else "macro"
@@ -95,7 +95,7 @@ class SingleLabel(Problem):
         }
 
     def ranking(self, truth: NDArray[Any], logits: NDArray[Any]) -> dict[str, float]:
-        """With more than five classes `top5`, the share of examples whose class is among the five likeliest."""
+        """`top5`, the share of examples whose class is among the five likeliest; only with more than five classes."""
         from sklearn.metrics import top_k_accuracy_score
 
         outputs = logits.shape[1]
@@ -109,30 +109,30 @@ class SingleLabel(Problem):
 
 
 def check_metric(metric: str, labels: Sequence[str]) -> None:
-    """Make sure that a metric can tell adapters apart.
+    """Check that a metric can distinguish adapters.
 
     Raises:
-        UsageError: no class can miss the five likeliest.
+        UsageError: the metric is `top5` and there are at most five classes.
     """
     if metric == "top5" and len(labels) <= _TOP:
-        raise UsageError(f"--metric top5 says nothing with {len(labels)} classes; choose accuracy or f1")
+        raise UsageError(f"--metric top5 is always 1 with {len(labels)} classes; choose accuracy or f1")
 
 
 def _names(rows: Dataset, columns: Columns) -> list[str]:
-    """The name of each row's class, whatever type the column has."""
+    """The name of each row's class, whatever the column's type."""
     feature = rows.features[columns.label]
-    held = cell_kind(feature)
-    if held in ("list", "other"):
-        raise UsageError(f"column {columns.label!r} does not hold one label a row; lists want --problem multi")
+    kind = cell_kind(feature)
+    if kind in ("list", "other"):
+        raise UsageError(f"column {columns.label!r} does not hold one label per row; for lists, set --problem multi")
     names = []
     for row, value in enumerate(label_values(rows, columns)):
         # NaN is the value that differs from itself.
-        if value in (None, "") or value != value or (held == "class" and not 0 <= value < len(feature.names)):
+        if value in (None, "") or value != value or (kind == "class" and not 0 <= value < len(feature.names)):
             raise missing_label(rows, columns, row)
-        if held == "float" and value % 1 != 0:
+        if kind == "float" and value % 1 != 0:
             raise UsageError(
-                f"{describe_row(rows, columns, row)}: the label {value} is a fraction and no class; "
+                f"{describe_row(rows, columns, row)}: the label {value} is a fraction, not a class; "
                 "use --problem regression, or choose a column of classes with --label-column"
             )
-        names.append(feature.names[value] if held == "class" else str(int(value) if held == "float" else value))
+        names.append(feature.names[value] if kind == "class" else str(int(value) if kind == "float" else value))
     return names

@@ -1,1 +1,1 @@
-"""Texts as language models read and write them."""
+"""Texts as language models read and write them, and how generated texts are scored."""

@@ -1,9 +1,9 @@
-"""Chats in the words of the model's own template, and which of their tokens the assistant says.
+"""Chats in the format of the model's own chat template, and which of their tokens count in the loss.
 
-Templates with `{% generation %}` mark those tokens themselves. With any other template the chat up to an answer is
-rendered twice, once as the prompt that asks for the answer and once with it: what the second adds to the first is the
-answer. This is what the model sees when it generates, so it holds for templates that render earlier turns differently,
-as those of reasoning models do; such turns become examples of their own.
+A template with `{% generation %}` marks those tokens itself. With any other template, the chat up to an answer is
+rendered twice: as the prompt that asks for the answer, and with the answer. The answer is what the second text adds to
+the first. The model sees the same prompt when it generates, so this holds even for templates that render earlier turns
+differently, such as those of reasoning models; there, such turns become examples of their own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from capaft.support.errors import UsageError, printable
 from capaft.tasks.base.columns import Columns, column_values, find_column, is_text, row_numbers
-from capaft.tasks.language.example import Example, answered
+from capaft.tasks.language.example import Example, answer_example
 from capaft.tasks.language.plain_text import special_tokens, tokenise_plain
 from capaft.tasks.language.text_pairs import Pair
 from capaft.tasks.language.token_loss import IGNORED
@@ -25,28 +25,29 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Message = dict[str, str]
+"""A message in the form that chat templates expect: `{"role": ..., "content": ...}`."""
 
-# Templates such as Llama 3.2's write today's date into every chat, and a run must not change from one day to the next.
-# This is the date that such templates have where they are not told one, and a macro that hides the function which asks.
-_DAY = datetime.datetime(2024, 7, 26)
-_FIXED = "".join(f" | replace('%{code}', '{_DAY.strftime(f'%{code}')}')" for code in "aAbBdeHIjmMpSyY")
-_SAME_DAY = f"{{%- macro strftime_now(format) -%}}{{{{ format{_FIXED} }}}}{{%- endmacro -%}}"
+# Templates such as Llama 3.2's write today's date into every chat, but a run must not change from one day to the next.
+# So a macro shadows the function that they ask, and answers with the date that they fall back to without it.
+_DATE = datetime.datetime(2024, 7, 26)
+_FILL_CODES = "".join(f" | replace('%{code}', '{_DATE.strftime(f'%{code}')}')" for code in "aAbBdeHIjmMpSyY")
+_FIXED_DATE = f"{{%- macro strftime_now(format) -%}}{{{{ format{_FILL_CODES} }}}}{{%- endmacro -%}}"
 
-# What ShareGPT and its kin call the speakers.
+# Names of the speakers in ShareGPT and similar data sets.
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
 _KEYS = (("role", "content"), ("from", "value"))
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def is_chat(feature: Any) -> bool:
-    """Whether a column holds a list of messages, `{"role", "content"}` or `{"from", "value"}`, a row."""
+    """True if each row holds a list of messages, as `{"role", "content"}` or `{"from", "value"}`."""
     fields = getattr(feature, "feature", None)
     return isinstance(fields, dict) and any(all(is_text(fields.get(key)) for key in keys) for keys in _KEYS)
 
 
-def recognise_exchange(rows: Dataset, given: Mapping[str, str | None]) -> Columns | None:
-    """The columns of a chat and of how it goes on, if both are chats: `prompt` and `completion`, as TRL calls them."""
-    text, label = given.get("text"), given.get("label")
+def recognise_exchange(rows: Dataset, user_columns: Mapping[str, str | None]) -> Columns | None:
+    """The columns of a chat and of its continuation, if both hold chats: `prompt` and `completion`, as in TRL."""
+    text, label = user_columns.get("text"), user_columns.get("label")
     if not all(name is None or is_chat(rows.features.get(name)) for name in (text, label)):
         return None
     text = find_column(rows, "text", text, (("prompt",),), is_chat, "messages", (label,))
@@ -54,155 +55,160 @@ def recognise_exchange(rows: Dataset, given: Mapping[str, str | None]) -> Column
     return None if text is None or label is None else Columns(text, None, label)
 
 
-def conversation(messages: Sequence[dict[str, Any]] | None, where: str) -> list[Message]:
-    """The messages with their roles as templates call them, up to the last of the assistant.
+def standard_messages(messages: Sequence[dict[str, Any]] | None, where: str) -> list[Message]:
+    """Convert messages to the keys and roles of chat templates, and drop those after the assistant's last answer.
 
     Raises:
-        UsageError: a message lacks its speaker or its text, or the assistant answers nothing.
+        UsageError: a message lacks its speaker or its text, or the assistant answers no message.
     """
-    found = []
+    standard: list[Message] = []
     for number, message in enumerate(messages or (), start=1):
-        role, content = next(((message[a], message[b]) for a, b in _KEYS if a in message), (None, None))
+        role, content = next(
+            ((message[speaker], message[text]) for speaker, text in _KEYS if speaker in message), (None, None)
+        )
         if role is None or content is None:
             raise UsageError(f"{where}: message {number} has no speaker or no text; complete it or drop the row")
-        found.append({"role": _ROLES.get(role.lower(), role.lower()), "content": content})
-    answers = [number for number, message in enumerate(found) if number and message["role"] == "assistant"]
+        standard.append({"role": _ROLES.get(role.lower(), role.lower()), "content": content})
+    answers = [index for index, message in enumerate(standard) if index and message["role"] == "assistant"]
     if not answers:
-        raise UsageError(f"{where}: the assistant answers to nothing in it, so there is nothing to learn; drop the row")
-    return found[: answers[-1] + 1]
+        raise UsageError(f"{where}: the assistant answers no message, so there is nothing to learn; drop the row")
+    return standard[: answers[-1] + 1]
 
 
 def has_template(tokenizer: Any) -> bool:
-    """Whether the model was made for chats."""
+    """True if the tokenizer has a chat template."""
     return bool(getattr(tokenizer, "chat_template", None))
 
 
 def turn_ends(tokenizer: Any) -> set[int]:
-    """The tokens that end an answer: the end of a text, and what the template puts after what the assistant says."""
-    found = {tokenizer.eos_token_id} - {None}
+    """Tokens that end an answer: the end of a text, and the token that the template puts after an assistant's turn."""
+    ends = {tokenizer.eos_token_id} - {None}
     if has_template(tokenizer):
-        whole = _rendered(tokenizer, [_user("question"), _assistant("answer")], "the model")
+        chat = _render(tokenizer, [_user_message("question"), _assistant_message("answer")], "the model")
         special = special_tokens(tokenizer)
-        after = tokenise_plain(tokenizer, [whole.rpartition("answer")[2]])[0]
-        found |= set([token for token in after if token in special][:1])
-    return found
+        after_answer = tokenise_plain(tokenizer, [chat.rpartition("answer")[2]])[0]
+        ends |= set([token for token in after_answer if token in special][:1])
+    return ends
 
 
-def conversations(tokenizer: Any, rows: Dataset, columns: Columns) -> list[Example]:
-    """The examples of a column of chats, or of two of which the second goes on with the first and alone is learnt.
+def read_chats(tokenizer: Any, rows: Dataset, columns: Columns) -> list[Example]:
+    """The examples of a column of chats, or of two columns: prompts, and completions, whose answers alone count.
 
     Raises:
-        UsageError: the model has no chat template, the second column has no answer, or as `conversation` and
-            `examples`; names the row.
+        UsageError: the model has no chat template, a completion has no answer, or as `standard_messages` and
+            `chat_examples`; names the row.
     """
     if not has_template(tokenizer):
         raise UsageError(
-            f"column {columns.text!r} holds chats, and this model has no chat template to put them into; "
-            "take a model that was made for chats, or columns of prompts and completions"
+            f"column {columns.text!r} holds chats, but this model has no chat template; "
+            "choose a chat model, or use columns of prompts and completions"
         )
     stops = turn_ends(tokenizer)
-    firsts = [messages or [] for messages in column_values(rows, columns.text)]
-    given, seconds = (firsts, column_values(rows, columns.label)) if columns.label else ([[]] * len(firsts), firsts)
-    found = []
-    for row, before, after in zip(row_numbers(rows), given, seconds, strict=True):
-        messages = conversation([*before, *(after or [])], f"row {row}")
-        if len(messages) <= len(before):
+    chats = [messages or [] for messages in column_values(rows, columns.text)]
+    prompts, completions = (chats, column_values(rows, columns.label)) if columns.label else ([[]] * len(chats), chats)
+    examples = []
+    for row, prompt, completion in zip(row_numbers(rows), prompts, completions, strict=True):
+        messages = standard_messages([*prompt, *(completion or [])], f"row {row}")
+        if len(messages) <= len(prompt):
             raise UsageError(f"row {row}: the assistant says nothing in column {columns.label!r}; drop the row")
-        found += chat_examples(tokenizer, messages, stops, f"row {row}", len(before))
-    return found
+        examples += chat_examples(tokenizer, messages, stops, f"row {row}", len(prompt))
+    return examples
 
 
 def chat_examples(
-    tokenizer: Any, messages: Sequence[Message], stops: set[int], where: str, given: int = 0
+    tokenizer: Any, messages: Sequence[Message], stops: set[int], where: str, skip: int = 0
 ) -> list[Example]:
-    """One example for all answers of a chat, or several where the template does not render them in one text.
+    """One example for all answers of a chat, or several if the template does not render them in one text.
 
     Args:
-        tokenizer: has a chat template.
-        messages: of which the last is an answer.
+        tokenizer: one with a chat template.
+        messages: the chat; its last message is an answer.
         stops: tokens that end an answer; what the template puts after them does not count.
-        where: names the row in messages.
-        given: so many messages at the beginning do not count, whoever says them.
+        where: the row, for error messages.
+        skip: number of leading messages that do not count, even if they are answers.
 
     Raises:
-        UsageError: the template refuses the chat, or does not put an answer after the prompt that asks for it.
+        UsageError: the template rejects the chat, or does not put an answer after the prompt that asks for it.
     """
-    answers = [number for number, message in enumerate(messages) if number and message["role"] == "assistant"]
-    counted = [number for number in answers if number >= given]
-    # Markers do not tell the answers that count from those that do not.
+    answers = [index for index, message in enumerate(messages) if index and message["role"] == "assistant"]
+    counted = [index for index in answers if index >= skip]
+    # The template's markers cover every answer, so they are of no use if only some count.
     if counted == answers and _MARKERS.search(tokenizer.get_chat_template()) and tokenizer.is_fast:
-        return [_marked(tokenizer, messages, where)]
-    found: list[Example] = []
-    for number in reversed(counted):
-        turn = _answered(tokenizer, messages[: number + 1], stops, where)
-        whole = next((each for each in found if each.ids[: len(turn.ids)] == turn.ids), None)
-        if whole is None:
-            found.append(turn)
+        return [_marked_example(tokenizer, messages, where)]
+    examples: list[Example] = []
+    # Last answer first: its text usually begins with that of every earlier one, whose labels it then takes over.
+    for index in reversed(counted):
+        turn = _last_answer_example(tokenizer, messages[: index + 1], stops, where)
+        longer = next((example for example in examples if example.ids[: len(turn.ids)] == turn.ids), None)
+        if longer is None:
+            examples.append(turn)
         else:
-            whole.labels[len(turn.prompt) : len(turn.ids)] = turn.labels[len(turn.prompt) :]
-    return found[::-1]
+            longer.labels[len(turn.prompt) : len(turn.ids)] = turn.labels[len(turn.prompt) :]
+    return examples[::-1]
 
 
-def exchange(tokenizer: Any, pair: Pair, stops: set[int]) -> Example:
-    """A source and its first reference as a chat.
+def pair_example(tokenizer: Any, pair: Pair, stops: set[int]) -> Example:
+    """A source as the user's message and its first reference, if it has one, as the answer.
 
     Raises:
-        UsageError: as `examples`.
+        UsageError: as `chat_examples`.
     """
-    question, where = [_user(pair.source)], f"row {pair.row}"
+    question, where = [_user_message(pair.source)], f"row {pair.row}"
     if not pair.references:
-        return answered(tokenise_plain(tokenizer, [_asked(tokenizer, question, where)])[0], [], pair.source, ())
-    (found,) = chat_examples(tokenizer, [*question, _assistant(pair.references[0])], stops, where)
-    return dataclasses.replace(found, source=pair.source, references=pair.references)
+        prompt = tokenise_plain(tokenizer, [_render_prompt(tokenizer, question, where)])[0]
+        return answer_example(prompt, [], pair.source, ())
+    (example,) = chat_examples(tokenizer, [*question, _assistant_message(pair.references[0])], stops, where)
+    return dataclasses.replace(example, source=pair.source, references=pair.references)
 
 
-def _asked(tokenizer: Any, messages: Sequence[Message], where: str) -> str:
-    """The text that asks the model for its answer to the messages."""
-    return _rendered(tokenizer, messages, where, add_generation_prompt=True)
-
-
-def _user(text: str) -> Message:
+def _user_message(text: str) -> Message:
     return {"role": "user", "content": text}
 
 
-def _assistant(text: str) -> Message:
+def _assistant_message(text: str) -> Message:
     return {"role": "assistant", "content": text}
 
 
-def _answered(tokenizer: Any, messages: Sequence[Message], stops: set[int], where: str) -> Example:
-    """The example of the last answer alone."""
-    before, after = _asked(tokenizer, messages[:-1], where), _rendered(tokenizer, messages, where)
-    if not after.startswith(before):
+def _last_answer_example(tokenizer: Any, messages: Sequence[Message], stops: set[int], where: str) -> Example:
+    """The example in which only the last answer counts, up to the token that ends it."""
+    prompt_text, text = _render_prompt(tokenizer, messages[:-1], where), _render(tokenizer, messages, where)
+    if not text.startswith(prompt_text):
         raise UsageError(
             f"{where}: the model's chat template does not put an answer after the prompt that asks for it; "
             "use a template with {% generation %} markers, or --no-chat-template with prompts and completions"
         )
-    prompt, ids = tokenise_plain(tokenizer, [before, after])
+    prompt, ids = tokenise_plain(tokenizer, [prompt_text, text])
     answer = ids[len(prompt) :]
     if ids[: len(prompt)] != prompt:
-        # White space on both sides of the seam makes one token; a prompt ends there all the same.
-        answer = tokenise_plain(tokenizer, [after[len(before) :]])[0]
-    stop = max((place for place, token in enumerate(answer, start=1) if token in stops), default=len(answer))
-    return answered(prompt, answer[:stop], before, (messages[-1]["content"],))
+        # White space on both sides of the boundary became one token, but in generation the prompt ends there.
+        answer = tokenise_plain(tokenizer, [text[len(prompt_text) :]])[0]
+    end = max((length for length, token in enumerate(answer, start=1) if token in stops), default=len(answer))
+    return answer_example(prompt, answer[:end], prompt_text, (messages[-1]["content"],))
 
 
-def _marked(tokenizer: Any, messages: Sequence[Message], where: str) -> Example:
-    """The example in which the template's own markers say what counts."""
-    before = _asked(tokenizer, messages[:-1], where)
-    found = _rendered(tokenizer, messages, where, tokenize=True, return_assistant_tokens_mask=True)
-    ids = found["input_ids"]
-    labels = [token if counts else IGNORED for token, counts in zip(ids, found["assistant_masks"], strict=True)]
-    prompt = tokenise_plain(tokenizer, [before])[0]
-    return Example(ids, labels, prompt, before, (messages[-1]["content"],))
+def _marked_example(tokenizer: Any, messages: Sequence[Message], where: str) -> Example:
+    """The example in which the tokens between the template's own markers count."""
+    prompt_text = _render_prompt(tokenizer, messages[:-1], where)
+    encoding = _render(tokenizer, messages, where, tokenize=True, return_assistant_tokens_mask=True)
+    ids, mask = encoding["input_ids"], encoding["assistant_masks"]
+    labels = [token if counts else IGNORED for token, counts in zip(ids, mask, strict=True)]
+    prompt = tokenise_plain(tokenizer, [prompt_text])[0]
+    return Example(ids, labels, prompt, prompt_text, (messages[-1]["content"],))
 
 
-def _rendered(tokenizer: Any, messages: Sequence[Message], where: str, **options: Any) -> Any:
+def _render_prompt(tokenizer: Any, messages: Sequence[Message], where: str) -> str:
+    """The text that asks the model for its answer to the messages."""
+    return _render(tokenizer, messages, where, add_generation_prompt=True)
+
+
+def _render(tokenizer: Any, messages: Sequence[Message], where: str, **options: Any) -> Any:
+    """The messages in the chat template, as text unless the options of `apply_chat_template` say otherwise."""
     from jinja2 import TemplateError
 
     if "strftime_now" in str(tokenizer.chat_template):
-        options["chat_template"] = _SAME_DAY + tokenizer.get_chat_template()
+        options["chat_template"] = _FIXED_DATE + tokenizer.get_chat_template()
     try:
         return tokenizer.apply_chat_template(list(messages), **{"tokenize": False, "return_dict": True, **options})
     except (TemplateError, TypeError, ValueError) as error:
-        said = printable(" ".join(str(error).split())[:200])
-        raise UsageError(f"{where}: the model's chat template does not take this chat: {said}") from None
+        reason = printable(" ".join(str(error).split())[:200])
+        raise UsageError(f"{where}: the model's chat template rejects this chat: {reason}") from None

@@ -1,4 +1,4 @@
-"""One example of a causal language model: a prompt and what follows it."""
+"""Examples for a causal language model: a prompt and its continuation."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from capaft.tasks.language.token_loss import IGNORED
 
 @dataclass(frozen=True)
 class Example:
-    """A text in tokens, and which of them the model learns.
+    """A tokenised text with its labels.
 
     Attributes:
         ids: all tokens.
-        labels: the same where they count, `IGNORED` elsewhere.
-        prompt: the tokens that the last answer is generated from.
+        labels: the tokens that count in the loss, `IGNORED` elsewhere.
+        prompt: the tokens from which the last answer is generated.
         source: the prompt as text.
-        references: what the last answer may be; empty where that is not known.
+        references: right answers to the prompt; empty if unknown.
     """
 
     ids: list[int]
@@ -31,15 +31,15 @@ class Example:
     references: tuple[str, ...]
 
 
-def answered(prompt: list[int], answer: list[int], source: str, references: tuple[str, ...]) -> Example:
-    """A prompt and its answer, of which the answer counts."""
+def answer_example(prompt: list[int], answer: list[int], source: str, references: tuple[str, ...]) -> Example:
+    """A prompt and its answer; only the answer counts."""
     return Example(prompt + answer, [IGNORED] * len(prompt) + answer, prompt, source, references)
 
 
 def shortened_prompt(tokenizer: Any, prompt: list[int], room: int) -> list[int]:
-    """At most `room` tokens of a prompt: its end, which asks for the answer, after the special tokens it begins with.
+    """At most `room` tokens of a prompt: its leading special tokens, then its end, which asks for the answer.
 
-    Models that were trained with a first token of their own write nonsense without it.
+    Models that were trained with a special first token write nonsense without it.
     """
     if len(prompt) <= room:
         return prompt
@@ -48,15 +48,17 @@ def shortened_prompt(tokenizer: Any, prompt: list[int], room: int) -> list[int]:
 
 
 def plain_examples(tokenizer: Any, pairs: Sequence[Pair], separator: str) -> list[Example]:
-    """Sources, the separator, and the first references with the end token.
+    """Each source with the separator as the prompt, its first reference with the end token as the answer.
 
-    Both are tokenised on their own: a prompt that is generated from ends at the same place.
+    The two are tokenised separately, since in generation the prompt ends at the same place.
     """
     lead, end = surrounding_tokens(tokenizer)[0], end_of_text_token(tokenizer)
     prompts = tokenise_plain(tokenizer, [pair.source + separator for pair in pairs])
     answers = tokenise_plain(tokenizer, ["".join(pair.references[:1]) for pair in pairs])
     return [
-        # Nothing can be generated from nothing, nor its first token be learnt; GPT-2 begins with its end token then.
-        answered([*lead, *prompt] or [end], [*answer, end] if pair.references else [], pair.source, pair.references)
+        # Generation needs a first token, which cannot be learnt; an empty prompt becomes the end token, as in GPT-2.
+        answer_example(
+            [*lead, *prompt] or [end], [*answer, end] if pair.references else [], pair.source, pair.references
+        )
         for pair, prompt, answer in zip(pairs, prompts, answers, strict=True)
     ]

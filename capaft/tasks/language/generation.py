@@ -1,4 +1,4 @@
-"""What tasks whose model writes text have in common: how it generates, and how that is scored."""
+"""Base of the tasks whose model writes text: how it generates, and how the text is scored."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from capaft.tasks.language.text_scores import TEXT_METRICS, score_texts
 from capaft.tasks.language.token_loss import loss_by_example, score_tokens, summed_loss
 
 Prediction = tuple[float, int, int, str | None]
-"""Of one feature: the loss, the tokens that count, those that are right, and the generated text, if there is one."""
+"""For one feature: the summed loss, the number of tokens that count, how many are right, and any generated text."""
 
 
 @dataclass(frozen=True)
 class Generation(Task):
-    """Base of these tasks. They generate only if the metric compares texts, for it takes a forward for each token.
+    """Base of these tasks. They generate only if the metric compares texts, since each token takes a forward pass.
 
     Attributes:
         source_prefix: put before each source, such as "summarize: ".
-        max_new_tokens: tokens generated at most.
+        max_new_tokens: maximum number of generated tokens.
         num_beams: beams of the search; 1 is greedy. Nothing is ever sampled.
         length_penalty: of beam search; above 0 longer texts are preferred.
-        no_repeat_ngram_size: groups of this many tokens occur once; 0 does not mind.
+        no_repeat_ngram_size: groups of this many tokens occur at most once; 0 allows repeats.
     """
 
     max_length: int = 512
@@ -40,7 +40,7 @@ class Generation(Task):
 
     @property
     def generates(self) -> bool:
-        """Whether evaluation has the model write."""
+        """True if evaluation has the model write."""
         return self.metric in TEXT_METRICS
 
     def loss(self, outputs: Any, targets: Mapping[str, Tensor], smoothing: float) -> Tensor:
@@ -50,26 +50,33 @@ class Generation(Task):
     def predict(
         self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch, outputs: Any
     ) -> list[Prediction]:
-        """The loss of each feature, and what the model writes where that is asked for."""
-        counted = loss_by_example(outputs.logits, batch.targets["labels"])
-        texts = self.written(base, model, features, indices, batch) if self.generates else [None] * len(counted)
-        return [(*each, text) for each, text in zip(counted, texts, strict=True)]
+        """The loss of each feature, and the model's text if the metric needs one."""
+        losses = loss_by_example(outputs.logits, batch.targets["labels"])
+        texts = self.written(base, model, features, indices, batch) if self.generates else [None] * len(losses)
+        return [(*loss, text) for loss, text in zip(losses, texts, strict=True)]
 
     @abstractmethod
     def written(
         self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch
     ) -> Sequence[str]:
-        """What the model writes for some features."""
+        """The model's texts for some features."""
 
     def generated(self, base: BaseModel, model: Any, new_tokens: int, ends: set[int], **inputs: Tensor) -> list[str]:
-        """What the model writes after, or instead of, `input_ids` `(batch, tokens)`, as text without special tokens.
+        """The model's continuations, or decoder outputs, of `input_ids` `(batch, tokens)`, without special tokens.
 
-        What the checkpoint would have liked otherwise (sampling, penalties, lengths) is switched off: the task's
-        fields are all there is to it.
+        The checkpoint's own generation settings (sampling, penalties, lengths) are switched off: only the task's fields
+        decide.
+
+        Args:
+            base: the base model, for its tokenizer.
+            model: the model that generates.
+            new_tokens: maximum number of new tokens.
+            ends: tokens that end a text, besides the checkpoint's.
+            **inputs: arguments of the model's forward.
         """
-        known = model.generation_config.eos_token_id
-        stops = ends | set(known if isinstance(known, list) else [known]) - {None}
-        found = model.generate(
+        checkpoint_ends = model.generation_config.eos_token_id
+        stops = ends | set(checkpoint_ends if isinstance(checkpoint_ends, list) else [checkpoint_ends]) - {None}
+        tokens = model.generate(
             **inputs,
             do_sample=False,
             temperature=None,
@@ -87,23 +94,23 @@ class Generation(Task):
         )
         start = 0 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         texts = base.processor.batch_decode(
-            found[:, start:], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            tokens[:, start:], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return [str(text).strip() for text in texts]
 
     def score(self, features: Features, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Perplexity, loss and accuracy of the tokens, and how good the texts are if there are any."""
-        found = score_tokens(prediction[:3] for prediction in predictions)
+        """Perplexity, loss and accuracy of the tokens, and the text scores if there are texts and references."""
+        scores = score_tokens(prediction[:3] for prediction in predictions)
         texts = [text for *_, text in predictions if text is not None]
         is_comparable = texts and self.has_targets(features)
-        return found | (score_texts(texts, features.references) if is_comparable else {})
+        return scores | (score_texts(texts, features.references) if is_comparable else {})
 
     def has_targets(self, features: Features) -> bool:
-        """Whether there is anything to compare with: plain text is its own target, other rows need references."""
+        """True if there is something to compare with: plain text is its own target, other rows need references."""
         return features.references is None or all(features.references)
 
     def report(self, features: Features, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-        """Source, prediction and references, where the model wrote anything."""
+        """Source, prediction and references of the features for which the model wrote a text."""
         if not features.references:
             return []
         return [

@@ -1,7 +1,7 @@
-"""Plain text as language models read it: one column, tokenised, row by row or packed into blocks.
+"""Plain text for language models: one column, tokenised, row by row or packed into blocks.
 
-Packing (as GPT-2 and RoBERTa were trained) joins all texts into one stream and cuts it: no token is lost and none is
-padding, but a block may begin in the middle of a text and hold the end of another.
+Packing (as in the training of GPT-2 and RoBERTa) joins all texts into one stream and cuts it: no token is lost and none
+is padding, but a block may begin in the middle of one text and continue with the next.
 """
 
 from __future__ import annotations
@@ -21,63 +21,63 @@ if TYPE_CHECKING:
 _NAMES = (("text",), ("content", "body", "document"), ("sentence", "article", "review", "abstract"))
 
 
-def recognise_plain_text(rows: Dataset, given: Mapping[str, str | None]) -> Columns:
-    """The column of text: the one named, the one with a usual name, or the only one.
+def recognise_plain_text(rows: Dataset, user_columns: Mapping[str, str | None]) -> Columns:
+    """The column of text: the user's choice, the one with a usual name, or the only one.
 
     Raises:
         UsageError: there is none, or there are several.
     """
-    found = find_column(rows, "text", given.get("text"), _NAMES, is_text, "text")
+    named = find_column(rows, "text", user_columns.get("text"), _NAMES, is_text, "text")
     columns = [name for name, feature in rows.features.items() if is_text(feature) and not is_id(name)]
-    if found is None and len(columns) != 1:
+    if named is None and len(columns) != 1:
         ask_for_column(rows, "text", "several columns could be" if columns else "there is no column of text")
-    return Columns(found or columns[0])
+    return Columns(named or columns[0])
 
 
 def tokenise_rows(tokenizer: Any, rows: Dataset, columns: Columns) -> list[list[int]]:
-    """The tokens of each row that has any text, without special tokens.
+    """Token ids of each row whose text is not empty, without special tokens.
 
     Raises:
-        UsageError: a row has no value, or none has text.
+        UsageError: a value is missing, or every text is empty.
     """
-    found = [text for text in row_texts(rows, columns)[0] if text]
-    if not found:
+    texts = [text for text in row_texts(rows, columns)[0] if text]
+    if not texts:
         raise UsageError(f"every text in column {columns.text!r} is empty; choose another with --text-column")
-    return tokenise_plain(tokenizer, found)
+    return tokenise_plain(tokenizer, texts)
 
 
-def tokenise_plain(tokenizer: Any, found: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts as they are."""
+def tokenise_plain(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts, without special tokens."""
     return list(
-        tokenizer(list(found), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     )
 
 
 def surrounding_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before and after one text."""
+    """Special tokens that the tokenizer puts before and after a text."""
     whole, inner = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
     start = next(i for i in range(len(whole)) if whole[i : i + len(inner)] == inner)
     return whole[:start], whole[start + len(inner) :]
 
 
 def special_tokens(tokenizer: Any) -> set[int]:
-    """The tokens that stand for no text, those of chat templates among them."""
+    """Tokens that are not text, including those of chat templates."""
     return {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
 
 
 def end_of_text_token(tokenizer: Any) -> int:
-    """The token that ends a text, or else the one that separates two.
+    """The token that ends a text, or else the separator token.
 
     Raises:
         UsageError: the tokenizer has neither.
     """
-    found = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    if found is None:
+    token = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    if token is None:
         raise UsageError("the tokenizer has neither an end-of-text nor a separator token; add one to the checkpoint")
-    return int(found)
+    return int(token)
 
 
 def pack_blocks(sequences: Sequence[Sequence[int]], length: int) -> list[NDArray[np.int64]]:
-    """The joined sequences, cut into blocks of `length` tokens, of which the last may be shorter."""
+    """Join the sequences and cut them into blocks of `length` tokens; the last may be shorter."""
     stream = np.concatenate([np.asarray(sequence, dtype=np.int64) for sequence in sequences])
     return [stream[start : start + length] for start in range(0, len(stream), length)]

@@ -1,4 +1,4 @@
-"""Texts that go in and texts that should come out: which columns hold them, and how a row is read."""
+"""Pairs of a source text and its target texts: which columns hold them, and how a row is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from capaft.tasks.base.columns import Columns, cell_kind, column_values, find_co
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Usual names of what goes in, and of what should come out, the preferred ones first.
+# Usual names of sources with those of their targets, preferred ones first.
 _PAIRS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("prompt", ("completion", "response", "answer", "output")),
     ("instruction", ("output", "response", "completion", "answer")),
@@ -36,19 +36,19 @@ _PAIRS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 _FURTHER = {"instruction": (("input", "context"),)}
 _SUMMARIES = ("summary", "highlights", "abstract")
-# What stands between the items of a source that is a list, and of lists within it: triples are "s : r : o | s : r : o",
-# as in the experiments of LoRA (Hu et al. 2021) on DART and WebNLG.
-_BETWEEN = (" | ", " : ")
+# Separators in a source that is a list, and in the lists within it: triples become "s : r : o | s : r : o", as in the
+# experiments of LoRA (Hu et al. 2021) on DART and WebNLG.
+_SEPARATORS = (" | ", " : ")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A row as a task reads it.
+    """A source and its references.
 
     Attributes:
-        row: its number, from 1.
-        source: the prefix, the text and, on a line of its own, the further text if there is any.
-        references: what should come out: one text, or several that are equally right.
+        row: number of the row, from 1.
+        source: the prefix, the text and, on a separate line, the further text, if any.
+        references: the target text, or several that are equally right.
     """
 
     row: int
@@ -56,84 +56,86 @@ class Pair:
     references: tuple[str, ...]
 
 
-def recognise_text_pairs(rows: Dataset, given: Mapping[str, str | None]) -> Columns | None:
-    """The columns of source and target, or None where neither names nor the user tell them.
+def recognise_text_pairs(rows: Dataset, user_columns: Mapping[str, str | None]) -> Columns | None:
+    """The columns of source and target, or None if neither usual names nor the user's choice determine them.
 
-    Columns of a dictionary `translation` go by its keys: the first is the source, the second the target. A given
-    source may be a list, as of triples; without a target it has one only if they are a usual pair. Of a target and
-    its references the references are taken where every row has some: GEM's rows for training have none.
+    The languages of a column `translation` are read as columns: the first is the source, the second the target. A
+    source that the user chose may hold lists, such as triples; unless the user also chose its target, one is found only
+    if the two are a usual pair. References are preferred to a single target if every row has some: GEM's training rows
+    have none.
 
     Raises:
-        UsageError: a given column is not there or holds no text.
+        UsageError: a column that the user chose is missing or does not hold text.
     """
     flat = _flat(rows)
-    text, pair, label = (given.get(role) for role in ("text", "pair", "label"))
+    text, pair, label = (user_columns.get(role) for role in ("text", "pair", "label"))
     fits = is_text if text is None else _is_source
     if text is not None:
         find_column(flat, "text", text, (), fits, "text or lists of texts")
     languages = [plain_name(name) for name in flat.column_names if name not in rows.column_names]
-    table = tuple((first, tuple(each for each in languages if each != first)) for first in languages) or _PAIRS
+    pairs = tuple((first, tuple(other for other in languages if other != first)) for first in languages) or _PAIRS
     usual = [
-        (first, seconds)
-        for first, seconds in table
-        if (text is None or plain_name(text) == first) and (label is None or plain_name(label) in seconds)
+        (source_name, target_names)
+        for source_name, target_names in pairs
+        if (text is None or plain_name(text) == source_name) and (label is None or plain_name(label) in target_names)
     ]
-    # A source of an unusual name says nothing of what its target is called.
-    for first, seconds in usual or (table if label is not None else ()):
-        source = find_column(flat, "text", text, ((first,),), fits, "text or lists of texts", (label,))
-        names = [(each,) for each in seconds if each != "references" or _has_references(flat)]
+    # The name of an unusual source does not determine its target, so the user has to choose that as well.
+    for source_name, target_names in usual or (pairs if label is not None else ()):
+        source = find_column(flat, "text", text, ((source_name,),), fits, "text or lists of texts", (label,))
+        names = [(name,) for name in target_names if name != "references" or _has_references(flat)]
         target = find_column(flat, "label", label, names, _is_target, "text or a list of texts")
-        further = find_column(flat, "pair", pair, _FURTHER.get(first, ()), is_text, "text", (source, target))
+        further = find_column(flat, "pair", pair, _FURTHER.get(source_name, ()), is_text, "text", (source, target))
         if source is not None and target is not None:
             return Columns(source, further, target)
     return None
 
 
 def are_summaries(columns: Columns) -> bool:
-    """Whether the target's name says that it sums up the source."""
+    """True if the target's name is that of a summary."""
     return columns.label is not None and columns.label.lower().endswith(_SUMMARIES)
 
 
 def check_pairs(rows: Dataset, columns: Columns) -> None:
-    """Make sure that there are references to compare with.
+    """Check that every row has references.
 
     Raises:
-        UsageError: no column holds them, or as `read`.
+        UsageError: no column holds them, or as `read_pairs`.
     """
     if columns.label is None:
         listed = ", ".join(_flat(rows).column_names)
-        raise UsageError(f"no column holds what should come out; choose one with --label-column among {listed}")
-    read_pairs(rows, columns, "", each=False)
+        raise UsageError(f"no column holds the target; choose one with --label-column among {listed}")
+    read_pairs(rows, columns, "", per_reference=False)
 
 
-def read_pairs(rows: Dataset, columns: Columns, prefix: str, *, each: bool) -> list[Pair]:
+def read_pairs(rows: Dataset, columns: Columns, prefix: str, *, per_reference: bool) -> list[Pair]:
     """The pairs of a split.
 
     Args:
         rows: the split.
         columns: its columns; without a label there are no references.
         prefix: put before each source.
-        each: make one pair of each reference, not one of each row.
+        per_reference: make one pair per reference rather than one per row.
 
     Raises:
         UsageError: a row has no source, or no target.
     """
     flat = _flat(rows)
-    firsts = [_joined(value, *_BETWEEN) for value in column_values(flat, columns.text)]
-    if None in firsts:
-        row = row_numbers(rows)[firsts.index(None)]
+    texts = [_joined(value, *_SEPARATORS) for value in column_values(flat, columns.text)]
+    if None in texts:
+        row = row_numbers(rows)[texts.index(None)]
         raise UsageError(f"row {row}: no text in column {columns.text!r}; fill it in or drop the row")
-    further = [""] * len(firsts) if columns.pair is None else column_values(flat, columns.pair)
-    sources = [prefix + (f"{text}\n{more}" if more else text) for text, more in zip(firsts, further, strict=True)]
+    further = [""] * len(texts) if columns.pair is None else column_values(flat, columns.pair)
+    sources = [prefix + (f"{text}\n{more}" if more else text) for text, more in zip(texts, further, strict=True)]
     if columns.label is None:
         return [Pair(row, source, ()) for row, source in zip(row_numbers(rows), sources, strict=True)]
-    found = []
+    pairs = []
     for row, source, value in zip(row_numbers(rows), sources, column_values(flat, columns.label), strict=True):
-        several = (value,) if isinstance(value, str) else tuple(text for text in value or () if text is not None)
-        if not several:
+        references = (value,) if isinstance(value, str) else tuple(text for text in value or () if text is not None)
+        if not references:
             raise UsageError(f"row {row}: no text in column {columns.label!r}; fill it in or drop the row")
-        found += [Pair(row, source, (text,)) for text in several] if each else [Pair(row, source, several)]
-    return found
+        groups = [(reference,) for reference in references] if per_reference else [references]
+        pairs += [Pair(row, source, group) for group in groups]
+    return pairs
 
 
 def _is_target(feature: Any) -> bool:
@@ -141,28 +143,28 @@ def _is_target(feature: Any) -> bool:
 
 
 def _is_source(feature: Any) -> bool:
-    """Whether a column holds texts, or lists of them, or lists of such lists."""
-    for _ in _BETWEEN:
+    """True if a column holds texts, lists of texts, or lists of such lists."""
+    for _ in _SEPARATORS:
         feature = feature.feature if cell_kind(feature) == "list" else feature
     return is_text(feature)
 
 
-def _joined(value: Any, between: str = "", *within: str) -> Any:
-    """A source as one text; None if it, or a part of it, is none."""
+def _joined(value: Any, separator: str = "", *inner_separators: str) -> Any:
+    """A source as one text; None if it or any part of it is None or an empty list."""
     if not isinstance(value, list):
         return value
-    parts = [_joined(each, *within) for each in value]
-    return None if None in parts or not parts else between.join(parts)
+    parts = [_joined(part, *inner_separators) for part in value]
+    return None if None in parts or not parts else separator.join(parts)
 
 
 def _has_references(rows: Dataset) -> bool:
-    """Whether every row has something in the columns called references."""
-    found = [name for name in rows.column_names if plain_name(name) == "references"]
-    return all(value for name in found for value in column_values(rows, name))
+    """True if no row has an empty value in a column called `references`."""
+    names = [name for name in rows.column_names if plain_name(name) == "references"]
+    return all(value for name in names for value in column_values(rows, name))
 
 
 def _flat(rows: Dataset) -> Dataset:
-    """The rows, or the languages of their `translation` as columns, in the order in which it declares them."""
+    """The rows, or the languages of their `translation` as columns, in its own order."""
     name = next((name for name in rows.column_names if name.lower() == "translation"), "")
     feature = rows.features.get(name)
     languages = feature.languages if isinstance(feature, datasets.Translation) else feature

@@ -1,4 +1,4 @@
-"""How near generated texts come to references: BLEU, chrF, ROUGE and exact match."""
+"""Scores of generated texts against references: BLEU, chrF, ROUGE and exact match."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ TEXT_METRICS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "exact_match")
 
 
 def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """All of them over a data set.
+    """All scores over a data set.
 
-    BLEU (Papineni et al. 2002) and chrF (Popovic 2015) are sacrebleu's, over the corpus, from 0 to 100. ROUGE (Lin
-    2004) is the F-measure of rouge_score with stemming, which knows the letters of English only; it and exact match
-    (but for white space around) are means over texts, each against the reference it is nearest to, from 0 to 1.
+    BLEU (Papineni et al. 2002) and chrF (Popovic 2015) are sacrebleu's corpus scores, from 0 to 100. ROUGE (Lin 2004)
+    is the F-measure of rouge_score with stemming, which handles only the letters of English. ROUGE and exact match
+    (without surrounding white space) are means over texts, each against its best reference, from 0 to 1.
 
     Args:
-        texts: one of each example.
-        references: at least one of each example.
+        texts: one per example.
+        references: at least one per example.
     """
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu import corpus_bleu, corpus_chrf
 
-    # sacrebleu wants all first references, all second ones, and so on; None where there is none.
+    # sacrebleu takes all first references, all second ones, and so on, with None for a missing one.
     streams = [list(stream) for stream in zip_longest(*references)]
     kinds = ("rouge1", "rouge2", "rougeL")
     rouge = RougeScorer(kinds, use_stemmer=True)
-    found = [rouge.score_multi(wanted, text) for text, wanted in zip(texts, references, strict=True)]
-    exact = [text.strip() in {each.strip() for each in wanted} for text, wanted in zip(texts, references, strict=True)]
+    examples = list(zip(texts, references, strict=True))
+    rouges = [rouge.score_multi(targets, text) for text, targets in examples]
+    exact = [text.strip() in {target.strip() for target in targets} for text, targets in examples]
     return {
         "bleu": corpus_bleu(list(texts), streams).score,
         "chrf": corpus_chrf(list(texts), streams).score,
-        **{kind: sum(each[kind].fmeasure for each in found) / len(found) for kind in kinds},
+        **{kind: sum(scores[kind].fmeasure for scores in rouges) / len(rouges) for kind in kinds},
         "exact_match": sum(exact) / len(exact),
     }

@@ -1,4 +1,4 @@
-"""How many tokens a model takes: what was asked for, but no more than its tokenizer and its positions allow."""
+"""Limit on a model's input: the requested length, but no more than its tokenizer and its positions allow."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from torch import nn
 
 from capaft.model.load import BaseModel
 
-# What models call their table of learnt positions.
+# Names that models give to their table of learnt positions.
 _TABLES = ("position_embeddings", "embed_positions")
 
 
 def token_limit(base: BaseModel, max_length: int) -> int:
-    """Tokens that an input of this model may have, at most `max_length`."""
+    """Maximum number of tokens in an input of this model, at most `max_length`."""
     return min(max_length, base.processor.model_max_length, model_positions(base))
 
 
 def model_positions(base: BaseModel) -> int:
-    """Positions that the model was made for; those without a table or a number of them take any."""
-    found = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
-    return found - _unused(base.model) if isinstance(found, int) and found > 0 else sys.maxsize
+    """Number of positions that the model was made for; unlimited if its configuration has none."""
+    positions = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
+    return positions - _unused(base.model) if isinstance(positions, int) and positions > 0 else sys.maxsize
 
 
 def _unused(model: Any) -> int:
-    """Entries of the table that no token takes: RoBERTa and its kin count positions from after that of padding."""
+    """Number of table entries that no token uses: RoBERTa and similar models count positions from after padding's."""
     for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
         is_table = name.rpartition(".")[2] in _TABLES and isinstance(module, nn.Embedding)
         if is_table and module.padding_idx is not None:

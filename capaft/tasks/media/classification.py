@@ -1,4 +1,4 @@
-"""One class of several for an image or a recording: all of it but how files become a batch, in which media differ."""
+"""One class of several for an image or a recording: everything but making a batch of files, in which media differ."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from capaft.tasks.labels.single_label import SingleLabel, check_metric
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from capaft.tasks.base.evidence import Evidence
+
 _LABELS = (
     ("label", "labels"),
     ("finelabel",),
@@ -34,7 +36,7 @@ _LABELS = (
 
 @dataclass(frozen=True)
 class MediaClassification(Task):
-    """Base of the tasks whose inputs are files, read when a batch is made: together they seldom fit into memory.
+    """Base of the tasks whose inputs are files. They are read when a batch is made: all of them seldom fit into memory.
 
     Scores: `accuracy`; `f1`, the unweighted mean over the classes that occur; and with more than five classes `top5`,
     the share of examples whose class is among the five most likely.
@@ -43,11 +45,11 @@ class MediaClassification(Task):
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1", "top5")
 
     medium: ClassVar[str]
-    """What goes in, in one word; the usual name of its column."""
+    """The input in one word; the usual name of its column."""
     usual_names: ClassVar[tuple[tuple[str, ...], ...]]
-    """Names of its column, as `find` takes them."""
+    """Names of its column, as `find_column` takes them."""
     feature_type: ClassVar[type]
-    """How `datasets` calls the type of such a column."""
+    """Type of such a column in `datasets`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,18 +58,23 @@ class MediaClassification(Task):
     @classmethod
     @abstractmethod
     def fits(cls, feature: Any) -> bool:
-        """Whether a column with that `datasets` feature can hold what goes in."""
+        """True if a column with this `datasets` feature can hold the inputs."""
 
     @classmethod
-    def recognise(cls, rows: Dataset, given: Mapping[str, str | None]) -> Columns:
+    def is_certain(cls, rows: Dataset, evidence: Evidence) -> bool:
+        """True if a column is of the type made for the inputs."""
+        return any(isinstance(feature, cls.feature_type) for feature in rows.features.values())
+
+    @classmethod
+    def recognise(cls, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
         """Find the inputs and their labels: by name, else each as the only column of the type made for it.
 
         Raises:
-            UsageError: a given column is not there or not usable, or one that is not given cannot be told.
+            UsageError: a named column is missing or not usable, or another one cannot be determined.
         """
-        if given.get("pair"):
-            raise UsageError(f"--pair-column {given['pair']}: {cls.name} takes one {cls.medium} a row; drop it")
-        text, label = given.get("text"), given.get("label")
+        if named.get("pair"):
+            raise UsageError(f"--pair-column {named['pair']}: {cls.name} takes one {cls.medium} a row; drop it")
+        text, label = named.get("text"), named.get("label")
         what = f"{cls.medium} files, their paths or arrays"
         text = find_column(rows, "text", text, cls.usual_names, cls.fits, what, (label,))
         text = text or _only(rows, "text", cls.feature_type)
@@ -90,10 +97,10 @@ class MediaClassification(Task):
         return SingleLabel().encode(rows, columns, self.labels).tolist()
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
-        """The column as it is, and the class of each row as `references`, `(rows,)`.
+        """The column unchanged, and the class of each row as `references`, `(rows,)`.
 
         Raises:
-            UsageError: a row has no input or no label, or a label that is none of the task's.
+            UsageError: a row has no input or no label, or a label that the task does not have.
         """
         rows = rows.with_format(None)
         if isinstance(rows.features[columns.text], self.feature_type):
@@ -128,33 +135,39 @@ class MediaClassification(Task):
         }
 
     def report(self, features: Features, predictions: Sequence[Any]) -> list[dict[str, Any]]:
-        """By row its file or number, the predicted class and the true one."""
+        """The file or number of each row, its predicted class and its true one."""
         return [
             {self.medium: source, "predicted": self.labels[logits.argmax()], "label": self.labels[label]}
             for source, logits, label in zip(features.sources, predictions, features.references, strict=True)
         ]
 
     def show(self, base: BaseModel, features: Features, index: int) -> str:
-        """Its file or number, and its class."""
+        """The file or number, and the class."""
         return f"{features.sources[index]} -> {self.labels[features.references[index]]}"
 
 
 def open_media(features: Features, medium: str, indices: Sequence[int], opener: Any) -> list[Any]:
-    """What `opener` makes of the values at those indices.
+    """The opened files at some indices.
+
+    Args:
+        features: all features.
+        medium: the column of the files.
+        indices: of the features to open.
+        opener: opens one value of the column.
 
     Raises:
-        UsageError: it cannot; names the row and, if it has one, the file.
+        UsageError: a file cannot be opened; names the row and, if it has one, the file.
     """
     column: Any = features.inputs[medium]
-    found = []
-    # All at once: a column of `datasets` takes five times as long for rows one by one.
+    opened = []
+    # All rows at once: one by one, a column of `datasets` takes five times as long.
     for index, value in zip(indices, column[list(indices)], strict=True):
         try:
-            found.append(opener(value))
+            opened.append(opener(value))
         except UsageError as error:
             number = features.inputs["row"][index]
             raise UsageError(f"row {number}: {error}") from None
-    return found
+    return opened
 
 
 def _is_class(feature: Any) -> bool:
@@ -165,31 +178,31 @@ def _only(rows: Dataset, role: str, feature_type: type) -> str:
     """The only column of a type.
 
     Raises:
-        UsageError: there is none, or there are several.
+        UsageError: none has it, or several do.
     """
-    found = [name for name, feature in rows.features.items() if isinstance(feature, feature_type)]
-    if len(found) != 1:
-        several = f"{' and '.join(map(repr, found))} both could be"
-        ask_for_column(rows, role, several if found else f"none has a usual name or is of type {feature_type.__name__}")
-    return found[0]
+    names = [name for name, feature in rows.features.items() if isinstance(feature, feature_type)]
+    if len(names) != 1:
+        several = f"{' and '.join(map(repr, names))} both could be"
+        ask_for_column(rows, role, several if names else f"none has a usual name or is of type {feature_type.__name__}")
+    return names[0]
 
 
 def _names(rows: Dataset, name: str) -> list[str]:
-    """What to call the rows: by the path of their files, or where there is none by their numbers.
+    """Names of the rows: the paths of their files, or where they have none their numbers.
 
     Raises:
-        UsageError: a row has nothing in that column.
+        UsageError: a row has no value in this column.
     """
-    found: list[str | None] = []
+    paths: list[str | None] = []
     for table in rows.select_columns([name]).with_format("arrow").iter(1000):
         column = table.column(0)
         if column.null_count:
-            row = row_numbers(rows)[len(found) + pc.index(column.is_null(), True).as_py()]
+            row = row_numbers(rows)[len(paths) + pc.index(column.is_null(), True).as_py()]
             raise UsageError(f"row {row}: nothing in column {name!r}; fill it in or drop the row")
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            found += column.to_pylist()
+            paths += column.to_pylist()
         elif pa.types.is_struct(column.type) and "path" in column.type.names:
-            found += pc.struct_field(column, "path").to_pylist()
+            paths += pc.struct_field(column, "path").to_pylist()
         else:
-            found += [None] * len(column)
-    return [path or f"row {row}" for row, path in zip(row_numbers(rows), found, strict=True)]
+            paths += [None] * len(column)
+    return [path or f"row {row}" for row, path in zip(row_numbers(rows), paths, strict=True)]

@@ -1,7 +1,7 @@
-"""The answers of a row: read from either of the forms that data sets have them in, and found in the context.
+"""The answers of a row: read from either of the forms that data sets have, and located in the context.
 
-SQuAD's own files hold a list of `{"text", "answer_start"}`, the hub's copies a pair of lists; no answers say that the
-context has none (SQuAD v2).
+SQuAD's own files hold a list of `{"text", "answer_start"}`, the hub's copies a pair of lists; empty lists mean that the
+context has no answer (SQuAD v2).
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ _FIELDS = {"text", "answer_start"}
 
 
 class Answer(NamedTuple):
-    """A text, and the character of the context at which it is said to begin."""
+    """A text, and the character of the context at which it begins according to the data."""
 
     text: str
     start: int
 
 
 def holds_answers(feature: Any) -> bool:
-    """Whether a column with this `datasets` feature can hold answers."""
+    """True if a column with this `datasets` feature can hold answers."""
     inner = getattr(feature, "feature", feature)
     return isinstance(inner, Mapping) and inner.keys() >= _FIELDS
 
 
 def read_answers(rows: Dataset, column: str) -> list[list[Answer]]:
-    """The answers of each row; blank ones are none.
+    """The answers of each row, without blank ones.
 
     Raises:
         UsageError: a row has no value, or a text without its start; names the row.
@@ -43,34 +43,34 @@ def read_answers(rows: Dataset, column: str) -> list[list[Answer]]:
 
 
 def locate_answer(context: str, answer: Answer) -> tuple[int, int] | None:
-    """The characters of the context that are the answer, the first and one past the last.
+    """Place of the answer in the context: its first character, and one past its last.
 
-    Starts that count bytes, or that were kept when the context was cleaned, miss by a little: the answer is then the
+    A start that counts bytes, or that was kept when the context was cleaned, is slightly off: the answer is then the
     nearest place that reads the same, preferably in the same case and with the same white space.
 
     Returns:
-        None if there is no such place.
+        The place, or None if the context does not hold the answer.
     """
     text = answer.text.strip()
     start = answer.start + answer.text.index(text)
     if context.startswith(text, start):
         return start, start + len(text)
     alike = re.finditer(r"\s+".join(map(re.escape, text.split())), context, re.IGNORECASE)
-    nearest = min(alike, key=lambda found: (found[0] != text, abs(found.start() - start)), default=None)
+    nearest = min(alike, key=lambda match: (match[0] != text, abs(match.start() - start)), default=None)
     return nearest and nearest.span()
 
 
 def _answers(value: Any, row: str) -> list[Answer]:
     pairs = value if isinstance(value, list) else [value]
-    found = []
+    answers = []
     for pair in pairs:
         texts, starts = (pair or {}).get("text"), (pair or {}).get("answer_start")
         if isinstance(texts, str):
             texts, starts = [texts], [starts]
         if texts is None or starts is None or len(texts) != len(starts) or None in (*texts, *starts):
             raise UsageError(
-                f"{row}: its answers are not texts with an answer_start each; fill them in, or leave both lists empty "
+                f"{row}: its answers are not texts with one answer_start each; fill them in, or leave both lists empty "
                 "if there is no answer"
             )
-        found += [Answer(text, start) for text, start in zip(texts, starts, strict=True) if text.strip()]
-    return found
+        answers += [Answer(text, start) for text, start in zip(texts, starts, strict=True) if text.strip()]
+    return answers

@@ -1,8 +1,8 @@
 """A question with its context, cut into windows that a model can take.
 
-Every window holds the question and what a tokenizer puts around a pair, as if its part of the context were the whole;
-neighbours overlap by the stride, so that no answer shorter than that is cut in every window. The question comes first
-whatever side is padded: a causal model reads the context knowing what to look for.
+Every window holds the question and the special tokens around a pair, as if its part of the context were the whole;
+neighbours overlap by the stride, so that no answer shorter than the stride is cut in every window. The question comes
+first whichever side is padded: a causal model then reads the context knowing what to look for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from capaft.support.errors import UsageError
 
-# Rows tokenised at a time: enough for all cores, few enough for what they give to be small.
+# Rows tokenised at a time: enough for all cores, and few enough for memory.
 _ROWS = 1000
 
 
@@ -28,12 +28,12 @@ class Window:
         row: index of the row.
         input_ids: `(tokens,)`.
         token_type_ids: `(tokens,)`.
-        null: the token that stands for "not here": [CLS], or the first where there is none.
-        first: the first of its tokens that belongs to the context.
+        null: index of the token that means "not here": [CLS], or the first token if there is no [CLS].
+        first: index of its first token of the context.
         begin: index of that token among the context's.
-        end: one past the index of its last one.
-        characters: what each token of the whole context stands for, `(context tokens, 2)`: the first character and
-            one past the last; the same for some tokens of some tokenizers, which stand for nothing.
+        end: one past the index of its last token among the context's.
+        characters: span of each token of the whole context, `(context tokens, 2)`: the first character and one past
+            the last; some tokens of some tokenizers have empty spans.
     """
 
     row: int
@@ -55,12 +55,12 @@ class Window:
         return int(inside[0]) + shift, int(inside[-1]) + shift
 
     def text(self, context: str, first: int, last: int) -> str:
-        """What the tokens from `first` to `last` stand for, without white space around it."""
+        """Text of the tokens from `first` to `last`, without white space around it."""
         shift = self.begin - self.first
         return context[self.characters[first + shift, 0] : self.characters[last + shift, 1]].strip()
 
     def answerable(self) -> NDArray[np.bool_]:
-        """Which tokens stand for some of the context, `(tokens,)`."""
+        """Mask of the tokens that stand for characters of the context, `(tokens,)`."""
         mask = np.zeros(len(self.input_ids), dtype=np.bool_)
         starts, ends = self.characters[self.begin : self.end].T
         mask[self.first : self.first + self.end - self.begin] = starts < ends
@@ -78,32 +78,32 @@ def cut_windows(
     """The windows of all rows, those of a row in order.
 
     Args:
-        tokenizer: a fast one, which knows where in the text a token stands.
+        tokenizer: a fast one, which knows the place of each token in the text.
         questions: of each row.
         contexts: of each row.
-        max_length: tokens in a window at most.
+        max_length: largest number of tokens in a window.
         stride: tokens of the context that neighbours share.
-        numbers: what messages call the rows; by default they are counted from 1.
+        numbers: of the rows, for messages; by default they are counted from 1.
 
     Raises:
         UsageError: the tokenizer is slow; a question or context is empty, or so long that windows cannot advance.
     """
     if not tokenizer.is_fast:
-        raise UsageError("question answering needs a model with a fast tokenizer, which knows where its tokens stand")
-    found: list[Window] = []
+        raise UsageError("question answering needs a model with a fast tokenizer, which knows the places of its tokens")
+    windows: list[Window] = []
     for start in range(0, len(questions), _ROWS):
-        asked = [question.strip() for question in questions[start : start + _ROWS]]
-        encoded = tokenizer(asked, list(contexts[start : start + _ROWS]), verbose=False).encodings
+        stripped = [question.strip() for question in questions[start : start + _ROWS]]
+        encoded = tokenizer(stripped, list(contexts[start : start + _ROWS]), verbose=False).encodings
         for row, encoding in enumerate(encoded, start):
             name = f"row {numbers[row] if numbers else row + 1}"
-            found += _windows(tokenizer, encoding, row, name, max_length, stride)
-    return found
+            windows += _windows(tokenizer, encoding, row, name, max_length, stride)
+    return windows
 
 
 def _windows(tokenizer: Any, encoding: Any, row: int, name: str, max_length: int, stride: int) -> Iterator[Window]:
     ids = np.array(encoding.ids, dtype=np.int32)
     types = np.array(encoding.type_ids, dtype=np.int8)
-    text = np.array([-1 if each is None else each for each in encoding.sequence_ids], dtype=np.int8)
+    text = np.array([-1 if number is None else number for number in encoding.sequence_ids], dtype=np.int8)
     context = np.flatnonzero(text == 1)
     if not len(context) or 0 not in text:
         raise UsageError(
@@ -114,8 +114,8 @@ def _windows(tokenizer: Any, encoding: Any, row: int, name: str, max_length: int
     room = max_length - around
     if size > room and room <= stride:
         raise UsageError(
-            f"{name}: its question leaves room for {max(room, 0)} tokens of the context in {max_length}, which "
-            f"must be more than the --stride {stride}; lower it, raise --max-length or drop the row"
+            f"{name}: its question leaves room for {max(room, 0)} tokens of context in a window of {max_length}, and "
+            f"--stride {stride} needs more; lower it, raise --max-length or drop the row"
         )
     classifier = np.flatnonzero((text < 0) & (ids == tokenizer.cls_token_id))
     null = int(classifier[0]) if len(classifier) else 0

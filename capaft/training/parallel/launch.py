@@ -1,4 +1,4 @@
-"""Starting a run in several processes on this machine, as a launcher would: one command, one line of errors."""
+"""A run in several processes on this machine, as a launcher would start it: one command, one line of errors."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-# What a launcher sets for its processes; where it is there, one has already started this one.
+# Launchers set this for their processes; where it is set, a launcher has started this one.
 _STARTED = "WORLD_SIZE"
-# Set for those that this module started: their stdin ends when the launcher does.
+# Set for the processes that this module starts: their stdin ends when the launcher does.
 _FOLLOWS = "_CAPAFT_FOLLOWS"
 _POLL_SECONDS = 0.05
-# How long the others have to end by themselves: after Ctrl-C they save, after a failure they notice.
+# Time for the other processes to end by themselves: after Ctrl-C they save, after a failure they notice it.
 _SAVING_SECONDS = 60.0
 _NOTICING_SECONDS = 10.0
 _INTERRUPTED = 130
-# What is passed on; not all systems have all of them.
+# Signals that are passed on; not every system has all of them.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def should_launch(processes: int) -> bool:
-    """Whether this process is to start others and not to train itself."""
+    """True if this process should start others instead of training itself."""
     return processes > 1 and os.environ.get(_STARTED, "1") == "1" and "LOCAL_RANK" not in os.environ
 
 
 def follow_launcher() -> None:
-    """Have this process end with the launcher that started it, however that ends; nothing without one."""
+    """End this process with the launcher that started it, however that ends; without one, do nothing."""
 
     def wait() -> None:
         # Not through sys.stdin, whose lock would still be held when the interpreter ends.
@@ -44,13 +44,13 @@ def follow_launcher() -> None:
 
 
 def launch_processes(processes: int, arguments: Sequence[str]) -> int:
-    """Run `capaft` with these arguments in so many processes, which find one another over the loopback.
+    """Run `capaft` with these arguments in several processes, which find one another over the loopback.
 
-    Ctrl-C and requests to end are passed on to all of them, once each. If one is killed, it cannot say so, and a line
+    Ctrl-C and requests to end are passed on to all of them, once each. A killed process cannot report itself, so a line
     on stderr does.
 
     Args:
-        processes: how many.
+        processes: their number.
         arguments: the command line, without the program.
 
     Returns:
@@ -59,51 +59,58 @@ def launch_processes(processes: int, arguments: Sequence[str]) -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), _STARTED: str(processes), _FOLLOWS: "1"}
     running: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        for each in running:
-            each.send_signal(number)
+        for process in running:
+            process.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
     try:
         for rank in range(processes):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": threads}
-            command = [sys.executable, "-m", "capaft", *arguments]
-            # stdout is the first one's: results are printed once. A terminal's Ctrl-C should reach none of them twice.
-            out = None if rank == 0 else subprocess.DEVNULL
-            group = 0 if os.name == "posix" else None
-            environment = os.environ | common | own
-            running.append(
-                subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=out, process_group=group)
-            )
+            running.append(_start(rank, processes, port, arguments))
+        # The first failure ends the wait for all: the others cannot go on without that process.
         while True:
-            ended = [each.poll() for each in running]
-            if any(ended) or None not in ended:
+            codes = [process.poll() for process in running]
+            if any(codes) or None not in codes:
                 break
             time.sleep(_POLL_SECONDS)
-        killed = {rank: -code for rank, code in enumerate(ended) if code and code < 0}
+        # Reported before the others are stopped, since those that are killed then did not fail.
+        killed = {rank: -code for rank, code in enumerate(codes) if code and code < 0}
         for rank, number in killed.items():
             print(f"error: process {rank} was ended by {signal.Signals(number).name}", file=sys.stderr, flush=True)
-        _stop(running, _SAVING_SECONDS if _INTERRUPTED in ended else _NOTICING_SECONDS)
+        _stop(running, _SAVING_SECONDS if _INTERRUPTED in codes else _NOTICING_SECONDS)
     finally:
-        for each in running:
-            if each.poll() is None:
-                each.kill()
+        for process in running:
+            if process.poll() is None:
+                process.kill()
         for number, handler in before.items():
             signal.signal(number, handler)
-    codes = [each.returncode for each in running]
-    return max((code for code in codes if code > 0), default=1 if any(codes) else 0)
+    exit_codes = [process.returncode for process in running]
+    return max((code for code in exit_codes if code > 0), default=1 if any(exit_codes) else 0)
+
+
+def _start(rank: int, processes: int, port: int, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start one of the processes; only the first has stdout, so that results are printed once."""
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), _STARTED: str(processes), _FOLLOWS: "1"}
+    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": threads}
+    return subprocess.Popen(
+        [sys.executable, "-m", "capaft", *arguments],
+        env=os.environ | meeting | ranks,
+        stdin=subprocess.PIPE,
+        stdout=None if rank == 0 else subprocess.DEVNULL,
+        # A group of its own, so that Ctrl-C at a terminal does not reach it a second time.
+        process_group=0 if os.name == "posix" else None,
+    )
 
 
 def _stop(running: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
-    """Let the others end by themselves, as they do after Ctrl-C or the same error; then end them."""
+    """Let the others end by themselves, as they do after Ctrl-C or the same error; then kill them."""
     deadline = time.monotonic() + seconds
-    for each in running:
+    for process in running:
         try:
-            each.wait(max(0.1, deadline - time.monotonic()))
+            process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            each.kill()
-            each.wait()
+            process.kill()
+            process.wait()

@@ -1,7 +1,7 @@
-"""What the processes of a run say to one another: counts, gradients of the trained numbers, predictions.
+"""The processes of a run, and their messages: counts, gradients of the trainable parameters, predictions.
 
 The base model is never wrapped and nothing of it travels. Every process derives the same basis and masks from the seed
-and holds the same trained numbers; after each backward the gradients of those, a few kilobytes in one piece, are added
+and holds the same trainable parameters; after each backward their gradients, a few kilobytes in one piece, are added
 up, so that all processes take the same step.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from capaft.support.errors import PeerError, TrainingError
 
-# How the libraries underneath say that another process does not answer.
+# Words in the messages of the libraries underneath when another process does not answer.
 _LOST = ("gloo", "NCCL", "Connection", "Broken pipe")
 
 
@@ -26,12 +26,12 @@ _LOST = ("gloo", "NCCL", "Connection", "Broken pipe")
 class Processes:
     """One process among those of the run; alone, nothing is communicated.
 
-    What asks the others raises `PeerError` if one of them has ended.
+    Methods that need the others raise `PeerError` if one of them has ended.
 
     Attributes:
         rank: number of this process, from 0.
-        count: how many there are.
-        bytes_sent: what each process has sent of gradients so far.
+        count: number of processes.
+        bytes_sent: bytes of gradients that each process has sent so far.
     """
 
     rank: int
@@ -41,7 +41,7 @@ class Processes:
 
     @staticmethod
     def here() -> Processes:
-        """Those of the process group that is set up, or this one alone."""
+        """The processes of the process group that is set up, or this one alone."""
         if not (dist.is_available() and dist.is_initialized()):
             return Processes(0, 1)
         # Counts stay on the host: reading them from an accelerator would make it wait.
@@ -50,11 +50,11 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """True for the process that writes and speaks."""
         return self.rank == 0
 
     def failure(self, message: str) -> TrainingError:
-        """The error to raise where every process knows of it: the first tells, the others end without a word."""
+        """The error to raise where every process knows of it: the first reports it, the others end silently."""
         return (TrainingError if self.is_first else PeerError)(message)
 
     def totals(self, *numbers: float) -> list[float]:
@@ -64,14 +64,14 @@ class Processes:
         total = torch.tensor(numbers, dtype=torch.float64)
         with _answered():
             dist.all_reduce(total, group=self._host)
-        return [float(each) for each in total.tolist()]
+        return [float(number) for number in total.tolist()]
 
     def add_up(self, parameters: Sequence[nn.Parameter]) -> None:
         """Make each parameter's gradient the sum of all processes' gradients, bit for bit the same in each."""
         if self.count == 1:
             return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([each.flatten() for each in gradients])
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
         with _answered():
             dist.all_reduce(flat)
         self.bytes_sent += flat.nbytes
@@ -90,10 +90,10 @@ class Processes:
         """The items of all processes, in the order of the processes."""
         if self.count == 1:
             return list(items)
-        found: list[Any] = [None] * self.count
+        parts: list[Any] = [None] * self.count
         with _answered():
-            dist.all_gather_object(found, list(items), group=self._host)
-        return [item for part in found for item in part]
+            dist.all_gather_object(parts, list(items), group=self._host)
+        return [item for part in parts for item in part]
 
     def from_first(self, value: Any) -> Any:
         """The first process's value, in all of them."""
@@ -107,17 +107,17 @@ class Processes:
 
 @contextmanager
 def _answered() -> Iterator[None]:
-    """Turns what comes of talking to a process that has ended into one line.
+    """Turns the errors of talking to a process that has ended into one line.
 
     Raises:
-        PeerError: another process does not answer.
+        PeerError: another process stopped responding.
     """
     try:
         yield
     except RuntimeError as error:
         if any(word in str(error) for word in _LOST):
-            said = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:200]
             raise PeerError(
-                f"another process of this run does not answer; if it said why, that counts ({said})"
+                f"another process of this run stopped responding; see its own error above, if any ({reason})"
             ) from None
         raise

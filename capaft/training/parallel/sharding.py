@@ -1,7 +1,7 @@
-"""The base model in shares: each process keeps its part of the frozen weights and borrows the rest, block by block.
+"""A sharded base model: each process keeps its part of the frozen weights and borrows the others, block by block.
 
-For base models that one device cannot hold (FSDP2; Zhao et al. 2023, arXiv 2304.11277). The trained numbers are no part
-of it: every process holds them whole, and their gradients are added up as ever.
+For base models that one device cannot hold (FSDP2; Zhao et al. 2023, arXiv 2304.11277). The trainable parameters are
+not sharded: every process holds them whole, and their gradients are added up as always.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ _FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
 
 
 def sharding_requested() -> bool:
-    """Whether a launcher's configuration asks for a sharded base model; from then on Accelerate no longer sees it.
+    """True if a launcher's configuration asks for a sharded base model; from then on Accelerate no longer sees it.
 
-    Accelerate would shard the trained numbers as well. Of DeepSpeed's stages, 1 and 2 shard the optimiser's state and
-    the gradients, a few kilobytes here, and so come to plain data parallelism.
+    Accelerate would shard the trainable parameters as well. DeepSpeed's stages 1 and 2 shard the optimizer's state and
+    the gradients, a few kilobytes here, so they amount to plain data parallelism.
 
     Raises:
-        UsageError: it asks for DeepSpeed's stage 3, or for FSDP of the first kind.
+        UsageError: it asks for DeepSpeed's stage 3, or for FSDP 1.
     """
     if os.environ.pop(_DEEPSPEED, "").lower() == "true" and _zero_stage() == 3:
-        raise UsageError("ZeRO-3 cannot leave the trained numbers whole; shard the base model with FSDP2 instead")
+        raise UsageError("ZeRO-3 cannot leave the trainable parameters whole; shard the base model with FSDP2 instead")
     if os.environ.pop(_FSDP, "").lower() != "true":
         return False
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise UsageError(
-            "FSDP 1 cannot leave the trained numbers whole; set fsdp_version: 2 in Accelerate's configuration"
+            "FSDP 1 cannot leave the trainable parameters whole; set fsdp_version: 2 in Accelerate's configuration"
         )
     return True
 
@@ -43,20 +43,20 @@ def _zero_stage() -> int:
     file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
     if file and file != "none":
         try:
-            found = json.loads(Path(file).read_text(encoding="utf-8"))["zero_optimization"]["stage"]
+            stage = json.loads(Path(file).read_text(encoding="utf-8"))["zero_optimization"]["stage"]
         except (OSError, ValueError, KeyError, TypeError):
-            raise UsageError(f"{file} is no DeepSpeed configuration with a zero_optimization stage") from None
-        return int(found)
+            raise UsageError(f"{file} is not a DeepSpeed configuration with a zero_optimization stage") from None
+        return int(stage)
     return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") or 2)
 
 
 def shard_model(model: nn.Module, trained: Iterable[nn.Parameter], device: torch.device) -> None:
-    """Share a model's weights out over the processes, block by block and then what is left; changes it in place.
+    """Shard a model's weights over the processes, block by block and then the remainder; changes it in place.
 
     Args:
         model: the base model with its adapter attached.
-        trained: what every process keeps whole.
-        device: where the shares go.
+        trained: the parameters that every process keeps whole.
+        device: the device of the shards.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -71,8 +71,8 @@ def shard_model(model: nn.Module, trained: Iterable[nn.Parameter], device: torch
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks: those that transformers would not split over devices, else those of the longest list."""
+    """The repeated blocks: those that transformers would not split, else the elements of the longest list."""
     names = set(getattr(model, "_no_split_modules", None) or ())
-    found = [module for module in model.modules() if type(module).__name__ in names]
+    blocks = [module for module in model.modules() if type(module).__name__ in names]
     lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return found or max(lists, key=len, default=[])
+    return blocks or max(lists, key=len, default=[])

@@ -1,1 +1,1 @@
-"""What a run leaves on disk, and how it is found again."""
+"""The files that a run leaves on disk, and the ways to read them again."""

@@ -1,4 +1,4 @@
-"""Checkpoints: what a run needs to go on exactly where it was. Tensors as safetensors, the rest as JSON, no pickle.
+"""Checkpoints, from which a run goes on exactly where it was. Tensors as safetensors, the rest as JSON, no pickle.
 
 A checkpoint is a directory that is written aside, flushed to the disk and renamed, so it is there whole or not at all.
 Batches and dropout are functions of the seed and the step, so no state of a generator is in it.
@@ -25,7 +25,7 @@ from capaft.training.early_stopping import Best
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
-# The one before the last stays, in case a disk loses what it said it had written.
+# The last but one is kept, in case a disk loses what it reported as written.
 KEPT_CHECKPOINTS = 2
 # Between the keys of mappings within one another.
 _NESTED = "/"
@@ -34,12 +34,12 @@ _NAME = re.compile(r"step-(\d{9})")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
-        step: optimiser steps done.
+        step: optimizer steps done.
         best: the best evaluation so far.
-        seconds: spent training, over all starts.
+        seconds: time spent training, over all starts.
         baseline: score of the frozen base, if it was measured.
     """
 
@@ -55,10 +55,10 @@ class Checkpoint:
 
     Attributes:
         progress: how far the run was.
-        made_with: versions and threads of the run that wrote it.
-        made_from: digests of its data and its base model; see `made_from`.
-        tensors: parameters as `parameter.<name>`, optimiser state as `optimizer.<index>.<key>`.
-        optimizer: what of the optimiser's state is no tensor, by `<index>.<key>`.
+        made_with: versions, device and settings of the run that wrote it; see `environment` in `resume.py`.
+        made_from: digests of its data and its base model; see `origin_digests` in `resume.py`.
+        tensors: parameters as `parameter.<name>`, optimizer state as `optimizer.<index>.<key>`.
+        optimizer: entries of the optimizer's state that are not tensors, by `<index>.<key>`.
         scaler: state of the loss scaler of fp16; empty otherwise.
     """
 
@@ -69,11 +69,41 @@ class Checkpoint:
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
 
+    @staticmethod
+    def capture(
+        progress: Progress,
+        trained: dict[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        scaler: Any,
+        made_with: dict[str, str],
+        made_from: dict[str, str],
+    ) -> Checkpoint:
+        """The state of a run as it is now.
+
+        Args:
+            progress: how far the run has come.
+            trained: trainable parameters by name.
+            optimizer: steps on them.
+            scaler: the loss scaler of fp16, or None.
+            made_with: see the class.
+            made_from: see the class.
+        """
+        tensors = {f"parameter.{name}": parameter.detach().cpu().contiguous() for name, parameter in trained.items()}
+        plain: dict[str, Any] = {}
+        for index, values in optimizer.state_dict()["state"].items():
+            for key, value in _leaves(values):
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous()
+                else:
+                    plain[f"{index}.{key}"] = value
+        state = scaler.state_dict() if scaler is not None else {}
+        return Checkpoint(progress, made_with, made_from, tensors, plain, state)
+
     def restore(self, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, scaler: Any) -> None:
-        """Give parameters, optimiser and scaler the state they had.
+        """Give parameters, optimizer and scaler the state they had.
 
         Raises:
-            UsageError: they are not those of the run that wrote it.
+            UsageError: they do not belong to the run that wrote it.
         """
         missing = torch.empty(0)
         stored = {name: self.tensors.get(f"parameter.{name}", missing) for name in trained}
@@ -92,48 +122,32 @@ class Checkpoint:
         values = {
             name.removeprefix("optimizer."): t for name, t in self.tensors.items() if name.startswith("optimizer.")
         }
-        for name, value in (values | self.optimizer).items():
-            index, _, key = name.partition(".")
+        for path, value in (values | self.optimizer).items():
+            index, _, key = path.partition(".")
             *outer, last = key.split(_NESTED)
             place = state.setdefault(int(index), {})
-            for each in outer:
-                place = place.setdefault(each, {})
+            for name in outer:
+                place = place.setdefault(name, {})
             place[last] = value
         return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
-def write_checkpoint(
-    directory: Path,
-    progress: Progress,
-    trained: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    scaler: Any,
-    made_with: dict[str, str],
-    made_from: dict[str, str],
-) -> None:
+def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     """Leave a checkpoint in a run's directory of checkpoints, and drop all but the last before it.
 
     Raises:
         TrainingError: the disk is full or cannot be written; older checkpoints are untouched.
     """
-    tensors = {f"parameter.{name}": parameter.detach().cpu().contiguous() for name, parameter in trained.items()}
-    plain: dict[str, Any] = {}
-    for index, values in optimizer.state_dict()["state"].items():
-        for key, value in _leaves(values):
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous()
-            else:
-                plain[f"{index}.{key}"] = value
-    state = {
-        "progress": asdict(progress),
-        "made_with": made_with,
-        "made_from": made_from,
-        "optimizer": plain,
-        "scaler": scaler.state_dict() if scaler is not None else {},
+    state: dict[str, Any] = {
+        "progress": asdict(checkpoint.progress),
+        "made_with": checkpoint.made_with,
+        "made_from": checkpoint.made_from,
+        "optimizer": checkpoint.optimizer,
+        "scaler": checkpoint.scaler,
     }
-    encoded = safetensors.torch.save(tensors)
+    encoded = safetensors.torch.save(checkpoint.tensors)
     state["digest"] = _digest(encoded, state)
-    final = _path(directory, progress.step)
+    final = _path(directory, checkpoint.progress.step)
     aside = final.with_name(f".{final.name}")
     try:
         try:
@@ -145,7 +159,7 @@ def write_checkpoint(
             flush_directory(directory)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        prune_checkpoints(directory, progress.step)
+        prune_checkpoints(directory, checkpoint.progress.step)
     except OSError as error:
         raise TrainingError(f"cannot write {final}: {error.strerror or error}; older ones are kept") from None
 
@@ -153,12 +167,12 @@ def write_checkpoint(
 def prune_checkpoints(directory: Path, step: int) -> None:
     """Drop all checkpoints but that of a step and the last before it.
 
-    One of a later step could not be read when the run went on from an earlier one.
+    A checkpoint of a later step could not be read when the run went on from an earlier one.
     """
     final = _path(directory, step)
-    found = _all(directory)
-    older = [path for path in found if path.name < final.name]
-    for path in found:
+    checkpoints = _all(directory)
+    older = [path for path in checkpoints if path.name < final.name]
+    for path in checkpoints:
         if path not in (final, *older[: KEPT_CHECKPOINTS - 1]):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -167,10 +181,10 @@ def newest_checkpoint(directory: Path) -> Checkpoint | None:
     """The last checkpoint that can be read, or None.
 
     Raises:
-        UsageError: there are checkpoints, and none can be read.
+        UsageError: there are checkpoints, but none can be read.
     """
-    found = _all(directory)
-    for path in found:
+    checkpoints = _all(directory)
+    for path in checkpoints:
         try:
             state = json.loads((path / STATE).read_text(encoding="utf-8"))
             encoded = (path / TENSORS).read_bytes()
@@ -188,22 +202,22 @@ def newest_checkpoint(directory: Path) -> Checkpoint | None:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError):
             continue
-    if found:
+    if checkpoints:
         raise UsageError(f"no checkpoint in {directory} can be read; start anew with --overwrite")
     return None
 
 
 def _leaves(state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The values of an optimiser's state; bitsandbytes keeps its own in a mapping within."""
+    """The values of an optimizer's state; bitsandbytes nests its own in a mapping."""
     for key, value in state.items():
         if isinstance(value, dict):
-            yield from ((f"{key}{_NESTED}{inner}", each) for inner, each in _leaves(value))
+            yield from ((f"{key}{_NESTED}{inner}", leaf) for inner, leaf in _leaves(value))
         else:
             yield key, value
 
 
 def _digest(tensors: bytes, state: dict[str, Any]) -> str:
-    """What tells that a disk gave back other bytes than it was given."""
+    """A digest that shows if a disk returned other bytes than were written."""
     digest = hashlib.blake2b(tensors, digest_size=16)
     digest.update(json.dumps(state).encode())
     return digest.hexdigest()
@@ -214,5 +228,5 @@ def _path(directory: Path, step: int) -> Path:
 
 
 def _all(directory: Path) -> list[Path]:
-    """The checkpoints of a run, the newest first; what was being written when the run died is none."""
+    """The checkpoints of a run, the newest first, without any that was being written when the run died."""
     return sorted((path for path in directory.glob("step-*") if _NAME.fullmatch(path.name)), reverse=True)

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: a live line on a terminal, plain lines elsewhere, and a record of every step.
+"""The journal of a run while it trains: a live line on a terminal, plain lines elsewhere, a record of every step.
 
 Everything goes to stderr and to `metrics.jsonl`; stdout belongs to results.
 """
@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -21,6 +22,7 @@ from capaft.support import strict_json
 from capaft.support.errors import TrainingError
 from capaft.support.files import write_atomically
 from capaft.training.accelerator import peak_memory
+from capaft.training.record.metrics import EvaluationRecord, Record, StepRecord, parse_record
 
 
 class Journal:
@@ -29,11 +31,11 @@ class Journal:
     Args:
         console: where people read, on stderr.
         file: `metrics.jsonl`.
-        steps: optimiser steps in the whole run.
-        done: steps done before, whose records are kept; what is recorded beyond them is cut off.
-        seconds: spent on those.
+        steps: optimizer steps in the whole run.
+        done: steps done before, whose records are kept; records beyond them are dropped.
+        seconds: seconds spent on those steps.
         quiet: record, but show nothing and write nothing (all processes but the first).
-        track: also told every record, with its step.
+        track: called with the numbers of every record, and its step.
     """
 
     # A plain line roughly this often where there is no terminal to draw on.
@@ -74,7 +76,7 @@ class Journal:
 
     def __enter__(self) -> Journal:
         if not self.quiet:
-            write_atomically(self._file, strict_json.lines(self.records))
+            write_atomically(self._file, strict_json.lines(map(asdict, self.records)))
             self._stream = _open(self._file)
         self._started = self._spoke = time.perf_counter()
         if self._progress:
@@ -88,7 +90,7 @@ class Journal:
         if self._progress:
             self._progress.stop()
         if self._stream:
-            # What could not be written is still in its buffer, and has been told of.
+            # Closing writes what is left in the buffer again; its failure has been reported.
             with suppress(OSError):
                 self._stream.close()
 
@@ -103,31 +105,23 @@ class Journal:
         return self._examples / max(self.seconds - self._before, 1e-9)
 
     def step(self, step: int, epoch: float, loss: float, lr: float, examples: int) -> None:
-        """Record one optimiser step."""
+        """Record one optimizer step."""
         self._examples += examples
-        self._write(step=step, epoch=round(epoch, 4), loss=loss, lr=lr, **self._pace(step))
-        said = f"loss {loss:.4f}  lr {lr:.1e}  {self.examples_per_second:.0f} examples/s"
+        record = StepRecord(step, round(epoch, 4), loss, lr, *self._pace(step))
+        self._write(record, vars(record))
+        line = f"loss {loss:.4f}  lr {lr:.1e}  {self.examples_per_second:.0f} examples/s"
         if self._progress and self._bar is not None:
-            self._progress.update(self._bar, completed=step, description=said)
+            self._progress.update(self._bar, completed=step, description=line)
         elif not self.quiet and time.perf_counter() - self._spoke > self.PLAIN_SECONDS:
             self._spoke = time.perf_counter()
-            left = self._pace(step)["seconds_left"]
-            self.console.print(f"step {step}/{self.steps}  {said}  {left:.0f} s left", highlight=False)
+            self.console.print(f"step {step}/{self.steps}  {line}  {record.seconds_left:.0f} s left", highlight=False)
 
     def evaluation(self, step: int, epoch: float, metric: str, scores: dict[str, float], best: bool) -> None:
         """Record one evaluation: all scores, that of the metric as `value`, and the loss as `validation_loss`."""
         value, loss = scores[metric], scores["loss"]
-        others = {name: score for name, score in scores.items() if name != "loss"}
-        self._write(
-            step=step,
-            epoch=round(epoch, 4),
-            metric=metric,
-            value=value,
-            validation_loss=loss,
-            best=best,
-            scores=others,
-            **self._pace(step),
-        )
+        others: dict[str, float | None] = {name: score for name, score in scores.items() if name != "loss"}
+        record = EvaluationRecord(step, round(epoch, 4), metric, value, loss, best, others, *self._pace(step))
+        self._write(record, record.tracked())
         if not self.quiet:
             mark = "  best so far, saved" if best else ""
             self.console.print(
@@ -135,53 +129,47 @@ class Journal:
             )
 
     def keep(self) -> None:
-        """Have the records so far on the disk, where those of a checkpoint's steps must be."""
+        """Flush the records so far to the disk, where those of a checkpoint's steps must be."""
         if self._stream:
-            with _told(self._file):
+            with _writing(self._file):
                 os.fsync(self._stream.fileno())
 
-    def _pace(self, step: int) -> dict[str, float]:
-        """What every record holds of speed, of time left and of memory."""
+    def _pace(self, step: int) -> tuple[float, float, int]:
+        """Examples per second, seconds left and peak memory, which every record ends with."""
         left = (self.seconds - self._before) / max(1, step - self._done) * (self.steps - step)
-        return {
-            "examples_per_second": round(self.examples_per_second, 2),
-            "seconds_left": round(left, 1),
-            "peak_memory_bytes": peak_memory(),
-        }
+        return round(self.examples_per_second, 2), round(left, 1), peak_memory()
 
-    def _write(self, **record: Any) -> None:
+    def _write(self, record: Record, tracked: dict[str, Any]) -> None:
         self.records.append(record)
         if self._track:
-            scores = record.get("scores", {})
-            numbers = {name: value for name, value in (record | scores).items() if isinstance(value, int | float)}
-            self._track(numbers, record["step"])
+            self._track(tracked, record.step)
         if self._stream:
-            with _told(self._file):
-                self._stream.write(strict_json.lines([record]))
+            with _writing(self._file):
+                self._stream.write(strict_json.lines([asdict(record)]))
                 self._stream.flush()
 
 
 @contextmanager
-def _told(file: Path) -> Iterator[None]:
+def _writing(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise TrainingError(f"cannot write {file}: {error.strerror}; the best adapter so far is kept") from None
 
 
-def _kept(file: Path, done: int) -> list[dict[str, Any]]:
+def _kept(file: Path, done: int) -> list[Record]:
     """The records up to a step; a line that was being written when the run died is dropped."""
-    records = []
+    records: list[Record] = []
     try:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     for line in lines:
         try:
-            record = json.loads(line)
-        except ValueError:
+            record = parse_record(json.loads(line))
+        except (ValueError, TypeError):
             break
-        if record["step"] > done:
+        if record.step > done:
             break
         records.append(record)
     return records

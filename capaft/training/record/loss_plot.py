@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
+
+from capaft.training.record.metrics import EvaluationRecord, Record, StepRecord
 
 
-def draw_losses(records: list[dict[str, Any]], metric: str) -> bytes:
+def draw_losses(records: Sequence[Record], metric: str) -> bytes:
     """A PNG: raw and smoothed training loss, validation loss, and the metric with its best step marked."""
     from matplotlib.figure import Figure
 
-    steps = [r for r in records if "loss" in r]
-    evaluations = [r for r in records if "value" in r]
+    steps = [record for record in records if isinstance(record, StepRecord)]
+    evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    at, losses = [r["step"] for r in steps], np.array([r["loss"] for r in steps])
-    axes.plot(at, losses, color="tab:blue", alpha=0.25, linewidth=1)
-    axes.plot(at, _smoothed(losses), color="tab:blue", label="training loss")
-    axes.set_xlabel("optimiser step")
+    step_axis, losses = [record.step for record in steps], np.array([_number(record.loss) for record in steps])
+    axes.plot(step_axis, losses, color="tab:blue", alpha=0.25, linewidth=1)
+    axes.plot(step_axis, _smoothed(losses), color="tab:blue", label="training loss")
+    axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss")
     if evaluations:
-        eval_at = [r["step"] for r in evaluations]
-        axes.plot(
-            eval_at,
-            [_number(r["validation_loss"]) for r in evaluations],
-            "o-",
-            color="tab:orange",
-            label="validation loss",
-        )
+        evaluation_axis = [record.step for record in evaluations]
+        validation_losses = [_number(record.validation_loss) for record in evaluations]
+        values = [_number(record.value) for record in evaluations]
+        axes.plot(evaluation_axis, validation_losses, "o-", color="tab:orange", label="validation loss")
         right = axes.twinx()
-        right.plot(eval_at, [_number(r["value"]) for r in evaluations], "s--", color="tab:green", label=metric)
+        right.plot(evaluation_axis, values, "s--", color="tab:green", label=metric)
         right.set_ylabel(metric, color="tab:green")
-        best = [r for r in evaluations if r["best"]][-1]
+        best = [record for record in evaluations if record.best][-1]
         right.annotate(
-            f"best {_number(best['value']):.4f}",
-            (best["step"], _number(best["value"])),
+            f"best {_number(best.value):.4f}",
+            (best.step, _number(best.value)),
             textcoords="offset points",
             xytext=(-8, -14),
             ha="right",
@@ -53,7 +52,7 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _smoothed(losses: np.ndarray[Any, Any], weight: float = 0.9) -> np.ndarray[Any, Any]:
+def _smoothed(losses: NDArray[np.float64], weight: float = 0.9) -> NDArray[np.float64]:
     """Exponential moving average, corrected for its start at zero (Kingma & Ba 2015)."""
     mean, out = 0.0, np.empty_like(losses)
     for i, loss in enumerate(losses):

@@ -5,53 +5,34 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-# What the hub calls the tasks whose name there is another.
-_PIPELINES = {"causal-lm": "text-generation", "seq2seq": "text2text-generation", "masked-lm": "fill-mask"}
+from capaft.tasks.base.registry import task_class
+from capaft.training.record.results import Results, score_text
 
 
-def card_text(results: dict[str, Any], command: Sequence[str], config: Path) -> str:
+def card_text(results: Results, command: Sequence[str], config: Path) -> str:
     """The card as Markdown with the metadata block that the Hugging Face hub reads.
 
     Args:
-        results: what `results.json` holds.
+        results: the results of the run.
         command: the command line that was typed, without the program; empty if there was none.
         config: the saved configuration, which repeats the run.
     """
-    baseline = results["baseline"]
-    others = {name: score for name, score in results["scores"].items() if name != results["metric"]}
-    labels = f"Labels: {', '.join(results['labels'])}.\n\n" if results["labels"] else ""
-    typed = f"It was made by\n\n```\n{shlex.join(['capaft', *command])}\n```\n\nand " if command else ""
-    several = f" --processes {results['processes']}" if results["processes"] > 1 else ""
-    rows = [
-        ("base model", results["model"]),
-        ("data", results["data"]),
-        ("method", results["method"]),
-        (f"{results['metric']} on validation", f"{results['value']:.4f}"),
-        *((f"{name} on validation", f"{score:.4f}") for name, score in others.items()),
-        ("frozen base, fitted head", "not measured" if baseline is None else f"{baseline:.4f}"),
-        ("examples", f"{results['train_examples']:,} to train on, {results['validation_examples']:,} to validate on"),
-        (
-            "training",
-            f"{results['steps']:,} steps, {results['seconds']:.0f} s; the best after {results['best_step']:,}",
-        ),
-        ("trained numbers", f"{results['trainable_parameters']:,}"),
-        ("adapter file", f"{results['adapter_bytes']:,} bytes"),
-        ("seed", str(results["seed"])),
-    ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    labels = f"Labels: {', '.join(results.labels)}.\n\n" if results.labels else ""
+    typed = f"It was trained by\n\n```\n{shlex.join(['capaft', *command])}\n```\n\nand " if command else ""
+    several = f" --processes {results.processes}" if results.processes > 1 else ""
+    table = "\n".join(f"| {name} | {value} |" for name, value in _facts(results))
     return f"""---
 library_name: capaft
-base_model: {results["model"]}
-pipeline_tag: {_PIPELINES.get(results["task"], results["task"])}
-tags: [capaft, {results["method"]}]
+base_model: {results.model}
+pipeline_tag: {task_class(results.task).pipeline_tag}
+tags: [capaft, {results.method}]
 ---
 
-# {results["method"]} on {results["data"]}
+# {results.method} on {results.data}
 
-An adapter made with capaft. The file holds trained numbers and a seed; the
-random numbers they multiply are drawn again from the seed wherever it is loaded.
+An adapter made with capaft. The file holds trained parameters and a seed; the random numbers that they multiply are
+drawn again from the seed wherever it is loaded.
 
 | | |
 |---|---|
@@ -59,9 +40,28 @@ random numbers they multiply are drawn again from the seed wherever it is loaded
 
 {labels}## Repeat
 
-{typed}{"t" if typed else "T"}his repeats it, to the byte on the same machine and versions:
+{typed}{"this" if typed else "This command"} repeats it, byte for byte on the same machine and versions:
 
 ```
 capaft train --config {shlex.quote(str(config))}{several}
 ```
 """
+
+
+def _facts(results: Results) -> list[tuple[str, str]]:
+    """The rows of the card's table."""
+    baseline = results.baseline
+    others = {name: score for name, score in results.scores.items() if name != results.metric}
+    return [
+        ("base model", results.model),
+        ("data", results.data),
+        ("method", results.method),
+        (f"{results.metric} on validation", score_text(results.value)),
+        *((f"{name} on validation", score_text(score)) for name, score in others.items()),
+        ("frozen base, fitted head", "not measured" if baseline is None else score_text(baseline)),
+        ("examples", f"{results.train_examples:,} to train on, {results.validation_examples:,} to validate on"),
+        ("training", f"{results.steps:,} steps, {results.seconds:.0f} s; the best after {results.best_step:,}"),
+        ("trainable parameters", f"{results.trainable_parameters:,}"),
+        ("adapter file", f"{results.adapter_bytes:,} bytes"),
+        ("seed", str(results.seed)),
+    ]

@@ -1,4 +1,4 @@
-"""Whether this is still the same run: its settings, its data and base model, and the machine it goes on with.
+"""Checks that a resumed run is still the same: its settings, its data and base model, and its machine.
 
 Settings and origin must be what they were, or the run is refused. Another machine or version goes on too, with a
 warning that the bytes will not be those of an uninterrupted run.
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from capaft.adapter.file.fingerprint import weight_samples
-from capaft.config.settings import resolve_settings
+from capaft.config.sources import resolve_settings
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 from capaft.tasks.base.features import Features
@@ -25,7 +25,7 @@ from capaft.training.parallel.processes import Processes
 from capaft.training.record.run_directory import RunDirectory
 from capaft.training.setup.job import Job
 
-# Settings that may differ from those the run began with: how it fits the machine, and who is told of it.
+# Settings that may differ from those that the run began with: they fit it to the machine, or only report it.
 _FREE = ("micro_batch_size", "eval_batch_size", "gradient_checkpointing", "checkpoint_seconds", "tracker", "head_cache")
 
 

@@ -1,4 +1,4 @@
-"""A run's directory: what its files are called, where a new one goes, and how an old one is found again."""
+"""The directory of a run: its files, the place of a new one, and the way back to an old one."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class RunDirectory:
 
     @property
     def predictions(self) -> Path:
-        """What the best adapter predicted for the validation split, where the task says."""
+        """The predictions of the best adapter for the validation split, if the task reports any."""
         return self.path / "predictions.jsonl"
 
     @property
     def trackers(self) -> Path:
-        """Where trackers put their files."""
+        """The directory of the trackers' files."""
         return self.path / "trackers"
 
     @property
@@ -74,7 +74,7 @@ class RunDirectory:
         return self.path / "README.md"
 
     def files(self) -> tuple[Path, ...]:
-        """Every file that a run writes, beside its checkpoints; what makes it one comes last."""
+        """Every file that a run writes, beside its checkpoints; the one that marks it as a run comes last."""
         return (
             self.results,
             self.adapter,
@@ -87,19 +87,19 @@ class RunDirectory:
         )
 
     def leftovers(self) -> list[Path]:
-        """What was being written when the run was killed, and what it had replaced by then."""
-        found = [left for file in self.files() for left in self.path.glob(f".{file.name}.*")]
-        found += self.checkpoints.glob(".step-*")
-        return [*found, self.replaced] if self.has_trained and self.replaced.exists() else found
+        """Files that were being written when the run was killed, and the run it had replaced by then."""
+        paths = [path for file in self.files() for path in self.path.glob(f".{file.name}.*")]
+        paths += self.checkpoints.glob(".step-*")
+        return [*paths, self.replaced] if self.has_trained and self.replaced.exists() else paths
 
     @property
     def replaced(self) -> Path:
-        """Where the run that is being replaced lies until the new one has left something."""
+        """The run that is being replaced, kept here until the new one has left something."""
         return self.path / ".replaced"
 
     @property
     def has_trained(self) -> bool:
-        """Whether an adapter or a checkpoint is there."""
+        """True if there is an adapter or a checkpoint."""
         return self.adapter.exists() or any(self.checkpoints.glob("step-*"))
 
 
@@ -107,13 +107,13 @@ def choose_directory(output: str | None, method: str, *, overwrite: bool, resume
     """The directory of a new run, not yet made.
 
     Args:
-        output: what the user asked for; None for the next free `runs/<method>-<n>`.
+        output: the directory that the user named; None for the next free `runs/<method>-<n>`.
         method: canonical name of the method stack.
-        overwrite: replace a run that is there.
-        resume: go on with a run that is there.
+        overwrite: replace an existing run.
+        resume: go on with an existing run.
 
     Raises:
-        UsageError: something else is there, or a run that `overwrite` does not cover.
+        UsageError: the directory holds something else, or a run that is not to be replaced or resumed.
     """
     if output is None:
         count = 1
@@ -131,24 +131,24 @@ def choose_directory(output: str | None, method: str, *, overwrite: bool, resume
         )
     if present and not (overwrite or resume):
         raise UsageError(
-            f"--output {output} holds a run; name another directory, go on with it by --resume, or replace it with "
+            f"--output {output} holds a run; name another directory, resume it with --resume, or replace it with "
             "--overwrite"
         )
     return run
 
 
 def started_config(output: str | None) -> Path | None:
-    """The settings of the run that is in a directory, if one is."""
-    found = RunDirectory(Path(output).expanduser()).config if output else None
-    return found if found and found.is_file() else None
+    """The settings file of the run in a directory, or None if there is no run."""
+    config = RunDirectory(Path(output).expanduser()).config if output else None
+    return config if config and config.is_file() else None
 
 
 @contextmanager
 def hold_directory(run: RunDirectory) -> Iterator[None]:
-    """Keeps other runs out of a directory for as long as the context lasts; it is made, and goes if it stays empty.
+    """Keeps other runs out of a directory for as long as the context lasts; removes it if it stays empty.
 
     Raises:
-        UsageError: another process trains there, or it cannot be made.
+        UsageError: another process trains there, or the directory cannot be made.
     """
     made = [path for path in (run.path, *run.path.parents) if not path.exists()]
     try:
@@ -177,7 +177,7 @@ def _locked(directory: Path) -> Iterator[None]:
     except BlockingIOError:
         os.close(handle)
         raise UsageError(
-            f"--output {directory}: another process is training there; wait for it, end it, or name another directory"
+            f"--output {directory}: another process is training here; wait for it, end it, or name another directory"
         ) from None
     except OSError:  # A file system without locks.
         pass
@@ -189,17 +189,17 @@ def _locked(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing_run(run: RunDirectory, say: Callable[[str], None]) -> Iterator[None]:
-    """Puts the run that is there aside for as long as the context lasts.
+    """Sets an existing run aside for as long as the context lasts.
 
-    If what is done in it fails before it has left an adapter or a checkpoint, the old run is put back, and `say` told.
+    If the new run fails before it has left an adapter or a checkpoint, the old one is put back, and `say` called.
 
     Raises:
-        UsageError: it cannot be moved.
+        UsageError: the old run cannot be moved.
     """
     remove_leftovers(run)
     try:
         if run.replaced.exists():
-            # What was to replace it was killed before it had anything to leave.
+            # A run that was to replace it was killed before it left anything.
             clear_run(run)
         else:
             run.replaced.mkdir()
@@ -212,17 +212,17 @@ def replacing_run(run: RunDirectory, say: Callable[[str], None]) -> Iterator[Non
         if not run.has_trained and any(run.replaced.iterdir()):
             clear_run(run)
             _move(RunDirectory(run.replaced), run.path, back=True)
-            say(f"the run that was in {run.path} is there as before")
-        # Not before it is back.
+            say(f"the earlier run in {run.path} has been put back")
+        # Only once the old run is back.
         shutil.rmtree(run.replaced, ignore_errors=True)
         raise
     shutil.rmtree(run.replaced, ignore_errors=True)
 
 
 def _move(run: RunDirectory, target: Path, *, back: bool = False) -> None:
-    """Without its results a run is not taken for finished, and without its configuration for none."""
-    *others, configuration = run.files()
-    parts = [*others, run.checkpoints, run.trackers, configuration]
+    """Move a run's files: results first, so that it does not look finished; settings last, which make it a run."""
+    *others, config = run.files()
+    parts = [*others, run.checkpoints, run.trackers, config]
     for part in reversed(parts) if back else parts:
         if part.exists():
             part.rename(target / part.name)
@@ -236,27 +236,27 @@ def clear_run(run: RunDirectory) -> None:
     """
     remove_leftovers(run)
     try:
-        # Without its results a run is not taken for finished, and without its configuration for none.
-        *others, configuration = run.files()
+        # Results first, so that the run does not look finished; settings last, which make it a run.
+        *others, config = run.files()
         for file in others:
             file.unlink(missing_ok=True)
         for directory in (run.checkpoints, run.trackers):
             if directory.exists():
                 shutil.rmtree(directory)
-        configuration.unlink(missing_ok=True)
+        config.unlink(missing_ok=True)
     except OSError as error:
         raise _unwritable(run, error) from None
 
 
 def remove_leftovers(run: RunDirectory) -> None:
-    """Remove what was being written when the run was killed, and what it had replaced by then.
+    """Remove the leftovers of a run that was killed.
 
     Raises:
-        UsageError: it cannot be removed.
+        UsageError: one cannot be removed.
     """
     try:
-        for left in run.leftovers():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for path in run.leftovers():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     except OSError as error:
         raise _unwritable(run, error) from None
 
@@ -265,24 +265,24 @@ def _unwritable(run: RunDirectory, error: OSError) -> UsageError:
     return UsageError(f"--output {run.path} cannot be written: {error.strerror or error}")
 
 
-def find_adapter_file(given: str) -> tuple[Path, RunDirectory | None]:
+def find_adapter_file(name: str) -> tuple[Path, RunDirectory | None]:
     """The adapter file that RUN means, and its run directory if it has one.
 
     Args:
-        given: a run directory or an adapter file.
+        name: a run directory or an adapter file.
 
     Raises:
-        UsageError: there is neither.
+        UsageError: it is neither.
     """
-    path = Path(given).expanduser()
+    path = Path(name).expanduser()
     if path.is_dir():
         run = RunDirectory(path)
         if not run.adapter.exists():
-            raise UsageError(f"{given} holds no {ADAPTER}; give the directory of a finished run, or an adapter file")
+            raise UsageError(f"{name} holds no {ADAPTER}; give the directory of a finished run, or an adapter file")
         return run.adapter, run
     if path.is_file():
-        beside = RunDirectory(path.parent)
-        return path, beside if path.name in (ADAPTER, LAST) and beside.config.exists() else None
-    runs = [str(each.parent) for each in sorted(RUNS.glob(f"*/{ADAPTER}"))]
+        run = RunDirectory(path.parent)
+        return path, run if path.name in (ADAPTER, LAST) and run.config.exists() else None
+    runs = [str(file.parent) for file in sorted(RUNS.glob(f"*/{ADAPTER}"))]
     hint = did_you_mean(str(path), runs)
-    raise UsageError(f"there is no run or adapter file {given}{hint or '; give a run directory or an adapter file'}")
+    raise UsageError(f"there is no run or adapter file {name}{hint or '; give a run directory or an adapter file'}")

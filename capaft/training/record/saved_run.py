@@ -12,15 +12,15 @@ from capaft.adapter.file import save_load
 from capaft.adapter.file.save_load import HEAD, AdapterFile, read
 from capaft.config.choices import TASKS
 from capaft.config.open_options import OpenOptions
-from capaft.config.settings import check_range, resolve_settings
+from capaft.config.parts.model import ModelSettings
+from capaft.config.settings import check_range
+from capaft.config.sources import resolve_settings
 from capaft.config.train_config import TrainConfig
 from capaft.model.load import BaseModel
 from capaft.support.errors import AdapterFileError, UsageError
 from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
 from capaft.training.record.run_directory import RunDirectory, find_adapter_file
-
-DEFAULTS = OpenOptions()
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class SavedRun:
         file: the adapter file, read and verified.
         run: the run directory it lies in, if any.
         config: the run's configuration, if it lies in a run directory.
-        task: its task.
+        task: the task it was trained for.
         base: the base model, with the adapter attached.
     """
 
@@ -47,36 +47,37 @@ class SavedRun:
         return self.base.model
 
 
-def open_run(given: str, options: OpenOptions = DEFAULTS) -> SavedRun:
+def open_run(name: str, options: OpenOptions | None = None) -> SavedRun:
     """Open a run directory or an adapter file.
 
     Args:
-        given: what the user named.
+        name: a run directory or an adapter file.
         options: the base model to put it on, if it is not the one that the run or the file names.
 
     Raises:
-        UsageError: there is nothing there, or the base model cannot be loaded.
+        UsageError: nothing is called so, or the base model cannot be loaded.
         AdapterFileError: the file is damaged, or belongs to another model.
     """
-    path, run = find_adapter_file(given)
+    options = options or OpenOptions()
+    path, run = find_adapter_file(name)
     file = read(path)
     task = _task(file)
     config = _config(run.config) if run else None
-    named = options.model or (config.model if config else file.base.name)
-    if named is None and config is None:
+    model = options.model or (config.model if config else file.base.name)
+    if model is None and config is None:
         raise UsageError(f"{path} does not name its base model; pass --model")
-    base = task.load_model(
-        named,
-        seed=file.header["seed"],
-        base_dtype=options.base_dtype or (config.base_dtype if config else "float32"),
+    settings = ModelSettings(
+        model=model,
         revision=None if options.model else file.base.revision,
         trust_remote_code=config.trust_remote_code if config else False,
+        base_dtype=options.base_dtype or (config.base_dtype if config else "float32"),
     )
-    own = base.named_parameters()
-    for name in (key.removeprefix(HEAD) for key in file.tensors):
-        if name in own:
+    base = task.load_model(settings, seed=file.header.seed)
+    parameters = base.named_parameters()
+    for key in (key.removeprefix(HEAD) for key in file.tensors):
+        if key in parameters:
             # Trained as float32 beside a base of fewer bits.
-            own[name].data = own[name].data.float()
+            parameters[key].data = parameters[key].data.float()
     save_load.load(base.model, file, rename=options.renames, allow_base_mismatch=options.allow_base_mismatch)
     base.model.eval()
     return SavedRun(file, run, config, task, base)
@@ -86,23 +87,23 @@ def _task(file: AdapterFile) -> Task:
     """The task that a file records.
 
     Raises:
-        UsageError: it records none.
-        AdapterFileError: it records one that this capaft has not, or with options that cannot be.
+        UsageError: it records no task, or one that this capaft does not have.
+        AdapterFileError: it records options that are unknown or out of range.
     """
     record = file.task
     if record is None or record.name not in TASKS:
         raise UsageError(f"{file.path} was not trained for a task of this capaft; open it with capaft.load in Python")
     kind = task_class(record.name)
     types = typing.get_type_hints(kind)
-    own = {each.name for each in fields(kind)} - {"labels", "max_length", "metric"}
-    if unknown := sorted(record.options.keys() - own):
+    option_names = {field.name for field in fields(kind)} - {"labels", "max_length", "metric"}
+    if unknown := sorted(record.options.keys() - option_names):
         raise AdapterFileError(
-            f"{file.path}: its task has an option {unknown[0]} that this capaft does not; upgrade it"
+            f"{file.path}: its task has an option {unknown[0]} that this capaft does not know; upgrade capaft"
         )
     options = {"max_length": record.max_length, **record.options}
     for name, value in options.items():
         try:
-            # A whole number is as good as a fraction, but no truth value is a number.
+            # A whole number may stand for a fraction, but a truth value for no number.
             if type(value) is not types[name] and (type(value), types[name]) != (int, float):
                 raise ValueError(f"must be of type {types[name].__name__}, got {value!r}")
             check_range(TrainConfig, name, value, str(value))
@@ -111,7 +112,7 @@ def _task(file: AdapterFile) -> Task:
     try:
         return kind(record.labels, metric=record.metric, **options)
     except UsageError as error:
-        raise AdapterFileError(f"{file.path}: its task cannot be: {error}") from None
+        raise AdapterFileError(f"{file.path}: its task is invalid: {error}") from None
 
 
 def _config(path: Path) -> TrainConfig:

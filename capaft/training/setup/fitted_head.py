@@ -1,8 +1,9 @@
-"""A linear head fitted on the frozen base's features: the baseline of a run, and where its own head starts.
+"""A linear head fitted on the frozen base's features: the baseline of a run, and the start of its own head.
 
-Logistic regression (or ridge regression, for numbers) on what the model's head sees is what the frozen base can do by
-itself, found in seconds. Training goes on from it, since gradients through a random head first distort the features
-that it should learn to use (Kumar et al. 2022, "Fine-tuning can distort pretrained features", arXiv 2202.10054).
+Logistic regression (or ridge regression, if the targets are numbers) on the inputs of the model's head shows in seconds
+how far the frozen base gets by itself. Training goes on from it, since gradients through a random head first distort
+the features that it should learn to use (Kumar et al. 2022, "Fine-tuning can distort pretrained features", arXiv
+2202.10054).
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
 from capaft.training import batches
 
-# More examples hardly move a linear head, and would be slow to fit.
+# More examples hardly move a linear head, and are slow to fit.
 HEAD_EXAMPLES = 4096
-# Of a scarce class so many are among them if it has them.
-FEWEST = 8
-# Weights of the loss against a penalty of 1; strongest penalty first.
+# A scarce class has at least this many examples among them, or all that it has.
+MIN_CLASS_EXAMPLES = 8
+# Weights of the loss against a penalty of 1, so the strongest penalty comes first.
 PENALTIES = (3e-3, 1e-2, 3e-2, 1e-1)
 
 
@@ -51,14 +52,13 @@ class FittedHead:
         for indices in batches.evaluation_batches(features.lengths, batch_size):
             batch = task.collate(base, features, indices, training=False)
             inputs = _inputs(base, batch)
-            assert inputs is not None, "this head was fitted on such inputs"
+            assert inputs is not None, "the head was fitted on such inputs"
             outputs = SimpleNamespace(logits=torch.from_numpy(inputs @ self.weight.T + self.bias))
-            found = task.predict(base, base.model, features, indices, batch, outputs)
-            predictions |= zip(indices, found, strict=True)
+            predictions |= zip(indices, task.predict(base, base.model, features, indices, batch, outputs), strict=True)
         return task.score(features, [predictions[index] for index in range(len(features))])[task.metric]
 
     def install(self, base: BaseModel) -> bool:
-        """Give the model's head these values, if it is a single linear layer; say whether it is."""
+        """Give the model's head these values if it is a single linear layer; False if it is not."""
         layer = _only_layer(base.model)
         if layer is None:
             return False
@@ -69,31 +69,31 @@ class FittedHead:
 
 
 def can_install_head(base: BaseModel) -> bool:
-    """Whether the model's own head can start from a fitted one: it is a single linear layer."""
+    """True if the model's own head can start from a fitted one: it is a single linear layer."""
     return _only_layer(base.model) is not None
 
 
 def _only_layer(model: nn.Module) -> nn.Linear | None:
-    layer = _entrance(model)
+    layer = _input_module(model)
     is_linear = len(_layers(model)) == 1 and isinstance(layer, nn.Linear) and layer.bias is not None
     return layer if is_linear and isinstance(layer, nn.Linear) else None
 
 
 def can_fit_head(task: Task, train: Features) -> bool:
-    """Whether a linear head can be fitted: every example has one class, or one number, and the head is the task's."""
-    truth = train.references
-    if not task.own_head or not isinstance(truth, np.ndarray) or truth.shape != (len(train),):
+    """True if a linear head can be fitted: every example has one class, or one number, and the head is the task's."""
+    targets = train.references
+    if not task.own_head or not isinstance(targets, np.ndarray) or targets.shape != (len(train),):
         return False
-    return np.issubdtype(truth.dtype, np.integer) if task.labels else np.issubdtype(truth.dtype, np.floating)
+    return np.issubdtype(targets.dtype, np.integer) if task.labels else np.issubdtype(targets.dtype, np.floating)
 
 
 def fit_heads(
     task: Task, base: BaseModel, train: Features, batch_size: int, seed: int
 ) -> tuple[FittedHead, FittedHead] | None:
-    """Regression on standardised inputs of the head, its penalty chosen on a fifth held out.
+    """Fit a regression on standardised inputs of the head, its penalty chosen on a fifth held out.
 
     Args:
-        task: the task, which `fits`.
+        task: the task, for which `can_fit_head` holds.
         base: the base model, untouched.
         train: examples to fit on; a seeded sample of them, with every class, if there are many.
         batch_size: examples in a forward.
@@ -101,92 +101,104 @@ def fit_heads(
 
     Returns:
         The best head, which is the baseline; and the one with the strongest penalty within one standard error of it
-        (Breiman et al. 1984), from which training starts: it has not yet learnt the training examples by heart, so
-        their losses still say something to the adapter. None if the model has no head apart from its backbone, or
-        one that reads more than one vector an example.
+        (Breiman et al. 1984), from which training starts: it has not learnt the training examples by heart yet, so
+        their losses still teach the adapter something. None if the model has no head apart from its backbone, or one
+        that reads several vectors per example.
 
     Raises:
         UsageError: the examples have one class only.
     """
-    chosen = _sample(train.references, bool(task.labels), seed)
-    truth = train.references[chosen]
-    if task.labels and len(np.unique(truth)) < 2:
+    sample = _sample(train.references, bool(task.labels), seed)
+    targets = train.references[sample]
+    if task.labels and len(np.unique(targets)) < 2:
         raise UsageError("the training examples have one class only; raise --max-train-examples, or add others")
-    inputs = None
-    for rows in batches.evaluation_batches(train.lengths[chosen], batch_size):
-        seen = _inputs(base, task.collate(base, train, chosen[rows].tolist(), training=False))
-        if seen is None:
-            return None
-        inputs = np.zeros((len(chosen), seen.shape[1])) if inputs is None else inputs
-        inputs[rows] = seen
-    # More than a second to import, and of no use to a model without such inputs.
+    inputs = _sample_inputs(task, base, train, sample, batch_size)
+    if inputs is None:
+        return None
+    # The import takes more than a second and is of no use to a model without such inputs.
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(inputs)
     inputs = scaler.transform(inputs)
-    held_out = len(truth) // 5
+    held_out = len(targets) // 5
 
-    def fitted(penalty: float, first: int = 0) -> Any:
+    def fit(penalty: float, first: int = 0) -> Any:
         model = LogisticRegression(C=penalty, max_iter=500) if task.labels else Ridge(alpha=1 / penalty)
-        return model.fit(inputs[first:], truth[first:])
+        return model.fit(inputs[first:], targets[first:])
 
     def quality(penalty: float) -> NDArray[Any]:
-        guess, right = fitted(penalty, held_out).predict(inputs[:held_out]), truth[:held_out]
-        return guess == right if task.labels else -np.square(guess - right)
+        predicted, expected = fit(penalty, held_out).predict(inputs[:held_out]), targets[:held_out]
+        return predicted == expected if task.labels else -np.square(predicted - expected)
 
-    # With nothing to choose by, a strong penalty is safe.
+    # Without held-out rows to choose by, a strong penalty is safe.
     best = careful = PENALTIES[0]
-    if held_out and len(np.unique(truth[held_out:])) > 1:
-        best, careful = _penalties(quality)
-    heads = {each: _unscaled(fitted(each), scaler, len(task.labels)) for each in {best, careful}}
+    if held_out and len(np.unique(targets[held_out:])) > 1:
+        best, careful = _choose_penalties(quality)
+    heads = {penalty: _as_linear_map(fit(penalty), scaler, len(task.labels)) for penalty in {best, careful}}
     return heads[best], heads[careful]
 
 
-def _sample(truth: NDArray[Any], are_classes: bool, seed: int) -> NDArray[np.int64]:
-    """Rows to fit on, in random order: any, but of no class fewer than `FEWEST` where it has them and all fit in."""
-    order = rng.permutation(rng.fold_in(seed, "", "data", "head"), len(truth))
+def _sample(targets: NDArray[Any], are_classes: bool, seed: int) -> NDArray[np.int64]:
+    """Rows to fit on, in random order; `MIN_CLASS_EXAMPLES` of every class come before more of any."""
+    order = rng.permutation(rng.fold_in(seed, "", "data", "head"), len(targets))
     if not are_classes:
         return order[:HEAD_EXAMPLES]
-    found = truth[order]
-    by_class = np.argsort(found, kind="stable")
-    before = np.empty(len(order), dtype=np.int64)
-    before[by_class] = np.arange(len(order)) - np.searchsorted(found[by_class], found[by_class])
-    first = np.argsort(np.minimum(before, FEWEST), kind="stable")[:HEAD_EXAMPLES]
-    return order[np.sort(first)]
+    classes = targets[order]
+    by_class = np.argsort(classes, kind="stable")
+    # For each row, the number of rows of its class before it.
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[by_class] = np.arange(len(order)) - np.searchsorted(classes[by_class], classes[by_class])
+    positions = np.argsort(np.minimum(rank, MIN_CLASS_EXAMPLES), kind="stable")[:HEAD_EXAMPLES]
+    return order[np.sort(positions)]
 
 
-def _penalties(quality: Callable[[float], NDArray[Any]]) -> tuple[float, float]:
+def _choose_penalties(quality: Callable[[float], NDArray[Any]]) -> tuple[float, float]:
     """The best penalty by the mean quality of held-out rows, and the strongest within one standard error of it."""
-    found = np.array([quality(each) for each in PENALTIES], dtype=np.float64)
-    means = found.mean(1)
+    qualities = np.array([quality(penalty) for penalty in PENALTIES], dtype=np.float64)
+    means = qualities.mean(1)
     best = int(np.argmax(means))
-    error = found[best].std() / np.sqrt(found.shape[1])
+    error = qualities[best].std() / np.sqrt(qualities.shape[1])
     return PENALTIES[best], PENALTIES[int(np.argmax(means >= means[best] - error))]
 
 
-def _unscaled(found: Any, scaler: Any, classes: int) -> FittedHead:
-    """A fitted regression as a linear map of the inputs as they were, with a row for every class, or one without."""
-    weight, bias = np.atleast_2d(found.coef_), np.atleast_1d(found.intercept_)
+def _as_linear_map(regression: Any, scaler: Any, classes: int) -> FittedHead:
+    """A fitted regression as a map of the inputs before scaling: a row for each class, or one row without classes."""
+    weight, bias = np.atleast_2d(regression.coef_), np.atleast_1d(regression.intercept_)
     if classes and len(weight) == 1:
         # Two classes share one row of coefficients: the logit of the second over the first.
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    present = found.classes_ if classes else [0]
+    present = regression.classes_ if classes else [0]
     full_weight = np.zeros((classes or 1, weight.shape[1]))
+    # A class without examples in the sample is never predicted.
     full_bias = np.full(classes or 1, bias.min() - 1.0)
     full_weight[present] = weight / scaler.scale_
     full_bias[present] = bias - (weight / scaler.scale_) @ scaler.mean_
     return FittedHead(full_weight, full_bias)
 
 
+def _sample_inputs(
+    task: Task, base: BaseModel, train: Features, sample: NDArray[np.int64], batch_size: int
+) -> NDArray[np.float64] | None:
+    """The head's inputs for a sample of the examples, `(sample, width)`, or None; see `_inputs`."""
+    inputs = None
+    for rows in batches.evaluation_batches(train.lengths[sample], batch_size):
+        vectors = _inputs(base, task.collate(base, train, sample[rows].tolist(), training=False))
+        if vectors is None:
+            return None
+        inputs = np.zeros((len(sample), vectors.shape[1])) if inputs is None else inputs
+        inputs[rows] = vectors
+    return inputs
+
+
 def _inputs(base: BaseModel, batch: Batch) -> NDArray[np.float64] | None:
-    """The head's inputs for a batch, `(examples, width)`, or None if they are not one vector an example."""
-    layer = _entrance(base.model)
-    if layer is None:
+    """The head's inputs for a batch, `(examples, width)`, or None if they are not one vector per example."""
+    module = _input_module(base.model)
+    if module is None:
         return None
     device = next(base.model.parameters()).device
     captured: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda module, args: captured.append(args[0]))
+    handle = module.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
     was_training = base.model.training
     base.model.eval()
     try:
@@ -195,32 +207,33 @@ def _inputs(base: BaseModel, batch: Batch) -> NDArray[np.float64] | None:
     finally:
         handle.remove()
         base.model.train(was_training)
-    vectors = _pooled(layer, captured[0], batch.inputs.get("attention_mask"))
+    vectors = _pooled(module, captured[0], batch.inputs.get("attention_mask"))
     return None if vectors is None else vectors.double().cpu().numpy()
 
 
 def _heads(model: nn.Module) -> list[nn.Module]:
-    """The modules with numbers beside the backbone, in the order of the forward as far as names tell."""
-    inside = backbone_prefix(model).removesuffix(".")
-    if not inside:
+    """The modules with parameters beside the backbone, in the order of their definition."""
+    backbone = backbone_prefix(model).removesuffix(".")
+    if not backbone:
         return []
-    return [child for name, child in model.named_children() if name != inside and any(True for _ in child.parameters())]
+    children = [child for name, child in model.named_children() if name != backbone]
+    return [child for child in children if any(True for _ in child.parameters())]
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:
-    """The modules of the heads that have numbers of their own."""
-    inside = (module for head in _heads(model) for module in head.modules())
-    return [module for module in inside if any(True for _ in module.parameters(recurse=False))]
+    """The modules of the heads that hold parameters themselves."""
+    modules = (module for head in _heads(model) for module in head.modules())
+    return [module for module in modules if any(True for _ in module.parameters(recurse=False))]
 
 
-def _entrance(model: nn.Module) -> nn.Module | None:
-    """The module whose inputs a linear head would read: the head's only layer, or else all of the first head."""
+def _input_module(model: nn.Module) -> nn.Module | None:
+    """The module whose inputs a linear head would read: the head's only layer, or else the whole first head."""
     layers = _layers(model)
     return layers[0] if len(layers) == 1 else next(iter(_heads(model)), None)
 
 
 def _pooled(module: nn.Module, hidden: Tensor, attention_mask: Tensor | None) -> Tensor | None:
-    """One vector an example: transformers' linear heads read the last token, its head blocks the first."""
+    """One vector per example: transformers' linear heads read the last token, its head blocks the first."""
     if hidden.ndim == 2:
         return hidden
     if attention_mask is None or attention_mask.shape != hidden.shape[:2]:

@@ -1,7 +1,7 @@
-"""Fitted heads of earlier runs, in the user's cache: what several runs on the same base and data have in common.
+"""Fitted heads of earlier runs, in the user's cache, for other runs on the same base and data.
 
-One task is seldom trained once: methods, ranks and rates are compared, and each run would fit the same head first. A
-head is found again by a digest of all that it follows from: every weight, every token, the settings and the versions.
+A task is seldom trained only once: methods, ranks and rates are compared, and each run would fit the same head first. A
+cached head is identified by a digest of all that decides it: every weight, every token, the settings and the versions.
 Images and recordings are read too late for that, and the code of a repository may change; their heads are fitted anew.
 """
 
@@ -30,17 +30,17 @@ from capaft.tasks.base.features import Features
 from capaft.tasks.base.task import Task
 from capaft.training.setup.fitted_head import FittedHead
 
-# Of some kilobytes each; the oldest go first.
+# A few kilobytes each; beyond this many, the oldest are removed.
 KEPT_STARTS = 256
 
 
 @dataclass(frozen=True)
 class Start:
-    """What fitting gave a run.
+    """The outcome of fitting a head.
 
     Attributes:
-        head: where training starts.
-        baseline: score of the frozen base under the best head; None where it was not asked for.
+        head: the head that training starts from.
+        baseline: score of the frozen base under the best head; None if it was not measured.
     """
 
     head: FittedHead
@@ -48,18 +48,18 @@ class Start:
 
 
 def start_key(task: Task, base: BaseModel, examples: Iterable[Features], settings: Mapping[str, Any]) -> str | None:
-    """The digest that a start is found again by, or None if not all that it follows from can be told in time.
+    """The digest of all that decides a start, or None if some of it is read too late.
 
     Args:
         task: the task.
         base: the base model, as loaded.
-        examples: those that the head is fitted on, and those that it is scored on.
-        settings: whatever else the numbers depend on.
+        examples: those that the head is fitted on, and those that it is scored on, if any.
+        settings: everything else that decides the head or its score.
     """
     import transformers
 
     examples = list(examples)
-    if not all(isinstance(each, list) for part in examples for each in part.inputs.values()):
+    if not all(isinstance(column, list) for features in examples for column in features.inputs.values()):
         return None
     made_with = {
         "capaft": capaft.__version__,
@@ -71,21 +71,22 @@ def start_key(task: Task, base: BaseModel, examples: Iterable[Features], setting
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
     model, processor = base.model, base.processor
-    state = hashlib.blake2b(digest_size=16)
-    state.update(json.dumps([made_with, settings, task.name, task.labels, task.metric, task.options()]).encode())
-    state.update(f"{type(model)} {model.config.to_json_string(use_diff=False)}".encode())
-    state.update(f"{getattr(processor, 'pad_token_id', None)} {getattr(processor, 'padding_side', None)}".encode())
-    for part in examples:
-        state.update(json.dumps([part.inputs, part.lengths.tolist(), part.references.tolist()]).encode())
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps([made_with, settings, task.name, task.labels, task.metric, task.options()]).encode())
+    digest.update(f"{type(model)} {model.config.to_json_string(use_diff=False)}".encode())
+    digest.update(f"{getattr(processor, 'pad_token_id', None)} {getattr(processor, 'padding_side', None)}".encode())
+    for features in examples:
+        content = [features.inputs, features.lengths.tolist(), features.references.tolist()]
+        digest.update(json.dumps(content).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if isinstance(tensor, torch.Tensor):
-            state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return state.hexdigest()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def cached_start(key: str) -> Start | None:
-    """What an earlier run kept under a key, or None."""
+    """The start that an earlier run kept under a key, or None."""
     with suppress(OSError, ValueError, KeyError, SafetensorError):
         tensors = safetensors.numpy.load(_path(key).read_bytes())
         baseline = tensors.get("baseline")
@@ -96,14 +97,15 @@ def cached_start(key: str) -> Start | None:
 
 
 def keep_start(key: str, start: Start) -> None:
-    """Keep a start for later runs, if the cache can be written to; a run does not need it."""
+    """Keep a start for later runs; do nothing if the cache cannot be written, since no run depends on it."""
     tensors = {"weight": start.head.weight, "bias": start.head.bias}
     if start.baseline is not None:
         tensors["baseline"] = np.array(start.baseline)
     with suppress(OSError, ValueError, TrainingError):
         path = _path(key)
         write_atomically(path, safetensors.numpy.save({name: np.ascontiguousarray(t) for name, t in tensors.items()}))
-        for old in sorted(_all(path.parent), key=lambda each: each.stat().st_mtime, reverse=True)[KEPT_STARTS:]:
+        newest_first = sorted(_all(path.parent), key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in newest_first[KEPT_STARTS:]:
             old.unlink(missing_ok=True)
 
 

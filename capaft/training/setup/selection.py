@@ -1,7 +1,7 @@
-"""The rows that a task trains on and those it is scored on: which split they are of, their columns, what is left out.
+"""The rows that a task trains on and those it is scored on: their split, their columns, and those left out.
 
-Rows that lack what goes in or what should come out are left out here, once and for every task. What capaft decides
-about the data is told in lines.
+Rows that lack an input or a target are left out here, once and for every task. Each decision about the data is reported
+in a line.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -38,45 +38,58 @@ class Selection:
     columns: Columns
 
 
+class RunSelections(NamedTuple):
+    """The rows of a run.
+
+    Attributes:
+        train: the training rows.
+        validation: the validation rows.
+        labelled: the rows whose labels are the task's: the training rows, or all rows where validation rows were set
+            aside from them, since a scarce label may then be in either part.
+    """
+
+    train: Selection
+    validation: Selection
+    labelled: Selection
+
+
 def load_splits(config: TrainConfig, say: Say) -> Splits:
-    """The configured data set, or the embedded one.
+    """Load the configured data set, or the embedded one.
 
     Raises:
         UsageError: it cannot be read.
     """
-    wanted = WantedSplits(config.train_split, config.eval_split)
+    names = WantedSplits(config.train_split, config.eval_split)
     if config.data is None or (config.data == DEMO and not Path(DEMO).exists()):
-        return choose_splits(demo_examples(), wanted)
-    return load_data(config.data, wanted, say=say)
+        return choose_splits(demo_examples(), names)
+    return load_data(config.data, names, say=say)
 
 
-def select_for_training(
-    kind: type[Task], source: Splits, config: TrainConfig, say: Say
-) -> tuple[Selection, Selection, Selection]:
-    """The training rows, the validation rows, and those whose labels are the task's.
-
-    The last are the training rows; or all rows, where the source has no validation split and some are set aside: what
-    is scarce may then be in either part.
+def select_for_training(kind: type[Task], source: Splits, config: TrainConfig, say: Say) -> RunSelections:
+    """Select the training rows and the validation rows, which are set aside if the source has no split for them.
 
     Raises:
-        UsageError: the columns cannot be told, or no row is left.
+        UsageError: the columns cannot be determined, or no row is left.
     """
     assert source.train is not None
-    given = given_columns(config)
-    columns = kind.recognise(source.train, given)
+    named = given_columns(config)
+    columns = kind.recognise(source.train, named)
     train = _usable(kind, source.train, columns, config, "training rows", say)
     if source.evaluation is not None:
-        known = _Known(
-            column_settings(kind, columns), present_columns(source.evaluation, given), columns.label is not None
+        hints = _ColumnHints(
+            expected=column_settings(kind, columns),
+            named=present_columns(source.evaluation, named),
+            expects_labels=columns.label is not None,
         )
-        validation = _scored(kind, source, known, config, say, asked=config.eval_split is not None)
+        is_requested = config.eval_split is not None
+        validation = _select_evaluation(kind, source, hints, config, say, is_requested=is_requested)
         if validation is not None:
             if source.name != VALIDATION:
                 say(f"validation is the split {source.name}, {len(validation.rows)} rows")
-            return train, validation, train
-    first, second = hold_out(config.data or DEMO, train.rows, config.validation_split, config.seed)
-    say(f"there is no validation split; {len(second)} of {len(train.rows)} training rows are set aside")
-    return Selection(first, columns), Selection(second, columns), train
+            return RunSelections(train, validation, labelled=train)
+    train_rows, validation_rows = hold_out(config.data or DEMO, train.rows, config.validation_split, config.seed)
+    say(f"there is no validation split; {len(validation_rows)} of {len(train.rows)} training rows are set aside")
+    return RunSelections(Selection(train_rows, columns), Selection(validation_rows, columns), labelled=train)
 
 
 def select_for_scoring(
@@ -86,134 +99,146 @@ def select_for_scoring(
     named: Mapping[str, str | None],
     say: Say,
     *,
-    asked: bool,
+    is_requested: bool,
 ) -> Selection:
-    """The rows to score a trained task on: the split that validates, or else the training rows.
+    """Select the rows to score a trained task on: the evaluation split, or else the training rows.
 
     Args:
-        task: what was trained.
+        task: the trained task.
         source: the data set.
-        config: the run's settings, whose columns are taken where the rows have such.
-        named: the columns that the user names.
-        say: told one line for each decision.
-        asked: the user asks for that split.
+        config: the run's settings, whose columns are used where the rows have them.
+        named: the columns that the user names, by role.
+        say: called with a line for each decision.
+        is_requested: True if the user asks for that split.
 
     Raises:
-        UsageError: the columns cannot be told, or no row is left.
+        UsageError: the columns cannot be determined, or no row is left.
     """
     kind = type(task)
     config = with_task_options(config, task)
-    usual = given_columns(config)
-    known = _Known(usual, named, _has_labels(kind, source.train, usual, named))
+    hints = _ColumnHints(expected=given_columns(config), named=named)
+    if source.train is not None:
+        hints = replace(hints, expects_labels=_has_labels(kind, source.train, hints))
     if source.evaluation is not None:
-        found = _scored(kind, source, known, config, say, asked=asked or source.train is None)
-        if found is not None:
+        is_requested = is_requested or source.train is None
+        selection = _select_evaluation(kind, source, hints, config, say, is_requested=is_requested)
+        if selection is not None:
             say(f"scored on the split {source.name}")
-            return found
+            return selection
     assert source.train is not None
-    return _usable(kind, source.train, _columns(kind, source.train, known), config, "rows", say)
+    return _usable(kind, source.train, hints.recognise(kind, source.train), config, "rows", say)
 
 
 def given_columns(config: TrainConfig) -> dict[str, str | None]:
-    """The columns that the user named, by role."""
+    """The columns that the settings name, by role."""
     return {"text": config.text_column, "pair": config.pair_column, "label": config.label_column}
 
 
 def column_settings(kind: type[Task], columns: Columns) -> dict[str, str | None]:
-    """How a user would name these columns, by role.
+    """The settings that name these columns, by role.
 
-    Those of generation are not named: one split may have a target, and another references that go before it.
+    For generation there are none: one split may have a target, and another references, which take precedence.
     """
     if issubclass(kind, Generation):
         return {}
     return {"text": columns.text, "pair": columns.pair, "label": columns.label or ",".join(columns.choices) or None}
 
 
-def present_columns(rows: Dataset, given: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Those of the named columns, or names within one, that a split has: a second one may call some otherwise."""
-    known = {*rows.column_names, *(name.rpartition(".")[2] for name in rows.flatten().column_names)}
+def present_columns(rows: Dataset, named: Mapping[str, str | None]) -> dict[str, str | None]:
+    """The named columns, or fields within one, that a split has, by role; None for those it has not."""
+    present = {*rows.column_names, *(name.rpartition(".")[2] for name in rows.flatten().column_names)}
 
-    def is_there(name: str | None) -> bool:
+    def is_present(name: str | None) -> bool:
         # Labels that have a column each are named in one list.
-        return name in known or (name is not None and known >= {each.strip() for each in name.split(",")})
+        return name in present or (name is not None and present >= {part.strip() for part in name.split(",")})
 
-    found = {role: name if is_there(name) else None for role, name in given.items()}
-    # Half of a pair would be taken for a text of its own.
-    return found | {"text": None} if given.get("pair") and not found["pair"] else found
+    columns = {role: name if is_present(name) else None for role, name in named.items()}
+    # Half of a pair would be mistaken for a single text.
+    return columns | {"text": None} if named.get("pair") and not columns["pair"] else columns
 
 
 def with_task_options(config: TrainConfig, task: Task) -> TrainConfig:
-    """The configuration with the task's fields that are settings of that name."""
-    settings = {each.name for each in fields(config)}
-    return replace(config, **{each.name: getattr(task, each.name) for each in fields(task) if each.name in settings})
+    """The configuration with the task's options as its settings of the same names."""
+    settings = {field.name for field in fields(config)}
+    options = [field.name for field in fields(task) if field.name in settings]
+    return replace(config, **{name: getattr(task, name) for name in options})
 
 
 @dataclass(frozen=True)
-class _Known:
-    """What helps to tell the columns of a split that is scored.
+class _ColumnHints:
+    """Hints for recognising the columns of a split, which may have too few rows to show them.
 
     Attributes:
-        usual: names that the training rows have, by role.
-        named: names that the user gave, which count for more.
-        labelled: the training rows have labels.
+        expected: columns of the training rows, by role; the split may have others.
+        named: columns that the user names, by role, which override the expected ones.
+        expects_labels: True if the training rows have labels.
     """
 
-    usual: Mapping[str, str | None]
+    expected: Mapping[str, str | None]
     named: Mapping[str, str | None]
-    labelled: bool
+    expects_labels: bool = False
+
+    def recognise(self, kind: type[Task], rows: Dataset) -> Columns:
+        """The columns of a split: the expected ones if it has them and they fit, else any that fit.
+
+        Raises:
+            UsageError: the columns cannot be determined.
+        """
+        named = {role: name for role, name in self.named.items() if name is not None}
+        try:
+            return kind.recognise(rows, present_columns(rows, self.expected) | named)
+        except UsageError:
+            return kind.recognise(rows, named)
 
 
-def _columns(kind: type[Task], rows: Dataset, known: _Known) -> Columns:
-    """The columns that training rows have, if they are there and fit; a few rows alone may not tell them."""
-    named = {role: name for role, name in known.named.items() if name is not None}
+def _has_labels(kind: type[Task], rows: Dataset, hints: _ColumnHints) -> bool:
+    """True if the rows have a column of labels that can be determined."""
     try:
-        return kind.recognise(rows, present_columns(rows, known.usual) | named)
-    except UsageError:
-        return kind.recognise(rows, named)
-
-
-def _has_labels(
-    kind: type[Task], rows: Dataset | None, usual: Mapping[str, str | None], named: Mapping[str, str | None]
-) -> bool:
-    """Whether rows have a column of labels that can be told."""
-    try:
-        return rows is not None and _columns(kind, rows, _Known(usual, named, False)).label is not None
+        return hints.recognise(kind, rows).label is not None
     except UsageError:
         return False
 
 
-def _scored(
-    kind: type[Task], source: Splits, known: _Known, config: TrainConfig, say: Say, *, asked: bool
+def _select_evaluation(
+    kind: type[Task], source: Splits, hints: _ColumnHints, config: TrainConfig, say: Say, *, is_requested: bool
 ) -> Selection | None:
-    """The rows of the split that validates; None for a test split that nobody asks for and whose labels are withheld.
+    """Select the rows of the evaluation split; None if it is a test split without labels that was not requested.
 
     Raises:
-        UsageError: the columns cannot be told, or no row is left.
+        UsageError: the columns cannot be determined, or no row is left.
     """
     assert source.evaluation is not None
+    # Published test splits often withhold their labels, so one that was found by its name alone may be skipped.
+    may_skip = source.name == _TEST and not is_requested
     try:
-        columns = _columns(kind, source.evaluation, known)
-        if columns.label is None and known.labelled and source.name == _TEST and not asked:
+        columns = hints.recognise(kind, source.evaluation)
+        if may_skip and hints.expects_labels and columns.label is None:
             raise UsageError("it has no labels")
         return _usable(kind, source.evaluation, columns, config, "validation rows", say)
     except UsageError as error:
-        if source.name != _TEST or asked:
+        if not may_skip:
             raise
-        say(f"the test split is left aside: {error}")
+        say(f"the test split is skipped: {error}")
         return None
 
 
-def _usable(kind: type[Task], rows: Dataset, columns: Columns, config: TrainConfig, what: str, say: Say) -> Selection:
-    """The rows without those that lack what goes in or what should come out."""
+def _usable(
+    kind: type[Task], rows: Dataset, columns: Columns, config: TrainConfig, description: str, say: Say
+) -> Selection:
+    """The rows that have an input and a target.
+
+    Raises:
+        UsageError: there are none.
+    """
     usable = kind.usable(rows, columns, config)
-    read = [name for name in (columns.text, columns.pair, columns.label) if name is not None]
+    names = [name for name in (columns.text, columns.pair, columns.label) if name is not None]
     if len(rows) and not usable.any():
         raise UsageError(
-            f"none of the {len(rows)} {what} has a value in {' and '.join(map(repr, read))} (where labels are "
-            "withheld, they are -1); choose other columns with --text-column and --label-column, or other rows"
+            f"none of the {len(rows)} {description} has a value in {' and '.join(map(repr, names))} (withheld labels "
+            "are -1); choose other columns with --text-column and --label-column, or other rows"
         )
     if not usable.all():
         lost = int((~usable).sum())
-        say(f"{lost} of {len(rows)} {what} have no value in {' or '.join(map(repr, read))} and are left out")
+        say(f"{lost} of {len(rows)} {description} have no value in {' or '.join(map(repr, names))} and are left out")
     # Messages name rows by their numbers in the file.
     return Selection(with_row_numbers(rows).select(np.flatnonzero(usable)), columns)

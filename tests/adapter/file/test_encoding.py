@@ -1,4 +1,4 @@
-"""Laws of the stored numbers, over every save dtype: how far off, how large, and never anything worse."""
+"""Laws of stored parameters, over every save dtype: bounded errors, known sizes, nothing worse."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16
 }
 
 
-def numbers(largest: float = 6e4) -> Any:
+def float_arrays(largest: float = 6e4) -> Any:
     """Arrays of float32 of any shape, of magnitudes that every dtype can hold."""
     return SHAPES.flatmap(lambda shape: arrays(np.float32, shape, elements=st.floats(-largest, largest, width=32)))
 
@@ -50,29 +50,29 @@ def allowed(values: np.ndarray[Any, Any], dtype: SaveDtype) -> Any:
 
 
 @EVERY
-@given(values=numbers())
+@given(values=float_arrays())
 @settings(max_examples=40)
 @example(values=np.zeros((3, 5), np.float32))
 @example(values=np.full(200, 1e-44, np.float32))
 @example(values=np.array([2e-44, 1e-45, 0], np.float32))
 def test_the_error_is_bounded(dtype: SaveDtype, values: Any) -> None:
-    found = there_and_back(torch.from_numpy(values), dtype)
-    assert found.dtype == torch.float32
-    assert found.shape == values.shape
-    assert (abs(found.numpy().astype(np.float64) - values) <= allowed(values, dtype)).all()
+    restored = there_and_back(torch.from_numpy(values), dtype)
+    assert restored.dtype == torch.float32
+    assert restored.shape == values.shape
+    assert (abs(restored.numpy().astype(np.float64) - values) <= allowed(values, dtype)).all()
 
 
 @EVERY
-@given(values=numbers())
+@given(values=float_arrays())
 @settings(max_examples=40)
 def test_layout_is_what_encode_makes(dtype: SaveDtype, values: Any) -> None:
     stored = encode_tensor("x", torch.from_numpy(values), dtype)
-    found = {name: (SAFETENSORS_NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in stored.items()}
-    assert found == encoded_layout("x", values.shape, dtype)
+    layout = {name: (SAFETENSORS_NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in stored.items()}
+    assert layout == encoded_layout("x", values.shape, dtype)
 
 
 @EVERY
-@given(values=numbers())
+@given(values=float_arrays())
 @settings(max_examples=40)
 def test_a_naive_reader_finds_the_same(dtype: SaveDtype, values: Any) -> None:
     stored = encode_tensor("x", torch.from_numpy(values), dtype)
@@ -82,7 +82,7 @@ def test_a_naive_reader_finds_the_same(dtype: SaveDtype, values: Any) -> None:
 
 
 @EVERY
-@given(values=numbers())
+@given(values=float_arrays())
 @settings(max_examples=40)
 def test_storing_again_changes_nothing_more(dtype: SaveDtype, values: Any) -> None:
     once = there_and_back(torch.from_numpy(values), dtype)
@@ -93,7 +93,7 @@ def test_storing_again_changes_nothing_more(dtype: SaveDtype, values: Any) -> No
 @EVERY
 @pytest.mark.parametrize("count", [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 2 * BLOCK + 1])
 def test_block_edges(dtype: SaveDtype, count: int) -> None:
-    """A block does not feel the numbers of its neighbours, large ones least of all."""
+    """A block does not depend on the values of its neighbours, least of all on large ones."""
     small, large = torch.full((BLOCK,), 0.25), torch.full((BLOCK,), 1000.0)
     values = torch.cat([small, large, small])[:count]
     assert torch.allclose(there_and_back(values, dtype), values, rtol=1e-6)
@@ -107,9 +107,9 @@ def test_zeros_stay_zeros(dtype: SaveDtype) -> None:
 @EVERY
 def test_the_largest_number_of_a_block_keeps_its_sign(dtype: SaveDtype) -> None:
     values = torch.tensor([-7.0, 7.0, -3.5, 0.0, 1.0])
-    found = there_and_back(values, dtype)
-    assert found[:2].tolist() == pytest.approx([-7, 7], rel=1e-6)
-    assert found[3] == 0
+    restored = there_and_back(values, dtype)
+    assert restored[:2].tolist() == pytest.approx([-7, 7], rel=1e-6)
+    assert restored[3] == 0
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,9 @@ def test_the_largest_number_of_a_block_keeps_its_sign(dtype: SaveDtype) -> None:
     ],
 )
 def test_golden_integers(dtype: SaveDtype, stored: dict[str, list[float]]) -> None:
-    found = encode_tensor("x", torch.tensor([7.0, -3.55, 0.0, 1.0, 0.05]), dtype)
-    assert set(found) == set(stored)
-    for name, tensor in found.items():
+    encoded = encode_tensor("x", torch.tensor([7.0, -3.55, 0.0, 1.0, 0.05]), dtype)
+    assert set(encoded) == set(stored)
+    for name, tensor in encoded.items():
         assert tensor.tolist() == pytest.approx(stored[name])
 
 

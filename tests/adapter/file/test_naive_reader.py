@@ -1,4 +1,4 @@
-"""docs/adapter-format.md is enough: a reader written from it alone finds the updates that capaft finds."""
+"""docs/adapter-format.md is enough: a reader written from it alone computes the same updates as capaft."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ from transformers import (
 
 import capaft
 from capaft.adapter.file.encoding import SAVE_DTYPES
-from capaft.adapter.file.save_load import TaskRecord, restore_parameters, save
+from capaft.adapter.file.header import TaskRecord
+from capaft.adapter.file.save_load import restore_parameters, save
 from capaft.methods.registry import HOSTS as HOST_CLASSES
 from capaft.model.origin import Origin
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "adapter-format.md").read_text(encoding="utf-8")
 
-NUMBERS: dict[str, dict[str, Any]] = {
+COEFFICIENTS: dict[str, dict[str, Any]] = {
     "dense": {},
     "uniform": {"k": (7, 5), "basis": "uniform"},
     "hadamard": {"k": (7, 5), "basis": "hadamard"},
@@ -51,11 +52,11 @@ COPIES: dict[str, dict[str, Any]] = {
 }
 
 
-Found = tuple[PreTrainedModel, str, dict[str, Tensor]]
+Case = tuple[PreTrainedModel, str, dict[str, Tensor]]
 
 
-def bert() -> Found:
-    """A model, a target pattern, and the weight `(out, in)` of every site that it should find; three shapes of site."""
+def bert() -> Case:
+    """A model, a target pattern, and the weight `(out, in)` of every site that it matches; three shapes of site."""
     config = BertConfig(
         vocab_size=32, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40, num_labels=3
     )
@@ -70,8 +71,8 @@ def bert() -> Found:
     return model, r"re:(self\.(query|value)|1\.(intermediate|output)\.dense)$", weights
 
 
-def gpt2() -> Found:
-    """Query and value lie side by side in one transposed weight."""
+def gpt2() -> Case:
+    """Query and value are parts of one transposed weight."""
     config = GPT2Config(vocab_size=20, n_positions=8, n_embd=32, n_layer=2, n_head=2, num_labels=3, pad_token_id=0)
     model = GPT2ForSequenceClassification(config)
     weights = {}
@@ -81,8 +82,8 @@ def gpt2() -> Found:
     return model, "qv", weights
 
 
-def neox() -> Found:
-    """Every head holds its query, key and value side by side."""
+def neox() -> Case:
+    """The query, key and value of each head are adjacent in one weight."""
     config = GPTNeoXConfig(
         vocab_size=20, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=40
     )
@@ -92,7 +93,7 @@ def neox() -> Found:
     return model, "kv", {f"layers.0.attention.query_key_value#{part}": rows[part] for part in "kv"}
 
 
-def others() -> Found:
+def others() -> Case:
     """Linear layers beside embeddings of the same shape but another fan-in, and a kernel."""
     model = bert()[0]
     model.bert.encoder.conv = nn.Conv2d(4, 6, (2, 3))
@@ -127,17 +128,17 @@ def sites_of(weights: dict[str, Tensor], ends: str = "nothing") -> list[Site]:
 
 
 def compare(adapter: capaft.Adapter, path: Path, sites: list[Site], weights: dict[str, Tensor]) -> None:
-    """Both readers find the same factors, and the same weights if weights are what the host changes."""
-    header, numbers = naive_reader.read(path.read_bytes())
-    found = naive_reader.factors(header, numbers, sites)
+    """Both readers compute the same factors, and the same weights if the host changes weights."""
+    header, parameters = naive_reader.read(path.read_bytes())
+    naive_factors = naive_reader.factors(header, parameters, sites)
     host, by_path = adapter.plan.stack.host, {site.path: site for site in sites}
     assert host is not None
-    assert [site.path for site in adapter.plan.sites] == sorted(found)
+    assert [site.path for site in adapter.plan.sites] == sorted(naive_factors)
     for site, factors in adapter.factors_of_sites():
-        naive = found[site.path]
+        naive = naive_factors[site.path]
         assert list(naive) == [factor.name for factor in host.factors(site)]
-        for factor, wanted in zip(factors, naive.values(), strict=True):
-            np.testing.assert_allclose(factor.numpy(), wanted, rtol=1e-5, atol=3e-6 * abs(wanted).max())
+        for factor, slow in zip(factors, naive.values(), strict=True):
+            np.testing.assert_allclose(factor.numpy(), slow, rtol=1e-5, atol=3e-6 * abs(slow).max())
         if host.unmergeable:
             continue
         weight = weights[site.path].detach().double()
@@ -147,24 +148,24 @@ def compare(adapter: capaft.Adapter, path: Path, sites: list[Site], weights: dic
 
 
 @pytest.mark.parametrize("architecture", MODELS)
-@pytest.mark.parametrize(("numbers", "copies"), list(product(NUMBERS, COPIES)))
-def test_both_readers_find_the_same_updates(architecture: str, numbers: str, copies: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("coefficients", "copies"), list(product(COEFFICIENTS, COPIES)))
+def test_both_readers_find_the_same_updates(architecture: str, coefficients: str, copies: str, tmp_path: Path) -> None:
     model, targets, weights = MODELS[architecture]()
     base, path = copy.deepcopy(model), tmp_path / "adapter.safetensors"
-    method = "+".join(["lora", *["nola"][: numbers != "dense"], *["capaboost"][: copies != "plain"]])
+    method = "+".join(["lora", *["nola"][: coefficients != "dense"], *["capaboost"][: copies != "plain"]])
     head = [name for name, _ in model.named_parameters() if name.startswith(("classifier", "score"))]
-    options = NUMBERS[numbers] | COPIES[copies] | {"targets": targets, "head": head, "seed": 2**64 - 1}
+    options = COEFFICIENTS[coefficients] | COPIES[copies] | {"targets": targets, "head": head, "seed": 2**64 - 1}
     fill(model, capaft.attach(model, method, rank=3, alpha=5, **options))
     for dtype in SAVE_DTYPES:
         save(model, path, dtype=dtype)
-        header, found = naive_reader.read(path.read_bytes())
+        header, parameters = naive_reader.read(path.read_bytes())
         naive_reader.check_base(header, {path: weight.detach().numpy() for path, weight in weights.items()})
         adapter = capaft.load(base, path)
         compare(adapter, path, sites_of(weights), weights)
         for name, parameter in adapter.trained(base).items():
             size = parameter.numel()
-            assert found[name][:size].tolist() == parameter.flatten().tolist()
-            assert len(found[name]) == size + (size % 2 if dtype == "int4" else 0)
+            assert parameters[name][:size].tolist() == parameter.flatten().tolist()
+            assert len(parameters[name]) == size + (size % 2 if dtype == "int4" else 0)
         capaft.detach(base)
 
 
@@ -200,40 +201,40 @@ def test_both_readers_find_the_same_head(method: str, options: dict[str, Any], d
     fill(model, adapter)
     save(model, path, dtype=dtype)
     restore_parameters(model, path)
-    header, numbers = naive_reader.read(path.read_bytes())
+    header, parameters = naive_reader.read(path.read_bytes())
     moved = ["classifier.dense.bias", "classifier.dense.weight", "classifier.out_proj.weight"]
     assert list(header["head"]["parameters"]) == moved
     naive_reader.check_head(header, {name: before[name].numpy().reshape(len(before[name]), -1) for name in moved})
     with pytest.raises(naive_reader.Damaged):
         naive_reader.check_head(header, {name: np.ones(header["head"]["parameters"][name]) for name in moved})
     sites = [Site(site.path, site.out_features, site.in_features) for site in adapter.plan.sites]
-    naive_reader.factors(header, numbers, sites)
-    found = naive_reader.head(header, numbers)
-    assert list(found) == moved
-    for name, change in found.items():
-        wanted = before[name].double().numpy() + change.reshape(tuple(before[name].shape))
+    naive_reader.factors(header, parameters, sites)
+    updates = naive_reader.head(header, parameters)
+    assert list(updates) == moved
+    for name, change in updates.items():
+        expected = before[name].double().numpy() + change.reshape(tuple(before[name].shape))
         layer = model.get_submodule(name.rpartition(".")[0])
         real = getattr(layer, name.rpartition(".")[2]).detach().numpy()
-        np.testing.assert_allclose(real, wanted, rtol=1e-5, atol=3e-6 * abs(wanted).max())
-    as_is = numbers["head:classifier.out_proj.bias"][:3]
-    assert as_is.tolist() == model.classifier.out_proj.bias.tolist()
+        np.testing.assert_allclose(real, expected, rtol=1e-5, atol=3e-6 * abs(expected).max())
+    direct = parameters["head:classifier.out_proj.bias"][:3]
+    assert direct.tolist() == model.classifier.out_proj.bias.tolist()
 
 
 def test_the_naive_reader_checks_the_head(tmp_path: Path) -> None:
     model, path = roberta(), tmp_path / "adapter.safetensors"
     capaft.attach(model, "lora", rank=2, head=["classifier.dense.weight"], head_mode="nola", head_k=6)
     save(model, path)
-    header, numbers = naive_reader.read(path.read_bytes())
+    header, parameters = naive_reader.read(path.read_bytes())
     sites = sites_of({f"encoder.layer.0.attention.self.{name}": torch.zeros(16, 16) for name in ("query", "value")})
-    naive_reader.factors(header, numbers, sites)
+    naive_reader.factors(header, parameters, sites)
     for change in ({"k": 70}, {"parameters": {"classifier.dense.weight": [16, 17]}}, {"k": 0}):
         other = copy.deepcopy(header)
         other["head"] |= change
         with pytest.raises(naive_reader.Damaged):
-            naive_reader.factors(other, numbers, sites)
+            naive_reader.factors(other, parameters, sites)
     header["head"]["k"] = 5
     with pytest.raises(naive_reader.Damaged):
-        naive_reader.head(header, numbers)
+        naive_reader.head(header, parameters)
 
 
 def test_a_frozen_head_has_no_numbers(tmp_path: Path) -> None:
@@ -241,10 +242,10 @@ def test_a_frozen_head_has_no_numbers(tmp_path: Path) -> None:
     weights = {n: p.detach().reshape(len(p), -1).numpy() for n, p in model.named_parameters() if n.startswith("class")}
     capaft.attach(model, "lora", rank=2, head=list(weights), head_mode="frozen")
     save(model, path)
-    header, numbers = naive_reader.read(path.read_bytes())
+    header, parameters = naive_reader.read(path.read_bytes())
     naive_reader.check_head(header, weights)
-    assert naive_reader.head(header, numbers) == {}
-    assert set(numbers) == {"down", "up"}
+    assert naive_reader.head(header, parameters) == {}
+    assert set(parameters) == {"down", "up"}
 
 
 HOSTS: dict[str, dict[str, Any]] = {
@@ -258,7 +259,7 @@ HOSTS: dict[str, dict[str, Any]] = {
     "parallel": {"bottleneck": 4, "scaling": 2, "targets": ""},
     "prefix": {"prefix_length": 3, "targets": ""},
 }
-# With the first, vectors of 32 entries are trained themselves, and those of 40 are not.
+# With the first, vectors of 32 entries are trained directly, and those of 40 are not.
 SCOPED = {"dense": {}} | {
     f"{basis}-{scope}": {"k": k, "basis": basis, "scope": scope}
     for scope in ("site", "model")
@@ -271,14 +272,14 @@ RESCALED = {"plain": {}} | {
 
 
 @pytest.mark.parametrize(
-    ("host", "numbers", "copies"),
-    [each for each in product(HOSTS, SCOPED, RESCALED) if each[2] == "plain" or not HOST_CLASSES[each[0]].narrow],
+    ("host", "coefficients", "copies"),
+    [case for case in product(HOSTS, SCOPED, RESCALED) if case[2] == "plain" or not HOST_CLASSES[case[0]].narrow],
 )
-def test_both_readers_agree_on_every_host(host: str, numbers: str, copies: str, tmp_path: Path) -> None:
+def test_both_readers_agree_on_every_host(host: str, coefficients: str, copies: str, tmp_path: Path) -> None:
     model, targets, weights = bert()
     path = tmp_path / "adapter.safetensors"
-    method = "+".join([host, *["nola"][: numbers != "dense"], *["capaboost"][: copies != "plain"]])
-    options = {"targets": targets, "seed": 3} | HOSTS[host] | SCOPED[numbers] | RESCALED[copies]
+    method = "+".join([host, *["nola"][: coefficients != "dense"], *["capaboost"][: copies != "plain"]])
+    options = {"targets": targets, "seed": 3} | HOSTS[host] | SCOPED[coefficients] | RESCALED[copies]
     adapter = capaft.attach(model, method, **options)
     fill(model, adapter)
     save(model, path)
@@ -294,7 +295,7 @@ def test_both_readers_agree_on_every_host(host: str, numbers: str, copies: str, 
 
 @pytest.mark.parametrize("model", [others, neox])
 @pytest.mark.parametrize("host", ["lora", "dora", "vera"])
-def test_whatever_the_layout_of_a_weight_it_is_a_matrix(host: str, model: Callable[[], Found], tmp_path: Path) -> None:
+def test_whatever_the_layout_of_a_weight_it_is_a_matrix(host: str, model: Callable[[], Case], tmp_path: Path) -> None:
     base, targets, weights = model()
     path = tmp_path / "adapter.safetensors"
     adapter = capaft.attach(base, f"{host}+nola", rank=2, k=(7, 5), targets=targets)
@@ -308,7 +309,8 @@ def test_whatever_the_layout_of_a_weight_it_is_a_matrix(host: str, model: Callab
 @pytest.mark.parametrize("host", ["head", "houlsby", "prefix"])
 def test_without_weights_for_sites_the_linear_layers_tell_the_base(host: str, tmp_path: Path) -> None:
     model, path = bert()[0], tmp_path / "adapter.safetensors"
-    linear = {name: each.weight.detach().numpy() for name, each in model.bert.named_modules() if is_linear(each)}
+    modules = model.bert.named_modules()
+    linear = {name: module.weight.detach().numpy() for name, module in modules if is_linear(module)}
     capaft.attach(model, host)
     save(model, path)
     naive_reader.check_base(naive_reader.read(path.read_bytes())[0], linear)
@@ -340,8 +342,8 @@ def example(tmp_path: Path) -> bytes:
     model = OneLayer()
     adapter = capaft.attach(model, "lora+nola+capaboost", rank=2, alpha=4, k=(3, 2), copies=2, density=0.7, seed=7)
     with torch.no_grad():
-        adapter.numbers["down"].copy_(torch.tensor([[0.5, -1.0, 0.25]]))
-        adapter.numbers["up"].copy_(torch.tensor([[1.0, -0.5]]))
+        adapter.role_parameters["down"].copy_(torch.tensor([[0.5, -1.0, 0.25]]))
+        adapter.role_parameters["up"].copy_(torch.tensor([[1.0, -0.5]]))
     task = TaskRecord("text-classification", ("bad", "très bon"), 128, "accuracy", {"problem": "single"})
     path = tmp_path / "adapter.safetensors"
     save(model, path, base=Origin("one-layer"), task=task)
@@ -354,8 +356,8 @@ def shown(values: Any) -> str:
 
 
 def worked_example(data: bytes) -> list[str]:
-    """Every figure of the document's example, as it is printed there."""
-    header, numbers = naive_reader.read(data)
+    """Every figure of the document's example, as printed there."""
+    header, parameters = naive_reader.read(data)
     length = int.from_bytes(data[:8], "little")
     outer = data[8 : 8 + length].decode()
     text = json.loads(outer)["__metadata__"]["capaft"]
@@ -381,9 +383,9 @@ def worked_example(data: bytes) -> list[str]:
         drawn = naive_reader.masks(header["method"], streams, n)
         lines += [f"G sqrt(3 k) = {(basis * np.sqrt(3 * k)).round().astype(int).tolist()}"]
         lines += [f"theta0 = {shown(initial)}"] if factor == "down" else []
-        lines += [f"theta0 + G c = {shown(initial + basis @ numbers[factor])}"]
+        lines += [f"theta0 + G c = {shown(initial + basis @ parameters[factor])}"]
         lines += [f"kept = {[np.flatnonzero(row).tolist() for row in drawn]}"]
-    parts = naive_reader.factors(header, numbers, SITES)["query"]
+    parts = naive_reader.factors(header, parameters, SITES)["query"]
     update = naive_reader.merged(header, WEIGHT, SITES[0], parts) - WEIGHT
     return lines + [f"dW[{i}] = {shown(row)}" for i, row in enumerate(update)]
 
@@ -400,7 +402,7 @@ def test_the_worked_example_fits_its_base_model(example: bytes) -> None:
         naive_reader.check_base(header, {"query": -WEIGHT})
 
 
-# What the naive reader refuses: its checks are real
+# The naive reader's checks work
 
 
 def test_no_byte_can_be_changed(example: bytes) -> None:
@@ -419,7 +421,7 @@ def test_no_other_sites_will_do(example: bytes, sites: list[Site]) -> None:
 
 @pytest.mark.parametrize(("entry", "value"), [("seed", 8), ("k", [4, 2]), ("copies", 3), ("masks", "partition")])
 def test_no_other_streams_will_do(example: bytes, entry: str, value: Any) -> None:
-    header, numbers = naive_reader.read(example)
+    header, parameters = naive_reader.read(example)
     (header if entry == "seed" else header["method"])[entry] = value
     with pytest.raises(naive_reader.Damaged):
-        naive_reader.factors(header, numbers, SITES)
+        naive_reader.factors(header, parameters, SITES)

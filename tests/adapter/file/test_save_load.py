@@ -1,4 +1,4 @@
-"""The adapter file keeps what was trained, and no file, however damaged or hostile, does harm or loads wrong."""
+"""The adapter file keeps what was trained, and no file, however damaged or hostile, does harm or loads wrongly."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ from transformers import BertConfig, BertModel
 import capaft
 from capaft.adapter.attach import Adapter
 from capaft.adapter.file.encoding import SAVE_DTYPES, SaveDtype, decode_tensor, encode_tensor
-from capaft.adapter.file.save_load import FORMAT, AdapterFile, TaskRecord, load, read, restore_parameters, save
+from capaft.adapter.file.header import FORMAT, TaskRecord
+from capaft.adapter.file.save_load import AdapterFile, load, read, restore_parameters, save
 from capaft.factors import rng
 from capaft.model.origin import Origin
 from capaft.support import files
@@ -70,7 +71,7 @@ STACKS: dict[str, dict[str, Any]] = {
 
 
 def adapted(method: str = "nola", model: nn.Module | None = None, **options: Any) -> Any:
-    """A model with an adapter and a head, both of numbers as training might leave them."""
+    """A model with an adapter and a head, both with values as training might leave them."""
     model = bert() if model is None else model
     adapter = capaft.attach(model, method, **({"rank": 3, "k": 9, "head": HEAD} | options))
     scramble(adapter)
@@ -85,7 +86,7 @@ def _full_name(model: nn.Module, canonical: str) -> str:
     return canonical if canonical in names else f"bert.{canonical}"
 
 
-def numbers(model: nn.Module) -> dict[str, Tensor]:
+def trained_values(model: nn.Module) -> dict[str, Tensor]:
     (adapter,) = capaft.adapters(model).values()
     return {key: parameter.detach().clone() for key, parameter in adapter.trained(model).items()}
 
@@ -101,7 +102,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A small file that is in order, to be spoilt."""
+    """A small valid file, to be spoilt."""
     path = tmp_path_factory.mktemp("good") / "adapter.safetensors"
     save(adapted(), path, base=Origin("tiny"), task=TASK)
     return path.read_bytes()
@@ -118,15 +119,17 @@ def test_round_trip(stack: str, dtype: SaveDtype, path: Path) -> None:
     file = read(path)
     assert size == file.size == path.stat().st_size
     assert (file.base, file.task) == (Origin("tiny", "main"), TASK)
+    # The same values in the same order.
+    assert json.dumps(file.header.record()) == json.dumps(unpack(path.read_bytes())[0])
     adapter = load(fresh, path)
     plan = capaft.adapters(model)["default"].plan
     assert (adapter.plan.stack, adapter.plan.seed, adapter.plan.targets) == (plan.stack, plan.seed, plan.targets)
     assert (adapter.plan.sites, adapter.plan.trained) == (plan.sites, plan.trained)
     stored = {
         key: decode_tensor(key, encode_tensor(key, n, dtype), tuple(n.shape), dtype)
-        for key, n in numbers(model).items()
+        for key, n in trained_values(model).items()
     }
-    assert equal(numbers(fresh), stored)
+    assert equal(trained_values(fresh), stored)
     restore_parameters(model, path)
     assert torch.equal(logits(fresh), logits(model))
     # What came back is saved as the same file.
@@ -159,9 +162,9 @@ def test_any_text_comes_back(
     ("options", "message"),
     [
         ({str(number): number for number in range(33)}, "a task has more than 32 options"),
-        ({"a": [1]}, "the task's option a is no text, number or truth value"),
+        ({"a": [1]}, "the task's option a is not a text, number or truth value"),
         ({"a": float("nan")}, "the task's option a is not finite"),
-        ({1: 1}, "the task's option 1 is no text"),
+        ({1: 1}, "the task's option 1 is not a text"),
     ],
 )
 def test_options_that_a_file_cannot_hold(options: Any, message: str, path: Path) -> None:
@@ -199,7 +202,7 @@ def _nested(name: str) -> nn.Module:
 
 
 def _one_layer() -> nn.ModuleDict:
-    """A base model of one layer, with numbers that do not depend on a generator."""
+    """A base model of one layer, with weights that do not depend on a generator."""
     layer = nn.Linear(6, 4, bias=False)
     with torch.no_grad():
         layer.weight.copy_((torch.arange(24) / 16 - 0.7).view(4, 6))
@@ -209,17 +212,17 @@ def _one_layer() -> nn.ModuleDict:
 def test_restore_refuses_another_adapter(path: Path) -> None:
     save(adapted(seed=1), path)
     model = adapted()
-    before = numbers(model)
-    with pytest.raises(AdapterFileError, match="not of the adapter"):
+    before = trained_values(model)
+    with pytest.raises(AdapterFileError, match="not a file of the attached adapter"):
         restore_parameters(model, path)
-    assert equal(numbers(model), before)
+    assert equal(trained_values(model), before)
 
 
 # The same adapter is the same file
 
 
 def golden(method: str, **options: Any) -> nn.Module:
-    """An adapter on a model whose every number comes from a seeded stream, so that its file never changes."""
+    """An adapter on a model whose every value comes from a seeded stream, so that its file never changes."""
     widths = {"query": (32, 32), "key": (32, 32), "value": (32, 40), "classifier": (32, 3)}
     model = nn.ModuleDict({name: nn.Linear(*width) for name, width in widths.items()})
     with torch.no_grad():
@@ -318,7 +321,7 @@ def test_the_header_stays_small_however_many_sites(targets: str, path: Path) -> 
     adapter = capaft.attach(model, "lora+nola+capaboost", rank=1, k=2, targets=targets)
     assert len(adapter.plan.sites) == {"qv": 120, "all-linear": 361}[targets]
     save(model, path, base=Origin("some-organisation/some-model-with-a-long-name", "0" * 40), task=TASK)
-    header = read(path).header
+    header = read(path).header.record()
     header["task"]["labels"], header["task"]["options"] = [], {}
     assert len(json.dumps(header)) < 2048
 
@@ -377,7 +380,7 @@ def forged(data: bytes, change: Change) -> bytes:
 
 @contextlib.contextmanager
 def bounded(seconds: float = 5, room: int = 2**29) -> Iterator[None]:
-    """Fail if the body takes long, or more memory than it has any business with."""
+    """Fail if the body takes too long, or too much memory."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     statm = Path("/proc/self/statm")
     if statm.exists():
@@ -411,7 +414,7 @@ def test_a_file_made_by_hand_is_as_good(good: bytes, path: Path) -> None:
     path.write_bytes(forged(good, lambda header, tensors: None))
     model = bert()
     load(model, path)
-    assert equal(numbers(model), numbers(adapted()))
+    assert equal(trained_values(model), trained_values(adapted()))
 
 
 # Damaged files
@@ -541,15 +544,15 @@ def _put(*where: str, value: Any) -> Change:
     return change
 
 
-def _method(**numbers: Any) -> Change:
-    return lambda header, _: header["method"].update(numbers)
+def _method(**options: Any) -> Change:
+    return lambda header, _: header["method"].update(options)
 
 
-def _whole(method: str, **numbers: Any) -> Change:
+def _whole(method: str, **options: Any) -> Change:
     """Another stack, complete."""
     record = {"rank": 3, "alpha": 3.0, "rslora": False, "rank_pattern": []}
-    record |= {"mask_rescale": "none"} if "copies" in numbers else {}
-    return lambda header, _: header.update(method={"method": method, **record, **numbers})
+    record |= {"mask_rescale": "none"} if "copies" in options else {}
+    return lambda header, _: header.update(method={"method": method, **record, **options})
 
 
 def _tensor(name: str, dtype: str, shape: list[int], raw: bytes) -> Change:
@@ -602,8 +605,8 @@ HOSTILE: dict[str, Change] = {
     "method not canonical": _method(method="nola"),
     "method of another kind": _put("method", value={"method": "head"}),
     "method everything": _put("method", value={"method": "full"}),
-    "method without numbers": _put("method", value={"method": "lora+nola"}),
-    "numbers of another method": _method(copies=2, density=0.5, masks="random"),
+    "method without options": _put("method", value={"method": "lora+nola"}),
+    "options of another method": _method(copies=2, density=0.5, masks="random"),
     "copies of a billion": _whole("lora+capaboost", copies=10**9, density=0.5, masks="random"),
     "copies beyond the layer": _whole("lora+capaboost", copies=64, density=0.5, masks="random"),
     "density that keeps nothing": _whole("lora+capaboost", copies=2, density=5e-324, masks="random"),
@@ -649,7 +652,7 @@ HOSTILE: dict[str, Change] = {
     "digest of another type": _put("digest", "streams", value=0),
     "save dtype unknown": _put("save_dtype", value="float64"),
     "save dtype of other tensors": _put("save_dtype", value="int8"),
-    "half the numbers": _put("save_dtype", value="int4"),
+    "half the values": _put("save_dtype", value="int4"),
     "base samples that are no base64": _put("base", "weights", value="?é"),
     "base samples of odd length": _put("base", "weights", value="AAAA"),
     "no base samples": _put("base", "weights", value=""),
@@ -695,7 +698,7 @@ def test_hostile_files_are_refused(kind: str, good: bytes, path: Path) -> None:
 
 
 def test_a_basis_that_cannot_be_is_refused(good: bytes, path: Path) -> None:
-    """Numbers and streams are what the header says, but no such adapter can have been written."""
+    """Parameters and streams are what the header says, but no such adapter can have been written."""
     sites = [
         naive_reader.Site(f"encoder.layer.{layer}.attention.self.{name}", 32, 32)
         for layer in (0, 1)
@@ -707,7 +710,7 @@ def test_a_basis_that_cannot_be_is_refused(good: bytes, path: Path) -> None:
         header["digest"]["streams"] = naive_reader.streams_digest(header, sites)
         tensors["up"] = ("F32", [4, 100], bytes(1600))
 
-    refused(path, forged(good, empty_groups), r"leaves \d+ of 100 coefficients without any", UsageError)
+    refused(path, forged(good, empty_groups), r"leaves \d+ of 100 coefficients without an entry", UsageError)
 
 
 @pytest.fixture(scope="module", params=["nola", "frozen"])
@@ -844,8 +847,8 @@ def test_any_value_anywhere_is_refused_or_does_no_harm(
         load(model := bert(), described)
         # Only what nothing random depends on can have been another value, and targets that find the same sites.
         harmless = place[0] in ("base", "targets", "task") or place[-1] in ("alpha", "rank_pattern", "rslora")
-        assert harmless or described.header == unpack(good)[0]
-        assert equal(numbers(model), numbers(adapted()))
+        assert harmless or described.header.record() == unpack(good)[0]
+        assert equal(trained_values(model), trained_values(adapted()))
 
 
 # Another model
@@ -862,7 +865,7 @@ def test_another_width_is_refused(good: bytes, path: Path) -> None:
     path.write_bytes(good)
     config = copy.deepcopy(bert().config)
     config.hidden_size = 48
-    with pytest.raises(AdapterFileError, match="4 sites of another shape or name"):
+    with pytest.raises(AdapterFileError, match="4 sites of other shapes or names"):
         load(type(bert())(config), path)
 
 
@@ -881,7 +884,7 @@ def test_other_base_weights_are_refused_unless_allowed(good: bytes, path: Path) 
         load(model, path)
     assert capaft.adapters(model) == {}
     load(model, path, allow_base_mismatch=True)
-    assert equal(numbers(model), numbers(adapted()))
+    assert equal(trained_values(model), trained_values(adapted()))
 
 
 @pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -896,7 +899,7 @@ def test_copies_in_fewer_bits_are_the_same_model(
 
 def test_a_quantised_base_gets_a_notice(good: bytes, path: Path) -> None:
     path.write_bytes(forged(good, _put("base", "weights", value=None)))
-    with pytest.warns(UserWarning, match="quantised base"):
+    with pytest.warns(UserWarning, match="weights are quantised"):
         load(_other_weights(), path)
 
 
@@ -946,7 +949,7 @@ def test_numbers_that_are_not_finite_are_not_saved(where: str, wrong: float, dty
 def test_numbers_too_large_for_the_dtype_are_not_saved(path: Path) -> None:
     model = adapted()
     with torch.no_grad():
-        capaft.adapters(model)["default"].numbers["down"][0, 0] = 1e5
+        capaft.adapters(model)["default"].role_parameters["down"][0, 0] = 1e5
     with pytest.raises(TrainingError, match="not finite as float16"):
         save(model, path, dtype="float16")
     assert not path.exists()

@@ -1,4 +1,4 @@
-"""One image or recording in every form that a row may have it in, and every way in which it can be wrong."""
+"""One image or recording in every form that a row may hold, and every way in which it can be wrong."""
 
 from __future__ import annotations
 
@@ -103,13 +103,13 @@ def test_greys() -> None:
 def test_greys_of_more_than_eight_bits(pixels: np.ndarray[Any, Any], expected: list[list[int]]) -> None:
     image = Image.fromarray(pixels)
     for value in (image, png(pixels, "TIFF")):
-        found = open_image(value)
-        assert found.mode == "L"
-        assert np.asarray(found).tolist() == expected
+        opened = open_image(value)
+        assert opened.mode == "L"
+        assert np.asarray(opened).tolist() == expected
 
 
 @pytest.mark.parametrize(
-    ("pixels", "said"),
+    ("pixels", "span"),
     [
         (np.array([[0, 65536]], np.int32), "from 0 to 65536"),
         (np.array([[-1, 300]], np.int32), "from -1 to 300"),
@@ -118,11 +118,11 @@ def test_greys_of_more_than_eight_bits(pixels: np.ndarray[Any, Any], expected: l
         (np.array([[0, np.nan]], np.float32), "from nan to nan"),
     ],
 )
-def test_greys_of_no_known_range(tmp_path: Path, pixels: np.ndarray[Any, Any], said: str) -> None:
+def test_greys_of_no_known_range(tmp_path: Path, pixels: np.ndarray[Any, Any], span: str) -> None:
     path = tmp_path / "grey.tif"
     path.write_bytes(png(pixels, "TIFF"))
-    fails(open_image, path, f"{path}: the greys of this image go {said}; store whole numbers")
-    fails(open_image, Image.fromarray(pixels), f"image given as Pillow's: the greys of this image go {said};")
+    fails(open_image, path, f"{path}: the greys of this image range {span}; store whole numbers")
+    fails(open_image, Image.fromarray(pixels), f"Pillow image: the greys of this image range {span};")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_greys_of_no_known_range(tmp_path: Path, pixels: np.ndarray[Any, Any], s
         (np.zeros((0, 5)), "shape (0, 5)"),
         (np.zeros((5, 5, 2)), "shape (5, 5, 2)"),
         ([], "shape (0,)"),
-        ([[1, 2], [3]], "given as an array is not one"),
+        ([[1, 2], [3]], "an image is not a usable array ("),
         ([["a"]], "not within 0 to"),
         (np.full((2, 2), 256), "not within 0 to 255"),
         (np.full((2, 2), -1), "not within 0 to 255"),
@@ -147,8 +147,8 @@ def test_arrays_that_are_no_images(pixels: Any, message: str) -> None:
 def test_damaged_images(tmp_path: Path, file: Path) -> None:
     whole = png(np.random.default_rng(0).integers(0, 255, (50, 50, 3), dtype=np.uint8))
     for content, message in [
-        (b"", "no image that Pillow knows"),
-        (b"no image", "no image that Pillow knows"),
+        (b"", "not an image that Pillow knows"),
+        (b"no image", "not an image that Pillow knows"),
         (whole[:-500], "cannot read this image"),
         (whole[:20], "cannot read this image"),
         (whole[:200] + b"\0" * 100 + whole[300:], "cannot read this image"),
@@ -163,8 +163,8 @@ def test_images_that_are_not_there(tmp_path: Path) -> None:
     fails(open_image, tmp_path / "gone.png", "gone.png: cannot read this image (no such file); put it back")
     fails(open_image, tmp_path, "cannot read this image (")
     fails(open_image, "a\0b", "cannot read this image (")
-    for value, given in ((None, "nothing"), ({"path": None, "bytes": None}, "dict"), (3, "int"), ("", "str")):
-        fails(open_image, value, f"a row holds {given} where its image should be")
+    for value, kind in ((None, "nothing"), ({"path": None, "bytes": None}, "dict"), (3, "int"), ("", "str")):
+        fails(open_image, value, f"a row holds {kind} where its image should be")
 
 
 def test_a_bomb(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
@@ -178,7 +178,8 @@ def test_a_bomb(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
 def wav(*samples: int, channels: int = 1) -> bytes:
     body = struct.pack(f"<{len(samples)}h", *samples)
     head = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, channels, 8000, 16000, 2 * channels, 16)
-    return b"RIFF\0\0\0\0WAVE" + head + b"data" + struct.pack("<I", len(body)) + body
+    chunks = b"WAVE" + head + b"data" + struct.pack("<I", len(body)) + body
+    return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
 
 
 def test_recording_in_every_form(tmp_path: Path) -> None:
@@ -226,9 +227,9 @@ def test_damaged_recordings(tmp_path: Path) -> None:
         ({"array": [0.0, np.nan], "sampling_rate": 1}, "not all its samples are finite"),
         ({"array": [], "sampling_rate": 1}, "no samples"),
         ({"array": [1, 2], "sampling_rate": 1}, "give floats from -1 to 1, or int16"),
-        ({"array": ["a"], "sampling_rate": 1}, "is no recording"),
-        ({"array": [[1.0], [1.0, 2.0]], "sampling_rate": 1}, "is no recording"),
-        ({"array": 0.5, "sampling_rate": 1}, "shape () is no recording"),
+        ({"array": ["a"], "sampling_rate": 1}, "is not a recording"),
+        ({"array": [[1.0], [1.0, 2.0]], "sampling_rate": 1}, "is not a recording"),
+        ({"array": 0.5, "sampling_rate": 1}, "shape () is not a recording"),
         ({"array": [0.5]}, "sampling_rate is None"),
         ({"array": [0.5], "sampling_rate": 0}, "sampling_rate is 0"),
     ],
@@ -238,7 +239,7 @@ def test_arrays_that_are_no_recordings(record: dict[str, Any], message: str) -> 
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
-    """`import soundfile` gives this module, or raises this error."""
+    """Let `import soundfile` return this module, or raise this error."""
 
     def import_module(name: str) -> Any:
         assert name == "soundfile"
@@ -254,7 +255,7 @@ def test_without_soundfile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, erro
     pretend(monkeypatch, error)
     path = tmp_path / "bark.flac"
     path.write_bytes(b"fLaC")
-    fails(open_audio, path, "bark.flac: this is no plain WAV file; to read it, pip install soundfile")
+    fails(open_audio, path, "bark.flac: not a plain WAV file; to read it, pip install soundfile")
 
 
 def test_with_soundfile(monkeypatch: pytest.MonkeyPatch) -> None:

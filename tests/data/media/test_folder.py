@@ -20,7 +20,7 @@ CLASSES = ("cat", "dog")
 
 
 def make(root: Path, *files: str) -> Path:
-    """Empty files: nothing looks into them before they are used."""
+    """Create empty files: nothing opens them before they are used."""
     for file in files:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).touch()
@@ -31,7 +31,7 @@ def some(split: str = "", count: int = 10, suffix: str = ".png") -> list[str]:
     return [f"{split}{name}/{i}{suffix}" for name in CLASSES for i in range(count)]
 
 
-def found(rows: datasets.Dataset, root: Path) -> list[tuple[str, str]]:
+def files_and_labels(rows: datasets.Dataset, root: Path) -> list[tuple[str, str]]:
     names = rows.features["label"].names
     column = next(name for name in rows.column_names if name != "label")
     assert all(row[column]["bytes"] is None for row in rows)
@@ -55,16 +55,16 @@ def test_classes(tmp_path: Path, kind: str, suffix: str) -> None:
     feature = {"image": datasets.Image(decode=False), "audio": datasets.Audio(decode=False)}[kind]
     assert splits["train"].features == {kind: feature, "label": datasets.ClassLabel(names=list(CLASSES))}
     assert (len(splits["train"]), len(splits["validation"])) == (36, 4)
-    rows = found(load_evaluation(str(tmp_path)), tmp_path)
-    assert sorted(rows) == sorted((each, each[:3]) for each in some(suffix=suffix) + some(suffix=suffix.upper()))
+    rows = files_and_labels(load_evaluation(str(tmp_path)), tmp_path)
+    assert sorted(rows) == sorted((file, file[:3]) for file in some(suffix=suffix) + some(suffix=suffix.upper()))
 
 
 @pytest.mark.parametrize("name", ["validation", "val", "valid", "dev", "test", "Test"])
 def test_splits(tmp_path: Path, name: str) -> None:
     make(tmp_path, *some("train/"), f"{name}/dog/1.jpg", "README.txt")
     splits = load(str(tmp_path))
-    assert found(splits["train"], tmp_path) == [(each, each[6:9]) for each in sorted(some("train/"))]
-    assert found(splits["validation"], tmp_path) == [(f"{name}/dog/1.jpg", "dog")]
+    assert files_and_labels(splits["train"], tmp_path) == [(file, file[6:9]) for file in sorted(some("train/"))]
+    assert files_and_labels(splits["validation"], tmp_path) == [(f"{name}/dog/1.jpg", "dog")]
     assert splits["validation"].features == splits["train"].features
     assert len(load(f"{tmp_path}[:5]")["train"]) == 5
 
@@ -78,7 +78,7 @@ def test_names_are_sorted_and_rows_ordered(tmp_path_factory: pytest.TempPathFact
     files = [f"{name}/{i}.png" for name in sorted(counts) for i in range(counts[name])]
     rows = load_evaluation(str(make(root, *files)))
     assert rows.features["label"].names == sorted(counts)
-    assert [path for path, _ in found(rows, root)] == files
+    assert [path for path, _ in files_and_labels(rows, root)] == files
 
 
 def test_validation_goes_before_test_and_test_is_not_looked_at(tmp_path: Path) -> None:
@@ -111,28 +111,28 @@ def test_files_are_opened_when_they_are_used(tmp_path: Path) -> None:
 
 
 def test_what_is_left_aside_is_said(tmp_path: Path) -> None:
-    said: list[str] = []
+    lines: list[str] = []
     make(tmp_path, *some("train/"), "train/cat/list.heic", "test/1.png")
-    assert len(load(str(tmp_path), say=said.append)["validation"]) == 2
-    assert f"{tmp_path}/train/cat: 1 files of other kinds are left aside" in said
-    assert f"{tmp_path}/test: its files have no class and are left aside" in said
+    assert len(load(str(tmp_path), say=lines.append)["validation"]) == 2
+    assert f"{tmp_path}/train/cat: 1 files of other kinds are ignored" in lines
+    assert f"{tmp_path}/test: its files have no class and are ignored" in lines
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["1.png"], "1.png: this file has no class; put those of each class into a directory"),
+        (["1.png"], "1.png: this file has no class; put the files of each class into a directory"),
         (["1.png", *some()], "1.png: this file has no class"),
         (["train/1.png", "test/1.png"], "1.png: this file has no class"),
         (["train/1.png", *some("train/")], "1.png: this file has no class"),
         (["train/1.wav"], "1.wav: this file has no class"),
-        (["cat/1.png", "dog/more/1.png"], "dog/more: its image files stand too deep"),
+        (["cat/1.png", "dog/more/1.png"], "dog/more: its image files are nested too deep"),
         (
             some("data/"),
-            "data/cat: its image files stand too deep",
+            "data/cat: its image files are nested too deep",
         ),
-        ([*some("train/"), "extra/1.png"], "extra: stands beside directories of splits and is none"),
-        ([*some("train/"), *some("extra/")], "extra: stands beside directories of splits and is none"),
+        ([*some("train/"), "extra/1.png"], "extra: not a split, but beside directories of splits"),
+        ([*some("train/"), *some("extra/")], "extra: not a split, but beside directories of splits"),
         ([*some("val/"), *some("validation/")], "validation: there is another directory for the validation split"),
         ([*some("train/"), "val/Cat/1.png"], "val/Cat: the train split has no class Cat (did you mean cat?)"),
         ([*some(), "dog/1.wav"], "holds images and recordings ("),
@@ -141,9 +141,9 @@ def test_what_is_left_aside_is_said(tmp_path: Path) -> None:
         ([*some("test/")], "there is no train split among test"),
         (
             ["cat/.keep", "dog/.keep"],
-            "neither files named train",
+            "needs files named train",
         ),
-        (["cat/notes.doc"], "nor classes of images or recordings in this directory; it holds cat"),
+        (["cat/notes.doc"], "or class directories of images or recordings; this one holds cat"),
     ],
 )
 def test_places_that_say_nothing(tmp_path: Path, files: list[str], message: str) -> None:
@@ -174,8 +174,8 @@ def test_pictures_beside_data_do_not_matter(tmp_path: Path) -> None:
 def test_notes_beside_pictures_do_not_matter(tmp_path: Path) -> None:
     make(tmp_path, *some(), "README.txt", "train.txt")
     assert len(load(str(tmp_path))["train"]) == 18
-    for each in (*some(), "README.txt"):
-        (tmp_path / each).unlink()
+    for file in (*some(), "README.txt"):
+        (tmp_path / file).unlink()
     make(tmp_path, "1.png")
     (tmp_path / "train.txt").rename(tmp_path / "LICENSE.txt")
     fails(tmp_path, "1.png: this file has no class")

@@ -21,7 +21,7 @@ QUICK = ("--max-steps", "2", "--batch-size", "4", "--k", "16", "--rank", "2", "-
 
 
 def pictures(directory: Path, count: int = 8) -> list[tuple[str, str]]:
-    """Images of one colour each; their names and colours."""
+    """Save images of one colour each; return their names and colours."""
     directory.mkdir(parents=True, exist_ok=True)
     rows = [(f"{row}.png", COLOURS[row % 2]) for row in range(count)]
     for name, colour in rows:
@@ -38,7 +38,7 @@ def table(path: Path, rows: list[tuple[str, str]], column: str = "file_name") ->
     return path
 
 
-def found(rows: datasets.Dataset, root: Path) -> list[tuple[str, str]]:
+def files_and_labels(rows: datasets.Dataset, root: Path) -> list[tuple[str, str]]:
     assert rows.features["image"] == datasets.Image(decode=False)
     return [(os.path.relpath(row["image"]["path"], root), row["label"]) for row in rows]
 
@@ -47,13 +47,13 @@ def found(rows: datasets.Dataset, root: Path) -> list[tuple[str, str]]:
 def test_metadata_beside_the_files(tmp_path: Path, name: str) -> None:
     rows = pictures(tmp_path)
     table(tmp_path / name, rows)
-    assert found(load_evaluation(str(tmp_path)), tmp_path) == rows
+    assert files_and_labels(load_evaluation(str(tmp_path)), tmp_path) == rows
 
 
 def test_metadata_above_the_files(tmp_path: Path) -> None:
     rows = [(f"{group}/{name}", colour) for group in ("a", "b") for name, colour in pictures(tmp_path / group)]
     table(tmp_path / "metadata.csv", rows)
-    assert found(load_evaluation(str(tmp_path)), tmp_path) == rows
+    assert files_and_labels(load_evaluation(str(tmp_path)), tmp_path) == rows
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
@@ -62,8 +62,8 @@ def test_metadata_of_each_split(tmp_path: Path, name: str) -> None:
     table(tmp_path / "train" / name, first)
     table(tmp_path / "val" / name, second)
     splits = load(str(tmp_path))
-    assert found(splits["train"], tmp_path / "train") == first
-    assert found(splits["validation"], tmp_path / "val") == second
+    assert files_and_labels(splits["train"], tmp_path / "train") == first
+    assert files_and_labels(splits["validation"], tmp_path / "val") == second
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.jsonl"])

@@ -1,4 +1,4 @@
-"""A column is found as the user named it or by a usual name, and what cannot be told is said."""
+"""A column is found by the user's choice or a usual name; an ambiguous one is asked for."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ def table(**columns: list[Any]) -> Dataset:
     return Dataset.from_dict(columns)
 
 
-def found(given: str | None = None, taken: tuple[str, ...] = (), **columns: list[Any]) -> str | None:
-    return find_column(table(**columns), "text", given, NAMES, is_text, "text", taken)
+def find(column: str | None = None, taken: tuple[str, ...] = (), **columns: list[Any]) -> str | None:
+    return find_column(table(**columns), "text", column, NAMES, is_text, "text", taken)
 
 
 def test_by_name() -> None:
-    assert found(a=["x"], Labels=["x"]) == "Labels"
-    assert found(a=["x"], Class=["x"], label=["x"]) == "label"
-    assert found(a=["x"]) is None
+    assert find(a=["x"], Labels=["x"]) == "Labels"
+    assert find(a=["x"], Class=["x"], label=["x"]) == "label"
+    assert find(a=["x"]) is None
 
 
 def test_what_does_not_fit_or_is_taken_is_not_found() -> None:
-    assert found(label=[1], labels=["x"]) == "labels"
-    assert found(label=["x"], labels=["x"], taken=("label",)) == "labels"
-    assert found(label=[1]) is None
+    assert find(label=[1], labels=["x"]) == "labels"
+    assert find(label=["x"], labels=["x"], taken=("label",)) == "labels"
+    assert find(label=[1]) is None
 
 
 def test_two_names_of_one_rank_are_ambiguous() -> None:
     with pytest.raises(UsageError, match=r"the text \('label' and 'labels' both could be\); choose with --text-column"):
-        found(label=["x"], labels=["x"])
+        find(label=["x"], labels=["x"])
 
 
 def test_as_given() -> None:
-    assert found("a", a=["x"], label=["x"]) == "a"
+    assert find("a", a=["x"], label=["x"]) == "a"
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("column", "message"),
     [
         (
             "lable",
@@ -63,9 +63,9 @@ def test_as_given() -> None:
         ("used", r"^--text-column used: this column has another role; name a different column with each option$"),
     ],
 )
-def test_given_columns_that_are_wrong(given: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        found(given, ("used",), label=["x"], n=[1], used=["x"])
+def test_given_columns_that_are_wrong(column: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        find(column, ("used",), label=["x"], n=[1], used=["x"])
 
 
 @pytest.mark.parametrize(
@@ -139,5 +139,5 @@ def test_which_rows_are_filled() -> None:
 
 def test_which_rows_are_filled_is_told_for_any_selection() -> None:
     rows = table(a=[["x", None][row % 3 == 0] for row in range(25_000)])
-    for chosen in (rows, rows.select(range(24_999, 0, -7)), rows.select([])):
-        assert filled_rows(chosen, "a").tolist() == [value is not None for value in chosen["a"]]
+    for selection in (rows, rows.select(range(24_999, 0, -7)), rows.select([])):
+        assert filled_rows(selection, "a").tolist() == [value is not None for value in selection["a"]]

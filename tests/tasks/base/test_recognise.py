@@ -1,4 +1,4 @@
-"""Which task is told by which columns, and by which model where they leave it open."""
+"""The task that columns are for, and the model where they leave it open."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import pytest
 from datasets import Dataset, Features, Sequence, Value
 from transformers import AutoConfig
 
+from capaft.config.choices import TASKS
 from capaft.support.errors import UsageError
-from capaft.tasks.base.recognise import check_model, recognise_task
+from capaft.tasks.base.recognise import recognise_task
+from capaft.tasks.base.registry import task_class
 
 NOTHING = {"text": None, "pair": None, "label": None}
 
@@ -76,7 +78,7 @@ TOKENS, TAGS = [["a", "b"]] * 8, [["O", "B-x"]] * 8
         ({"text": TEXTS, "target": CLASSES, "label": CLASSES}, T5, "text-classification"),
         ({"text": TEXTS, "language": CLASSES}, GPT, "text-classification"),
         ({"text": TEXTS, "n_tokens": SIZES}, GPT, "text-classification"),
-        # A model that cannot write, and a column that is called what should come out.
+        # A model that cannot write, and a column that is called a label.
         ({"text": TEXTS, "labels": TEXTS}, BERT, "text-classification"),
         ({"question": TEXTS, "answer": TEXTS, "label": TEXTS}, BERT, "text-classification"),
         ({"question": TEXTS, "context": TEXTS, "answers": ANSWERS, "label": CLASSES}, BERT, "question-answering"),
@@ -109,7 +111,7 @@ def test_a_named_label_outweighs_a_pair() -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "model", "given"),
+    ("columns", "model", "named"),
     [
         ({"text": TEXTS, "tags": TEXTS}, BERT, {"label": "tags"}),
         ({"sentence": TEXTS, "tags": TEXTS}, GPT, {"label": "tags"}),
@@ -117,8 +119,8 @@ def test_a_named_label_outweighs_a_pair() -> None:
         ({"text": TEXTS, "rude": [0, 1] * 4, "loud": [0, 1] * 4}, BERT, {"label": "rude,loud"}),
     ],
 )
-def test_a_named_label_is_never_left_unread(columns: dict[str, Any], model: Any, given: dict[str, str]) -> None:
-    assert recognise_task(Dataset.from_dict(columns), model, NOTHING | given) == "text-classification"
+def test_a_named_label_is_never_left_unread(columns: dict[str, Any], model: Any, named: dict[str, str]) -> None:
+    assert recognise_task(Dataset.from_dict(columns), model, NOTHING | named) == "text-classification"
 
 
 @pytest.mark.parametrize("model", [BERT, GPT])
@@ -161,7 +163,13 @@ def test_what_is_for_no_task_is_told_with_a_way_out() -> None:
 
 def test_a_model_that_reads_both_ways_does_not_write() -> None:
     with pytest.raises(UsageError, match="causal-lm needs a model that reads from left to right, and bert reads both"):
-        check_model("causal-lm", BERT)
+        task_class("causal-lm").check_model(BERT)
     for model in (GPT, T5, config("bert", "BertLMHeadModel"), config("llama")):
-        check_model("causal-lm", model)
-    check_model("masked-lm", BERT)
+        task_class("causal-lm").check_model(model)
+    task_class("masked-lm").check_model(BERT)
+
+
+def test_each_task_is_asked_in_its_own_place_and_one_takes_the_rest() -> None:
+    tasks = [task_class(name) for name in TASKS]
+    assert len({task.precedence for task in tasks}) == len(tasks)
+    assert [task.name for task in tasks if task.is_fallback] == ["text-classification"]

@@ -1,4 +1,4 @@
-"""Any number of classes: however a data set writes them down, and scores by their definitions."""
+"""Any number of classes: every way of writing them down, and scores by their definitions."""
 
 from __future__ import annotations
 
@@ -74,20 +74,23 @@ def test_other_splits_are_read_with_the_classes_of_training(
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ([["a"], None], r"^row 2 \('text 1'\): no label in column 'label'"),
         ([["a"], ["b", ""]], r"^row 2 .*no label"),
-        (["a", "b"], r"^--problem multi: column 'label' holds one value a row; give lists, .*--label-separator"),
-        ([1, 0], r"^--problem multi: column 'label' holds one value a row"),
-        ([[0.5, 1.0], [0.0, 1.0]], r"^column 'label': lists of labels hold names, class numbers, or a 0 or 1 a class"),
-        ([[0, 1, 0], [0, 1, 0, 0]], r"^row 1 .*twice in \[0, 1, 0\]; if these are a 0 or 1 for each class, every row"),
-        ([["a"], ["a"]], r"^column 'label' has 1 different labels; --problem multi wants from 2 to 1000"),
+        (["a", "b"], r"^--problem multi: column 'label' holds one value per row; give lists, .*--label-separator"),
+        ([1, 0], r"^--problem multi: column 'label' holds one value per row"),
+        (
+            [[0.5, 1.0], [0.0, 1.0]],
+            r"^column 'label': lists of labels must hold names, class numbers, or a 0 or 1 for each class",
+        ),
+        ([[0, 1, 0], [0, 1, 0, 0]], r"^row 1 .*twice in \[0, 1, 0\]; for a 0 or 1 for each class, every row needs"),
+        ([["a"], ["a"]], r"^column 'label' has 1 different labels; --problem multi needs 2 to 1000"),
         ([["a"], ["b"]] + [[str(i)] for i in range(999)], "has 1001 different labels"),
     ],
 )
-def test_labels_that_are_wrong(values: list[Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said) as error:
+def test_labels_that_are_wrong(values: list[Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
         MultiLabel().classes(table(values), COLUMNS)
     assert "\n" not in str(error.value)
 
@@ -100,7 +103,7 @@ def test_label_that_training_lacks() -> None:
 def test_a_flag_that_is_neither() -> None:
     rows = Dataset.from_dict({"text": ["x", "y"], "rude": [0, 2], "loud": [1, 1]})
     with pytest.raises(
-        UsageError, match=r"^row 2 \('y'\): column 'rude' holds 2; a column for each label holds 0 or 1"
+        UsageError, match=r"^row 2 \('y'\): column 'rude' holds 2; a column for each label must hold 0 or 1"
     ):
         read(rows, columns=Columns("text", None, None, ("rude", "loud")))
 
@@ -111,9 +114,9 @@ def test_loss_sums_the_binary_cross_entropies(smoothing: float) -> None:
     logits, targets = draw.normal(size=(4, 3)), draw.integers(0, 2, (4, 3)).astype(float)
     expected = 0.0
     for logit, target in zip(logits.ravel(), targets.ravel(), strict=True):
-        wanted = target * (1 - smoothing) + (1 - target) * smoothing if smoothing == 0 else abs(target - smoothing / 2)
+        smooth = target * (1 - smoothing) + (1 - target) * smoothing if smoothing == 0 else abs(target - smoothing / 2)
         p = 1 / (1 + np.exp(-logit))
-        expected -= wanted * np.log(p) + (1 - wanted) * np.log(1 - p)
+        expected -= smooth * np.log(p) + (1 - smooth) * np.log(1 - p)
     assert MultiLabel().loss(torch.tensor(logits), torch.tensor(targets), smoothing).item() == pytest.approx(expected)
 
 

@@ -1,4 +1,4 @@
-"""A number: its errors, and its correlations by their definitions."""
+"""Regression: targets, and scores by their definitions."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def test_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
-        (["a", "b"], r"^--problem regression: column 'label' does not hold one number a row.*--label-column"),
+        (["a", "b"], r"^--problem regression: column 'label' does not hold one number per row.*--label-column"),
         ([[1.0], [2.0]], r"^--problem regression: column 'label' does not hold"),
         ([0.5, None], r"^row 2 \('text 1'\): no label in column 'label'"),
         ([0.5, float("nan")], r"^row 2 .*no label"),
@@ -38,8 +38,8 @@ def test_numbers() -> None:
         ([-1.0, -1.0], "withheld"),
     ],
 )
-def test_labels_that_are_wrong(values: list[Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_labels_that_are_wrong(values: list[Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         PROBLEM.encode(table(values), COLUMNS, ())
 
 

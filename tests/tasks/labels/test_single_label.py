@@ -1,4 +1,4 @@
-"""One class of several: classes by name whatever their type, and scores by their definitions."""
+"""One class of several: classes by name whatever the column's type, and scores by their definitions."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_rows_that_were_selected() -> None:
         ([5.0, 3.8, 1.0], ["row 2", "3.8", "--problem regression", "--label-column"]),
         ([-1, -1, -1], ["every label in column 'label' is -1", "withheld"]),
         ([1, 1, 1], ["every label in column 'label' is '1'", "two classes"]),
-        ([[1], [2], []], ["column 'label' does not hold one label a row", "--problem multi"]),
+        ([[1], [2], []], ["column 'label' does not hold one label per row", "--problem multi"]),
         ([1, 2, 3], ["3 different values in 3 rows", "not look like a label", "--label-column", "text (string)"]),
         (LONG[:3], ["3 different values in 3 rows"]),
         ([*range(1001), *range(1001)], ["1001 different values in 2002 rows"]),
@@ -103,8 +103,8 @@ def test_class_labels_that_are_wrong() -> None:
 
 
 def test_label_that_training_lacks() -> None:
-    wrong = r"row 3 \('a sentence of its own, number 2'\).* no label 'yess'; its labels are no, yes; did you mean yes\?"
-    with pytest.raises(UsageError, match=wrong):
+    match = r"row 3 \('a sentence of its own, number 2'\).* no label 'yess'; its labels are no, yes; did you mean yes\?"
+    with pytest.raises(UsageError, match=match):
         encoded(table(["yes", "no", "yess"]), ["no", "yes"])
     with pytest.raises(UsageError, match=r"row 2 .*no label '2'.* are neg, pos"):
         encoded(table([0, 2]), ["neg", "pos"])
@@ -124,8 +124,8 @@ def test_loss_is_the_sum_of_cross_entropies(smoothing: float) -> None:
     logits, classes = np.random.default_rng(0).normal(size=(5, 3)), [0, 2, 1, 1, 0]
     expected = 0.0
     for row, right in zip(logits, classes, strict=True):
-        for each, logit in enumerate(row):
-            target = (1 - smoothing) * (each == right) + smoothing / 3
+        for position, logit in enumerate(row):
+            target = (1 - smoothing) * (position == right) + smoothing / 3
             expected -= target * (logit - np.log(np.exp(row).sum()))
     assert PROBLEM.loss(torch.tensor(logits), torch.tensor(classes), smoothing).item() == pytest.approx(expected)
 
@@ -154,7 +154,7 @@ def test_a_class_is_among_the_five_likeliest() -> None:
     assert PROBLEM.ranking(truth, logits) == {"top5": pytest.approx(right / 200)}
     assert 0 < right < 200
     assert PROBLEM.ranking(truth % 5, logits[:, :5]) == {}
-    with pytest.raises(UsageError, match=r"^--metric top5 says nothing with 5 classes; choose accuracy or f1"):
+    with pytest.raises(UsageError, match=r"^--metric top5 is always 1 with 5 classes; choose accuracy or f1"):
         check_metric("top5", "abcde")
     check_metric("top5", "abcdef")
     check_metric("f1", "ab")

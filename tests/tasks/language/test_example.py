@@ -18,23 +18,24 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\n<"), max_size
 @settings(deadline=None)
 @given(TEXTS, TEXTS, TEXTS)
 def test_the_completion_and_its_end_count(source: str, separator: str, target: str) -> None:
-    (found,) = plain_examples(TOKENIZER, [Pair(1, source, (target, "another"))], separator)
+    (example,) = plain_examples(TOKENIZER, [Pair(1, source, (target, "another"))], separator)
     tokens = [SPECIALS["<start>"], *ids(source + separator), *ids(target), SPECIALS["<end>"]]
-    labels = [token if place > len((source + separator).encode()) else IGNORED for place, token in enumerate(tokens)]
-    assert (found.ids, found.labels) == (tokens, labels)
-    assert found.prompt == tokens[: 1 + len((source + separator).encode())]
-    assert (found.source, found.references) == (source, (target, "another"))
+    prompt_bytes = len((source + separator).encode())
+    labels = [token if position > prompt_bytes else IGNORED for position, token in enumerate(tokens)]
+    assert (example.ids, example.labels) == (tokens, labels)
+    assert example.prompt == tokens[: 1 + prompt_bytes]
+    assert (example.source, example.references) == (source, (target, "another"))
 
 
 def test_without_a_completion() -> None:
-    (found,) = plain_examples(TOKENIZER, [Pair(1, "ab", ())], "")
-    assert found.ids == found.prompt == [SPECIALS["<start>"], *ids("ab")]
-    assert set(found.labels) == {IGNORED}
+    (example,) = plain_examples(TOKENIZER, [Pair(1, "ab", ())], "")
+    assert example.ids == example.prompt == [SPECIALS["<start>"], *ids("ab")]
+    assert set(example.labels) == {IGNORED}
 
 
 def test_an_empty_prompt_begins_with_the_end_token() -> None:
-    (found,) = plain_examples(tokenizer(), [Pair(1, "", ("x",))], "")
-    assert found.ids == [SPECIALS["<end>"], *ids("x"), SPECIALS["<end>"]]
+    (example,) = plain_examples(tokenizer(), [Pair(1, "", ("x",))], "")
+    assert example.ids == [SPECIALS["<end>"], *ids("x"), SPECIALS["<end>"]]
 
 
 def test_a_long_prompt_keeps_its_end_and_its_first_special_tokens() -> None:

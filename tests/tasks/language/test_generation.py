@@ -1,4 +1,4 @@
-"""What generation is told, and what is made of it."""
+"""Settings of generation, and the scores and report of its texts."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ def test_writing_ends_at_any_of_the_ends() -> None:
     model = base("llama", tokenizer())
     tokens = model.model.generate(**prompt(), do_sample=False, max_new_tokens=4, eos_token_id=None)[0, 4:].tolist()
     assert SPECIALS["<end>"] not in tokens
-    (found,) = TASK.generated(model, model.model, 4, {tokens[0]}, **prompt())
-    assert found == model.processor.decode(tokens[:1], skip_special_tokens=True).strip()
+    (text,) = TASK.generated(model, model.model, 4, {tokens[0]}, **prompt())
+    assert text == model.processor.decode(tokens[:1], skip_special_tokens=True).strip()
 
 
 def test_scores_and_report() -> None:
-    found = Features({}, np.array([1, 1]), [("a b c d",), ("x", "y")], sources=["p", "q"])
+    features = Features({}, np.array([1, 1]), [("a b c d",), ("x", "y")], sources=["p", "q"])
     predictions = [(2.0, 2, 1, "a b c d"), (1.0, 1, 0, "y")]
-    scores = TASK.score(found, predictions)
+    scores = TASK.score(features, predictions)
     assert scores["loss"] == 1.0
     assert scores["accuracy"] == 1 / 3
     assert scores["exact_match"] == scores["rougeL"] == 1
     assert set(scores) == set(TASK.metrics)
-    assert TASK.report(found, predictions)[1] == {"source": "q", "prediction": "y", "references": ["x", "y"]}
+    assert TASK.report(features, predictions)[1] == {"source": "q", "prediction": "y", "references": ["x", "y"]}
 
 
 def test_without_references_there_is_no_target() -> None:
-    counted = (0.0, 0, 0, "a")
+    prediction = (0.0, 0, 0, "a")
     bare = Features({}, np.array([1]), [()], sources=["p"])
     assert not TASK.has_targets(bare)
-    assert TASK.score(bare, [counted]) == {}
-    assert TASK.report(bare, [counted]) == [{"source": "p", "prediction": "a", "references": []}]
+    assert TASK.score(bare, [prediction]) == {}
+    assert TASK.report(bare, [prediction]) == [{"source": "p", "prediction": "a", "references": []}]
     assert TASK.has_targets(Features({}, np.array([1]), [("a",)]))
     assert CausalLM().has_targets(Features({}, np.array([1])))

@@ -23,13 +23,13 @@ from capaft.tasks.language.plain_text import (
 @settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 99), min_size=1), min_size=1), st.integers(1, 12))
 def test_blocks_are_the_stream_cut(sequences: list[list[int]], length: int) -> None:
-    found = pack_blocks(sequences, length)
+    blocks = pack_blocks(sequences, length)
     joined = []
     for sequence in sequences:
         joined += sequence
-    assert [token for block in found for token in block] == joined
-    assert {len(block) for block in found[:-1]} <= {length}
-    assert 1 <= len(found[-1]) <= length
+    assert [token for block in blocks for token in block] == joined
+    assert {len(block) for block in blocks[:-1]} <= {length}
+    assert 1 <= len(blocks[-1]) <= length
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def test_recognise_asks() -> None:
 
 
 def test_tokenised_leaves_out_empty_texts() -> None:
-    found = tokenise_rows(tokenizer(framed=True), table(text=["ab", "", "c"]), Columns("text"))
-    assert found == [ids("ab"), ids("c")]
+    tokens = tokenise_rows(tokenizer(framed=True), table(text=["ab", "", "c"]), Columns("text"))
+    assert tokens == [ids("ab"), ids("c")]
     with pytest.raises(UsageError, match="every text"):
         tokenise_rows(tokenizer(), table(text=[""]), Columns("text"))
     with pytest.raises(UsageError, match="row 2"):
@@ -68,13 +68,13 @@ def test_special_tokens_around_a_text() -> None:
 
 
 def test_end_of_text() -> None:
-    made = tokenizer()
-    assert end_of_text_token(made) == SPECIALS["<end>"]
-    made.eos_token, made.sep_token = None, "<stop>"
-    assert end_of_text_token(made) == SPECIALS["<stop>"]
-    made.sep_token = None
+    ending = tokenizer()
+    assert end_of_text_token(ending) == SPECIALS["<end>"]
+    ending.eos_token, ending.sep_token = None, "<stop>"
+    assert end_of_text_token(ending) == SPECIALS["<stop>"]
+    ending.sep_token = None
     with pytest.raises(UsageError, match="neither"):
-        end_of_text_token(made)
+        end_of_text_token(ending)
 
 
 def test_tokens_that_stand_for_no_text() -> None:

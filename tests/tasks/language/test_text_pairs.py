@@ -1,4 +1,4 @@
-"""Columns of sources and targets as data sets on the hub name them, and what is read from them."""
+"""Columns of sources and targets under their usual names on the hub, and the pairs read from them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_translations_go_by_language(feature: object) -> None:
     assert columns == Columns("en", None, "de")
     assert recognise_text_pairs(rows, {"text": "de"}) == Columns("de", None, "en")
     assert recognise_text_pairs(rows, {"label": "en"}) == Columns("de", None, "en")
-    assert read_pairs(rows, columns, "", each=True) == [Pair(1, "one", ("eins",)), Pair(2, "two", ("zwei",))]
+    assert read_pairs(rows, columns, "", per_reference=True) == [Pair(1, "one", ("eins",)), Pair(2, "two", ("zwei",))]
     with pytest.raises(UsageError, match=r"--text-column fr.*the columns are en"):
         recognise_text_pairs(rows, {"text": "fr"})
 
@@ -71,17 +71,17 @@ def test_several_references() -> None:
     rows = table(mr=["a", "b"], refs=[["x", "y"], ["z"]])
     columns = recognise_text_pairs(rows, {})
     assert columns == Columns("mr", None, "refs")
-    assert read_pairs(rows, columns, "say: ", each=False) == [
+    assert read_pairs(rows, columns, "say: ", per_reference=False) == [
         Pair(1, "say: a", ("x", "y")),
         Pair(2, "say: b", ("z",)),
     ]
-    assert [pair.references for pair in read_pairs(rows, columns, "", each=True)] == [("x",), ("y",), ("z",)]
+    assert [pair.references for pair in read_pairs(rows, columns, "", per_reference=True)] == [("x",), ("y",), ("z",)]
 
 
 def test_a_further_text_stands_on_a_line_of_its_own() -> None:
     rows = table(instruction=["add", "add"], input=["1 2", ""], output=["3", "?"])
     columns = recognise_text_pairs(rows, {})
-    assert [pair.source for pair in read_pairs(rows, columns, "", each=False)] == ["add\n1 2", "add"]
+    assert [pair.source for pair in read_pairs(rows, columns, "", per_reference=False)] == ["add\n1 2", "add"]
 
 
 def test_missing_texts_name_their_row() -> None:
@@ -113,15 +113,15 @@ GEM = {"target": ["one", "two"], "references": [["one", "ONE"], ["two"]]}
     ],
 )
 def test_sources_may_be_lists_and_all_references_count(name: str, values: list[object], source: str) -> None:
-    """As GEM has DART, WebNLG and E2E; the triples as LoRA's experiments wrote them."""
+    """DART, WebNLG and E2E as in GEM; triples are written as in LoRA's experiments."""
     rows = table(**{name: values}, **GEM)
     columns = recognise_text_pairs(rows, {"text": name})
     assert columns == Columns(name, None, "references")
-    first, _ = read_pairs(rows, columns, "", each=False)
+    first, _ = read_pairs(rows, columns, "", per_reference=False)
     assert first == Pair(1, source, ("one", "ONE"))
-    # Rows for training have a target and no references.
-    trained = table(**{name: values, "target": ["one", "two"], "references": [[], []]})
-    assert recognise_text_pairs(trained, {"text": name}) == Columns(name, None, "target")
+    # Training rows have a target and no references.
+    training = table(**{name: values, "target": ["one", "two"], "references": [[], []]})
+    assert recognise_text_pairs(training, {"text": name}) == Columns(name, None, "target")
 
 
 def test_a_list_with_nothing_in_it_is_no_source() -> None:
@@ -129,8 +129,8 @@ def test_a_list_with_nothing_in_it_is_no_source() -> None:
     columns = recognise_text_pairs(rows, {"text": "triples", "label": "target"})
     assert columns is not None
     with pytest.raises(UsageError, match="row 2: no text in column 'triples'"):
-        read_pairs(rows, columns, "", each=True)
+        read_pairs(rows, columns, "", per_reference=True)
     with pytest.raises(UsageError, match="--text-column number: this column does not hold text or lists of texts"):
         recognise_text_pairs(table(number=[1], target=["x"]), {"text": "number", "label": "target"})
-    # A list that is not named as the source is none.
+    # A list is a source only if the user chooses it.
     assert recognise_text_pairs(table(input=[["a"]], target=["x"]), {}) is None

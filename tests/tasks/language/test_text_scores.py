@@ -29,16 +29,16 @@ def test_bleu_by_hand_with_unequal_numbers_of_references() -> None:
 
 
 def test_bleu_is_brief() -> None:
-    found = score_texts(["a b c d"], [["a b c d e f g h"]])
-    assert found["bleu"] == pytest.approx(100 * math.exp(1 - 8 / 4))
+    scores = score_texts(["a b c d"], [["a b c d e f g h"]])
+    assert scores["bleu"] == pytest.approx(100 * math.exp(1 - 8 / 4))
 
 
 def test_rouge_by_hand() -> None:
-    found = score_texts(["the cat sat on the mat", "no"], [["a dog", "the cat was on the mat"], ["yes"]])
+    scores = score_texts(["the cat sat on the mat", "no"], [["a dog", "the cat was on the mat"], ["yes"]])
     # Five of six words, three of five pairs, and five in order; the other text scores 0.
-    assert found["rouge1"] == pytest.approx(5 / 6 / 2)
-    assert found["rouge2"] == pytest.approx(3 / 5 / 2)
-    assert found["rougeL"] == pytest.approx(5 / 6 / 2)
+    assert scores["rouge1"] == pytest.approx(5 / 6 / 2)
+    assert scores["rouge2"] == pytest.approx(3 / 5 / 2)
+    assert scores["rougeL"] == pytest.approx(5 / 6 / 2)
 
 
 def test_rouge_stems_words() -> None:

@@ -1,4 +1,4 @@
-"""The least of what was asked for, what the tokenizer allows and the positions there are."""
+"""The token limit is the least of the requested length, the tokenizer's limit and the model's positions."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from capaft.tasks.language.token_limit import model_positions, token_limit
 
 
 def test_the_least_of_three() -> None:
-    made = tokenizer()
-    gpt2, t5 = base("gpt2", made), base("t5", made)
+    limited = tokenizer()
+    gpt2, t5 = base("gpt2", limited), base("t5", limited)
     assert (model_positions(gpt2), model_positions(t5)) == (64, sys.maxsize)
     assert [token_limit(gpt2, length) for length in (10, 64, 100)] == [10, 64, 64]
     assert token_limit(t5, 100) == 100
-    made.model_max_length = 20
+    limited.model_max_length = 20
     assert token_limit(gpt2, 100) == token_limit(t5, 100) == 20
 
 

@@ -1,4 +1,4 @@
-"""The summed loss against a loop in float64, and what is shown of it."""
+"""The summed loss against a loop in float64, its scores, and the marking of counted tokens."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def case(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor
 
 def naive(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> float:
     total = 0.0
-    for row, wanted in zip(logits.tolist(), labels.tolist(), strict=True):
-        for scores, label in zip(row, wanted, strict=True):
+    for row_logits, row_labels in zip(logits.tolist(), labels.tolist(), strict=True):
+        for scores, label in zip(row_logits, row_labels, strict=True):
             if label == IGNORED:
                 continue
             log_sum = math.log(math.fsum(map(math.exp, scores)))
@@ -37,9 +37,9 @@ def naive(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> float
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_sum_is_that_of_a_loop(smoothing: float, dtype: torch.dtype) -> None:
     logits, labels = case(dtype)
-    found = summed_loss(logits, labels, smoothing)
-    assert found.dtype == torch.float32
-    assert found.item() == pytest.approx(naive(logits, labels, smoothing), rel=1e-5)
+    loss = summed_loss(logits, labels, smoothing)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(naive(logits, labels, smoothing), rel=1e-5)
 
 
 def test_sums_of_parts_add_up() -> None:
@@ -52,22 +52,22 @@ def test_sums_of_parts_add_up() -> None:
 def test_nothing_counts(smoothing: float) -> None:
     logits, labels = case()
     logits.requires_grad_()
-    found = summed_loss(logits, torch.full_like(labels, IGNORED), smoothing)
-    found.backward()
-    assert found.item() == 0
+    loss = summed_loss(logits, torch.full_like(labels, IGNORED), smoothing)
+    loss.backward()
+    assert loss.item() == 0
     assert not logits.grad.any()
 
 
 def test_each_example_and_their_scores() -> None:
     logits, labels = case()
-    found = loss_by_example(logits, labels)
+    counted = loss_by_example(logits, labels)
     right = (logits.argmax(-1) == labels).sum(1).tolist()
-    for row, (loss, tokens, hits) in enumerate(found):
+    for row, (loss, tokens, hits) in enumerate(counted):
         assert loss == pytest.approx(naive(logits[row : row + 1], labels[row : row + 1], 0.0), rel=1e-5)
         assert (tokens, hits) == ((labels[row] != IGNORED).sum(), right[row])
     # The mean is over tokens, not over examples.
     mean = naive(logits, labels, 0.0) / 7
-    assert score_tokens(found) == pytest.approx(
+    assert score_tokens(counted) == pytest.approx(
         {"perplexity": math.exp(mean), "loss": mean, "accuracy": sum(right) / 7}, rel=1e-5
     )
     assert score_tokens([(0.0, 0, 0)]) == {}

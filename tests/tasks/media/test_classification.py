@@ -1,4 +1,4 @@
-"""What image and audio classification share, tried on images."""
+"""The code that image and audio classification share, tried on images."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import Array2D, Audio, ClassLabel, Dataset, Features, Image, List, Value
-from tiny_media import GIVEN, picture, vit
+from tiny_media import NO_COLUMNS, picture, vit
 
+from capaft.config.parts.model import ModelSettings
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.audio_classification import AudioClassification
@@ -45,7 +46,9 @@ def empty(**features: Any) -> Dataset:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return ImageClassification(("cat", "dog")).load_model(vit(tmp_path_factory.mktemp("vit")), seed=0)
+    return ImageClassification(("cat", "dog")).load_model(
+        ModelSettings(model=vit(tmp_path_factory.mktemp("vit"))), seed=0
+    )
 
 
 def scored(labels: tuple[str, ...], truth: Any, logits: Any) -> dict[str, float]:
@@ -58,7 +61,7 @@ INT, TEXT, CLASS = Value("int64"), Value("string"), ClassLabel(names=["a", "b"])
 
 
 @pytest.mark.parametrize(
-    ("features", "found"),
+    ("features", "expected"),
     [
         ({"image": Image(), "label": CLASS}, ("image", "label")),
         ({"img": Image(decode=False), "fine_label": CLASS, "coarse_label": CLASS}, ("img", "fine_label")),
@@ -69,16 +72,16 @@ INT, TEXT, CLASS = Value("int64"), Value("string"), ClassLabel(names=["a", "b"])
         ({"scan": Image(), "age": INT, "diagnosis": CLASS}, ("scan", "diagnosis")),
     ],
 )
-def test_columns_are_found(features: dict[str, Any], found: tuple[str, str]) -> None:
-    columns = ImageClassification.recognise(empty(**features), GIVEN)
-    assert (columns.text, columns.label) == found
+def test_columns_are_found(features: dict[str, Any], expected: tuple[str, str]) -> None:
+    columns = ImageClassification.recognise(empty(**features), NO_COLUMNS)
+    assert (columns.text, columns.label) == expected
 
 
 def test_columns_of_recordings_are_found() -> None:
     speech = empty(file=TEXT, audio=Audio(decode=False), label=CLASS, is_unknown=Value("bool"), speaker_id=TEXT)
-    assert AudioClassification.recognise(speech, GIVEN) == Columns("audio", None, "label")
+    assert AudioClassification.recognise(speech, NO_COLUMNS) == Columns("audio", None, "label")
     arrays = empty(audio={"array": List(Value("float32")), "sampling_rate": INT}, emotion=TEXT)
-    assert AudioClassification.recognise(arrays, GIVEN) == Columns("audio", None, "emotion")
+    assert AudioClassification.recognise(arrays, NO_COLUMNS) == Columns("audio", None, "emotion")
 
 
 def test_given_columns_are_taken() -> None:
@@ -88,7 +91,7 @@ def test_given_columns_are_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("features", "given", "message"),
+    ("features", "named", "message"),
     [
         ({"image": Image(), "label": CLASS}, {"text": "picture"}, "--text-column picture: there is no such column"),
         ({"image": Image(), "label": CLASS, "n": INT}, {"text": "n"}, "does not hold image files, their paths or"),
@@ -101,9 +104,9 @@ def test_given_columns_are_taken() -> None:
         ({"image": Image(), "age": INT}, {}, "which column is the label .* --label-column"),
     ],
 )
-def test_columns_that_cannot_be_told(features: dict[str, Any], given: dict[str, str], message: str) -> None:
+def test_columns_that_cannot_be_told(features: dict[str, Any], named: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        ImageClassification.recognise(empty(**features), GIVEN | given)
+        ImageClassification.recognise(empty(**features), NO_COLUMNS | named)
 
 
 # Features
@@ -114,14 +117,14 @@ def test_labels_are_matched_by_name(base: BaseModel) -> None:
     task = ImageClassification(("dog", "cat"))
     assert task.features(base, rows(), COLUMNS, training=True).references.tolist() == [1, 0, 1]
     named = rows(name=["dog", "dog", "cat"])
-    found = task.features(base, named, Columns("image", None, "name"), training=True)
-    assert found.references.tolist() == [0, 0, 1]
+    examples = task.features(base, named, Columns("image", None, "name"), training=True)
+    assert examples.references.tolist() == [0, 0, 1]
 
 
 def test_unknown_labels_name_their_row(base: BaseModel) -> None:
     task, columns = ImageClassification(("cat", "dog")), Columns("image", None, "name")
     split = rows(name=["dog", "cow", "cat"])
-    for ask in (task.check_labels, lambda *given: task.features(base, *given, training=False)):
+    for ask in (task.check_labels, lambda *arguments: task.features(base, *arguments, training=False)):
         with pytest.raises(UsageError, match=r"^row 2: the training data has no label 'cow'; its labels are cat, dog"):
             ask(split, columns)
 
@@ -146,10 +149,10 @@ def test_files_that_cannot_be_read_name_their_row(base: BaseModel, tmp_path: Pat
     split = Dataset.from_dict(
         {"image": records, "label": ["cat", "dog", "cat"]}, Features({"image": Image(decode=False), "label": TEXT})
     )
-    found = task.features(base, split, COLUMNS, training=True)
+    examples = task.features(base, split, COLUMNS, training=True)
     for index, where in enumerate(["image without a file name", str(damaged), "/gone.png"]):
         with pytest.raises(UsageError, match=f"^row {index + 1}: {re.escape(where)}: cannot read this image") as caught:
-            task.collate(base, found, [index], training=True)
+            task.collate(base, examples, [index], training=True)
         assert "\n" not in str(caught.value)
 
 
@@ -165,11 +168,11 @@ def test_rows_go_by_their_file_or_their_number(base: BaseModel) -> None:
     for values, feature, names in forms:
         kinds = Features({"image": feature, "label": TEXT})
         split = Dataset.from_dict({"image": values, "label": ["cat", "dog"]}, kinds).select([1, 0])
-        found = task.features(base, split, COLUMNS, training=False)
-        assert found.sources == names
-        assert len(found) == 2
-    assert task.show(base, found, 1) == "row 2 -> cat"
-    records = task.report(found, [np.array([2.0, 1.0]), np.array([0.0, 3.0])])
+        examples = task.features(base, split, COLUMNS, training=False)
+        assert examples.sources == names
+        assert len(examples) == 2
+    assert task.show(base, examples, 1) == "row 2 -> cat"
+    records = task.report(examples, [np.array([2.0, 1.0]), np.array([0.0, 3.0])])
     assert records == [
         {"image": "row 1", "predicted": "cat", "label": "dog"},
         {"image": "row 2", "predicted": "dog", "label": "cat"},
@@ -181,15 +184,15 @@ def test_rows_go_by_their_file_or_their_number(base: BaseModel) -> None:
 
 def test_loss_is_the_sum_over_the_batch() -> None:
     logits, labels, smoothing = np.random.default_rng(0).normal(size=(5, 7)), [3, 0, 6, 6, 1], 0.2
-    wanted = 0.0
+    expected = 0.0
     for row, label in zip(logits, labels, strict=True):
         log_probabilities = [value - math.log(sum(map(math.exp, row))) for value in row]
-        wanted -= (1 - smoothing) * log_probabilities[label] + smoothing * sum(log_probabilities) / 7
+        expected -= (1 - smoothing) * log_probabilities[label] + smoothing * sum(log_probabilities) / 7
     outputs = SimpleNamespace(logits=torch.from_numpy(logits).bfloat16())
     exact = SimpleNamespace(logits=torch.from_numpy(logits))
     targets = {"labels": torch.tensor(labels)}
     task = ImageClassification(SEVEN)
-    assert task.loss(exact, targets, smoothing).item() == pytest.approx(wanted, rel=1e-5)
+    assert task.loss(exact, targets, smoothing).item() == pytest.approx(expected, rel=1e-5)
     assert task.loss(outputs, targets, smoothing).dtype == torch.float32
 
 
@@ -199,16 +202,16 @@ def test_scores_against_their_definitions() -> None:
     best = [sorted(range(7), key=lambda index, row=row: -row[index]) for row in logits]
     pairs = list(zip([row[0] for row in best], truth, strict=True))
     f1 = []
-    for each in range(7):
-        right = sum(predicted == label == each for predicted, label in pairs)
-        f1.append(2 * right / sum((predicted == each) + (label == each) for predicted, label in pairs))
-    found = scored(SEVEN, truth, logits)
-    assert found == {
+    for index in range(7):
+        right = sum(predicted == label == index for predicted, label in pairs)
+        f1.append(2 * right / sum((predicted == index) + (label == index) for predicted, label in pairs))
+    scores = scored(SEVEN, truth, logits)
+    assert scores == {
         "accuracy": pytest.approx(sum(predicted == label for predicted, label in pairs) / 200),
         "f1": pytest.approx(sum(f1) / 7),
         "top5": pytest.approx(sum(label in row[:5] for row, label in zip(best, truth, strict=True)) / 200),
     }
-    assert found["accuracy"] < found["top5"] < 1
+    assert scores["accuracy"] < scores["top5"] < 1
 
 
 def test_scores_of_a_split_that_lacks_classes() -> None:
@@ -222,7 +225,7 @@ def test_scores_of_a_split_that_lacks_classes() -> None:
 
 def test_five_classes_have_no_top_five() -> None:
     assert scored(SEVEN[:5], [0], [[1, 0, 0, 0, 0]]).keys() == {"accuracy", "f1"}
-    with pytest.raises(UsageError, match=r"^--metric top5 says nothing with 5 classes; choose accuracy or f1"):
+    with pytest.raises(UsageError, match=r"^--metric top5 is always 1 with 5 classes; choose accuracy or f1"):
         ImageClassification(SEVEN[:5], metric="top5")
     assert ImageClassification(SEVEN, metric="top5").more_is_better
 
@@ -231,5 +234,5 @@ def test_predictions_are_small(base: BaseModel) -> None:
     outputs = SimpleNamespace(logits=torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.bfloat16))
     task: Any = ImageClassification(("cat", "dog"))
     predictions = task.predict(base, base.model, None, [0, 1], None, outputs)
-    assert [each.tolist() for each in predictions] == [[1, 2], [3, 4]]
+    assert [prediction.tolist() for prediction in predictions] == [[1, 2], [3, 4]]
     assert predictions[0].dtype == np.float32

@@ -1,4 +1,4 @@
-"""Starting processes: what each is told, and how the others fare when one of them fails."""
+"""Starting processes: the environment of each, and the end of the others when one fails."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from capaft.training.parallel.launch import launch_processes, should_launch
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the code goes that `python -m capaft` runs in this test, in place of capaft."""
+    """The file that `python -m capaft` runs in this test, in place of capaft."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     (tmp_path / "capaft").mkdir()
@@ -50,9 +50,9 @@ def test_what_each_is_told(program: Path, capfd: pytest.CaptureFixture[str], mon
     tell = f"open(f'{{rank}}.txt', 'w').write(repr([sys.argv[1:]] + [os.environ[name] for name in ({names})]))\n"
     program.write_text(RANK + tell + "print('result', rank)")
     assert launch_processes(3, ["train", "--lr", "1e-3"]) == 0
-    told = [eval((program.parent.parent / f"{rank}.txt").read_text()) for rank in range(3)]
-    ports = {each.pop() for each in told}
-    assert told == [[["train", "--lr", "1e-3"], str(rank), "3", "127.0.0.1", "2"] for rank in range(3)]
+    received = [eval((program.parent.parent / f"{rank}.txt").read_text()) for rank in range(3)]
+    ports = {values.pop() for values in received}
+    assert received == [[["train", "--lr", "1e-3"], str(rank), "3", "127.0.0.1", "2"] for rank in range(3)]
     assert len(ports) == 1
     # Results are printed once.
     assert capfd.readouterr().out == "result 0\n"
@@ -68,11 +68,11 @@ def test_they_end_with_the_launcher_however_it_ends() -> None:
         subprocess.Popen(command, env=os.environ | follows, **pipe) as other,
         subprocess.Popen(command, **pipe) as alone,
     ):
-        for each in (one, other, alone):
-            assert each.stdout.readline() == b"on\n"
+        for process in (one, other, alone):
+            assert process.stdout.readline() == b"on\n"
             # A launcher that was killed has closed all its pipes.
-            if each is not other:
-                each.stdin.close()
+            if process is not other:
+                process.stdin.close()
         assert one.wait(10) == 1
         assert (other.poll(), alone.poll()) == (None, None)
         other.kill()
@@ -151,7 +151,7 @@ OTHERS = {
 }
 
 
-# Three processes that import everything; tests/test_train.py has the loop in two, tests/test_readme.py this command.
+# Three processes that import everything; tests/training/test_loop.py has the loop in two of them.
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [None, "accelerate", "torchrun"])
 def test_two_processes_train_as_one_does(
@@ -163,23 +163,23 @@ def test_two_processes_train_as_one_does(
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     environment["PYTHONPATH"] = str(Path(capaft.__file__).parent.parent)
     started: list[Any] = [sys.executable, "-m", *OTHERS.get(launcher or "", []), "capaft"]
-    own = {} if launcher else {"processes": 2}
+    changes = {} if launcher else {"processes": 2}
     done = subprocess.run(
-        [*started, *command(settings, tmp_path / "two", **own), "--json"],
+        [*started, *command(settings, tmp_path / "two", **changes), "--json"],
         capture_output=True,
         text=True,
         env=environment,
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    # What is said is said once.
+    # Only the first process prints.
     results = json.loads(done.stdout)
     assert done.stderr.count("epoch 1  accuracy") == 1
     monkeypatch.setattr(loop, "draw_losses", lambda *_: b"")
     alone = execute(settings, tmp_path / "one")
-    wanted = losses(tmp_path / "one")
-    assert len(wanted) == 8
-    assert losses(tmp_path / "two") == [(step, pytest.approx(loss, abs=1e-5)) for step, loss in wanted]
+    expected = losses(tmp_path / "one")
+    assert len(expected) == 8
+    assert losses(tmp_path / "two") == [(step, pytest.approx(loss, abs=1e-5)) for step, loss in expected]
     assert results["scores"] == {name: pytest.approx(score, abs=1e-5) for name, score in alone["scores"].items()}
     assert (results["processes"], results["steps"]) == (2, alone["steps"])
     assert results["bytes_per_step"] == 4 * results["trainable_parameters"]

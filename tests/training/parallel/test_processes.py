@@ -1,4 +1,4 @@
-"""What processes say to one another, tried by processes that do."""
+"""Messages between processes, tried with real ones."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from capaft.adapter.file import save_load
 from capaft.support.errors import PeerError, TrainingError, UsageError
 from capaft.training import loop, run
 from capaft.training.parallel.processes import Processes
+from capaft.training.trainer import Trainer
 
 
 def parameters(rank: int) -> list[torch.nn.Parameter]:
     """One with a gradient in each process, one in the first only, one in none."""
-    found = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (4,), (1,))]
-    found[0].grad = torch.full((2, 3), 1.0 + rank)
-    found[1].grad = torch.arange(4.0) if rank == 0 else None
-    return found
+    made = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (4,), (1,))]
+    made[0].grad = torch.full((2, 3), 1.0 + rank)
+    made[1].grad = torch.arange(4.0) if rank == 0 else None
+    return made
 
 
 def test_alone_nothing_is_said() -> None:
@@ -37,50 +38,50 @@ def test_alone_nothing_is_said() -> None:
     assert alone.from_first("x") == "x"
     tensor = torch.ones(2)
     assert alone.sum_of(tensor) is tensor
-    own = parameters(0)
-    alone.add_up(own)
-    assert own[2].grad is None
+    parameters_here = parameters(0)
+    alone.add_up(parameters_here)
+    assert parameters_here[2].grad is None
     assert alone.bytes_sent == 0
 
 
 def test_three_processes(tmp_path: Path) -> None:
     def talk(rank: int) -> None:
-        every = Processes.here()
-        own = parameters(rank)
-        every.add_up(own)
-        said: dict[str, Any] = {
-            "who": (every.rank, every.count, every.is_first),
-            "gradients": [p.grad.tolist() for p in own],  # type: ignore[union-attr]
-            "bytes": every.bytes_sent,
+        processes = Processes.here()
+        parameters_here = parameters(rank)
+        processes.add_up(parameters_here)
+        report: dict[str, Any] = {
+            "who": (processes.rank, processes.count, processes.is_first),
+            "gradients": [p.grad.tolist() for p in parameters_here],  # type: ignore[union-attr]
+            "bytes": processes.bytes_sent,
             # More than float32 can tell from its neighbour.
-            "totals": every.totals(2**25 + rank, rank == 1),
-            "sum": every.sum_of(torch.tensor([1.0, rank])).tolist(),
-            "items": every.gather([(rank, "x")] * rank),
-            "first": every.from_first({"path": str(tmp_path)} if rank == 0 else None),
+            "totals": processes.totals(2**25 + rank, rank == 1),
+            "sum": processes.sum_of(torch.tensor([1.0, rank])).tolist(),
+            "items": processes.gather([(rank, "x")] * rank),
+            "first": processes.from_first({"path": str(tmp_path)} if rank == 0 else None),
         }
-        (tmp_path / f"{rank}.json").write_text(json.dumps(said))
+        (tmp_path / f"{rank}.json").write_text(json.dumps(report))
 
     assert together(3, talk, tmp_path) == [0, 0, 0]
     for rank in range(3):
-        said = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert said["who"] == [rank, 3, rank == 0]
-        assert said["gradients"] == [[[6.0] * 3] * 2, [0.0, 1.0, 2.0, 3.0], [0.0]]
-        assert said["bytes"] == 4 * (6 + 4 + 1)
-        assert said["totals"] == [3 * 2**25 + 3, 1.0]
-        assert said["sum"] == [3.0, 3.0]
-        assert said["items"] == [[1, "x"], [2, "x"], [2, "x"]]
-        assert said["first"] == {"path": str(tmp_path)}
+        report = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert report["who"] == [rank, 3, rank == 0]
+        assert report["gradients"] == [[[6.0] * 3] * 2, [0.0, 1.0, 2.0, 3.0], [0.0]]
+        assert report["bytes"] == 4 * (6 + 4 + 1)
+        assert report["totals"] == [3 * 2**25 + 3, 1.0]
+        assert report["sum"] == [3.0, 3.0]
+        assert report["items"] == [[1, "x"], [2, "x"], [2, "x"]]
+        assert report["first"] == {"path": str(tmp_path)}
 
 
 @pytest.mark.parametrize("call", ["totals", "gather", "from_first", "sum_of"])
 def test_one_that_has_ended_is_noticed_at_once(call: str, tmp_path: Path) -> None:
     def talk(rank: int) -> None:
-        every = Processes.here()
-        every.totals(0)
+        processes = Processes.here()
+        processes.totals(0)
         if rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         with pytest.raises(PeerError, match="another process"):
-            getattr(every, call)({"totals": 1.0, "sum_of": torch.ones(1)}.get(call, []))
+            getattr(processes, call)({"totals": 1.0, "sum_of": torch.ones(1)}.get(call, []))
 
     started = time.monotonic()
     assert together(2, talk, tmp_path) == [0, -signal.SIGKILL]
@@ -94,10 +95,10 @@ def test_ctrl_c_that_reaches_one_stops_all_at_the_same_step(
     arguments = command(config(model, reviews, head_init="seeded"), tmp_path / "run")
     real = loop._collated
 
-    def collated(job: Any, indices: Any, step: int, *others: Any) -> Any:
-        if step == 4 and others[-1].rank == 1:
+    def collated(run: Trainer, indices: Any, step: int) -> Any:
+        if step == 4 and run.processes.rank == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(job, indices, step, *others)
+        return real(run, indices, step)
 
     def work(rank: int) -> None:
         monkeypatch.setattr(loop, "_collated", collated)
@@ -107,13 +108,13 @@ def test_ctrl_c_that_reaches_one_stops_all_at_the_same_step(
         os._exit(done.code)
 
     assert together(2, work, tmp_path) == [130, 130]
-    said = [(tmp_path / f"{rank}.err").read_text() for rank in range(2)]
-    assert "stopped at step 5 of 16; go on with --resume" in said[0]
-    assert "stopped" not in said[1]
+    errors = [(tmp_path / f"{rank}.err").read_text() for rank in range(2)]
+    assert "stopped at step 5 of 16; go on with --resume" in errors[0]
+    assert "stopped" not in errors[1]
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000005"]
 
 
-# What people read
+# Lines for people
 
 
 def _killed(rank: int, patch: pytest.MonkeyPatch) -> None:
@@ -126,7 +127,7 @@ def _killed(rank: int, patch: pytest.MonkeyPatch) -> None:
 
 def _loss_is_nan(rank: int, patch: pytest.MonkeyPatch) -> None:
     real = loop._backward
-    patch.setattr(loop, "_backward", lambda *given: real(*given) * float("nan"))
+    patch.setattr(loop, "_backward", lambda *arguments: real(*arguments) * float("nan"))
 
 
 def _full_disk(rank: int, patch: pytest.MonkeyPatch) -> None:

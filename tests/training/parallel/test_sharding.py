@@ -1,4 +1,4 @@
-"""What a launcher's configuration asks for, and that a base in shares trains as a whole one does."""
+"""The launcher's configuration, and a sharded base model that trains as a whole one does."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_what_is_asked_for(environment: dict[str, str], asked: bool, monkeypatch
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert sharding_requested() is asked
-    # Accelerate would shard the trained numbers too, and must not see it.
+    # Accelerate would shard the trainable parameters too, and must not see it.
     assert not {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & os.environ.keys()
 
 
@@ -77,13 +77,13 @@ def test_a_configuration_file_of_deepspeed(tmp_path: Path, monkeypatch: pytest.M
     assert sharding_requested() is False
 
 
-# One process looks at what it holds: shares of the frozen weights, and the trained numbers whole.
+# Each process checks what it holds: its shards of the frozen weights, and whole trainable parameters.
 LOOK = """
 import os, sys
 from capaft.training import loop, run
 def looking(*arguments, **more):
     from torch.distributed.tensor import DTensor
-    for name, p in arguments[0].base.model.named_parameters():
+    for name, p in arguments[0].model.named_parameters():
         assert isinstance(p, DTensor) is not p.requires_grad, name
     return loop.train(*arguments, **more)
 run.train = looking
@@ -116,9 +116,9 @@ def test_a_base_in_shares_trains_as_a_whole_one(reviews: Path, tmp_path: Path) -
         )
         for rank in range(2)
     ]
-    for each in (*processes, whole):
-        _, err = each.communicate(timeout=300)
-        assert each.returncode == 0, err.decode()
+    for process in (*processes, whole):
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err.decode()
     losses = [
         [r["loss"] for r in map(json.loads, (tmp_path / run / "metrics.jsonl").read_text().splitlines()) if "loss" in r]
         for run in ("whole", "shares")
@@ -128,4 +128,4 @@ def test_a_base_in_shares_trains_as_a_whole_one(reviews: Path, tmp_path: Path) -
     from capaft.adapter.file.save_load import read
 
     headers = [read(tmp_path / run / "adapter.safetensors").header for run in ("whole", "shares")]
-    assert headers[0]["base"] == headers[1]["base"]
+    assert headers[0].base == headers[1].base

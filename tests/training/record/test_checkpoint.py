@@ -23,7 +23,7 @@ from capaft.training.optimizer import build_optimizer
 from capaft.training.record.checkpoint import Checkpoint, Progress, newest_checkpoint, write_checkpoint
 
 EIGHT_BIT = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
-OPTIMISERS = ("adamw", "adafactor", "sgd", pytest.param("adamw-8bit", marks=EIGHT_BIT))
+OPTIMIZERS = ("adamw", "adafactor", "sgd", pytest.param("adamw-8bit", marks=EIGHT_BIT))
 MADE_WITH = {"torch": "2", "threads": "1"}
 MADE_FROM = {"training data": "1f", "base model": "2e"}
 
@@ -52,7 +52,9 @@ class Run:
 
     def write(self, directory: Path, step: int, scaler: Any = None) -> Path:
         progress = Progress(step, Best(2, 0.1 + 0.2, {"accuracy": 0.1 + 0.2, "loss": 1 / 3}, 1), 12.5, 0.25)
-        write_checkpoint(directory, progress, self.trained, self.optimizer, scaler, MADE_WITH, MADE_FROM)
+        write_checkpoint(
+            directory, Checkpoint.capture(progress, self.trained, self.optimizer, scaler, MADE_WITH, MADE_FROM)
+        )
         return directory / f"step-{step:09d}"
 
     def same(self, other: Run) -> bool:
@@ -60,16 +62,16 @@ class Run:
 
 
 def newest(directory: Path) -> Checkpoint:
-    found = newest_checkpoint(directory)
-    assert found is not None
-    return found
+    checkpoint = newest_checkpoint(directory)
+    assert checkpoint is not None
+    return checkpoint
 
 
 def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("middle", [0, 1, 4])
 def test_a_run_goes_on_bit_for_bit(name: str, middle: int, tmp_path: Path) -> None:
     undisturbed = Run(name).go(0, 9)
@@ -82,10 +84,10 @@ def test_a_run_goes_on_bit_for_bit(name: str, middle: int, tmp_path: Path) -> No
 
 def test_what_is_no_tensor_comes_back_as_it_was(tmp_path: Path) -> None:
     Run().go(0, 3).write(tmp_path, 3)
-    found = newest(tmp_path)
-    assert found.progress == Progress(3, Best(2, 0.1 + 0.2, {"accuracy": 0.1 + 0.2, "loss": 1 / 3}, 1), 12.5, 0.25)
-    assert found.made_with == MADE_WITH
-    assert found.made_from == MADE_FROM
+    checkpoint = newest(tmp_path)
+    assert checkpoint.progress == Progress(3, Best(2, 0.1 + 0.2, {"accuracy": 0.1 + 0.2, "loss": 1 / 3}, 1), 12.5, 0.25)
+    assert checkpoint.made_with == MADE_WITH
+    assert checkpoint.made_from == MADE_FROM
 
 
 def test_state_of_an_optimiser_that_is_no_tensor(tmp_path: Path) -> None:
@@ -100,7 +102,7 @@ def test_state_of_an_optimiser_that_is_no_tensor(tmp_path: Path) -> None:
 
 
 def test_state_within_state(tmp_path: Path) -> None:
-    """As bitsandbytes keeps it: a mapping of tensors and numbers behind a key of its own."""
+    """Nested as in bitsandbytes: a mapping of tensors and numbers under one key."""
     inner = {"state1": torch.arange(15, dtype=torch.uint8), "quant": {"absmax": torch.tensor([0.5]), "bits": 8}}
 
     class Nested(torch.optim.SGD):
@@ -114,11 +116,11 @@ def test_state_within_state(tmp_path: Path) -> None:
     run.optimizer = Nested(run.trained.values(), lr=0.1)
     run.write(tmp_path, 3)
     newest(tmp_path).restore(run.trained, run.optimizer, None)
-    found = run.optimizer.loaded[0]["__own__"]
+    nested = run.optimizer.loaded[0]["__own__"]
     assert run.optimizer.loaded[0]["step"] == 3
-    assert torch.equal(found["state1"], inner["state1"])
-    assert found["quant"]["absmax"].tolist() == [0.5]
-    assert found["quant"]["bits"] == 8
+    assert torch.equal(nested["state1"], inner["state1"])
+    assert nested["quant"]["absmax"].tolist() == [0.5]
+    assert nested["quant"]["bits"] == 8
 
 
 def test_the_loss_scaler_of_fp16(tmp_path: Path) -> None:
@@ -166,7 +168,7 @@ def _empty(file: Path) -> None:
 
 
 def _zeros(file: Path) -> None:
-    """What a disk has of a file whose last block it lost."""
+    """A file whose last block the disk has lost."""
     data = file.read_bytes()
     file.write_bytes(data[:-32] + bytes(32))
 
@@ -178,7 +180,7 @@ def _flip(file: Path) -> None:
 
 
 def _digit(file: Path) -> None:
-    """A file that reads as well as before: another number of seconds, or of the optimiser's steps."""
+    """A file that reads as well as before: another number of seconds, or of the optimizer's steps."""
     data = file.read_bytes()
     at = max(data.rfind(digit) for digit in (b"12.5", b"\x00"))
     file.write_bytes(data[:at] + b"9" + data[at + 1 :])
@@ -214,7 +216,7 @@ def test_none_is_no_error(tmp_path: Path) -> None:
 
 def test_one_of_another_run_is_refused(tmp_path: Path) -> None:
     Run().write(tmp_path, 5)
-    found = newest(tmp_path)
+    checkpoint = newest(tmp_path)
     run = Run()
     for trained in (
         {"down": nn.Parameter(torch.zeros(5, 4)), "head:bias": run.trained["head:bias"]},
@@ -222,7 +224,7 @@ def test_one_of_another_run_is_refused(tmp_path: Path) -> None:
     ):
         before = {name: parameter.detach().clone() for name, parameter in trained.items()}
         with pytest.raises(UsageError, match=r"does not fit this run: (down|up) differs"):
-            found.restore(trained, run.optimizer, None)
+            checkpoint.restore(trained, run.optimizer, None)
         assert all(torch.equal(before[name], parameter) for name, parameter in trained.items())
 
 
@@ -266,9 +268,9 @@ def test_killed_at_any_moment_of_a_write_there_is_always_one_to_go_on_from(tmp_p
             run.write(directory, 6)
 
         code = wait(fork(killed))
-        found = newest(directory)
-        met.add(found.progress.step)
-        assert torch.equal(found.tensors["parameter.down"], run.trained["down"])
+        checkpoint = newest(directory)
+        met.add(checkpoint.progress.step)
+        assert torch.equal(checkpoint.tensors["parameter.down"], run.trained["down"])
         # What is left of the attempt does not stand in the way of the next one.
         run.write(directory, 6)
         assert names(directory) == ["step-000000005", "step-000000006"]

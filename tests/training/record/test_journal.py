@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 
 def write(file: Path, first: int, last: int, **options: Any) -> Journal:
-    """A journal of so many steps and an evaluation after every second one."""
+    """A journal of the steps from `first` to `last`, with an evaluation after every second one."""
     with Journal(options.pop("console", silent()), file, 10, done=first, **options) as made:
         for step in range(first + 1, last + 1):
             made.step(step, step / 4, 1 / step, 1e-3, 8)
@@ -37,7 +38,7 @@ def write(file: Path, first: int, last: int, **options: Any) -> Journal:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What time it is, to be changed."""
+    """The time, to be changed."""
     now = [100.0]
     monkeypatch.setattr(journal.time, "perf_counter", lambda: now[0])
     return now
@@ -46,15 +47,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_every_record_has_speed_memory_and_time_left(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     made = write(file, 0, 4)
-    found = lines(file)
-    assert found == made.records
-    assert [record["step"] for record in found] == [1, 2, 2, 3, 4, 4]
-    assert all(record.keys() >= PACE | {"step", "epoch"} for record in found)
-    assert all(record["peak_memory_bytes"] > 2**20 for record in found)
-    assert {key: found[0][key] for key in ("epoch", "loss", "lr")} == {"epoch": 0.25, "loss": 1.0, "lr": 1e-3}
-    wanted = {"metric": "f1", "value": 0.4, "validation_loss": 0.5, "best": True}
-    assert found[-1].items() >= wanted.items()
-    assert found[-1]["scores"] == {"f1": 0.4, "accuracy": 0.9}
+    rows = lines(file)
+    assert rows == [asdict(record) for record in made.records]
+    assert [record["step"] for record in rows] == [1, 2, 2, 3, 4, 4]
+    assert all(record.keys() >= PACE | {"step", "epoch"} for record in rows)
+    assert all(record["peak_memory_bytes"] > 2**20 for record in rows)
+    assert {key: rows[0][key] for key in ("epoch", "loss", "lr")} == {"epoch": 0.25, "loss": 1.0, "lr": 1e-3}
+    expected = {"metric": "f1", "value": 0.4, "validation_loss": 0.5, "best": True}
+    assert rows[-1].items() >= expected.items()
+    assert rows[-1]["scores"] == {"f1": 0.4, "accuracy": 0.9}
 
 
 def test_speed_and_time_left(tmp_path: Path, clock: list[float]) -> None:
@@ -63,8 +64,8 @@ def test_speed_and_time_left(tmp_path: Path, clock: list[float]) -> None:
             clock[0] += 3.0
             made.step(step, 1.0, 0.5, 1e-3, 12)
     # Two of six steps took six seconds, after the fifty of an earlier start.
-    assert made.records[-1]["seconds_left"] == 12.0
-    assert made.records[-1]["examples_per_second"] == 4.0
+    assert made.records[-1].seconds_left == 12.0
+    assert made.records[-1].examples_per_second == 4.0
     assert made.examples_per_second == 4.0
     assert made.seconds == 56.0
 
@@ -77,10 +78,10 @@ def test_going_on_cuts_off_what_came_after_the_checkpoint(tmp_path: Path) -> Non
         stream.write('{"step": 8, "lo')
     write(file, 4, 10)
 
-    def told(path: Path) -> list[dict[str, Any]]:
+    def timeless(path: Path) -> list[dict[str, Any]]:
         return [{key: value for key, value in record.items() if key not in PACE} for record in lines(path)]
 
-    assert told(file) == told(whole)
+    assert timeless(file) == timeless(whole)
 
 
 @pytest.mark.parametrize("content", ["", "\n", '{"step": 1', "\x00\x00", "no json"])
@@ -107,12 +108,12 @@ def test_all_but_the_first_process_write_nothing(tmp_path: Path) -> None:
 
 
 def test_trackers_are_told_the_numbers(tmp_path: Path) -> None:
-    told: list[tuple[int, dict[str, Any]]] = []
-    write(tmp_path / "m", 0, 2, track=lambda values, step: told.append((step, values)))
-    assert [step for step, _ in told] == [1, 2, 2]
-    assert all(isinstance(value, int | float) for _, values in told for value in values.values())
-    assert told[0][1]["loss"] == 1.0
-    assert told[2][1].items() >= {"f1": 0.2, "accuracy": 0.9, "validation_loss": 0.5, "value": 0.2}.items()
+    tracked: list[tuple[int, dict[str, Any]]] = []
+    write(tmp_path / "m", 0, 2, track=lambda values, step: tracked.append((step, values)))
+    assert [step for step, _ in tracked] == [1, 2, 2]
+    assert all(isinstance(value, int | float) for _, values in tracked for value in values.values())
+    assert tracked[0][1]["loss"] == 1.0
+    assert tracked[2][1].items() >= {"f1": 0.2, "accuracy": 0.9, "validation_loss": 0.5, "value": 0.2}.items()
 
 
 def test_without_a_terminal_there_are_plain_lines_now_and_then(tmp_path: Path, clock: list[float]) -> None:
@@ -121,8 +122,8 @@ def test_without_a_terminal_there_are_plain_lines_now_and_then(tmp_path: Path, c
         for step in range(1, 41):
             clock[0] += 1.0
             made.step(step, 0.1, 0.5, 1e-3, 8)
-    said = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert said == [
+    printed = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert printed == [
         "step 16/100  loss 0.5000  lr 1.0e-03  8 examples/s  84 s left",
         "step 32/100  loss 0.5000  lr 1.0e-03  8 examples/s  68 s left",
     ]

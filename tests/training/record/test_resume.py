@@ -1,418 +1,79 @@
-"""A run that was interrupted, at whatever moment, ends with the same bytes as one that was not."""
+"""Checks that a resumed run has the data, labels and base model that it began with."""
 
 from __future__ import annotations
 
 import json
-import os
-import random
-import shlex
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
-from command_line import invoke
-from safetensors.torch import load_file, save_file
-from tiny_job import bert, command, config, execute, fork, killing_at, losses, outputs, records, together, wait
-from transformers import BertForMaskedLM, BertForSequenceClassification
+import torch
+from tiny_job import bert, config
+from transformers import BertForQuestionAnswering, BertForSequenceClassification
 
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
-from capaft.training import loop
-from capaft.training.record import resume
-from capaft.training.record.run_directory import RunDirectory, hold_directory
-
-# What is measured, and where the run is.
-OF_THE_MACHINE = {"seconds", "examples_per_second", "peak_memory_bytes", "output", "next"}
+from capaft.training.record.resume import check_same_origin, origin_digests
+from capaft.training.setup.job import Job
+from capaft.training.setup.prepare import prepare_job
 
 
-@pytest.fixture(autouse=True)
-def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes longer than all else."""
-    monkeypatch.setattr(loop, "draw_losses", lambda *_: b"")
+def prepared(settings: TrainConfig) -> Job:
+    return prepare_job(settings, lambda line: None)
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models")
-    bert(directory / "reviews", BertForSequenceClassification, dropout=0.1)
-    bert(directory / "words", BertForMaskedLM, dropout=0.1)
-    return directory
+def settings(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> TrainConfig:
+    return config(bert(tmp_path_factory.mktemp("model"), BertForSequenceClassification), reviews)
 
 
-@pytest.fixture(scope="module")
-def settings(models: Path, reviews: Path) -> TrainConfig:
-    """Everything at once that a resumed run has to take up again: dropout of both kinds, micro-batches, patience."""
-    return config(
-        models / "reviews",
-        reviews,
-        dropout=0.1,
-        micro_batch_size=3,
-        epochs=None,
-        # An epoch has 8.
-        max_steps=11,
-        eval_steps=4,
-        patience=9,
-        schedule="cosine",
-        warmup=0.2,
-        lr=2e-2,
-        weight_decay=0.1,
-        baseline=True,
-        checkpoint_seconds=0.0,
-    )
-
-
-@pytest.fixture(scope="module")
-def undisturbed(settings: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of these settings that nothing has happened to."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "draw_losses", lambda *_: b"")
-        directory = tmp_path_factory.mktemp("undisturbed") / "run"
-        execute(settings, directory)
-    return directory
-
-
-def killed(settings: TrainConfig, directory: Path, step: int) -> None:
-    """A run whose process was killed when it was about to take a step, counted from 0."""
-
-    def work() -> None:
-        real = loop._collated
-
-        def collated(job: Any, indices: Any, at: int, *others: Any) -> Any:
-            if at == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(job, indices, at, *others)
-
-        loop._collated = collated
-        execute(settings, directory)
-
-    assert wait(fork(work)) == -signal.SIGKILL
-    assert not (directory / "results.json").exists()
-
-
-def assert_same(found: Path, wanted: Path) -> None:
-    """Same bytes, same record of losses, same results, and nothing left over."""
-    assert outputs(found) == outputs(wanted)
-    assert losses(found) == losses(wanted)
-    scores = ("step", "value", "validation_loss", "scores", "best")
-    assert [[r.get(name) for name in scores] for r in records(found)] == [
-        [r.get(name) for name in scores] for r in records(wanted)
-    ]
-    one, other = (json.loads((directory / "results.json").read_text()) for directory in (found, wanted))
-    assert {k: v for k, v in one.items() if k not in OF_THE_MACHINE} == {
-        k: v for k, v in other.items() if k not in OF_THE_MACHINE
-    }
-    one, other = (sorted(str(path.relative_to(each)) for path in each.rglob("*")) for each in (found, wanted))
+def test_the_same_is_the_same(settings: TrainConfig) -> None:
+    one, other = (origin_digests(prepared(settings)) for _ in range(2))
     assert one == other
+    check_same_origin(one, other, "run")
 
 
-def damage(checkpoint: Path) -> None:
-    file = checkpoint / "tensors.safetensors"
-    file.write_bytes(file.read_bytes()[:-40])
+def test_anything_else_is_named(settings: TrainConfig) -> None:
+    before = origin_digests(prepared(settings))
+    fewer, renamed, tokens, labels, weights = (prepared(settings) for _ in range(5))
+    fewer = replace(fewer, train=fewer.validation)
+    renamed = replace(renamed, task=replace(renamed.task, labels=("a", "b")))
+    tokens.train.inputs["input_ids"][3][1] += 1
+    labels.validation.references[0] = 1 - labels.validation.references[0]
+    with torch.no_grad():
+        for parameter in weights.base.model.parameters():
+            parameter *= 1.5
+    several = [
+        ("training data", fewer),
+        ("list of labels", renamed),
+        ("training data", tokens),
+        ("validation data", labels),
+        ("base model", weights),
+    ]
+    for name, made in several:
+        now = origin_digests(made)
+        assert [part for part in before if before[part] != now[part]] == [name]
+        with pytest.raises(UsageError, match=f"--resume goes on with runs/one, and its {name} is not what it was"):
+            check_same_origin(before, now, "runs/one")
 
 
-# Killed
-
-
-def test_killed_while_it_reads_or_writes(settings: TrainConfig, undisturbed: Path, tmp_path: Path) -> None:
-    moments = _moments(settings, tmp_path)
-    assert moments > 100
-    for moment in range(0, moments, moments // 4):
-        _killed_at_a_file(moment, settings, undisturbed, tmp_path / "run")
-
-
-@pytest.mark.slow
-def test_killed_at_every_file(settings: TrainConfig, undisturbed: Path, tmp_path: Path) -> None:
-    for moment in range(_moments(settings, tmp_path)):
-        _killed_at_a_file(moment, settings, undisturbed, tmp_path / "run")
-
-
-def _moments(settings: TrainConfig, directory: Path) -> int:
-    """How often an undisturbed run touches its directory."""
-
-    def count() -> None:
-        seen = killing_at(sys.maxsize, directory / "counted")
-        execute(settings, directory / "counted")
-        (directory / "moments").write_text(str(seen()))
-
-    assert wait(fork(count)) == 0
-    return int((directory / "moments").read_text())
-
-
-def _killed_at_a_file(moment: int, settings: TrainConfig, undisturbed: Path, directory: Path) -> None:
-    def work() -> None:
-        killing_at(moment, directory)
-        execute(settings, directory)
-
-    assert wait(fork(work)) == -signal.SIGKILL
-    execute(settings, directory, resume=True)
-    assert_same(directory, undisturbed)
-    shutil.rmtree(directory)
-
-
-@pytest.mark.parametrize(
-    ("changes", "step"),
-    [
-        # A checkpoint at evaluations only, so that steps are taken again.
-        ({"checkpoint_seconds": 60.0}, 10),
-        ({"optimizer": "adafactor", "checkpoint_seconds": 60.0}, 7),
-        ({"optimizer": "sgd", "lora_plus_ratio": 4.0, "method": "lora", "save_dtype": "int8"}, 6),
-        ({"task": "masked-lm", "mlm_probability": 0.3, "packing": False, "max_length": 32}, 7),
-    ],
-)
-def test_killed_between_two_steps(
-    changes: dict[str, Any], step: int, settings: TrainConfig, models: Path, tmp_path: Path
-) -> None:
-    own = replace(settings, baseline=False, **changes)
-    if own.task == "masked-lm":
-        own = replace(own, model=str(models / "words"))
-    for name in ("whole", "run"):
-        if name == "run":
-            killed(own, tmp_path / "run", step)
-        execute(own, tmp_path / name, resume=name == "run")
-    assert_same(tmp_path / "run", tmp_path / "whole")
-
-
-def test_patience_goes_on_where_it_was(settings: TrainConfig, tmp_path: Path) -> None:
-    # Nothing gets better: the first evaluation is the best, and the fourth the last.
-    own = replace(settings, lr=1e-30, head_lr=1e-30, eval_steps=2, patience=3, baseline=False)
-    killed(own, tmp_path, 5)
-    assert execute(own, tmp_path, resume=True)["steps"] == 8
-    assert [record["step"] for record in records(tmp_path) if "value" in record] == [2, 4, 6, 8]
-
-
-def test_killed_once_more_and_with_damaged_checkpoints(
-    settings: TrainConfig, undisturbed: Path, tmp_path: Path
-) -> None:
-    directory, checkpoints, kept = tmp_path / "run", tmp_path / "run" / "checkpoints", tmp_path / "kept"
-    killed(settings, directory, 6)
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000000005", "step-000000006"]
-    damage(checkpoints / "step-000000006")
-    # Half of what a dying process was writing.
-    for left in (directory / ".adapter.safetensors.x1y2", checkpoints / ".step-000000007" / "state.json"):
-        left.parent.mkdir(exist_ok=True)
-        left.write_bytes(b"{")
-    killed(replace(settings, resume=True), directory, 9)
-    shutil.copytree(checkpoints, kept)
-    for checkpoint in checkpoints.iterdir():
-        damage(checkpoint)
-    with pytest.raises(UsageError, match=r"no checkpoint in .* can be read; start anew with --overwrite") as error:
-        execute(settings, directory, resume=True)
-    assert "\n" not in str(error.value)
-    shutil.copytree(kept, checkpoints, dirs_exist_ok=True)
-    execute(settings, directory, resume=True)
-    assert_same(directory, undisturbed)
-
-
-def test_two_processes_of_which_one_is_killed(settings: TrainConfig, tmp_path: Path) -> None:
-    def run(directory: Path, kill: int, **changes: Any) -> list[int]:
-        def work(rank: int) -> None:
-            real = loop._collated
-
-            def collated(job: Any, indices: Any, at: int, *others: Any) -> Any:
-                if at == kill and rank == 1:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return real(job, indices, at, *others)
-
-            loop._collated = collated
-            execute(settings, directory, **changes)
-
-        (tmp_path / "meeting").unlink(missing_ok=True)
-        return together(2, work, tmp_path)
-
-    assert run(tmp_path / "whole", kill=-1) == [0, 0]
-    # The other one notices, and says so.
-    assert run(tmp_path / "run", kill=6) == [1, -signal.SIGKILL]
-    assert run(tmp_path / "run", kill=-1, resume=True) == [0, 0]
-    assert_same(tmp_path / "run", tmp_path / "whole")
-
-
-# The command
-
-
-def test_a_killed_command_goes_on_with_resume_alone(settings: TrainConfig, undisturbed: Path, tmp_path: Path) -> None:
-    """One process of its own, killed by another, at a moment that nobody chose."""
-    directory = tmp_path / "run"
-    metrics = directory / "metrics.jsonl"
-    _kill_when(lambda: metrics.exists() and metrics.read_text().count("\n") > 4, command(settings, directory))
-    assert not (directory / "results.json").exists()
-    done = invoke("train", "--resume", "--output", directory, "--json")
-    assert done.code == 0, done.err
-    assert "warning" not in done.err
-    assert_same(directory, undisturbed)
-
-
-@pytest.mark.slow
-def test_ten_times_killed_at_random_moments(settings: TrainConfig, undisturbed: Path, tmp_path: Path) -> None:
-    directory = tmp_path / "run"
-    arguments = command(replace(settings, resume=True), directory)
-    chance = random.Random(0)
-    started = time.monotonic()
-    subprocess.run([sys.executable, "-m", "capaft", *arguments[:-1], str(tmp_path / "first")], check=True)
-    whole = time.monotonic() - started
-    kills = 0
-    for _ in range(10):
-        until = time.monotonic() + chance.uniform(0.3, 1.0) * whole
-        kills += _kill_when(lambda until=until: time.monotonic() > until, arguments)  # type: ignore[misc]
-    assert kills
-    done = invoke(*arguments)
-    assert done.code == 0, done.err
-    assert_same(directory, undisturbed)
-
-
-def _kill_when(ready: Any, arguments: list[str]) -> bool:
-    """Start a command and kill it once something holds; whether it was still running."""
-    process = subprocess.Popen([sys.executable, "-m", "capaft", *arguments], stderr=subprocess.DEVNULL)
-    while process.poll() is None and not ready():
-        time.sleep(0.005)
-    process.kill()
-    return process.wait() == -signal.SIGKILL
-
-
-def test_ctrl_c_saves_and_the_run_goes_on(
-    settings: TrainConfig, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = loop._collated
-
-    def collated(job: Any, indices: Any, at: int, *others: Any) -> Any:
-        if at == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(job, indices, at, *others)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "_collated", collated)
-        done = invoke(*command(settings, tmp_path))
-    assert done.code == 130, done.err
-    assert done.out == ""
-    assert f"stopped: stopped at step 3 of 11; go on with --resume --output {tmp_path}" in done.err
-    # Before the first evaluation the present adapter is better than none.
-    assert invoke("info", tmp_path).code == 0
-    assert [step for step, _ in losses(tmp_path)] == [1, 2, 3]
-    done = invoke("train", "--resume", "--output", tmp_path)
-    assert done.code == 0, done.err
-    assert_same(tmp_path, undisturbed)
-
-
-def test_what_resume_says(settings: TrainConfig, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    own = replace(settings, max_steps=3, baseline=False, resume=True)
-    # There is no run yet: it starts one.
-    killed(own, run, 2)
-    arguments = command(own, run)
-    for changes, flag, values in (
-        (("--lr", "0.5"), "--lr", "0.02 and not 0.5"),
-        (("--no-augment",), "--augment", "True and not False"),
-        (("--batch-size", "4"), "--batch-size", "8 and not 4"),
-    ):
-        done = invoke(*arguments, *changes)
-        assert done.code == 2
-        (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
-        assert line.startswith(f"error: --resume goes on with {run}, which has {flag} {values}; drop {flag}, or start")
-    # The same settings, spelled out again.
-    done = invoke(*arguments, "--json")
-    assert done.code == 0, done.err
-    results = json.loads(done.out)
-    before = outputs(run)
-    for again in (arguments, ["train", "--resume", "--output", str(run)]):
-        done = invoke(*again, "--json")
-        assert done.code == 0
-        assert done.err == f"{run} is finished; nothing is left to do\n"
-        assert json.loads(done.out) == results
-    assert outputs(run) == before
-
-
-def test_what_fits_the_machine_may_change(settings: TrainConfig, tmp_path: Path) -> None:
-    killed(replace(settings, max_steps=5, baseline=False), tmp_path, 4)
-    dry = invoke("train", "--resume", "--output", tmp_path, "--dry-run", "--json")
-    assert json.loads(dry.out)["train_examples"] == 58
-    done = invoke("train", "--resume", "--output", tmp_path, "--micro-batch-size", "2", "--eval-batch-size", "5")
-    assert done.code == 0, done.err
-    (line,) = [line for line in done.err.splitlines() if line.startswith("warning: ")]
-    assert line == "warning: not the same bytes as without the interruption: --micro-batch-size 3 -> 2"
-    saved = (tmp_path / "run.yaml").read_text()
-    assert "micro_batch_size: 2\n" in saved
-    assert "max_steps: 5\n" in saved
-
-
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        (lambda rows: [*rows, "A fine film.,good"], "training data"),
-        (lambda rows: [row.replace("good", "fine") for row in rows], "list of labels"),
-        (lambda rows: [row.replace("good", "bad") if at == 1 else row for at, row in enumerate(rows)], "training data"),
-    ],
-)
-def test_other_data_are_refused(change: Any, what: str, settings: TrainConfig, reviews: Path, tmp_path: Path) -> None:
-    file = Path(shutil.copy(reviews, tmp_path))
-    run = tmp_path / "run"
-    killed(replace(settings, data=str(file), baseline=False), run, 6)
-    file.write_text("\n".join(change(file.read_text().splitlines())) + "\n")
-    before = outputs(run)
-    done = invoke("train", "--resume", "--output", run)
-    assert done.code == 2
-    (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
-    assert line.startswith(f"error: --resume goes on with {run}, and its {what} is not what it was; put it back")
-    assert outputs(run) == before
-    shutil.copy(reviews, tmp_path)
-    assert invoke("train", "--resume", "--output", run).code == 0
-
-
-def test_another_base_model_is_refused(settings: TrainConfig, models: Path, tmp_path: Path) -> None:
-    model = shutil.copytree(models / "reviews", tmp_path / "model")
-    killed(replace(settings, model=str(model), baseline=False), tmp_path / "run", 6)
-    weights = load_file(model / "model.safetensors")
-    save_file({name: value * 1.5 for name, value in weights.items()}, model / "model.safetensors", {"format": "pt"})
-    done = invoke("train", "--resume", "--output", tmp_path / "run")
-    assert done.code == 2
-    assert "its base model is not what it was" in done.err
-
-
-def test_the_card_has_the_command_that_began(settings: TrainConfig, tmp_path: Path) -> None:
-    begun = command(replace(settings, max_steps=3, baseline=False, separator="\n"), tmp_path)
-    run = RunDirectory(tmp_path)
-    killed(replace(settings, max_steps=3, baseline=False), tmp_path, 2)
-    text = run.config.read_text()
-    run.config.write_text(text.replace("# capaft []", f"# capaft {json.dumps(begun)}"))
-    done = invoke("train", "--resume", "--output", tmp_path)
-    assert done.code == 0, done.err
-    assert shlex.join(["capaft", *begun]) in run.card.read_text()
-
-
-def test_one_at_a_time(settings: TrainConfig, tmp_path: Path) -> None:
-    killed(settings, tmp_path, 2)
-    with hold_directory(RunDirectory(tmp_path)):
-        done = invoke("train", "--resume", "--output", tmp_path)
-    assert done.code == 2
-    assert "another process is training there" in done.err
-
-
-def test_resume_has_to_be_told_what_run() -> None:
-    done = invoke("train", "--resume")
-    assert done.code == 2
-    assert done.err == "error: --resume needs --output, which says what run to go on with; add it\n"
-
-
-def test_what_makes_other_bytes_is_told(settings: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = replace(settings, max_steps=3, baseline=False)
-    killed(own, tmp_path, 2)
-    here = resume.environment
-
-    monkeypatch.setattr(loop, "environment", lambda *about: here(*about) | {"torch": "9.9", "threads": "64"})
-    done = invoke("train", "--resume", "--output", tmp_path)
-    assert done.code == 0
-    (line,) = [line for line in done.err.splitlines() if line.startswith("warning: ")]
-    assert line.startswith("warning: not the same bytes as without the interruption: torch ")
-    assert line.endswith("-> 9.9, threads 1 -> 64")
-
-
-def test_a_run_that_is_replaced_leaves_nothing_of_itself(
-    settings: TrainConfig, undisturbed: Path, tmp_path: Path
-) -> None:
-    killed(replace(settings, max_steps=20, seed=5), tmp_path, 9)
-    execute(settings, tmp_path, overwrite=True)
-    assert_same(tmp_path, undisturbed)
+def test_answers_with_their_windows(tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": str(n),
+            "question": "what?",
+            "context": f"it is {n} of them",
+            "answers": {"text": [str(n)], "answer_start": [6]},
+        }
+        for n in range(20)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = config(bert(tmp_path / "model", BertForQuestionAnswering), file, max_length=32, stride=8)
+    made = prepared(settings)
+    before = origin_digests(made)
+    assert before == origin_digests(prepared(settings))
+    window = made.train.references.windows[0]
+    made.train.references.windows[0] = replace(window, input_ids=np.roll(window.input_ids, 1))
+    assert origin_digests(made)["training data"] != before["training data"]

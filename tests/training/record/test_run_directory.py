@@ -51,11 +51,11 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     with hold_directory(run):
         (run.path / "run.yaml").touch()
         with (
-            pytest.raises(UsageError, match="another process is training there"),
+            pytest.raises(UsageError, match="another process is training here"),
             hold_directory(run),
         ):
             pass
-    # Whoever held it has ended; what is in it stays.
+    # The first holder has ended, and the files stay.
     with hold_directory(run):
         assert run.config.exists()
     assert run.config.exists()
@@ -116,17 +116,17 @@ def test_a_run_that_is_being_replaced_is_never_taken_for_finished(
     for file in (*run.files(), run.checkpoints / "step-000000004" / "state.json"):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    real, there = Path.unlink, []
+    real, states = Path.unlink, []
 
     def unlink(path: Path, missing_ok: bool = False) -> None:
         real(path, missing_ok)
-        there.append((run.config.exists(), run.results.exists(), run.checkpoints.exists()))
+        states.append((run.config.exists(), run.results.exists(), run.checkpoints.exists()))
 
     monkeypatch.setattr(Path, "unlink", unlink)
     clear_run(run)
-    assert there[0] == (True, False, True)
-    assert there[-1] == (False, False, False)
-    assert all(configuration for configuration, _, checkpoints in there if checkpoints)
+    assert states[0] == (True, False, True)
+    assert states[-1] == (False, False, False)
+    assert all(configuration for configuration, _, checkpoints in states if checkpoints)
 
 
 def test_a_file_is_no_directory(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_find(tmp_path: Path) -> None:
 
 
 def replaced(path: Path) -> RunDirectory:
-    """A whole run, of which every file tells that it is the old one, and a file of the user's."""
+    """A whole run whose files all say that they are the old ones, and a file of the user's."""
     run = RunDirectory(path)
     for file in (*run.files(), run.checkpoints / "step-000000004" / "state.json", run.trackers / "log"):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -163,20 +163,20 @@ def contents(path: Path) -> dict[str, str]:
 
 
 def test_a_run_is_replaced_by_one_that_ends(tmp_path: Path) -> None:
-    run, said = replaced(tmp_path / "run"), []
-    with replacing_run(run, said.append):
+    run, messages = replaced(tmp_path / "run"), []
+    with replacing_run(run, messages.append):
         assert contents(run.path).keys() >= {"notes.txt"}
         assert not run.has_trained
         assert not run.config.exists()
         run.config.write_text("new")
         run.adapter.write_text("new")
     assert contents(run.path) == {"notes.txt": "mine", "run.yaml": "new", "adapter.safetensors": "new"}
-    assert said == []
+    assert messages == []
 
 
-def fail(run: RunDirectory, said: list[str], *written: str, error: BaseException | None = None) -> None:
+def fail(run: RunDirectory, messages: list[str], *written: str, error: BaseException | None = None) -> None:
     """A new run that writes some files and fails."""
-    with replacing_run(run, said.append):
+    with replacing_run(run, messages.append):
         assert not any(file.exists() for file in run.files())
         for name in written:
             (run.path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -186,25 +186,25 @@ def fail(run: RunDirectory, said: list[str], *written: str, error: BaseException
 
 @pytest.mark.parametrize("error", [UsageError("broken"), KeyboardInterrupt()])
 def test_a_run_is_put_back_if_the_new_one_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
-    run, said = replaced(tmp_path / "run"), []
+    run, messages = replaced(tmp_path / "run"), []
     before = contents(run.path)
     with pytest.raises(type(error)):
-        fail(run, said, "run.yaml", "metrics.jsonl", error=error)
+        fail(run, messages, "run.yaml", "metrics.jsonl", error=error)
     assert contents(run.path) == before
-    assert said == [f"the run that was in {run.path} is there as before"]
+    assert messages == [f"the earlier run in {run.path} has been put back"]
 
 
 @pytest.mark.parametrize("left", ["adapter.safetensors", "checkpoints/step-000000001/state.json"])
 def test_what_a_failed_run_has_left_stays(tmp_path: Path, left: str) -> None:
-    run, said = replaced(tmp_path / "run"), []
+    run, messages = replaced(tmp_path / "run"), []
     with pytest.raises(UsageError):
-        fail(run, said, left)
+        fail(run, messages, left)
     assert contents(run.path) == {"notes.txt": "mine", left: "new"}
-    assert said == []
+    assert messages == []
 
 
 def killed(run: RunDirectory, *written: str) -> None:
-    """What a new run leaves that is killed: no exit of the context."""
+    """A new run that is killed: its context is never left."""
     context = replacing_run(run, print)
     context.__enter__()
     for name in written:
@@ -216,12 +216,12 @@ KILLED: list[object] = []
 
 
 def test_the_run_before_one_that_was_killed_early_is_put_back(tmp_path: Path) -> None:
-    run, said = replaced(tmp_path / "run"), []
+    run, messages = replaced(tmp_path / "run"), []
     before = contents(run.path)
     killed(run, "run.yaml")
     assert choose_directory(str(run.path), "lora", overwrite=True) == run
     with pytest.raises(UsageError):
-        fail(run, said, "run.yaml")
+        fail(run, messages, "run.yaml")
     assert contents(run.path) == before
 
 
@@ -233,16 +233,16 @@ def test_the_run_before_one_that_was_killed_late_goes_when_that_goes_on(tmp_path
 
 
 def test_a_new_run_that_fails_leaves_its_records(tmp_path: Path) -> None:
-    run, said = RunDirectory(tmp_path / "run"), []
+    run, messages = RunDirectory(tmp_path / "run"), []
     run.path.mkdir()
     with pytest.raises(UsageError):
-        fail(run, said, "metrics.jsonl")
+        fail(run, messages, "metrics.jsonl")
     assert contents(run.path) == {"metrics.jsonl": "new"}
-    assert said == []
+    assert messages == []
 
 
 def test_a_run_that_cannot_be_put_back_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, said = replaced(tmp_path / "run"), []
+    run, messages = replaced(tmp_path / "run"), []
     before = contents(run.path)
 
     def stuck(self: Path, target: Path) -> Path:
@@ -251,10 +251,10 @@ def test_a_run_that_cannot_be_put_back_is_not_lost(tmp_path: Path, monkeypatch: 
     real = clear_run
     monkeypatch.setattr(run_directory, "clear_run", lambda run: (real(run), monkeypatch.setattr(Path, "rename", stuck)))
     with pytest.raises(PermissionError):
-        fail(run, said, "run.yaml")
+        fail(run, messages, "run.yaml")
     monkeypatch.undo()
     assert contents(run.replaced) | {"notes.txt": "mine"} == before
     # The next attempt that fails brings it back.
     with pytest.raises(UsageError):
-        fail(run, said, "run.yaml")
+        fail(run, messages, "run.yaml")
     assert contents(run.path) == before

@@ -73,7 +73,7 @@ def test_another_base_model_can_be_named(run: Path, tmp_path: Path) -> None:
     AutoModel.from_pretrained(demo_model()).save_pretrained(copy)
     AutoTokenizer.from_pretrained(demo_model()).save_pretrained(copy)
     assert torch.equal(logits(run, model=str(copy)), logits(run))
-    with pytest.raises(UsageError, match=r"--model \./nowhere: there is no such directory"):
+    with pytest.raises(UsageError, match=r"--model \./nowhere: no such directory"):
         open_run(str(run), OpenOptions(model="./nowhere"))
 
 
@@ -92,29 +92,29 @@ def test_a_file_without_a_task_or_a_base_model(run: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"options": {"magic": 1}}, "its task has an option magic that this capaft does not; upgrade it"),
+        ({"options": {"magic": 1}}, "its task has an option magic that this capaft does not know; upgrade capaft"),
         ({"options": {"problem": 3}}, "its task's option problem must be of type str, got 3; get the file again"),
         (
             {"options": {"problem": "none"}},
-            "its task cannot be: --problem must be single, multi or regression, got none",
+            "its task is invalid: --problem must be single, multi or regression, got none",
         ),
         ({"options": {"metric": "f1"}}, "its task has an option metric that this capaft does not"),
         ({"max_length": 1}, "its task's option max_length must be at least 2, got 1"),
-        ({"metric": "bleu"}, "its task cannot be: --metric must be one of accuracy, f1, matthews"),
+        ({"metric": "bleu"}, "its task is invalid: --metric must be one of accuracy, f1, matthews"),
         ({"name": "seq2seq", "metric": "", "options": {"num_beams": 0}}, "option num_beams must be at least 1, got 0"),
         ({"name": "seq2seq", "metric": "", "options": {"num_beams": True}}, "num_beams must be of type int, got True"),
         ({"name": "seq2seq", "metric": "", "options": {"source_prefix": None}}, "source_prefix must be of type str"),
     ],
 )
 def test_a_record_of_a_task_that_cannot_be_is_one_line(
-    changes: dict[str, object], said: str, run: Path, tmp_path: Path
+    changes: dict[str, object], message: str, run: Path, tmp_path: Path
 ) -> None:
     path = rewritten(run, tmp_path / "a.safetensors", **changes)
     with pytest.raises(AdapterFileError) as caught:
         open_run(str(path))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

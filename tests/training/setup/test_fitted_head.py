@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers import RobertaForSequenceClassification as Roberta
 
+from capaft.config.parts.model import ModelSettings
 from capaft.model.demo import demo_model
 from capaft.model.load import BaseModel
 from capaft.model.origin import Origin
@@ -32,7 +33,7 @@ def features(labels: list[int]) -> Features:
     """Token sequences that start and end with a token of their class."""
     draw = np.random.default_rng(0)
     ids = [[10 + y, *draw.integers(20, 90, draw.integers(2, 6)).tolist(), 10 + y] for y in labels]
-    return Features({"input_ids": ids}, np.array([len(each) for each in ids]), np.array(labels))
+    return Features({"input_ids": ids}, np.array([len(tokens) for tokens in ids]), np.array(labels))
 
 
 def base(kind: str) -> BaseModel:
@@ -50,7 +51,7 @@ def base(kind: str) -> BaseModel:
 
 def minilm(labels: int) -> BaseModel:
     task = TextClassification(tuple("abcdef"[:labels]), 16)
-    return task.load_model(None, seed=0)
+    return task.load_model(ModelSettings(), seed=0)
 
 
 def fit(*arguments: Any, seed: int) -> tuple[FittedHead, FittedHead]:
@@ -62,9 +63,9 @@ def fit(*arguments: Any, seed: int) -> tuple[FittedHead, FittedHead]:
 @pytest.mark.parametrize("kind", ["gpt2", "roberta"])
 def test_it_reads_what_each_kind_of_head_reads(kind: str) -> None:
     data = features([0, 1, 2] * 12)
-    found, _ = fit(TASK, base(kind), data, 8, seed=0)
-    assert found.weight.shape == (3, 32)
-    assert found.score(TASK, base(kind), data, 8) > 0.9
+    head, _ = fit(TASK, base(kind), data, 8, seed=0)
+    assert head.weight.shape == (3, 32)
+    assert head.score(TASK, base(kind), data, 8) > 0.9
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -72,10 +73,10 @@ def test_installed_it_gives_the_model_the_same_logits(classes: int) -> None:
     task = TextClassification(tuple("abc"[:classes]), 16)
     loaded = minilm(classes)
     data = features([0, 1, 2, 1][:classes] * 9)
-    found, _ = fit(task, loaded, data, 8, seed=0)
+    head, _ = fit(task, loaded, data, 8, seed=0)
     batch = task.collate(loaded, data, range(len(data)), training=False)
-    expected = fitted_head._inputs(loaded, batch) @ found.weight.T + found.bias
-    assert found.install(loaded)
+    expected = fitted_head._inputs(loaded, batch) @ head.weight.T + head.bias
+    assert head.install(loaded)
     with torch.no_grad():
         logits = loaded.model.eval()(**batch.inputs).logits.numpy()
     np.testing.assert_allclose(logits, expected, atol=1e-3)
@@ -84,28 +85,28 @@ def test_installed_it_gives_the_model_the_same_logits(classes: int) -> None:
 def test_a_head_of_several_layers_is_left_alone() -> None:
     loaded = base("roberta")
     before = [p.clone() for p in loaded.model.parameters()]
-    found, _ = fit(TASK, loaded, features([0, 1, 2] * 4), 8, seed=0)
-    assert not found.install(loaded)
+    head, _ = fit(TASK, loaded, features([0, 1, 2] * 4), 8, seed=0)
+    assert not head.install(loaded)
     assert all(torch.equal(a, b) for a, b in zip(before, loaded.model.parameters(), strict=True))
 
 
 def test_a_class_without_examples_is_never_predicted() -> None:
     loaded = base("gpt2")
-    found, _ = fit(TASK, loaded, features([0, 1] * 9), 8, seed=0)
+    head, _ = fit(TASK, loaded, features([0, 1] * 9), 8, seed=0)
     batch = TASK.collate(loaded, features([0, 1] * 9), range(18), training=False)
-    assert 2 not in (fitted_head._inputs(loaded, batch) @ found.weight.T + found.bias).argmax(1)
+    assert 2 not in (fitted_head._inputs(loaded, batch) @ head.weight.T + head.bias).argmax(1)
 
 
 def test_the_start_is_the_strongest_penalty_within_one_standard_error() -> None:
     right = dict(zip(fitted_head.PENALTIES, (140, 158, 162, 160), strict=True))
-    best, careful = fitted_head._penalties(lambda penalty: np.arange(200) < right[penalty])
+    best, careful = fitted_head._choose_penalties(lambda penalty: np.arange(200) < right[penalty])
     # The standard error of a share of 0.81 of 200 is 0.028.
     assert (best, careful) == (fitted_head.PENALTIES[2], fitted_head.PENALTIES[1])
 
 
 def test_numbers_are_fitted_by_ridge_regression() -> None:
     task = TextClassification((), 16, problem="regression")
-    loaded = task.load_model(None, seed=0)
+    loaded = task.load_model(ModelSettings(), seed=0)
     kinds = [0, 1, 2] * 20
     data = replace(features(kinds), references=np.array([0.0, 2.5, 5.0], dtype=np.float32)[kinds])
     best, careful = fit(task, loaded, data, 8, seed=0)
@@ -123,7 +124,7 @@ def test_numbers_are_fitted_by_ridge_regression() -> None:
         z @ np.linalg.solve(z.T @ z + np.eye(384) / penalty, z.T @ y) + data.references.mean()
         for penalty in fitted_head.PENALTIES
     ]
-    assert min(np.abs(numbers - each).max() for each in closed) < 1e-3
+    assert min(np.abs(numbers - prediction).max() for prediction in closed) < 1e-3
 
 
 def test_what_it_fits() -> None:
@@ -161,38 +162,38 @@ def test_one_class_only() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_scarce_class_is_in_the_sample(seed: int) -> None:
-    truth = np.zeros(20_000, dtype=np.int64)
-    truth[[5, 9_000, 19_999]] = 1
-    truth[100:120] = 2
-    found = fitted_head._sample(truth, True, seed)
-    assert len(set(found)) == len(found) == fitted_head.HEAD_EXAMPLES
-    assert (truth[found] == 1).sum() == 3
-    assert 8 <= (truth[found] == 2).sum() <= 20
-    assert found.tolist() == fitted_head._sample(truth, True, seed).tolist()
-    # The order is random, so that a fifth held out is like the rest.
-    assert np.corrcoef(found, np.arange(len(found)))[0, 1] == pytest.approx(0, abs=0.1)
+    targets = np.zeros(20_000, dtype=np.int64)
+    targets[[5, 9_000, 19_999]] = 1
+    targets[100:120] = 2
+    sample = fitted_head._sample(targets, True, seed)
+    assert len(set(sample)) == len(sample) == fitted_head.HEAD_EXAMPLES
+    assert (targets[sample] == 1).sum() == 3
+    assert 8 <= (targets[sample] == 2).sum() <= 20
+    assert sample.tolist() == fitted_head._sample(targets, True, seed).tolist()
+    # The order is random, so that the fifth held out is like the others.
+    assert np.corrcoef(sample, np.arange(len(sample)))[0, 1] == pytest.approx(0, abs=0.1)
 
 
 def test_each_class_comes_before_any_comes_often() -> None:
-    truth = np.arange(20_000) % 4000
-    assert len(set(truth[fitted_head._sample(truth, True, 0)])) == 4000
+    targets = np.arange(20_000) % 4000
+    assert len(set(targets[fitted_head._sample(targets, True, 0)])) == 4000
 
 
 def test_a_sample_of_common_classes_is_any() -> None:
-    truth = np.arange(20_000) % 3
-    assert np.array_equal(fitted_head._sample(truth, True, 0), fitted_head._sample(truth / 2, False, 0))
+    targets = np.arange(20_000) % 3
+    assert np.array_equal(fitted_head._sample(targets, True, 0), fitted_head._sample(targets / 2, False, 0))
 
 
 def test_a_class_that_is_only_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitted_head, "_sample", lambda truth, are_classes, seed: np.arange(len(truth)))
+    monkeypatch.setattr(fitted_head, "_sample", lambda targets, are_classes, seed: np.arange(len(targets)))
     for labels in ([1, 2, *[0] * 18], [2, *[0, 1] * 12]):
-        found, _ = fit(TASK, base("gpt2"), features(labels), 8, seed=0)
-        assert np.isfinite(found.weight).all()
+        head, _ = fit(TASK, base("gpt2"), features(labels), 8, seed=0)
+        assert np.isfinite(head.weight).all()
 
 
 def test_three_positives_of_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitted_head, "HEAD_EXAMPLES", 40)
     data = features([1, 1, 1, *[0] * 297])
     for seed in range(5):
-        found, _ = fit(TextClassification(("a", "b"), 16), base("gpt2"), data, 8, seed=seed)
-        assert found.weight.shape == (2, 32)
+        head, _ = fit(TextClassification(("a", "b"), 16), base("gpt2"), data, 8, seed=seed)
+        assert head.weight.shape == (2, 32)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from command_line import QUICK, invoke
 
+from capaft.config.parts.model import ModelSettings
 from capaft.model.load import BaseModel
 from capaft.tasks.base.features import Features
 from capaft.tasks.text_classification import TextClassification
@@ -25,15 +26,15 @@ START = Start(FittedHead(np.array([[0.1, 1 / 3], [-2.0, 1e-300]]), np.array([0.0
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of the test's own."""
-    found = tmp_path / "heads"
-    found.mkdir()
-    monkeypatch.setattr(head_cache, "cached_assets_path", lambda *_: found)
-    return found
+    directory = tmp_path / "heads"
+    directory.mkdir()
+    monkeypatch.setattr(head_cache, "cached_assets_path", lambda *_: directory)
+    return directory
 
 
 @pytest.fixture(scope="module")
 def base() -> BaseModel:
-    return TASK.load_model(None, seed=0)
+    return TASK.load_model(ModelSettings(), seed=0)
 
 
 def features() -> Features:
@@ -47,11 +48,11 @@ def key(base: BaseModel, task: Any = TASK, data: Features | None = None, **setti
 def test_what_is_kept_is_found_to_the_bit() -> None:
     for start in (START, replace(START, baseline=None)):
         head_cache.keep_start("k", start)
-        found = head_cache.cached_start("k")
-        assert found is not None
-        assert found.baseline == start.baseline
-        np.testing.assert_array_equal(found.head.weight, START.head.weight)
-        np.testing.assert_array_equal(found.head.bias, START.head.bias)
+        cached = head_cache.cached_start("k")
+        assert cached is not None
+        assert cached.baseline == start.baseline
+        np.testing.assert_array_equal(cached.head.weight, START.head.weight)
+        np.testing.assert_array_equal(cached.head.bias, START.head.bias)
     assert head_cache.cached_start("other") is None
 
 
@@ -108,10 +109,10 @@ def changes(base: BaseModel) -> Iterator[tuple[str, str | None]]:
 
 def test_everything_that_a_head_follows_from_is_in_its_key(base: BaseModel) -> None:
     plain = key(base)
-    found = dict(changes(base))
+    keys = dict(changes(base))
     assert plain == key(base)
-    assert None not in found.values()
-    assert len({plain, *found.values()}) == 1 + len(found)
+    assert None not in keys.values()
+    assert len({plain, *keys.values()}) == 1 + len(keys)
 
 
 def test_what_is_read_later_has_no_key(base: BaseModel) -> None:

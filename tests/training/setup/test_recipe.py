@@ -11,19 +11,18 @@ from capaft.adapter.plan import make_plan
 from capaft.methods.registry import HOSTS
 from capaft.methods.stack import parse_stack, stacks_of
 from capaft.model.demo import demo_model
-from capaft.model.targets import Targets
 from capaft.training.setup.recipe import choose_recipe
 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_host_brings_the_rate_of_its_own_factors(host: str) -> None:
-    for stack in (each for each in stacks_of(HOSTS[host]) if "nola" not in each):
-        assert choose_recipe(parse_stack(stack), HOSTS[host].found_with).lr == HOSTS[host].learning_rate
+    for stack in (name for name in stacks_of(HOSTS[host]) if "nola" not in name):
+        assert choose_recipe(parse_stack(stack), HOSTS[host].tuned_parameters).lr == HOSTS[host].learning_rate
 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_coefficients_have_one_rate_wherever_they_are(host: str) -> None:
-    for stack in (each for each in stacks_of(HOSTS[host]) if "nola" in each):
+    for stack in (name for name in stacks_of(HOSTS[host]) if "nola" in name):
         assert choose_recipe(parse_stack(stack), 1000) == choose_recipe(parse_stack("nola"), 1000)
 
 
@@ -33,20 +32,20 @@ def test_all_weights_move_far_more_slowly_than_an_adapter() -> None:
 
 
 @pytest.mark.parametrize("method", [*HOSTS, "nola"])
-def test_each_rate_was_found_with_as_many_numbers_as_the_defaults_train(method: str) -> None:
+def test_each_rate_was_tuned_with_as_many_parameters_as_the_defaults_train(method: str) -> None:
     """On the base model of the sweep in docs/log.md, on which the rates have to be those that were found."""
     from transformers import AutoModel
 
     stack = parse_stack(method)
-    numbers = count_trainable(make_plan(AutoModel.from_pretrained(demo_model()), stack, targets=Targets("")))
+    parameters = count_trainable(make_plan(AutoModel.from_pretrained(demo_model()), stack))
     assert stack.host is not None
-    assert choose_recipe(stack, numbers).lr == (1e-2 if stack.k else stack.host.learning_rate)
-    assert choose_recipe(stack, 2 * numbers).lr < choose_recipe(stack, numbers).lr
+    assert choose_recipe(stack, parameters).lr == (1e-2 if stack.k else stack.host.learning_rate)
+    assert choose_recipe(stack, 2 * parameters).lr < choose_recipe(stack, parameters).lr
 
 
 @given(st.sampled_from([*HOSTS, "nola", "full"]), st.integers(0, 10**11))
-def test_a_step_is_never_longer_than_the_one_that_was_found(method: str, numbers: int) -> None:
-    rates = choose_recipe(parse_stack(method), numbers), choose_recipe(parse_stack(method), 4 * numbers)
+def test_a_step_is_never_longer_than_the_one_that_was_found(method: str, parameters: int) -> None:
+    rates = choose_recipe(parse_stack(method), parameters), choose_recipe(parse_stack(method), 4 * parameters)
     assert 0 < rates[1].lr <= rates[0].lr <= choose_recipe(parse_stack(method), 0).lr
     if rates[0].lr < choose_recipe(parse_stack(method), 0).lr:
         # Four times the numbers, half the rate: to two digits.

@@ -1,4 +1,4 @@
-"""Which rows a task trains on and is scored on: their columns, those that are left out, and what is said of it."""
+"""The rows that a task trains on and is scored on: their columns, the rows left out, and the lines about it."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ LABELLED: list[Row] = [{"text": f"text {row}", "label": row % 2} for row in rang
 QUICK = ("--max-steps", "2", "--batch-size", "8", "--k", "16", "--rank", "2", "--max-length", "16")
 
 
-def chosen(
+def select(
     rows: list[Row], others: list[Row] | None = None, name: str = "validation", **settings: Any
 ) -> tuple[Selection, Selection, Selection, list[str]]:
-    """The training rows, the validation rows, those that tell the labels, and what was said."""
+    """The training rows, the validation rows, those that decide the labels, and the lines about them."""
     config = TrainConfig(**{"task": "text-classification", **settings})
     source = Splits(Dataset.from_list(rows), None if others is None else Dataset.from_list(others), name)
-    said: list[str] = []
-    return *select_for_training(task_class(config.task), source, config, said.append), said
+    messages: list[str] = []
+    return *select_for_training(task_class(config.task), source, config, messages.append), messages
 
 
-def decided(known: Selection, **settings: Any) -> Task:
+def decide(labelled: Selection, **settings: Any) -> Task:
     config = TrainConfig(**{"task": "text-classification", **settings})
-    return task_class(config.task).decide(known.rows, known.columns, config)
+    return task_class(config.task).decide(labelled.rows, labelled.columns, config)
 
 
 def write(path: Path, rows: list[Row]) -> Path:
@@ -49,7 +49,7 @@ def write(path: Path, rows: list[Row]) -> Path:
 # Labels that are in one part only
 
 
-RARE: list[Row] = [*LABELLED, *({"text": f"rare {each}", "label": f"rare{each}"} for each in range(12))]
+RARE: list[Row] = [*LABELLED, *({"text": f"rare {number}", "label": f"rare{number}"} for number in range(12))]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -65,25 +65,25 @@ def test_what_is_scarce_may_be_in_the_rows_that_are_set_aside(task: str, labels:
     text = (lambda row: row["text"].split()) if task.startswith("token") else (lambda row: row["text"])
     rows = [{"tokens" if task.startswith("token") else "text": text(row), "tags": labels(row)} for row in RARE]
     columns = {"label_column": "tags"} if task.startswith("text") else {}
-    train, validation, known, _ = chosen(rows, task=task, seed=seed, validation_split=0.4, **columns)
-    assert (len(train.rows), len(validation.rows), len(known.rows)) == (31, 21, 52)
-    of_train, of_all = (decided(each, task=task, **columns).labels for each in (train, known))
+    train, validation, labelled, _ = select(rows, task=task, seed=seed, validation_split=0.4, **columns)
+    assert (len(train.rows), len(validation.rows), len(labelled.rows)) == (31, 21, 52)
+    of_train, of_all = (decide(rows, task=task, **columns).labels for rows in (train, labelled))
     assert len(of_train) < len(of_all)
-    made = decided(known, task=task, **columns)
+    made = decide(labelled, task=task, **columns)
     made.check_labels(train.rows, train.columns)
     made.check_labels(validation.rows, validation.columns)
 
 
 def test_a_split_of_the_user_may_have_no_other_labels() -> None:
-    _, validation, known, _ = chosen(LABELLED, [{"text": "a", "label": 2}])
+    _, validation, labelled, _ = select(LABELLED, [{"text": "a", "label": 2}])
     with pytest.raises(UsageError, match="the training data has no label '2'"):
-        decided(known).check_labels(validation.rows, validation.columns)
+        decide(labelled).check_labels(validation.rows, validation.columns)
 
 
 def test_a_whole_run_with_scarce_labels(tmp_path: Path) -> None:
     data = write_reviews(tmp_path / "x.csv")
     with data.open("a") as stream:
-        stream.writelines(f"Nothing like number {each}.,rare{each}\n" for each in range(12))
+        stream.writelines(f"Nothing like number {number}.,rare{number}\n" for number in range(12))
     done = invoke("train", "--data", data, "--output", tmp_path / "run", "--json", *QUICK, "--no-baseline")
     assert done.code == 0, done.err
     assert len(json.loads(done.out)["labels"]) == 14
@@ -95,10 +95,10 @@ def test_a_whole_run_with_scarce_labels(tmp_path: Path) -> None:
 def test_scarce_classes_are_named(tmp_path: Path) -> None:
     data = write_reviews(tmp_path / "x.csv")
     with data.open("a") as stream:
-        stream.writelines(f"Nothing like number {each}.,rare{each}\n" for each in range(12))
+        stream.writelines(f"Nothing like number {number}.,rare{number}\n" for number in range(12))
     done = invoke("train", "--data", data, "--shots", "3", "--dry-run", *QUICK)
     assert done.code == 0, done.err
-    (line,) = (each for each in done.err.splitlines() if "some classes have fewer" in each)
+    (line,) = (line for line in done.err.splitlines() if "some classes have fewer" in line)
     assert re.fullmatch(
         r"data   some classes have fewer than 3 training rows: rare0 \([01]\), .*, rare7 \([01]\) and 2 more", line
     )
@@ -111,9 +111,9 @@ def test_a_test_split_counts_where_it_has_labels() -> None:
     others: list[Row] = [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
     train = [{**row, "note": "x", "level": row["label"] - 1} for row in LABELLED]
     for test in (others, [{**row, "level": -1} for row in others]):
-        _, validation, _, said = chosen(train, test, "test", label_column="label")
+        _, validation, _, messages = select(train, test, "test", label_column="label")
         assert validation.rows["text"][:] == ["a", "b"]
-        assert said == ["validation is the split test, 2 rows"]
+        assert messages == ["validation is the split test, 2 rows"]
 
 
 @pytest.mark.parametrize(
@@ -125,22 +125,22 @@ def test_a_test_split_counts_where_it_has_labels() -> None:
     ],
 )
 def test_a_test_split_without_labels_is_left_aside(test: list[Row], why: str) -> None:
-    train, validation, _, said = chosen(LABELLED, test, "test")
+    train, validation, _, messages = select(LABELLED, test, "test")
     assert (len(train.rows), len(validation.rows)) == (36, 4)
-    assert said[0].startswith(f"the test split is left aside: {why}")
-    assert said[1:] == ["there is no validation split; 4 of 40 training rows are set aside"]
+    assert messages[0].startswith(f"the test split is skipped: {why}")
+    assert messages[1:] == ["there is no validation split; 4 of 40 training rows are set aside"]
     with pytest.raises(UsageError, match=r"none of|cannot tell"):
-        chosen(LABELLED, test, "test", eval_split="test")
+        select(LABELLED, test, "test", eval_split="test")
     with pytest.raises(UsageError, match=r"none of|cannot tell"):
-        chosen(LABELLED, test, "validation")
+        select(LABELLED, test, "validation")
 
 
 def test_a_test_split_without_targets_is_left_aside() -> None:
     rows = [{"prompt": f"p{row}", "completion": f"c{row}"} for row in range(10)]
     test = [{"prompt": "p"}] * 3
-    _, validation, _, said = chosen(rows, test, "test", task="causal-lm")
+    _, validation, _, messages = select(rows, test, "test", task="causal-lm")
     assert len(validation.rows) == 1
-    assert said[0] == "the test split is left aside: it has no labels"
+    assert messages[0] == "the test split is skipped: it has no labels"
 
 
 # Rows that are left out
@@ -157,12 +157,12 @@ def test_rows_without_a_label_or_a_text_are_left_out() -> None:
         {"text": None, "label": 1},
     ]
     source = Splits(Dataset.from_list(rows, features=FEATURES), Dataset.from_list(rows[20:], features=FEATURES), "dev")
-    said: list[str] = []
+    messages: list[str] = []
     kind, config = task_class("text-classification"), TrainConfig()
-    train, validation, _ = select_for_training(kind, source, config, said.append)
+    train, validation, _ = select_for_training(kind, source, config, messages.append)
     assert train.rows["text"][:] == [row["text"] for row in LABELLED]
     assert validation.rows["text"][:] == [row["text"] for row in LABELLED[20:]]
-    assert said == [
+    assert messages == [
         "3 of 43 training rows have no value in 'text' or 'label' and are left out",
         "3 of 23 validation rows have no value in 'text' or 'label' and are left out",
         "validation is the split dev, 20 rows",
@@ -171,20 +171,20 @@ def test_rows_without_a_label_or_a_text_are_left_out() -> None:
 
 def test_rows_are_left_out_before_any_are_set_aside() -> None:
     gaps: list[Row] = [{"text": "lost", "label": None} for _ in range(40)]
-    whole, other = (chosen(rows)[:2] for rows in (LABELLED, [*gaps, *LABELLED]))
-    assert [each.rows["text"][:] for each in whole] == [each.rows["text"][:] for each in other]
+    whole, other = (select(rows)[:2] for rows in (LABELLED, [*gaps, *LABELLED]))
+    assert [part.rows["text"][:] for part in whole] == [part.rows["text"][:] for part in other]
 
 
 def test_rows_keep_their_numbers() -> None:
     gaps: list[Row] = [{"text": "lost", "label": None} for _ in range(40)]
-    train, validation, known, _ = chosen([*gaps, *LABELLED])
-    assert [row_numbers(each.rows) for each in (known,)] == [list(range(41, 81))]
-    for each in (train, validation):
-        assert [f"text {row - 41}" for row in row_numbers(each.rows)] == each.rows["text"][:]
-    assert sorted(row_numbers(train.rows) + row_numbers(validation.rows)) == row_numbers(known.rows)
-    _, validation, known, _ = chosen(LABELLED, [{"text": None, "label": 0}, {"text": "b", "label": 7}])
+    train, validation, labelled, _ = select([*gaps, *LABELLED])
+    assert row_numbers(labelled.rows) == list(range(41, 81))
+    for part in (train, validation):
+        assert [f"text {row - 41}" for row in row_numbers(part.rows)] == part.rows["text"][:]
+    assert sorted(row_numbers(train.rows) + row_numbers(validation.rows)) == row_numbers(labelled.rows)
+    _, validation, labelled, _ = select(LABELLED, [{"text": None, "label": 0}, {"text": "b", "label": 7}])
     with pytest.raises(UsageError, match=r"^row 2 \('b'\): the training data has no label '7'"):
-        decided(known).check_labels(validation.rows, validation.columns)
+        decide(labelled).check_labels(validation.rows, validation.columns)
 
 
 def usable(task: str, rows: Dataset, columns: Columns, **settings: Any) -> list[bool]:
@@ -256,7 +256,7 @@ def test_examples_are_rows_also_where_each_is_several_pieces(tmp_path: Path) -> 
 
 def test_nothing_that_can_be_used() -> None:
     with pytest.raises(UsageError, match="none of the 3 training rows has a value in 'text' and 'label'"):
-        chosen([{"text": "a", "label": -1}] * 3)
+        select([{"text": "a", "label": -1}] * 3)
 
 
 def test_eval_leaves_the_same_rows_out(run: Path, tmp_path: Path) -> None:
@@ -276,15 +276,15 @@ MOODS: list[Row] = [{"phrase": f"phrase {row}", "mood": ("gay", "sad")[row % 2]}
 
 def test_few_rows_have_the_columns_of_many() -> None:
     for others, name in ((None, ""), (MOODS[:3], "validation"), (MOODS[:3], "test")):
-        train, validation, _, _ = chosen(MOODS, others, name)
+        train, validation, _, _ = select(MOODS, others, name)
         assert train.columns == validation.columns == Columns("phrase", None, "mood")
 
 
 def test_columns_of_another_kind_or_name_are_found_anew() -> None:
     others = [{"sentence": "a", "mood": "gay"}, {"sentence": "b", "mood": "sad"}]
-    assert chosen(MOODS, [{**row, "label": row["mood"]} for row in others])[1].columns.text == "sentence"
+    assert select(MOODS, [{**row, "label": row["mood"]} for row in others])[1].columns.text == "sentence"
     train = [{"sentence1": "a", "sentence2": "b", "label": row % 2} for row in range(10)]
-    assert chosen(train, [{"premise": "a", "hypothesis": "b", "sentence1": "c", "label": 0}])[1].columns == Columns(
+    assert select(train, [{"premise": "a", "hypothesis": "b", "sentence1": "c", "label": 0}])[1].columns == Columns(
         "premise", "hypothesis", "label"
     )
 
@@ -292,12 +292,12 @@ def test_columns_of_another_kind_or_name_are_found_anew() -> None:
 def test_references_go_before_the_target_of_training() -> None:
     features = Features(source=Value("string"), target=Value("string"), references=List(Value("string")))
     made = [
-        Dataset.from_list([{"source": "a", "target": "b", "references": each}] * 4, features=features)
-        for each in ([], ["c", "d"])
+        Dataset.from_list([{"source": "a", "target": "b", "references": references}] * 4, features=features)
+        for references in ([], ["c", "d"])
     ]
     config = TrainConfig(task="seq2seq")
-    found = select_for_training(task_class("seq2seq"), Splits(*made, "test"), config, ignore)
-    assert (found[0].columns.label, found[1].columns.label) == ("target", "references")
+    train, validation, _ = select_for_training(task_class("seq2seq"), Splits(*made, "test"), config, ignore)
+    assert (train.columns.label, validation.columns.label) == ("target", "references")
 
 
 def test_a_run_knows_its_columns(tmp_path: Path) -> None:
@@ -347,7 +347,7 @@ def test_splits_by_name(named: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "message"),
     [
         (("train", "--train-split", "train_stf"), "there is no split 'train_stf' in this data set; it has train_sft, "),
         (("train", "--train-split", "odd", "--eval-split", "x"), "no split 'x' in this data set; it has train_sft, "),
@@ -356,17 +356,19 @@ def test_splits_by_name(named: Path, tmp_path: Path) -> None:
         (("eval", "--split", "x"), "there is no split 'x' in this data set; it has train_sft, test_sft, odd"),
     ],
 )
-def test_splits_that_are_not_there(command: tuple[str, ...], said: str, named: Path, run: Path, tmp_path: Path) -> None:
+def test_splits_that_are_not_there(
+    command: tuple[str, ...], message: str, named: Path, run: Path, tmp_path: Path
+) -> None:
     first, *flags = command
     where = ("--output", tmp_path / "run") if first == "train" else (run,)
     done = invoke(first, *where, "--data", named, *flags)
     assert done.code == 2
     assert len(done.err.splitlines()) == 1
-    assert said in done.err
+    assert message in done.err
 
 
 def test_splits_of_the_demo_by_name() -> None:
-    found = load_splits(TrainConfig(eval_split="train"), ignore)
-    assert found.train is found.evaluation
+    splits = load_splits(TrainConfig(eval_split="train"), ignore)
+    assert splits.train is splits.evaluation
     with pytest.raises(UsageError, match="no split 'test' in this data set; it has train, validation"):
         load_splits(TrainConfig(eval_split="test"), ignore)

@@ -1,0 +1,86 @@
+"""The task, its metric and its options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from capaft.config.choices import HEAD_K, TASKS, HeadMode, ProblemName
+from capaft.config.ranges import POSITIVE, at_least
+from capaft.config.settings import Settings, setting
+from capaft.config.values import Text
+
+_setting = partial(setting, panel="Task")
+# An option that only some tasks have: their fields of the same names.
+_option = partial(_setting, marks=("task option",))
+
+
+@dataclass(frozen=True)
+class TaskSettings(Settings):
+    """The task, its metric and its options."""
+
+    task: str = _setting(
+        "auto", "Task (auto: inferred from the data's columns and the model).", choices=("auto", *TASKS)
+    )
+    metric: str | None = _setting(
+        None, "Metric that picks the best adapter (default: set by the task, for GLUE its official one)."
+    )
+    max_length: int | None = _setting(
+        None,
+        "Tokens that an example is cut to (default: set by the task; 128, for questions 384, to generate 512).",
+        check=at_least(2),
+    )
+    head: HeadMode = _setting(
+        "full", "Training of the head: directly, by coefficients of a random basis, or not at all."
+    )
+    head_k: int = _setting(
+        HEAD_K,
+        "Coefficients of each parameter of the head with more entries than this, with --head nola.",
+        check=at_least(1),
+    )
+    problem: ProblemName = _option(
+        "auto", "Text classification: one label of several, any number of labels, or a number to predict."
+    )
+    label_separator: Text | None = _option(
+        None,
+        "Text classification: separator of the labels in one text, with --problem multi (default: labels are lists).",
+        metavar="text",
+    )
+    stride: int = _option(
+        128, "Question answering: tokens by which windows of a long context overlap.", check=at_least(0)
+    )
+    n_best: int = _option(
+        20, "Question answering: candidates for start and for end that are combined.", check=at_least(1)
+    )
+    max_answer_length: int = _option(30, "Question answering: tokens in an answer at most.", check=at_least(1))
+    no_answer_threshold: float = _option(
+        0.0, 'Question answering: margin by which "no answer" must outscore the best answer (SQuAD v2).'
+    )
+    packing: bool = _option(True, "Language modelling: join texts and cut them into blocks of the maximum length.")
+    chat_template: bool = _option(
+        True, "Language modelling: put prompts and answers into the model's chat template, if it has one."
+    )
+    source_prefix: Text | None = _option(
+        None, 'Generation: text put before each source, such as "summarize: " (default: none).', metavar="text"
+    )
+    separator: Text | None = _option(
+        None,
+        "Language modelling: text between prompt and completion without a chat template (default: line break).",
+    )
+    max_target_length: int = _option(128, "Sequence to sequence: tokens a target is cut to.", check=at_least(2))
+    max_new_tokens: int = _option(128, "Generation: tokens generated at most.", check=at_least(1))
+    num_beams: int = _option(1, "Generation: beams of the search; 1 is greedy.", check=at_least(1))
+    length_penalty: float = _option(
+        1.0, "Generation: bias of the beam search, above 0 towards longer texts, below 0 towards shorter ones."
+    )
+    no_repeat_ngram_size: int = _option(
+        0, "Generation: groups of this many tokens occur only once; 0 allows repeats.", check=at_least(0)
+    )
+    mlm_probability: float = _option(
+        0.15, "Masked language modelling: share of the tokens to predict.", check=("in (0, 1)", lambda p: 0 < p < 1)
+    )
+    augment: bool = _option(True, "Images: crop and flip at random in training (--no-augment suits digits).")
+    max_seconds: float = _option(10.0, "Audio: seconds that a recording is cut to.", check=POSITIVE)
+    task_option: tuple[str, ...] | None = _setting(
+        None, "Options of the task that have no flag of their own (default: its own).", metavar="name=value,..."
+    )

@@ -1,0 +1,76 @@
+"""The records of a run: one for each optimizer step, one for each evaluation; a line of `metrics.jsonl` each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: passes over the training data so far.
+        loss: mean loss of the batch; None if it was not finite.
+        lr: learning rate of the first parameter group.
+        examples_per_second: training examples per second since this start.
+        seconds_left: estimate for the rest of the run.
+        peak_memory_bytes: highest memory use so far.
+    """
+
+    step: int
+    epoch: float
+    loss: float | None
+    lr: float
+    examples_per_second: float
+    seconds_left: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """One evaluation.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: passes over the training data so far.
+        metric: name of the score that picks the best adapter.
+        value: that score; None if it is undefined, as in JSON.
+        validation_loss: mean loss over the validation split.
+        best: True if no earlier evaluation was as good.
+        scores: all scores but the loss, by name.
+        examples_per_second: training examples per second since this start.
+        seconds_left: estimate for the rest of the run.
+        peak_memory_bytes: highest memory use so far.
+    """
+
+    step: int
+    epoch: float
+    metric: str
+    value: float | None
+    validation_loss: float | None
+    best: bool
+    scores: dict[str, float | None]
+    examples_per_second: float
+    seconds_left: float
+    peak_memory_bytes: int
+
+    def tracked(self) -> dict[str, float]:
+        """The numbers of the record, scores included, for trackers."""
+        values = vars(self) | self.scores
+        return {name: value for name, value in values.items() if isinstance(value, int | float)}
+
+
+Record = StepRecord | EvaluationRecord
+
+
+def parse_record(values: Mapping[str, Any]) -> Record:
+    """The record that a line of `metrics.jsonl` holds.
+
+    Raises:
+        TypeError: a value is missing, or there is one too many.
+    """
+    return StepRecord(**values) if "loss" in values else EvaluationRecord(**values)

@@ -1,0 +1,97 @@
+"""A run that is ready to train, made in stages: tables, task, base model, examples, plan of the adapter, rates.
+
+Each stage is one function and gives one value. What costs little comes first, so that a mistake is reported before
+minutes of loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from capaft.adapter.attach import check_dropout
+from capaft.adapter.budget import count_trainable
+from capaft.adapter.plan import Plan
+from capaft.config.train_config import TrainConfig
+from capaft.model.load import BaseModel
+from capaft.support.errors import UsageError
+from capaft.tasks.base.task import Task
+from capaft.training.setup.examples import make_examples
+from capaft.training.setup.job import Job
+from capaft.training.setup.method import chosen_stack, plan_adapter
+from capaft.training.setup.recipe import choose_rates
+from capaft.training.setup.report import describe_job
+from capaft.training.setup.selection import DEMO, load_splits
+from capaft.training.setup.task_choice import choose_task
+
+
+def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
+    """Prepare a run. Nothing is written and nothing is trained.
+
+    Args:
+        config: the resolved settings.
+        say: called with a line for each decision worth reading.
+
+    Raises:
+        UsageError: something cannot be used as given.
+    """
+    is_demo = config.model is None and config.data is None
+    stack = chosen_stack(config, is_demo=is_demo)
+    check_dropout(stack, config.dropout)
+    splits = load_splits(config, lambda line: say(f"data   {line}"))
+    choice = choose_task(config, splits, say)
+    base = load_base(choice.task, config)
+    if stack.method == "head" and not base.head:
+        raise UsageError(
+            f"--method head has nothing to train: {choice.task.name} makes no new head; choose another method"
+        )
+    train, validation = make_examples(choice, base, config, say)
+    for index in range(min(config.show, len(train))):
+        say(f"example {index + 1}: {choice.task.show(base, train, index)}")
+    plan = plan_adapter(base, stack, config, is_demo=is_demo)
+    adapter_parameters = count_trainable(plan)
+    rates = choose_rates(plan.stack, adapter_parameters or _trained_directly(base, plan), len(train), config)
+    job = Job(
+        task=choice.task,
+        base=base,
+        plan=plan,
+        adapter_parameters=adapter_parameters,
+        train=train,
+        validation=validation,
+        data=config.data or DEMO,
+        columns=choice.train.columns,
+        rates=rates,
+        baseline=config.baseline if config.baseline is not None else config.data is None,
+    )
+    describe_job(job, config, say)
+    return job
+
+
+def load_base(task: Task, config: TrainConfig) -> BaseModel:
+    """Load the base model with the task's head.
+
+    Raises:
+        UsageError: the model does not exist, or does not support the task or the options.
+    """
+    base = task.load_model(config, seed=config.seed)
+    if config.gradient_checkpointing:
+        _checkpoint_activations(base.model)
+    return base
+
+
+def _checkpoint_activations(model: Any) -> None:
+    """Have a model compute activations again in the backward.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    try:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError:
+        raise UsageError(f"--gradient-checkpointing is not supported by {type(model).__name__}; drop it") from None
+
+
+def _trained_directly(base: BaseModel, plan: Plan) -> int:
+    """Number of the model's own parameters that are trained as they are."""
+    parameters = base.named_parameters()
+    return sum(parameters[name].numel() for name in plan.trained)

@@ -1,0 +1,57 @@
+"""The task of a run, with its labels, and the rows that it trains on and is scored on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from capaft.config.train_config import TrainConfig
+from capaft.data.load import Splits
+from capaft.model.load import load_configuration
+from capaft.tasks.base.recognise import recognise_task
+from capaft.tasks.base.registry import task_class
+from capaft.tasks.base.task import Task
+from capaft.training.setup.selection import Selection, given_columns, select_for_training
+
+
+@dataclass(frozen=True)
+class TaskChoice:
+    """A task and its rows.
+
+    Attributes:
+        task: the task, with its labels.
+        train: the training rows and their columns.
+        validation: the validation rows and their columns.
+    """
+
+    task: Task
+    train: Selection
+    validation: Selection
+
+
+def choose_task(config: TrainConfig, splits: Splits, say: Callable[[str], None]) -> TaskChoice:
+    """Choose the task, the user's or the one that data and model suggest, and the rows for it.
+
+    Args:
+        config: the resolved settings.
+        splits: the data set.
+        say: called with a line for each decision worth reading.
+
+    Raises:
+        UsageError: no task fits, its columns cannot be determined, or a label is wrong.
+    """
+    assert splits.train is not None
+    model_config = load_configuration(config)
+    name = config.task
+    if name == "auto":
+        classify = config.problem != "auto" or bool(config.label_separator)
+        name = recognise_task(splits.train, model_config, given_columns(config), classify=classify)
+    origin = "" if config.task == name else ", inferred from the data and the model (--task overrides)"
+    say(f"task   {name}{origin}")
+    kind = task_class(name)
+    kind.check_model(model_config)
+    selections = select_for_training(kind, splits, config, lambda line: say(f"data   {line}"))
+    task = kind.decide(selections.labelled.rows, selections.labelled.columns, config)
+    # A wrong label is reported before minutes of loading.
+    task.check_labels(selections.validation.rows, selections.validation.columns)
+    return TaskChoice(task, selections.train, selections.validation)
