@@ -1,4 +1,4 @@
-"""The estimate of peak memory: near what a run takes, and the right way round."""
+"""The estimate of peak memory: near the measured peak, and larger for larger runs."""
 
 from __future__ import annotations
 
@@ -28,40 +28,40 @@ def small(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> TrainConfi
 
 
 def estimated(settings: TrainConfig) -> int:
-    found = dry_run._peak_memory(settings, prepare_job(settings, lambda line: None))
-    assert found is not None
-    return found
+    peak = dry_run._peak_memory(settings, prepare_job(settings, lambda line: None))
+    assert peak is not None
+    return peak
 
 
 def test_it_is_near_what_a_run_takes(small: TrainConfig, reviews: Path, tmp_path: Path) -> None:
     flags = ["--model", small.model, "--data", reviews, "--method", "lora", "--batch-size", 32, "--max-length", 16]
     flags += ["--max-steps", 3, "--head-init", "seeded", "--json", "--output", tmp_path / "run"]
-    found: list[dict[str, Any]] = []
-    for more in (["--dry-run"], []):
-        command = [sys.executable, "-m", "capaft", "train", *map(str, flags), *more]
+    results: list[dict[str, Any]] = []
+    for dry_run_flag in (["--dry-run"], []):
+        command = [sys.executable, "-m", "capaft", "train", *map(str, flags), *dry_run_flag]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
-        found.append(json.loads(done.stdout))
-    assert found[0]["estimated_peak_memory_bytes"] == pytest.approx(found[1]["peak_memory_bytes"], rel=0.15)
+        results.append(json.loads(done.stdout))
+    assert results[0]["estimated_peak_memory_bytes"] == pytest.approx(results[1]["peak_memory_bytes"], rel=0.15)
 
 
 def test_more_is_more(reviews: Path) -> None:
     usual = config(demo_model(), reviews, batch_size=32, method="lora")
-    found = [estimated(each) for each in (replace(usual, batch_size=4), usual, replace(usual, method="full"))]
-    assert found == sorted(found)
+    smaller, medium, larger = map(estimated, (replace(usual, batch_size=4), usual, replace(usual, method="full")))
+    assert smaller <= medium
     # Gradients and AdamW's two moments of 22.7 million weights.
-    assert found[2] - found[1] > 3 * 4 * 22e6
+    assert larger - medium > 3 * 4 * 22e6
 
 
 def test_the_model_stays_as_it_was(small: TrainConfig) -> None:
-    decided = prepare_job(small, lambda line: None)
-    before = {name: tensor.clone() for name, tensor in decided.base.model.state_dict().items()}
-    dry_run._peak_memory(small, decided)
-    after = decided.base.model.state_dict()
+    job = prepare_job(small, lambda line: None)
+    before = {name: tensor.clone() for name, tensor in job.base.model.state_dict().items()}
+    dry_run._peak_memory(small, job)
+    after = job.base.model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_a_model_that_looks_at_its_numbers_cannot_be_told(small: TrainConfig) -> None:
-    decided = prepare_job(small, lambda line: None)
-    classifier = decided.base.model.classifier
+    job = prepare_job(small, lambda line: None)
+    classifier = job.base.model.classifier
     classifier.register_forward_hook(lambda module, args, output: output * (2 if output.sum().item() > 0 else 1))
-    assert dry_run._peak_memory(small, decided) is None
+    assert dry_run._peak_memory(small, job) is None

@@ -31,8 +31,8 @@ tags: [capaft, {results.method}]
 
 # {results.method} on {results.data}
 
-An adapter made with capaft. The file holds trained parameters and a seed;
-the random numbers that they multiply are drawn again from the seed wherever it is loaded.
+An adapter made with capaft. The file holds trained parameters and a seed; the random numbers that they multiply are
+drawn again from the seed wherever it is loaded.
 
 | | |
 |---|---|
