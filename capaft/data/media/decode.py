@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ _MOST_CHANNELS = 4
 _FULL_SCALE = {"int16": 2**15, "int32": 2**31}
 # A program that writes a WAV file to a pipe cannot go back to fill in the sizes.
 _UNKNOWN_SIZE = 0xFFFFFFFF
-_NOT_FOR_SCIPY = ("Unknown wave file format", "Unsupported bit depth", "WAV header is invalid")
+_NOT_FOR_SCIPY = ("Unknown wave file format", "Unsupported bit depth")
 
 
 def open_image(value: Any) -> Image.Image:
@@ -175,21 +176,36 @@ def _decode(name: str, content: bytes) -> tuple[NDArray[np.float32], int]:
         raise UsageError(f"{name}: cannot read this recording ({error}); replace or remove it") from error
 
 
-class _StrictWav(io.BytesIO):
-    """Content of a WAV file, which raises a ValueError where a chunk is shorter than its header says.
+class _FirstSamples(io.BytesIO):
+    """Content of a WAV file for scipy, to the last whole frame of its first samples.
 
-    scipy only warns of that, and by the size of the whole file in the first header, which some writers get wrong. That
-    size is set to unknown here.
+    Raises a ValueError where samples are missing; scipy only warns of that, and by the size of the whole file in the
+    first header, which some writers get wrong. That size is set to unknown here. Some get the bytes a second or the
+    bytes of a frame wrong, so these are worked out anew.
     """
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content[:4] + _UNKNOWN_SIZE.to_bytes(4, "little") + content[8:])
+        self._frame = 1
 
     def read(self, size: int | None = -1, /) -> bytes:
+        chunk = self.getvalue()[: self.tell()][-8:-4]
         content = super().read(size)
-        # Four bytes are the name or size of a chunk, which may be missing after the samples.
-        if size is not None and 4 < size != _UNKNOWN_SIZE and len(content) < size:
-            raise ValueError(f"{size} bytes promised, {len(content)} left")
+        if chunk == b"fmt ":
+            kind, channels, rate, _, _, bits = struct.unpack("<HHIIHH", content)
+            if channels == 0 or rate == 0:
+                raise ValueError(f"its header says {channels} channels and {rate} samples a second")
+            if bits not in (8, 16, 24, 32, 64):
+                raise ValueError("Unsupported bit depth")
+            self._frame = channels * bits // 8
+            return struct.pack("<HHIIHH", kind, channels, rate, rate * self._frame, self._frame, bits)
+        if chunk == b"data":
+            if size is not None and len(content) < size != _UNKNOWN_SIZE:
+                raise ValueError(f"{size} bytes promised, {len(content)} left")
+            # Nothing after the first samples is looked at.
+            self.seek(0)
+            self.truncate()
+            return content[: len(content) // self._frame * self._frame]
         return content
 
 
@@ -205,16 +221,13 @@ def _decode_wav(content: bytes) -> tuple[NDArray[np.float32], int] | None:
 
     try:
         with warnings.catch_warnings():
-            # Warnings of chunks that it skips, and of the size that `_StrictWav` sets.
+            # Warnings of chunks that it skips, and of the size that `_FirstSamples` sets.
             warnings.simplefilter("ignore", wavfile.WavFileWarning)
-            rate, samples = wavfile.read(_StrictWav(content))
+            rate, samples = wavfile.read(_FirstSamples(content))
     except Exception as error:  # a damaged file surfaces as any of a dozen types
         if str(error).startswith(_NOT_FOR_SCIPY):
             return None
-        reason = "its header says 0 channels or 0 bits" if isinstance(error, ZeroDivisionError) else one_line(error)
-        raise ValueError(f"it is cut off or damaged: {reason}") from error
-    if rate == 0:
-        raise ValueError("its sampling rate is 0")
+        raise ValueError(f"it is cut off or damaged: {one_line(error)}") from error
     if samples.dtype == np.uint8:
         samples = (samples.astype(np.float32) - np.float32(128)) / np.float32(128)
     elif samples.dtype.kind != "f" and samples.dtype.name not in _FULL_SCALE:
