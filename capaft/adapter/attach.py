@@ -214,7 +214,7 @@ def check_dropout(stack: Stack, dropout: float) -> None:
     if not 0 <= dropout < 1:
         raise UsageError(f"--dropout must be in [0, 1), got {dropout}")
     if dropout and not (stack.host and stack.host.drops):
-        raise UsageError(f"--dropout has no effect with {stack.method}, which has no input of its own; drop it")
+        raise UsageError(f"--dropout cannot be used with {stack.method}, which has no input of its own; drop it")
 
 
 def detach(model: nn.Module, name: str = "default") -> Adapter:

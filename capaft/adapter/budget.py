@@ -49,7 +49,7 @@ def fit_to_budget(model: nn.Module, stack: Stack, budget: int, placement: Placem
         UsageError: even the smallest size has more, or the method has one size only.
     """
     if stack.host is None or not (stack.k or stack.host.size):
-        raise UsageError(f"--budget has no effect with --method {stack.method}, which has one size only; drop it")
+        raise UsageError(f"--budget cannot be used with --method {stack.method}, which has one size only; drop it")
     # Sites depend neither on the size nor on masks, and masks may keep nothing of the smallest factors.
     plan = make_plan(model, _sized(replace(stack, copies=None), 1), placement)
     sizes: Sequence[int] = (1,) if stack.k else range(1, _largest_size(replace(plan, stack=stack)) + 1)

@@ -181,7 +181,7 @@ def _head(model: nn.Module, stack: Stack, names: dict[str, str], placement: Plac
     if mode == "full":
         return Head(), set(names)
     if stack.method == "full":
-        raise UsageError(f"--head {mode} has no effect with --method full, which trains every weight; drop one")
+        raise UsageError(f"--head {mode} cannot be used with --method full, which trains every weight; drop one")
     sizes = {name: parameter.numel() for name, parameter in base_parameters(model).items()}
     small = {name for name, full_name in names.items() if mode == "nola" and sizes[full_name] <= k}
     large = {name: full_name for name, full_name in names.items() if name not in small}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from capaft.commands.reporting import Json, Run, print_line, quiet_libraries, reporting
+from capaft.commands.reporting import Json, Run, quiet_libraries, reporting
 from capaft.commands.summary import evaluation_summary
 from capaft.config.open_options import EvalOptions
 from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
 from capaft.support import strict_json
+from capaft.support.console import print_line
 from capaft.support.files import check_writable
 
 

@@ -33,6 +33,7 @@ def merge_command(
     """Write base and adapter as one plain model directory."""
     with reporting() as console:
         options, _ = resolve_settings(OpenOptions, flags=flags, environ={})
+        _check_output(output, Path(output).expanduser(), overwrite=overwrite)
         quiet_libraries(console)
         from capaft.training.record.saved_run import open_run
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from capaft.support.console import print_line
 from capaft.support.errors import CapaftError, Interrupted, TrainingError
 
 if TYPE_CHECKING:
@@ -44,11 +45,6 @@ def reporting() -> Iterator[Console]:
         # The reader of stdout has gone, as in `capaft info RUN | head -1`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
-
-
-def print_line(console: Console, line: str) -> None:
-    """Print a line as it is: not wrapped, not coloured, not read as markup."""
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def quiet_libraries(console: Console) -> None:

@@ -10,12 +10,13 @@ from typing import Annotated
 
 import typer
 
-from capaft.commands.reporting import Json, is_first_process, print_line, quiet_libraries, reporting
+from capaft.commands.reporting import Json, is_first_process, quiet_libraries, reporting
 from capaft.config.presets import preset_file
 from capaft.config.signature import signature
 from capaft.config.sources import dump_settings, resolve_settings
 from capaft.config.train_config import TrainConfig
 from capaft.support import strict_json
+from capaft.support.console import print_line
 from capaft.support.errors import UsageError
 
 

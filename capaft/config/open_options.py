@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from capaft.config.choices import BaseDtype
+from capaft.config.pairs import parse_pairs
 from capaft.config.settings import Settings, setting
-from capaft.support.errors import UsageError
 
 _base = partial(setting, panel="Base model")
 _data = partial(setting, panel="Data")
@@ -19,6 +19,8 @@ _scores = partial(setting, panel="Scores")
 @dataclass(frozen=True)
 class OpenOptions(Settings):
     """Options for putting a saved adapter on its base model again."""
+
+    nullable: ClassVar[bool] = False
 
     model: str | None = _base(None, "Base model (default: the one named in the run or the file).", metavar="path|id")
     rename: tuple[str, ...] | None = _base(
@@ -71,23 +73,3 @@ class EvalOptions(OpenOptions):
             UsageError: an entry is not NAME=VALUE.
         """
         return parse_pairs(self.set or (), "--set NAME=VALUE")
-
-
-def parse_pairs(entries: Sequence[str], form: str) -> dict[str, str]:
-    """`["a=b", ...]` as a dictionary.
-
-    Args:
-        entries: what the user typed.
-        form: the flag and the form of an entry, such as `--rename OLD=NEW`.
-
-    Raises:
-        UsageError: an entry does not have that form.
-    """
-    flag, shape = form.split()
-    pairs = {}
-    for entry in entries:
-        first, equals, second = entry.partition("=")
-        if not (first and equals and second):
-            raise UsageError(f"{flag} {entry} must be {shape.lower()}")
-        pairs[first] = second
-    return pairs

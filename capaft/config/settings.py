@@ -7,10 +7,9 @@ writes them as YAML.
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, ClassVar
-
-from capaft.config.values import check_choice
+from typing import Any, ClassVar, Literal
 
 Check = tuple[str, Callable[[Any], bool]]
 """The range of a setting: words that complete the sentence "must be ...", and a test of a value."""
@@ -22,6 +21,8 @@ class Settings:
 
     alternatives: ClassVar[tuple[tuple[str, str], ...]] = ()
     """Pairs of settings that exclude each other: the one from the stronger source counts."""
+    nullable: ClassVar[bool] = True
+    """True if "none" and nothing at all stand for None, so that one source can take back what another set."""
 
     def conflicts(self, labels: Mapping[str, str]) -> list[str]:
         """Contradictions between settings, one line each.
@@ -75,11 +76,17 @@ def check_range(cls: type[Settings], name: str, value: Any, text: str | Sequence
     metadata = {field.name: field.metadata for field in dataclasses.fields(cls)}.get(name)
     if metadata is None or value is None:
         return
-    if metadata["choices"]:
-        check_choice(str(value), metadata["choices"], str(value))
     words, holds = metadata["check"] or ("", bool)
     if words and not holds(value):
         raise ValueError(f"must be {words}, got {text.strip() if isinstance(text, str) else ','.join(text)}")
+
+
+def setting_types(cls: type[Settings]) -> dict[str, Any]:
+    """The type of each setting, by name: a `Literal` of its choices if it has any."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    types = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    choices = {field.name: field.metadata["choices"] for field in dataclasses.fields(cls)}
+    return {name: Literal.__getitem__(choices[name]) if choices[name] else kind for name, kind in types.items()}
 
 
 def flag_of(name: str) -> str:

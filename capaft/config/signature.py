@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import typing
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from capaft.config.settings import Settings, flag_of
+from capaft.config.settings import Settings, flag_of, setting_types
 from capaft.config.values import metavar, required_type
 
 
@@ -19,12 +18,12 @@ def signature(cls: type[Settings]) -> Callable[[Any], Any]:
     """
     import typer
 
-    kinds = {name: required_type(kind) for name, kind in typing.get_type_hints(cls, include_extras=True).items()}
+    kinds = {name: required_type(kind) for name, kind in setting_types(cls).items()}
 
     def parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
         kind, option, metadata = kinds[field.name], flag_of(field.name), field.metadata
         is_switch = kind is bool
-        choices = metadata["choices"] or (get_args(kind) if get_origin(kind) is Literal else ())
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
         shown = metadata["metavar"] or "|".join(choices) or metavar(kind)
         info = typer.Option(
             f"{option}/{flag_of(f'no_{field.name}')}" if is_switch else option,

@@ -6,12 +6,11 @@ YAML's own types are ignored, since it reads `5e-3` as a string and `no` as Fals
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from capaft.config.settings import Settings, check_range, flag_of
+from capaft.config.settings import Settings, check_range, flag_of, setting_types
 from capaft.config.values import parse_value, required_type
 from capaft.support.errors import UsageError, did_you_mean
 
@@ -57,8 +56,9 @@ def resolve_settings(
         UsageError: a source has a mistake, even one that another source overrides; one line for each mistake.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls, include_extras=True)
-    kinds = {name: hints[name] for name in fields}
+    kinds = setting_types(cls)
+    if not cls.nullable:
+        kinds = {name: required_type(kind) for name, kind in kinds.items()}
     errors: list[str] = []
     files = [_from_yaml(path, kinds, errors) if path else [] for path in (preset, file)]
     # The weakest source comes first.

@@ -54,7 +54,7 @@ class TrainConfig(
         if "max_steps" in labels and "epochs" in labels:
             excludes(labels["max_steps"], labels["epochs"], "; drop one")
         if self.resume and self.output is None:
-            conflicts.append("--resume needs the run to go on with; name its directory with --output")
+            conflicts.append("--resume needs --output, the directory of the run")
         if self.resume and self.overwrite:
             excludes("--resume", "--overwrite", ": one resumes a run, the other replaces it; drop one")
         if self.micro_batch_size and self.micro_batch_size > self.batch_size:

@@ -142,7 +142,7 @@ def train(run: Trainer, resumed: Checkpoint | None = None) -> Outcome:
                 _report(journal, pending, processes)
             if evaluates:
                 evaluation = _evaluated(run)
-                best = _judged(best, step, evaluation, run)
+                best = _best_after(best, step, evaluation, run)
                 if best.step == step:
                     _save(run, run.directory.adapter)
                     _write_predictions(run, evaluation.predictions)
@@ -164,7 +164,7 @@ def train(run: Trainer, resumed: Checkpoint | None = None) -> Outcome:
                     _save(run, run.directory.adapter)
                 _plot(run, journal)
                 raise Interrupted(
-                    f"stopped at step {step} of {job.rates.steps}; go on with --resume --output {run.directory.path}"
+                    f"stopped at step {step} of {job.rates.steps}; resume with --resume --output {run.directory.path}"
                 )
         seconds, speed = journal.seconds, journal.examples_per_second
 
@@ -275,8 +275,8 @@ def _evaluated(run: Trainer) -> Evaluation:
     )
 
 
-def _judged(best: Best, step: int, evaluation: Evaluation, run: Trainer) -> Best:
-    """The best evaluation, one more having come."""
+def _best_after(best: Best, step: int, evaluation: Evaluation, run: Trainer) -> Best:
+    """The best evaluation so far, this one included."""
     task = run.job.task
     value = evaluation.scores[task.metric]
     return best.after(

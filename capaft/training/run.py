@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from rich.console import Console
 
 from capaft.adapter.attach import attach_plan
 from capaft.adapter.file.fingerprint import weight_samples
+from capaft.config.settings import setting_types
 from capaft.config.sources import dump_settings
 from capaft.config.train_config import TrainConfig
 from capaft.config.values import parse_value
 from capaft.methods.host import Host
 from capaft.methods.stack import canonical_method
 from capaft.support import strict_json
+from capaft.support.console import print_line
 from capaft.support.errors import UsageError
 from capaft.support.files import write_atomically
 from capaft.training.accelerator import accelerator_for, move_model
@@ -70,6 +72,7 @@ def execute_run(config: TrainConfig, console: Console, command: Sequence[str] = 
     accelerator = accelerator_for(config)
     processes = Processes.here()
     console.quiet = console.quiet or not processes.is_first
+    say = partial(print_line, console)
     # The first process chooses the directory: the others look when it has already made it.
     directory = RunDirectory(processes.from_first(_choose(config) if processes.is_first else None))
     with hold_directory(directory) if processes.is_first else nullcontext():
@@ -77,11 +80,11 @@ def execute_run(config: TrainConfig, console: Console, command: Sequence[str] = 
         resumed = newest_checkpoint(directory.checkpoints) if resumes else None
         _check_shared(directory, resumes, resumed, processes)
         if resumes and directory.results.exists():
-            console.print(f"{directory.path} is finished; nothing is left to do", highlight=False, soft_wrap=True)
+            say(f"{directory.path} is finished; nothing is left to do")
             return read_results(directory.results)
 
         # Then all that can be decided, so that a mistake costs nothing that was there before.
-        job = prepare_job(config, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+        job = prepare_job(config, say)
         run = Trainer(job, config, directory, console, accelerator, processes, made_from=origin_digests(job))
         repeatable = _as_read(replace(settled_config(config, job), **_NOT_REPEATED))
         if resumes:
@@ -100,7 +103,7 @@ def execute_run(config: TrainConfig, console: Console, command: Sequence[str] = 
         if processes.is_first and resumed:
             remove_leftovers(directory)
             prune_checkpoints(directory.checkpoints, resumed.progress.step)
-        with replacing_run(directory, run.say) if processes.is_first and not resumed else nullcontext():
+        with replacing_run(directory, say) if processes.is_first and not resumed else nullcontext():
             if processes.is_first:
                 made_by = f"{_MADE_BY}{json.dumps(list(command))}\n\n"
                 write_atomically(directory.config, made_by + dump_settings(repeatable))
@@ -160,26 +163,17 @@ def _results(run: Trainer, outcome: Outcome) -> Results:
         task=job.task.name,
         method=job.plan.stack.method,
         metric=job.task.metric,
-        value=outcome.value,
         baseline=run.baseline,
         trainable_parameters=job.adapter_parameters + job.head_parameters,
         adapter_parameters=job.adapter_parameters,
         head_parameters=job.head_parameters,
-        scores=dict(outcome.scores),
-        best_step=outcome.best_step,
-        seconds=outcome.seconds,
-        examples_per_second=outcome.examples_per_second,
-        adapter_bytes=outcome.adapter_bytes,
-        peak_memory_bytes=outcome.peak_memory_bytes,
-        epochs=outcome.epochs,
-        steps=outcome.steps,
         processes=run.processes.count,
-        bytes_per_step=outcome.bytes_per_step,
         seed=run.config.seed,
         train_examples=job.train.examples,
         validation_examples=job.validation.examples,
         labels=list(job.task.labels),
         next=_next(run.directory.path, job),
+        **vars(outcome),
     )
 
 
@@ -191,7 +185,7 @@ def _choose(config: TrainConfig) -> Path:
 
 def _as_read(config: TrainConfig) -> TrainConfig:
     """The settings as they read back from a file: a column may be called "none", a setting may not."""
-    kinds = typing.get_type_hints(TrainConfig, include_extras=True)
+    kinds = setting_types(TrainConfig)
     texts = {name: value for name, value in vars(config).items() if isinstance(value, str)}
     return replace(config, **{name: parse_value(kinds[name], text) for name, text in texts.items()})
 

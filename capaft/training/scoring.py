@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from capaft.config.open_options import EvalOptions
+from capaft.config.parts.task import TaskSettings
 from capaft.config.settings import check_range
 from capaft.config.train_config import TrainConfig
 from capaft.config.values import parse_value
@@ -67,7 +68,7 @@ def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) 
     predictions, max_examples = options.predictions, options.max_examples
     if predictions and not _reports(task):
         raise UsageError(
-            f"--predictions has no effect for {task.name} with --metric {task.metric}, which writes no predictions; "
+            f"--predictions cannot be used with {task.name} with --metric {task.metric}, which writes no predictions; "
             "drop it or choose another metric"
         )
     if options.data is None and saved.config is None:
@@ -143,7 +144,7 @@ def _changed(task: Task, metric: str | None, options: Mapping[str, str]) -> Task
             raise UsageError(f"--set {name}: {task.name} has no option {name}{did_you_mean(key, names)}")
         try:
             changed[key] = parse_value(kinds[key], text)
-            check_range(TrainConfig, key, changed[key], text)
+            check_range(TaskSettings, key, changed[key], text)
         except ValueError as error:
             raise UsageError(f"--set {name} {error}") from None
     return replace(task, **changed)

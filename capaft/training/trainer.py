@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from accelerate import Accelerator
 from rich.console import Console
@@ -11,6 +11,7 @@ from torch import nn
 from capaft.adapter.file.fingerprint import WeightSamples
 from capaft.adapter.module import Adapter
 from capaft.config.train_config import TrainConfig
+from capaft.support.console import print_line
 from capaft.training.parallel.processes import Processes
 from capaft.training.record.run_directory import RunDirectory
 from capaft.training.setup.job import Job
@@ -56,10 +57,6 @@ class Trainer:
         assert self.adapter is not None, "the adapter is attached before training"
         return self.adapter.trained(self.model)
 
-    def with_adapter(self, adapter: Adapter) -> Trainer:
-        """The same run with its adapter attached."""
-        return replace(self, adapter=adapter)
-
     def say(self, line: str) -> None:
         """Print a line for people, as it is."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_line(self.console, line)

@@ -84,7 +84,7 @@ def test_a_budget_below_the_smallest_size(parameterisation: str, copies: str) ->
 
 @pytest.mark.parametrize("method", ["head", "full"])
 def test_methods_without_a_size(method: str) -> None:
-    with pytest.raises(UsageError, match=f"--budget has no effect with --method {method}"):
+    with pytest.raises(UsageError, match=f"--budget cannot be used with --method {method}"):
         fit_to_budget(BASE, parse_stack(method), 1000)
 
 

@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from capaft.config.open_options import EvalOptions, OpenOptions, parse_pairs
+from capaft.config.open_options import EvalOptions, OpenOptions
 from capaft.config.settings import Settings
 from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
@@ -52,20 +52,13 @@ def test_a_comma_is_part_of_a_value() -> None:
 
 def test_columns_by_role() -> None:
     options = typed(EvalOptions, "--text-column", "story", "--label-column", "none")
-    assert options.columns == {"text": "story", "pair": None, "label": None}
+    assert options.columns == {"text": "story", "pair": None, "label": "none"}
 
 
-def test_pairs() -> None:
-    assert parse_pairs([], "--rename OLD=NEW") == {}
-    assert parse_pairs(("a=b", "c= d "), "--rename OLD=NEW") == {"a": "b", "c": " d "}
-    assert parse_pairs(["a=b", "a=c"], "--rename OLD=NEW") == {"a": "c"}
-
-
-@pytest.mark.parametrize("entry", ["a", "=b", "a=", "=", ""])
-def test_what_is_not_a_pair_is_one_line(entry: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        parse_pairs(["x=y", entry], "--rename OLD=NEW")
-    assert str(caught.value) == f"--rename {entry} must be old=new"
+@pytest.mark.parametrize("flag", ["--model", "--data", "--label-column", "--predictions"])
+def test_an_empty_value_is_refused(flag: str) -> None:
+    with pytest.raises(UsageError, match=f"^{flag} must be .*, got ''$"):
+        typed(EvalOptions, flag, "")
 
 
 def test_the_flags_of_wrong_pairs_are_named() -> None:

@@ -704,7 +704,7 @@ class Quantised(nn.Module):
         (tiny.bert, "lora", {"head_mode": "half"}, "head_mode must be one of full, nola, frozen, got half"),
         (tiny.bert, "lora", {"head_k": 0, "head_mode": "nola"}, "head_k must be a whole number of at least 1, got 0"),
         (tiny.bert, "lora", {"head_k": 2.0}, "head_k must be a whole number"),
-        (tiny.bert, "full", {"head_mode": "nola"}, "head_mode nola has no effect with method full"),
+        (tiny.bert, "full", {"head_mode": "nola"}, "head_mode nola cannot be used with method full"),
         (tiny.bert, "head", {"head_mode": "frozen"}, "head_mode frozen leaves method head nothing to train"),
         (tiny.bert, "lora", {"head": ["classifier.wait"], "head_mode": "nola"}, "no parameter classifier.wait"),
         (

@@ -293,7 +293,7 @@ def test_examples_are_counted_and_shown(model: Callable[[str], str], tmp_path: P
         ("roberta", ("--task", "seq2seq"), "cannot tell source and target"),
         ("roberta", ("--task", "causal-lm"), "causal-lm needs a model that reads from left to right"),
         ("llama", ("--task", "masked-lm"), "transformers has no AutoModelForMaskedLM of its architecture"),
-        ("llama", ("--task", "causal-lm", "--shots", "2"), "--shots has no effect with this causal-lm"),
+        ("llama", ("--task", "causal-lm", "--shots", "2"), "--shots cannot be used with this causal-lm"),
         (
             "roberta",
             ("--problem", "regression"),

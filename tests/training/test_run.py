@@ -291,7 +291,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(
         done = invoke(*command(settings, tmp_path))
     assert done.code == 130, done.err
     assert done.out == ""
-    assert f"stopped at step 3 of 11; go on with --resume --output {tmp_path}" in done.err
+    assert f"stopped at step 3 of 11; resume with --resume --output {tmp_path}" in done.err
     # Before the first evaluation the present adapter is better than none.
     assert invoke("info", tmp_path).code == 0
     assert [step for step, _ in losses(tmp_path)] == [1, 2, 3]
@@ -307,14 +307,14 @@ def test_what_resume_says(settings: TrainConfig, tmp_path: Path) -> None:
     killed(changed, run, 2)
     arguments = command(changed, run)
     for changes, flag, values in (
-        (("--lr", "0.5"), "--lr", "0.02 and not 0.5"),
-        (("--no-augment",), "--augment", "True and not False"),
-        (("--batch-size", "4"), "--batch-size", "8 and not 4"),
+        (("--lr", "0.5"), "--lr", "0.02, not 0.5"),
+        (("--no-augment",), "--augment", "True, not False"),
+        (("--batch-size", "4"), "--batch-size", "8, not 4"),
     ):
         done = invoke(*arguments, *changes)
         assert done.code == 2
         (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
-        assert line.startswith(f"error: --resume goes on with {run}, which has {flag} {values}; drop {flag}, or start")
+        assert line.startswith(f"error: --resume: {run} was started with {flag} {values}; drop {flag}, or start")
     # The same settings, spelled out again.
     done = invoke(*arguments, "--json")
     assert done.code == 0, done.err
@@ -358,7 +358,7 @@ def test_other_data_are_refused(change: Any, what: str, settings: TrainConfig, r
     done = invoke("train", "--resume", "--output", run)
     assert done.code == 2
     (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
-    assert line.startswith(f"error: --resume goes on with {run}, and its {what} is not what it was; put it back")
+    assert line.startswith(f"error: --resume: the {what} of {run} has changed; restore it")
     assert outputs(run) == before
     shutil.copy(reviews, tmp_path)
     assert invoke("train", "--resume", "--output", run).code == 0
@@ -371,7 +371,7 @@ def test_another_base_model_is_refused(settings: TrainConfig, models: Path, tmp_
     save_file({name: value * 1.5 for name, value in weights.items()}, model / "model.safetensors", {"format": "pt"})
     done = invoke("train", "--resume", "--output", tmp_path / "run")
     assert done.code == 2
-    assert "its base model is not what it was" in done.err
+    assert "--resume: the base model of" in done.err
 
 
 def test_the_card_has_the_command_that_began(settings: TrainConfig, tmp_path: Path) -> None:
@@ -396,7 +396,7 @@ def test_one_at_a_time(settings: TrainConfig, tmp_path: Path) -> None:
 def test_resume_has_to_be_told_what_run() -> None:
     done = invoke("train", "--resume")
     assert done.code == 2
-    assert done.err == "error: --resume needs the run to go on with; name its directory with --output\n"
+    assert done.err == "error: --resume needs --output, the directory of the run\n"
 
 
 def test_what_makes_other_bytes_is_told(settings: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

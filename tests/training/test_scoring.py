@@ -185,5 +185,5 @@ def test_predictions_of_what_predicts_nothing_are_refused_before_scoring(
     monkeypatch.setattr(scoring, "evaluate", None)
     done = invoke("eval", texts[kind], "--metric", metric, "--predictions", tmp_path / "p.jsonl")
     assert done.code == 2
-    assert f"--predictions has no effect for {TASKS[kind]} with --metric {metric}" in done.err
+    assert f"--predictions cannot be used with {TASKS[kind]} with --metric {metric}" in done.err
     assert not (tmp_path / "p.jsonl").exists()

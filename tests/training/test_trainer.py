@@ -26,7 +26,7 @@ def test_the_trainable_parameters_are_those_of_the_attached_adapter(attached: Tr
     before = replace(attached, adapter=None)
     with pytest.raises(AssertionError, match="attached before training"):
         _ = before.trained
-    after = before.with_adapter(attached.adapter)
+    after = replace(before, adapter=attached.adapter)
     assert after == attached
     required = {id(parameter) for parameter in attached.model.parameters() if parameter.requires_grad}
     assert {id(parameter) for parameter in after.trained.values()} == required

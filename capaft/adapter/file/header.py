@@ -249,12 +249,14 @@ def parse_header(path: Path, text: str) -> Header:
             f"{path} follows format {header['format']} and seed contract {header['contract']}; "
             f"this capaft reads format {FORMAT} and contract {rng.CONTRACT_VERSION}"
         )
+    if header["save_dtype"] not in SAVE_DTYPES:
+        raise AdapterFileError(f"{path} is damaged: there is no dtype {header['save_dtype']}; copy it again")
     try:
         complete = set(header["method"]) == stack_options(str(header["method"].get("method")))
         parsed = Header.of(header) if complete else None
     except UsageError as error:
         raise AdapterFileError(f"{path}: {error}") from None
-    if parsed is None or parsed.save_dtype not in SAVE_DTYPES:
+    if parsed is None:
         raise AdapterFileError(f"{path} is damaged: its method does not have the options it needs")
     if canonical_json(parsed.method.record()) != canonical_json(header["method"]):
         raise AdapterFileError(f"{path} is damaged: its method is not in canonical form")

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from capaft.config.pairs import parse_pairs
 from capaft.config.parts.model import ModelSettings
 from capaft.config.parts.task import TaskSettings
 from capaft.config.values import Text, parse_value
@@ -166,7 +167,7 @@ class Task(ABC):
         Raises:
             UsageError: an entry of `--task-option` is not an option of the task, or its value does not fit.
         """
-        names = {field.name for field in dataclasses.fields(cls)} - {"labels"}
+        names = ({field.name for field in dataclasses.fields(cls)} & _SETTINGS) - {"labels"}
         options = {name: getattr(settings, name) for name in names if getattr(settings, name, None) is not None}
         options |= cls._parsed(settings.task_option or ())
         return cls(labels=cls.classes(rows, columns), **options)
@@ -182,15 +183,14 @@ class Task(ABC):
         """The options without a flag, of entries `name=value`.
 
         Raises:
-            UsageError: the task has no such option, or the value does not fit.
+            UsageError: an entry is not NAME=VALUE, the task has no such option, or the value does not fit.
         """
         names, types = cls.options_without_flag(), typing.get_type_hints(cls)
         options = {}
-        for entry in entries:
-            name, _, text = entry.partition("=")
+        for name, text in parse_pairs(entries, "--task-option NAME=VALUE", may_be_empty=True).items():
             if name not in names:
                 hint = did_you_mean(name, names)
-                raise UsageError(f"--task-option {entry}: {cls.name} has no option {name} without a flag{hint}")
+                raise UsageError(f"--task-option {name}: {cls.name} has no option {name} without a flag{hint}")
             try:
                 # A text may be empty, as its default often is.
                 options[name] = parse_value(Text if types[name] is str else types[name], text)

@@ -108,7 +108,7 @@ class Journal:
         """Record one optimizer step."""
         self._examples += examples
         record = StepRecord(step, round(epoch, 4), loss, lr, *self._pace(step))
-        self._write(record, vars(record))
+        self._write(record, record.tracked())
         line = f"loss {loss:.4f}  lr {lr:.1e}  {self.examples_per_second:.0f} examples/s"
         if self._progress and self._bar is not None:
             self._progress.update(self._bar, completed=step, description=line)

@@ -29,6 +29,10 @@ class StepRecord:
     seconds_left: float
     peak_memory_bytes: int
 
+    def tracked(self) -> dict[str, float]:
+        """The numbers of the record, for trackers."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
 
 @dataclass(frozen=True)
 class EvaluationRecord:

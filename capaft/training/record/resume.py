@@ -41,7 +41,7 @@ def check_same_settings(run: RunDirectory, config: TrainConfig) -> None:
         if before != now and field.name not in _FREE:
             flag = f"--{field.name.replace('_', '-')}"
             raise UsageError(
-                f"--resume goes on with {run.path}, which has {flag} {before} and not {now}; drop {flag}, or start "
+                f"--resume: {run.path} was started with {flag} {before}, not {now}; drop {flag}, or start "
                 "anew in another --output"
             )
 
@@ -74,8 +74,7 @@ def check_same_origin(before: dict[str, str], now: dict[str, str], run: object) 
     for name, digest in now.items():
         if before.get(name) != digest:
             raise UsageError(
-                f"--resume goes on with {run}, and its {name} is not what it was; put it back as it was, or start anew "
-                "in another --output"
+                f"--resume: the {name} of {run} has changed; restore it, or start anew in another --output"
             )
 
 
@@ -95,7 +94,7 @@ def environment(config: TrainConfig, processes: Processes) -> dict[str, str]:
 
 
 def warn_of_other_environment(before: dict[str, str], now: dict[str, str], say: Callable[[str], None]) -> None:
-    """Say in one line what of the `environment` is not what it was; nothing if all of it is."""
+    """Warn in one line of changes to the `environment`, which may change the bytes of the result."""
     changes = [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
     if changes:
         say(f"warning: not the same bytes as without the interruption: {', '.join(changes)}")

@@ -13,6 +13,7 @@ from capaft.adapter.file.save_load import HEAD, AdapterFile, read
 from capaft.config.choices import TASKS
 from capaft.config.open_options import OpenOptions
 from capaft.config.parts.model import ModelSettings
+from capaft.config.parts.task import TaskSettings
 from capaft.config.settings import check_range
 from capaft.config.sources import resolve_settings
 from capaft.config.train_config import TrainConfig
@@ -106,7 +107,7 @@ def _task(file: AdapterFile) -> Task:
             # A whole number may stand for a fraction, but a truth value for no number.
             if type(value) is not types[name] and (type(value), types[name]) != (int, float):
                 raise ValueError(f"must be of type {types[name].__name__}, got {value!r}")
-            check_range(TrainConfig, name, value, str(value))
+            check_range(TaskSettings, name, value, str(value))
         except ValueError as error:
             raise AdapterFileError(f"{file.path}: its task's option {name} {error}; get the file again") from None
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from capaft.config.train_config import TrainConfig
@@ -11,47 +12,59 @@ from capaft.data.sampling import sample_rows, sample_shots
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.features import Features
-from capaft.tasks.base.task import Task
-from capaft.training.setup.selection import Selection
 from capaft.training.setup.task_choice import TaskChoice
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
+def sample_examples(choice: TaskChoice, config: TrainConfig, say: Callable[[str], None]) -> TaskChoice:
+    """The task with as many of its rows as the user wants.
+
+    Args:
+        choice: the task and all its rows.
+        config: the resolved settings.
+        say: called with a line for each decision about the data.
+
+    Raises:
+        UsageError: the rows have no classes to sample by.
+    """
+    train = replace(choice.train, rows=_training_rows(choice, config, say))
+    validation = replace(
+        choice.validation, rows=_at_most(config.max_eval_examples, choice.validation.rows, config.seed)
+    )
+    return replace(choice, train=train, validation=validation)
+
+
 def make_examples(
-    choice: TaskChoice, base: BaseModel, config: TrainConfig, say: Callable[[str], None]
+    choice: TaskChoice, base: BaseModel, source: str, say: Callable[[str], None]
 ) -> tuple[Features, Features]:
     """Prepare the training and the validation examples.
 
     Args:
         choice: the task and its rows.
         base: the base model, for its processor and configuration.
-        config: the resolved settings.
+        source: the user's name for the data set.
         say: called with a line for each decision about the data.
 
     Raises:
         UsageError: a value cannot be used; names the row.
     """
     task = choice.task
-    train_rows = _sampled(choice.train, task, config, say)
-    validation_rows = choice.validation.rows
-    if config.max_eval_examples and config.max_eval_examples < len(validation_rows):
-        validation_rows = sample_rows(validation_rows, config.max_eval_examples, config.seed)
-    train = task.features(base, train_rows, choice.train.columns, training=True)
-    validation = task.features(base, validation_rows, choice.validation.columns, training=False)
-    _describe(choice, train, validation, config.data or "the demo", say)
+    train = task.features(base, choice.train.rows, choice.train.columns, training=True)
+    validation = task.features(base, choice.validation.rows, choice.validation.columns, training=False)
+    _describe(choice, train, validation, source, say)
     return train, validation
 
 
-def _sampled(selection: Selection, task: Task, config: TrainConfig, say: Callable[[str], None]) -> Dataset:
+def _training_rows(choice: TaskChoice, config: TrainConfig, say: Callable[[str], None]) -> Dataset:
     """The training rows, sampled to the requested number of each class and in all."""
-    rows = selection.rows
+    task, rows = choice.task, choice.train.rows
     if config.shots:
-        classes = task.classes_of(rows, selection.columns)
+        classes = task.classes_of(rows, choice.train.columns)
         if classes is None:
             raise UsageError(
-                f"--shots has no effect with this {task.name}, whose rows have no class each; use --max-train-examples"
+                f"--shots cannot be used with this {task.name}: its rows have no single class; use --max-train-examples"
             )
         rows = sample_shots(rows, classes, config.shots, config.seed)
         counts = Counter(classes)
@@ -59,9 +72,12 @@ def _sampled(selection: Selection, task: Task, config: TrainConfig, say: Callabl
         if scarce:
             more = f" and {len(scarce) - 10} more" if len(scarce) > 10 else ""
             say(f"data   some classes have fewer than {config.shots} training rows: {', '.join(scarce[:10])}{more}")
-    if config.max_train_examples and config.max_train_examples < len(rows):
-        rows = sample_rows(rows, config.max_train_examples, config.seed)
-    return rows
+    return _at_most(config.max_train_examples, rows, config.seed)
+
+
+def _at_most(limit: int | None, rows: Dataset, seed: int) -> Dataset:
+    """The rows, or a sample of them if there are more than the limit."""
+    return sample_rows(rows, limit, seed) if limit and limit < len(rows) else rows
 
 
 def _describe(

@@ -8,6 +8,7 @@ from typing import Any
 from capaft.adapter.budget import fit_to_budget
 from capaft.adapter.plan import Placement, Plan, make_plan
 from capaft.config.choices import DEMO_K, DEMO_TARGET_MODULES
+from capaft.config.pairs import parse_pairs
 from capaft.config.parts.method import MethodSettings
 from capaft.config.train_config import TrainConfig
 from capaft.config.values import parse_value
@@ -37,16 +38,16 @@ def _foreign_options(settings: MethodSettings) -> dict[str, Any]:
     """The options of another package's method, parsed by their types.
 
     Raises:
-        UsageError: the method has no such option, or its value is not of the option's type.
+        UsageError: an entry is not NAME=VALUE, the method has no such option, or its value is not of the option's type.
     """
     host = HOSTS.get(canonical_method(settings.method).partition("+")[0])
     names = {option.name for option in host.options()} if host else set()
     options = {}
-    for entry in settings.method_option or ():
-        name, _, text = entry.partition("=")
+    entries = parse_pairs(settings.method_option or (), "--method-option NAME=VALUE", may_be_empty=True)
+    for name, text in entries.items():
         if host is None or name not in names:
             hint = did_you_mean(name, names)
-            raise UsageError(f"--method-option {entry}: {settings.method} has no option {name}{hint}")
+            raise UsageError(f"--method-option {name}: {settings.method} has no option {name}{hint}")
         try:
             options[name] = parse_value(typing.get_type_hints(host)[name], text)
         except ValueError as error:

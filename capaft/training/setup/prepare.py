@@ -16,7 +16,7 @@ from capaft.config.train_config import TrainConfig
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.task import Task
-from capaft.training.setup.examples import make_examples
+from capaft.training.setup.examples import make_examples, sample_examples
 from capaft.training.setup.job import Job
 from capaft.training.setup.method import chosen_stack, plan_adapter
 from capaft.training.setup.recipe import choose_rates
@@ -39,13 +39,13 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
     stack = chosen_stack(config, is_demo=is_demo)
     check_dropout(stack, config.dropout)
     splits = load_splits(config, lambda line: say(f"data   {line}"))
-    choice = choose_task(config, splits, say)
+    choice = sample_examples(choose_task(config, splits, say), config, say)
     base = load_base(choice.task, config)
     if stack.method == "head" and not base.head:
         raise UsageError(
             f"--method head has nothing to train: {choice.task.name} makes no new head; choose another method"
         )
-    train, validation = make_examples(choice, base, config, say)
+    train, validation = make_examples(choice, base, config.data or "the demo", say)
     for index in range(min(config.show, len(train))):
         say(f"example {index + 1}: {choice.task.show(base, train, index)}")
     plan = plan_adapter(base, stack, config, is_demo=is_demo)

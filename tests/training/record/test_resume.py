@@ -54,7 +54,7 @@ def test_anything_else_is_named(settings: TrainConfig) -> None:
     for name, made in several:
         now = origin_digests(made)
         assert [part for part in before if before[part] != now[part]] == [name]
-        with pytest.raises(UsageError, match=f"--resume goes on with runs/one, and its {name} is not what it was"):
+        with pytest.raises(UsageError, match=f"--resume: the {name} of runs/one has changed; restore it"):
             check_same_origin(before, now, "runs/one")
 
 
