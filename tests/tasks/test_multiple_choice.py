@@ -397,7 +397,9 @@ def test_a_row_without_a_context(minilm: BaseModel) -> None:
 def test_a_model_without_such_a_head_is_refused_in_one_line(tmp_path: Any) -> None:
     GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=64)).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(demo_model()).save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="transformers has no AutoModelForMultipleChoice for its architecture") as error:
+    with pytest.raises(
+        UsageError, match="transformers has no AutoModelForMultipleChoice for its architecture"
+    ) as error:
         TASK.load_model(ModelSettings(model=str(tmp_path)), seed=0)
     assert "\n" not in str(error.value)
 
