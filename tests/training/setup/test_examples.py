@@ -7,7 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from command_line import invoke, write_reviews
+from tiny_job import bert, config, write_tags
+from transformers import BertForSequenceClassification, BertForTokenClassification
+
+from capaft.support.errors import UsageError
+from capaft.training.setup.job import Job
+from capaft.training.setup.prepare import prepare_job
 
 Row = dict[str, Any]
 
@@ -56,3 +63,49 @@ def test_examples_are_rows_also_where_each_is_several_pieces(tmp_path: Path) -> 
     }
     (counts,) = re.findall(r"18 training and 2 validation examples, in (\d+) and (\d+) pieces\n", done.err)
     assert int(counts[0]) > 5 * 18
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bert(tmp_path_factory.mktemp("model"), BertForSequenceClassification)
+
+
+def prepared(model: Path, data: Path, **settings: Any) -> tuple[Job, list[str]]:
+    lines: list[str] = []
+    return prepare_job(config(model, data, **settings), lines.append), lines
+
+
+def test_samples_are_seeded_and_part_of_the_rows(small: Path, reviews: Path) -> None:
+    whole, lines = prepared(small, reviews)
+    assert f"data   {reviews}: 58 training and 6 validation examples" in lines
+    limits = {"max_train_examples": 20, "max_eval_examples": 4}
+    (first, lines), (again, _), (other, _) = (prepared(small, reviews, **limits, seed=seed) for seed in (0, 0, 1))
+    assert f"data   {reviews}: 20 training and 4 validation examples" in lines
+    assert first.train.inputs == again.train.inputs != other.train.inputs
+    for sample, rows in ((first.train, whole.train), (first.validation, whole.validation)):
+        assert all(tokens in rows.inputs["input_ids"] for tokens in sample.inputs["input_ids"])
+
+
+def test_a_limit_above_the_rows_changes_nothing(small: Path, reviews: Path) -> None:
+    whole, limited = (prepared(small, reviews, **limit)[0] for limit in ({}, {"max_train_examples": 1000}))
+    assert limited.train.inputs == whole.train.inputs
+
+
+def test_shots_are_taken_before_the_sample(small: Path, reviews: Path) -> None:
+    job, lines = prepared(small, reviews, shots=5)
+    assert sorted(job.train.references) == [0] * 5 + [1] * 5
+    assert not [line for line in lines if "some classes have fewer" in line]
+    assert prepared(small, reviews, shots=5, max_train_examples=3)[0].train.examples == 3
+
+
+def test_shots_need_rows_of_one_class_each(tmp_path: Path) -> None:
+    model = bert(tmp_path / "model", BertForTokenClassification)
+    message = "^--shots has no effect with this token-classification, .*; use --max-train-examples$"
+    with pytest.raises(UsageError, match=message):
+        prepared(model, write_tags(tmp_path / "tags.jsonl"), shots=5)
+
+
+def test_cut_examples_are_counted(small: Path, reviews: Path) -> None:
+    assert not [line for line in prepared(small, reviews)[1] if "too long" in line]
+    _, lines = prepared(small, reviews, max_length=4)
+    assert "       64 examples are too long and are cut (--max-length)" in lines
