@@ -124,7 +124,9 @@ def _peak_memory(config: TrainConfig, job: Job) -> int | None:
 def dry_run_text(plan: DryRun) -> str:
     """The plan as lines for people: the settings, the sites, the sizes."""
     peak = plan.estimated_peak_memory_bytes
-    memory = "cannot be estimated for this model" if peak is None else f"about {peak / 2**20:,.0f} MiB"
+    # The error of the measured cases, which docs/log.md lists.
+    error = "" if torch.cuda.is_available() else ", within a quarter on a CPU"
+    memory = "cannot be estimated for this model" if peak is None else f"about {peak / 2**20:,.0f} MiB{error}"
     return "\n".join(
         [
             plan.config,

@@ -51,6 +51,25 @@ MASK_RESCALE: MaskRescale = "none"
 
 HEAD_K = 1024
 
+# Defaults of the options of tasks.
+MAX_LENGTH = 128
+QUESTION_MAX_LENGTH = 384
+GENERATION_MAX_LENGTH = 512
+STRIDE = 128
+N_BEST = 20
+MAX_ANSWER_LENGTH = 30
+NO_ANSWER_THRESHOLD = 0.0
+PACKING = True
+CHAT_TEMPLATE = True
+MAX_TARGET_LENGTH = 128
+MAX_NEW_TOKENS = 128
+NUM_BEAMS = 1
+LENGTH_PENALTY = 1.0
+NO_REPEAT_NGRAM_SIZE = 0
+MLM_PROBABILITY = 0.15
+AUGMENT = True
+MAX_SECONDS = 10.0
+
 # Defaults of the demo. At the same count of trainable parameters, its few examples gain more from a small change to
 # every layer than from a larger one to the query and value projections.
 DEMO_K = 128

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from capaft.config.choices import MAX_SECONDS
 from capaft.config.parts.model import ModelSettings
 from capaft.data.media.decode import open_audio
 from capaft.model.load import BaseModel
@@ -52,7 +53,7 @@ class AudioClassification(MediaClassification):
     feature_type: ClassVar[type] = datasets.Audio
     precedence: ClassVar[int] = 20
 
-    max_seconds: float = 10.0
+    max_seconds: float = MAX_SECONDS
 
     @classmethod
     def fits(cls, feature: Any) -> bool:

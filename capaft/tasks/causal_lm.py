@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 from torch.nn import functional as F
 
+from capaft.config.choices import CHAT_TEMPLATE, PACKING
 from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
@@ -65,8 +66,8 @@ class CausalLM(Generation):
     inferred: ClassVar[tuple[str, ...]] = ("layout",)
     precedence: ClassVar[int] = 80
 
-    packing: bool = True
-    chat_template: bool = True
+    packing: bool = PACKING
+    chat_template: bool = CHAT_TEMPLATE
     separator: str = "\n"
     layout: str = TEXT
 

@@ -11,6 +11,7 @@ import datasets
 import torch
 from PIL import Image
 
+from capaft.config.choices import AUGMENT
 from capaft.config.parts.model import ModelSettings
 from capaft.data.media.decode import open_image
 from capaft.model.load import BaseModel, load_base_model
@@ -43,7 +44,7 @@ class ImageClassification(MediaClassification):
     feature_type: ClassVar[type] = datasets.Image
     precedence: ClassVar[int] = 10
 
-    augment: bool = True
+    augment: bool = AUGMENT
 
     @classmethod
     def fits(cls, feature: Any) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from capaft.config.choices import MLM_PROBABILITY, PACKING
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns
@@ -57,8 +58,8 @@ class MaskedLM(Task):
     own_head: ClassVar[bool] = False
     precedence: ClassVar[int] = 90
 
-    packing: bool = True
-    mlm_probability: float = 0.15
+    packing: bool = PACKING
+    mlm_probability: float = MLM_PROBABILITY
 
     @classmethod
     def claims(cls, rows: Dataset, evidence: Evidence) -> bool:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from capaft.config.choices import MAX_ANSWER_LENGTH, N_BEST, NO_ANSWER_THRESHOLD, QUESTION_MAX_LENGTH, STRIDE
 from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
@@ -102,11 +103,11 @@ class QuestionAnswering(Task):
     inferred: ClassVar[tuple[str, ...]] = ("no_answer",)
     precedence: ClassVar[int] = 60
 
-    max_length: int = 384
-    stride: int = 128
-    n_best: int = 20
-    max_answer_length: int = 30
-    no_answer_threshold: float = 0.0
+    max_length: int = QUESTION_MAX_LENGTH
+    stride: int = STRIDE
+    n_best: int = N_BEST
+    max_answer_length: int = MAX_ANSWER_LENGTH
+    no_answer_threshold: float = NO_ANSWER_THRESHOLD
     no_answer: bool = False
 
     @classmethod

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from torch import nn
 
+from capaft.config.choices import MAX_TARGET_LENGTH
 from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
@@ -46,7 +47,7 @@ class Seq2Seq(Generation):
     own_head: ClassVar[bool] = False
     precedence: ClassVar[int] = 70
 
-    max_target_length: int = 128
+    max_target_length: int = MAX_TARGET_LENGTH
 
     @classmethod
     def is_certain(cls, rows: Dataset, evidence: Evidence) -> bool:

@@ -5,7 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from capaft.config.choices import HEAD_K, TASKS, HeadMode, ProblemName
+from capaft.config.choices import (
+    AUGMENT,
+    CHAT_TEMPLATE,
+    GENERATION_MAX_LENGTH,
+    HEAD_K,
+    LENGTH_PENALTY,
+    MAX_ANSWER_LENGTH,
+    MAX_LENGTH,
+    MAX_NEW_TOKENS,
+    MAX_SECONDS,
+    MAX_TARGET_LENGTH,
+    MLM_PROBABILITY,
+    N_BEST,
+    NO_ANSWER_THRESHOLD,
+    NO_REPEAT_NGRAM_SIZE,
+    NUM_BEAMS,
+    PACKING,
+    QUESTION_MAX_LENGTH,
+    STRIDE,
+    TASKS,
+    HeadMode,
+    ProblemName,
+)
 from capaft.config.ranges import POSITIVE, at_least
 from capaft.config.settings import Settings, setting
 from capaft.config.values import Text
@@ -27,7 +49,8 @@ class TaskSettings(Settings):
     )
     max_length: int | None = _setting(
         None,
-        "Tokens that an example is cut to (default: set by the task; 128, for questions 384, to generate 512).",
+        f"Tokens that an example is cut to (default: set by the task; {MAX_LENGTH}, "
+        f"for questions {QUESTION_MAX_LENGTH}, to generate {GENERATION_MAX_LENGTH}).",
         check=at_least(2),
     )
     head: HeadMode = _setting(
@@ -47,18 +70,20 @@ class TaskSettings(Settings):
         metavar="text",
     )
     stride: int = _option(
-        128, "Question answering: tokens by which windows of a long context overlap.", check=at_least(0)
+        STRIDE, "Question answering: tokens by which windows of a long context overlap.", check=at_least(0)
     )
     n_best: int = _option(
-        20, "Question answering: candidates for start and for end that are combined.", check=at_least(1)
+        N_BEST, "Question answering: candidates for start and for end that are combined.", check=at_least(1)
     )
-    max_answer_length: int = _option(30, "Question answering: tokens in an answer at most.", check=at_least(1))
+    max_answer_length: int = _option(
+        MAX_ANSWER_LENGTH, "Question answering: tokens in an answer at most.", check=at_least(1)
+    )
     no_answer_threshold: float = _option(
-        0.0, 'Question answering: margin by which "no answer" must outscore the best answer (SQuAD v2).'
+        NO_ANSWER_THRESHOLD, 'Question answering: margin by which "no answer" must outscore the best answer (SQuAD v2).'
     )
-    packing: bool = _option(True, "Language modelling: join texts and cut them into blocks of the maximum length.")
+    packing: bool = _option(PACKING, "Language modelling: join texts and cut them into blocks of the maximum length.")
     chat_template: bool = _option(
-        True, "Language modelling: put prompts and answers into the model's chat template, if it has one."
+        CHAT_TEMPLATE, "Language modelling: put prompts and answers into the model's chat template, if it has one."
     )
     source_prefix: Text | None = _option(
         None, 'Generation: text put before each source, such as "summarize: " (default: none).', metavar="text"
@@ -67,20 +92,27 @@ class TaskSettings(Settings):
         None,
         "Language modelling: text between prompt and completion without a chat template (default: line break).",
     )
-    max_target_length: int = _option(128, "Sequence to sequence: tokens a target is cut to.", check=at_least(2))
-    max_new_tokens: int = _option(128, "Generation: tokens generated at most.", check=at_least(1))
-    num_beams: int = _option(1, "Generation: beams of the search; 1 is greedy.", check=at_least(1))
+    max_target_length: int = _option(
+        MAX_TARGET_LENGTH, "Sequence to sequence: tokens a target is cut to.", check=at_least(2)
+    )
+    max_new_tokens: int = _option(MAX_NEW_TOKENS, "Generation: tokens generated at most.", check=at_least(1))
+    num_beams: int = _option(NUM_BEAMS, "Generation: beams of the search; 1 is greedy.", check=at_least(1))
     length_penalty: float = _option(
-        1.0, "Generation: bias of the beam search, above 0 towards longer texts, below 0 towards shorter ones."
+        LENGTH_PENALTY,
+        "Generation: bias of the beam search, above 0 towards longer texts, below 0 towards shorter ones.",
     )
     no_repeat_ngram_size: int = _option(
-        0, "Generation: groups of this many tokens occur only once; 0 allows repeats.", check=at_least(0)
+        NO_REPEAT_NGRAM_SIZE,
+        "Generation: groups of this many tokens occur only once; 0 allows repeats.",
+        check=at_least(0),
     )
     mlm_probability: float = _option(
-        0.15, "Masked language modelling: share of the tokens to predict.", check=("in (0, 1)", lambda p: 0 < p < 1)
+        MLM_PROBABILITY,
+        "Masked language modelling: share of the tokens to predict.",
+        check=("in (0, 1)", lambda p: 0 < p < 1),
     )
-    augment: bool = _option(True, "Images: crop and flip at random in training (--no-augment suits digits).")
-    max_seconds: float = _option(10.0, "Audio: seconds that a recording is cut to.", check=POSITIVE)
+    augment: bool = _option(AUGMENT, "Images: crop and flip at random in training (--no-augment suits digits).")
+    max_seconds: float = _option(MAX_SECONDS, "Audio: seconds that a recording is cut to.", check=POSITIVE)
     task_option: tuple[str, ...] | None = _setting(
         None, "Options of the task that have no flag of their own (default: its own).", metavar="name=value,..."
     )

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from capaft.config.choices import TASKS
+from capaft.support.errors import UsageError
 
 if TYPE_CHECKING:
     from capaft.tasks.base.task import Task
@@ -16,11 +17,17 @@ def task_class(name: str) -> type[Task]:
 
     Raises:
         KeyError: no task has that name.
+        UsageError: the file of that name defines no class of it.
     """
     if name not in TASKS:
         raise KeyError(name)
     module = import_module(f"capaft.tasks.{name.replace('-', '_')}")
-    return next(value for value in vars(module).values() if isinstance(value, type) and _is_task(value, name, module))
+    for value in vars(module).values():
+        if isinstance(value, type) and _is_task(value, name, module):
+            return value
+    raise UsageError(
+        f"{module.__file__} defines no task with name = {name!r}; add the class, or move the file elsewhere"
+    )
 
 
 def _is_task(value: type, name: str, module: object) -> bool:

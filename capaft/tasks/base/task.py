@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from capaft.config.choices import MAX_LENGTH
 from capaft.config.pairs import parse_pairs
 from capaft.config.parts.model import ModelSettings
 from capaft.config.parts.task import TaskSettings
@@ -76,7 +77,7 @@ class Task(ABC):
     """True for the one task that takes rows which no task claims and none objects to."""
 
     labels: tuple[str, ...] = ()
-    max_length: int = 128
+    max_length: int = MAX_LENGTH
     metric: str = ""
 
     def __init_subclass__(cls) -> None:

@@ -9,6 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from capaft.config.choices import (
+    GENERATION_MAX_LENGTH,
+    LENGTH_PENALTY,
+    MAX_NEW_TOKENS,
+    NO_REPEAT_NGRAM_SIZE,
+    NUM_BEAMS,
+)
 from capaft.model.load import BaseModel
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
@@ -31,12 +38,12 @@ class Generation(Task):
         no_repeat_ngram_size: groups of this many tokens occur at most once; 0 allows repeats.
     """
 
-    max_length: int = 512
+    max_length: int = GENERATION_MAX_LENGTH
     source_prefix: str = ""
-    max_new_tokens: int = 128
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
+    max_new_tokens: int = MAX_NEW_TOKENS
+    num_beams: int = NUM_BEAMS
+    length_penalty: float = LENGTH_PENALTY
+    no_repeat_ngram_size: int = NO_REPEAT_NGRAM_SIZE
 
     @property
     def generates(self) -> bool:

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_job import bert, config
+from transformers import BertForSequenceClassification
 
 from capaft.adapter.budget import count_trainable
 from capaft.adapter.plan import make_plan
 from capaft.methods.registry import HOSTS
 from capaft.methods.stack import parse_stack, stacks_of
 from capaft.model.demo import demo_model
+from capaft.training.setup.prepare import prepare_job
 from capaft.training.setup.recipe import choose_recipe
 
 
@@ -50,3 +54,25 @@ def test_a_step_is_never_longer_than_the_one_that_was_found(method: str, paramet
     if rates[0].lr < choose_recipe(parse_stack(method), 0).lr:
         # Four times the numbers, half the rate: to two digits.
         assert math.isclose(rates[1].lr, rates[0].lr / 2, rel_tol=0.1)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bert(tmp_path_factory.mktemp("model"), BertForSequenceClassification)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "rates"),
+    [
+        ("head", {}, (2e-3, 2e-3)),
+        ("head", {"lr": 3e-4}, (3e-4, 3e-4)),
+        ("head", {"lr": 3e-4, "head_lr": 5e-4}, (3e-4, 5e-4)),
+        ("lora", {"lr": 3e-4}, (3e-4, 2e-3)),
+        ("full", {"lr": 3e-4}, (3e-4, 1e-3)),
+    ],
+)
+def test_one_rate_is_the_heads_where_nothing_else_is_trained(
+    method: str, changes: dict, rates: tuple[float, float], small: Path, reviews: Path
+) -> None:
+    made = prepare_job(config(small, reviews, method=method, **changes), lambda line: None)
+    assert (made.rates.lr, made.rates.head_lr) == rates

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -90,18 +89,6 @@ def test_a_whole_run_with_scarce_labels(tmp_path: Path) -> None:
     assert "data   there is no validation split; 8 of 76 training rows are set aside\n" in done.err
     scored = invoke("eval", tmp_path / "run", "--json")
     assert json.loads(scored.out)["value"] == json.loads(done.out)["value"]
-
-
-def test_scarce_classes_are_named(tmp_path: Path) -> None:
-    data = write_reviews(tmp_path / "x.csv")
-    with data.open("a") as stream:
-        stream.writelines(f"Nothing like number {number}.,rare{number}\n" for number in range(12))
-    done = invoke("train", "--data", data, "--shots", "3", "--dry-run", *QUICK)
-    assert done.code == 0, done.err
-    (line,) = (line for line in done.err.splitlines() if "some classes have fewer" in line)
-    assert re.fullmatch(
-        r"data   some classes have fewer than 3 training rows: rare0 \([01]\), .*, rare7 \([01]\) and 2 more", line
-    )
 
 
 # Test splits
@@ -227,31 +214,6 @@ def test_what_an_answer_is_depends_on_the_task() -> None:
     assert usable("image-classification", speech, Columns("image", None, "label")) == [True, False]
     languages = Dataset.from_dict({"translation": [{"de": "a", "en": "b"}, {"de": None, "en": "c"}]})
     assert usable("seq2seq", languages, Columns("de", None, "en")) == [True, False]
-
-
-def test_answers_that_are_nowhere_are_counted(tmp_path: Path) -> None:
-    answers = [{"text": ["ab"], "answer_start": [0]}, {"text": ["xy"], "answer_start": [0]}]
-    rows = [{"question": "q", "context": "ab cd", "answers": answers[row == 5]} for row in range(20)]
-    done = invoke("train", "--data", write(tmp_path / "x.jsonl", rows), "--dry-run", *QUICK)
-    assert done.code == 0, done.err
-    assert "1 of 18 training rows are left out, their answers are not in the context: row 6\n" in done.err
-
-
-def test_examples_are_rows_also_where_each_is_several_pieces(tmp_path: Path) -> None:
-    contexts = ["ab cd " * size for size in (1, 40)]
-    rows = [
-        {"question": "q", "context": contexts[row % 2], "answers": {"text": ["ab"], "answer_start": [0]}}
-        for row in range(20)
-    ]
-    data = write(tmp_path / "x.jsonl", rows)
-    done = invoke("train", "--data", data, "--dry-run", "--json", *QUICK, "--stride", "4")
-    assert done.code == 0, done.err
-    assert {key: json.loads(done.out)[key] for key in ("train_examples", "validation_examples")} == {
-        "train_examples": 18,
-        "validation_examples": 2,
-    }
-    (counts,) = re.findall(r"18 training and 2 validation examples, in (\d+) and (\d+) pieces\n", done.err)
-    assert int(counts[0]) > 5 * 18
 
 
 def test_nothing_that_can_be_used() -> None:

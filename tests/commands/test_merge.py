@@ -1,0 +1,28 @@
+"""`capaft merge`: a plain model with the same outputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from command_line import invoke
+
+
+def test_merge_is_a_plain_model_with_the_same_logits(run: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from capaft.training.record.saved_run import open_run
+
+    done = invoke("merge", run, "--output", tmp_path / "merged", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out).keys() == {"output", "sites", "seconds"}
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert plain.config.id2label == {0: "bad", 1: "good"}
+    assert not [name for name, _ in plain.named_parameters() if "capaft" in name]
+    assert (tmp_path / "merged" / "README.md").exists()
+    batch = tokenizer(["A superb film.", "A most tedious and lengthy play."], padding=True, return_tensors="pt")
+    saved = open_run(str(run))
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**batch).logits, saved.model(**batch).logits, atol=1e-5, rtol=0)
