@@ -86,7 +86,8 @@ def attach(
             empty for the method's own choice.
         exclude: layers to leave out, in the same language.
         layers: numbers of the blocks to adapt, such as `"0-5,11"`; empty for all.
-        head: names of the parameters of a new head, such as `"classifier.weight"`.
+        head: names of the parameters of a new head, such as `["classifier.weight", "classifier.bias"]`. Without them a
+            head that the checkpoint lacks stays random and frozen.
         head_mode: `full` trains the head directly, `nola` moves its large parameters along a seeded basis, `frozen`
             leaves it alone.
         head_k: coefficients of each large parameter of the head under `nola`.
@@ -128,7 +129,7 @@ def attach(
     placement = Placement(
         targets=_targets(targets, exclude, layers),
         seed=seed,
-        head=tuple(head),
+        head=_names("head", head),
         head_mode=head_mode,
         head_k=head_k,
         modules_to_save=modules_to_save,
@@ -152,6 +153,17 @@ def _stack(method: str | Stack, keywords: Mapping[str, Any], method_options: Map
             f"the method is a Stack, which has its options already; give {', '.join(options)} to capaft.Stack.parse"
         )
     return method
+
+
+def _names(option: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Names of parameters or modules.
+
+    Raises:
+        UsageError: they are one text, whose letters would be taken for names.
+    """
+    if isinstance(names, str):
+        raise UsageError(f"{option} must be a list of names, got {names!r}; write [{names!r}]")
+    return tuple(names)
 
 
 def _targets(targets: str | Targets, exclude: str, layers: str) -> Targets:

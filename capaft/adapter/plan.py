@@ -133,8 +133,8 @@ def make_plan(model: nn.Module, stack: Stack, placement: Placement = DEFAULT_PLA
             coefficients, nothing is trained, or the hidden width exceeds a layer.
     """
     seed, rename, targets = placement.seed, placement.rename, placement.targets
-    if not 0 <= seed <= MAX_SEED:
-        raise UsageError(f"--seed must be in [0, 2**64), got {seed}")
+    if not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"--seed must be in [0, 2**64), got {seed!r}")
     names = {canonical_name(model, name, rename): name for name in base_parameters(model)}
     of_head = {canonical_name(model, name, rename) for name in placement.head}
     direct = {canonical_name(model, name, rename) for name in placement.trained}

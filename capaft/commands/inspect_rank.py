@@ -28,7 +28,7 @@ def inspect_rank_command(
     json: Json = False,
     **flags: str | bool | list[str] | None,
 ) -> None:
-    """Report the effective rank of each site's update."""
+    """Report the effective rank of the update of each adapted layer."""
     with reporting() as console:
         options, _ = resolve_settings(OpenOptions, flags=flags, environ={})
         check_writable("--plot", plot)

@@ -115,7 +115,7 @@ def check_whole(option: str, value: Any, low: int = 1) -> int:
         UsageError: the value is anything else.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise UsageError(f"--{option} must be a whole number of at least {low}, got {value}")
+        raise UsageError(f"--{option} must be a whole number of at least {low}, got {value!r}")
     return value
 
 
@@ -126,5 +126,5 @@ def check_number(option: str, value: Any) -> float:
         UsageError: the value is anything else.
     """
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < abs(value) < 1e9:
-        raise UsageError(f"--{option} must be a finite number other than 0, got {value}")
+        raise UsageError(f"--{option} must be a finite number other than 0, got {value!r}")
     return float(value)  # 16 and 16.0 are the same adapter, and must give the same file.

@@ -39,6 +39,8 @@ class Targets:
     def __post_init__(self) -> None:
         texts = {"target-modules": self.modules, "exclude-modules": self.exclude, "layers": self.layers}
         for option, text in texts.items():
+            if not isinstance(text, str):
+                raise UsageError(f"--{option} must be one text, with commas between its parts, got {text!r}")
             if len(text) > MAX_TARGETS:
                 raise UsageError(f"--{option} has more than {MAX_TARGETS} characters; shorten it")
         if self.modules and not self.words:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -33,7 +33,13 @@ from capaft.training.parallel.sharding import shard_model, sharding_requested
 from capaft.training.record.checkpoint import Checkpoint, newest_checkpoint, prune_checkpoints
 from capaft.training.record.model_card import card_text
 from capaft.training.record.results import Results, read_results
-from capaft.training.record.resume import check_same_origin, check_same_settings, origin_digests
+from capaft.training.record.resume import (
+    changed_settings,
+    check_best_adapter,
+    check_same_origin,
+    check_same_settings,
+    origin_digests,
+)
 from capaft.training.record.run_directory import (
     RunDirectory,
     choose_directory,
@@ -43,8 +49,9 @@ from capaft.training.record.run_directory import (
 )
 from capaft.training.setup.head_start import start_head
 from capaft.training.setup.job import Job
+from capaft.training.setup.method import chosen_stack
 from capaft.training.setup.prepare import prepare_job
-from capaft.training.setup.settled import settled_config
+from capaft.training.setup.settled import settled_config, settled_method
 from capaft.training.trainer import Trainer
 
 # Settings that say where and how a run goes on; a saved run repeats without them.
@@ -79,19 +86,22 @@ def execute_run(config: TrainConfig, console: Console, command: Sequence[str] = 
         resumes = config.resume and directory.config.exists()
         resumed = newest_checkpoint(directory.checkpoints) if resumes else None
         _check_shared(directory, resumes, resumed, processes)
-        if resumes and directory.results.exists():
-            say(f"{directory.path} is finished; nothing is left to do")
-            return read_results(directory.results)
+        finished = resumes and directory.results.exists()
+        if finished and not changed_settings(directory, _repeatable(settled_method(config, chosen_stack(config)))):
+            return _finished(directory, say)
 
         # Then all that can be decided, so that a mistake costs nothing that was there before.
         job = prepare_job(config, say)
         run = Trainer(job, config, directory, console, accelerator, processes, made_from=origin_digests(job))
-        repeatable = _as_read(replace(settled_config(config, job), **_NOT_REPEATED))
+        repeatable = _repeatable(settled_config(config, job))
         if resumes:
             check_same_settings(directory, repeatable)
             command = _command_of(directory)
+        if finished:
+            return _finished(directory, say)
         if resumed:
             check_same_origin(resumed.made_from, run.made_from, directory.path)
+            check_best_adapter(directory, resumed.progress.best.value is not None)
 
         # The head is fitted before the adapter is attached: on the frozen base alone.
         if not in_shares:
@@ -131,6 +141,17 @@ def _check_shared(directory: RunDirectory, resumes: bool, resumed: Checkpoint | 
         raise UsageError(
             f"--output {directory.path}: the processes do not all see the same run; name a directory that they share"
         )
+
+
+def _finished(run: RunDirectory, say: Callable[[str], None]) -> Results:
+    """The results of a run that has nothing left to do.
+
+    Raises:
+        UsageError: they cannot be read.
+    """
+    results = read_results(run.results)
+    say(f"{run.path} is finished; nothing is left to do")
+    return results
 
 
 def _start_head(run: Trainer) -> float | None:
@@ -183,8 +204,9 @@ def _choose(config: TrainConfig) -> Path:
     ).path
 
 
-def _as_read(config: TrainConfig) -> TrainConfig:
-    """The settings as they read back from a file: a column may be called "none", a setting may not."""
+def _repeatable(config: TrainConfig) -> TrainConfig:
+    """The settings as they read back from the run's file: a column may be called "none", a setting may not."""
+    config = replace(config, **_NOT_REPEATED)
     kinds = setting_types(TrainConfig)
     texts = {name: value for name, value in vars(config).items() if isinstance(value, str)}
     return replace(config, **{name: parse_value(kinds[name], text) for name, text in texts.items()})

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from capaft.config.choices import Precision
 from capaft.config.open_options import EvalOptions
 from capaft.config.parts.task import TaskSettings
 from capaft.config.settings import check_range
@@ -89,9 +90,7 @@ def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) 
             f"--predictions FILE{also}"
         )
 
-    # An adapter that was trained in float16 on an accelerator can be scored without one.
-    precision = "bf16" if config.precision == "fp16" and not torch.cuda.is_available() else config.precision
-    accelerator = accelerator_for(replace(config, tracker=None, precision=precision))
+    accelerator = accelerator_for(replace(config, tracker=None, precision=_precision(config, options)))
     with memory_guard():
         result = evaluate(
             task,
@@ -108,6 +107,17 @@ def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) 
     # Without targets the loss alone is left, a sum of no terms.
     scores = result.scores if result.scores.keys() - {"loss"} else {}
     return Scores(task.metric, scores.get(task.metric), scores.get("loss"), dict(scores), features.examples)
+
+
+def _precision(config: TrainConfig, options: EvalOptions) -> Precision:
+    """The precision of the training, unless the base's dtype or this machine needs another."""
+    # An adapter that was trained in float16 on an accelerator can be scored without one.
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        return "bf16"
+    # The adapter is in float32; without autocast its products with a base of fewer bits fail.
+    if config.precision == "fp32" and (options.base_dtype or config.base_dtype) != "float32":
+        return "bf16"
+    return config.precision
 
 
 def _reports(task: Task) -> bool:

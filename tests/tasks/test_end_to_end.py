@@ -195,7 +195,7 @@ def test_a_task_goes_the_whole_way(name: str, model: Callable[[str], str], tmp_p
     results = json.loads(done.out)
     assert results == json.loads((run / "results.json").read_text())
     assert results["task"] == case.task
-    assert ("told by the data and the model" in done.err) == case.inferred
+    assert ("inferred from the data and the model" in done.err) == case.inferred
 
     again = invoke("train", "--config", run / "run.yaml", "--output", tmp_path / "again")
     assert again.code == 0, again.err
@@ -292,7 +292,7 @@ def test_examples_are_counted_and_shown(model: Callable[[str], str], tmp_path: P
         ("roberta", ("--task", "multiple-choice"), "cannot tell the columns of choices"),
         ("roberta", ("--task", "seq2seq"), "cannot tell source and target"),
         ("roberta", ("--task", "causal-lm"), "causal-lm needs a model that reads from left to right"),
-        ("llama", ("--task", "masked-lm"), "transformers has no AutoModelForMaskedLM of its architecture"),
+        ("llama", ("--task", "masked-lm"), "transformers has no AutoModelForMaskedLM for its architecture"),
         ("llama", ("--task", "causal-lm", "--shots", "2"), "--shots cannot be used with this causal-lm"),
         (
             "roberta",

@@ -326,6 +326,34 @@ def test_what_resume_says(settings: TrainConfig, tmp_path: Path) -> None:
         assert done.err == f"{run} is finished; nothing is left to do\n"
         assert json.loads(done.out) == results
     assert outputs(run) == before
+    # Not even a finished run takes other settings for its own.
+    done = invoke("train", "--resume", "--output", run, "--lr", "0.5")
+    assert done.code == 2
+    assert done.err.splitlines()[-1].startswith(f"error: --resume: {run} was started with --lr 0.02, not 0.5; drop")
+    assert outputs(run) == before
+
+
+@pytest.mark.parametrize("content", [None, b"junk"])
+def test_the_best_adapter_must_be_there_still(content: bytes | None, settings: TrainConfig, tmp_path: Path) -> None:
+    killed(replace(settings, max_steps=5, eval_steps=2), tmp_path, 4)
+    adapter = tmp_path / "adapter.safetensors"
+    adapter.unlink()
+    if content is not None:
+        adapter.write_bytes(content)
+    done = invoke("train", "--resume", "--output", tmp_path)
+    assert done.code == 2
+    line = done.err.splitlines()[-1]
+    assert line.startswith("error: --resume: ")
+    assert str(adapter) in line
+    assert line.endswith("restore it, or start anew in another --output")
+
+
+def test_a_run_without_its_metrics_goes_on(settings: TrainConfig, undisturbed: Path, tmp_path: Path) -> None:
+    killed(settings, tmp_path, 4)
+    (tmp_path / "metrics.jsonl").unlink()
+    done = invoke("train", "--resume", "--output", tmp_path)
+    assert done.code == 0, done.err
+    assert outputs(tmp_path) == outputs(undisturbed)
 
 
 def test_what_fits_the_machine_may_change(settings: TrainConfig, tmp_path: Path) -> None:

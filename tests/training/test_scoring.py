@@ -90,6 +90,17 @@ def test_options_change_what_is_scored(saved: SavedRun, tmp_path: Path) -> None:
     assert saved.task.max_length == 32
 
 
+def test_a_base_of_fewer_bits_than_in_the_training(run: Path) -> None:
+    options = EvalOptions(base_dtype="bfloat16")
+    scores = score_run(open_run(str(run), options), options, say=ignore)
+    whole = score_run(open_run(str(run)), say=ignore)
+    assert scores.loss is not None
+    assert whole.loss is not None
+    # Half a percent for the eight bits of bfloat16's significand, in each of a few layers.
+    assert scores.loss == pytest.approx(whole.loss, rel=0.05)
+    assert scores.loss != whole.loss
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

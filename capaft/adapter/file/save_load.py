@@ -319,9 +319,10 @@ def _check_base(model: nn.Module, file: AdapterFile, plan: Plan, allow_mismatch:
     if plan.stack.method == "full":
         return
     if not _agree(file, file.header.base.weights, base_samples(model, plan)) and not allow_mismatch:
+        named = f" (it names {file.base.name})" if file.base.name else ""
         raise AdapterFileError(
-            f"{file.path} was trained on other base weights than these (it names {file.base.name}); pass the --model "
-            "it was trained on, or --allow-base-mismatch to use it anyway"
+            f"{file.path} was trained on other base weights than these{named}; pass the --model it was trained on, or "
+            "--allow-base-mismatch to use it anyway"
         )
     head = file.header.head
     if head and not _agree(file, head.weights, head_samples(model, plan)) and not allow_mismatch:

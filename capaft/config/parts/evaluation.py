@@ -26,4 +26,6 @@ class EvaluationSettings(Settings):
     baseline: bool | None = _setting(
         None, "Score the frozen base first, under a head fitted on its features (default: in the demo only)."
     )
-    eval_batch_size: int = _setting(64, "Examples in a forward of an evaluation, in each process.", check=at_least(1))
+    eval_batch_size: int = _setting(
+        64, "Examples in a forward pass of an evaluation, in each process.", check=at_least(1)
+    )

@@ -16,11 +16,11 @@ _setting = partial(setting, panel="Machine")
 class MachineSettings(Settings):
     """Settings of the machine: precision, memory and processes."""
 
-    precision: Precision = _setting("fp32", "Number format of products; trainable parameters stay float32.")
+    precision: Precision = _setting("fp32", "Number format of matrix products; trainable parameters stay float32.")
     head_cache: bool = _setting(
         True, "Reuse a fitted head from the Hugging Face cache if an earlier run fitted the same, else keep it there."
     )
     gradient_checkpointing: bool = _setting(
-        False, "Recompute activations in the backward instead of keeping them: slower, but much less memory."
+        False, "Recompute activations in the backward pass instead of keeping them: slower, but much less memory."
     )
     processes: int = _setting(1, "Processes to train in, each with its own device if there are any.", check=at_least(1))

@@ -77,7 +77,10 @@ class MethodSettings(Settings):
         metavar="int[,int]",
         check=("one or two whole numbers of at least 1", lambda k: len(k) in (1, 2) and min(k) >= 1),
     )
-    basis: BasisName = _setting(BASIS, "Random basis: the paper's (uniform), or a faster one.")
+    basis: BasisName = _setting(
+        BASIS,
+        "Random basis: the paper's (uniform), a faster one (hadamard), or one coefficient for each entry (group).",
+    )
     scope: Scope = _setting(SCOPE, "Coefficients for each site, or one vector of them for the whole model.")
     copies: int = _setting(COPIES, "Masked copies of a factor that CapaBoost uses.", check=at_least(1))
     density: float = _setting(

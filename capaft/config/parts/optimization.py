@@ -25,7 +25,7 @@ class OptimizationSettings(Settings):
     batch_size: int = _setting(32, "Examples in an optimizer step, over all processes.", check=at_least(1))
     micro_batch_size: int | None = _setting(
         None,
-        "Examples in a forward; the gradients of a step add up exactly (default: the process's whole share).",
+        "Examples in a forward pass; gradients add up to those of the batch exactly (default: all).",
         check=at_least(1),
     )
     lr: float | None = _setting(None, "Peak learning rate (default: set by the method).", check=RATE)

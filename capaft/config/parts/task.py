@@ -58,7 +58,7 @@ class TaskSettings(Settings):
     )
     head_k: int = _setting(
         HEAD_K,
-        "Coefficients of each parameter of the head with more entries than this, with --head nola.",
+        "Coefficients for each parameter of the head that has more entries than this, with --head nola.",
         check=at_least(1),
     )
     problem: ProblemName = _option(

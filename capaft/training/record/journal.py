@@ -158,21 +158,16 @@ def _writing(file: Path) -> Iterator[None]:
 
 
 def _kept(file: Path, done: int) -> list[Record]:
-    """The records up to a step; a line that was being written when the run died is dropped."""
+    """The records up to a step, without damaged lines: the last may have been cut when the run died."""
     records: list[Record] = []
     try:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     for line in lines:
-        try:
-            record = parse_record(json.loads(line))
-        except (ValueError, TypeError):
-            break
-        if record.step > done:
-            break
-        records.append(record)
-    return records
+        with suppress(ValueError):
+            records.append(parse_record(json.loads(line)))
+    return [record for record in records if record.step <= done]
 
 
 def _open(file: Path) -> TextIO:

@@ -32,15 +32,16 @@ def draw_losses(records: Sequence[Record], metric: str) -> bytes:
         right = axes.twinx()
         right.plot(evaluation_axis, values, "s--", color="tab:green", label=metric)
         right.set_ylabel(metric, color="tab:green")
-        best = [record for record in evaluations if record.best][-1]
-        right.annotate(
-            f"best {_number(best.value):.4f}",
-            (best.step, _number(best.value)),
-            textcoords="offset points",
-            xytext=(-8, -14),
-            ha="right",
-            color="tab:green",
-        )
+        # The record of the best one may have been lost in an interruption.
+        for best in [record for record in evaluations if record.best][-1:]:
+            right.annotate(
+                f"best {_number(best.value):.4f}",
+                (best.step, _number(best.value)),
+                textcoords="offset points",
+                xytext=(-8, -14),
+                ha="right",
+                color="tab:green",
+            )
     axes.legend(loc="upper left", frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 
@@ -71,10 +71,16 @@ class EvaluationRecord:
 Record = StepRecord | EvaluationRecord
 
 
-def parse_record(values: Mapping[str, Any]) -> Record:
-    """The record that a line of `metrics.jsonl` holds.
+def parse_record(values: Any) -> Record:
+    """The record that a line of `metrics.jsonl` holds; what another version added to it is left out.
 
     Raises:
-        TypeError: a value is missing, or there is one too many.
+        ValueError: it holds none.
     """
-    return StepRecord(**values) if "loss" in values else EvaluationRecord(**values)
+    if not isinstance(values, Mapping) or not isinstance(values.get("step"), int):
+        raise ValueError("must be a record of a step")
+    kind = StepRecord if "loss" in values else EvaluationRecord
+    names = [field.name for field in fields(kind)]
+    if missing := [name for name in names if name not in values]:
+        raise ValueError(f"must have {', '.join(missing)}")
+    return kind(**{name: values[name] for name in names})

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 
 from capaft.adapter.file.fingerprint import weight_samples
+from capaft.adapter.file.save_load import read
+from capaft.config.settings import flag_of
 from capaft.config.sources import resolve_settings
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
@@ -35,15 +37,19 @@ def check_same_settings(run: RunDirectory, config: TrainConfig) -> None:
     Raises:
         UsageError: names the first setting that differs.
     """
+    for name, (before, now) in changed_settings(run, config).items():
+        flag = flag_of(name)
+        raise UsageError(
+            f"--resume: {run.path} was started with {flag} {before}, not {now}; drop {flag}, or start "
+            "anew in another --output"
+        )
+
+
+def changed_settings(run: RunDirectory, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """The value that a run began with, and the present one, of each setting that differs and should not."""
     saved, _ = resolve_settings(TrainConfig, flags={}, environ={}, file=run.config)
-    for field in fields(TrainConfig):
-        before, now = getattr(saved, field.name), getattr(config, field.name)
-        if before != now and field.name not in _FREE:
-            flag = f"--{field.name.replace('_', '-')}"
-            raise UsageError(
-                f"--resume: {run.path} was started with {flag} {before}, not {now}; drop {flag}, or start "
-                "anew in another --output"
-            )
+    pairs = {name: (before, getattr(config, name)) for name, before in vars(saved).items() if name not in _FREE}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def origin_digests(job: Job) -> dict[str, str]:
@@ -76,6 +82,24 @@ def check_same_origin(before: dict[str, str], now: dict[str, str], run: object) 
             raise UsageError(
                 f"--resume: the {name} of {run} has changed; restore it, or start anew in another --output"
             )
+
+
+def check_best_adapter(run: RunDirectory, is_expected: bool) -> None:
+    """Refuse to go on without the best adapter so far, which the rest of the run may not beat.
+
+    Args:
+        run: the run's directory.
+        is_expected: an evaluation before the checkpoint has saved one.
+
+    Raises:
+        UsageError: it is missing or damaged.
+    """
+    if not is_expected:
+        return
+    try:
+        read(run.adapter)
+    except UsageError as error:
+        raise UsageError(f"--resume: {error}; restore it, or start anew in another --output") from None
 
 
 def environment(config: TrainConfig, processes: Processes) -> dict[str, str]:

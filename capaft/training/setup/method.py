@@ -19,19 +19,19 @@ from capaft.model.targets import Targets
 from capaft.support.errors import UsageError, did_you_mean
 
 
-def chosen_stack(settings: MethodSettings, *, is_demo: bool) -> Stack:
-    """The method stack that the settings describe.
-
-    Args:
-        settings: those of the method.
-        is_demo: neither a model nor data are named; the demo has a k of its own.
+def chosen_stack(config: TrainConfig) -> Stack:
+    """The method stack that the settings describe; the demo has a k of its own.
 
     Raises:
         UsageError: there is no such method, or an option does not fit it.
     """
-    options = {name: getattr(settings, name) for name in known_options() if hasattr(settings, name)}
-    options["k"] = settings.k or ((DEMO_K,) if is_demo else None)
-    return parse_stack(settings.method, **options | _foreign_options(settings))
+    options = {name: getattr(config, name) for name in known_options() if hasattr(config, name)}
+    options["k"] = config.k or ((DEMO_K,) if _is_demo(config) else None)
+    return parse_stack(config.method, **options | _foreign_options(config))
+
+
+def _is_demo(config: TrainConfig) -> bool:
+    return config.model is None and config.data is None
 
 
 def _foreign_options(settings: MethodSettings) -> dict[str, Any]:
@@ -55,21 +55,20 @@ def _foreign_options(settings: MethodSettings) -> dict[str, Any]:
     return options
 
 
-def plan_adapter(base: BaseModel, stack: Stack, config: TrainConfig, *, is_demo: bool) -> Plan:
+def plan_adapter(base: BaseModel, stack: Stack, config: TrainConfig) -> Plan:
     """Plan the adapter on a base model; parameters that are trained directly become float32 here.
 
     Args:
         base: the base model.
         stack: the method stack; its size is chosen here if there is a budget.
-        config: the resolved settings.
-        is_demo: neither a model nor data are named; the demo adapts more layers.
+        config: the resolved settings; the demo adapts more layers.
 
     Raises:
         UsageError: nothing can be adapted as asked, or the budget is too small.
     """
     adapts_weights = stack.host is not None and bool(stack.host.default_targets)
     targets = Targets(
-        config.target_modules or (DEMO_TARGET_MODULES if is_demo and adapts_weights else ""),
+        config.target_modules or (DEMO_TARGET_MODULES if _is_demo(config) and adapts_weights else ""),
         config.exclude_modules or "",
         config.layers or "",
     )

@@ -35,8 +35,7 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
     Raises:
         UsageError: something cannot be used as given.
     """
-    is_demo = config.model is None and config.data is None
-    stack = chosen_stack(config, is_demo=is_demo)
+    stack = chosen_stack(config)
     check_dropout(stack, config.dropout)
     splits = load_splits(config, lambda line: say(f"data   {line}"))
     choice = sample_examples(choose_task(config, splits, say), config, say)
@@ -48,7 +47,7 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
     train, validation = make_examples(choice, base, config.data or "the demo", say)
     for index in range(min(config.show, len(train))):
         say(f"example {index + 1}: {choice.task.show(base, train, index)}")
-    plan = plan_adapter(base, stack, config, is_demo=is_demo)
+    plan = plan_adapter(base, stack, config)
     adapter_parameters = count_trainable(plan)
     rates = choose_rates(plan.stack, adapter_parameters or _trained_directly(base, plan), len(train), config)
     job = Job(
@@ -80,7 +79,7 @@ def load_base(task: Task, config: TrainConfig) -> BaseModel:
 
 
 def _checkpoint_activations(model: Any) -> None:
-    """Have a model compute activations again in the backward.
+    """Have a model compute activations again in the backward pass.
 
     Raises:
         UsageError: it cannot.

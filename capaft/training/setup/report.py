@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 
+from capaft.config.settings import flag_of
 from capaft.config.train_config import TASK_OPTIONS, TrainConfig
 from capaft.methods.stack import known_options, stack_options
 from capaft.training.setup.fitted_head import can_fit_head
@@ -60,7 +61,7 @@ def _warnings(job: Job, config: TrainConfig) -> Iterator[str]:
     for name in changed:
         if name in of_other_methods or name in of_other_tasks:
             chosen = stack.method if name in of_other_methods else job.task.name
-            yield f"--{name.replace('_', '-')} has no effect with {chosen} and is ignored"
+            yield f"{flag_of(name)} has no effect with {chosen} and is ignored"
     if not job.base.head and config.head != "full":
         yield f"--head {config.head} has no effect: {job.task.name} makes no new head"
     if config.baseline and not can_fit_head(job.task, job.train):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from capaft.config.train_config import TrainConfig
+from capaft.methods.stack import Stack
 from capaft.training.setup.job import Job
 from capaft.training.setup.selection import column_settings, with_task_options
 
@@ -17,7 +18,25 @@ def settled_config(config: TrainConfig, job: Job) -> TrainConfig:
         config: the settings that the job was made from.
         job: the job.
     """
-    stack = job.plan.stack
+    columns = column_settings(type(job.task), job.columns)
+    return replace(
+        with_task_options(settled_method(config, job.plan.stack), job.task),
+        task=job.task.name,
+        epochs=job.rates.epochs,
+        lr=job.rates.lr,
+        head_lr=job.rates.head_lr,
+        baseline=job.baseline,
+        budget=None,
+        task_option=tuple(f"{name}={getattr(job.task, name)}" for name in job.task.options_without_flag()) or None,
+        text_column=columns.get("text", config.text_column),
+        pair_column=columns.get("pair", config.pair_column),
+        label_column=columns.get("label", config.label_column),
+        target_modules=job.plan.targets.modules or None,
+    )
+
+
+def settled_method(config: TrainConfig, stack: Stack) -> TrainConfig:
+    """The settings with those of a method stack filled in."""
     options: dict[str, Any] = {"k": stack.k} if stack.k else {}
     foreign: list[str] = []
     for option in stack.host.options() if stack.host else ():
@@ -27,21 +46,4 @@ def settled_config(config: TrainConfig, job: Job) -> TrainConfig:
         else:
             shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             foreign.append(f"{option.name}={shown}")
-    columns = column_settings(type(job.task), job.columns)
-    return replace(
-        with_task_options(config, job.task),
-        method=stack.method,
-        task=job.task.name,
-        epochs=job.rates.epochs,
-        lr=job.rates.lr,
-        head_lr=job.rates.head_lr,
-        baseline=job.baseline,
-        budget=None,
-        method_option=tuple(foreign) or None,
-        task_option=tuple(f"{name}={getattr(job.task, name)}" for name in job.task.options_without_flag()) or None,
-        text_column=columns.get("text", config.text_column),
-        pair_column=columns.get("pair", config.pair_column),
-        label_column=columns.get("label", config.label_column),
-        target_modules=job.plan.targets.modules or None,
-        **options,
-    )
+    return replace(config, method=stack.method, method_option=tuple(foreign) or None, **options)

@@ -92,6 +92,18 @@ def test_a_record_that_was_lost_is_no_reason_to_stop(content: str, tmp_path: Pat
     assert [record["step"] for record in lines(file)] == [3]
 
 
+@pytest.mark.parametrize("damage", ["", "no json", "null", '{"step": 1}', "\udcff"])
+def test_a_damaged_line_costs_no_other(damage: str, tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    write(file, 0, 4)
+    rows = file.read_text().splitlines()
+    rows[1] = damage
+    file.write_text("\n".join(rows) + "\n", errors="surrogateescape")
+    write(file, 4, 5)
+    assert [record["step"] for record in lines(file)] == [1, 2, 3, 4, 4, 5]
+    assert [record.get("best") for record in lines(file)] == [None, False, None, None, True, None]
+
+
 def test_a_new_run_begins_a_new_record(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     write(file, 0, 3)

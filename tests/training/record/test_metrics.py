@@ -45,10 +45,15 @@ def test_what_is_not_finite_reads_back_as_none() -> None:
     assert reread(expected) == expected
 
 
-@pytest.mark.parametrize("values", [{}, {"step": 1}, {"loss": 0.5}, asdict(STEP) | {"mood": "good"}])
-def test_other_values_are_no_record(values: dict[str, Any]) -> None:
-    with pytest.raises(TypeError):
+@pytest.mark.parametrize("values", [None, 3, [], {}, {"step": 1}, {"loss": 0.5}, asdict(STEP) | {"step": "1"}])
+def test_other_values_are_no_record(values: Any) -> None:
+    with pytest.raises(ValueError, match=r"^must "):
         parse_record(values)
+
+
+@pytest.mark.parametrize("record", [STEP, EVALUATION])
+def test_what_another_version_adds_is_left_out(record: Record) -> None:
+    assert parse_record(asdict(record) | {"mood": "good"}) == record
 
 
 def test_trackers_get_the_numbers_alone() -> None:

@@ -100,7 +100,7 @@ def test_shots_are_taken_before_the_sample(small: Path, reviews: Path) -> None:
 
 def test_shots_need_rows_of_one_class_each(tmp_path: Path) -> None:
     model = bert(tmp_path / "model", BertForTokenClassification)
-    message = "^--shots has no effect with this token-classification, .*; use --max-train-examples$"
+    message = "^--shots cannot be used with this token-classification: .*; use --max-train-examples$"
     with pytest.raises(UsageError, match=message):
         prepared(model, write_tags(tmp_path / "tags.jsonl"), shots=5)
 
