@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -41,8 +42,12 @@ def reporting() -> Iterator[Console]:
     except KeyboardInterrupt:
         print_line(console, "stopped by Ctrl-C")
         raise typer.Exit(130) from None
-    except BrokenPipeError:
-        # The reader of stdout has gone, as in `capaft info RUN | head -1`.
+    except OSError as error:
+        # The reader of stdout has gone, as in `capaft info RUN | head -1`, or the disk under it is full.
+        if error.errno not in (errno.EPIPE, errno.ENOSPC) or error.filename:
+            raise
+        if error.errno == errno.ENOSPC:
+            print_line(console, "error: cannot write to stdout: its disk is full")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
 
