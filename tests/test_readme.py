@@ -55,7 +55,8 @@ def test_commands(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         if "roberta-base" in arguments:
             # Tests cannot reach the hub, but the settings must still be valid.
             arguments = [*arguments, "--print-config"]
-        environ = short if arguments[0] == "train" else {}
+        # A run goes on with its own settings.
+        environ = short if arguments[0] == "train" and "--resume" not in arguments else {}
         if "--processes" in arguments:
             # Such a run starts copies of itself from the command line.
             command = [sys.executable, "-m", "capaft", *arguments]

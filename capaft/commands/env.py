@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import version
 
 from capaft import __version__
 from capaft.commands.reporting import Json, reporting
@@ -15,6 +14,8 @@ _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "
 def env_command(json: Json = False) -> None:
     """Print the versions and the device that a run would use."""
     with reporting():
+        from importlib.metadata import version
+
         import torch
 
         facts = {"capaft": __version__, "python": platform.python_version(), "platform": platform.platform()}
