@@ -107,6 +107,13 @@ def attach(
         >>> sum(p.numel() for p in model.parameters() if p.requires_grad)
         128
     """
+    _check_type("model", model, nn.Module, "a torch module")
+    _check_type("method", method, str | Stack, "a method stack such as 'nola'")
+    _check_type("name", name, str, "a text")
+    _check_type("dropout", dropout, int | float, "a number")
+    _check_type("modules_to_save", modules_to_save, str, "one text, with commas between its parts")
+    _check_type("rename", rename, dict | None, "a dictionary")
+    _check_type("method_options", method_options, Mapping | None, "a dictionary")
     keywords = {
         "k": k,
         "basis": basis,
@@ -161,9 +168,19 @@ def _names(option: str, names: Iterable[str]) -> tuple[str, ...]:
     Raises:
         UsageError: they are one text, whose letters would be taken for names.
     """
-    if isinstance(names, str):
-        raise UsageError(f"{option} must be a list of names, got {names!r}; write [{names!r}]")
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise UsageError(f"{option} must be a list of names, got {names!r}")
     return tuple(names)
+
+
+def _check_type(option: str, value: object, kind: Any, words: str) -> None:
+    """Check the type of a value from Python, where nothing has parsed it.
+
+    Raises:
+        UsageError: it is another.
+    """
+    if not isinstance(value, kind):
+        raise UsageError(f"{option} must be {words}, got {value!r:.200}")
 
 
 def _targets(targets: str | Targets, exclude: str, layers: str) -> Targets:

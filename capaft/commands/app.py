@@ -5,6 +5,8 @@ Results go to stdout and everything else to stderr, so that a script can read th
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -35,6 +37,15 @@ class _Commands(TyperGroup):
     def main(self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any) -> Any:  # type: ignore[override] # the rest is passed by name
         try:
             result = super().main(args, standalone_mode=False, **extra)
+            sys.stdout.flush()
+        except OSError as error:
+            if not standalone_mode or _stdout_takes_more():
+                raise
+            # The reader of stdout has gone, as in `capaft info RUN | head -1`, or the disk under it is full.
+            if error.errno != errno.EPIPE:
+                print(f"error: cannot write to stdout: {error.strerror}", file=sys.stderr)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         except Exception as error:
             # Errors of Typer, or of click where Typer builds on it, have this method; no others do.
             if not standalone_mode or not hasattr(error, "format_message"):
@@ -47,6 +58,15 @@ class _Commands(TyperGroup):
         if standalone_mode:
             sys.exit(result if isinstance(result, int) else 0)
         return result
+
+
+def _stdout_takes_more() -> bool:
+    """True if it was not stdout that failed."""
+    try:
+        print(flush=True)
+    except OSError:
+        return False
+    return True
 
 
 app = typer.Typer(

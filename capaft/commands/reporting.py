@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +27,6 @@ def reporting() -> Iterator[Console]:
     console = Console(stderr=True)
     try:
         yield console
-        sys.stdout.flush()
     except CapaftError as error:
         # An interruption is not an error; its message says where the run stopped.
         prefix = "" if isinstance(error, Interrupted) else "error: "
@@ -42,14 +39,6 @@ def reporting() -> Iterator[Console]:
     except KeyboardInterrupt:
         print_line(console, "stopped by Ctrl-C")
         raise typer.Exit(130) from None
-    except OSError as error:
-        # The reader of stdout has gone, as in `capaft info RUN | head -1`, or the disk under it is full.
-        if error.errno not in (errno.EPIPE, errno.ENOSPC) or error.filename:
-            raise
-        if error.errno == errno.ENOSPC:
-            print_line(console, "error: cannot write to stdout: its disk is full")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from None
 
 
 def quiet_libraries(console: Console) -> None:

@@ -665,3 +665,30 @@ def test_codes_of_float8_are_not_taken_for_numbers() -> None:
 def test_dropout_that_has_no_place_is_told() -> None:
     with pytest.warns(UserWarning, match="no dropout at embeddings.word_embeddings"):
         capaft.attach(tiny.bert(), "lora", targets="word_embeddings,query", dropout=0.1)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"method": None}, "method must be a method stack such as 'nola', got None"),
+        ({"method": ["lora"]}, r"method must be a method stack such as 'nola', got \['lora'\]"),
+        ({"model": "bert"}, "model must be a torch module, got 'bert'"),
+        ({"name": 3}, "name must be a text, got 3"),
+        ({"dropout": "0.1"}, "dropout must be a number, got '0.1'"),
+        ({"dropout": None}, "dropout must be a number, got None"),
+        ({"seed": "1"}, r"seed must be in \[0, 2\*\*64\), got '1'"),
+        ({"seed": None}, r"seed must be in \[0, 2\*\*64\), got None"),
+        ({"rank": "8"}, "rank must be a whole number of at least 1, got '8'"),
+        ({"targets": ["query"]}, r"targets must be one text, with commas between its parts, got \['query'\]"),
+        ({"exclude": ["query"]}, r"exclude must be one text, with commas between its parts, got \['query'\]"),
+        ({"layers": [0]}, r"layers must be one text, with commas between its parts, got \[0\]"),
+        ({"modules_to_save": ["pooler"]}, "modules_to_save must be one text, with commas between its parts, got .*"),
+        ({"head": "classifier"}, "head must be a list of names, got 'classifier'"),
+        ({"head": 3}, "head must be a list of names, got 3"),
+        ({"rename": "a=b"}, "rename must be a dictionary, got 'a=b'"),
+        ({"method_options": "a=b"}, "method_options must be a dictionary, got 'a=b'"),
+    ],
+)
+def test_a_value_of_another_type_is_one_line(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=f"^{message}$"):
+        capaft.attach(**{"model": tiny.bert(), "method": "lora"} | keywords)

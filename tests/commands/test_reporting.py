@@ -1,4 +1,4 @@
-"""The frame of every verb, in real processes: an stdout that takes nothing ends in a line at most."""
+"""An stdout that takes nothing ends in a line at most, in real processes, buffered or not."""
 
 from __future__ import annotations
 
@@ -9,19 +9,25 @@ from pathlib import Path
 
 import pytest
 
-PRESETS = [sys.executable, "-m", "capaft", "presets"]
+COMMANDS = [
+    [sys.executable, *unbuffered, "-m", "capaft", *arguments]
+    for unbuffered in ((), ("-u",))
+    for arguments in (("presets", "--json"), ("--help",), ("--version",), ("train", "--print-config"))
+]
 
 
-def test_a_reader_that_has_gone_is_no_error() -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_reader_that_has_gone_is_no_error(command: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(PRESETS, stdout=writer, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
-def test_a_full_disk_is_one_line() -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_full_disk_is_one_line(command: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(PRESETS, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stderr) == (1, "error: cannot write to stdout: its disk is full\n")
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: cannot write to stdout: No space left on device\n")

@@ -70,6 +70,16 @@ class EvaluationRecord:
 
 Record = StepRecord | EvaluationRecord
 
+# What JSON may have for a field of a type; a whole number may stand for a fraction.
+_JSON_TYPES: dict[str, Any] = {
+    "int": int,
+    "float": int | float,
+    "float | None": int | float | None,
+    "str": str,
+    "bool": bool,
+    "dict[str, float | None]": dict,
+}
+
 
 def parse_record(values: Any) -> Record:
     """The record that a line of `metrics.jsonl` holds; what another version added to it is left out.
@@ -77,10 +87,10 @@ def parse_record(values: Any) -> Record:
     Raises:
         ValueError: it holds none.
     """
-    if not isinstance(values, Mapping) or not isinstance(values.get("step"), int):
-        raise ValueError("must be a record of a step")
+    if not isinstance(values, Mapping):
+        raise ValueError("must be a record")
     kind = StepRecord if "loss" in values else EvaluationRecord
-    names = [field.name for field in fields(kind)]
-    if missing := [name for name in names if name not in values]:
-        raise ValueError(f"must have {', '.join(missing)}")
-    return kind(**{name: values[name] for name in names})
+    for field in fields(kind):
+        if field.name not in values or not isinstance(values[field.name], _JSON_TYPES[str(field.type)]):
+            raise ValueError(f"must have {field.name} of type {field.type}")
+    return kind(**{field.name: values[field.name] for field in fields(kind)})

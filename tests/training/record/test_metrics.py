@@ -45,7 +45,20 @@ def test_what_is_not_finite_reads_back_as_none() -> None:
     assert reread(expected) == expected
 
 
-@pytest.mark.parametrize("values", [None, 3, [], {}, {"step": 1}, {"loss": 0.5}, asdict(STEP) | {"step": "1"}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        None,
+        3,
+        [],
+        {},
+        {"step": 1},
+        {"loss": 0.5},
+        asdict(STEP) | {"step": "1"},
+        asdict(STEP) | {"loss": "x"},
+        asdict(EVALUATION) | {"scores": 3},
+    ],
+)
 def test_other_values_are_no_record(values: Any) -> None:
     with pytest.raises(ValueError, match=r"^must "):
         parse_record(values)
