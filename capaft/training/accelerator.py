@@ -20,10 +20,12 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
     """The accelerator of a run.
 
     Raises:
-        UsageError: the precision or a tracker is not available here.
+        UsageError: the precision, the base's dtype or a tracker is not available here.
     """
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise UsageError("--precision fp16 needs an accelerator; choose bf16 or fp32")
+    if config.base_dtype == "float16" and not torch.cuda.is_available():
+        raise UsageError("--base-dtype float16 needs an accelerator; choose bfloat16 or float32")
     options: dict[str, Any] = {"mixed_precision": {"fp32": "no"}.get(config.precision, config.precision)}
     if config.tracker:
         options["log_with"] = _trackers(config.tracker)

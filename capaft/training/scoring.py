@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from capaft.config.choices import Precision
+from capaft.config.choices import BaseDtype, Precision
 from capaft.config.open_options import EvalOptions
 from capaft.config.parts.task import TaskSettings
 from capaft.config.settings import check_range
@@ -90,7 +90,9 @@ def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) 
             f"--predictions FILE{also}"
         )
 
-    accelerator = accelerator_for(replace(config, tracker=None, precision=_precision(config, options)))
+    base_dtype = options.base_dtype or config.base_dtype
+    precision = _precision(config.precision, base_dtype)
+    accelerator = accelerator_for(replace(config, tracker=None, precision=precision, base_dtype=base_dtype))
     with memory_guard():
         result = evaluate(
             task,
@@ -109,15 +111,15 @@ def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) 
     return Scores(task.metric, scores.get(task.metric), scores.get("loss"), dict(scores), features.examples)
 
 
-def _precision(config: TrainConfig, options: EvalOptions) -> Precision:
+def _precision(precision: Precision, base_dtype: BaseDtype) -> Precision:
     """The precision of the training, unless the base's dtype or this machine needs another."""
     # An adapter that was trained in float16 on an accelerator can be scored without one.
-    if config.precision == "fp16" and not torch.cuda.is_available():
+    if precision == "fp16" and not torch.cuda.is_available():
         return "bf16"
     # The adapter is in float32; without autocast its products with a base of fewer bits fail.
-    if config.precision == "fp32" and (options.base_dtype or config.base_dtype) != "float32":
+    if precision == "fp32" and base_dtype != "float32":
         return "bf16"
-    return config.precision
+    return precision
 
 
 def _reports(task: Task) -> bool:

@@ -42,6 +42,8 @@ def refused(**settings: object) -> str:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is an accelerator")
 def test_fp16_is_not_for_the_cpu() -> None:
     assert refused(precision="fp16") == "--precision fp16 needs an accelerator; choose bf16 or fp32"
+    expected = "--base-dtype float16 needs an accelerator; choose bfloat16 or float32"
+    assert refused(base_dtype="float16", precision="bf16") == expected
 
 
 def test_a_tracker_that_nobody_knows() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import tiny_checkpoints
+import torch
 from command_line import GOOD, QUICK, invoke
 from tiny_data import ignore
 
@@ -99,6 +100,14 @@ def test_a_base_of_fewer_bits_than_in_the_training(run: Path) -> None:
     # Half a percent for the eight bits of bfloat16's significand, in each of a few layers.
     assert scores.loss == pytest.approx(whole.loss, rel=0.05)
     assert scores.loss != whole.loss
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is an accelerator")
+def test_a_base_in_float16_is_refused_without_an_accelerator(run: Path) -> None:
+    done = invoke("eval", run, "--base-dtype", "float16")
+    assert done.code == 2
+    expected = "error: --base-dtype float16 needs an accelerator; choose bfloat16 or float32"
+    assert done.err.splitlines()[-1] == expected
 
 
 @pytest.mark.parametrize(
