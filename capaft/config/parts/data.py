@@ -44,5 +44,6 @@ class DataSettings(Settings):
     max_eval_examples: int | None = _setting(
         None, "Number of validation examples at most (default: all).", check=at_least(1)
     )
+    strict: bool = _setting(False, "Refuse data with rows that cannot be used, rather than leave them out.")
     shots: int | None = _setting(None, "Number of training examples of each class (default: all).", check=at_least(1))
     show: int = _setting(0, "Number of training examples to print, decoded, before training.", check=at_least(0))

@@ -151,6 +151,19 @@ class Task(ABC):
         return filled_rows(rows, columns.text, columns.label)
 
     @classmethod
+    def faults(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> Mapping[int, str]:
+        """The usable rows whose values are wrong, by position, each with what is wrong; none by default.
+
+        A few such rows are left out and named; many show that the data is not what it seems, and are refused.
+
+        Args:
+            rows: rows without a missing value, as `usable` has them.
+            columns: their columns.
+            settings: those of the task.
+        """
+        return {}
+
+    @classmethod
     def classes(cls, rows: Dataset, columns: Columns) -> tuple[str, ...]:
         """Names of the classes in the training rows; none by default."""
         return ()

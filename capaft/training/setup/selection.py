@@ -1,7 +1,7 @@
 """The rows that a task trains on and those it is scored on: their split, their columns, and those left out.
 
-Rows that lack an input or a target are left out here, once and for every task. Each decision about the data is reported
-in a line.
+Rows that lack an input or a target, and the few with a fault, are left out here, once and for every task. Each
+decision about the data is reported in a line.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from capaft.config.parts.data import DataSettings
-from capaft.config.parts.task import TaskSettings
 from capaft.config.train_config import TrainConfig
 from capaft.data.demo import demo_examples
 from capaft.data.load import Say, Splits, choose_splits, load_data
 from capaft.data.sampling import hold_out
 from capaft.data.splits import VALIDATION, WantedSplits
 from capaft.support.errors import UsageError
-from capaft.tasks.base.columns import Columns, with_row_numbers
+from capaft.tasks.base.columns import Columns, row_numbers, with_row_numbers
 from capaft.tasks.base.task import Task
 from capaft.tasks.language.generation import Generation
 
@@ -30,6 +29,9 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 _TEST = "test"
+# Faulty rows that a message names, and the share of all rows that may be left out for a fault.
+_NAMED_FAULTS = 5
+_FEW = 0.25
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ def _has_labels(kind: type[Task], rows: Dataset, hints: _ColumnHints) -> bool:
 
 
 def _select_evaluation(
-    kind: type[Task], source: Splits, hints: _ColumnHints, settings: TaskSettings, say: Say, *, is_requested: bool
+    kind: type[Task], source: Splits, hints: _ColumnHints, config: TrainConfig, say: Say, *, is_requested: bool
 ) -> Selection | None:
     """Select the rows of the evaluation split; None if it is a test split without labels that was not requested.
 
@@ -216,7 +218,7 @@ def _select_evaluation(
         columns = hints.recognise(kind, source.evaluation)
         if may_skip and hints.expects_labels and columns.label is None:
             raise UsageError("it has no labels")
-        return _usable(kind, source.evaluation, columns, settings, "validation rows", say)
+        return _usable(kind, source.evaluation, columns, config, "validation rows", say)
     except UsageError as error:
         if not may_skip:
             raise
@@ -225,14 +227,14 @@ def _select_evaluation(
 
 
 def _usable(
-    kind: type[Task], rows: Dataset, columns: Columns, settings: TaskSettings, description: str, say: Say
+    kind: type[Task], rows: Dataset, columns: Columns, config: TrainConfig, description: str, say: Say
 ) -> Selection:
-    """The rows that have an input and a target.
+    """The rows that have an input and a target, and no fault.
 
     Raises:
-        UsageError: there are none.
+        UsageError: there are none, many have a fault, or one is left out and `--strict` is set.
     """
-    usable = kind.usable(rows, columns, settings)
+    usable = kind.usable(rows, columns, config)
     names = [name for name in (columns.text, columns.pair, columns.label) if name is not None]
     if len(rows) and not usable.any():
         raise UsageError(
@@ -241,6 +243,33 @@ def _usable(
         )
     if not usable.all():
         lost = int((~usable).sum())
-        say(f"{lost} of {len(rows)} {description} have no value in {' or '.join(map(repr, names))} and are left out")
+        line = f"{lost} of {len(rows)} {description} have no value in {' or '.join(map(repr, names))}"
+        if config.strict:
+            raise UsageError(f"{line}; fill them in, or drop --strict to leave them out")
+        say(f"{line} and are left out")
     # Messages name rows by their numbers in the file.
-    return Selection(with_row_numbers(rows).select(np.flatnonzero(usable)), columns)
+    filled = with_row_numbers(rows).select(np.flatnonzero(usable))
+    return Selection(_without_faults(kind, filled, columns, config, description, say), columns)
+
+
+def _without_faults(
+    kind: type[Task], rows: Dataset, columns: Columns, config: TrainConfig, description: str, say: Say
+) -> Dataset:
+    """The rows that have no fault, of rows that have values.
+
+    Raises:
+        UsageError: many have a fault, or one has and `--strict` is set.
+    """
+    faults = kind.faults(rows, columns, config)
+    if not faults:
+        return rows
+    numbers = row_numbers(rows)
+    first = "; ".join(f"row {numbers[at]}: {faults[at]}" for at in sorted(faults)[:_NAMED_FAULTS])
+    more = f"; and {len(faults) - _NAMED_FAULTS} more" if len(faults) > _NAMED_FAULTS else ""
+    line = f"{len(faults)} of {len(rows)} {description} cannot be used"
+    if config.strict:
+        raise UsageError(f"{line} ({first}{more}); correct them, or drop --strict to leave them out")
+    if len(faults) > _FEW * len(rows):
+        raise UsageError(f"{line}, too many to leave out ({first}{more}); correct them or drop them from the data")
+    say(f"{line} and are left out: {first}{more}")
+    return rows.select([at for at in range(len(rows)) if at not in faults])

@@ -11,12 +11,14 @@ from command_line import GOOD, invoke, write_reviews
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from tiny_data import ignore
 
+from capaft.config.parts.task import TaskSettings
 from capaft.config.train_config import TrainConfig
 from capaft.data.load import Splits
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns, row_numbers
 from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
+from capaft.tasks.text_classification import TextClassification
 from capaft.training.setup.selection import Selection, load_splits, select_for_training
 
 Row = dict[str, Any]
@@ -154,6 +156,47 @@ def test_rows_without_a_label_or_a_text_are_left_out() -> None:
         "3 of 23 validation rows have no value in 'text' or 'label' and are left out",
         "validation is the split dev, 20 rows",
     ]
+
+
+class Shouting(TextClassification):
+    """Text classification that takes no text in capitals."""
+
+    @classmethod
+    def faults(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> dict[int, str]:
+        return {at: "it shouts" for at, text in enumerate(rows[columns.text]) if text.isupper()}
+
+
+def select_quiet(shouting: int, strict: bool = False) -> tuple[list[str], list[str]]:
+    gap: list[Row] = [{"text": None, "label": 1}]
+    loud: list[Row] = [{"text": f"LOUD {row}", "label": 0} for row in range(shouting)]
+    source = Splits(Dataset.from_list([*gap, *loud, *LABELLED]), Dataset.from_list(LABELLED), "dev")
+    messages: list[str] = []
+    train = select_for_training(Shouting, source, TrainConfig(strict=strict), messages.append).train
+    return train.rows["text"][:], messages
+
+
+def test_a_few_rows_with_a_fault_are_left_out_and_the_first_named() -> None:
+    texts, messages = select_quiet(6)
+    assert texts == [row["text"] for row in LABELLED]
+    named = "; ".join(f"row {row}: it shouts" for row in range(2, 7))
+    assert messages[1] == f"6 of 46 training rows cannot be used and are left out: {named}; and 1 more"
+
+
+def test_many_rows_with_a_fault_are_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"^20 of 60 training rows cannot be used, too many to leave out \(row 2: it sh"
+    ):
+        select_quiet(20)
+
+
+def test_strict_refuses_every_row_that_would_be_left_out() -> None:
+    with pytest.raises(
+        UsageError, match=r"^1 of 41 training rows have no value in 'text' or 'label'; fill them in, or"
+    ):
+        select_quiet(0, strict=True)
+    source = Splits(Dataset.from_list([{"text": "LOUD", "label": 0}, *LABELLED]), None, "")
+    with pytest.raises(UsageError, match=r"^1 of 41 training rows cannot be used \(row 1: it shouts\); correct them"):
+        select_for_training(Shouting, source, TrainConfig(strict=True), str)
 
 
 def test_rows_are_left_out_before_any_are_set_aside() -> None:
