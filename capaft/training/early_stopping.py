@@ -29,8 +29,19 @@ class Best:
     ) -> Best:
         """The state after one more evaluation: anything better is the best, more than `min_delta` ends the wait.
 
-        Anything is better than an undefined score, such as some correlations of constants.
+        Anything is better than an undefined score, such as some correlations of constants. Scores that tell nothing do
+        not choose among adapters; until there is another, the lowest validation loss is the best.
         """
+        if (
+            self.value is not None
+            and tells_nothing(self.value, more_is_better)
+            and tells_nothing(value, more_is_better)
+        ):
+            gain = self.scores.get("loss", math.inf) - scores.get("loss", math.inf)
+            waited = 0 if gain > min_delta else self.waited + 1
+            if gain > 0:
+                return Best(step, value, scores, waited, self.beaten)
+            return replace(self, waited=waited)
 
         def gains(over: float | None) -> float:
             if over is None:
@@ -44,3 +55,8 @@ class Best:
         if gains(self.value) > 0:
             return Best(step, value, scores, waited, beaten)
         return replace(self, waited=waited, beaten=beaten)
+
+
+def tells_nothing(value: float, more_is_better: bool) -> bool:
+    """True if a score is undefined, or 0 as it is where no example scores."""
+    return math.isnan(value) or (value == 0 and more_is_better)

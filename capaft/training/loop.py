@@ -22,7 +22,7 @@ from capaft.support.files import write_atomically
 from capaft.tasks.base.features import Batch
 from capaft.training import batches, schedule
 from capaft.training.accelerator import move_model, peak_memory
-from capaft.training.early_stopping import Best
+from capaft.training.early_stopping import Best, tells_nothing
 from capaft.training.evaluate import Evaluation, evaluate, move_batch
 from capaft.training.interrupt import interruptible, memory_guard
 from capaft.training.optimizer import build_optimizer, parameter_groups
@@ -147,7 +147,10 @@ def train(run: Trainer, resumed: Checkpoint | None = None) -> Outcome:
                     _save(run, run.directory.adapter)
                     _write_predictions(run, evaluation.predictions)
                 _save(run, run.directory.last)
-                journal.evaluation(step, step / per_epoch, job.task.metric, evaluation.scores, best.step == step)
+                by_loss = tells_nothing(evaluation.scores[job.task.metric], job.task.more_is_better)
+                journal.evaluation(
+                    step, step / per_epoch, job.task.metric, evaluation.scores, best.step == step, by_loss=by_loss
+                )
                 _plot(run, journal)
 
             # The files: enough to go on from, at every evaluation, now and then, and before stopping.

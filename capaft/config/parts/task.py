@@ -106,6 +106,12 @@ class TaskSettings(Settings):
         "Generation: groups of this many tokens occur only once; 0 allows repeats.",
         check=at_least(0),
     )
+    language: str | None = _option(
+        None,
+        "Generation, speech: language of the texts, such as en, zh or pt-BR (default: the script decides what a word "
+        "is in the scores).",
+        metavar="code",
+    )
     mlm_probability: float = _option(
         MLM_PROBABILITY,
         "Masked language modelling: share of the tokens to predict.",

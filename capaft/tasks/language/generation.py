@@ -21,6 +21,7 @@ from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
 from capaft.tasks.language.text_scores import TEXT_METRICS, score_texts
 from capaft.tasks.language.token_loss import loss_by_example, score_tokens, summed_loss
+from capaft.tasks.language.words import check_language
 
 Prediction = tuple[float, int, int, str | None]
 """For one feature: the summed loss, the number of tokens that count, how many are right, and any generated text."""
@@ -36,6 +37,7 @@ class Generation(Task):
         num_beams: beams of the search; 1 is greedy. Nothing is ever sampled.
         length_penalty: of beam search; above 0 longer texts are preferred.
         no_repeat_ngram_size: groups of this many tokens occur at most once; 0 allows repeats.
+        language: of the texts, a code such as `zh`; if empty, the script decides what a word is in the scores.
     """
 
     max_length: int = GENERATION_MAX_LENGTH
@@ -44,6 +46,11 @@ class Generation(Task):
     num_beams: int = NUM_BEAMS
     length_penalty: float = LENGTH_PENALTY
     no_repeat_ngram_size: int = NO_REPEAT_NGRAM_SIZE
+    language: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_language(self.language)
 
     @property
     def generates(self) -> bool:
@@ -110,7 +117,7 @@ class Generation(Task):
         scores = score_tokens(prediction[:3] for prediction in predictions)
         texts = [text for *_, text in predictions if text is not None]
         is_comparable = texts and self.has_targets(features)
-        return scores | (score_texts(texts, features.references) if is_comparable else {})
+        return scores | (score_texts(texts, features.references, self.language) if is_comparable else {})
 
     def has_targets(self, features: Features) -> bool:
         """True if there is something to compare with: plain text is its own target, other rows need references."""

@@ -1,0 +1,95 @@
+"""Words of texts in any script, for scores that compare words.
+
+Chinese, Japanese, Thai, Lao, Khmer, Burmese and Tibetan put no spaces between words. There every character is a token,
+as in sacrebleu's tokenizers `zh` and `char`, which need no dictionary; other letters make words.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import regex
+
+from capaft.support.errors import UsageError
+
+BleuTokenizer = Literal["13a", "zh", "char"]
+"""A tokenizer of sacrebleu: for scripts with spaces, for Chinese among other scripts, or one token a character."""
+
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+# A character without spaces around it takes its marks along: a Thai vowel or tone has no place of its own.
+_WORD = regex.compile(rf"[{_UNSPACED}--\p{{M}}]\p{{M}}*|[\p{{L}}\p{{N}}\p{{M}}--[{_UNSPACED}--\p{{M}}]]+", regex.V1)
+_LETTER = regex.compile(r"\p{L}")
+_UNSPACED_LETTER = regex.compile(rf"[{_UNSPACED}&&\p{{L}}]", regex.V1)
+_HAN = regex.compile(r"\p{Han}")
+_OF_LANGUAGE: dict[str, BleuTokenizer] = {
+    "zh": "zh",
+    "yue": "zh",
+    "wuu": "zh",
+    **dict.fromkeys(("ja", "th", "lo", "km", "my", "bo", "dz"), "char"),
+}
+_CODE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*")
+# rouge_score leaves shorter words as they are.
+_STEMMED = 4
+
+
+class WordTokenizer:
+    """The tokens of a text for ROUGE: words in lower case, and single characters of scripts without spaces.
+
+    Words of ASCII are stemmed as English, unless the language is another. The tokens of a text in ASCII are then those
+    of rouge_score's own tokenizer, which takes all other letters for spaces.
+
+    Args:
+        language: a code such as `en` or `pt-BR`; empty if unknown.
+    """
+
+    def __init__(self, language: str = "") -> None:
+        self.stems = _base_language(language) in ("", "en")
+
+    def tokenize(self, text: str) -> list[str]:
+        """The tokens; the name is that of rouge_score's interface."""
+        words = _WORD.findall(unicodedata.normalize("NFC", text).lower())
+        return [self._stemmer.stem(word) if self._is_stemmed(word) else word for word in words]
+
+    def _is_stemmed(self, word: str) -> bool:
+        return self.stems and word.isascii() and len(word) >= _STEMMED
+
+    @cached_property
+    def _stemmer(self) -> Any:
+        from nltk.stem.porter import PorterStemmer
+
+        return PorterStemmer()
+
+
+def bleu_tokenizer(language: str, references: Iterable[Sequence[str]]) -> BleuTokenizer:
+    """Tokenizer of sacrebleu for a language, or for the script that most letters of the references have.
+
+    Args:
+        language: a code such as `zh` or `pt-BR`; empty if unknown.
+        references: the references of each text.
+    """
+    if language:
+        return _OF_LANGUAGE.get(_base_language(language), "13a")
+    text = "".join(reference for of_text in references for reference in of_text)
+    unspaced = _UNSPACED_LETTER.findall(text)
+    if 2 * len(unspaced) <= len(_LETTER.findall(text)):
+        return "13a"
+    return "zh" if all(map(_HAN.match, unspaced)) else "char"
+
+
+def check_language(language: str) -> None:
+    """Check that a language is a code.
+
+    Raises:
+        UsageError: it is not, such as a name of the language.
+    """
+    if language and not _CODE.fullmatch(language):
+        raise UsageError(f"--language must be a code such as en, zh or pt-BR, got {language!r}")
+
+
+def _base_language(language: str) -> str:
+    """The code without its region or script: `pt` for `pt-BR`."""
+    return re.split("[-_]", language.lower())[0]
