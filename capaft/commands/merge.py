@@ -102,6 +102,7 @@ def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False) -> in
 def _card(saved: SavedRun) -> str:
     method = saved.file.header.method.method
     base = saved.file.base.name or "an unnamed base model"
+    auto_class = saved.task.auto_class_for(saved.base.model.config)
     return f"""---
 library_name: transformers
 base_model: {base}
@@ -113,8 +114,8 @@ pipeline_tag: {saved.task.pipeline_tag}
 The weights of {base} with a {method} adapter added by capaft. It loads with transformers alone:
 
 ```python
-from transformers import {saved.task.auto_class}
+from transformers import {auto_class}
 
-model = {saved.task.auto_class}.from_pretrained("path/to/this/directory")
+model = {auto_class}.from_pretrained("path/to/this/directory")
 ```
 {f"{chr(10)}Labels: {', '.join(saved.task.labels)}.{chr(10)}" if saved.task.labels else ""}"""

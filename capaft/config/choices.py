@@ -69,6 +69,7 @@ NO_REPEAT_NGRAM_SIZE = 0
 MLM_PROBABILITY = 0.15
 AUGMENT = True
 MAX_SECONDS = 10.0
+MAX_SPEECH_SECONDS = 30.0
 
 # Defaults of the demo. At the same count of trainable parameters, its few examples gain more from a small change to
 # every layer than from a larger one to the query and value projections.

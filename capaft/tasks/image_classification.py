@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import datasets
 import torch
@@ -16,12 +16,18 @@ from capaft.config.parts.model import ModelSettings
 from capaft.data.media.decode import open_image
 from capaft.model.load import BaseModel, load_base_model
 from capaft.support.errors import UsageError, one_line
+from capaft.tasks.base.columns import Columns, is_text, plain_name
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.media.classification import MediaClassification, open_media
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # The least share of an image that a random part keeps, and how far its sides may depart from the image's ratio.
 _LEAST_AREA, _MOST_STRETCH = 0.5, 4 / 3
+
+_CAPTIONS = frozenset({"caption", "captions", "text", "description", "alttext", "prompt"})
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,24 @@ class ImageClassification(MediaClassification):
         if isinstance(feature, datasets.List | datasets.LargeList):
             return isinstance(feature.feature, datasets.List | datasets.LargeList)
         return isinstance(feature, datasets.Image | datasets.Array2D | datasets.Array3D)
+
+    @classmethod
+    def recognise(cls, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
+        """See `MediaClassification.recognise`.
+
+        Raises:
+            UsageError: also if the images have captions and no classes.
+        """
+        try:
+            return super().recognise(rows, named)
+        except UsageError:
+            captions = [name for name, feature in rows.features.items() if plain_name(name) in _CAPTIONS]
+            if captions and not named.get("label") and is_text(rows.features[captions[0]]):
+                raise UsageError(
+                    f"column {captions[0]!r} holds captions, and capaft has no task that writes texts about images; "
+                    "choose a column of classes with --label-column"
+                ) from None
+            raise
 
     def load_model(self, settings: ModelSettings, *, seed: int) -> BaseModel:
         """See `Task.load_model`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ _TRANSFORMER: dict[str, Any] = {
     "intermediate_size": 64,
 }
 # A frame is 80 samples, another begins every 40.
-_WAVES: dict[str, Any] = {
+WAVES: dict[str, Any] = {
     **_TRANSFORMER,
     "conv_dim": (16, 32),
     "conv_kernel": (20, 4),
@@ -60,6 +61,13 @@ def picture(*size: int, seed: int = 0) -> Image.Image:
 def tone(hertz: float, seconds: float, rate: int = RATE) -> np.ndarray:
     """Sine of half the full amplitude."""
     return (0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+
+
+def wav(samples: Any, rate: int = RATE) -> bytes:
+    """A mono WAV file of 16-bit samples."""
+    body = (np.asarray(samples) * 2**15).astype("<i2").tobytes()
+    head = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
+    return b"RIFF\0\0\0\0WAVE" + head + b"data" + struct.pack("<I", len(body)) + body
 
 
 def save(path: Path, model: Any, processor: Any) -> str:
@@ -83,13 +91,13 @@ def resnet(path: Path) -> str:
 
 def wav2vec2(path: Path, *, masks: bool = True) -> str:
     """Save a model with attention masks, as the large checkpoints have, or without, as the base one."""
-    config = Wav2Vec2Config(**_WAVES, feat_extract_norm="layer" if masks else "group")
+    config = Wav2Vec2Config(**WAVES, feat_extract_norm="layer" if masks else "group")
     extractor = Wav2Vec2FeatureExtractor(sampling_rate=RATE, return_attention_mask=masks)
     return save(path, build(Wav2Vec2ForSequenceClassification, config), extractor)
 
 
 def hubert(path: Path) -> str:
-    config = HubertConfig(**_WAVES, feat_extract_norm="layer")
+    config = HubertConfig(**WAVES, feat_extract_norm="layer")
     extractor = Wav2Vec2FeatureExtractor(sampling_rate=RATE, return_attention_mask=True)
     return save(path, build(HubertForSequenceClassification, config), extractor)
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from datasets import Audio, Dataset, Features, List, Value
-from tiny_media import RATE, ast, hubert, tone, wav2vec2, whisper
+from tiny_media import RATE, ast, hubert, tone, wav, wav2vec2, whisper
 
 from capaft.config.parts.model import ModelSettings
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
-from capaft.tasks.audio_classification import AudioClassification, prepared
+from capaft.tasks.audio_classification import AudioClassification
 from capaft.tasks.base.columns import Columns
 
 COLUMNS = Columns("audio", None, "label")
@@ -30,13 +29,6 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BaseModel]:
     }
 
 
-def wav(samples: Any, rate: int = RATE) -> bytes:
-    """A mono WAV file of 16-bit samples."""
-    body = (np.asarray(samples) * 2**15).astype("<i2").tobytes()
-    head = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
-    return b"RIFF\0\0\0\0WAVE" + head + b"data" + struct.pack("<I", len(body)) + body
-
-
 def rows(*recordings: Any, rate: int = RATE) -> Dataset:
     """Recordings in memory, their classes in turn."""
     files = [{"path": None, "bytes": wav(samples, rate)} for samples in recordings]
@@ -51,33 +43,6 @@ def collated(base: BaseModel, split: Dataset, task: AudioClassification = TASK) 
 
 
 # Preparing
-
-
-@pytest.mark.parametrize(("rate", "new_rate"), [(44100, 16000), (8000, 16000), (11025, 16000), (16000, 4000)])
-def test_resampling_keeps_a_sine(rate: int, new_rate: int) -> None:
-    resampled = prepared(tone(440, 1.0, rate), rate, new_rate, 10.0)
-    assert resampled.shape == (new_rate,)
-    assert resampled.dtype == np.float32
-    middle = slice(new_rate // 10, -new_rate // 10)
-    assert np.abs(resampled - tone(440, 1.0, new_rate))[middle].max() < 2e-3
-    spectrum = np.abs(np.fft.rfft(resampled * np.hanning(new_rate)))
-    assert spectrum.argmax() == 440
-
-
-def test_resampling_takes_out_what_the_lower_rate_cannot_hold() -> None:
-    assert np.abs(prepared(tone(7000, 1.0, 16000), 16000, 4000, 10.0)).max() < 0.02
-
-
-def test_recordings_are_cut_at_the_end() -> None:
-    samples = tone(300, 2.0)
-    assert np.array_equal(prepared(samples, RATE, RATE, 0.5), samples[: RATE // 2])
-    assert prepared(tone(300, 2.0, 44100), 44100, 16000, 0.5).shape == (8000,)
-    assert np.array_equal(prepared(samples, RATE, RATE, 10.0), samples)
-
-
-def test_the_shortest_recordings_are_filled_up_with_silence() -> None:
-    filled = prepared(np.ones(3, np.float32), RATE, RATE, 10.0)
-    assert filled.tolist() == [1, 1, 1, *[0] * (RATE // 10 - 3)]
 
 
 def test_lengths_and_truncation(bases: dict[str, BaseModel]) -> None:

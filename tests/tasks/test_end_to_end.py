@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiny_checkpoints
 import tiny_media
+import tiny_speech
 import torch
 import transformers
 from command_line import invoke
@@ -86,6 +87,21 @@ def recordings(directory: Path, row: Callable[[int], Any], numbers: Sequence[int
     return directory
 
 
+def spoken(i: int) -> str:
+    return " ".join("low high"[4 * (i >> bit & 1) :][:4].strip() for bit in range(5))
+
+
+def speech(directory: Path, row: Callable[[int], Any], numbers: Sequence[int]) -> Path:
+    """A table of recordings with their transcripts."""
+    directory.mkdir()
+    lines = []
+    for i in numbers:
+        (directory / f"{i}.wav").write_bytes(tiny_media.wav(tiny_speech.said(row(i))))
+        lines.append(json.dumps({"audio": f"{i}.wav", "transcription": f"{row(i)}"}) + "\n")
+    (directory / "rows.jsonl").write_text("".join(lines))
+    return directory / "rows.jsonl"
+
+
 CASES = {
     "single": Case("text-classification", "roberta", lambda i: {"text": words(i), "label": COLOURS[i % 2]}),
     "multi": Case(
@@ -138,6 +154,15 @@ CASES = {
     "audio": Case(
         "audio-classification", "wav2vec2", lambda i: tiny_media.tone(200 + 900 * (i % 2), 0.3), write=recordings
     ),
+    "speech": Case("speech-recognition", "ctc", spoken, write=speech, pipeline="automatic-speech-recognition"),
+    "decoded speech": Case(
+        "speech-recognition",
+        "whisper",
+        spoken,
+        ("--language", "en", "--max-new-tokens", "4", "--max-seconds", "2"),
+        write=speech,
+        pipeline="automatic-speech-recognition",
+    ),
 }
 
 
@@ -156,6 +181,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
             path = tmp_path_factory.mktemp(kind)
             if kind in ("vit", "wav2vec2"):
                 made[kind] = getattr(tiny_media, kind)(path)
+            elif kind in ("ctc", "whisper"):
+                made[kind] = getattr(tiny_speech, kind)(path)
             else:
                 made[kind] = str(
                     tiny_checkpoints.save("llama" if kind == "chats" else kind, path, chats=kind == "chats")
@@ -225,7 +252,11 @@ def test_a_task_goes_the_whole_way(name: str, model: Callable[[str], str], tmp_p
     merged = invoke("merge", run, "--output", tmp_path / "merged", "--json")
     assert merged.code == 0, merged.err
     saved = open_run(str(run))
-    plain = getattr(transformers, saved.task.auto_class).from_pretrained(tmp_path / "merged").eval()
+    plain = (
+        getattr(transformers, saved.task.auto_class_for(saved.base.model.config))
+        .from_pretrained(tmp_path / "merged")
+        .eval()
+    )
     getattr(transformers, saved.task.processor).from_pretrained(tmp_path / "merged")
     unseen = load_evaluation(str(others))
     columns = saved.task.recognise(unseen, {"label": named[1]} if named else {})

@@ -15,6 +15,7 @@ from capaft.config.choices import (
     MAX_LENGTH,
     MAX_NEW_TOKENS,
     MAX_SECONDS,
+    MAX_SPEECH_SECONDS,
     MAX_TARGET_LENGTH,
     MLM_PROBABILITY,
     N_BEST,
@@ -118,7 +119,12 @@ class TaskSettings(Settings):
         check=("in (0, 1)", lambda p: 0 < p < 1),
     )
     augment: bool = _option(AUGMENT, "Images: crop and flip at random in training (--no-augment suits digits).")
-    max_seconds: float = _option(MAX_SECONDS, "Audio: seconds that a recording is cut to.", check=POSITIVE)
+    max_seconds: float | None = _option(
+        None,
+        f"Audio: seconds that a recording is cut to (default: set by the task; {MAX_SECONDS:g}, "
+        f"to write speech {MAX_SPEECH_SECONDS:g}).",
+        check=POSITIVE,
+    )
     task_option: tuple[str, ...] | None = _setting(
         None, "Options of the task that have no flag of their own (default: its own).", metavar="name=value,..."
     )

@@ -23,7 +23,7 @@ from capaft.config.pairs import parse_pairs
 from capaft.config.parts.model import ModelSettings
 from capaft.config.parts.task import TaskSettings
 from capaft.config.values import Text, parse_value
-from capaft.model.load import BaseModel, load_base_model
+from capaft.model.load import BaseModel, load_base_model, load_configuration
 from capaft.support.errors import UsageError, did_you_mean
 from capaft.tasks.base.columns import Columns, filled_rows
 from capaft.tasks.base.features import Batch, Features
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from capaft.tasks.base.evidence import Evidence
 
 # Scores of which less is better; of all others more is.
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae"})
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae", "wer", "cer"})
 # Fields that every task has; its further fields are its own options.
 _COMMON = ("labels", "max_length", "metric")
 _SETTINGS = frozenset(field.name for field in dataclasses.fields(TaskSettings))
@@ -247,6 +247,14 @@ class Task(ABC):
             "label2id": {label: index for index, label in enumerate(self.labels)},
         }
 
+    def auto_class_for(self, config: Any) -> str:
+        """The transformers auto class that loads a model; one class for all, by default.
+
+        Args:
+            config: the model's configuration, as transformers has it.
+        """
+        return self.auto_class
+
     def load_model(self, settings: ModelSettings, *, seed: int) -> BaseModel:
         """The base model with the task's head.
 
@@ -260,7 +268,7 @@ class Task(ABC):
         import transformers
 
         loaded = load_base_model(
-            getattr(transformers, self.auto_class),
+            getattr(transformers, self.auto_class_for(load_configuration(settings))),
             settings,
             seed=seed,
             processor_class=getattr(transformers, self.processor),

@@ -25,12 +25,8 @@ _WORD = regex.compile(rf"[{_UNSPACED}--\p{{M}}]\p{{M}}*|[\p{{L}}\p{{N}}\p{{M}}--
 _LETTER = regex.compile(r"\p{L}")
 _UNSPACED_LETTER = regex.compile(rf"[{_UNSPACED}&&\p{{L}}]", regex.V1)
 _HAN = regex.compile(r"\p{Han}")
-_OF_LANGUAGE: dict[str, BleuTokenizer] = {
-    "zh": "zh",
-    "yue": "zh",
-    "wuu": "zh",
-    **dict.fromkeys(("ja", "th", "lo", "km", "my", "bo", "dz"), "char"),
-}
+_CHINESE = frozenset({"zh", "yue", "wuu"})
+_UNSPACED_LANGUAGES = frozenset({"ja", "th", "lo", "km", "my", "bo", "dz"})
 _CODE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*")
 # rouge_score leaves shorter words as they are.
 _STEMMED = 4
@@ -47,7 +43,7 @@ class WordTokenizer:
     """
 
     def __init__(self, language: str = "") -> None:
-        self.stems = _base_language(language) in ("", "en")
+        self.stems = base_language(language) in ("", "en")
 
     def tokenize(self, text: str) -> list[str]:
         """The tokens; the name is that of rouge_score's interface."""
@@ -71,13 +67,20 @@ def bleu_tokenizer(language: str, references: Iterable[Sequence[str]]) -> BleuTo
         language: a code such as `zh` or `pt-BR`; empty if unknown.
         references: the references of each text.
     """
-    if language:
-        return _OF_LANGUAGE.get(_base_language(language), "13a")
-    text = "".join(reference for of_text in references for reference in of_text)
-    unspaced = _UNSPACED_LETTER.findall(text)
-    if 2 * len(unspaced) <= len(_LETTER.findall(text)):
+    texts = [reference for of_text in references for reference in of_text]
+    if has_spaces(language, texts):
         return "13a"
-    return "zh" if all(map(_HAN.match, unspaced)) else "char"
+    if language:
+        return "zh" if base_language(language) in _CHINESE else "char"
+    return "zh" if all(map(_HAN.match, _UNSPACED_LETTER.findall("".join(texts)))) else "char"
+
+
+def has_spaces(language: str, texts: Iterable[str]) -> bool:
+    """True if a language puts spaces between words, or if the script of most letters does."""
+    if language:
+        return base_language(language) not in _CHINESE | _UNSPACED_LANGUAGES
+    text = "".join(texts)
+    return 2 * len(_UNSPACED_LETTER.findall(text)) <= len(_LETTER.findall(text))
 
 
 def check_language(language: str) -> None:
@@ -90,6 +93,6 @@ def check_language(language: str) -> None:
         raise UsageError(f"--language must be a code such as en, zh or pt-BR, got {language!r}")
 
 
-def _base_language(language: str) -> str:
+def base_language(language: str) -> str:
     """The code without its region or script: `pt` for `pt-BR`."""
     return re.split("[-_]", language.lower())[0]

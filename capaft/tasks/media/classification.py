@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
     from capaft.tasks.base.evidence import Evidence
 
-_LABELS = (
+CLASS_NAMES = (
     ("label", "labels"),
     ("finelabel",),
     ("class", "category", "target", "digit", "genre", "emotion", "intent", "intentclass", "command"),
 )
+"""Usual names of columns of classes, as `find_column` takes them."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,9 @@ class MediaClassification(Task):
         text, label = named.get("text"), named.get("label")
         what = f"{cls.medium} files, their paths or arrays"
         text = find_column(rows, "text", text, cls.usual_names, cls.fits, what, (label,))
-        text = text or _only(rows, "text", cls.feature_type)
-        label = find_column(rows, "label", label, _LABELS, _is_class, "one class a row", (text,))
-        label = label or _only(rows, "label", datasets.ClassLabel)
+        text = text or only_column(rows, "text", cls.feature_type)
+        label = find_column(rows, "label", label, CLASS_NAMES, _is_class, "one class a row", (text,))
+        label = label or only_column(rows, "label", datasets.ClassLabel)
         return Columns(text, None, label)
 
     @classmethod
@@ -109,7 +110,7 @@ class MediaClassification(Task):
             inputs={self.medium: rows[columns.text], "row": row_numbers(rows)},
             lengths=np.ones(len(rows), dtype=np.int64),
             references=SingleLabel().encode(rows, columns, self.labels),
-            sources=_names(rows, columns.text),
+            sources=media_names(rows, columns.text),
         )
 
     def loss(self, outputs: Any, targets: Mapping[str, Tensor], smoothing: float) -> Tensor:
@@ -174,7 +175,7 @@ def _is_class(feature: Any) -> bool:
     return cell_kind(feature) in ("class", "integer", "bool", "text")
 
 
-def _only(rows: Dataset, role: str, feature_type: type) -> str:
+def only_column(rows: Dataset, role: str, feature_type: type) -> str:
     """The only column of a type.
 
     Raises:
@@ -187,7 +188,7 @@ def _only(rows: Dataset, role: str, feature_type: type) -> str:
     return names[0]
 
 
-def _names(rows: Dataset, name: str) -> list[str]:
+def media_names(rows: Dataset, name: str) -> list[str]:
     """Names of the rows: the paths of their files, or where they have none their numbers.
 
     Raises:

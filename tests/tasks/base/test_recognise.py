@@ -100,6 +100,33 @@ def test_media_are_told_by_their_type(feature: Any, task: str) -> None:
     assert recognise_task(rows.cast_column("x", feature), BERT, NOTHING) == task
 
 
+SPOKEN = datasets.Audio(decode=False)
+
+
+@pytest.mark.parametrize(
+    ("columns", "model", "task"),
+    [
+        ({"transcription": TEXTS}, config("wav2vec2", "Wav2Vec2ForCTC"), "speech-recognition"),
+        ({"sentence": TEXTS, "speaker_id": SIZES}, config("whisper", ""), "speech-recognition"),
+        ({"text": TEXTS}, BERT, "speech-recognition"),
+        ({"label": CLASSES}, config("whisper", "WhisperForConditionalGeneration"), "audio-classification"),
+        ({"text": CLASSES, "label": CLASSES}, config("wav2vec2", "Wav2Vec2Model"), "audio-classification"),
+        ({"text": TEXTS, "intent": CLASSES}, config("wav2vec2", "Wav2Vec2Model"), "audio-classification"),
+        ({"text": CLASSES, "label": CLASSES}, config("wav2vec2", "Wav2Vec2ForCTC"), "speech-recognition"),
+    ],
+)
+def test_recordings_with_transcripts_are_not_classified(columns: dict[str, Any], model: Any, task: str) -> None:
+    rows = Dataset.from_dict({"audio": [{"bytes": b"", "path": None}] * 8, **columns}).cast_column("audio", SPOKEN)
+    assert recognise_task(rows, model, NOTHING) == task
+
+
+def test_captions_have_no_task() -> None:
+    rows = Dataset.from_dict({"image": [{"bytes": b"", "path": None}] * 8, "caption": TEXTS})
+    rows = rows.cast_column("image", datasets.Image(decode=False))
+    with pytest.raises(UsageError, match=r"^column 'caption' holds captions, and capaft has no task that writes texts"):
+        task_class(recognise_task(rows, BERT, NOTHING)).recognise(rows, NOTHING)
+
+
 def test_named_columns_count() -> None:
     rows = Dataset.from_dict({"from": TEXTS, "to": [f"{text}!" for text in TEXTS]})
     assert recognise_task(rows, GPT, NOTHING | {"text": "from", "label": "to"}) == "causal-lm"

@@ -147,5 +147,10 @@ def test_an_inferred_option_cannot_be_set() -> None:
 
 
 def test_the_hubs_name_is_the_tasks_own_unless_it_says_otherwise() -> None:
-    others = {"causal-lm": "text-generation", "seq2seq": "text2text-generation", "masked-lm": "fill-mask"}
+    others = {
+        "causal-lm": "text-generation",
+        "seq2seq": "text2text-generation",
+        "masked-lm": "fill-mask",
+        "speech-recognition": "automatic-speech-recognition",
+    }
     assert {name: task_class(name).pipeline_tag for name in TASKS} == {name: name for name in TASKS} | others
