@@ -73,8 +73,10 @@ class ImageClassification(MediaClassification):
         try:
             return super().recognise(rows, named)
         except UsageError:
-            captions = [name for name, feature in rows.features.items() if plain_name(name) in _CAPTIONS]
-            if captions and not named.get("label") and is_text(rows.features[captions[0]]):
+            has_images = any(isinstance(feature, cls.feature_type) for feature in rows.features.values())
+            texts = [name for name, feature in rows.features.items() if is_text(feature)]
+            captions = [name for name in texts if plain_name(name) in _CAPTIONS]
+            if has_images and captions and not named.get("label"):
                 raise UsageError(
                     f"column {captions[0]!r} holds captions, and capaft has no task that writes texts about images; "
                     "choose a column of classes with --label-column"
