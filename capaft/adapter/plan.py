@@ -16,9 +16,10 @@ from capaft.factors.rng import MAX_SEED
 from capaft.methods.head import HEAD_MODES, HEAD_ROLE, Head
 from capaft.methods.host import Host, check_whole
 from capaft.methods.stack import Stack
-from capaft.model.names import base_parameters, canonical_name
+from capaft.model.modalities import text_path
+from capaft.model.names import base_parameters, canonical_name, canonical_path
 from capaft.model.site import Site
-from capaft.model.targets import Targets, path_matcher
+from capaft.model.targets import TARGET_PRESETS, Targets, path_matcher
 from capaft.support.errors import UsageError
 
 # A file of few coefficients must not ask for factors of any size: beyond this, the layer bounds the hidden width.
@@ -153,7 +154,7 @@ def make_plan(model: nn.Module, stack: Stack, placement: Placement = DEFAULT_PLA
         return plan
     if not targets.modules:
         targets = replace(targets, modules=stack.host.default_targets)
-    sites = stack.host.sites(model, targets, rename)
+    sites = _in_text_path(model, stack.host.sites(model, targets, rename), targets)
     for site in sites:
         for module in site.modules:
             name = canonical_name(model, f"{module}.{site.parameter}", rename)
@@ -163,6 +164,24 @@ def make_plan(model: nn.Module, stack: Stack, placement: Placement = DEFAULT_PLA
     plan = replace(plan, targets=targets, sites=sites)
     _check_widths(plan)
     return plan
+
+
+def _in_text_path(model: nn.Module, sites: tuple[Site, ...], targets: Targets) -> tuple[Site, ...]:
+    """The sites that read text, of a model with towers of other modalities, whose layers have to be named.
+
+    Raises:
+        UsageError: there are none.
+    """
+    path = text_path(model)
+    if not path or any(word not in TARGET_PRESETS for word in targets.words):
+        return sites
+    reading = tuple(site for site in sites if canonical_path(model, site.module).startswith(f"{path}."))
+    if not reading:
+        raise UsageError(
+            f"{path}, the part of the model that reads text, has nothing to adapt by this choice; name layers of other "
+            "parts with --target-modules"
+        )
+    return reading
 
 
 def _head(model: nn.Module, stack: Stack, names: dict[str, str], placement: Placement) -> tuple[Head, set[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +15,8 @@ from capaft.commands.reporting import Json, Run, quiet_libraries, reporting
 from capaft.config.open_options import OpenOptions
 from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
-from capaft.support import strict_json
-from capaft.support.errors import TrainingError, UsageError
+from capaft.support import hub, strict_json
+from capaft.support.errors import TrainingError, UsageError, one_line
 from capaft.support.files import write_atomically
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False) -> in
         TrainingError: the disk is full or cannot be written.
     """
     from capaft.adapter.merge import merge
+    from capaft.model.modalities import text_path
 
     path = Path(output).expanduser()
     _check_output(output, path, overwrite=overwrite)
@@ -87,6 +89,8 @@ def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False) -> in
         try:
             aside.chmod(0o755)
             saved.model.save_pretrained(aside)  # type: ignore[operator]
+            if text_path(saved.model):
+                _write_processors(saved, aside)
             saved.base.processor.save_pretrained(aside)
             write_atomically(aside / "README.md", _card(saved))
             if path.exists():
@@ -97,6 +101,23 @@ def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False) -> in
     except OSError as error:
         raise TrainingError(f"cannot write {output}: {error.strerror or error}; nothing was left there") from None
     return count
+
+
+def _write_processors(saved: SavedRun, directory: Path) -> None:
+    """Write the processors of a checkpoint that reads more than text, which the training did not need."""
+    from transformers import AutoProcessor
+
+    from capaft.model.load import locate_model
+
+    source = locate_model(saved.base.base.name)
+    common = {} if Path(source).is_dir() else {"local_files_only": hub.offline()}
+    try:
+        AutoProcessor.from_pretrained(source, revision=saved.base.base.revision, **common).save_pretrained(directory)
+    except (OSError, ValueError, ImportError) as error:
+        warnings.warn(
+            f"only the tokenizer is written: the checkpoint's other processors cannot be loaded ({one_line(error)})",
+            stacklevel=2,
+        )
 
 
 def _card(saved: SavedRun) -> str:

@@ -13,8 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from capaft.config.choices import CHAT_TEMPLATE, PACKING
+from capaft.config.parts.model import ModelSettings
 from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
+from capaft.model.modalities import auto_class_of_writer, check_reads_text_alone, text_path
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns, find_column
 from capaft.tasks.base.evidence import Evidence, predicts_masked_tokens
@@ -112,6 +114,21 @@ class CausalLM(Generation):
                 f"causal-lm needs a model that reads from left to right, and {config.model_type} reads both ways; "
                 "choose another --model, or --task masked-lm for plain text"
             )
+
+    def auto_class_for(self, config: Any) -> str:
+        """See `Task.auto_class_for`; a checkpoint that also reads images is loaded whole."""
+        return auto_class_of_writer(config)
+
+    def load_model(self, settings: ModelSettings, *, seed: int) -> BaseModel:
+        """See `Task.load_model`.
+
+        Raises:
+            UsageError: also if the model reads no text without an image.
+        """
+        loaded = super().load_model(settings, seed=seed)
+        if text_path(loaded.model):
+            check_reads_text_alone(loaded.model, settings.model)
+        return loaded
 
     @classmethod
     def recognise(cls, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
