@@ -114,10 +114,8 @@ def _write_processors(saved: SavedRun, directory: Path) -> None:
     try:
         AutoProcessor.from_pretrained(source, revision=saved.base.base.revision, **common).save_pretrained(directory)
     except (OSError, ValueError, ImportError) as error:
-        warnings.warn(
-            f"only the tokenizer is written: the checkpoint's other processors cannot be loaded ({one_line(error)})",
-            stacklevel=2,
-        )
+        reason = f"the checkpoint's other processors cannot be loaded ({one_line(error)})"
+        warnings.warn(f"only the tokenizer is written: {reason}", stacklevel=2)
 
 
 def _card(saved: SavedRun) -> str:
