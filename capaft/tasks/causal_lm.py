@@ -16,19 +16,28 @@ from capaft.config.choices import CHAT_TEMPLATE, PACKING
 from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
-from capaft.tasks.base.columns import Columns, find_column
+from capaft.tasks.base.columns import Columns
 from capaft.tasks.base.evidence import Evidence, predicts_masked_tokens
 from capaft.tasks.base.features import Batch, Features
-from capaft.tasks.language import chat
-from capaft.tasks.language.chat import has_template, read_chats, recognise_exchange, turn_ends
-from capaft.tasks.language.example import Example, plain_examples, shortened_prompt
+from capaft.tasks.language.chat import chat_rows_examples
+from capaft.tasks.language.chat_columns import (
+    chat_columns,
+    chat_faults,
+    is_chat,
+    only_chat,
+    recognise_exchange,
+    usual_chat,
+)
+from capaft.tasks.language.chat_template import turn_ends
+from capaft.tasks.language.example import Example, shortened_prompt
+from capaft.tasks.language.formatted import SEPARATOR, pair_examples
+from capaft.tasks.language.framing import frame, tokenise_rows
 from capaft.tasks.language.generation import Generation
 from capaft.tasks.language.plain_text import (
     end_of_text_token,
     pack_blocks,
     recognise_plain_text,
     surrounding_tokens,
-    tokenise_rows,
 )
 from capaft.tasks.language.text_pairs import check_pairs, read_pairs, recognise_text_pairs
 from capaft.tasks.language.text_scores import TEXT_METRICS
@@ -39,7 +48,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 TEXT, PROMPT, MESSAGES = LAYOUTS = ("text", "prompt", "messages")
-_CHATS = (("messages",), ("conversations", "conversation"), ("chat", "dialog", "dialogue"))
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class CausalLM(Generation):
 
     packing: bool = PACKING
     chat_template: bool = CHAT_TEMPLATE
-    separator: str = "\n"
+    separator: str = SEPARATOR
     layout: str = TEXT
 
     def __post_init__(self) -> None:
@@ -84,7 +92,7 @@ class CausalLM(Generation):
     @classmethod
     def is_certain(cls, rows: Dataset, evidence: Evidence) -> bool:
         """True if a column holds chats, unless the model is an encoder with a decoder."""
-        return not evidence.is_encoder_decoder and any(map(chat.is_chat, rows.features.values()))
+        return not evidence.is_encoder_decoder and bool(chat_columns(rows))
 
     @classmethod
     def claims(cls, rows: Dataset, evidence: Evidence) -> bool:
@@ -117,26 +125,30 @@ class CausalLM(Generation):
     def recognise(cls, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
         """Chats by name, else prompts with completions, else the only column of chats, else plain text."""
         text, label = named.get("text"), named.get("label")
-        chats = [name for name, feature in rows.features.items() if chat.is_chat(feature)]
         if text is None and label is None:
-            usual = find_column(rows, "text", None, _CHATS, chat.is_chat, "messages")
+            usual = usual_chat(rows)
             if usual is not None:
                 return Columns(usual)
         exchange = recognise_exchange(rows, named)
         if exchange is not None:
             return exchange
-        if text is not None and text in chats and label is None:
+        if text is not None and label is None and is_chat(rows, text):
             return Columns(text)
         pair = recognise_text_pairs(rows, named)
-        if pair is None and text is None and len(chats) == 1:
-            return Columns(chats[0])
+        only = only_chat(rows) if pair is None and text is None else None
+        if only is not None:
+            return Columns(only)
         return pair or recognise_plain_text(rows, named)
+
+    @classmethod
+    def faults(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> Mapping[int, str]:
+        """Chats that cannot be read, or in which the assistant says nothing."""
+        return chat_faults(rows, columns) if is_chat(rows, columns.text) else {}
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, settings: TaskSettings, data: str = "") -> Self:
         """See `Task.decide`; the layout is that of the rows."""
-        is_chat = chat.is_chat(rows.features.get(columns.text))
-        layout = MESSAGES if is_chat else TEXT if columns.label is None else PROMPT
+        layout = MESSAGES if is_chat(rows, columns.text) else TEXT if columns.label is None else PROMPT
         # The layout decides which metrics are available.
         task = super().decide(rows, columns, dataclasses.replace(settings, metric=None), data)
         return dataclasses.replace(task, layout=layout, metric=settings.metric or "")
@@ -164,7 +176,7 @@ class CausalLM(Generation):
         limit = token_limit(base, self.max_length)
         if self.layout == TEXT:
             return self._plain(base.processor, rows, columns, limit)
-        examples = self._examples(base.processor, rows, columns, training)
+        examples, notes = self._examples(base.processor, rows, columns, training)
         fitting = [example for example in examples if any(token != IGNORED for token in example.labels[:limit])]
         if not fitting and (training or any(example.references for example in examples)):
             shortest = min(len(example.prompt) for example in examples)
@@ -186,6 +198,7 @@ class CausalLM(Generation):
             [example.references for example in kept],
             sum(len(example.ids) > limit or (writes and len(example.prompt) > room) for example in examples),
             [example.source for example in kept],
+            notes=notes,
         )
 
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
@@ -233,27 +246,31 @@ class CausalLM(Generation):
         return cls.has_columns(rows, evidence) and cls.recognise(rows, evidence.named).label is not None
 
     def _check_layout(self, rows: Dataset, columns: Columns) -> None:
-        if (self.layout == MESSAGES) != chat.is_chat(rows.features.get(columns.text)):
+        if (self.layout == MESSAGES) != is_chat(rows, columns.text):
             kind = "chats" if self.layout == MESSAGES else "texts"
             raise UsageError(f"column {columns.text!r} does not hold {kind}, as the training data did; name another")
 
     def _plain(self, tokenizer: Any, rows: Dataset, columns: Columns, limit: int) -> Features:
         """Texts between the special tokens that the tokenizer puts before one and its end; empty ones are left out."""
         lead, end = surrounding_tokens(tokenizer)[0], end_of_text_token(tokenizer)
-        whole = [[*lead, *ids, end] for ids in tokenise_rows(tokenizer, rows, columns)]
+        texts, notes = tokenise_rows(tokenizer, rows, columns, frame(tokenizer, lead, [end]))
+        whole = [[*lead, *ids, end] for ids in texts]
+        if self.packing and not lead:
+            # The end of one text is also the beginning of the next where one token does for both, as in GPT-2.
+            whole[1:] = [ids[1:] if ids[0] == end and len(ids) > 1 else ids for ids in whole[1:]]
         blocks: Sequence[Any] = pack_blocks(whole, limit) if self.packing else [ids[:limit] for ids in whole]
         truncated = 0 if self.packing else sum(len(ids) > limit for ids in whole)
         lengths = np.array([len(ids) for ids in blocks], dtype=np.int64)
-        return Features({"input_ids": blocks}, lengths, truncated=truncated, rows=len(whole))
+        return Features({"input_ids": blocks}, lengths, truncated=truncated, rows=len(whole), notes=notes)
 
-    def _examples(self, tokenizer: Any, rows: Dataset, columns: Columns, training: bool) -> list[Example]:
+    def _examples(
+        self, tokenizer: Any, rows: Dataset, columns: Columns, training: bool
+    ) -> tuple[list[Example], list[str]]:
+        """The examples of the rows, and lines about them."""
         if self.layout == MESSAGES:
-            return read_chats(tokenizer, rows, columns)
+            return chat_rows_examples(tokenizer, rows, columns)
         pairs = read_pairs(rows, columns, self.source_prefix, per_reference=training)
-        if self.chat_template and has_template(tokenizer):
-            stops = turn_ends(tokenizer)
-            return [chat.pair_example(tokenizer, pair, stops) for pair in pairs]
-        return plain_examples(tokenizer, pairs, self.separator)
+        return pair_examples(tokenizer, pairs, self.separator, chat_template=self.chat_template)
 
 
 def _leaves_logits_out(model: Any) -> bool:
