@@ -16,7 +16,7 @@ from capaft.config.choices import CHAT_TEMPLATE, PACKING
 from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
-from capaft.tasks.base.columns import Columns, find_column
+from capaft.tasks.base.columns import Columns, find_column, plain_name
 from capaft.tasks.base.evidence import Evidence, predicts_masked_tokens
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.language import chat
@@ -30,7 +30,7 @@ from capaft.tasks.language.plain_text import (
     surrounding_tokens,
     tokenise_rows,
 )
-from capaft.tasks.language.text_pairs import check_pairs, read_pairs, recognise_text_pairs
+from capaft.tasks.language.text_pairs import check_pairs, read_pairs, recognise_source, recognise_text_pairs
 from capaft.tasks.language.text_scores import TEXT_METRICS
 from capaft.tasks.language.token_limit import model_positions, token_limit
 from capaft.tasks.language.token_loss import IGNORED, TOKEN_METRICS, mark_tokens, pad_rows
@@ -118,9 +118,9 @@ class CausalLM(Generation):
         """Chats by name, else prompts with completions, else the only column of chats, else plain text."""
         text, label = named.get("text"), named.get("label")
         chats = [name for name, feature in rows.features.items() if chat.is_chat(feature)]
-        if text is None and label is None:
-            usual = find_column(rows, "text", None, _CHATS, chat.is_chat, "messages")
-            if usual is not None:
+        if label is None and (text is None or text in chats):
+            usual = find_column(rows, "text", None, _CHATS, chat.is_chat, "messages") if text is None else text
+            if usual is not None and any(plain_name(usual) in names for names in _CHATS):
                 return Columns(usual)
         exchange = recognise_exchange(rows, named)
         if exchange is not None:
@@ -131,6 +131,12 @@ class CausalLM(Generation):
         if pair is None and text is None and len(chats) == 1:
             return Columns(chats[0])
         return pair or recognise_plain_text(rows, named)
+
+    def find_columns(self, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
+        """See `Task.find_columns`; prompts need no completions."""
+        if self.layout == PROMPT:
+            return recognise_text_pairs(rows, named) or recognise_source(rows, named)
+        return self.recognise(rows, named) if self.layout == MESSAGES else recognise_plain_text(rows, named)
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, settings: TaskSettings, data: str = "") -> Self:
@@ -150,6 +156,11 @@ class CausalLM(Generation):
         self._check_layout(rows, columns)
         if self.layout == PROMPT:
             check_pairs(rows, columns)
+        elif self.layout == MESSAGES and chat.are_prompts(rows, columns):
+            raise UsageError(
+                f"the chats in column {columns.text!r} have no answers to compare with; name the column of the answers "
+                "with --label-column"
+            )
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Blocks or texts; prompts with completions; or chats.
@@ -248,6 +259,8 @@ class CausalLM(Generation):
 
     def _examples(self, tokenizer: Any, rows: Dataset, columns: Columns, training: bool) -> list[Example]:
         if self.layout == MESSAGES:
+            if not training and chat.are_prompts(rows, columns):
+                return chat.read_prompts(tokenizer, rows, columns)
             return read_chats(tokenizer, rows, columns)
         pairs = read_pairs(rows, columns, self.source_prefix, per_reference=training)
         if self.chat_template and has_template(tokenizer):

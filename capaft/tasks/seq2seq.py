@@ -19,7 +19,13 @@ from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.language.chat import is_chat
 from capaft.tasks.language.generation import Generation
 from capaft.tasks.language.plain_text import recognise_plain_text
-from capaft.tasks.language.text_pairs import are_summaries, check_pairs, read_pairs, recognise_text_pairs
+from capaft.tasks.language.text_pairs import (
+    are_summaries,
+    check_pairs,
+    read_pairs,
+    recognise_source,
+    recognise_text_pairs,
+)
 from capaft.tasks.language.text_scores import TEXT_METRICS
 from capaft.tasks.language.token_limit import model_positions, token_limit
 from capaft.tasks.language.token_loss import IGNORED, TOKEN_METRICS, pad_rows
@@ -73,6 +79,10 @@ class Seq2Seq(Generation):
                 f"{list_columns(rows)}"
             )
         return pair or recognise_plain_text(rows, named)
+
+    def find_columns(self, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
+        """See `Task.find_columns`; a source may be alone."""
+        return recognise_text_pairs(rows, named) or recognise_source(rows, named)
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, settings: TaskSettings, data: str = "") -> Self:

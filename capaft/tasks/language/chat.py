@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from capaft.support.errors import UsageError, printable
-from capaft.tasks.base.columns import Columns, column_values, find_column, is_text, row_numbers
+from capaft.tasks.base.columns import Columns, column_values, find_column, is_text, plain_name, row_numbers
 from capaft.tasks.language.example import Example, answer_example
 from capaft.tasks.language.plain_text import special_tokens, tokenise_plain
 from capaft.tasks.language.text_pairs import Pair
@@ -61,6 +61,19 @@ def standard_messages(messages: Sequence[dict[str, Any]] | None, where: str) -> 
     Raises:
         UsageError: a message lacks its speaker or its text, or the assistant answers no message.
     """
+    standard = _standard(messages, where)
+    answers = [index for index, message in enumerate(standard) if index and message["role"] == "assistant"]
+    if not answers:
+        raise UsageError(f"{where}: the assistant answers no message, so there is nothing to learn; drop the row")
+    return standard[: answers[-1] + 1]
+
+
+def _standard(messages: Sequence[dict[str, Any]] | None, where: str) -> list[Message]:
+    """The messages with the keys and roles of chat templates.
+
+    Raises:
+        UsageError: a message lacks its speaker or its text.
+    """
     standard: list[Message] = []
     for number, message in enumerate(messages or (), start=1):
         role, content = next(
@@ -69,10 +82,7 @@ def standard_messages(messages: Sequence[dict[str, Any]] | None, where: str) -> 
         if role is None or content is None:
             raise UsageError(f"{where}: message {number} has no speaker or no text; complete it or drop the row")
         standard.append({"role": _ROLES.get(role.lower(), role.lower()), "content": content})
-    answers = [index for index, message in enumerate(standard) if index and message["role"] == "assistant"]
-    if not answers:
-        raise UsageError(f"{where}: the assistant answers no message, so there is nothing to learn; drop the row")
-    return standard[: answers[-1] + 1]
+    return standard
 
 
 def has_template(tokenizer: Any) -> bool:
@@ -98,11 +108,7 @@ def read_chats(tokenizer: Any, rows: Dataset, columns: Columns) -> list[Example]
         UsageError: the model has no chat template, a completion has no answer, or as `standard_messages` and
             `chat_examples`; names the row.
     """
-    if not has_template(tokenizer):
-        raise UsageError(
-            f"column {columns.text!r} holds chats, but this model has no chat template; "
-            "choose a chat model, or use columns of prompts and completions"
-        )
+    _check_template(tokenizer, columns)
     stops = turn_ends(tokenizer)
     chats = [messages or [] for messages in column_values(rows, columns.text)]
     prompts, completions = (chats, column_values(rows, columns.label)) if columns.label else ([[]] * len(chats), chats)
@@ -113,6 +119,36 @@ def read_chats(tokenizer: Any, rows: Dataset, columns: Columns) -> list[Example]
             raise UsageError(f"row {row}: the assistant says nothing in column {columns.label!r}; drop the row")
         examples += chat_examples(tokenizer, messages, stops, f"row {row}", len(prompt))
     return examples
+
+
+def are_prompts(rows: Dataset, columns: Columns) -> bool:
+    """True if chats wait for their answers: by the name of their column, or since the assistant says nothing."""
+    if columns.label is not None:
+        return False
+    chats = (_standard(messages, "a row") for messages in column_values(rows, columns.text))
+    return plain_name(columns.text) == "prompt" or not any(m["role"] == "assistant" for chat in chats for m in chat)
+
+
+def read_prompts(tokenizer: Any, rows: Dataset, columns: Columns) -> list[Example]:
+    """The examples of a column of chats that wait for an answer: whole prompts, without references.
+
+    Raises:
+        UsageError: the model has no chat template, or a message lacks its speaker or its text; names the row.
+    """
+    _check_template(tokenizer, columns)
+    examples = []
+    for row, messages in zip(row_numbers(rows), column_values(rows, columns.text), strict=True):
+        text = _render_prompt(tokenizer, _standard(messages, f"row {row}"), f"row {row}")
+        examples.append(answer_example(tokenise_plain(tokenizer, [text])[0], [], text, ()))
+    return examples
+
+
+def _check_template(tokenizer: Any, columns: Columns) -> None:
+    if not has_template(tokenizer):
+        raise UsageError(
+            f"column {columns.text!r} holds chats, but this model has no chat template; "
+            "choose a chat model, or use columns of prompts and completions"
+        )
 
 
 def chat_examples(
