@@ -21,9 +21,11 @@ from capaft.tasks.base.evidence import Evidence, predicts_masked_tokens
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.language.chat import chat_rows_examples
 from capaft.tasks.language.chat_columns import (
+    are_prompts,
     chat_columns,
     chat_faults,
     is_chat,
+    is_usual_chat,
     only_chat,
     recognise_exchange,
     usual_chat,
@@ -39,7 +41,7 @@ from capaft.tasks.language.plain_text import (
     recognise_plain_text,
     surrounding_tokens,
 )
-from capaft.tasks.language.text_pairs import check_pairs, read_pairs, recognise_text_pairs
+from capaft.tasks.language.text_pairs import check_pairs, read_pairs, recognise_source, recognise_text_pairs
 from capaft.tasks.language.text_scores import TEXT_METRICS
 from capaft.tasks.language.token_limit import model_positions, token_limit
 from capaft.tasks.language.token_loss import IGNORED, TOKEN_METRICS, mark_tokens, pad_rows
@@ -125,8 +127,8 @@ class CausalLM(Generation):
     def recognise(cls, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
         """Chats by name, else prompts with completions, else the only column of chats, else plain text."""
         text, label = named.get("text"), named.get("label")
-        if text is None and label is None:
-            usual = usual_chat(rows)
+        if label is None and (text is None or is_usual_chat(rows, text)):
+            usual = usual_chat(rows) if text is None else text
             if usual is not None:
                 return Columns(usual)
         exchange = recognise_exchange(rows, named)
@@ -139,6 +141,12 @@ class CausalLM(Generation):
         if only is not None:
             return Columns(only)
         return pair or recognise_plain_text(rows, named)
+
+    def find_columns(self, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
+        """See `Task.find_columns`; prompts need no completions."""
+        if self.layout == PROMPT:
+            return recognise_text_pairs(rows, named) or recognise_source(rows, named)
+        return self.recognise(rows, named) if self.layout == MESSAGES else recognise_plain_text(rows, named)
 
     @classmethod
     def faults(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> Mapping[int, str]:
@@ -162,6 +170,11 @@ class CausalLM(Generation):
         self._check_layout(rows, columns)
         if self.layout == PROMPT:
             check_pairs(rows, columns)
+        elif self.layout == MESSAGES and are_prompts(rows, columns):
+            raise UsageError(
+                f"the chats in column {columns.text!r} have no answers to compare with; name the column of the answers "
+                "with --label-column"
+            )
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Blocks or texts; prompts with completions; or chats.
@@ -268,7 +281,8 @@ class CausalLM(Generation):
     ) -> tuple[list[Example], list[str]]:
         """The examples of the rows, and lines about them."""
         if self.layout == MESSAGES:
-            return chat_rows_examples(tokenizer, rows, columns)
+            waiting = not training and are_prompts(rows, columns)
+            return chat_rows_examples(tokenizer, rows, columns, waiting=waiting)
         pairs = read_pairs(rows, columns, self.source_prefix, per_reference=training)
         return pair_examples(tokenizer, pairs, self.separator, chat_template=self.chat_template)
 

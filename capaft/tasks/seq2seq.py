@@ -20,7 +20,14 @@ from capaft.tasks.language.chat_columns import chat_columns
 from capaft.tasks.language.framing import frame
 from capaft.tasks.language.generation import Generation
 from capaft.tasks.language.plain_text import recognise_plain_text, surrounding_tokens
-from capaft.tasks.language.text_pairs import Pair, are_summaries, check_pairs, read_pairs, recognise_text_pairs
+from capaft.tasks.language.text_pairs import (
+    Pair,
+    are_summaries,
+    check_pairs,
+    read_pairs,
+    recognise_source,
+    recognise_text_pairs,
+)
 from capaft.tasks.language.text_scores import TEXT_METRICS
 from capaft.tasks.language.token_limit import model_positions, token_limit
 from capaft.tasks.language.token_loss import IGNORED, TOKEN_METRICS, pad_rows
@@ -74,6 +81,10 @@ class Seq2Seq(Generation):
                 f"{list_columns(rows)}"
             )
         return pair or recognise_plain_text(rows, named)
+
+    def find_columns(self, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
+        """See `Task.find_columns`; a source may be alone."""
+        return recognise_text_pairs(rows, named) or recognise_source(rows, named)
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, settings: TaskSettings, data: str = "") -> Self:

@@ -5,9 +5,7 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<turn>assistant\n' }}{% endif %}"
 )
 # SmolLM2's and Qwen2's: a system text of its own where a chat has none.
-DEFAULT_SYSTEM = (
-    "{% if messages[0]['role'] != 'system' %}{{ '<turn>system\nBe kind.<stop>\n' }}{% endif %}" + CHATML
-)
+DEFAULT_SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ '<turn>system\nBe kind.<stop>\n' }}{% endif %}" + CHATML
 # Qwen2.5's and Qwen3's.
 QWEN = """\
 {%- if tools %}
@@ -83,7 +81,8 @@ GEMMA = """\
 {{- bos_token }}
 {%- if messages[0].role == 'system' %}{{- raise_exception('System role not supported') }}{%- endif %}
 {%- for message in messages %}
-{{- '<turn>' + ('model' if message.role == 'assistant' else message.role) + '\n' + message.content | trim + '<stop>\n' }}
+{%- set speaker = 'model' if message.role == 'assistant' else message.role %}
+{{- '<turn>' + speaker + '\n' + message.content | trim + '<stop>\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<turn>model\n' }}{%- endif %}"""
 # DeepSeek's: arguments are text, and whatever else is in a call is passed over.

@@ -57,6 +57,29 @@ def test_layouts_are_told_by_the_columns(rows: Dataset, named: dict[str, str], c
     assert CausalLM(max_length=task.max_length, metric=task.metric, **task.options()) == task
 
 
+@pytest.mark.parametrize("layout", ["prompt", "text", "messages"])
+def test_the_columns_to_score_are_those_of_the_layout(layout: str) -> None:
+    task = CausalLM(layout=layout)
+    rows = {
+        "prompt": table(instruction=["a"], input=["b"]),
+        "text": table(text=["a"], summary=["b"]),
+        "messages": table(prompt=[CHAT[:1]], note=["b"]),
+    }
+    expected = {"prompt": Columns("instruction", "input"), "text": Columns("text"), "messages": Columns("prompt")}
+    assert task.find_columns(rows[layout], {}) == expected[layout]
+
+
+def test_chats_that_wait_for_an_answer_are_prompts_as_a_whole() -> None:
+    task, model = CausalLM(layout="messages", metric="bleu"), base("llama", tokenizer(PLAIN_TEMPLATE))
+    rows = table(prompt=[[*CHAT, {"role": "user", "content": "and?"}]])
+    scored = task.features(model, rows, Columns("prompt"), training=False)
+    assert "and?" in scored.sources[0]
+    assert scored.references == [()]
+    assert not task.has_targets(scored)
+    with pytest.raises(UsageError, match="column 'prompt' have no answers to compare with"):
+        task.check_labels(rows, Columns("prompt"))
+
+
 def test_settings_become_fields() -> None:
     settings = {"separator": " => ", "num_beams": 3, "max_new_tokens": 7, "chat_template": False, "metric": "bleu"}
     task = task_for(TWO, **settings, source_prefix="say ", max_length=40)

@@ -35,8 +35,16 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def chat_rows_examples(tokenizer: Any, rows: Dataset, columns: Columns) -> tuple[list[Example], list[str]]:
+def chat_rows_examples(
+    tokenizer: Any, rows: Dataset, columns: Columns, *, waiting: bool = False
+) -> tuple[list[Example], list[str]]:
     """The examples of a column of chats, or of two columns: prompts, and completions, whose answers alone count.
+
+    Args:
+        tokenizer: of the model.
+        rows: the split.
+        columns: its columns.
+        waiting: the chats wait for an answer: they are whole prompts, without references.
 
     Returns:
         The examples, and lines that say what was read and what was not.
@@ -50,11 +58,12 @@ def chat_rows_examples(tokenizer: Any, rows: Dataset, columns: Columns) -> tuple
             "choose a chat model, or use columns of prompts and completions"
         )
     stops = turn_ends(tokenizer)
-    chats, framed = _unframed(tokenizer, sound_chats(rows, columns), stops)
+    chats, framed = _unframed(tokenizer, sound_chats(rows, columns, waiting=waiting), stops)
     chats, unread = fit_chats(tokenizer, chats)
     beside = ", ".join(map(repr, further_columns(rows).values()))
     read = [f"each chat with its {beside}"] if beside else []
-    return [example for chat in chats for example in chat_examples(tokenizer, chat, stops)], [*read, *framed, *unread]
+    examples = [example for chat in chats for example in chat_examples(tokenizer, chat, stops)]
+    return examples, [*read, *framed, *unread]
 
 
 def chat_examples(tokenizer: Any, chat: Chat, stops: Collection[int]) -> list[Example]:
@@ -62,12 +71,15 @@ def chat_examples(tokenizer: Any, chat: Chat, stops: Collection[int]) -> list[Ex
 
     Args:
         tokenizer: one with a chat template.
-        chat: its last message is an answer that counts.
+        chat: its last message is an answer that counts, or it waits for one and has none.
         stops: tokens that end an answer; what the template puts after them does not count.
 
     Raises:
         UsageError: the template rejects the chat, or does not put an answer after the prompt that asks for it.
     """
+    if not chat.learnt:
+        prompt_text = render_prompt(tokenizer, chat, len(chat.messages))
+        return [answer_example(tokenise_plain(tokenizer, [prompt_text])[0], [], prompt_text, ())]
     answers = tuple(at for at, message in enumerate(chat.messages) if message["role"] == ASSISTANT)
     # The template's markers cover every answer, so they are of no use if only some count.
     if chat.learnt == answers and has_markers(tokenizer, chat):
@@ -94,8 +106,7 @@ def pair_example(tokenizer: Any, pair: Pair, stops: Collection[int]) -> Example:
     """
     chat = exchange(pair.source, "".join(pair.references[:1]), f"row {pair.row}")
     if not pair.references:
-        prompt = tokenise_plain(tokenizer, [render_prompt(tokenizer, chat, 1)])[0]
-        return answer_example(prompt, [], pair.source, ())
+        chat = dataclasses.replace(chat, messages=chat.messages[:-1], learnt=())
     (example,) = chat_examples(tokenizer, chat, stops)
     return dataclasses.replace(example, source=pair.source, references=pair.references)
 

@@ -14,6 +14,7 @@ from capaft.tasks.language.messages import (
     SYSTEM,
     TEXTS,
     Message,
+    is_answer,
     is_learnt,
     parsed,
     standard_message,
@@ -51,12 +52,12 @@ _DECIDED = {
 
 @dataclass(frozen=True)
 class Chat:
-    """A chat up to its last answer that is learnt.
+    """A chat up to its last answer that is learnt, or all of it if it waits for an answer.
 
     Attributes:
         where: its row, for messages.
         messages: what was said.
-        learnt: positions of the answers that count, in order.
+        learnt: positions of the answers that count, in order; none if the chat waits for an answer.
         options: what the template reads besides the messages, such as `tools` and `documents`, by name.
     """
 
@@ -95,6 +96,18 @@ def usual_chat(rows: Dataset) -> str | None:
     return find_column(rows.select_columns(chat_columns(rows)), "text", None, _CHATS, bool, "messages")
 
 
+def is_usual_chat(rows: Dataset, name: str) -> bool:
+    """True if a column holds chats and has a usual name."""
+    return any(plain_name(name) in names for names in _CHATS) and is_chat(rows, name)
+
+
+def are_prompts(rows: Dataset, columns: Columns) -> bool:
+    """True if chats wait for their answers: by the name of their column, or since the assistant says nothing."""
+    if columns.label is not None:
+        return False
+    return plain_name(columns.text) == "prompt" or not any(map(_has_answer, _cells(rows, columns.text)))
+
+
 def only_chat(rows: Dataset) -> str | None:
     """The only column of chats, or the chosen ones of a data set of preferences."""
     names = {plain_name(name): name for name in chat_columns(rows)}
@@ -129,39 +142,42 @@ def further_columns(rows: Dataset) -> dict[str, str]:
     return columns
 
 
-def read_chats(rows: Dataset, columns: Columns) -> Iterator[Chat | ValueError]:
-    """The chat of each row, or what is wrong with it."""
+def read_chats(rows: Dataset, columns: Columns, *, waiting: bool = False) -> Iterator[Chat | ValueError]:
+    """The chat of each row, or what is wrong with it; chats that wait for an answer need none."""
     beside = {kind: _cells(rows, name) for kind, name in further_columns(rows).items()}
     chats = _cells(rows, columns.text)
     completions: Iterable[Any] = [None] * len(rows) if columns.label is None else _cells(rows, columns.label)
     for at, (number, chat, completion) in enumerate(zip(row_numbers(rows), chats, completions, strict=True)):
         try:
             further = {kind: cells[at] for kind, cells in beside.items()}
-            yield _read_chat(f"row {number}", chat, completion, columns.label, further)
+            yield _read_chat(f"row {number}", chat, completion, columns.label, further, waiting)
         except ValueError as error:
             yield error
 
 
 def chat_faults(rows: Dataset, columns: Columns) -> dict[int, str]:
     """The rows whose chats cannot be read, by position, each with what is wrong."""
-    return {at: str(chat) for at, chat in enumerate(read_chats(rows, columns)) if isinstance(chat, ValueError)}
+    chats = read_chats(rows, columns, waiting=are_prompts(rows, columns))
+    return {at: str(chat) for at, chat in enumerate(chats) if isinstance(chat, ValueError)}
 
 
-def sound_chats(rows: Dataset, columns: Columns) -> list[Chat]:
+def sound_chats(rows: Dataset, columns: Columns, *, waiting: bool = False) -> list[Chat]:
     """The chats of all rows.
 
     Raises:
         UsageError: one cannot be read; names the row.
     """
     chats = []
-    for number, chat in zip(row_numbers(rows), read_chats(rows, columns), strict=True):
+    for number, chat in zip(row_numbers(rows), read_chats(rows, columns, waiting=waiting), strict=True):
         if isinstance(chat, ValueError):
             raise UsageError(f"row {number}: {chat}; correct it or drop the row")
         chats.append(chat)
     return chats
 
 
-def _read_chat(where: str, chat: Any, completion: Any, label: str | None, further: Mapping[str, Any]) -> Chat:
+def _read_chat(
+    where: str, chat: Any, completion: Any, label: str | None, further: Mapping[str, Any], waiting: bool
+) -> Chat:
     """One row.
 
     Raises:
@@ -175,28 +191,53 @@ def _read_chat(where: str, chat: Any, completion: Any, label: str | None, furthe
         completion = completion[len(prompt) :]
     if not isinstance(prompt, list) or not isinstance(completion, list):
         raise ValueError("it is not a list of messages")
-    messages, learnt = [], []
-    for number, message in enumerate([*prompt, *completion], start=1):
-        try:
-            messages.append(standard_message(message))
-            if number > max(1, len(prompt)) and is_learnt(messages[-1]):
-                learnt.append(number - 1)
-                if not messages[-1]["content"].strip() and "tool_calls" not in messages[-1]:
-                    raise ValueError("is an empty answer")
-        except ValueError as error:
-            raise ValueError(f"message {number} {error}") from None
-    if not learnt:
+    messages = _standard_messages([*prompt, *completion])
+    learnt = [] if waiting else _learnt(messages, len(prompt))
+    if waiting and not messages:
+        raise ValueError("there is no message")
+    if not waiting and not learnt:
         raise ValueError(
             "the assistant answers no message, so there is nothing to learn"
             if label is None
             else f"the assistant says nothing in column {label!r}"
         )
-    options = _options(further)
-    system, offset = further.get("system"), 0
+    options, system = _options(further), further.get("system")
     if isinstance(system, str) and system.strip() and messages[0]["role"] not in (SYSTEM, DEVELOPER):
-        messages, offset = [{"role": SYSTEM, "content": system}, *messages], 1
-    end = learnt[-1] + offset + 1
-    return Chat(where, messages[:end], tuple(at + offset for at in learnt), options)
+        messages, learnt = [{"role": SYSTEM, "content": system}, *messages], [at + 1 for at in learnt]
+    return Chat(where, messages[: learnt[-1] + 1] if learnt else messages, tuple(learnt), options)
+
+
+def _standard_messages(messages: Sequence[Any]) -> list[Message]:
+    """The messages in standard form.
+
+    Raises:
+        ValueError: one cannot be read; names its number.
+    """
+    standard = []
+    for number, message in enumerate(messages, start=1):
+        try:
+            standard.append(standard_message(message))
+        except ValueError as error:
+            raise ValueError(f"message {number} {error}") from None
+    return standard
+
+
+def _learnt(messages: Sequence[Message], skip: int) -> list[int]:
+    """Positions of the answers that count: not those of the prompt, nor words that answer nothing.
+
+    Raises:
+        ValueError: one is empty, or its weight cannot be read; names its number.
+    """
+    learnt = []
+    for at, message in enumerate(messages):
+        try:
+            if at >= max(1, skip) and is_learnt(message):
+                learnt.append(at)
+                if not message["content"].strip() and "tool_calls" not in message:
+                    raise ValueError("is an empty answer")
+        except ValueError as error:
+            raise ValueError(f"message {at + 1} {error}") from None
+    return learnt
 
 
 def _options(further: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,6 +263,14 @@ def _options(further: Mapping[str, Any]) -> dict[str, Any]:
 
 def _has_keys(fields: Mapping[str, Any]) -> bool:
     return any(all(key in fields for key in keys) for keys in zip(SPEAKERS, TEXTS, strict=True))
+
+
+def _has_answer(cell: Any) -> bool:
+    try:
+        chat = _plain(cell)
+    except ValueError:
+        return False
+    return isinstance(chat, list) and any(isinstance(message, dict) and is_answer(message) for message in chat)
 
 
 def _may_hold_records(feature: Any) -> bool:

@@ -152,7 +152,7 @@ def _check_option(tokenizer: Any, chat: Chat, name: str, unread: dict[str, None]
         UsageError: it is more than a switch.
     """
     if name == "tools":
-        length = chat.learnt[0]
+        length = chat.learnt[0] if chat.learnt else len(chat.messages)
         bare = dataclasses.replace(chat, options={key: value for key, value in chat.options.items() if key != name})
         is_read = render_prompt(tokenizer, chat, length) != render_prompt(tokenizer, bare, length)
     else:
@@ -185,7 +185,7 @@ def _text_with(tokenizer: Any, chat: Chat, at: int) -> str:
     if chat.messages[at]["role"] == ASSISTANT:
         return str(render(tokenizer, chat, at + 1))
     answers = (later for later in range(at, len(chat.messages)) if chat.messages[later]["role"] == ASSISTANT)
-    return render_prompt(tokenizer, chat, next(answers))
+    return render_prompt(tokenizer, chat, next(answers, len(chat.messages)))
 
 
 def _with_calls_that_fit(tokenizer: Any, chats: Sequence[Chat]) -> Sequence[Chat]:

@@ -116,6 +116,12 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(entry) for entry in value] if isinstance(value, list) else value
 
 
+def is_answer(message: Mapping[str, Any]) -> bool:
+    """True if the assistant is the speaker of a message as a data set has it."""
+    name = str(next((message[key] for key in SPEAKERS if message.get(key) is not None), "")).strip().lower()
+    return name in _CALLERS or _ROLES.get(name, name) == ASSISTANT
+
+
 def is_learnt(message: Message) -> bool:
     """True for the assistant's messages, unless OpenAI's `weight` is 0.
 

@@ -83,7 +83,9 @@ def test_of_a_prompt_and_its_completion_the_answers_of_the_completion_count(temp
 def test_completions_without_an_answer(completion: Any) -> None:
     second = completion and messages(completion)
     rows = table(prompt=[messages(CHAT[:2]), messages(CHAT[:3])], completion=[messages(CHAT[2:]), second])
-    with pytest.raises(UsageError, match="row 2: the assistant says nothing in column 'completion'; correct it or drop the row"):
+    with pytest.raises(
+        UsageError, match="row 2: the assistant says nothing in column 'completion'; correct it or drop the row"
+    ):
         chat_rows_examples(tokenizer(PLAIN_TEMPLATE), rows, Columns("prompt", None, "completion"))
 
 
