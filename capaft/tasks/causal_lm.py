@@ -16,7 +16,7 @@ from capaft.config.choices import CHAT_TEMPLATE, PACKING
 from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
-from capaft.tasks.base.columns import Columns
+from capaft.tasks.base.columns import Columns, is_text
 from capaft.tasks.base.evidence import Evidence, predicts_masked_tokens
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.language.chat import chat_rows_examples
@@ -24,6 +24,7 @@ from capaft.tasks.language.chat_columns import (
     are_prompts,
     chat_columns,
     chat_faults,
+    further_columns,
     is_chat,
     is_usual_chat,
     only_chat,
@@ -93,8 +94,14 @@ class CausalLM(Generation):
 
     @classmethod
     def is_certain(cls, rows: Dataset, evidence: Evidence) -> bool:
-        """True if a column holds chats, unless the model is an encoder with a decoder."""
-        return not evidence.is_encoder_decoder and bool(chat_columns(rows))
+        """True if a column holds chats, unless the model is an encoder with a decoder.
+
+        JSON text of chats may also be a text to classify, by a model of masked tokens.
+        """
+        names = chat_columns(rows)
+        if evidence.is_masked:
+            names = [name for name in names if not is_text(rows.features[name])]
+        return not evidence.is_encoder_decoder and bool(names)
 
     @classmethod
     def claims(cls, rows: Dataset, evidence: Evidence) -> bool:
@@ -284,7 +291,12 @@ class CausalLM(Generation):
             waiting = not training and are_prompts(rows, columns)
             return chat_rows_examples(tokenizer, rows, columns, waiting=waiting)
         pairs = read_pairs(rows, columns, self.source_prefix, per_reference=training)
-        return pair_examples(tokenizer, pairs, self.separator, chat_template=self.chat_template)
+        examples, notes = pair_examples(tokenizer, pairs, self.separator, chat_template=self.chat_template)
+        beside = [name for name in further_columns(rows).values() if name not in dataclasses.astuple(columns)]
+        if beside:
+            names = ", ".join(map(repr, beside))
+            notes = [*notes, f"not read beside prompts, but only beside chats (messages): {names}"]
+        return examples, notes
 
 
 def _leaves_logits_out(model: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns
+from capaft.tasks.base.evidence import Evidence
 from capaft.tasks.causal_lm import CausalLM
 from capaft.tasks.language.token_loss import IGNORED
 
@@ -316,3 +318,18 @@ def test_show() -> None:
     assert task_for(TWO).show(base("llama", tokenizer()), examples, 0) == "say a\n⟦aaa<end>⟧"
     rows = table(text=["ab"])
     assert task_for(rows).show(base("llama", tokenizer()), features(task_for(rows), rows), 0) == "⟦ab<end>⟧"
+
+
+def test_what_stands_beside_prompts_is_named() -> None:
+    rows = table(prompt=["a"], completion=["b"], system_prompt=["be brief"])
+    assert features(task_for(rows), rows).notes == [
+        "not read beside prompts, but only beside chats (messages): 'system_prompt'"
+    ]
+
+
+def test_json_text_of_chats_is_certain_unless_the_model_reads_both_ways() -> None:
+    rows = table(messages=[json.dumps(CHAT)])
+    writer, encoder = (Evidence(base(kind, tokenizer()).model.config, {}) for kind in ("llama", "bert"))
+    assert CausalLM.is_certain(rows, writer)
+    assert not CausalLM.is_certain(rows, encoder)
+    assert CausalLM.is_certain(table(messages=[CHAT]), encoder)

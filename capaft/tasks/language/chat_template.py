@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from capaft.support.errors import UsageError, printable
+from capaft.support.errors import UsageError, one_line, printable
 from capaft.tasks.language.chat_columns import Chat
 from capaft.tasks.language.messages import ASSISTANT, DEVELOPER, SYSTEM, TOOL, USER
 from capaft.tasks.language.plain_text import special_tokens, tokenise_plain
@@ -121,8 +121,17 @@ def fit_chats(tokenizer: Any, chats: Sequence[Chat]) -> tuple[list[Chat], list[s
 
 
 def _source(tokenizer: Any, options: Mapping[str, Any]) -> str:
-    """The template's source; some models have another one for chats with tools."""
-    return str(tokenizer.get_chat_template(tools=options.get("tools")))
+    """The template's source; some models have another one for chats with tools.
+
+    Raises:
+        UsageError: the model has several templates, and none is the default.
+    """
+    try:
+        return str(tokenizer.get_chat_template(tools=options.get("tools")))
+    except ValueError as error:
+        raise UsageError(
+            f"the model's chat templates cannot be used: {one_line(error)}; choose another model"
+        ) from None
 
 
 def _first_of_each(chats: Sequence[Chat]) -> dict[tuple[str, str], tuple[Chat, int | None]]:

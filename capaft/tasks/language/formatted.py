@@ -37,13 +37,15 @@ def pair_examples(
     Raises:
         UsageError: as `pair_example`.
     """
-    stops = turn_ends(tokenizer) if has_template(tokenizer) else {end_of_text_token(tokenizer)}
+    is_templated = chat_template and has_template(tokenizer)
+    stops = turn_ends(tokenizer) if is_templated else _plain_ends(tokenizer)
     openings, start = _openings(tokenizer), _start(tokenizer)
     opening = [_opening(pair.source, openings, start) for pair in pairs]
     formatted = [pair for pair, begins in zip(pairs, opening, strict=True) if begins]
     raw = [pair for pair, begins in zip(pairs, opening, strict=True) if not begins]
-    as_is = plain_examples(tokenizer, formatted, "" if separator == SEPARATOR else separator, stops)
-    if chat_template and has_template(tokenizer):
+    between = "" if separator == SEPARATOR else separator
+    as_is = plain_examples(tokenizer, formatted, between, stops) if formatted else []
+    if is_templated:
         around = dataclasses.replace(start, ends=frame(tokenizer, (), ends=sorted(stops)).ends)
         bare = [_unframed(pair, around) for pair in raw]
         others = [pair_example(tokenizer, pair, stops) for pair in bare]
@@ -59,6 +61,14 @@ def pair_examples(
             f"{len(formatted)} of {len(pairs)} prompts are already formatted, as {shown!r} shows, and stay as they are"
         )
     return [next(in_order[0] if begins else in_order[1]) for begins in opening], notes
+
+
+def _plain_ends(tokenizer: Any) -> set[int]:
+    """Tokens that end an answer outside the template; one that renders no question knows no other."""
+    try:
+        return turn_ends(tokenizer) | {end_of_text_token(tokenizer)}
+    except UsageError:
+        return {end_of_text_token(tokenizer)}
 
 
 def _start(tokenizer: Any) -> Frame:

@@ -176,3 +176,14 @@ def test_chats_that_wait_for_an_answer_have_their_tools() -> None:
     whole = tokenizer(QWEN).decode(example.prompt)
     assert whole.startswith("<turn>system\n<tools>")
     assert whole.endswith("<tool_response>2</tool_response><stop>\n<turn>assistant\n")
+
+
+def test_a_template_for_tools_of_its_own() -> None:
+    model = tokenizer()
+    model.chat_template = {"default": CHATML, "tool_use": QWEN}
+    rows = table(messages=[TOOL_CHAT], tools=[[TOOL]])
+    (example,), _ = chat_rows_examples(model, rows, CausalLM.recognise(rows, {}))
+    assert model.decode(example.ids).startswith("<turn>system\n<tools>")
+    model.chat_template = {"tool_use": QWEN}
+    with pytest.raises(UsageError, match=r"the model's chat templates cannot be used: .* choose another model"):
+        chat_rows_examples(model, rows, CausalLM.recognise(rows, {}))

@@ -87,3 +87,10 @@ def test_a_separator_of_the_users_own_stays() -> None:
 def test_a_completion_of_nothing_else() -> None:
     with pytest.raises(UsageError, match="row 1: the completion has nothing but special tokens; drop the row"):
         read(CHATML, "hi", "<stop>")
+
+
+def test_a_template_that_is_not_used_may_be_odd() -> None:
+    odd = "{{ raise_exception('not you') }}"
+    assert read(odd, "hi", "yo", chat_template=False)[0] == "hi\n⟦yo<end>⟧"
+    with pytest.raises(UsageError, match="rejects this chat: not you"):
+        read(odd, "hi", "yo")
