@@ -177,7 +177,13 @@ def _parse(path: Path, text: str, part: str) -> Any:
 
 
 def _json_column(path: Path, name: str, values: list[Any]) -> pa.Array:
-    """Build a column of one type; of text, as in CSV, if plain values have several types or too many digits."""
+    """Build a column of one type; of text, as in CSV, if plain values have several types or too many digits.
+
+    Lists of records, such as messages, stay JSON: one type for all would give each the fields of every other.
+    """
+    if _are_records(values):
+        records = [None if value is None else [json.dumps(record) for record in value] for value in values]
+        return pa.array(records, pa.list_(pa.string())).cast(pa.list_(pa.json_()))
     try:
         try:
             return pa.array(values)
@@ -192,6 +198,16 @@ def _json_column(path: Path, name: str, values: list[Any]) -> pa.Array:
         raise UsageError(
             f"{path}: column {name!r} cannot be read as one type ({reason}); give its values one type"
         ) from None
+
+
+def _are_records(values: list[Any]) -> bool:
+    lists = [value for value in values if value is not None]
+    records = [record for value in lists if isinstance(value, list) for record in value]
+    return (
+        all(isinstance(value, list) for value in lists)
+        and bool(records)
+        and all(isinstance(record, dict) for record in records)
+    )
 
 
 def _read_parquet(path: Path) -> pa.Table:

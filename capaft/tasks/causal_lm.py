@@ -18,21 +18,33 @@ from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
 from capaft.model.modalities import auto_class_of_writer, check_reads_text_alone, text_path
 from capaft.support.errors import UsageError
-from capaft.tasks.base.columns import Columns, find_column
+from capaft.tasks.base.columns import Columns, is_text
 from capaft.tasks.base.evidence import Evidence, predicts_masked_tokens
 from capaft.tasks.base.features import Batch, Features
-from capaft.tasks.language import chat
-from capaft.tasks.language.chat import has_template, read_chats, recognise_exchange, turn_ends
-from capaft.tasks.language.example import Example, plain_examples, shortened_prompt
+from capaft.tasks.language.chat import chat_rows_examples
+from capaft.tasks.language.chat_columns import (
+    are_prompts,
+    chat_columns,
+    chat_faults,
+    further_columns,
+    is_chat,
+    is_usual_chat,
+    only_chat,
+    recognise_exchange,
+    usual_chat,
+)
+from capaft.tasks.language.chat_template import turn_ends
+from capaft.tasks.language.example import Example, shortened_prompt
+from capaft.tasks.language.formatted import SEPARATOR, pair_examples
+from capaft.tasks.language.framing import frame, tokenise_rows
 from capaft.tasks.language.generation import Generation
 from capaft.tasks.language.plain_text import (
     end_of_text_token,
     pack_blocks,
     recognise_plain_text,
     surrounding_tokens,
-    tokenise_rows,
 )
-from capaft.tasks.language.text_pairs import check_pairs, read_pairs, recognise_text_pairs
+from capaft.tasks.language.text_pairs import check_pairs, read_pairs, recognise_source, recognise_text_pairs
 from capaft.tasks.language.text_scores import TEXT_METRICS
 from capaft.tasks.language.token_limit import model_positions, token_limit
 from capaft.tasks.language.token_loss import IGNORED, TOKEN_METRICS, mark_tokens, pad_rows
@@ -41,7 +53,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 TEXT, PROMPT, MESSAGES = LAYOUTS = ("text", "prompt", "messages")
-_CHATS = (("messages",), ("conversations", "conversation"), ("chat", "dialog", "dialogue"))
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,7 @@ class CausalLM(Generation):
 
     packing: bool = PACKING
     chat_template: bool = CHAT_TEMPLATE
-    separator: str = "\n"
+    separator: str = SEPARATOR
     layout: str = TEXT
 
     def __post_init__(self) -> None:
@@ -85,8 +96,14 @@ class CausalLM(Generation):
 
     @classmethod
     def is_certain(cls, rows: Dataset, evidence: Evidence) -> bool:
-        """True if a column holds chats, unless the model is an encoder with a decoder."""
-        return not evidence.is_encoder_decoder and any(map(chat.is_chat, rows.features.values()))
+        """True if a column holds chats, unless the model is an encoder with a decoder.
+
+        JSON text of chats may also be a text to classify, by a model of masked tokens.
+        """
+        names = chat_columns(rows)
+        if evidence.is_masked:
+            names = [name for name in names if not is_text(rows.features[name])]
+        return not evidence.is_encoder_decoder and bool(names)
 
     @classmethod
     def claims(cls, rows: Dataset, evidence: Evidence) -> bool:
@@ -134,26 +151,36 @@ class CausalLM(Generation):
     def recognise(cls, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
         """Chats by name, else prompts with completions, else the only column of chats, else plain text."""
         text, label = named.get("text"), named.get("label")
-        chats = [name for name, feature in rows.features.items() if chat.is_chat(feature)]
-        if text is None and label is None:
-            usual = find_column(rows, "text", None, _CHATS, chat.is_chat, "messages")
+        if label is None and (text is None or is_usual_chat(rows, text)):
+            usual = usual_chat(rows) if text is None else text
             if usual is not None:
                 return Columns(usual)
         exchange = recognise_exchange(rows, named)
         if exchange is not None:
             return exchange
-        if text is not None and text in chats and label is None:
+        if text is not None and label is None and is_chat(rows, text):
             return Columns(text)
         pair = recognise_text_pairs(rows, named)
-        if pair is None and text is None and len(chats) == 1:
-            return Columns(chats[0])
+        only = only_chat(rows) if pair is None and text is None else None
+        if only is not None:
+            return Columns(only)
         return pair or recognise_plain_text(rows, named)
+
+    def find_columns(self, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
+        """See `Task.find_columns`; prompts need no completions."""
+        if self.layout == PROMPT:
+            return recognise_text_pairs(rows, named) or recognise_source(rows, named)
+        return self.recognise(rows, named) if self.layout == MESSAGES else recognise_plain_text(rows, named)
+
+    @classmethod
+    def faults(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> Mapping[int, str]:
+        """Chats that cannot be read, or in which the assistant says nothing."""
+        return chat_faults(rows, columns) if is_chat(rows, columns.text) else {}
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, settings: TaskSettings, data: str = "") -> Self:
         """See `Task.decide`; the layout is that of the rows."""
-        is_chat = chat.is_chat(rows.features.get(columns.text))
-        layout = MESSAGES if is_chat else TEXT if columns.label is None else PROMPT
+        layout = MESSAGES if is_chat(rows, columns.text) else TEXT if columns.label is None else PROMPT
         # The layout decides which metrics are available.
         task = super().decide(rows, columns, dataclasses.replace(settings, metric=None), data)
         return dataclasses.replace(task, layout=layout, metric=settings.metric or "")
@@ -167,6 +194,11 @@ class CausalLM(Generation):
         self._check_layout(rows, columns)
         if self.layout == PROMPT:
             check_pairs(rows, columns)
+        elif self.layout == MESSAGES and are_prompts(rows, columns):
+            raise UsageError(
+                f"the chats in column {columns.text!r} have no answers to compare with; name the column of the answers "
+                "with --label-column"
+            )
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Blocks or texts; prompts with completions; or chats.
@@ -181,7 +213,7 @@ class CausalLM(Generation):
         limit = token_limit(base, self.max_length)
         if self.layout == TEXT:
             return self._plain(base.processor, rows, columns, limit)
-        examples = self._examples(base.processor, rows, columns, training)
+        examples, notes = self._examples(base.processor, rows, columns, training)
         fitting = [example for example in examples if any(token != IGNORED for token in example.labels[:limit])]
         if not fitting and (training or any(example.references for example in examples)):
             shortest = min(len(example.prompt) for example in examples)
@@ -203,6 +235,7 @@ class CausalLM(Generation):
             [example.references for example in kept],
             sum(len(example.ids) > limit or (writes and len(example.prompt) > room) for example in examples),
             [example.source for example in kept],
+            notes=notes,
         )
 
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
@@ -250,27 +283,37 @@ class CausalLM(Generation):
         return cls.has_columns(rows, evidence) and cls.recognise(rows, evidence.named).label is not None
 
     def _check_layout(self, rows: Dataset, columns: Columns) -> None:
-        if (self.layout == MESSAGES) != chat.is_chat(rows.features.get(columns.text)):
+        if (self.layout == MESSAGES) != is_chat(rows, columns.text):
             kind = "chats" if self.layout == MESSAGES else "texts"
             raise UsageError(f"column {columns.text!r} does not hold {kind}, as the training data did; name another")
 
     def _plain(self, tokenizer: Any, rows: Dataset, columns: Columns, limit: int) -> Features:
         """Texts between the special tokens that the tokenizer puts before one and its end; empty ones are left out."""
         lead, end = surrounding_tokens(tokenizer)[0], end_of_text_token(tokenizer)
-        whole = [[*lead, *ids, end] for ids in tokenise_rows(tokenizer, rows, columns)]
+        texts, notes = tokenise_rows(tokenizer, rows, columns, frame(tokenizer, lead, [end]))
+        whole = [[*lead, *ids, end] for ids in texts]
+        if self.packing and not lead:
+            # The end of one text is also the beginning of the next where one token does for both, as in GPT-2.
+            whole[1:] = [ids[1:] if ids[0] == end and len(ids) > 1 else ids for ids in whole[1:]]
         blocks: Sequence[Any] = pack_blocks(whole, limit) if self.packing else [ids[:limit] for ids in whole]
         truncated = 0 if self.packing else sum(len(ids) > limit for ids in whole)
         lengths = np.array([len(ids) for ids in blocks], dtype=np.int64)
-        return Features({"input_ids": blocks}, lengths, truncated=truncated, rows=len(whole))
+        return Features({"input_ids": blocks}, lengths, truncated=truncated, rows=len(whole), notes=notes)
 
-    def _examples(self, tokenizer: Any, rows: Dataset, columns: Columns, training: bool) -> list[Example]:
+    def _examples(
+        self, tokenizer: Any, rows: Dataset, columns: Columns, training: bool
+    ) -> tuple[list[Example], list[str]]:
+        """The examples of the rows, and lines about them."""
         if self.layout == MESSAGES:
-            return read_chats(tokenizer, rows, columns)
+            waiting = not training and are_prompts(rows, columns)
+            return chat_rows_examples(tokenizer, rows, columns, waiting=waiting)
         pairs = read_pairs(rows, columns, self.source_prefix, per_reference=training)
-        if self.chat_template and has_template(tokenizer):
-            stops = turn_ends(tokenizer)
-            return [chat.pair_example(tokenizer, pair, stops) for pair in pairs]
-        return plain_examples(tokenizer, pairs, self.separator)
+        examples, notes = pair_examples(tokenizer, pairs, self.separator, chat_template=self.chat_template)
+        beside = [name for name in further_columns(rows).values() if name not in dataclasses.astuple(columns)]
+        if beside:
+            names = ", ".join(map(repr, beside))
+            notes = [*notes, f"not read beside prompts, but only beside chats (messages): {names}"]
+        return examples, notes
 
 
 def _leaves_logits_out(model: Any) -> bool:

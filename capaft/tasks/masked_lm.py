@@ -16,12 +16,12 @@ from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
+from capaft.tasks.language.framing import frame, tokenise_rows
 from capaft.tasks.language.plain_text import (
     end_of_text_token,
     pack_blocks,
     recognise_plain_text,
     surrounding_tokens,
-    tokenise_rows,
 )
 from capaft.tasks.language.token_limit import token_limit
 from capaft.tasks.language.token_loss import (
@@ -88,7 +88,7 @@ class MaskedLM(Task):
         room = token_limit(base, self.max_length) - len(before) - len(after)
         if room < 1:
             raise UsageError(f"--max-length {self.max_length} leaves no room for words beside special tokens; raise it")
-        whole = tokenise_rows(tokenizer, rows, columns)
+        whole, notes = tokenise_rows(tokenizer, rows, columns, frame(tokenizer, before, after))
         truncated = 0
         if self.packing:
             between = end_of_text_token(tokenizer)
@@ -99,7 +99,7 @@ class MaskedLM(Task):
             parts = [ids[:room] for ids in whole]
         ids = [[*before, *part, *after] for part in parts]
         lengths = np.array([len(tokens) for tokens in ids], dtype=np.int64)
-        features = Features({"input_ids": ids}, lengths, truncated=truncated, rows=len(whole))
+        features = Features({"input_ids": ids}, lengths, truncated=truncated, rows=len(whole), notes=notes)
         targets = (self._masked(base, features, index, training=False)[1] for index in range(len(features)))
         if not training and all((labels == IGNORED).all() for labels in targets):
             raise UsageError("there are too few words to evaluate on: none is masked; add rows to the validation split")

@@ -16,10 +16,18 @@ from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns, list_columns
 from capaft.tasks.base.features import Batch, Features
-from capaft.tasks.language.chat import is_chat
+from capaft.tasks.language.chat_columns import chat_columns
+from capaft.tasks.language.framing import frame
 from capaft.tasks.language.generation import Generation
-from capaft.tasks.language.plain_text import recognise_plain_text
-from capaft.tasks.language.text_pairs import are_summaries, check_pairs, read_pairs, recognise_text_pairs
+from capaft.tasks.language.plain_text import recognise_plain_text, surrounding_tokens
+from capaft.tasks.language.text_pairs import (
+    Pair,
+    are_summaries,
+    check_pairs,
+    read_pairs,
+    recognise_source,
+    recognise_text_pairs,
+)
 from capaft.tasks.language.text_scores import TEXT_METRICS
 from capaft.tasks.language.token_limit import model_positions, token_limit
 from capaft.tasks.language.token_loss import IGNORED, TOKEN_METRICS, pad_rows
@@ -52,7 +60,7 @@ class Seq2Seq(Generation):
     @classmethod
     def is_certain(cls, rows: Dataset, evidence: Evidence) -> bool:
         """True if a column holds chats and the model is an encoder with a decoder."""
-        return evidence.is_encoder_decoder and any(map(is_chat, rows.features.values()))
+        return evidence.is_encoder_decoder and bool(chat_columns(rows))
 
     @classmethod
     def claims(cls, rows: Dataset, evidence: Evidence) -> bool:
@@ -74,6 +82,10 @@ class Seq2Seq(Generation):
             )
         return pair or recognise_plain_text(rows, named)
 
+    def find_columns(self, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
+        """See `Task.find_columns`; a source may be alone."""
+        return recognise_text_pairs(rows, named) or recognise_source(rows, named)
+
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, settings: TaskSettings, data: str = "") -> Self:
         """See `Task.decide`; the default metric is the one that suits the target."""
@@ -92,6 +104,7 @@ class Seq2Seq(Generation):
         """Sources and targets: in training one example for each reference; in evaluation the loss is of the first."""
         pairs = read_pairs(rows, columns, self.source_prefix, per_reference=training)
         limit, target_limit = token_limit(base, self.max_length), token_limit(base, self.max_target_length)
+        pairs, notes = _unframed(base.processor, pairs)
         sources, long_sources = _cut(base.processor, limit, text=[pair.source for pair in pairs])
         targets: list[list[int]] = [[IGNORED]] * len(pairs)
         long_targets = [False] * len(pairs)
@@ -104,6 +117,7 @@ class Seq2Seq(Generation):
             [pair.references for pair in pairs],
             sum(map(any, zip(long_sources, long_targets, strict=True))),
             [pair.source for pair in pairs],
+            notes=notes,
         )
 
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
@@ -135,6 +149,21 @@ class Seq2Seq(Generation):
             for name in ("input_ids", "labels")
         )
         return f"{source} ⟦{target}⟧"
+
+
+def _unframed(tokenizer: Any, pairs: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
+    """Pairs without the special tokens that the tokenizer puts around texts, and a line on how many had some."""
+    around = frame(tokenizer, *surrounding_tokens(tokenizer))
+    around_target = frame(tokenizer, *surrounding_tokens(tokenizer, "text_target"))
+    bare = [
+        dataclasses.replace(
+            pair, source=around.strip(pair.source), references=tuple(map(around_target.strip, pair.references))
+        )
+        for pair in pairs
+    ]
+    return bare, around_target.note(
+        sum(one != other for one, other in zip(pairs, bare, strict=True)), len(bare), "rows"
+    )
 
 
 def _cut(tokenizer: Any, limit: int, **texts: list[str]) -> tuple[list[list[int]], list[bool]]:

@@ -33,7 +33,8 @@ from capaft.tasks.labels.multi_label import MultiLabel
 from capaft.tasks.labels.problem import MAX_CLASSES, Problem
 from capaft.tasks.labels.regression import Regression
 from capaft.tasks.labels.single_label import SingleLabel, check_metric
-from capaft.tasks.language.plain_text import end_of_text_token
+from capaft.tasks.language.framing import frame
+from capaft.tasks.language.plain_text import end_of_text_token, surrounding_tokens
 from capaft.tasks.language.text_pairs import recognise_text_pairs
 from capaft.tasks.language.token_limit import token_limit
 
@@ -200,6 +201,9 @@ class TextClassification(Task):
         targets = self._problem.encode(rows, columns, self.labels)
         first, second = row_texts(rows, columns)
         tokenizer = base.processor
+        around = frame(tokenizer, *surrounding_tokens(tokenizer))
+        first, notes = around.strip_all(first)
+        second = None if second is None else around.strip_all(second)[0]
         limit = token_limit(base, self.max_length)
         encoded = tokenizer(first, second, truncation=True, max_length=limit, return_attention_mask=False)
         # Without special tokens an empty text has no token for the model to read.
@@ -217,7 +221,7 @@ class TextClassification(Task):
         sources = [{"text": text} for text in first]
         if second:
             sources = [{"text": text, "pair": pair} for text, pair in zip(first, second, strict=True)]
-        return Features(dict(encoded), lengths, targets, truncated, sources)
+        return Features(dict(encoded), lengths, targets, truncated, sources, notes=notes)
 
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
         """Inputs `(batch, tokens)`, padded to the longest, and `labels`, `(batch, ...)`."""

@@ -83,6 +83,8 @@ def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) 
     if max_examples and max_examples < len(rows):
         rows = sample_rows(rows, max_examples, config.seed)
     features = task.features(saved.base, rows, selection.columns, training=False)
+    for note in features.notes:
+        say(note)
     if isinstance(task, Generation) and not predictions and not task.has_targets(features):
         also = "" if task.generates else f" and --metric {TEXT_METRICS[0]}"
         raise UsageError(

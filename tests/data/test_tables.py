@@ -128,6 +128,13 @@ def test_nested_json(tmp_path: Path, suffix: str, rows: list[dict[str, Any]]) ->
     assert list(read_rows(path)) == rows
 
 
+def test_records_in_lists_keep_their_own_fields(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    rows = [[{"b": 1, "a": {"c": None}}], [{"a": "x"}, {"b": 1.5}], [], None]
+    path.write_text("\n".join(json.dumps({"column": row}) for row in rows))
+    assert json.dumps(read_rows(path)["column"][:]) == json.dumps(rows)
+
+
 @pytest.mark.parametrize("values", [["a", ["b"]], [{"text": "a"}, {"text": ["b"]}], [["a"], [3]], [{"a": 1}, "b"]])
 def test_nested_json_of_several_types(tmp_path: Path, values: list[Any]) -> None:
     path = tmp_path / "x.jsonl"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns
+from capaft.tasks.base.evidence import Evidence
 from capaft.tasks.causal_lm import CausalLM
 from capaft.tasks.language.token_loss import IGNORED
 
@@ -55,6 +57,29 @@ def test_layouts_are_told_by_the_columns(rows: Dataset, named: dict[str, str], c
     task = CausalLM.decide(rows, columns, TrainConfig())
     assert (task.layout, task.metric) == (layout, "perplexity")
     assert CausalLM(max_length=task.max_length, metric=task.metric, **task.options()) == task
+
+
+@pytest.mark.parametrize("layout", ["prompt", "text", "messages"])
+def test_the_columns_to_score_are_those_of_the_layout(layout: str) -> None:
+    task = CausalLM(layout=layout)
+    rows = {
+        "prompt": table(instruction=["a"], input=["b"]),
+        "text": table(text=["a"], summary=["b"]),
+        "messages": table(prompt=[CHAT[:1]], note=["b"]),
+    }
+    expected = {"prompt": Columns("instruction", "input"), "text": Columns("text"), "messages": Columns("prompt")}
+    assert task.find_columns(rows[layout], {}) == expected[layout]
+
+
+def test_chats_that_wait_for_an_answer_are_prompts_as_a_whole() -> None:
+    task, model = CausalLM(layout="messages", metric="bleu"), base("llama", tokenizer(PLAIN_TEMPLATE))
+    rows = table(prompt=[[*CHAT, {"role": "user", "content": "and?"}]])
+    scored = task.features(model, rows, Columns("prompt"), training=False)
+    assert "and?" in scored.sources[0]
+    assert scored.references == [()]
+    assert not task.has_targets(scored)
+    with pytest.raises(UsageError, match="column 'prompt' have no answers to compare with"):
+        task.check_labels(rows, Columns("prompt"))
 
 
 def test_settings_become_fields() -> None:
@@ -293,3 +318,18 @@ def test_show() -> None:
     assert task_for(TWO).show(base("llama", tokenizer()), examples, 0) == "say a\n⟦aaa<end>⟧"
     rows = table(text=["ab"])
     assert task_for(rows).show(base("llama", tokenizer()), features(task_for(rows), rows), 0) == "⟦ab<end>⟧"
+
+
+def test_what_stands_beside_prompts_is_named() -> None:
+    rows = table(prompt=["a"], completion=["b"], system_prompt=["be brief"])
+    assert features(task_for(rows), rows).notes == [
+        "not read beside prompts, but only beside chats (messages): 'system_prompt'"
+    ]
+
+
+def test_json_text_of_chats_is_certain_unless_the_model_reads_both_ways() -> None:
+    rows = table(messages=[json.dumps(CHAT)])
+    writer, encoder = (Evidence(base(kind, tokenizer()).model.config, {}) for kind in ("llama", "bert"))
+    assert CausalLM.is_certain(rows, writer)
+    assert not CausalLM.is_certain(rows, encoder)
+    assert CausalLM.is_certain(table(messages=[CHAT]), encoder)

@@ -160,6 +160,72 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return runs
 
 
+@pytest.fixture(scope="module")
+def instructed(texts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs that were trained on instructions with a further input, by model."""
+    runs = {}
+    for kind in ("gpt2", "t5"):
+        home = tmp_path_factory.mktemp(kind)
+        rows = [{"instruction": f"Add {i}", "input": f"{i} and 1", "output": f"It is {i}"} for i in range(16)]
+        (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files = ("--model", texts[kind].parent / "model", "--data", home / "rows.jsonl", "--output", home / "run")
+        options = ("--task", TASKS[kind], "--max-new-tokens", "2", "--max-length", "64")
+        assert invoke("train", *files, *QUICK, "--epochs", "1", *options).code == 0
+        runs[kind] = home / "run"
+    return runs
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+@pytest.mark.parametrize("is_alone", [False, True], ids=["run", "file alone"])
+@pytest.mark.parametrize("target", ["", "output"])
+@pytest.mark.parametrize(
+    ("text", "further", "flags"),
+    [
+        ("instruction", "input", ()),
+        ("instruction", "input", ("--text-column", "instruction")),
+        ("task", "more", ("--text-column", "task", "--pair-column", "more")),
+    ],
+)
+def test_both_inputs_are_read_with_and_without_targets(
+    kind: str,
+    is_alone: bool,
+    target: str,
+    text: str,
+    further: str,
+    flags: tuple[str, ...],
+    instructed: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    row = {text: "Add 5", further: "5 and 1"} | ({target: "6"} if target else {})
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    run = instructed[kind]
+    if is_alone:
+        run = tmp_path / "alone.safetensors"
+        run.write_bytes((instructed[kind] / "adapter.safetensors").read_bytes())
+    files = ("--data", tmp_path / "rows.jsonl", "--predictions", tmp_path / "p.jsonl", "--metric", "bleu")
+    named = ("--label-column", target) if target and flags else ()
+    done = invoke("eval", run, *files, *flags, *named)
+    assert done.code == 0, done.err
+    assert [record["source"] for record in predicted(tmp_path / "p.jsonl")] == ["Add 5\n5 and 1"]
+    # What a run does not know for sure is said.
+    assert (f"input from '{text}' and '{further}'" in done.err) == (is_alone or text != "instruction")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+@pytest.mark.parametrize("flags", [(), ("--text-column", "instruction")])
+def test_fewer_inputs_than_in_training_are_refused(
+    kind: str, flags: tuple[str, ...], instructed: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "Add 5", "id": 3}\n')
+    files = ("--data", tmp_path / "rows.jsonl", "--predictions", tmp_path / "p.jsonl", "--metric", "bleu")
+    done = invoke("eval", instructed[kind], *files, *flags)
+    assert done.code == 2
+    assert done.err == (
+        "error: the training data had two inputs, 'instruction' and 'input', and these rows only 'instruction'; "
+        "name the second with --pair-column among instruction (string), id (int64)\n"
+    )
+
+
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
     """Texts without targets."""

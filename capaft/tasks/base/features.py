@@ -24,6 +24,7 @@ class Features:
         truncated: number of rows that lost a part to the maximum length.
         sources: the inputs as people read them, by feature: a text, or several by name; may be empty.
         left_out: a note on rows that could not be used; empty if all could.
+        notes: lines on how the rows were read, where that may surprise.
         rows: number of rows, if it is not the number of features.
     """
 
@@ -34,6 +35,7 @@ class Features:
     sources: Sequence[Any] = ()
     left_out: str = ""
     rows: int | None = None
+    notes: Sequence[str] = ()
 
     @property
     def examples(self) -> int:

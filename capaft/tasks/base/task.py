@@ -137,6 +137,14 @@ class Task(ABC):
             UsageError: a named column is missing, or another one cannot be determined.
         """
 
+    def find_columns(self, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
+        """Find the columns of a split to score, which may lack a target; by default as `recognise` does.
+
+        Raises:
+            UsageError: as `recognise`.
+        """
+        return self.recognise(rows, named)
+
     @classmethod
     def usable(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> NDArray[np.bool_]:
         """Mask of the rows that have an input and a target, `(rows,)`: no others are trained on or scored.

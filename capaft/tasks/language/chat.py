@@ -1,4 +1,4 @@
-"""Chats in the format of the model's own chat template, and which of their tokens count in the loss.
+"""Examples of chats, and which of their tokens count in the loss.
 
 A template with `{% generation %}` marks those tokens itself. With any other template, the chat up to an answer is
 rendered twice: as the prompt that asks for the answer, and with the answer. The answer is what the second text adds to
@@ -9,94 +9,48 @@ differently, such as those of reasoning models; there, such turns become example
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from capaft.support.errors import UsageError, printable
-from capaft.tasks.base.columns import Columns, column_values, find_column, is_text, row_numbers
+from capaft.support.errors import UsageError
+from capaft.tasks.base.columns import Columns
+from capaft.tasks.language.chat_columns import Chat, further_columns, sound_chats
+from capaft.tasks.language.chat_template import (
+    exchange,
+    fit_chats,
+    has_markers,
+    has_template,
+    render,
+    render_prompt,
+    turn_ends,
+)
 from capaft.tasks.language.example import Example, answer_example
-from capaft.tasks.language.plain_text import special_tokens, tokenise_plain
+from capaft.tasks.language.framing import frame
+from capaft.tasks.language.messages import ASSISTANT
+from capaft.tasks.language.plain_text import tokenise_plain
 from capaft.tasks.language.text_pairs import Pair
 from capaft.tasks.language.token_loss import IGNORED
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Message = dict[str, str]
-"""A message in the form that chat templates expect: `{"role": ..., "content": ...}`."""
 
-# Templates such as Llama 3.2's write today's date into every chat, but a run must not change from one day to the next.
-# So a macro shadows the function that they ask, and answers with the date that they fall back to without it.
-_DATE = datetime.datetime(2024, 7, 26)
-_FILL_CODES = "".join(f" | replace('%{code}', '{_DATE.strftime(f'%{code}')}')" for code in "aAbBdeHIjmMpSyY")
-_FIXED_DATE = f"{{%- macro strftime_now(format) -%}}{{{{ format{_FILL_CODES} }}}}{{%- endmacro -%}}"
-
-# Names of the speakers in ShareGPT and similar data sets.
-_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
-_KEYS = (("role", "content"), ("from", "value"))
-_MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-
-def is_chat(feature: Any) -> bool:
-    """True if each row holds a list of messages, as `{"role", "content"}` or `{"from", "value"}`."""
-    fields = getattr(feature, "feature", None)
-    return isinstance(fields, dict) and any(all(is_text(fields.get(key)) for key in keys) for keys in _KEYS)
-
-
-def recognise_exchange(rows: Dataset, user_columns: Mapping[str, str | None]) -> Columns | None:
-    """The columns of a chat and of its continuation, if both hold chats: `prompt` and `completion`, as in TRL."""
-    text, label = user_columns.get("text"), user_columns.get("label")
-    if not all(name is None or is_chat(rows.features.get(name)) for name in (text, label)):
-        return None
-    text = find_column(rows, "text", text, (("prompt",),), is_chat, "messages", (label,))
-    label = find_column(rows, "label", label, (("completion",),), is_chat, "messages", (text,))
-    return None if text is None or label is None else Columns(text, None, label)
-
-
-def standard_messages(messages: Sequence[dict[str, Any]] | None, where: str) -> list[Message]:
-    """Convert messages to the keys and roles of chat templates, and drop those after the assistant's last answer.
-
-    Raises:
-        UsageError: a message lacks its speaker or its text, or the assistant answers no message.
-    """
-    standard: list[Message] = []
-    for number, message in enumerate(messages or (), start=1):
-        role, content = next(
-            ((message[speaker], message[text]) for speaker, text in _KEYS if speaker in message), (None, None)
-        )
-        if role is None or content is None:
-            raise UsageError(f"{where}: message {number} has no speaker or no text; complete it or drop the row")
-        standard.append({"role": _ROLES.get(role.lower(), role.lower()), "content": content})
-    answers = [index for index, message in enumerate(standard) if index and message["role"] == "assistant"]
-    if not answers:
-        raise UsageError(f"{where}: the assistant answers no message, so there is nothing to learn; drop the row")
-    return standard[: answers[-1] + 1]
-
-
-def has_template(tokenizer: Any) -> bool:
-    """True if the tokenizer has a chat template."""
-    return bool(getattr(tokenizer, "chat_template", None))
-
-
-def turn_ends(tokenizer: Any) -> set[int]:
-    """Tokens that end an answer: the end of a text, and the token that the template puts after an assistant's turn."""
-    ends = {tokenizer.eos_token_id} - {None}
-    if has_template(tokenizer):
-        chat = _render(tokenizer, [_user_message("question"), _assistant_message("answer")], "the model")
-        special = special_tokens(tokenizer)
-        after_answer = tokenise_plain(tokenizer, [chat.rpartition("answer")[2]])[0]
-        ends |= set([token for token in after_answer if token in special][:1])
-    return ends
-
-
-def read_chats(tokenizer: Any, rows: Dataset, columns: Columns) -> list[Example]:
+def chat_rows_examples(
+    tokenizer: Any, rows: Dataset, columns: Columns, *, waiting: bool = False
+) -> tuple[list[Example], list[str]]:
     """The examples of a column of chats, or of two columns: prompts, and completions, whose answers alone count.
 
+    Args:
+        tokenizer: of the model.
+        rows: the split.
+        columns: its columns.
+        waiting: the chats wait for an answer: they are whole prompts, without references.
+
+    Returns:
+        The examples, and lines that say what was read and what was not.
+
     Raises:
-        UsageError: the model has no chat template, a completion has no answer, or as `standard_messages` and
-            `chat_examples`; names the row.
+        UsageError: the model has no chat template, or as `sound_chats`, `fit_chats` and `chat_examples`; names the row.
     """
     if not has_template(tokenizer):
         raise UsageError(
@@ -104,41 +58,38 @@ def read_chats(tokenizer: Any, rows: Dataset, columns: Columns) -> list[Example]
             "choose a chat model, or use columns of prompts and completions"
         )
     stops = turn_ends(tokenizer)
-    chats = [messages or [] for messages in column_values(rows, columns.text)]
-    prompts, completions = (chats, column_values(rows, columns.label)) if columns.label else ([[]] * len(chats), chats)
-    examples = []
-    for row, prompt, completion in zip(row_numbers(rows), prompts, completions, strict=True):
-        messages = standard_messages([*prompt, *(completion or [])], f"row {row}")
-        if len(messages) <= len(prompt):
-            raise UsageError(f"row {row}: the assistant says nothing in column {columns.label!r}; drop the row")
-        examples += chat_examples(tokenizer, messages, stops, f"row {row}", len(prompt))
-    return examples
+    chats, framed = _unframed(tokenizer, sound_chats(rows, columns, waiting=waiting), stops)
+    chats, unread = fit_chats(tokenizer, chats)
+    beside = ", ".join(map(repr, further_columns(rows).values()))
+    read = [f"each chat with its {beside}"] if beside else []
+    examples = [example for chat in chats for example in chat_examples(tokenizer, chat, stops)]
+    return examples, [*read, *framed, *unread]
 
 
-def chat_examples(
-    tokenizer: Any, messages: Sequence[Message], stops: set[int], where: str, skip: int = 0
-) -> list[Example]:
+def chat_examples(tokenizer: Any, chat: Chat, stops: Collection[int]) -> list[Example]:
     """One example for all answers of a chat, or several if the template does not render them in one text.
 
     Args:
         tokenizer: one with a chat template.
-        messages: the chat; its last message is an answer.
+        chat: its last message is an answer that counts, or it waits for one and has none.
         stops: tokens that end an answer; what the template puts after them does not count.
-        where: the row, for error messages.
-        skip: number of leading messages that do not count, even if they are answers.
 
     Raises:
         UsageError: the template rejects the chat, or does not put an answer after the prompt that asks for it.
     """
-    answers = [index for index, message in enumerate(messages) if index and message["role"] == "assistant"]
-    counted = [index for index in answers if index >= skip]
+    if not chat.learnt:
+        prompt_text = render_prompt(tokenizer, chat, len(chat.messages))
+        return [answer_example(tokenise_plain(tokenizer, [prompt_text])[0], [], prompt_text, ())]
+    answers = tuple(at for at, message in enumerate(chat.messages) if message["role"] == ASSISTANT)
     # The template's markers cover every answer, so they are of no use if only some count.
-    if counted == answers and _MARKERS.search(tokenizer.get_chat_template()) and tokenizer.is_fast:
-        return [_marked_example(tokenizer, messages, where)]
+    if chat.learnt == answers and has_markers(tokenizer, chat):
+        marked = _marked_example(tokenizer, chat)
+        if marked is not None:
+            return [marked]
     examples: list[Example] = []
     # Last answer first: its text usually begins with that of every earlier one, whose labels it then takes over.
-    for index in reversed(counted):
-        turn = _last_answer_example(tokenizer, messages[: index + 1], stops, where)
+    for at in reversed(chat.learnt):
+        turn = _answer_example(tokenizer, chat, at, stops)
         longer = next((example for example in examples if example.ids[: len(turn.ids)] == turn.ids), None)
         if longer is None:
             examples.append(turn)
@@ -147,34 +98,42 @@ def chat_examples(
     return examples[::-1]
 
 
-def pair_example(tokenizer: Any, pair: Pair, stops: set[int]) -> Example:
+def pair_example(tokenizer: Any, pair: Pair, stops: Collection[int]) -> Example:
     """A source as the user's message and its first reference, if it has one, as the answer.
 
     Raises:
         UsageError: as `chat_examples`.
     """
-    question, where = [_user_message(pair.source)], f"row {pair.row}"
+    chat = exchange(pair.source, "".join(pair.references[:1]), f"row {pair.row}")
     if not pair.references:
-        prompt = tokenise_plain(tokenizer, [_render_prompt(tokenizer, question, where)])[0]
-        return answer_example(prompt, [], pair.source, ())
-    (example,) = chat_examples(tokenizer, [*question, _assistant_message(pair.references[0])], stops, where)
+        chat = dataclasses.replace(chat, messages=chat.messages[:-1], learnt=())
+    (example,) = chat_examples(tokenizer, chat, stops)
     return dataclasses.replace(example, source=pair.source, references=pair.references)
 
 
-def _user_message(text: str) -> Message:
-    return {"role": "user", "content": text}
+def _unframed(tokenizer: Any, chats: Sequence[Chat], stops: Collection[int]) -> tuple[list[Chat], list[str]]:
+    """Chats whose messages neither begin with the token that begins a text nor end with one that ends an answer.
+
+    Raises:
+        UsageError: nothing else is in an answer.
+    """
+    around = frame(tokenizer, [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id], ends=sorted(stops))
+    bare, changed = [], 0
+    for chat in chats:
+        messages = [{**message, "content": around.strip(message["content"])} for message in chat.messages]
+        changed += messages != chat.messages
+        if not all(messages[at]["content"].strip() or "tool_calls" in messages[at] for at in chat.learnt):
+            raise UsageError(f"{chat.where}: an answer has nothing but special tokens; drop the row")
+        bare.append(dataclasses.replace(chat, messages=messages))
+    return bare, around.note(changed, len(chats), "chats")
 
 
-def _assistant_message(text: str) -> Message:
-    return {"role": "assistant", "content": text}
-
-
-def _last_answer_example(tokenizer: Any, messages: Sequence[Message], stops: set[int], where: str) -> Example:
-    """The example in which only the last answer counts, up to the token that ends it."""
-    prompt_text, text = _render_prompt(tokenizer, messages[:-1], where), _render(tokenizer, messages, where)
+def _answer_example(tokenizer: Any, chat: Chat, at: int, stops: Collection[int]) -> Example:
+    """The example in which only the answer at a place counts, up to the token that ends it."""
+    prompt_text, text = render_prompt(tokenizer, chat, at), str(render(tokenizer, chat, at + 1))
     if not text.startswith(prompt_text):
         raise UsageError(
-            f"{where}: the model's chat template does not put an answer after the prompt that asks for it; "
+            f"{chat.where}: the model's chat template does not put an answer after the prompt that asks for it; "
             "use a template with {% generation %} markers, or --no-chat-template with prompts and completions"
         )
     prompt, ids = tokenise_plain(tokenizer, [prompt_text, text])
@@ -183,32 +142,27 @@ def _last_answer_example(tokenizer: Any, messages: Sequence[Message], stops: set
         # White space on both sides of the boundary became one token, but in generation the prompt ends there.
         answer = tokenise_plain(tokenizer, [text[len(prompt_text) :]])[0]
     end = max((length for length, token in enumerate(answer, start=1) if token in stops), default=len(answer))
-    return answer_example(prompt, answer[:end], prompt_text, (messages[-1]["content"],))
+    return answer_example(prompt, answer[:end], prompt_text, (_reference(tokenizer, chat, at, answer[:end]),))
 
 
-def _marked_example(tokenizer: Any, messages: Sequence[Message], where: str) -> Example:
-    """The example in which the tokens between the template's own markers count."""
-    prompt_text = _render_prompt(tokenizer, messages[:-1], where)
-    encoding = _render(tokenizer, messages, where, tokenize=True, return_assistant_tokens_mask=True)
+def _marked_example(tokenizer: Any, chat: Chat) -> Example | None:
+    """The example in which the tokens between the template's own markers count; None if they leave out a tool call."""
+    encoding = render(tokenizer, chat, tokenize=True, return_assistant_tokens_mask=True)
     ids, mask = encoding["input_ids"], encoding["assistant_masks"]
     labels = [token if counts else IGNORED for token, counts in zip(ids, mask, strict=True)]
-    prompt = tokenise_plain(tokenizer, [prompt_text])[0]
-    return Example(ids, labels, prompt, prompt_text, (messages[-1]["content"],))
+    marked = tokenizer.decode([token for token in labels if token != IGNORED])
+    calls = [call for message in chat.messages for call in message.get("tool_calls", ())]
+    if not all(call["function"]["name"] in marked for call in calls):
+        return None
+    prompt_text = render_prompt(tokenizer, chat, len(chat.messages) - 1)
+    prompt, answer = tokenise_plain(tokenizer, [prompt_text, str(render(tokenizer, chat))[len(prompt_text) :]])
+    reference = _reference(tokenizer, chat, len(chat.messages) - 1, answer)
+    return Example(ids, labels, prompt, prompt_text, (reference,))
 
 
-def _render_prompt(tokenizer: Any, messages: Sequence[Message], where: str) -> str:
-    """The text that asks the model for its answer to the messages."""
-    return _render(tokenizer, messages, where, add_generation_prompt=True)
-
-
-def _render(tokenizer: Any, messages: Sequence[Message], where: str, **options: Any) -> Any:
-    """The messages in the chat template, as text unless the options of `apply_chat_template` say otherwise."""
-    from jinja2 import TemplateError
-
-    if "strftime_now" in str(tokenizer.chat_template):
-        options["chat_template"] = _FIXED_DATE + tokenizer.get_chat_template()
-    try:
-        return tokenizer.apply_chat_template(list(messages), **{"tokenize": False, "return_dict": True, **options})
-    except (TemplateError, TypeError, ValueError) as error:
-        reason = printable(" ".join(str(error).split())[:200])
-        raise UsageError(f"{where}: the model's chat template rejects this chat: {reason}") from None
+def _reference(tokenizer: Any, chat: Chat, at: int, answer: Sequence[int]) -> str:
+    """The text that a model's is compared with: the answer, as its tokens say it if it has more than a content."""
+    message = chat.messages[at]
+    if message.keys() <= {"role", "content", "weight", "id", "name"}:
+        return str(message["content"])
+    return str(tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()

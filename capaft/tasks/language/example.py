@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+from capaft.tasks.language.framing import frame
 from capaft.tasks.language.plain_text import end_of_text_token, special_tokens, surrounding_tokens, tokenise_plain
 from capaft.tasks.language.text_pairs import Pair
 from capaft.tasks.language.token_loss import IGNORED
@@ -47,18 +48,33 @@ def shortened_prompt(tokenizer: Any, prompt: list[int], room: int) -> list[int]:
     return lead + prompt[len(prompt) - room + len(lead) :]
 
 
-def plain_examples(tokenizer: Any, pairs: Sequence[Pair], separator: str) -> list[Example]:
+def plain_examples(tokenizer: Any, pairs: Sequence[Pair], separator: str, stops: Collection[int] = ()) -> list[Example]:
     """Each source with the separator as the prompt, its first reference with the end token as the answer.
 
-    The two are tokenised separately, since in generation the prompt ends at the same place.
+    The two are tokenised separately, since in generation the prompt ends at the same place. An answer that already ends
+    with a token that ends one gets no other.
+
+    Args:
+        tokenizer: of the model.
+        pairs: sources with their references.
+        separator: stands after each source.
+        stops: tokens that end an answer, besides the end token.
     """
     lead, end = surrounding_tokens(tokenizer)[0], end_of_text_token(tokenizer)
-    prompts = tokenise_plain(tokenizer, [pair.source + separator for pair in pairs])
-    answers = tokenise_plain(tokenizer, ["".join(pair.references[:1]) for pair in pairs])
+    around, ending = frame(tokenizer, lead), frame(tokenizer, (), ends=sorted({end, *stops}))
+    prompts = tokenise_plain(tokenizer, [around.strip(pair.source) + separator for pair in pairs])
+    firsts = [around.strip("".join(pair.references[:1])) for pair in pairs]
+    is_ended = [ending.strip(text) != text for text in firsts]
+    answers = tokenise_plain(
+        tokenizer, [text.rstrip() if ended else text for text, ended in zip(firsts, is_ended, strict=True)]
+    )
     return [
         # Generation needs a first token, which cannot be learnt; an empty prompt becomes the end token, as in GPT-2.
         answer_example(
-            [*lead, *prompt] or [end], [*answer, end] if pair.references else [], pair.source, pair.references
+            [*lead, *prompt] or [end],
+            answer if ended or not pair.references else [*answer, end],
+            pair.source,
+            tuple(ending.strip(around.strip(text)) for text in pair.references),
         )
-        for pair, prompt, answer in zip(pairs, prompts, answers, strict=True)
+        for pair, prompt, answer, ended in zip(pairs, prompts, answers, is_ended, strict=True)
     ]

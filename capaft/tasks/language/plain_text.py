@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capaft.support.errors import UsageError
-from capaft.tasks.base.columns import Columns, ask_for_column, find_column, is_id, is_text, row_texts
+from capaft.tasks.base.columns import Columns, ask_for_column, find_column, is_id, is_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,28 +34,20 @@ def recognise_plain_text(rows: Dataset, user_columns: Mapping[str, str | None]) 
     return Columns(named or columns[0])
 
 
-def tokenise_rows(tokenizer: Any, rows: Dataset, columns: Columns) -> list[list[int]]:
-    """Token ids of each row whose text is not empty, without special tokens.
-
-    Raises:
-        UsageError: a value is missing, or every text is empty.
-    """
-    texts = [text for text in row_texts(rows, columns)[0] if text]
-    if not texts:
-        raise UsageError(f"every text in column {columns.text!r} is empty; choose another with --text-column")
-    return tokenise_plain(tokenizer, texts)
-
-
 def tokenise_plain(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of texts, without special tokens."""
+    # Tokenizers cannot take an empty list.
+    if not texts:
+        return []
     return list(
         tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     )
 
 
-def surrounding_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Special tokens that the tokenizer puts before and after a text."""
-    whole, inner = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+def surrounding_tokens(tokenizer: Any, role: str = "text") -> tuple[list[int], list[int]]:
+    """Special tokens that the tokenizer puts before and after a `text`, or a `text_target`."""
+    text = {role: "a"}
+    whole, inner = tokenizer(**text)["input_ids"], tokenizer(**text, add_special_tokens=False)["input_ids"]
     start = next(i for i in range(len(whole)) if whole[i : i + len(inner)] == inner)
     return whole[:start], whole[start + len(inner) :]
 

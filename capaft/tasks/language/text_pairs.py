@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 import datasets
 
 from capaft.support.errors import UsageError
-from capaft.tasks.base.columns import Columns, cell_kind, column_values, find_column, is_text, plain_name, row_numbers
+from capaft.tasks.base.columns import (
+    Columns,
+    ask_for_column,
+    cell_kind,
+    column_values,
+    find_column,
+    is_id,
+    is_text,
+    plain_name,
+    row_numbers,
+)
+from capaft.tasks.language.plain_text import recognise_plain_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -84,10 +95,35 @@ def recognise_text_pairs(rows: Dataset, user_columns: Mapping[str, str | None]) 
         source = find_column(flat, "text", text, ((source_name,),), fits, "text or lists of texts", (label,))
         names = [(name,) for name in target_names if name != "references" or _has_references(flat)]
         target = find_column(flat, "label", label, names, _is_target, "text or a list of texts")
-        further = find_column(flat, "pair", pair, _FURTHER.get(source_name, ()), is_text, "text", (source, target))
+        further = _further(flat, pair, source, target)
         if source is not None and target is not None:
             return Columns(source, further, target)
     return None
+
+
+def recognise_source(rows: Dataset, user_columns: Mapping[str, str | None]) -> Columns:
+    """The columns of a source without a target: the text, and the further text of the same source, if any.
+
+    Raises:
+        UsageError: the user chose a target, a column that the user chose does not hold text, or no column is surely the
+            source.
+    """
+    flat = _flat(rows)
+    text, pair, label = (user_columns.get(role) for role in ("text", "pair", "label"))
+    if label is not None:
+        ask_for_column(rows, "text", f"no usual name goes with the target {label}")
+    if text is not None:
+        find_column(flat, "text", text, (), _is_source, "text or lists of texts")
+        return Columns(text, _further(flat, pair, text))
+    texts = {name for name, feature in flat.features.items() if is_text(feature) and not is_id(name)}
+    for source_name, _ in _PAIRS:
+        source = find_column(flat, "text", None, ((source_name,),), is_text, "text", (pair,))
+        further = _further(flat, pair, source) if source else None
+        if source and texts <= {source, further}:
+            return Columns(source, further)
+    other = flat.remove_columns([pair]) if pair in flat.column_names else flat
+    source = recognise_plain_text(other, {}).text
+    return Columns(source, _further(flat, pair, source))
 
 
 def are_summaries(columns: Columns) -> bool:
@@ -136,6 +172,12 @@ def read_pairs(rows: Dataset, columns: Columns, prefix: str, *, per_reference: b
         groups = [(reference,) for reference in references] if per_reference else [references]
         pairs += [Pair(row, source, group) for group in groups]
     return pairs
+
+
+def _further(rows: Dataset, pair: str | None, *taken: str | None) -> str | None:
+    """The further text of a source, which is the first of the taken columns."""
+    names = _FURTHER.get(plain_name(taken[0] or ""), ())
+    return find_column(rows, "pair", pair, names, is_text, "text", taken)
 
 
 def _is_target(feature: Any) -> bool:

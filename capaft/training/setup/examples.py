@@ -90,6 +90,8 @@ def _describe(
     say(f"data   {source}: {train.examples} training and {validation.examples} validation examples{pieces}")
     classes = f"; {len(choice.task.labels)} classes" if choice.task.labels else ""
     say(f"       {choice.train.columns.describe()}{classes}")
+    for note in train.notes:
+        say(f"       {note}")
     if train.left_out:
         say(f"       {train.left_out}")
     if truncated := train.truncated + validation.truncated:

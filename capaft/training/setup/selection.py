@@ -6,7 +6,7 @@ decision about the data is reported in a line.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,7 +20,7 @@ from capaft.data.load import Say, Splits, choose_splits, load_data
 from capaft.data.sampling import hold_out
 from capaft.data.splits import VALIDATION, WantedSplits
 from capaft.support.errors import UsageError
-from capaft.tasks.base.columns import Columns, row_numbers, with_row_numbers
+from capaft.tasks.base.columns import Columns, list_columns, row_numbers, with_row_numbers
 from capaft.tasks.base.task import Task
 from capaft.tasks.language.generation import Generation
 
@@ -81,8 +81,10 @@ def select_for_training(kind: type[Task], source: Splits, config: TrainConfig, s
     train = _usable(kind, source.train, columns, config, "training rows", say)
     if source.evaluation is not None:
         hints = _ColumnHints(
+            find=kind.recognise,
             expected=column_settings(kind, columns),
             named=present_columns(source.evaluation, named),
+            inputs=(columns.text, columns.pair),
             expects_labels=columns.label is not None,
         )
         is_requested = config.eval_split is not None
@@ -120,17 +122,26 @@ def select_for_scoring(
     """
     kind = type(task)
     config = with_task_options(config, task)
-    hints = _ColumnHints(expected=given_columns(config), named=named)
+    expected = given_columns(config)
+    hints = _ColumnHints(task.find_columns, expected, named, inputs=(expected["text"], expected["pair"]))
     if source.train is not None:
-        hints = replace(hints, expects_labels=_has_labels(kind, source.train, hints))
+        hints = replace(hints, expects_labels=_has_labels(source.train, hints))
     if source.evaluation is not None:
         is_requested = is_requested or source.train is None
         selection = _select_evaluation(kind, source, hints, config, say, is_requested=is_requested)
         if selection is not None:
             say(f"scored on the split {source.name}")
-            return selection
+            return _described(selection, hints, say)
     assert source.train is not None
-    return _usable(kind, source.train, hints.recognise(kind, source.train), config, "rows", say)
+    columns = hints.recognise(source.train)
+    return _described(_usable(kind, source.train, columns, config, "rows", say), hints, say)
+
+
+def _described(selection: Selection, hints: _ColumnHints, say: Say) -> Selection:
+    """A selection, after a line about its columns unless they are known to be those of the training rows."""
+    if (selection.columns.text, selection.columns.pair) != hints.inputs:
+        say(selection.columns.describe())
+    return selection
 
 
 def given_columns(settings: DataSettings) -> dict[str, str | None]:
@@ -141,10 +152,11 @@ def given_columns(settings: DataSettings) -> dict[str, str | None]:
 def column_settings(kind: type[Task], columns: Columns) -> dict[str, str | None]:
     """The settings that name these columns, by role.
 
-    For generation there are none: one split may have a target, and another references, which take precedence.
+    For generation there is none for the label: one split may have a target, and another references, which take
+    precedence.
     """
     if issubclass(kind, Generation):
-        return {}
+        return {"text": columns.text, "pair": columns.pair}
     return {"text": columns.text, "pair": columns.pair, "label": columns.label or ",".join(columns.choices) or None}
 
 
@@ -173,32 +185,44 @@ class _ColumnHints:
     """Hints for recognising the columns of a split, which may have too few rows to show them.
 
     Attributes:
+        find: finds the columns of a split, given those that are named, by role.
         expected: columns of the training rows, by role; the split may have others.
         named: columns that the user names, by role, which override the expected ones.
+        inputs: the input columns of the training rows, of which the split must have as many; None for one that they
+            lack.
         expects_labels: True if the training rows have labels.
     """
 
+    find: Callable[[Dataset, Mapping[str, str | None]], Columns]
     expected: Mapping[str, str | None]
     named: Mapping[str, str | None]
+    inputs: tuple[str | None, str | None]
     expects_labels: bool = False
 
-    def recognise(self, kind: type[Task], rows: Dataset) -> Columns:
+    def recognise(self, rows: Dataset) -> Columns:
         """The columns of a split: the expected ones if it has them and they fit, else any that fit.
 
         Raises:
-            UsageError: the columns cannot be determined.
+            UsageError: the columns cannot be determined, or there are fewer inputs than in the training rows.
         """
         named = {role: name for role, name in self.named.items() if name is not None}
         try:
-            return kind.recognise(rows, present_columns(rows, self.expected) | named)
+            columns = self.find(rows, present_columns(rows, self.expected) | named)
         except UsageError:
-            return kind.recognise(rows, named)
+            columns = self.find(rows, named)
+        first, second = self.inputs
+        if second is not None and columns.pair is None:
+            raise UsageError(
+                f"the training data had two inputs, {first!r} and {second!r}, and these rows only {columns.text!r}; "
+                f"name the second with --pair-column among {list_columns(rows)}"
+            )
+        return columns
 
 
-def _has_labels(kind: type[Task], rows: Dataset, hints: _ColumnHints) -> bool:
+def _has_labels(rows: Dataset, hints: _ColumnHints) -> bool:
     """True if the rows have a column of labels that can be determined."""
     try:
-        return hints.recognise(kind, rows).label is not None
+        return hints.recognise(rows).label is not None
     except UsageError:
         return False
 
@@ -215,7 +239,7 @@ def _select_evaluation(
     # Published test splits often withhold their labels, so one that was found by its name alone may be skipped.
     may_skip = source.name == _TEST and not is_requested
     try:
-        columns = hints.recognise(kind, source.evaluation)
+        columns = hints.recognise(source.evaluation)
         if may_skip and hints.expects_labels and columns.label is None:
             raise UsageError("it has no labels")
         return _usable(kind, source.evaluation, columns, config, "validation rows", say)

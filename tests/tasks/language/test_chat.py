@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from tiny_text import BREAKS, MARKED_TEMPLATE, PLAIN_TEMPLATE, SPECIALS, THINKIN
 
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns
-from capaft.tasks.language.chat import chat_examples, is_chat, pair_example, read_chats, recognise_exchange, turn_ends
+from capaft.tasks.language.chat import chat_examples, chat_rows_examples, pair_example
+from capaft.tasks.language.chat_columns import Chat, chat_columns, is_chat, recognise_exchange
+from capaft.tasks.language.chat_template import turn_ends
 from capaft.tasks.language.example import Example
 from capaft.tasks.language.text_pairs import Pair
 from capaft.tasks.language.token_loss import IGNORED
@@ -23,7 +26,7 @@ def messages(chat: list[tuple[str, str]]) -> list[dict[str, str]]:
 
 
 def examples(chats: list[Any], template: str = PLAIN_TEMPLATE) -> list[Example]:
-    return read_chats(tokenizer(template), table(messages=chats), Columns("messages"))
+    return chat_rows_examples(tokenizer(template), table(messages=chats), Columns("messages"))[0]
 
 
 def by_hand(turns: list[tuple[str, str]]) -> tuple[list[int], list[int]]:
@@ -62,7 +65,7 @@ def test_of_a_prompt_and_its_completion_the_answers_of_the_completion_count(temp
     rows = table(prompt=[messages(CHAT[:prompt_length])], completion=[messages(CHAT[prompt_length:])])
     columns = Columns("prompt", None, "completion")
     assert recognise_exchange(rows, {}) == columns
-    completed = read_chats(tokenizer(template), rows, columns)
+    completed = chat_rows_examples(tokenizer(template), rows, columns)[0]
     whole = examples([messages(CHAT)], template)
     if prompt_length == 2:
         assert completed == whole
@@ -80,8 +83,10 @@ def test_of_a_prompt_and_its_completion_the_answers_of_the_completion_count(temp
 def test_completions_without_an_answer(completion: Any) -> None:
     second = completion and messages(completion)
     rows = table(prompt=[messages(CHAT[:2]), messages(CHAT[:3])], completion=[messages(CHAT[2:]), second])
-    with pytest.raises(UsageError, match="row 2: the assistant says nothing in column 'completion'; drop the row"):
-        read_chats(tokenizer(PLAIN_TEMPLATE), rows, Columns("prompt", None, "completion"))
+    with pytest.raises(
+        UsageError, match="row 2: the assistant says nothing in column 'completion'; correct it or drop the row"
+    ):
+        chat_rows_examples(tokenizer(PLAIN_TEMPLATE), rows, Columns("prompt", None, "completion"))
 
 
 def test_which_columns_are_an_exchange() -> None:
@@ -134,11 +139,11 @@ def test_chats_without_an_answer(chat: list[dict[str, Any]], error: str) -> None
 
 def test_the_template_refuses() -> None:
     with pytest.raises(UsageError, match="row 1: the model's chat template rejects this chat: not you"):
-        chat_examples(tokenizer("{{ raise_exception('not you') }}"), messages(CHAT), set(), "row 1")
+        chat_examples(tokenizer("{{ raise_exception('not you') }}"), Chat("row 1", messages(CHAT), (2, 4)), set())
     with pytest.raises(UsageError, match=r"row 1: .*does not put an answer after the prompt"):
-        chat_examples(tokenizer("{{ messages | length }}"), messages(CHAT), set(), "row 1")
+        chat_examples(tokenizer("{{ messages | length }}"), Chat("row 1", messages(CHAT), (2, 4)), set())
     with pytest.raises(UsageError, match="no chat template"):
-        read_chats(tokenizer(), table(messages=[messages(CHAT)]), Columns("messages"))
+        chat_rows_examples(tokenizer(), table(messages=[messages(CHAT)]), Columns("messages"))
 
 
 def test_what_ends_an_answer() -> None:
@@ -158,8 +163,7 @@ def test_a_pair_as_a_chat() -> None:
 
 
 def test_what_is_a_chat() -> None:
-    features = table(
-        a=[messages(CHAT)], b=[[{"from": "x", "value": "y"}]], c=["text"], d=[["texts"]], e=[[{"role": "x"}]]
-    ).features
-    assert {name for name, feature in features.items() if is_chat(feature)} == {"a", "b"}
-    assert not is_chat(None)
+    rows = table(a=[messages(CHAT)], b=[[{"from": "x", "value": "y"}]], c=["text"], d=[["texts"]], e=[[{"role": "x"}]])
+    rows = rows.add_column("f", [json.dumps(messages(CHAT))]).add_column("g", ["[1]"])
+    assert chat_columns(rows) == ["a", "b", "f"]
+    assert not is_chat(rows, "missing")

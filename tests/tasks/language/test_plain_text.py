@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_text import SPECIALS, ids, table, tokenizer
+from tiny_text import SPECIALS, table, tokenizer
 
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns
@@ -16,7 +15,6 @@ from capaft.tasks.language.plain_text import (
     recognise_plain_text,
     special_tokens,
     surrounding_tokens,
-    tokenise_rows,
 )
 
 
@@ -51,15 +49,6 @@ def test_recognise_asks() -> None:
     with pytest.raises(UsageError, match="no column of text"):
         recognise_plain_text(table(one=[1]), {})
     assert recognise_plain_text(table(one=["a"], two=["b"]), {"text": "two"}) == Columns("two")
-
-
-def test_tokenised_leaves_out_empty_texts() -> None:
-    tokens = tokenise_rows(tokenizer(framed=True), table(text=["ab", "", "c"]), Columns("text"))
-    assert tokens == [ids("ab"), ids("c")]
-    with pytest.raises(UsageError, match="every text"):
-        tokenise_rows(tokenizer(), table(text=[""]), Columns("text"))
-    with pytest.raises(UsageError, match="row 2"):
-        tokenise_rows(tokenizer(), Dataset.from_dict({"text": ["a", None]}), Columns("text"))
 
 
 def test_special_tokens_around_a_text() -> None:

@@ -8,7 +8,14 @@ from tiny_text import table
 
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns
-from capaft.tasks.language.text_pairs import Pair, are_summaries, check_pairs, read_pairs, recognise_text_pairs
+from capaft.tasks.language.text_pairs import (
+    Pair,
+    are_summaries,
+    check_pairs,
+    read_pairs,
+    recognise_source,
+    recognise_text_pairs,
+)
 
 LANGUAGES = [{"en": "one", "de": "eins"}, {"en": "two", "de": "zwei"}]
 
@@ -46,6 +53,35 @@ def test_what_is_given_goes_first() -> None:
     assert recognise_text_pairs(rows, {"text": "body"}) is None
     pairs = recognise_text_pairs(rows, {"text": "prompt", "pair": "body", "label": "heading"})
     assert pairs == Columns("prompt", "body", "heading")
+
+
+def test_the_further_text_of_a_source_goes_with_it_whatever_the_target_is_called() -> None:
+    rows = rows_of("instruction input gold")
+    named = {"text": "instruction", "label": "gold"}
+    assert recognise_text_pairs(rows, named) == Columns("instruction", "input", "gold")
+    assert recognise_text_pairs(rows, {"label": "gold"}) == Columns("instruction", "input", "gold")
+
+
+@pytest.mark.parametrize(
+    ("names", "named", "expected"),
+    [
+        ("instruction input", {}, Columns("instruction", "input")),
+        ("id instruction", {}, Columns("instruction")),
+        ("instruction input extra", {"text": "instruction"}, Columns("instruction", "input")),
+        ("instruction input extra", {"text": "instruction", "pair": "extra"}, Columns("instruction", "extra")),
+        ("task more", {"text": "task", "pair": "more"}, Columns("task", "more")),
+        ("task more", {"pair": "more"}, Columns("task", "more")),
+    ],
+)
+def test_a_source_without_a_target_keeps_its_further_text(names: str, named: dict[str, str], expected: Columns) -> None:
+    assert recognise_source(rows_of(names), named) == expected
+
+
+def test_what_is_not_surely_the_source_is_asked_for() -> None:
+    with pytest.raises(UsageError, match="cannot tell which column is the text"):
+        recognise_source(rows_of("instruction input extra"), {})
+    with pytest.raises(UsageError, match="no usual name goes with the target extra"):
+        recognise_source(rows_of("instruction extra"), {"label": "extra"})
 
 
 def test_no_pair() -> None:

@@ -377,3 +377,32 @@ def test_splits_of_the_demo_by_name() -> None:
     assert splits.train is splits.evaluation
     with pytest.raises(UsageError, match="no split 'test' in this data set; it has train, validation"):
         load_splits(TrainConfig(eval_split="test"), ignore)
+
+
+# Inputs that are in one part only
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "others"),
+    [
+        (
+            "text-classification",
+            [{"premise": f"p {i}", "hypothesis": f"h {i}", "label": i % 2} for i in range(8)],
+            [{"sentence": f"p {i}", "label": i % 2} for i in range(4)],
+        ),
+        (
+            "seq2seq",
+            [{"instruction": f"p {i}", "input": f"h {i}", "output": "o"} for i in range(8)],
+            [{"instruction": f"p {i}", "output": "o"} for i in range(4)],
+        ),
+        (
+            "multiple-choice",
+            [{"context": f"p {i}", "question": "q", "choices": ["a", "b"], "answer": i % 2} for i in range(8)],
+            [{"context": f"p {i}", "choices": ["a", "b"], "answer": i % 2} for i in range(4)],
+        ),
+    ],
+)
+def test_a_validation_split_with_fewer_inputs_is_refused(task: str, rows: list[Row], others: list[Row]) -> None:
+    with pytest.raises(UsageError, match=r"the training data had two inputs, .* and these rows only"):
+        select(rows, others, task=task)
+    assert select(rows, rows[:4], task=task)[1].columns.pair
