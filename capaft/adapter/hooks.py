@@ -14,6 +14,13 @@ from torch import Tensor, nn
 
 from capaft.adapter.module import Adapter, Factors
 from capaft.adapter.parametrise import add_parametrisation, remove_parametrisation
+from capaft.methods.host import Host
+from capaft.model.site import Site
+
+
+def parametrised(host: Host, site: Site) -> bool:
+    """True if a host changes the site's weight as the model reads it, and False if it changes an input or output."""
+    return site.parametrised or (bool(site.parameter) and site.kind not in (*host.kinds, "bias"))
 
 
 class SiteAdapter(nn.Module):
@@ -38,9 +45,7 @@ class SiteAdapter(nn.Module):
     @property
     def parametrises(self) -> str:
         """The parameter that it changes while the model reads it; empty if it hooks the module instead."""
-        site = self.site
-        changes = site.parametrised or (bool(site.parameter) and site.kind not in (*self.host.kinds, "bias"))
-        return site.parameter if changes else ""
+        return self.site.parameter if parametrised(self.host, self.site) else ""
 
     def forward(self, *inputs: Any) -> Any:
         """Return the inputs; see `Adapter.forward`."""

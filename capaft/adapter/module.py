@@ -23,7 +23,7 @@ from capaft.adapter.plan import Plan
 from capaft.factors.expansion import Expansion
 from capaft.factors.nola import Seeded
 from capaft.factors.rng import Streams
-from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name
+from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name, child_of
 from capaft.model.site import Site, is_quantised
 from capaft.support.errors import UsageError
 
@@ -66,6 +66,8 @@ class Adapter(nn.Module):
         # The map of each group, by role, in the order of the plan.
         self.expansions = nn.ModuleDict()
         self.handles: list[Any] = []
+        # The path of each child beside a base module.
+        self.places: list[tuple[str, ...]] = []
         # For each group of a role, the parameters that its map takes, and the positions of its sites.
         self._spans: dict[str, list[tuple[slice, list[int]]]] = {}
         position = {site: index for index, (_, site) in enumerate(plan.placed)}
@@ -173,10 +175,28 @@ class Adapter(nn.Module):
         """Return the inputs: some containers, `nn.Sequential` for one, call all their children in turn."""
         return inputs[0] if len(inputs) == 1 else inputs
 
+    def check_places(self, model: nn.Module) -> None:
+        """Check that every adapted module is where it was.
+
+        Raises:
+            UsageError: one has been replaced, or another library has wrapped it.
+        """
+        for pieces in self.places:
+            module: nn.Module | None = model
+            for piece in pieces:
+                module = child_of(module, piece) if module is not None else None
+            if module is None:
+                raise UsageError(
+                    f"{'.'.join(pieces[:-1]) or 'the model'} has been replaced or wrapped since the adapter was "
+                    "attached; put the layer back, or attach the adapter to a fresh model"
+                )
+
     def before_forward(self, module: nn.Module, args: Any) -> None:
         """Expand all factors for the forward that starts; a root hook."""
         if not self.enabled:
             return
+        if not torch.compiler.is_compiling():
+            self.check_places(module)
         dtype = self._compute_dtype(module)
         if torch.compiler.is_compiling():
             self._current = self.expand(dtype)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from capaft.adapter.file import save_load
 from capaft.adapter.file.save_load import restore_parameters
@@ -113,7 +113,7 @@ def train(run: Trainer, resumed: Checkpoint | None = None) -> Outcome:
     pending: list[_PendingStep] = []
 
     with journal, interruptible() as interrupted, memory_guard():
-        set_training_mode(model)
+        model.train()
         while step < job.rates.steps and not _waited_enough(best, config):
             # One optimizer step: its batch, cut into micro-batches; its gradients; the update.
             epoch, position = divmod(step, per_epoch)
@@ -184,14 +184,6 @@ def train(run: Trainer, resumed: Checkpoint | None = None) -> Outcome:
         steps=step,
         bytes_per_step=processes.bytes_sent // max(1, step - progress.step),
     )
-
-
-def set_training_mode(model: nn.Module) -> None:
-    """Training mode, but for layers that would go on averaging their inputs: no adapter file holds their averages."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
 
 
 def _journal(run: Trainer, progress: Progress) -> Journal:
