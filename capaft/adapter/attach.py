@@ -194,6 +194,8 @@ def _targets(targets: str | Targets, exclude: str, layers: str) -> Targets:
     return targets
 
 
+# Parameters made in inference mode could never be trained.
+@torch.inference_mode(False)
 def attach_plan(model: nn.Module, plan: Plan, *, name: str = "default", dropout: float = 0.0) -> Adapter:
     """Freeze a model and attach the adapter of a plan; see `attach`.
 

@@ -29,6 +29,9 @@ from capaft.model.site import Site, is_quantised
 from capaft.model.weights import first_weight
 from capaft.support.errors import UsageError
 
+# A role that is frozen has no parameters.
+NO_PARAMETERS = torch.empty(0, dtype=torch.float32, device="cpu")
+
 
 def adapters(model: nn.Module) -> dict[str, Adapter]:
     """The adapters on a model, by name.
@@ -123,8 +126,7 @@ class Adapter(nn.Module):
         """The factors of every place, in the order of `Plan.placed`, differentiable in `role_parameters`."""
         factors: list[list[Tensor]] = [[] for _ in self.plan.placed]
         for role, spans in self._spans.items():
-            # A frozen role has no parameters, and its maps need none.
-            flat = self.role_parameters[role].view(-1) if role in self.role_parameters else torch.empty(0)
+            flat = self.role_parameters[role].view(-1) if role in self.role_parameters else NO_PARAMETERS
             for expansion, (span, positions) in zip(self._maps(role), spans, strict=True):
                 assert isinstance(expansion, Expansion)
                 wide = expansion(flat[span].view(expansion.parameters_shape))

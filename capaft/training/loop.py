@@ -217,7 +217,7 @@ def _backward(run: Trainer, micro_batches: Sequence[tuple[Batch, bool]], terms: 
     those of the big batch exactly, however it is cut and however its terms are spread.
     """
     job, config, accelerator = run.job, run.config, run.accelerator
-    total = torch.zeros((), device=accelerator.device)
+    total = torch.zeros((), dtype=torch.float32, device=accelerator.device)
     for number, (batch, is_own) in enumerate(micro_batches):
         torch.manual_seed(_seed(config.seed, "dropout", step, run.processes.rank, number))
         moved = move_batch(batch, accelerator.device)
