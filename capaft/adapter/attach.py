@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from capaft.adapter.hooks import AttentionAdapter, SiteAdapter
+from capaft.adapter.hooks import AttentionAdapter, SiteAdapter, parametrised
 from capaft.adapter.module import Adapter, adapters
 from capaft.adapter.plan import Placement, Plan, make_plan
+from capaft.adapter.replacing import watch_registrations
+from capaft.adapter.statistics import hold_statistics, release_statistics
 from capaft.config.choices import HEAD_K, Activation, BasisName, HeadMode, MaskRescale, Masks, Scope
 from capaft.methods.stack import Stack, parse_stack
 from capaft.model.layers import has_own_backward
 from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name, input_embeddings
+from capaft.model.other_adapters import refuse_other_adapters
 from capaft.model.site import Site
 from capaft.model.targets import Targets
 from capaft.model.weights import device_of
@@ -191,12 +194,16 @@ def _targets(targets: str | Targets, exclude: str, layers: str) -> Targets:
     return targets
 
 
+# Parameters made in inference mode could never be trained.
+@torch.inference_mode(False)
 def attach_plan(model: nn.Module, plan: Plan, *, name: str = "default", dropout: float = 0.0) -> Adapter:
     """Freeze a model and attach the adapter of a plan; see `attach`.
 
     Raises:
-        UsageError: the name or the dropout cannot be used, or a parameter to train is offloaded.
+        UsageError: the name or the dropout cannot be used, a parameter to train is offloaded, a weight to change is
+            computed from others, or the model has another library's adapter.
     """
+    refuse_other_adapters(model)
     if name in adapters(model):
         raise UsageError(f"the model already has an adapter named {name}; detach it or choose another name")
     if not name.isidentifier():
@@ -205,9 +212,14 @@ def attach_plan(model: nn.Module, plan: Plan, *, name: str = "default", dropout:
     for path, parameter in base_parameters(model).items():
         if parameter.is_meta and canonical_name(model, path, plan.rename) in plan.trained:
             raise UsageError(f"{path} is offloaded and cannot be trained; keep it on a device with device_map")
+    for host, site in plan.placed:
+        if parametrised(host, site) and site.is_computed(model):
+            raise UsageError(f"{site.module} computes its {site.parameter} from other parameters; leave it out")
+    watch_registrations()
     adapter = Adapter(plan, dropout)
     adapter.to(device_of(model))
     adapter.freeze(model)
+    hold_statistics(model)
     if plan.stack.host:
         adapter.handles += plan.stack.host.prepare(model)
     for index, (_, site) in enumerate(plan.placed):
@@ -215,6 +227,7 @@ def attach_plan(model: nn.Module, plan: Plan, *, name: str = "default", dropout:
             module = model.get_submodule(path)
             child = (AttentionAdapter if site.kind == "attention" else SiteAdapter)(adapter, index)
             module.add_module(_child_name(name, site), child)
+            adapter.places.append((*filter(None, path.split(".")), _child_name(name, site)))
             child.install(module, model.get_submodule(site.source) if site.source else None)
     if dropout and (silent := [site.path for site in plan.sites if not takes_dropout(plan, site)]):
         warnings.warn(f"no dropout at {', '.join(silent[:3])}{' and others' if silent[3:] else ''}", stacklevel=4)
@@ -256,7 +269,7 @@ def detach(model: nn.Module, name: str = "default") -> Adapter:
         The adapter, which keeps its parameters.
 
     Raises:
-        UsageError: the model has no adapter of this name.
+        UsageError: the model has no adapter of this name, or one of its layers has been replaced.
 
     Example:
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
@@ -266,6 +279,7 @@ def detach(model: nn.Module, name: str = "default") -> Adapter:
         True
     """
     adapter = get_adapter(model, name)
+    adapter.check_places(model)
     for _, site in adapter.plan.placed:
         for path in site.modules:
             module = model.get_submodule(path)
@@ -275,9 +289,11 @@ def detach(model: nn.Module, name: str = "default") -> Adapter:
             child.remove(module)
     for handle in adapter.handles:
         handle.remove()
-    adapter.handles = []
+    adapter.handles, adapter.places = [], []
     delattr(model, CHILD_PREFIX + name)
     adapter.thaw(model)
+    if not adapters(model):
+        release_statistics(model)
     return adapter
 
 

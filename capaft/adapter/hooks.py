@@ -12,8 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capaft.adapter.module import Adapter, Factors
+from capaft.adapter.flow import Factors
+from capaft.adapter.module import Adapter
 from capaft.adapter.parametrise import add_parametrisation, remove_parametrisation
+from capaft.methods.host import Host
+from capaft.model.site import Site
+from capaft.support.errors import UsageError
+
+
+def parametrised(host: Host, site: Site) -> bool:
+    """True if a host changes the site's weight as the model reads it, and False if it changes an input or output."""
+    return site.parametrised or (bool(site.parameter) and site.kind not in (*host.kinds, "bias"))
 
 
 class SiteAdapter(nn.Module):
@@ -30,7 +39,6 @@ class SiteAdapter(nn.Module):
         self.index = index
         self.host, self.site = adapter.plan.placed[index]
         self.handles: list[Any] = []
-        self.source_input: Tensor | None = None
         # Of packed matrices a site has only its own, as `alone` sees it.
         self.layer = self.site.index
         self.alone = replace(self.site, index=None)
@@ -38,9 +46,7 @@ class SiteAdapter(nn.Module):
     @property
     def parametrises(self) -> str:
         """The parameter that it changes while the model reads it; empty if it hooks the module instead."""
-        site = self.site
-        changes = site.parametrised or (bool(site.parameter) and site.kind not in (*self.host.kinds, "bias"))
-        return site.parameter if changes else ""
+        return self.site.parameter if parametrised(self.host, self.site) else ""
 
     def forward(self, *inputs: Any) -> Any:
         """Return the inputs; see `Adapter.forward`."""
@@ -70,7 +76,7 @@ class SiteAdapter(nn.Module):
 
     def keep_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the source's input for this site; a pre-hook of the source."""
-        self.source_input = args[0] if args else next(iter(kwargs.values()))
+        self.owner[0].flow.inputs[self.index] = args[0] if args else next(iter(kwargs.values()))
 
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -86,7 +92,7 @@ class SiteAdapter(nn.Module):
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Change the base module's output; a forward hook of it."""
         adapter = self.owner[0]
-        source_input, self.source_input = self.source_input, None
+        source_input = adapter.flow.inputs.pop(self.index, None) if self.site.source else None
         if not adapter.enabled:
             return output
         if not isinstance(output, Tensor):
@@ -104,6 +110,8 @@ class SiteAdapter(nn.Module):
     ) -> Tensor:
         """The module's output with the adapter's part."""
         site = self.site
+        if site.source and source_input is None:
+            raise UsageError(f"{site.module} was called without {site.source}, whose input its adapter takes")
         inputs = source_input if source_input is not None else args[0] if args else next(iter(kwargs.values()))
         factors = self.factors(output)
         if inputs.is_floating_point():

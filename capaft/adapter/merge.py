@@ -11,7 +11,7 @@ from torch import nn
 from capaft.adapter.attach import detach, get_adapter
 from capaft.adapter.module import Adapter, adapters
 from capaft.model.site import is_quantised
-from capaft.model.weights import weight_owners
+from capaft.model.weights import device_of, weight_owners
 from capaft.support.errors import UsageError
 
 
@@ -28,8 +28,9 @@ def merge(model: nn.Module, name: str = "default") -> int:
         Number of merged sites, not counting the head's parameters.
 
     Raises:
-        UsageError: the model has no adapter of this name, its method does not change weights, or a weight is quantised,
-            offloaded, or shared with another module, which the update would reach as well.
+        UsageError: the model has no adapter of this name, its method does not change weights, a layer has been
+            replaced, or a weight is quantised, offloaded, computed from other parameters, or shared with another
+            module, which the update would reach as well.
 
     Example:
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
@@ -39,6 +40,7 @@ def merge(model: nn.Module, name: str = "default") -> int:
         {}
     """
     adapter = get_adapter(model, name)
+    adapter.check_places(model)
     host = adapter.plan.stack.host
     if host is not None and host.unmergeable:
         raise UsageError(f"{host.name} cannot be merged: {host.unmergeable}; keep the adapter beside the base model")
@@ -50,12 +52,18 @@ def merge(model: nn.Module, name: str = "default") -> int:
             raise UsageError(f"{site.module} is quantised; load the base model unquantised to merge into it")
         if weight.is_meta:
             raise UsageError(f"{site.module} is offloaded; load the base model without offloading to merge into it")
+        if site.is_computed(model):
+            raise UsageError(
+                f"{site.module} computes its {site.parameter} from other parameters, so nothing can be added to it; "
+                "remove its parametrisation before attaching, to merge"
+            )
         shared = owners[weight.data_ptr()]
         if len(shared) > len(site.modules):
             names = " and ".join(map(".".join, shared))
             raise UsageError(f"{names} are one tied weight; load the base model untied to merge into it")
     _refuse_order(model, adapter)
-    with torch.no_grad():
+    # An autocast around the call would round the products.
+    with torch.no_grad(), torch.autocast(device_of(model).type, enabled=False):
         for (host, site), factors in zip(adapter.plan.placed, adapter.expand(), strict=True):
             weight, bias = site.stored(model), model.get_submodule(site.module)._parameters.get("bias")
             if site.index is not None:

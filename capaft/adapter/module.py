@@ -19,15 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from capaft.adapter.flow import Factors, Flow
 from capaft.adapter.plan import Plan
 from capaft.factors.expansion import Expansion
 from capaft.factors.nola import Seeded
 from capaft.factors.rng import Streams
-from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name
+from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name, child_of
 from capaft.model.site import Site, is_quantised
+from capaft.model.weights import first_weight
 from capaft.support.errors import UsageError
 
-Factors = tuple[Tensor, ...]
+# A role that is frozen has no parameters.
+NO_PARAMETERS = torch.empty(0, dtype=torch.float32, device="cpu")
 
 
 def adapters(model: nn.Module) -> dict[str, Adapter]:
@@ -66,6 +69,8 @@ class Adapter(nn.Module):
         # The map of each group, by role, in the order of the plan.
         self.expansions = nn.ModuleDict()
         self.handles: list[Any] = []
+        # The path of each child beside a base module.
+        self.places: list[tuple[str, ...]] = []
         # For each group of a role, the parameters that its map takes, and the positions of its sites.
         self._spans: dict[str, list[tuple[slice, list[int]]]] = {}
         position = {site: index for index, (_, site) in enumerate(plan.placed)}
@@ -95,7 +100,7 @@ class Adapter(nn.Module):
                 joined = torch.cat(starts if alike else [start.flatten() for start in starts])
                 self.role_parameters[role] = nn.Parameter(joined)
         self._flags: dict[str, bool] = {}
-        self._current: list[Factors] | None = None
+        self.flow = Flow()
         self._kept: dict[bool, tuple[list[Factors], list[Tensor], torch.dtype]] = {}
         self._unfired: set[int] | None = set(range(len(plan.placed)))
 
@@ -121,8 +126,7 @@ class Adapter(nn.Module):
         """The factors of every place, in the order of `Plan.placed`, differentiable in `role_parameters`."""
         factors: list[list[Tensor]] = [[] for _ in self.plan.placed]
         for role, spans in self._spans.items():
-            # A frozen role has no parameters, and its maps need none.
-            flat = self.role_parameters[role].view(-1) if role in self.role_parameters else torch.empty(0)
+            flat = self.role_parameters[role].view(-1) if role in self.role_parameters else NO_PARAMETERS
             for expansion, (span, positions) in zip(self._maps(role), spans, strict=True):
                 assert isinstance(expansion, Expansion)
                 wide = expansion(flat[span].view(expansion.parameters_shape))
@@ -173,29 +177,48 @@ class Adapter(nn.Module):
         """Return the inputs: some containers, `nn.Sequential` for one, call all their children in turn."""
         return inputs[0] if len(inputs) == 1 else inputs
 
+    def check_places(self, model: nn.Module) -> None:
+        """Check that every adapted module is where it was.
+
+        Raises:
+            UsageError: one has been replaced, or another library has wrapped it.
+        """
+        for pieces in self.places:
+            module: nn.Module | None = model
+            for piece in pieces:
+                module = child_of(module, piece) if module is not None else None
+            if module is None:
+                raise UsageError(
+                    f"{'.'.join(pieces[:-1]) or 'the model'} has been replaced or wrapped since the adapter was "
+                    "attached; put the layer back, or attach the adapter to a fresh model"
+                )
+
     def before_forward(self, module: nn.Module, args: Any) -> None:
         """Expand all factors for the forward that starts; a root hook."""
+        self.flow.enter()
         if not self.enabled:
             return
+        if not torch.compiler.is_compiling():
+            self.check_places(module)
         dtype = self._compute_dtype(module)
         if torch.compiler.is_compiling():
-            self._current = self.expand(dtype)
+            self.flow.factors = self.expand(dtype)
         elif torch.is_grad_enabled():
-            self._keep(self.expand(dtype), dtype)
-            self._current = self._kept[True][0]
+            self.flow.factors = self._keep(self.expand(dtype), dtype)
         else:
-            self._current = self._unchanged(dtype)
+            self.flow.factors = self._unchanged(dtype)
 
     def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         """Drop the factors after a forward, failed or not; warn once of sites that were not called; a root hook."""
-        self._current = None
-        if torch.compiler.is_compiling() or self._unfired is None or not self.enabled:
+        self.flow.leave()
+        unfired = self._unfired
+        if torch.compiler.is_compiling() or unfired is None or not self.enabled:
             return
-        silent = [self.plan.placed[index][1].path for index in sorted(self._unfired)]
+        silent = [self.plan.placed[index][1].path for index in sorted(unfired.copy())]
         if output is None or not silent:
-            self._unfired = None if output is not None else self._unfired
+            self._unfired = None if output is not None else unfired
             return
-        none_fired = bool(self.plan.sites) and self._unfired.issuperset(range(len(self.plan.sites)))
+        none_fired = bool(self.plan.sites) and unfired.issuperset(range(len(self.plan.sites)))
         self._unfired = None
         if none_fired:
             raise UsageError("the forward called none of the adapted layers; choose other target modules")
@@ -206,13 +229,13 @@ class Adapter(nn.Module):
         """The current factors of place `index`."""
         if torch.compiler.is_compiling():
             self._unfired = None  # Written but never read here: reading it would add a guard, and compile twice.
-        elif self._unfired is not None:
-            self._unfired.discard(index)
-        if self._current is not None:
-            return self._current[index]
+        elif (unfired := self._unfired) is not None:
+            unfired.discard(index)
+        if (factors := self.flow.factors) is not None:
+            return factors[index]
         # Inside a backward there is a graph task: this is a checkpointed block being recomputed.
-        if torch._C._current_graph_task_id() != -1 and True in self._kept:
-            return self._kept[True][0][index]
+        if torch._C._current_graph_task_id() != -1 and (kept := self._kept.get(True)):
+            return kept[0][index]
         return self._unchanged(dtype)[index]
 
     def _unchanged(self, dtype: torch.dtype) -> list[Factors]:
@@ -226,22 +249,18 @@ class Adapter(nn.Module):
             )
             if same:
                 return factors
-        factors = self.expand(dtype)
-        self._keep(factors, dtype)
-        return factors
+        return self._keep(self.expand(dtype), dtype)
 
-    def _keep(self, factors: list[Factors], dtype: torch.dtype) -> None:
+    def _keep(self, factors: list[Factors], dtype: torch.dtype) -> list[Factors]:
+        # Replaced as a whole, so that a thread sees either these or the ones before, which are as good.
         copies = [parameter.detach().clone() for parameter in self.role_parameters.values()]
         self._kept[torch.is_grad_enabled()] = (factors, copies, dtype)
-
-    def _forget(self) -> None:
-        self._current = None
-        self._kept = {}
+        return factors
 
     def _compute_dtype(self, model: nn.Module) -> torch.dtype:
         """The dtype that the sites compute in, so that all factors can be cast at once."""
         _, site = self.plan.placed[0]
-        weight = site.stored(model) if site.parameter else next(model.get_submodule(site.module).parameters())
+        weight = site.stored(model) if site.parameter else first_weight(model.get_submodule(site.module))
         place = next(iter(self.role_parameters.values())) if weight.is_meta else weight
         if torch.is_autocast_enabled(place.device.type):
             return torch.get_autocast_dtype(place.device.type)
@@ -255,9 +274,9 @@ class Adapter(nn.Module):
                 return fn(tensor)
             return tensor.to(fn(tensor.new_empty(0)).device)
 
-        self._forget()
+        self._kept = {}
         return super()._apply(move, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         # Kept factors are part of an autograd graph and cannot be copied; they are expanded again when needed.
-        return self.__dict__ | {"_current": None, "_kept": {}}
+        return self.__dict__ | {"_kept": {}}

@@ -1,4 +1,4 @@
-"""Change the value that a module's parameter reads as, while the parameter itself stays in place.
+"""Change the value that a module's parameter or mode reads as, while it itself stays in place.
 
 `torch.nn.utils.parametrize` does the same but moves the parameter to another name, so that checkpoints of the base
 model no longer fit. Here the module gets a class with a property in the parameter's place, which calls the children
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from capaft.model.site import stored_parameter
 
+# The attribute of every module that `train` and `eval` set.
+MODE = "training"
+
 
 def add_parametrisation(module: nn.Module, parameter: str) -> None:
     """Have a module read one of its parameters as its adapters change it; the parameter itself stays in place."""
@@ -27,9 +30,40 @@ def remove_parametrisation(module: nn.Module) -> None:
     still_changed = {getattr(child, "parametrises", "") for child in module.children()}
     cls, changed = _unparametrised(type(module))
     for parameter in changed:
-        if parameter in still_changed:
+        if parameter in still_changed or parameter == MODE:
+            cls = _changed_class(cls, parameter)
+    module.__class__ = cls
+
+
+def evaluate_only(module: nn.Module) -> None:
+    """Have a module read as being in evaluation mode, whatever mode it is put in."""
+    cls: Any = type(module)
+    module.__class__ = _evaluated(cls)
+
+
+def is_evaluated_only(module: nn.Module) -> bool:
+    """True between `evaluate_only` and `release_training`."""
+    return MODE in _unparametrised(type(module))[1]
+
+
+def release_training(module: nn.Module) -> None:
+    """Undo `evaluate_only`: the module is in the mode that it was last put in."""
+    cls, changed = _unparametrised(type(module))
+    for parameter in changed:
+        if parameter != MODE:
             cls = _parametrised(cls, parameter)
     module.__class__ = cls
+
+
+def _changed_class(cls: Any, name: str) -> Any:
+    return _evaluated(cls) if name == MODE else _parametrised(cls, name)
+
+
+@cache
+def _evaluated(cls: Any) -> Any:
+    """A subclass of the same name whose modules are never in training mode."""
+    mode = property(lambda module: False, lambda module, value: vars(module).__setitem__(MODE, value))
+    return _subclass(cls, MODE, mode)
 
 
 @cache
@@ -57,12 +91,21 @@ def _parametrised(cls: Any, parameter: str) -> Any:
                 matrices[layer] = child.changed(matrices[layer])
         return torch.stack(matrices)
 
+    return _subclass(cls, parameter, property(read))
+
+
+def _subclass(cls: Any, name: str, value: property) -> Any:
+    """A subclass of the same name with a property."""
+
     def reduce(module: Any, protocol: Any) -> tuple[Any, ...]:
         # Pickle cannot find a class that was made here.
         return _rebuild, _unparametrised(type(module)), module.__getstate__()
 
-    members = {"capaft_reads": parameter, "__module__": cls.__module__, "__reduce_ex__": reduce}
-    return type(cls.__name__, (cls,), {parameter: property(read), **members})
+    return type(
+        cls.__name__,
+        (cls,),
+        {name: value, "capaft_reads": name, "__module__": cls.__module__, "__reduce_ex__": reduce},
+    )
 
 
 def _unparametrised(cls: Any) -> tuple[Any, tuple[str, ...]]:
@@ -77,5 +120,5 @@ def _unparametrised(cls: Any) -> tuple[Any, tuple[str, ...]]:
 def _rebuild(cls: Any, parameters: tuple[str, ...]) -> Any:
     """An empty module of a class, parametrised again."""
     for parameter in parameters:
-        cls = _parametrised(cls, parameter)
+        cls = _changed_class(cls, parameter)
     return cls.__new__(cls)

@@ -18,6 +18,7 @@ from capaft.methods.host import Host, check_whole
 from capaft.methods.stack import Stack
 from capaft.model.modalities import text_path
 from capaft.model.names import base_parameters, canonical_name, canonical_path
+from capaft.model.other_adapters import refuse_other_adapters
 from capaft.model.site import Site
 from capaft.model.targets import TARGET_PRESETS, Targets, path_matcher
 from capaft.support.errors import UsageError
@@ -131,8 +132,10 @@ def make_plan(model: nn.Module, stack: Stack, placement: Placement = DEFAULT_PLA
 
     Raises:
         UsageError: no site matches, the seed is out of range, a parameter of the head does not exist or cannot have
-            coefficients, nothing is trained, or the hidden width exceeds a layer.
+            coefficients, nothing is trained, the hidden width exceeds a layer, or the model has another library's
+            adapter.
     """
+    refuse_other_adapters(model)
     seed, rename, targets = placement.seed, placement.rename, placement.targets
     if not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
         raise UsageError(f"--seed must be in [0, 2**64), got {seed!r}")

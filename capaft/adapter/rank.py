@@ -111,7 +111,7 @@ def _report(
         rank=rank,
         hidden_width=hidden,
         numerical_rank=int((values > max(shape) * torch.finfo(torch.float32).eps * largest).sum()),
-        effective_rank=float(torch.tensor(entropy, dtype=torch.float64).exp()),
+        effective_rank=float(torch.tensor(entropy, dtype=torch.float64, device="cpu").exp()),
         stable_rank=total / largest**2,
         top_r_energy=float(energy[:rank].sum()) / total,
         delta_norm=norm,

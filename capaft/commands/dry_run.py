@@ -15,7 +15,6 @@ from capaft.config.train_config import TrainConfig
 from capaft.methods.stack import canonical_method
 from capaft.training import batches
 from capaft.training.accelerator import accelerator_for
-from capaft.training.loop import set_training_mode
 from capaft.training.memory import estimate_peak_memory
 from capaft.training.optimizer import check_optimizer
 from capaft.training.parallel.sharding import sharding_requested
@@ -102,7 +101,7 @@ def _peak_memory(config: TrainConfig, job: Job) -> int | None:
     """Estimated peak memory of training in each process, or None where it cannot be estimated."""
     base, task = job.base, job.task
     attach_plan(base.model, job.plan, dropout=config.dropout)
-    set_training_mode(base.model)
+    base.model.train()
     lengths = job.train.lengths
     order = batches.training_batches(lengths, config.batch_size, config.seed, 0)
     largest = max(order, key=lambda indices: len(indices) * int(lengths[indices].max()))

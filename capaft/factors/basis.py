@@ -205,7 +205,9 @@ class Group(Basis):
         self.sizes = np.stack([np.bincount(group, minlength=k) for group in groups])
         self.register_buffer("groups", torch.from_numpy(groups), persistent=False)
         self.register_buffer("signs", torch.from_numpy(signs), persistent=False)
-        self.register_buffer("scales", torch.zeros(len(streams), k), persistent=False)
+        self.register_buffer(
+            "scales", torch.zeros(len(streams), k, dtype=torch.float32, device="cpu"), persistent=False
+        )
 
     def settle(self, bases: Sequence[Basis] | None) -> None:
         """See `Basis.settle`. The size of a group that the whole model shares is its total over all factors."""
@@ -240,7 +242,7 @@ BASES: dict[str, type[Basis]] = {"hadamard": Hadamard, "uniform": Uniform, "grou
 
 def _sylvester(size: int) -> Tensor:
     """The Hadamard matrix `H[i, j] = (-1)^popcount(i AND j)`, float32, `(size, size)`; size is a power of two."""
-    matrix = torch.ones(1, 1)
+    matrix = torch.ones(1, 1, dtype=torch.float32, device="cpu")
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     return matrix

@@ -90,7 +90,7 @@ class Expansion(nn.Module):
         shape = (len(streams), *factor.shape)
         source: Seeded | Dense | Frozen
         if factor.frozen:
-            source, start = Frozen(torch.from_numpy(factor.initial(streams[0]))), torch.zeros(0)
+            source, start = Frozen(torch.from_numpy(factor.initial(streams[0]))), _zeros(0)
             return Expansion(shape, source, widened, start), start
         initial = torch.from_numpy(np.stack([factor.initial(site) for site in streams]))
         if coefficients:
@@ -98,7 +98,7 @@ class Expansion(nn.Module):
             shared = coefficients.scope == "model"
             if not shared:
                 basis.settle(None)
-            start = torch.zeros(1 if shared else len(streams), coefficients.k)
+            start = _zeros(1 if shared else len(streams), coefficients.k)
             source = Seeded(basis, initial if factor.init else None, shared)
         elif masks is None:
             source, start = Dense(None), initial.flatten()
@@ -167,6 +167,11 @@ class Frozen(nn.Module):
     def adjoint(self, gradient: Tensor) -> Tensor:
         """`(S, *factor shape) -> (0,)`."""
         return gradient.new_zeros(0)
+
+
+def _zeros(*shape: int) -> Tensor:
+    """Zeros in float32 in memory, whatever the defaults for new tensors are."""
+    return torch.zeros(*shape, dtype=torch.float32, device="cpu")
 
 
 class _Expand(torch.autograd.Function):

@@ -116,7 +116,9 @@ def has_own_backward(model: nn.Module) -> bool:
 
 @cache
 def _calls_autograd(cls: Any) -> bool:
-    values = (function.__globals__.get(name) for function in _functions(cls) for name in function.__code__.co_names)
+    values = (
+        function.__globals__.get(name) for function in computing_functions(cls) for name in function.__code__.co_names
+    )
     classes = (value for value in values if isinstance(value, type) and not value.__module__.startswith("torch."))
     return any(issubclass(kind, torch.autograd.Function) for kind in classes)
 
@@ -124,10 +126,10 @@ def _calls_autograd(cls: Any) -> bool:
 @cache
 def _weights_read(cls: Any) -> frozenset[str]:
     """Names `n` such that a class's own code computes with `....n.weight`."""
-    return frozenset(name for function in _functions(cls) for name in _reads(function))
+    return frozenset(name for function in computing_functions(cls) for name in _reads(function))
 
 
-def _functions(cls: type) -> Iterator[FunctionType]:
+def computing_functions(cls: type) -> Iterator[FunctionType]:
     """The computing functions of a class and its parents, without those of torch's and transformers' base classes."""
     for parent in cls.__mro__:
         if parent in (nn.Module, object) or parent.__module__ in (

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -257,7 +258,7 @@ def initialise_head(model: nn.Module, names: Iterable[str], seed: int) -> None:
                 fan_in = parameter[0].numel()
                 drawn = rng.uniform(rng.fold_in(seed, site, f"head:{leaf}", "init"), parameter.numel())
                 values = torch.from_numpy(drawn).view(parameter.shape)
-                parameter.copy_(values * float(torch.tensor(1 / math.sqrt(fan_in), dtype=torch.float32)))
+                parameter.copy_(values * float(np.float32(1 / math.sqrt(fan_in))))
             elif "norm" not in site.lower():
                 parameter.zero_()
 

@@ -71,6 +71,15 @@ def unwrapped_model(model: nn.Module) -> nn.Module:
     return model if inner is None else unwrapped_model(inner)
 
 
+def child_of(module: nn.Module, name: str) -> nn.Module | None:
+    """A module's child of that name, past wrappers around the module; None if it has none."""
+    children = module._modules
+    if name in children:
+        return children[name]
+    inner = next((child for wrapper, child in children.items() if wrapper + "." in WRAPPERS), None)
+    return None if inner is None else child_of(inner, name)
+
+
 def canonical_name(model: nn.Module, name: str, rename: dict[str, str] | None) -> str:
     """Name of a parameter in an adapter file: canonical, and the old one if modules were renamed."""
     return renamed_path(canonical_path(model, name), rename)

@@ -97,6 +97,11 @@ class Site:
         """The parameter that the site is a view of, as the model stores it."""
         return stored_parameter(model.get_submodule(self.module), self.parameter)
 
+    def is_computed(self, model: nn.Module) -> bool:
+        """True if the weight is a function of other parameters, as under a weight norm, and none by itself."""
+        module = model.get_submodule(self.module)
+        return self.parameter not in module._parameters and self.parameter not in module._buffers
+
     def weight(self, model: nn.Module) -> Tensor:
         """The site's part of the base weight, `(out, in)`."""
         return self.matrix(self.stored(model))
@@ -131,5 +136,9 @@ def stored_parameter(module: nn.Module, parameter: str) -> Any:
 
 
 def is_quantised(weight: Tensor) -> bool:
-    """True if a weight holds codes rather than values: float8 too means nothing without its scale."""
-    return weight.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    """True if a weight holds codes rather than values: float8 too means nothing without its scale.
+
+    Packed weights may give the dtype that they unpack to; they have a `dequantize` of their own.
+    """
+    packed = type(weight).dequantize is not Tensor.dequantize
+    return packed or weight.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -175,7 +175,9 @@ def _untied(model: nn.Module, sites: list[Site], strict: bool) -> list[Site]:
     owners = weight_owners(model)
     by_weight: dict[tuple[int, str], list[Site]] = defaultdict(list)
     for site in sites:
-        by_weight[id(site.stored(model)), site.part].append(site)
+        # A weight that is computed at every reading is no object that lasts.
+        lasting = model.get_submodule(site.module) if site.is_computed(model) else site.stored(model)
+        by_weight[id(lasting), site.part].append(site)
     kept = []
     for (weight, _), tied in by_weight.items():
         targeted = {site.module for site in tied}

@@ -28,6 +28,13 @@ def weight_owners(model: nn.Module, key: Callable[[nn.Parameter], int] = id) -> 
     return owners
 
 
+def first_weight(module: nn.Module) -> torch.Tensor:
+    """The first weight of a module that has any; replicas of `nn.DataParallel` keep theirs elsewhere."""
+    inner = module.modules()
+    sources = ({**part._parameters, **getattr(part, "_former_parameters", {})} for part in inner)
+    return next(weight for source in sources for weight in source.values() if weight is not None)
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Device of the first weight that is not on `meta`, which is where accelerate leaves what it has offloaded.
 

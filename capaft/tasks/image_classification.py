@@ -158,7 +158,7 @@ def augmented(image: Image.Image) -> Image.Image:
 
     The random numbers are torch's.
     """
-    area, stretch, left, top, mirror = torch.rand(5).tolist()
+    area, stretch, left, top, mirror = torch.rand(5, dtype=torch.float32, device="cpu").tolist()
     area = _LEAST_AREA + (1 - _LEAST_AREA) * area
     stretch = _MOST_STRETCH ** (2 * stretch - 1)
     width = min(image.width, max(1, round(image.width * math.sqrt(area * stretch))))

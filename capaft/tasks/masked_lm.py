@@ -138,8 +138,13 @@ class MaskedLM(Task):
         return mark_tokens(base.processor, features.inputs["input_ids"][index], (targets != IGNORED).tolist())
 
     def _masked(self, base: BaseModel, features: Features, index: int, *, training: bool) -> tuple[Tensor, Tensor]:
-        generator = None if training else torch.Generator().manual_seed(index)
-        return mask(torch.tensor(features.inputs["input_ids"][index]), base.processor, self.mlm_probability, generator)
+        generator = None if training else torch.Generator("cpu").manual_seed(index)
+        return mask(
+            torch.tensor(features.inputs["input_ids"][index], device="cpu"),
+            base.processor,
+            self.mlm_probability,
+            generator,
+        )
 
 
 def mask(
@@ -156,10 +161,12 @@ def mask(
     Returns:
         The tokens with some hidden, and the original tokens where one was drawn, `IGNORED` elsewhere.
     """
-    special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
-    drawn = (torch.rand(ids.shape, generator=generator) < probability) & ~special
-    fate = torch.rand(ids.shape, generator=generator)
-    any_token = torch.randint(len(tokenizer), ids.shape, generator=generator)
+    special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
+    drawn = (
+        torch.rand(ids.shape, generator=generator, dtype=torch.float32, device=ids.device) < probability
+    ) & ~special
+    fate = torch.rand(ids.shape, generator=generator, dtype=torch.float32, device=ids.device)
+    any_token = torch.randint(len(tokenizer), ids.shape, generator=generator, device=ids.device)
     hidden = torch.where(drawn & (fate < 0.8), tokenizer.mask_token_id, ids)
     hidden = torch.where(drawn & (fate >= 0.9), any_token, hidden)
     return hidden, torch.where(drawn, ids, IGNORED)

@@ -184,8 +184,8 @@ class MultipleChoice(Task):
                 flat[name] += rows[index] + rows[index][:1] * (most - len(rows[index]))
         padded = base.processor.pad(flat, return_attention_mask=True, return_tensors="pt")
         inputs = {name: tensor.view(len(indices), most, -1) for name, tensor in padded.items()}
-        labels = torch.tensor([features.references[index] for index in indices])
-        present = torch.arange(most) < torch.tensor(sizes)[:, None]
+        labels = torch.tensor([features.references[index] for index in indices], device="cpu")
+        present = torch.arange(most, device="cpu") < torch.tensor(sizes, device="cpu")[:, None]
         return Batch(inputs, {"labels": labels, "present": present}, len(indices))
 
     def loss(self, outputs: Any, targets: Mapping[str, Tensor], smoothing: float) -> Tensor:

@@ -219,7 +219,7 @@ class QuestionAnswering(Task):
         mask = padded["attention_mask"].bool()
         targets = {"mask": mask}
         for name in ("start", "end"):
-            positions = torch.tensor([features.inputs[name][index] for index in indices])
+            positions = torch.tensor([features.inputs[name][index] for index in indices], device="cpu")
             targets[name] = torch.where(positions < 0, positions, positions + _padding(mask))
         return Batch(padded, targets, int((targets["start"] >= 0).sum()))
 

@@ -175,7 +175,7 @@ class TokenClassification(Task):
         labels = torch.full_like(padded["input_ids"], IGNORED)
         # Whichever side is padded, the mask is 1 at the tokens of a row, in their order.
         labels[padded["attention_mask"].bool()] = torch.tensor(
-            [label for index in indices for label in features.inputs["labels"][index]]
+            [label for index in indices for label in features.inputs["labels"][index]], device=labels.device
         )
         return Batch(dict(padded), {"labels": labels}, int((labels != IGNORED).sum()))
 

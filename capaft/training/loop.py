@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from capaft.adapter.file import save_load
 from capaft.adapter.file.save_load import restore_parameters
@@ -113,7 +113,7 @@ def train(run: Trainer, resumed: Checkpoint | None = None) -> Outcome:
     pending: list[_PendingStep] = []
 
     with journal, interruptible() as interrupted, memory_guard():
-        set_training_mode(model)
+        model.train()
         while step < job.rates.steps and not _waited_enough(best, config):
             # One optimizer step: its batch, cut into micro-batches; its gradients; the update.
             epoch, position = divmod(step, per_epoch)
@@ -189,14 +189,6 @@ def train(run: Trainer, resumed: Checkpoint | None = None) -> Outcome:
     )
 
 
-def set_training_mode(model: nn.Module) -> None:
-    """Training mode, but for layers that would go on averaging their inputs: no adapter file holds their averages."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-
-
 def _journal(run: Trainer, progress: Progress) -> Journal:
     """The journal, which goes on after the steps that are done."""
     return Journal(
@@ -228,7 +220,7 @@ def _backward(run: Trainer, micro_batches: Sequence[tuple[Batch, bool]], terms: 
     those of the big batch exactly, however it is cut and however its terms are spread.
     """
     job, config, accelerator = run.job, run.config, run.accelerator
-    total = torch.zeros((), device=accelerator.device)
+    total = torch.zeros((), dtype=torch.float32, device=accelerator.device)
     for number, (batch, is_own) in enumerate(micro_batches):
         torch.manual_seed(_seed(config.seed, "dropout", step, run.processes.rank, number))
         moved = move_batch(batch, accelerator.device)

@@ -116,17 +116,18 @@ def _mixtral() -> Any:
 
 
 class Kernels(nn.Module):
-    """An embedding, a convolution over its sequence, and one over that as a picture."""
+    """An embedding, a convolution over its sequence with a batch norm, and one over that as a picture."""
 
     def __init__(self) -> None:
         super().__init__()
         self.words = nn.Embedding(8, 16)
         self.line = nn.Conv1d(16, 16, 3, padding=1, stride=2)
+        self.norm = nn.BatchNorm1d(16)
         self.picture = nn.Conv2d(1, 12, (3, 4), padding=(2, 0), stride=(1, 2), dilation=(2, 1))
         self.out = nn.Linear(12 * 4 * 7, 8)
 
     def forward(self, input_ids: Tensor) -> Any:
-        line = torch.tanh(self.line(self.words(input_ids % 8).transpose(1, 2)))
+        line = torch.tanh(self.norm(self.line(self.words(input_ids % 8).transpose(1, 2))))
         picture = torch.tanh(self.picture(line.transpose(1, 2)[:, None]))
         return SimpleNamespace(logits=self.out(picture.flatten(1)))
 

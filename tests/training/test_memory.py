@@ -10,7 +10,6 @@ from tiny_job import bert, config
 from transformers import BertForSequenceClassification
 
 from capaft.adapter.attach import attach_plan
-from capaft.training.loop import set_training_mode
 from capaft.training.memory import estimate_peak_memory
 from capaft.training.setup.job import Job
 from capaft.training.setup.prepare import prepare_job
@@ -22,7 +21,7 @@ def job(tmp_path: Path, reviews: Path) -> Job:
     model = bert(tmp_path / "model", BertForSequenceClassification)
     job = prepare_job(config(model, reviews), lambda line: None)
     attach_plan(job.base.model, job.plan)
-    set_training_mode(job.base.model)
+    job.base.model.train()
     return job
 
 

@@ -23,7 +23,7 @@ TOKEN_METRICS = ("perplexity", "loss", "accuracy")
 
 def pad_rows(rows: Iterable[Sequence[int] | Tensor], value: int, *, left: bool = False) -> Tensor:
     """Stack rows of whole numbers into one tensor `(rows, longest)`, padded with `value` on the right or the left."""
-    tensors = [torch.as_tensor(row, dtype=torch.int64) for row in rows]
+    tensors = [torch.as_tensor(row, dtype=torch.int64, device="cpu") for row in rows]
     return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side="left" if left else "right")
 
 

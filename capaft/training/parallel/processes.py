@@ -61,7 +61,7 @@ class Processes:
         """Each number, summed over the processes."""
         if self.count == 1:
             return list(numbers)
-        total = torch.tensor(numbers, dtype=torch.float64)
+        total = torch.tensor(numbers, dtype=torch.float64, device="cpu")
         with _answered():
             dist.all_reduce(total, group=self._host)
         return [float(number) for number in total.tolist()]

@@ -105,7 +105,7 @@ class Checkpoint:
         Raises:
             UsageError: they do not belong to the run that wrote it.
         """
-        missing = torch.empty(0)
+        missing = torch.empty(0, device="cpu")
         stored = {name: self.tensors.get(f"parameter.{name}", missing) for name in trained}
         for name, parameter in trained.items():
             if stored[name] is missing or stored[name].shape != parameter.shape:
