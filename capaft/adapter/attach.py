@@ -17,6 +17,7 @@ from capaft.config.choices import HEAD_K, Activation, BasisName, HeadMode, MaskR
 from capaft.methods.stack import Stack, parse_stack
 from capaft.model.layers import has_own_backward
 from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name, input_embeddings
+from capaft.model.quantised import check_gradients
 from capaft.model.site import Site
 from capaft.model.targets import Targets
 from capaft.model.weights import device_of
@@ -191,11 +192,21 @@ def _targets(targets: str | Targets, exclude: str, layers: str) -> Targets:
     return targets
 
 
-def attach_plan(model: nn.Module, plan: Plan, *, name: str = "default", dropout: float = 0.0) -> Adapter:
+def attach_plan(
+    model: nn.Module, plan: Plan, *, name: str = "default", dropout: float = 0.0, trains: bool = True
+) -> Adapter:
     """Freeze a model and attach the adapter of a plan; see `attach`.
 
+    Args:
+        model: the base model; changed in place.
+        plan: of the adapter.
+        name: the adapter's name on this model.
+        dropout: share of the adapter's input that is zeroed while the model trains.
+        trains: False if the adapter is attached to be used only, so that no gradient has to pass through the model.
+
     Raises:
-        UsageError: the name or the dropout cannot be used, or a parameter to train is offloaded.
+        UsageError: the name or the dropout cannot be used, a parameter to train is offloaded, or no gradient passes
+            through a layer.
     """
     if name in adapters(model):
         raise UsageError(f"the model already has an adapter named {name}; detach it or choose another name")
@@ -205,6 +216,8 @@ def attach_plan(model: nn.Module, plan: Plan, *, name: str = "default", dropout:
     for path, parameter in base_parameters(model).items():
         if parameter.is_meta and canonical_name(model, path, plan.rename) in plan.trained:
             raise UsageError(f"{path} is offloaded and cannot be trained; keep it on a device with device_map")
+    if trains and plan.sites:
+        check_gradients(model)
     adapter = Adapter(plan, dropout)
     adapter.to(device_of(model))
     adapter.freeze(model)
