@@ -99,7 +99,9 @@ def _succeed(plain: nn.Module, module: nn.Module) -> None:
     if offload is not None:
         remove_hook_from_module(module)
     # The dictionaries themselves: a hook's handle removes it from the one that it was registered in.
-    vars(plain).update({name: held for name, held in vars(module).items() if name.startswith(("_forward_", "_backward"))})
+    vars(plain).update(
+        {name: held for name, held in vars(module).items() if name.startswith(("_forward_", "_backward"))}
+    )
     plain.training = module.training
     for name, child in module.named_children():
         if name.startswith(CHILD_PREFIX):

@@ -1,8 +1,8 @@
 """Layers whose weights are codes: recognised by what they hold, read by what they compute.
 
-Every library packs codes in its own way: a tensor of integers, several tensors and a table, a tensor subclass, an object
-of a compiled extension. What these layers have in common is a forward from one width to another. So nothing here knows
-a library by name, and a layer's weight is its answer to the unit vectors.
+Every library packs codes in its own way: a tensor of integers, several tensors and a table, a tensor subclass, an
+object of a compiled extension. What these layers have in common is a forward from one width to another. So nothing here
+knows a library by name, and a layer's weight is its answer to the unit vectors.
 """
 
 from __future__ import annotations
@@ -120,9 +120,10 @@ def dense_weight(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
                 product = inputs.to(weight.dtype).flatten(0, 1) @ weight.T
                 if _distance(outputs, product) > TOLERANCE:
                     return None
-                shifted = bias is None and bool(offset.any())
-                return weight, offset.clone() if shifted else None if bias is None else bias + offset.to(bias.dtype)
-        except Exception:  # noqa: S112
+                if bias is None:
+                    return weight, offset.clone() if offset.any() else None
+                return weight, bias + offset.to(bias.dtype)
+        except Exception:
             continue
     return None
 
@@ -154,12 +155,13 @@ def gradient_problem(module: nn.Module) -> str:
             with torch.no_grad(), _called_alone(module):
                 inputs, step = _drawn(module, 0, dtype), _drawn(module, 1, dtype)
                 change = module.forward(inputs + step) - module.forward(inputs)
-        except Exception:  # noqa: S112
+        except Exception:
             continue
         try:
             with torch.enable_grad(), _called_alone(module):
                 output = module.forward(inputs.requires_grad_(True))
-                (gradient,) = torch.autograd.grad(output, inputs, change, allow_unused=True)
+                passes = output.requires_grad
+                (gradient,) = torch.autograd.grad(output, inputs, change, allow_unused=True) if passes else (None,)
         except Exception as error:
             return one_line(error)
         if gradient is None:
