@@ -20,6 +20,7 @@ from capaft.methods.stack import Stack, parse_stack
 from capaft.model.layers import has_own_backward
 from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name, input_embeddings
 from capaft.model.other_adapters import refuse_other_adapters
+from capaft.model.quantised import check_gradients
 from capaft.model.site import Site
 from capaft.model.targets import Targets
 from capaft.model.weights import device_of
@@ -196,12 +197,21 @@ def _targets(targets: str | Targets, exclude: str, layers: str) -> Targets:
 
 # Parameters made in inference mode could never be trained.
 @torch.inference_mode(False)
-def attach_plan(model: nn.Module, plan: Plan, *, name: str = "default", dropout: float = 0.0) -> Adapter:
+def attach_plan(
+    model: nn.Module, plan: Plan, *, name: str = "default", dropout: float = 0.0, trains: bool = True
+) -> Adapter:
     """Freeze a model and attach the adapter of a plan; see `attach`.
+
+    Args:
+        model: the base model; changed in place.
+        plan: of the adapter.
+        name: the adapter's name on this model.
+        dropout: share of the adapter's input that is zeroed while the model trains.
+        trains: False if the adapter is attached to be used only, so that no gradient has to pass through the model.
 
     Raises:
         UsageError: the name or the dropout cannot be used, a parameter to train is offloaded, a weight to change is
-            computed from others, or the model has another library's adapter.
+            computed from others, no gradient passes through a layer, or the model has another library's adapter.
     """
     refuse_other_adapters(model)
     if name in adapters(model):
@@ -215,6 +225,8 @@ def attach_plan(model: nn.Module, plan: Plan, *, name: str = "default", dropout:
     for host, site in plan.placed:
         if parametrised(host, site) and site.is_computed(model):
             raise UsageError(f"{site.module} computes its {site.parameter} from other parameters; leave it out")
+    if trains and plan.sites:
+        check_gradients(model)
     watch_registrations()
     adapter = Adapter(plan, dropout)
     adapter.to(device_of(model))

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from capaft.adapter.attach import detach, get_adapter
+from capaft.adapter.dequantise import dequantise as dequantise_layers
 from capaft.adapter.module import Adapter, adapters
-from capaft.model.site import is_quantised
 from capaft.model.weights import device_of, weight_owners
 from capaft.support.errors import UsageError
 
 
-def merge(model: nn.Module, name: str = "default") -> int:
+def merge(model: nn.Module, name: str = "default", *, dequantise: bool = False) -> int:
     """Add an adapter's update to the base weights and take the adapter off.
 
     The sum is taken in float32 (or the weight's own precision, if higher) and rounded once.
@@ -23,14 +23,16 @@ def merge(model: nn.Module, name: str = "default") -> int:
     Args:
         model: a model with an adapter; changed in place.
         name: the adapter's name.
+        dequantise: first turn every quantised layer of the model into a plain one, with the weight that it computes
+            with.
 
     Returns:
         Number of merged sites, not counting the head's parameters.
 
     Raises:
         UsageError: the model has no adapter of this name, its method does not change weights, a layer has been
-            replaced, or a weight is quantised, offloaded, computed from other parameters, or shared with another
-            module, which the update would reach as well.
+            replaced, or a weight is quantised (and is to stay so, or cannot be told), offloaded, computed from other
+            parameters, or shared with another module, which the update would reach as well.
 
     Example:
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
@@ -47,9 +49,13 @@ def merge(model: nn.Module, name: str = "default") -> int:
     # By memory: the update is written in place, and reaches every parameter that shares it.
     owners = weight_owners(model, key=lambda parameter: parameter.data_ptr())
     for _, site in adapter.plan.placed:
+        if site.is_quantised(model):
+            if dequantise:
+                continue
+            raise UsageError(
+                f"{site.module} is quantised; load the base model unquantised to merge into it, or pass --dequantise"
+            )
         weight = site.stored(model)
-        if is_quantised(weight):
-            raise UsageError(f"{site.module} is quantised; load the base model unquantised to merge into it")
         if weight.is_meta:
             raise UsageError(f"{site.module} is offloaded; load the base model without offloading to merge into it")
         if site.is_computed(model):
@@ -62,6 +68,8 @@ def merge(model: nn.Module, name: str = "default") -> int:
             names = " and ".join(map(".".join, shared))
             raise UsageError(f"{names} are one tied weight; load the base model untied to merge into it")
     _refuse_order(model, adapter)
+    if dequantise:
+        dequantise_layers(model)
     # An autocast around the call would round the products.
     with torch.no_grad(), torch.autocast(device_of(model).type, enabled=False):
         for (host, site), factors in zip(adapter.plan.placed, adapter.expand(), strict=True):

@@ -26,7 +26,6 @@ from capaft.factors.nola import Seeded
 from capaft.factors.rng import Streams
 from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name, child_of
 from capaft.model.site import Site, is_quantised
-from capaft.model.weights import first_weight
 from capaft.support.errors import UsageError
 
 # A role that is frozen has no parameters.
@@ -260,11 +259,14 @@ class Adapter(nn.Module):
     def _compute_dtype(self, model: nn.Module) -> torch.dtype:
         """The dtype that the sites compute in, so that all factors can be cast at once."""
         _, site = self.plan.placed[0]
-        weight = site.stored(model) if site.parameter else first_weight(model.get_submodule(site.module))
-        place = next(iter(self.role_parameters.values())) if weight.is_meta else weight
-        if torch.is_autocast_enabled(place.device.type):
-            return torch.get_autocast_dtype(place.device.type)
-        return torch.float32 if is_quantised(weight) else weight.dtype
+        place = model.get_submodule(site.module)
+        held = [site.stored(model)] if site.parameter else [*place.parameters(), *place.buffers()]
+        values = next((tensor for tensor in held if not is_quantised(tensor)), None)
+        trained = next(iter(self.role_parameters.values()))
+        device = trained.device if values is None or values.is_meta else values.device
+        if torch.is_autocast_enabled(device.type):
+            return torch.get_autocast_dtype(device.type)
+        return torch.float32 if values is None else values.dtype
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
         """Follow the model to its device, but stay float32 when it is cast: rounding a few kilobytes saves nothing."""

@@ -19,6 +19,7 @@ from capaft.methods.stack import Stack
 from capaft.model.modalities import text_path
 from capaft.model.names import base_parameters, canonical_name, canonical_path
 from capaft.model.other_adapters import refuse_other_adapters
+from capaft.model.quantised import quantised_layers
 from capaft.model.site import Site
 from capaft.model.targets import TARGET_PRESETS, Targets, path_matcher
 from capaft.support.errors import UsageError
@@ -150,6 +151,7 @@ def make_plan(model: nn.Module, stack: Stack, placement: Placement = DEFAULT_PLA
     head = {name: names[name] for name in of_head - direct}
     moved_head, direct_head = _head(model, stack, head, placement)
     direct = set(names) if stack.method == "full" else direct | direct_head
+    _check_trainable(model, {names[name] for name in direct}, whole=stack.method == "full")
     if stack.method == "head" and moved_head.parameters and not moved_head.k and not direct:
         raise UsageError("--head frozen leaves --method head nothing to train; change one of them")
     plan = Plan(stack, seed, Targets(), (), tuple(sorted(direct)), rename or {}, moved_head)
@@ -208,6 +210,23 @@ def _head(model: nn.Module, stack: Stack, names: dict[str, str], placement: Plac
     small = {name for name, full_name in names.items() if mode == "nola" and sizes[full_name] <= k}
     large = {name: full_name for name, full_name in names.items() if name not in small}
     return Head.of(model, large, k if mode == "nola" else 0, stack.basis), small
+
+
+def _check_trainable(model: nn.Module, names: set[str], whole: bool) -> None:
+    """Refuse to train codes, or the scales beside them.
+
+    Args:
+        model: the base model.
+        names: of the parameters to train, in the model.
+        whole: all of the model is to be trained, so what is no parameter counts as well.
+
+    Raises:
+        UsageError: one of them belongs to a quantised layer.
+    """
+    for path in quantised_layers(model):
+        if whole or any(name.rpartition(".")[0] == path for name in names):
+            advice = "choose a method such as lora" if whole else "leave it out"
+            raise UsageError(f"{path} is quantised and cannot be trained directly; {advice}, or load it unquantised")
 
 
 def _parameters_of(names: set[str], modules: str) -> set[str]:

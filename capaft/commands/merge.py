@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from capaft.commands.reporting import Json, Run, quiet_libraries, reporting
-from capaft.config.open_options import OpenOptions
+from capaft.config.open_options import MergeOptions
 from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
 from capaft.support import hub, strict_json
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from capaft.training.record.saved_run import SavedRun
 
 
-@signature(OpenOptions)
+@signature(MergeOptions)
 def merge_command(
     run: Run,
     output: Annotated[str, typer.Option("--output", help="Directory to write the merged model to.")],
@@ -33,13 +33,13 @@ def merge_command(
 ) -> None:
     """Write base and adapter as one plain model directory."""
     with reporting() as console:
-        options, _ = resolve_settings(OpenOptions, flags=flags, environ={})
+        options, _ = resolve_settings(MergeOptions, flags=flags, environ={})
         _check_output(output, Path(output).expanduser(), overwrite=overwrite)
         quiet_libraries(console)
         from capaft.training.record.saved_run import open_run
 
         started = time.perf_counter()
-        sites = write_merged(open_run(run, options), output, overwrite=overwrite)
+        sites = write_merged(open_run(run, options), output, overwrite=overwrite, dequantise=options.dequantise)
         results = {"output": output, "sites": sites, "seconds": round(time.perf_counter() - started, 3)}
         print(strict_json.document(results) if json else f"merged {sites} sites into {output}")
 
@@ -60,7 +60,7 @@ def _check_output(output: str, path: Path, *, overwrite: bool) -> None:
         raise UsageError(f"--output {output} holds a model; name another directory, or replace it with --overwrite")
 
 
-def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False) -> int:
+def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False, dequantise: bool = False) -> int:
     """Merge the adapter and write weights, configuration with labels, tokenizer and a model card.
 
     The directory is written under a temporary name and renamed, so that it is there whole or not at all.
@@ -69,6 +69,7 @@ def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False) -> in
         saved: the opened run; its model is merged in place.
         output: the directory to write.
         overwrite: replace the model in that directory.
+        dequantise: turn quantised layers into plain ones first.
 
     Returns:
         Number of merged sites.
@@ -82,7 +83,7 @@ def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False) -> in
 
     path = Path(output).expanduser()
     _check_output(output, path, overwrite=overwrite)
-    count = merge(saved.model)
+    count = merge(saved.model, dequantise=dequantise)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

@@ -40,6 +40,13 @@ class OpenOptions(Settings):
 
 
 @dataclass(frozen=True)
+class MergeOptions(OpenOptions):
+    """Options of `capaft merge`."""
+
+    dequantise: bool = _base(False, "Turn quantised layers into plain ones, and merge into those.")
+
+
+@dataclass(frozen=True)
 class EvalOptions(OpenOptions):
     """Options of `capaft eval`."""
 

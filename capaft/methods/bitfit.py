@@ -11,7 +11,7 @@ from capaft.factors.factor import Factor
 from capaft.methods.host import Host
 from capaft.model.layers import layer_kind, read_without_calling
 from capaft.model.names import canonical_path, in_head, renamed_path
-from capaft.model.site import Site
+from capaft.model.site import Site, is_quantised, stored_parameter
 from capaft.model.targets import Targets, select_sites
 from capaft.support.errors import UsageError
 
@@ -34,10 +34,11 @@ class Bitfit(Host):
         read = read_without_calling(model)
         sites = []
         for path, module in model.named_modules():
-            bias = module._parameters.get("bias")
+            # Packed layers keep it as a buffer, or as they like.
+            bias = stored_parameter(module, "bias")
             is_norm = isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("LayerNorm")
             if (
-                bias is None
+                is_quantised(bias)
                 or bias.ndim != 1
                 or in_head(model, path)
                 or not (is_norm or layer_kind(module) == "linear")

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from capaft.factors.factor import Factor
 from capaft.methods.host import Host, check_number, check_whole
-from capaft.model.site import Site, is_quantised, stored_parameter
+from capaft.model.site import Site, stored_parameter
 from capaft.model.targets import Targets
 from capaft.support.errors import UsageError
 
@@ -60,7 +60,7 @@ class Dora(Host):
         """
         sites = super().sites(model, targets, rename)
         for site in sites:
-            if is_quantised(site.stored(model)):
+            if site.is_quantised(model):
                 raise UsageError(f"dora needs the norms of {site.module}, which is quantised; choose lora")
         return sites
 

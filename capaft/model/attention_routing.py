@@ -18,8 +18,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
-from transformers.pytorch_utils import Conv1D
 
+from capaft.model.layers import layer_kind, layer_widths
 from capaft.support.errors import UsageError
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
@@ -251,8 +251,8 @@ def _widths(path: str, module: Any) -> tuple[int, int]:
 
 
 def _outputs(layer: Any) -> int:
-    """Output features of a linear layer; 0 for another module."""
-    features = layer.nf if isinstance(layer, Conv1D) else getattr(layer, "out_features", 0)
+    """Output features of a linear layer, or of one that is wrapped; 0 for another module."""
+    features = layer_widths(layer)[1] if layer_kind(layer) == "linear" else getattr(layer, "out_features", 0)
     return features if isinstance(features, int) else 0
 
 

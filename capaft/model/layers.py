@@ -19,7 +19,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from capaft.model.site import SiteKind, is_quantised, stored_parameter
+from capaft.model.quantised import linear_widths, mixes_experts, packed_widths, wrapped_layer
+from capaft.model.site import VALUES, SiteKind, is_quantised, stored_parameter
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Reading these from a weight is not computing with it.
@@ -35,10 +36,25 @@ def layer_kind(module: nn.Module) -> SiteKind | None:
         return "embedding"
     if isinstance(module, CONVOLUTIONS):
         return "conv"
-    if isinstance(module, (nn.Linear, Conv1D)):
-        return "linear"
-    quantised = all(hasattr(module, name) for name in ("in_features", "out_features", "weight"))
-    return "linear" if quantised and not isinstance(module, nn.Bilinear) else None
+    return "linear" if isinstance(module, (nn.Linear, Conv1D)) or packed_widths(module) else None
+
+
+def layer_kinds(model: nn.Module) -> dict[str, SiteKind]:
+    """The kinds of a model's layers by path, without the parts that a layer is made of, in the model's order."""
+    kinds: dict[str, SiteKind] = {}
+    parts: set[str] = set()
+    for path, module in model.named_modules():
+        kind = layer_kind(module)
+        if kind and path not in parts:
+            kinds[path] = kind
+        wrapped = None if kind else wrapped_layer(module)
+        if kind == "linear" or wrapped:
+            is_packed = kind == "linear" and not isinstance(module, (nn.Linear, Conv1D))
+            prefix = path + "." if path else ""
+            for inner, part in module.named_modules():
+                if inner and inner != wrapped and (is_packed or layer_kind(part) == "linear"):
+                    parts.add(prefix + inner)
+    return kinds
 
 
 def is_pointwise(module: nn.Module) -> bool:
@@ -48,8 +64,7 @@ def is_pointwise(module: nn.Module) -> bool:
 
 def packs_experts(module: nn.Module) -> bool:
     """True if a module holds the weights of several experts in one parameter."""
-    packed = hasattr(module, "num_experts") or "expert" in type(module).__name__.lower()
-    return packed and any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
+    return mixes_experts(module) and any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
 
 
 def is_router(module: nn.Module) -> bool:
@@ -67,9 +82,9 @@ def layer_widths(module: Any) -> tuple[int, int]:
         case Conv1D():
             return module.weight.shape[0], module.weight.shape[1]
         case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
-            return module.weight[0].numel(), module.weight.shape[0]
+            return module.weight.shape[1:].numel(), module.weight.shape[0]
         case _:
-            return module.in_features, module.out_features
+            return linear_widths(module)
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -79,12 +94,14 @@ def is_transposed(module: nn.Module) -> bool:
 
 def is_plain(module: Any) -> bool:
     """True if calling the module computes the plain product of its kind, so that a side branch can be added to it."""
+    quantised = is_quantised(stored_parameter(module, "weight"))
     if isinstance(module, CONVOLUTIONS):
-        is_original = type(module).forward in {cls.forward for cls in CONVOLUTIONS}
+        is_original = quantised or type(module).forward in {cls.forward for cls in CONVOLUTIONS}
         return is_original and module.groups == 1 and module.padding_mode == "zeros"
     if isinstance(module, nn.Embedding):
-        return type(module).forward is nn.Embedding.forward and module.max_norm is None
-    if not isinstance(module, nn.Linear) or is_quantised(stored_parameter(module, "weight")):
+        holds_codes = stored_parameter(module, "weight").dtype not in VALUES
+        return (holds_codes or type(module).forward is nn.Embedding.forward) and module.max_norm is None
+    if not isinstance(module, nn.Linear) or quantised:
         return True
     forward = type(module).forward
     code = inspect.unwrap(forward).__code__

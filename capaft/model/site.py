@@ -13,6 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+# Dtypes whose entries are values, without a scale beside them.
+VALUES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 SiteKind = Literal["linear", "conv", "embedding", "experts", "bias", "block", "attention", "head"]
 
 
@@ -102,6 +105,12 @@ class Site:
         module = model.get_submodule(self.module)
         return self.parameter not in module._parameters and self.parameter not in module._buffers
 
+    def is_quantised(self, model: nn.Module) -> bool:
+        """True if the module holds the site's parameter as codes, or under no name that is known."""
+        whole = self.kind == "linear" and self.rows is None
+        stored = stored_parameter(model.get_submodule(self.module), self.parameter)
+        return is_quantised(stored, self.in_features * self.out_features if whole else None)
+
     def weight(self, model: nn.Module) -> Tensor:
         """The site's part of the base weight, `(out, in)`."""
         return self.matrix(self.stored(model))
@@ -130,15 +139,35 @@ class Site:
 
 
 def stored_parameter(module: nn.Module, parameter: str) -> Any:
-    """A module's parameter as it is stored, past any adapter that changes the value that reading it gives."""
+    """A module's parameter as it is stored, past any adapter that changes the value that reading it gives.
+
+    None, or anything that is not a tensor, if the module keeps what it computes with in another form.
+    """
     stored = module._parameters.get(parameter)
-    return getattr(module, parameter) if stored is None else stored
+    return getattr(module, parameter, None) if stored is None else stored
 
 
-def is_quantised(weight: Tensor) -> bool:
+def is_quantised(weight: Any, size: int | None = None) -> bool:
     """True if a weight holds codes rather than values: float8 too means nothing without its scale.
 
-    Packed weights may give the dtype that they unpack to; they have a `dequantize` of their own.
+    So does a tensor subclass with an arithmetic of its own, whatever dtype it shows, and what is not a tensor at all.
+
+    Args:
+        weight: what a module holds.
+        size: the number of values that it would hold; others are packed into bits of a dtype, or kept elsewhere.
     """
-    packed = type(weight).dequantize is not Tensor.dequantize
-    return packed or weight.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    if not isinstance(weight, Tensor) or weight.dtype not in VALUES:
+        return True
+    if type(weight) not in (Tensor, nn.Parameter) and _has_own_arithmetic(type(weight)):
+        return True
+    return size is not None and weight.numel() not in (0, size)
+
+
+def _has_own_arithmetic(cls: Any) -> bool:
+    """True if a class of tensors computes in another way than torch's own classes do, those of sharding included."""
+    if cls.__module__.startswith("torch."):
+        return False
+    plain: Any = Tensor
+    overrides = (getattr(cls.__torch_function__, "__func__", None), cls.__torch_dispatch__, cls.dequantize)
+    plain = (plain.__torch_function__.__func__, plain.__torch_dispatch__, plain.dequantize)
+    return any(one not in (None, other) for one, other in zip(overrides, plain, strict=True))

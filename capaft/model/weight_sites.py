@@ -8,22 +8,23 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
-from capaft.model.fused_projections import projection_rows
+from capaft.model.fused_projections import PROJECTION_NAMES, projection_rows
 from capaft.model.layers import (
     is_plain,
     is_pointwise,
     is_router,
     is_transposed,
-    layer_kind,
+    layer_kinds,
     layer_widths,
     packs_experts,
     read_without_calling,
 )
 from capaft.model.names import canonical_path, in_head, renamed_path
+from capaft.model.quantised import is_unreadable
 from capaft.model.site import Site, SiteKind, is_quantised
-from capaft.model.targets import TARGET_PRESETS, Targets, path_matcher
+from capaft.model.targets import TARGET_PRESETS, Targets, in_attention, path_matcher
 from capaft.model.weights import weight_owners
 from capaft.support.errors import UsageError
 
@@ -56,9 +57,11 @@ def find_weight_sites(model: nn.Module, targets: Targets, rename: dict[str, str]
     """
     layers = _Layers(model, rename or {})
     sites: dict[str, Site] = {}
+    unreadable: dict[str, str] = {}
     for word in targets.words or ("qv",):
+        unreadable |= {name: layers.unreadable[name] for name in layers.unreadable_matching(word)}
         matching = list(layers.experts() if word == "experts" else layers.matching(word))
-        if not matching:
+        if not matching and not unreadable:
             raise UsageError(layers.no_match(word))
         matching.sort(key=lambda site: site.path)
         for one, other in pairwise(matching):
@@ -72,7 +75,14 @@ def find_weight_sites(model: nn.Module, targets: Targets, rename: dict[str, str]
             raise UsageError(
                 f"--target-modules {targets.modules} adapts {one.module} twice, as a whole and in part; drop one"
             )
-    allowed = targets.allow(sites)
+    allowed = targets.allow([*sites, *unreadable])
+    if packed := [module for name, module in unreadable.items() if allowed(name)]:
+        kind = type(model.get_submodule(packed[0])).__name__
+        raise UsageError(
+            f"{packed[0]}{f' and {len(packed) - 1} other modules' if packed[1:] else ''} ({kind}) computes with codes, "
+            "and its widths cannot be told, so no adapter can stand beside it; load the model unquantised, or leave it "
+            "out with --exclude-modules"
+        )
     kept = [site for path, site in sorted(sites.items()) if allowed(path)]
     if not kept:
         raise UsageError("--exclude-modules and --layers leave none of the layers to adapt; exclude less")
@@ -93,7 +103,18 @@ class _Layers:
     @cached_property
     def kinds(self) -> dict[str, SiteKind]:
         """The kind of every layer that could be a site, by its path in the model."""
-        return {path: kind for path, module in self.model.named_modules() if (kind := layer_kind(module))}
+        return layer_kinds(self.model)
+
+    @cached_property
+    def unreadable(self) -> dict[str, str]:
+        """Paths of modules that compute with codes and are no layers that an adapter can stand beside, by their names.
+
+        Not those inside a layer, or in the output head.
+        """
+        paths = (path for path, module in self.model.named_modules() if path and is_unreadable(module))
+        layers = tuple(f"{path}." for path, kind in self.kinds.items() if kind == "linear")
+        outside = (path for path in paths if path not in self.kinds and not path.startswith(layers))
+        return {self.name(path): path for path in outside if not in_head(self.model, path)}
 
     @cached_property
     def head(self) -> set[str]:
@@ -123,6 +144,17 @@ class _Layers:
                 yield site
             for part, its_rows in (rows or {}).items():
                 yield replace(site, path=f"{site.path}#{part}", out_features=its_rows.count, rows=its_rows)
+
+    def unreadable_matching(self, word: str) -> Iterator[str]:
+        """Names of modules that a word would match if they were linear layers."""
+        if PRESET_KINDS.get(word, "linear") != "linear":
+            return
+        letters = word if word in ("qv", "kv") else ""
+        match = in_attention if letters else path_matcher(word)
+        for name in self.unreadable:
+            leaf = name.rsplit(".", 1)[-1]
+            if match(name) or any(leaf in PROJECTION_NAMES[letter] for letter in letters):
+                yield name
 
     def experts(self) -> Iterator[Site]:
         """The experts of mixtures: every matrix of a packed stack, and linear layers that are experts one by one."""
@@ -175,9 +207,10 @@ def _untied(model: nn.Module, sites: list[Site], strict: bool) -> list[Site]:
     owners = weight_owners(model)
     by_weight: dict[tuple[int, str], list[Site]] = defaultdict(list)
     for site in sites:
-        # A weight that is computed at every reading is no object that lasts.
-        lasting = model.get_submodule(site.module) if site.is_computed(model) else site.stored(model)
-        by_weight[id(lasting), site.part].append(site)
+        # Codes are no weight to share, and a weight that is computed at every reading is no object that lasts.
+        is_held = not (site.is_quantised(model) or site.is_computed(model))
+        holder = site.stored(model) if is_held else model.get_submodule(site.module)
+        by_weight[id(holder), site.part].append(site)
     kept = []
     for (weight, _), tied in by_weight.items():
         targeted = {site.module for site in tied}
@@ -198,6 +231,16 @@ def _is_hidden(model: nn.Module, site: Site, read: set[str]) -> bool:
     """True if a hook on the module would miss some use of the weight, or add to something other than a product."""
     if site.kind == "experts":
         return True
-    if is_quantised(site.stored(model)):
-        return False
-    return any(path in read or not is_plain(model.get_submodule(path)) for path in site.modules)
+    if not site.is_quantised(model):
+        return any(path in read or not is_plain(model.get_submodule(path)) for path in site.modules)
+    if site.module in read and isinstance(site.stored(model), Tensor):
+        raise UsageError(
+            f"the weight of {site.module} is quantised, and the model reads it without calling the layer, so that no "
+            "adapter can change it; load the model unquantised, or leave it out with --exclude-modules"
+        )
+    if not is_plain(model.get_submodule(site.module)):
+        raise UsageError(
+            f"{site.module} is quantised, and computes more than a plain product of its kind, so that no adapter can "
+            "stand beside it; load the model unquantised, or leave it out with --exclude-modules"
+        )
+    return False

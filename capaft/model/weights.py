@@ -8,6 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from capaft.model.quantised import is_quantised_layer
+from capaft.model.site import is_quantised
+
 
 def weight_owners(model: nn.Module, key: Callable[[nn.Parameter], int] = id) -> defaultdict[int, list[tuple[str, str]]]:
     """Owners of every weight, each the path of a module and the name of its parameter; a tied weight has several.
@@ -38,11 +41,25 @@ def first_weight(module: nn.Module) -> torch.Tensor:
 def device_of(model: nn.Module) -> torch.device:
     """Device of the first weight that is not on `meta`, which is where accelerate leaves what it has offloaded.
 
-    If all are, it is the device on which accelerate runs the model, or `meta` for a model without weights.
+    If all are, it is the device on which accelerate runs the model, or `meta`. Buffers count where there are no
+    parameters, and a model that holds no tensors, which extensions keep elsewhere, is on the CPU.
     """
-    devices = [parameter.device for parameter in model.parameters()]
+    devices = [tensor.device for tensor in model.parameters()] or [tensor.device for tensor in model.buffers()]
     for device in devices:
         if device.type != "meta":
             return device
     execution_device = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
-    return devices[0] if execution_device is None else torch.device(execution_device)
+    if execution_device is not None:
+        return torch.device(execution_device)
+    return devices[0] if devices else torch.device("cpu")
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Dtype of most of a model's values, codes and what stands beside them aside; float32 if it has none."""
+    counts: defaultdict[torch.dtype, int] = defaultdict(int)
+    for module in model.modules():
+        if not is_quantised_layer(module):
+            for parameter in module.parameters(recurse=False):
+                if not is_quantised(parameter):
+                    counts[parameter.dtype] += parameter.numel()
+    return max(counts, key=lambda dtype: counts[dtype], default=torch.float32)

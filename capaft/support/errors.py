@@ -14,6 +14,7 @@ R = TypeVar("R")
 _FLAG = re.compile(r"(?<![^\s(])--([a-z]+(?:-[a-z]+)*)(?![\w-])")
 _KEYWORDS = {
     "allow-base-mismatch": "allow_base_mismatch=True",
+    "dequantise": "dequantise=True",
     "exclude-modules": "exclude",
     "head": "head_mode",
     "save-dtype": "dtype",

@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from capaft.model.weights import device_of
 from capaft.tasks.base.features import Batch
 from capaft.training.accelerator import peak_memory
 from capaft.training.optimizer import build_optimizer
@@ -74,7 +75,7 @@ def estimate_peak_memory(
     Returns:
         None if it cannot be determined, mostly because the model's code depends on values of its tensors.
     """
-    device = device or next(model.parameters()).device
+    device = device or device_of(model)
     on_cpu = device.type == "cpu"
     resident = _resident() + _unread(model.parameters()) + LOADED_LATER if on_cpu else 0
     try:

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import math
 from contextlib import suppress
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from accelerate.utils import align_module_device
 from torch import nn
 
+from capaft.adapter.file.samples import FEW_SAMPLES, SAMPLES, sample_count, samples_of
 from capaft.adapter.plan import Plan
 from capaft.factors import rng
 from capaft.factors.expansion import words_used
 from capaft.factors.rng import Streams
 from capaft.model.names import canonical_name
-from capaft.model.site import Site, is_quantised
+from capaft.model.quantised import quantised_layers
+from capaft.model.site import Site
 from capaft.model.targets import Targets
 from capaft.model.weight_sites import find_weight_sites
 from capaft.support.errors import UsageError
-
-SAMPLES = 64
-RELATIVE_TOLERANCE = 2e-2
-# Below this, float16 has fewer bits than the relative tolerance asks for.
-ABSOLUTE_TOLERANCE = 1e-6
 
 
 def sites_digest(sites: tuple[Site, ...]) -> str:
@@ -67,12 +61,17 @@ def weight_samples(model: nn.Module, plan: Plan) -> WeightSamples:
     return WeightSamples(base_samples(model, plan), head_samples(model, plan) if plan.head.record() else None)
 
 
-def base_samples(model: nn.Module, plan: Plan) -> str | None:
-    """64 seeded sample weights of the base model at the sites, base64 of float16.
+def base_samples(model: nn.Module, plan: Plan, like: str | None = None) -> str | None:
+    """Sample weights of the base model at the sites; see `samples_of`.
 
     Where the sites are not weights (`head`, adapter layers, biases, which often are 0), of all linear layers that are
     not trained directly. None where there is nothing to compare: method `full` replaces every weight, and a quantised
     weight has no single value.
+
+    Args:
+        model: the base model.
+        plan: of the adapter.
+        like: samples to compare with, which decide how many are taken.
     """
     if plan.stack.method == "full":
         return None
@@ -83,47 +82,22 @@ def base_samples(model: nn.Module, plan: Plan) -> str | None:
             for site in _layers(model, plan.rename)
             if canonical_name(model, f"{site.module}.{site.parameter}", plan.rename) not in plan.trained
         )
-    return _samples(model, sites, plan.seed, "base") if sites else None
+    return samples_of(model, sites, plan.seed, "base", sample_count(like) if like else SAMPLES) if sites else None
 
 
 def head_samples(model: nn.Module, plan: Plan) -> str | None:
-    """The same for the head's parameters that are not trained directly; None where one is quantised."""
-    return _samples(model, plan.head.parameters, plan.seed, "head")
-
-
-def _samples(model: nn.Module, sites: tuple[Site, ...], seed: int, what: str) -> str | None:
-    """64 seeded sample weights of sites, base64 of float16; None where one is quantised."""
-    drawn = rng.words(rng.fold_in(seed, "", what, "fingerprint"), 2 * SAMPLES) >> np.uint64(32)
-    samples = []
-    for first, second in zip(drawn[0::2].tolist(), drawn[1::2].tolist(), strict=True):
-        site = sites[first * len(sites) >> 32]
-        # Fetches a weight that accelerate has offloaded.
-        with align_module_device(model.get_submodule(site.module)):
-            if is_quantised(site.stored(model)):
-                return None
-            weight = site.weight(model)
-            entry = second * weight.numel() >> 32
-            row, column = divmod(entry, site.in_features)
-            samples.append(float(weight[row, column].detach()))
-    return base64.b64encode(np.array(samples, dtype="<f2").tobytes()).decode()
+    """The same for the head's parameters that are not trained directly, which are few."""
+    return samples_of(model, plan.head.parameters, plan.seed, "head", FEW_SAMPLES)
 
 
 def _layers(model: nn.Module, rename: dict[str, str]) -> tuple[Site, ...]:
-    """The linear layers of a model; without any its convolutions, or else its embeddings."""
+    """The linear layers of a model; without any its convolutions, or else its embeddings; none if some are packed."""
+    if quantised_layers(model):
+        return ()
     for preset in ("all-linear", "conv", "embeddings"):
         with suppress(UsageError):
             return find_weight_sites(model, Targets(preset), rename)
     return ()
-
-
-def same_base(stored: str, sampled: str) -> bool:
-    """True if two sets of samples agree as float32, bfloat16 and float16 copies of one model do.
-
-    Raises:
-        ValueError: one of them is not base64 of float16 values.
-    """
-    old, new = (np.frombuffer(base64.b64decode(text), dtype="<f2").astype(np.float64) for text in (stored, sampled))
-    return old.shape == new.shape and bool(np.allclose(old, new, rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE))
 
 
 def tensors_digest(tensors: dict[str, torch.Tensor]) -> str:

@@ -22,7 +22,6 @@ from capaft.adapter.file.fingerprint import (
     WeightSamples,
     base_samples,
     head_samples,
-    same_base,
     sites_digest,
     streams_digest,
     tensors_digest,
@@ -40,6 +39,7 @@ from capaft.adapter.file.header import (
     parse_header,
     wrong_options,
 )
+from capaft.adapter.file.samples import Agreement, compare_samples
 from capaft.adapter.module import Adapter
 from capaft.adapter.plan import Placement, Plan, make_plan
 from capaft.config.choices import SaveDtype
@@ -218,7 +218,7 @@ def load(
             f"{file.path}: its random streams come out differently here than where it was written; the random "
             "generator of this installation is at fault, so the adapter cannot be used here"
         )
-    adapter = attach_plan(model, plan, name=name)
+    adapter = attach_plan(model, plan, name=name, trains=False)
     try:
         _fill(adapter, model, file)
     except AdapterFileError:
@@ -318,7 +318,12 @@ def _check_base(model: nn.Module, file: AdapterFile, plan: Plan, allow_mismatch:
     """
     if plan.stack.method == "full":
         return
-    if not _agree(file, file.header.base.weights, base_samples(model, plan)) and not allow_mismatch:
+    stored = file.header.base.weights
+    try:
+        sampled = base_samples(model, plan, stored)
+    except ValueError:
+        raise _damaged_samples(file) from None
+    if not _agree(file, stored, sampled) and not allow_mismatch:
         named = f" (it names {file.base.name})" if file.base.name else ""
         raise AdapterFileError(
             f"{file.path} was trained on other base weights than these{named}; pass the --model it was trained on, or "
@@ -342,9 +347,20 @@ def _agree(file: AdapterFile, stored: str | None, sampled: str | None) -> bool:
         )
         return True
     try:
-        return same_base(stored, sampled)
+        agreement = compare_samples(stored, sampled)
     except ValueError:
-        raise AdapterFileError(f"{file.path} is damaged: its base model's samples cannot be read") from None
+        raise _damaged_samples(file) from None
+    if agreement is Agreement.COARSE:
+        warnings.warn(
+            f"{file.path}: this base model, or the one it was trained on, was unpacked from a quantised copy; they are "
+            "as near as copies of one model, but another fine-tune of it can be as near",
+            stacklevel=5,
+        )
+    return agreement is not Agreement.OTHER
+
+
+def _damaged_samples(file: AdapterFile) -> AdapterFileError:
+    return AdapterFileError(f"{file.path} is damaged: its base model's samples cannot be read")
 
 
 def _parameters(file: AdapterFile) -> list[str]:

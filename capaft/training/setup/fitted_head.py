@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from capaft.factors import rng
 from capaft.model.load import BaseModel
 from capaft.model.names import backbone_prefix
+from capaft.model.weights import device_of
 from capaft.support.errors import UsageError
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
@@ -196,7 +197,7 @@ def _inputs(base: BaseModel, batch: Batch) -> NDArray[np.float64] | None:
     module = _input_module(base.model)
     if module is None:
         return None
-    device = next(base.model.parameters()).device
+    device = device_of(base.model)
     captured: list[Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
     was_training = base.model.training
