@@ -26,6 +26,7 @@ from capaft.factors.nola import Seeded
 from capaft.factors.rng import Streams
 from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name, child_of
 from capaft.model.site import Site, is_quantised
+from capaft.model.weights import held_tensors
 from capaft.support.errors import UsageError
 
 # A role that is frozen has no parameters.
@@ -260,7 +261,7 @@ class Adapter(nn.Module):
         """The dtype that the sites compute in, so that all factors can be cast at once."""
         _, site = self.plan.placed[0]
         place = model.get_submodule(site.module)
-        held = [site.stored(model)] if site.parameter else [*place.parameters(), *place.buffers()]
+        held = [site.stored(model)] if site.parameter else held_tensors(place)
         values = next((tensor for tensor in held if not is_quantised(tensor)), None)
         trained = next(iter(self.role_parameters.values()))
         device = trained.device if values is None or values.is_meta else values.device

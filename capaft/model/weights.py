@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -31,11 +31,12 @@ def weight_owners(model: nn.Module, key: Callable[[nn.Parameter], int] = id) -> 
     return owners
 
 
-def first_weight(module: nn.Module) -> torch.Tensor:
-    """The first weight of a module that has any; replicas of `nn.DataParallel` keep theirs elsewhere."""
-    inner = module.modules()
-    sources = ({**part._parameters, **getattr(part, "_former_parameters", {})} for part in inner)
-    return next(weight for source in sources for weight in source.values() if weight is not None)
+def held_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    """The parameters and buffers of a module; replicas of `nn.DataParallel` keep their parameters elsewhere."""
+    yield from module.parameters()
+    for inner in module.modules():
+        yield from getattr(inner, "_former_parameters", {}).values()
+    yield from module.buffers()
 
 
 def device_of(model: nn.Module) -> torch.device:
