@@ -181,12 +181,9 @@ def _json_column(path: Path, name: str, values: list[Any]) -> pa.Array:
 
     Lists of records, such as messages, stay JSON: one type for all would give each the fields of every other.
     """
-    if _are_records(values):
-        records = [None if value is None else [json.dumps(record) for record in value] for value in values]
-        return pa.array(records, pa.list_(pa.string())).cast(pa.list_(pa.json_()))
     try:
         try:
-            return pa.array(values)
+            return _records(values) if _are_records(values) else pa.array(values)
         except (ValueError, TypeError, OverflowError, pa.ArrowException):
             if any(isinstance(value, list | dict) for value in values):
                 raise
@@ -208,6 +205,11 @@ def _are_records(values: list[Any]) -> bool:
         and bool(records)
         and all(isinstance(record, dict) for record in records)
     )
+
+
+def _records(values: list[Any]) -> pa.Array:
+    texts = [value and [json.dumps(record, ensure_ascii=False) for record in value] for value in values]
+    return pa.array(texts, pa.list_(pa.string())).cast(pa.list_(pa.json_()))
 
 
 def _read_parquet(path: Path) -> pa.Table:

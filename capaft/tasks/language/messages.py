@@ -103,7 +103,12 @@ def parsed(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        said = json.loads(value)
+        # JSON may name halves of characters, which are no text.
+        json.dumps(said, ensure_ascii=False).encode()
+        return said
+    except UnicodeEncodeError:
+        raise ValueError("has half of a character (a lone surrogate)") from None
     except (ValueError, RecursionError):
         shown = value if len(value) <= 40 else value[:37] + "..."
         raise ValueError(f"has {shown!r} where JSON is expected") from None

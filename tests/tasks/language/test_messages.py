@@ -63,6 +63,10 @@ def test_a_call_keeps_its_number_and_its_null_arguments() -> None:
         ({"role": "user", "content": {"a": 1}}, "has a content that is not text"),
         ({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, "has a part of type 'image_url'"),
         ({"from": "function_call", "value": "add 1"}, "has 'add 1' where JSON is expected"),
+        (
+            {"from": "function_call", "value": '{"name": "add", "arguments": {"a": "\\ud83d"}}'},
+            "has half of a character",
+        ),
         ({"from": "function_call", "value": "{}"}, "has a tool call without a name"),
         ({"role": "assistant", "tool_calls": [{"name": "add", "arguments": "[1]"}]}, "calls add with arguments that"),
     ],
