@@ -182,8 +182,10 @@ def _json_column(path: Path, name: str, values: list[Any]) -> pa.Array:
         try:
             return pa.array(values)
         except (ValueError, TypeError, OverflowError, pa.ArrowException):
+            # NaN, which pandas writes for a missing value, is a number only among numbers.
+            values = list(map(_without_nan, values))
             if any(isinstance(value, list | dict) for value in values):
-                raise
+                return pa.array(values)
             texts = (value if value is None or isinstance(value, str) else json.dumps(value) for value in values)
             return pa.array(texts, pa.string())
     except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
@@ -192,6 +194,15 @@ def _json_column(path: Path, name: str, values: list[Any]) -> pa.Array:
         raise UsageError(
             f"{path}: column {name!r} cannot be read as one type ({reason}); give its values one type"
         ) from None
+
+
+def _without_nan(value: Any) -> Any:
+    """A JSON value with null for every NaN."""
+    if isinstance(value, list):
+        return list(map(_without_nan, value))
+    if isinstance(value, dict):
+        return {name: _without_nan(part) for name, part in value.items()}
+    return None if isinstance(value, float) and value != value else value
 
 
 def _read_parquet(path: Path) -> pa.Table:

@@ -147,7 +147,9 @@ def train(run: Trainer, resumed: Checkpoint | None = None) -> Outcome:
                     _save(run, run.directory.adapter)
                     _write_predictions(run, evaluation.predictions)
                 _save(run, run.directory.last)
-                journal.evaluation(step, step / per_epoch, job.task.metric, evaluation.scores, best.step == step)
+                metric, is_best = job.task.metric, best.step == step
+                shown = job.task.score_name(metric)
+                journal.evaluation(step, step / per_epoch, metric, evaluation.scores, is_best, shown)
                 _plot(run, journal)
 
             # The files: enough to go on from, at every evaluation, now and then, and before stopping.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from capaft.support.errors import UsageError
-from capaft.tasks.base.columns import Columns, cell_kind, list_columns
+from capaft.tasks.base.columns import Columns, cell_kind, column_values, describe_row, list_columns
+from capaft.tasks.labels.numbers import plain_number
 from capaft.tasks.labels.problem import Problem, label_values, missing_label
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Regression(Problem):
@@ -29,18 +31,38 @@ class Regression(Problem):
         """No classes."""
         return ()
 
+    def faults(self, rows: Dataset, columns: Columns) -> dict[int, str]:
+        """See `Problem.faults`: labels that are no numbers, or none that a float32 holds.
+
+        Raises:
+            UsageError: the column does not hold numbers.
+        """
+        values = column_values(rows, str(columns.label))
+        faults = {row: fault for row, value in enumerate(values) if (fault := _fault(value))}
+        if not self._may_hold_numbers(rows, columns) or (len(faults) == len(values) and not any(map(_digits, values))):
+            raise self._no_numbers(rows, columns)
+        return faults
+
     def encode(self, rows: Dataset, columns: Columns, labels: Sequence[str]) -> NDArray[np.float32]:
-        """The number of each row, `(rows,)`."""
-        if cell_kind(rows.features[columns.label]) not in ("float", "integer"):
-            raise UsageError(
-                f"--problem regression: column {columns.label!r} does not hold one number per row; "
-                f"choose one with --label-column among {list_columns(rows)}"
-            )
+        """The number of each row, `(rows,)`, which a text may write."""
+        if not self._may_hold_numbers(rows, columns):
+            raise self._no_numbers(rows, columns)
         values = label_values(rows, columns)
         for row, value in enumerate(values):
-            if value is None or not math.isfinite(value):
+            if value is None or value != value:
                 raise missing_label(rows, columns, row)
-        return np.array(values, dtype=np.float32)
+            if fault := _fault(value):
+                raise UsageError(f"{describe_row(rows, columns, row)}: {fault}; correct it or drop the row")
+        return np.array([float(value) for value in values], dtype=np.float32)
+
+    def _may_hold_numbers(self, rows: Dataset, columns: Columns) -> bool:
+        return cell_kind(rows.features[columns.label]) in ("float", "integer", "text")
+
+    def _no_numbers(self, rows: Dataset, columns: Columns) -> UsageError:
+        return UsageError(
+            f"--problem regression: column {columns.label!r} does not hold one number per row; "
+            f"choose one with --label-column among {list_columns(rows)}"
+        )
 
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         """Squared error; there are no classes to smooth over."""
@@ -69,3 +91,15 @@ class Regression(Problem):
     def named(self, target: Any, labels: Sequence[str]) -> float:
         """The number."""
         return float(target)
+
+
+def _fault(value: Any) -> str:
+    """The reason why a label is not a number to learn; empty if it is one."""
+    number = plain_number(value) if isinstance(value, str) else value
+    if number is None:
+        return f"the label {value!r} is not a number such as 1250, 0.5 or 1e-3"
+    return "" if not number or abs(number) <= _LARGEST else f"the label {value!r} is not a finite float32"
+
+
+def _digits(value: Any) -> bool:
+    return not isinstance(value, str) or any(character.isdigit() for character in value)

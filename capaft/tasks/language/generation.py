@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -16,11 +16,16 @@ from capaft.config.choices import (
     NO_REPEAT_NGRAM_SIZE,
     NUM_BEAMS,
 )
+from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
+from capaft.tasks.base.columns import Columns, cell_kind
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
 from capaft.tasks.language.text_scores import TEXT_METRICS, score_texts
 from capaft.tasks.language.token_loss import loss_by_example, score_tokens, summed_loss
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Prediction = tuple[float, int, int, str | None]
 """For one feature: the summed loss, the number of tokens that count, how many are right, and any generated text."""
@@ -44,6 +49,14 @@ class Generation(Task):
     num_beams: int = NUM_BEAMS
     length_penalty: float = LENGTH_PENALTY
     no_repeat_ngram_size: int = NO_REPEAT_NGRAM_SIZE
+
+    @classmethod
+    def missing_texts(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> dict[str, frozenset[str]]:
+        """See `Task.missing_texts`; a source that is a list, such as triples, has texts that are all values."""
+        missing = super().missing_texts(rows, columns, settings)
+        if cell_kind(rows.features.get(columns.text)) == "list":
+            del missing[columns.text]
+        return missing
 
     @property
     def generates(self) -> bool:

@@ -116,8 +116,13 @@ class Journal:
             self._spoke = time.perf_counter()
             self.console.print(f"step {step}/{self.steps}  {line}  {record.seconds_left:.0f} s left", highlight=False)
 
-    def evaluation(self, step: int, epoch: float, metric: str, scores: dict[str, float], best: bool) -> None:
-        """Record one evaluation: all scores, that of the metric as `value`, and the loss as `validation_loss`."""
+    def evaluation(
+        self, step: int, epoch: float, metric: str, scores: dict[str, float], best: bool, shown: str = ""
+    ) -> None:
+        """Record one evaluation: all scores, that of the metric as `value`, and the loss as `validation_loss`.
+
+        `shown` is the metric's name for people, if it has another one.
+        """
         value, loss = scores[metric], scores["loss"]
         others: dict[str, float | None] = {name: score for name, score in scores.items() if name != "loss"}
         record = EvaluationRecord(step, round(epoch, 4), metric, value, loss, best, others, *self._pace(step))
@@ -125,7 +130,8 @@ class Journal:
         if not self.quiet:
             mark = "  best so far, saved" if best else ""
             self.console.print(
-                f"epoch {epoch:.4g}  {metric} {value:.4f}  validation loss {loss:.4f}{mark}", highlight=False
+                f"epoch {epoch:.4g}  {shown or metric} {value:.4f}  validation loss {loss:.4f}{mark}",
+                highlight=False,
             )
 
     def keep(self) -> None:
