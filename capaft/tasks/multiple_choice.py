@@ -123,17 +123,14 @@ class MultipleChoice(Task):
     @classmethod
     def usable(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> NDArray[np.bool_]:
         """See `Task.usable`; a label is missing if it is blank, or the text of a missing value but of no choice."""
+        labels = _labels(rows, columns)
+        usable = filled_rows(rows, columns.text, columns.pair)
+        usable &= np.array([label not in _WITHHELD for label in labels], dtype=np.bool_)
         missing = BLANK.union(settings.missing_values)
-
-        def is_label(label: Any, texts: Sequence[str | None], names: Sequence[str]) -> bool:
-            spelt = isinstance(label, str) and label.strip() in missing
-            return label not in _WITHHELD and not (spelt and label not in texts and label not in names)
-
-        labels = [
-            is_label(label, *choices)
-            for label, choices in zip(_labels(rows, columns), _listed_choices(rows, columns), strict=True)
-        ]
-        return filled_rows(rows, columns.text, columns.pair) & np.array(labels, dtype=np.bool_)
+        spelt = [row for row in np.flatnonzero(usable).tolist() if str(labels[row]).strip() in missing]
+        for row, choices in zip(spelt, _listed_choices(rows.select(spelt), columns) if spelt else (), strict=True):
+            usable[row] &= any(labels[row] in texts for texts in choices)
+        return usable
 
     @classmethod
     def faults(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> dict[int, str]:

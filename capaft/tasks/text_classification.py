@@ -33,7 +33,7 @@ from capaft.tasks.base.missing import BLANK
 from capaft.tasks.base.task import Task
 from capaft.tasks.labels.glue import official_metric
 from capaft.tasks.labels.multi_label import MultiLabel
-from capaft.tasks.labels.numbers import is_number, is_whole
+from capaft.tasks.labels.numbers import is_number, is_whole, plain_number
 from capaft.tasks.labels.problem import MAX_CLASSES, Problem
 from capaft.tasks.labels.regression import Regression
 from capaft.tasks.labels.single_label import SingleLabel, check_scoring
@@ -337,7 +337,7 @@ def _problem_of(rows: Dataset, columns: Columns) -> Literal["single", "multi", "
     """The problem that a column of labels stands for.
 
     Raises:
-        UsageError: the labels are texts, some of them fractions and many of them words.
+        UsageError: the labels are texts, some of them fractions, and many of them words or in an odd notation.
     """
     if columns.label is None or cell_kind(rows.features[columns.label]) == "list":
         return "multi"
@@ -357,7 +357,13 @@ def _problem_of_texts(name: str, counts: Counter[str]) -> Literal["single", "reg
     if fraction is None:
         return "single"
     if sum(numbers.values()) >= _MOSTLY * counts.total():
-        return "regression"
+        if sum(counts[text] for text in numbers if plain_number(text) is not None) >= _MOSTLY * counts.total():
+            return "regression"
+        odd = next(text for text in numbers if plain_number(text) is None)
+        raise UsageError(
+            f"column {name!r} holds numbers such as {odd!r}, which may be read in several ways; write them as 1250.5, "
+            "or choose --problem single, by which every text is a class"
+        )
     word = next(text for text in counts if text not in numbers)
     raise UsageError(
         f"column {name!r} holds numbers such as {fraction!r} and words such as {word!r}; choose --problem regression "
@@ -430,7 +436,7 @@ def _has_classes(rows: Dataset, label: str | None) -> bool:
     """True if a label holds classes or numbers, and not a different text in each row."""
     if label is None or not is_text(rows.features[label]):
         return True
-    return len(rows.unique(label)) <= len(rows) // 2
+    return len(rows.unique(label)) <= len(rows) // 2 or _holds_numbers(rows, label)
 
 
 def _like_classes(rows: Dataset, name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class Scores:
     loss: float | None
     scores: dict[str, float | None]
     examples: int
-    score_names: dict[str, str]
+    score_names: dict[str, str] = field(default_factory=dict)
 
 
 def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) -> Scores:

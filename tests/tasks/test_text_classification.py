@@ -219,7 +219,8 @@ def decide(dataset: Dataset, **settings: Any) -> TextClassification:
 def test_the_label_tells_the_problem(values: list[Any], problem: str, labels: tuple[str, ...]) -> None:
     task = decide(table(text=LONG, label=values))
     assert (task.problem, task.labels) == (problem, labels)
-    assert task.options() == {"problem": problem, "label_separator": ""}
+    options = {"problem": problem, "label_separator": "", "positive_label": "", "normalise_labels": False}
+    assert task.options() == options
 
 
 def test_the_problem_as_given() -> None:
@@ -238,7 +239,8 @@ def test_metrics_belong_to_problems() -> None:
         "pearson",
     ]
     with pytest.raises(
-        UsageError, match=r"--metric must be one of accuracy, f1, matthews, top5 for text-.*got pearson"
+        UsageError,
+        match=r"--metric must be one of accuracy, f1, matthews, top5, precision, recall for text-.*got pearson",
     ):
         TextClassification(metric="pearson")
     with pytest.raises(UsageError, match="--problem must be single, multi or regression, got auto"):

@@ -181,11 +181,11 @@ def _filled(dataset: datasets.Dataset, name: str) -> NDArray[np.bool_]:
     return np.concatenate(parts)
 
 
-def _holds_value(lists: pa.ChunkedArray) -> pa.BooleanArray:
+def _holds_value(lists: pa.ChunkedArray) -> pa.ChunkedArray:
     """True for lists with a value that is not null, `(rows,)`."""
     values = pc.list_flatten(lists)
     parents = pc.filter(pc.list_parent_indices(lists), values.is_valid())
-    return pc.is_in(pa.array(np.arange(len(lists))), value_set=parents.unique())
+    return pa.chunked_array([pc.is_in(pa.array(np.arange(len(lists))), value_set=parents.unique())])
 
 
 def row_texts(dataset: datasets.Dataset, columns: Columns) -> tuple[list[str], list[str] | None]:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns, cell_kind, column_values, describe_row, list_columns
-from capaft.tasks.labels.numbers import plain_number
+from capaft.tasks.labels.numbers import is_number, plain_number
 from capaft.tasks.labels.problem import Problem, label_values, missing_label
 
 if TYPE_CHECKING:
@@ -37,32 +37,18 @@ class Regression(Problem):
         Raises:
             UsageError: the column does not hold numbers.
         """
-        values = column_values(rows, str(columns.label))
-        faults = {row: fault for row, value in enumerate(values) if (fault := _fault(value))}
-        if not self._may_hold_numbers(rows, columns) or (len(faults) == len(values) and not any(map(_digits, values))):
-            raise self._no_numbers(rows, columns)
-        return faults
+        values = _values(rows, columns, column_values(rows, str(columns.label)))
+        return {row: fault for row, value in enumerate(values) if (fault := _fault(value))}
 
     def encode(self, rows: Dataset, columns: Columns, labels: Sequence[str]) -> NDArray[np.float32]:
         """The number of each row, `(rows,)`, which a text may write."""
-        if not self._may_hold_numbers(rows, columns):
-            raise self._no_numbers(rows, columns)
-        values = label_values(rows, columns)
+        values = _values(rows, columns, label_values(rows, columns))
         for row, value in enumerate(values):
             if value is None or value != value:
                 raise missing_label(rows, columns, row)
             if fault := _fault(value):
                 raise UsageError(f"{describe_row(rows, columns, row)}: {fault}; correct it or drop the row")
         return np.array([float(value) for value in values], dtype=np.float32)
-
-    def _may_hold_numbers(self, rows: Dataset, columns: Columns) -> bool:
-        return cell_kind(rows.features[columns.label]) in ("float", "integer", "text")
-
-    def _no_numbers(self, rows: Dataset, columns: Columns) -> UsageError:
-        return UsageError(
-            f"--problem regression: column {columns.label!r} does not hold one number per row; "
-            f"choose one with --label-column among {list_columns(rows)}"
-        )
 
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         """Squared error; there are no classes to smooth over."""
@@ -97,9 +83,17 @@ def _fault(value: Any) -> str:
     """The reason why a label is not a number to learn; empty if it is one."""
     number = plain_number(value) if isinstance(value, str) else value
     if number is None:
-        return f"the label {value!r} is not a number such as 1250, 0.5 or 1e-3"
+        return f"the label {value!r} is not a number such as 1250.5"
     return "" if not number or abs(number) <= _LARGEST else f"the label {value!r} is not a finite float32"
 
 
-def _digits(value: Any) -> bool:
-    return not isinstance(value, str) or any(character.isdigit() for character in value)
+def _values(rows: Dataset, columns: Columns, values: list[Any]) -> list[Any]:
+    """The values, after checking that their column may hold numbers: if they are texts, one of them is a number."""
+    kind = cell_kind(rows.features[columns.label])
+    texts = [value for value in values if kind == "text" and value is not None]
+    if kind not in ("float", "integer", "text") or (texts and not any(map(is_number, texts))):
+        raise UsageError(
+            f"--problem regression: column {columns.label!r} does not hold one number per row; "
+            f"choose one with --label-column among {list_columns(rows)}"
+        )
+    return values

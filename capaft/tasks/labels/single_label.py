@@ -46,7 +46,7 @@ class SingleLabel(Problem):
     """
 
     problem_type = "single_label_classification"
-    metrics = ("accuracy", "f1", "precision", "recall", "matthews", "top5")
+    metrics = ("accuracy", "f1", "matthews", "top5", "precision", "recall")
 
     normalise: bool = False
     positive_label: str = ""

@@ -48,7 +48,7 @@ class MediaClassification(Task):
         normalise_labels: labels that differ only in their spelling are one class.
     """
 
-    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1", "precision", "recall", "top5")
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1", "top5", "precision", "recall")
 
     positive_label: str = ""
     normalise_labels: bool = False
@@ -96,10 +96,15 @@ class MediaClassification(Task):
         return Columns(text, None, label)
 
     @classmethod
+    def classes(cls, rows: Dataset, columns: Columns) -> tuple[str, ...]:
+        """See `SingleLabel.classes`."""
+        return SingleLabel().classes(rows, columns)
+
+    @classmethod
     def decide(cls, rows: Dataset, columns: Columns, settings: TaskSettings, data: str = "") -> Self:
         """See `Task.decide`."""
         task = super().decide(rows, columns, replace(settings, metric=None, positive_label=""), data)
-        labels = task._problem.classes(rows, columns)
+        labels = task._problem.classes(rows, columns) if task.normalise_labels else task.labels
         positive = label_finder(labels, normalise=task.normalise_labels)(settings.positive_label)
         return replace(
             task, labels=labels, metric=settings.metric or "", positive_label=positive or settings.positive_label

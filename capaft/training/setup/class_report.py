@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 
 from capaft.tasks.base.task import Task
 from capaft.tasks.labels.spelling import alike
@@ -36,18 +37,25 @@ def class_lines(task: Task, labels: Mapping[str, int], validation: Sequence[int]
         counts[task.class_of_label(label) or label] += count
     named = [f"{shown(label)} ({count})" for label, count in counts.most_common()]
     yield f"{len(task.labels)} classes: {_listed(named, _LISTED)}"
-    merged = getattr(task, "normalise_labels", None)
-    groups = alike(labels if merged else task.labels)
-    if groups:
-        written = [" and ".join(f"{label!r} ({labels.get(label, 0)})" for label in group) for group in groups]
-        what = "labels that differ only in blanks, case or the form of their characters"
-        verb = "merged" if merged else f"{'distinct classes' if merged is None else 'distinct (--normalise-labels)'}"
-        yield f"{'' if merged else 'warning: '}{what} are {verb}: {_listed(written, _GROUPS, '; ')}"
-    scarce = [f"{shown(label)} ({count})" for label, count in reversed(counts.most_common()) if count < _ENOUGH]
+    merges = getattr(task, "normalise_labels", None)
+    if groups := alike(labels if merges else task.labels):
+        written = [" and ".join(f"{ascii(label)} ({labels.get(label, 0)})" for label in group) for group in groups]
+        yield _spelt(_listed(written, _GROUPS, "; "), merges)
+    scarce = [f"{shown(label)} ({count})" for label, count in sorted(counts.items(), key=itemgetter(1))]
+    scarce = scarce[: sum(count < _ENOUGH for count in counts.values())]
     if scarce:
         yield f"warning: classes with fewer than {_ENOUGH} training rows: {_listed(scarce, _LISTED)}"
     if validation:
         yield from _imbalance(task, counts, validation)
+
+
+def _spelt(groups: str, merges: bool | None) -> str:
+    """The line about labels that are alike; `merges` is None if the task cannot merge them."""
+    difference = "differ only in blanks, case or the form of their characters"
+    if merges:
+        return f"labels that {difference} are merged: {groups}"
+    advice = "correct them in the data" if merges is None else "--normalise-labels merges them"
+    return f"warning: classes whose names {difference}: {groups}; {advice}"
 
 
 def _imbalance(task: Task, counts: Counter[str], validation: Sequence[int]) -> Iterator[str]:

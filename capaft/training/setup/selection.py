@@ -244,8 +244,11 @@ def _usable(
     missing = kind.missing_texts(rows, columns, config)
     filled = with_nulls(rows, missing)
     usable = kind.usable(filled, columns, config)
-    names = [name for name in (columns.text, columns.pair, columns.label) if name is not None]
-    spelt = spellings(rows.select(np.flatnonzero(~usable)), missing)
+    # The second part of a prompt may be missing.
+    pair = None if issubclass(kind, Generation) else columns.pair
+    names = [name for name in (columns.text, pair, columns.label) if name is not None]
+    needed = {name: missing[name] for name in names if name in missing}
+    spelt = spellings(rows.select(np.flatnonzero(~usable)), needed)
     written = f" ({spelt})" if spelt else ""
     if len(rows) and not usable.any():
         raise UsageError(

@@ -128,8 +128,14 @@ def test_place() -> None:
 def test_which_rows_are_filled() -> None:
     assert filled_rows(table(a=["x", "", None], b=[1, None, -1]), "a").tolist() == [True, True, False]
     assert filled_rows(table(a=["x", "", None], b=[1, None, -1]), "a", None, "b").tolist() == [True, False, False]
-    assert filled_rows(table(a=[0.5, float("nan"), float("inf"), None]), "a").tolist() == [True, False, False, False]
-    assert filled_rows(table(a=[["x"], [], None, [None]]), "a").tolist() == [True, False, False, True]
+    assert filled_rows(table(a=[0.5, float("nan"), float("inf"), None]), "a").tolist() == [True, False, True, False]
+    assert filled_rows(table(a=[["x"], [], None, [None], [None, "y"]]), "a").tolist() == [
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]
     classes = table(a=[0, 1, -1, None]).cast_column("a", ClassLabel(names=["x", "y"]))
     assert filled_rows(classes, "a").tolist() == [True, True, False, False]
     assert filled_rows(table(a=[{"x": "b", "y": None}, {"x": None, "y": "c"}]), "x").tolist() == [True, False]

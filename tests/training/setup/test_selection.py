@@ -28,17 +28,12 @@ QUICK = ("--max-steps", "2", "--batch-size", "8", "--k", "16", "--rank", "2", "-
 
 def select(
     rows: list[Row], others: list[Row] | None = None, name: str = "validation", **settings: Any
-) -> tuple[Selection, Selection, Selection, list[str]]:
-    """The training rows, the validation rows, those that decide the labels, and the lines about them."""
+) -> tuple[Selection, Selection, Task, list[str]]:
+    """The training rows, the validation rows, the task, and the lines about the rows."""
     config = TrainConfig(**{"task": "text-classification", **settings})
     source = Splits(Dataset.from_list(rows), None if others is None else Dataset.from_list(others), name)
     messages: list[str] = []
     return *select_for_training(task_class(config.task), source, config, messages.append), messages
-
-
-def decide(labelled: Selection, **settings: Any) -> Task:
-    config = TrainConfig(**{"task": "text-classification", **settings})
-    return task_class(config.task).decide(labelled.rows, labelled.columns, config, config.data or "")
 
 
 def write(path: Path, rows: list[Row]) -> Path:
@@ -57,7 +52,6 @@ RARE: list[Row] = [*LABELLED, *({"text": f"rare {number}", "label": f"rare{numbe
 @pytest.mark.parametrize(
     ("task", "labels"),
     [
-        ("text-classification", lambda row: str(row["label"])),
         ("text-classification", lambda row: ["any", str(row["label"])]),
         ("token-classification", lambda row: ["O", str(row["label"])]),
     ],
@@ -66,19 +60,17 @@ def test_what_is_scarce_may_be_in_the_rows_that_are_set_aside(task: str, labels:
     text = (lambda row: row["text"].split()) if task.startswith("token") else (lambda row: row["text"])
     rows = [{"tokens" if task.startswith("token") else "text": text(row), "tags": labels(row)} for row in RARE]
     columns = {"label_column": "tags"} if task.startswith("text") else {}
-    train, validation, labelled, _ = select(rows, task=task, seed=seed, validation_split=0.4, **columns)
-    assert (len(train.rows), len(validation.rows), len(labelled.rows)) == (31, 21, 52)
-    of_train, of_all = (decide(rows, task=task, **columns).labels for rows in (train, labelled))
-    assert len(of_train) < len(of_all)
-    made = decide(labelled, task=task, **columns)
+    train, validation, made, _ = select(rows, task=task, seed=seed, validation_split=0.4, **columns)
+    assert (len(train.rows), len(validation.rows), len(made.labels)) == (31, 21, 15)
     made.check_labels(train.rows, train.columns)
     made.check_labels(validation.rows, validation.columns)
+    assert sum(made.label_counts(validation.rows, validation.columns)[f"rare{at}"] for at in range(12)) > 0
 
 
 def test_a_split_of_the_user_may_have_no_other_labels() -> None:
-    _, validation, labelled, _ = select(LABELLED, [{"text": "a", "label": 2}])
+    _, validation, task, _ = select(LABELLED, [{"text": "a", "label": 2}])
     with pytest.raises(UsageError, match="the training data has no label '2'"):
-        decide(labelled).check_labels(validation.rows, validation.columns)
+        task.check_labels(validation.rows, validation.columns)
 
 
 def test_a_whole_run_with_scarce_labels(tmp_path: Path) -> None:
@@ -207,14 +199,13 @@ def test_rows_are_left_out_before_any_are_set_aside() -> None:
 
 def test_rows_keep_their_numbers() -> None:
     gaps: list[Row] = [{"text": "lost", "label": None} for _ in range(40)]
-    train, validation, labelled, _ = select([*gaps, *LABELLED])
-    assert row_numbers(labelled.rows) == list(range(41, 81))
+    train, validation, _, _ = select([*gaps, *LABELLED])
     for part in (train, validation):
         assert [f"text {row - 41}" for row in row_numbers(part.rows)] == part.rows["text"][:]
-    assert sorted(row_numbers(train.rows) + row_numbers(validation.rows)) == row_numbers(labelled.rows)
-    _, validation, labelled, _ = select(LABELLED, [{"text": None, "label": 0}, {"text": "b", "label": 7}])
+    assert sorted(row_numbers(train.rows) + row_numbers(validation.rows)) == list(range(41, 81))
+    _, validation, task, _ = select(LABELLED, [{"text": None, "label": 0}, {"text": "b", "label": 7}])
     with pytest.raises(UsageError, match=r"^row 2 \('b'\): the training data has no label '7'"):
-        decide(labelled).check_labels(validation.rows, validation.columns)
+        task.check_labels(validation.rows, validation.columns)
 
 
 def usable(task: str, rows: Dataset, columns: Columns, **settings: Any) -> list[bool]:
@@ -228,7 +219,7 @@ def test_what_a_label_is_depends_on_the_task() -> None:
     assert usable("text-classification", words, columns, problem="multi", label_separator=";") == [True, True, False]
     assert usable("seq2seq", words, columns) == [True, True, False]
     numbers = Dataset.from_dict({"text": ["a"] * 4, "label": [0.5, float("nan"), None, float("inf")]})
-    assert usable("text-classification", numbers, columns) == [True, False, False, False]
+    assert usable("text-classification", numbers, columns) == [True, False, False, True]
     of_minus_one = Dataset.from_dict({"text": ["a", "b"], "label": [-1, -1]})
     assert usable("text-classification", of_minus_one, columns) == [False, False]
     assert (
