@@ -251,6 +251,10 @@ def test_glue_has_metrics_of_its_own() -> None:
     rows = table(sentence=LONG, label=INTEGERS)
     assert decide(rows).metric == "accuracy"
     assert decide(rows, data="glue/cola").metric == "matthews"
+    # The F1 of MRPC and QQP is that of the pairs that mean the same, also beside another metric.
+    assert (decide(rows, data="glue/mrpc").metric, decide(rows, data="glue/mrpc").positive_label) == ("f1", "1")
+    assert decide(rows, data="glue/qqp", metric="accuracy").positive_label == "1"
+    assert decide(rows, data="glue/qqp", positive_label="0").positive_label == "0"
     assert decide(rows, data="glue/cola", metric="f1").metric == "f1"
     assert decide(table(sentence=LONG, label=[0.5, 1.0] * 4), data="glue/stsb").metric == "pearson_spearman"
     assert decide(rows, data="glue/stsb").metric == "accuracy"

@@ -39,7 +39,7 @@ def class_lines(task: Task, labels: Mapping[str, int], validation: Sequence[int]
     yield f"{len(task.labels)} classes: {_listed(named, _LISTED)}"
     merges = getattr(task, "normalise_labels", None)
     if groups := alike(labels if merges else task.labels):
-        written = [" and ".join(f"{ascii(label)} ({labels.get(label, 0)})" for label in group) for group in groups]
+        written = [" and ".join(f"{label!a} ({labels.get(label, 0)})" for label in group) for group in groups]
         yield _spelt(_listed(written, _GROUPS, "; "), merges)
     scarce = [f"{shown(label)} ({count})" for label, count in sorted(counts.items(), key=itemgetter(1))]
     scarce = scarce[: sum(count < _ENOUGH for count in counts.values())]
