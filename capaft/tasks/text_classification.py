@@ -27,6 +27,7 @@ from capaft.tasks.base.columns import (
     is_text,
     plain_name,
     row_texts,
+    value_counts,
 )
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.missing import BLANK
@@ -346,7 +347,7 @@ def _problem_of(rows: Dataset, columns: Columns) -> Literal["single", "multi", "
         fractions = (value % 1 > 0 for value in column_values(rows, columns.label) if value is not None)
         return "regression" if any(fractions) else "single"
     if is_text(rows.features[columns.label]):
-        return _problem_of_texts(columns.label, Counter(filter(None, column_values(rows, columns.label))))
+        return _problem_of_texts(columns.label, value_counts(rows, columns.label))
     return "single"
 
 

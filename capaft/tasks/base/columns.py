@@ -8,6 +8,7 @@ wrong column looks like a model that learns badly.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, cast
@@ -146,6 +147,15 @@ def list_columns(dataset: datasets.Dataset) -> str:
 def column_values(dataset: datasets.Dataset, name: str) -> list[Any]:
     """A column as plain Python values."""
     return list(dataset.with_format(None)[name][:])
+
+
+def value_counts(dataset: datasets.Dataset, name: str) -> Counter[Any]:
+    """Number of rows with each value of a column that is not null."""
+    counts: Counter[Any] = Counter()
+    for table in dataset.select_columns([name]).with_format("arrow").iter(10_000):
+        values, numbers = pc.value_counts(table.column(0).drop_null()).flatten()
+        counts.update(dict(zip(values.to_pylist(), numbers.to_pylist(), strict=True)))
+    return counts
 
 
 def filled_rows(dataset: datasets.Dataset, *names: str | None) -> NDArray[np.bool_]:

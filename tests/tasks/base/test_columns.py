@@ -18,6 +18,7 @@ from capaft.tasks.base.columns import (
     is_text,
     plain_name,
     row_texts,
+    value_counts,
 )
 
 NAMES = (("label", "labels"), ("class",))
@@ -147,3 +148,9 @@ def test_which_rows_are_filled_is_told_for_any_selection() -> None:
     rows = table(a=[["x", None][row % 3 == 0] for row in range(25_000)])
     for selection in (rows, rows.select(range(24_999, 0, -7)), rows.select([])):
         assert filled_rows(selection, "a").tolist() == [value is not None for value in selection["a"]]
+
+
+def test_counts_of_values() -> None:
+    rows = table(a=["x", None, "y", "x", ""] * 5000).select(range(24_999))
+    assert value_counts(rows, "a") == {"x": 10_000, "y": 5000, "": 4999}
+    assert value_counts(rows.select([]), "a") == {}
