@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 def run_summary(results: Results) -> str:
     """The score of a run, its size and cost, and what to do next."""
     before = "" if results.baseline is None else _comparison(results.value, results.baseline)
-    others = _other_scores(results.scores, results.metric, "loss")
+    others = _other_scores(results.scores, results.score_names, results.metric, "loss")
+    metric = results.score_names.get(results.metric, results.metric)
     lines = [
-        f"{results.metric} {score_text(results.value)}{before}{f'  ({others})' if others else ''}",
+        f"{metric} {score_text(results.value)}{before}{f'  ({others})' if others else ''}",
         f"{results.trainable_parameters:,} trainable parameters ({results.adapter_parameters:,} of the adapter, "
         f"{results.head_parameters:,} of the head) in {results.adapter_bytes:,} bytes",
         f"{results.seconds:.0f} s, {results.examples_per_second:.0f} examples/s, "
@@ -31,13 +32,15 @@ def evaluation_summary(scores: Scores, predictions: Path | None) -> str:
     """All scores in a line; without targets, the place of the predictions."""
     if scores.value is None:
         return f"{scores.examples} predictions in {predictions}; there are no targets to compare them with"
-    others = _other_scores(scores.scores, scores.metric)
-    return f"{scores.metric} {score_text(scores.value)} on {scores.examples} examples  ({others})"
+    others = _other_scores(scores.scores, scores.score_names, scores.metric)
+    metric = scores.score_names.get(scores.metric, scores.metric)
+    return f"{metric} {score_text(scores.value)} on {scores.examples} examples  ({others})"
 
 
-def _other_scores(scores: dict[str, float | None], *excluded: str) -> str:
-    """All scores except those excluded."""
-    return "  ".join(f"{name} {score_text(score)}" for name, score in scores.items() if name not in excluded)
+def _other_scores(scores: dict[str, float | None], names: dict[str, str], *excluded: str) -> str:
+    """All scores except those excluded, by their names for people."""
+    kept = {name: score for name, score in scores.items() if name not in excluded}
+    return "  ".join(f"{names.get(name, name)} {score_text(score)}" for name, score in kept.items())
 
 
 def _comparison(value: float | None, baseline: float) -> str:

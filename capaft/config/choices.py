@@ -75,3 +75,9 @@ MAX_SPEECH_SECONDS = 30.0
 # every layer than from a larger one to the query and value projections.
 DEMO_K = 128
 DEMO_TARGET_MODULES = "all-linear"
+
+# What pandas reads as missing (its `STR_NA_VALUES`), and R's words. Not "none", which classes are named with.
+MISSING_VALUES = (
+    *("NA", "N/A", "n/a", "#N/A", "#N/A N/A", "#NA", "<NA>", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None"),
+    *("1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN", "NA_character_", "NA_integer_", "NA_real_", "NA_complex_"),
+)

@@ -183,10 +183,12 @@ def _json_column(path: Path, name: str, values: list[Any]) -> pa.Array:
     """
     try:
         try:
-            return _records(values) if _are_records(values) else pa.array(values)
+            return _records(list(map(_without_nan, values))) if _are_records(values) else pa.array(values)
         except (ValueError, TypeError, OverflowError, pa.ArrowException):
+            # NaN, which pandas writes for a missing value, is a number only among numbers.
+            values = list(map(_without_nan, values))
             if any(isinstance(value, list | dict) for value in values):
-                raise
+                return pa.array(values)
             texts = (value if value is None or isinstance(value, str) else json.dumps(value) for value in values)
             return pa.array(texts, pa.string())
     except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
@@ -210,6 +212,15 @@ def _are_records(values: list[Any]) -> bool:
 def _records(values: list[Any]) -> pa.Array:
     texts = [value and [json.dumps(record, ensure_ascii=False) for record in value] for value in values]
     return pa.array(texts, pa.list_(pa.string())).cast(pa.list_(pa.json_()))
+
+
+def _without_nan(value: Any) -> Any:
+    """A JSON value with null for every NaN."""
+    if isinstance(value, list):
+        return list(map(_without_nan, value))
+    if isinstance(value, dict):
+        return {name: _without_nan(part) for name, part in value.items()}
+    return None if isinstance(value, float) and value != value else value
 
 
 def _read_parquet(path: Path) -> pa.Table:

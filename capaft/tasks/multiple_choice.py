@@ -31,6 +31,7 @@ from capaft.tasks.base.columns import (
     row_texts,
 )
 from capaft.tasks.base.features import Batch, Features
+from capaft.tasks.base.missing import BLANK
 from capaft.tasks.base.task import Task
 from capaft.tasks.labels.problem import missing_label
 from capaft.tasks.language.token_limit import token_limit
@@ -114,10 +115,28 @@ class MultipleChoice(Task):
         return Columns(text, pair, label, choices)
 
     @classmethod
+    def missing_texts(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> dict[str, frozenset[str]]:
+        """See `Task.missing_texts`; only a blank choice is missing, and labels are left to `usable`."""
+        missing = super().missing_texts(rows, dataclasses.replace(columns, label=None), settings)
+        return missing | dict.fromkeys(columns.choices, BLANK)
+
+    @classmethod
     def usable(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> NDArray[np.bool_]:
-        """See `Task.usable`; an empty label counts as missing."""
-        labels = [label not in _WITHHELD for label in _labels(rows, columns)]
-        return filled_rows(rows, columns.text, columns.pair) & np.array(labels, dtype=np.bool_)
+        """See `Task.usable`; a label is missing if it is blank, or the text of a missing value but of no choice."""
+        labels = _labels(rows, columns)
+        usable = filled_rows(rows, columns.text, columns.pair)
+        usable &= np.array([label not in _WITHHELD for label in labels], dtype=np.bool_)
+        missing = BLANK.union(settings.missing_values)
+        spelt = [row for row in np.flatnonzero(usable).tolist() if str(labels[row]).strip() in missing]
+        for row, choices in zip(spelt, _listed_choices(rows.select(spelt), columns) if spelt else (), strict=True):
+            usable[row] &= any(labels[row] in texts for texts in choices)
+        return usable
+
+    @classmethod
+    def faults(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> dict[int, str]:
+        """See `Task.faults`: a row that lacks a choice."""
+        choices = enumerate(_listed_choices(rows, columns))
+        return {row: fault for row, (texts, _) in choices if (fault := _fault(columns, texts))}
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, settings: TaskSettings, data: str = "") -> Self:
@@ -363,23 +382,36 @@ def _place(label: Any, one_based: bool) -> int:
 def _choices(rows: Dataset, columns: Columns) -> list[tuple[list[str], list[str]]]:
     """The choices of each row, and their names where the data has any.
 
-    If each choice has a column of its own, a row may leave the last ones empty.
-
     Raises:
         UsageError: a row has fewer than two choices, or lacks one.
     """
-    rows_of_choices: list[tuple[list[str], list[str]]] = []
+    choices = _listed_choices(rows, columns)
+    for row, (texts, _) in enumerate(choices):
+        if fault := _fault(columns, texts):
+            raise UsageError(f"{describe_row(rows, columns, row)}: {fault}; fill it in or drop the row")
+    return choices
+
+
+def _listed_choices(rows: Dataset, columns: Columns) -> list[tuple[list[Any], list[str]]]:
+    """The choices of each row as they are; a missing one is None.
+
+    If each choice has a column of its own, a row may leave the last ones empty.
+    """
+    rows_of_choices: list[tuple[list[Any], list[str]]] = []
     if len(columns.choices) > 1:
         for cells in zip(*(column_values(rows, name) for name in columns.choices), strict=True):
             size = max((at + 1 for at, text in enumerate(cells) if text is not None), default=0)
             rows_of_choices.append((list(cells[:size]), []))
-    else:
-        for value in column_values(rows, columns.choices[0]):
-            choices = value if isinstance(value, dict) else {"text": value, "label": []}
-            rows_of_choices.append((choices["text"] or [], choices["label"] or []))
-    for row, (texts, _) in enumerate(rows_of_choices):
-        if len(texts) < 2 or None in texts:
-            what = "a choice is missing" if None in texts else "there are fewer than two choices"
-            where = f"column{'s' if columns.choices[1:] else ''} {', '.join(columns.choices)}"
-            raise UsageError(f"{describe_row(rows, columns, row)}: {what} in {where}; fill it in or drop the row")
+        return rows_of_choices
+    for value in column_values(rows, columns.choices[0]):
+        choices = value if isinstance(value, dict) else {"text": value, "label": []}
+        rows_of_choices.append((choices["text"] or [], choices["label"] or []))
     return rows_of_choices
+
+
+def _fault(columns: Columns, texts: Sequence[str | None]) -> str:
+    """The reason why a row's choices cannot be used; empty if they can."""
+    if len(texts) >= 2 and None not in texts:
+        return ""
+    what = "a choice is missing" if None in texts else "there are fewer than two choices"
+    return f"{what} in column{'s' if columns.choices[1:] else ''} {', '.join(columns.choices)}"

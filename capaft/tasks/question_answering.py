@@ -35,7 +35,7 @@ from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
 from capaft.tasks.language.token_limit import token_limit
 from capaft.tasks.spans import squad_metrics
-from capaft.tasks.spans.answers import Answer, holds_answers, locate_answer, read_answers
+from capaft.tasks.spans.answers import Answer, has_answers, holds_answers, locate_answer, read_answers
 from capaft.tasks.spans.windows import Window, cut_windows
 
 if TYPE_CHECKING:
@@ -137,9 +137,14 @@ class QuestionAnswering(Task):
         return Columns(str(text), pair, label)
 
     @classmethod
+    def missing_texts(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> dict[str, frozenset[str]]:
+        """See `Task.missing_texts`; an answer is a part of its context, whatever it says."""
+        return super().missing_texts(rows, dataclasses.replace(columns, label=None), settings)
+
+    @classmethod
     def usable(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> NDArray[np.bool_]:
         """See `Task.usable`; an empty list of answers is a label, a missing one is not."""
-        labelled = [value is not None for value in column_values(rows, str(columns.label))]
+        labelled = [has_answers(value) for value in column_values(rows, str(columns.label))]
         return filled_rows(rows, columns.text, columns.pair) & np.array(labelled, dtype=np.bool_)
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from capaft.config.choices import MISSING_VALUES
 from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
@@ -25,14 +27,18 @@ from capaft.tasks.base.columns import (
     is_text,
     plain_name,
     row_texts,
+    value_counts,
 )
 from capaft.tasks.base.features import Batch, Features
+from capaft.tasks.base.missing import BLANK
 from capaft.tasks.base.task import Task
 from capaft.tasks.labels.glue import official_metric
 from capaft.tasks.labels.multi_label import MultiLabel
+from capaft.tasks.labels.numbers import is_number, is_whole, plain_number
 from capaft.tasks.labels.problem import MAX_CLASSES, Problem
 from capaft.tasks.labels.regression import Regression
-from capaft.tasks.labels.single_label import SingleLabel, check_metric
+from capaft.tasks.labels.single_label import SingleLabel, check_scoring
+from capaft.tasks.labels.spelling import label_finder
 from capaft.tasks.language.framing import frame
 from capaft.tasks.language.plain_text import end_of_text_token, surrounding_tokens
 from capaft.tasks.language.text_pairs import recognise_text_pairs
@@ -77,6 +83,8 @@ _LABELS = (
 # A column of this name can hold nothing but labels.
 _SURE = ("label", "labels")
 _LONGEST_CLASS_NAME = 60
+# Share of the texts in a column of numbers that are numbers at least.
+_MOSTLY = 0.75
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,8 @@ class TextClassification(Task):
     Attributes:
         problem: kind of the labels: `single`, `multi` or `regression`.
         label_separator: text between the labels of a row, if `multi` has them in one text.
+        positive_label: label of `single` whose F1, precision and recall are scored; without one F1 is the macro mean.
+        normalise_labels: labels that differ only in their spelling are one class.
     """
 
     name: ClassVar[str] = "text-classification"
@@ -100,6 +110,8 @@ class TextClassification(Task):
 
     problem: str = "single"
     label_separator: str = ""
+    positive_label: str = ""
+    normalise_labels: bool = False
 
     def __post_init__(self) -> None:
         if self.problem not in ("single", "multi", "regression"):
@@ -111,17 +123,19 @@ class TextClassification(Task):
                 f"--metric must be one of {', '.join(names)} for {self.name} (--problem {self.problem}), "
                 f"got {self.metric}"
             )
-        check_metric(self.metric, self.labels)
+        if self.positive_label and self.problem != "single":
+            raise UsageError("--positive-label needs rows with one label of several; drop it, or set --problem single")
+        check_scoring(self.metric, self.labels, self.positive_label)
 
     @property
     def _problem(self) -> Problem:
         match self.problem:
             case "multi":
-                return MultiLabel(self.label_separator)
+                return MultiLabel(self.label_separator, self.normalise_labels)
             case "regression":
                 return Regression()
             case _:
-                return SingleLabel()
+                return SingleLabel(self.normalise_labels, self.positive_label)
 
     @classmethod
     def is_certain(cls, rows: Dataset, evidence: Evidence) -> bool:
@@ -169,19 +183,49 @@ class TextClassification(Task):
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, settings: TaskSettings, data: str = "") -> Self:
-        """See `Task.decide`; the labels decide the problem if no setting does; GLUE has metrics of its own."""
+        """See `Task.decide`; the labels decide the problem if no setting does; GLUE has metrics of its own.
+
+        GLUE scores MRPC and QQP by the F1 of their second class, the pairs that mean the same.
+        """
         problem = _problem_of(rows, columns) if settings.problem == "auto" else settings.problem
-        task = super().decide(rows, columns, replace(settings, metric=None, problem=problem), data)
+        plain = replace(settings, metric=None, problem=problem, positive_label="")
+        task = super().decide(rows, columns, plain, data)
+        labels = task._problem.classes(rows, columns)
+        positive = label_finder(labels, normalise=task.normalise_labels)(settings.positive_label)
+        positive = settings.positive_label if positive is None else positive
         official = official_metric(data)
+        if official == "f1" and len(labels) == 2 and problem == "single":
+            positive = positive or labels[1]
         metric = settings.metric or (official if official in task._problem.metrics else "")
-        return replace(task, labels=task._problem.classes(rows, columns), metric=metric)
+        return replace(task, labels=labels, metric=metric, positive_label=positive)
+
+    @classmethod
+    def missing_texts(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> dict[str, frozenset[str]]:
+        """See `Task.missing_texts`; where labels stand in one text, a blank one means that none applies."""
+        missing = super().missing_texts(rows, columns, settings)
+        if settings.problem == "multi" and columns.label is not None:
+            missing[columns.label] -= BLANK
+        return missing
 
     @classmethod
     def usable(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> NDArray[np.bool_]:
         """See `Task.usable`; the problem decides what a missing label is."""
+        labelled = cls._problem_for(rows, columns, settings).labelled(rows, columns)
+        return filled_rows(rows, columns.text, columns.pair) & labelled
+
+    @classmethod
+    def faults(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> Mapping[int, str]:
+        """See `Task.faults`: a label that is no number among numbers."""
+        return cls._problem_for(rows, columns, settings).faults(rows, columns)
+
+    @classmethod
+    def _problem_for(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> Problem:
+        """The problem that settings name, or else the labels stand for."""
         problem = _problem_of(rows, columns) if settings.problem == "auto" else settings.problem
-        task = cls(problem=problem, label_separator=settings.label_separator or "")
-        return filled_rows(rows, columns.text, columns.pair) & task._problem.labelled(rows, columns)
+        if problem == "multi":
+            missing = frozenset(settings.missing_values)
+            return MultiLabel(settings.label_separator or "", settings.normalise_labels, missing)
+        return cls(problem=problem)._problem
 
     def check_labels(self, rows: Dataset, columns: Columns) -> None:
         """See `Task.check_labels`."""
@@ -190,6 +234,18 @@ class TextClassification(Task):
     def classes_of(self, rows: Dataset, columns: Columns) -> Sequence[int] | None:
         """See `Task.classes_of`."""
         return self._problem.encode(rows, columns, self.labels).tolist() if self.problem == "single" else None
+
+    def label_counts(self, rows: Dataset, columns: Columns) -> Mapping[str, int]:
+        """See `Task.label_counts`."""
+        return self._problem.counts(rows, columns)
+
+    def class_of_label(self, label: str) -> str | None:
+        """See `Task.class_of_label`."""
+        return label_finder(self.labels, normalise=self.normalise_labels)(label)
+
+    def score_name(self, score: str) -> str:
+        """See `Task.score_name`."""
+        return self._problem.score_name(score)
 
     def model_config(self) -> dict[str, Any]:
         """A number is one output without a name."""
@@ -243,8 +299,12 @@ class TextClassification(Task):
     def score(self, features: Features, predictions: Sequence[Any]) -> dict[str, float]:
         """The problem's scores, from the logits of all examples."""
         logits = np.stack(predictions)
-        truth, predicted = features.references, self._problem.predicted(logits)
-        return self._problem.scores(truth, predicted, logits.shape[1]) | self._problem.ranking(truth, logits)
+        problem = self._problem
+        truth, predicted = features.references, problem.predicted(logits)
+        scores = problem.scores(truth, predicted, logits.shape[1]) | problem.ranking(truth, logits)
+        if isinstance(problem, SingleLabel):
+            scores |= problem.positive_scores(truth, predicted, self.labels)
+        return scores
 
     def report(self, features: Features, predictions: Sequence[Any]) -> list[dict[str, Any]]:
         """The texts of each row, its label, and the one predicted."""
@@ -279,14 +339,47 @@ def _choices(rows: Dataset, label: str | None) -> tuple[str, ...]:
 
 
 def _problem_of(rows: Dataset, columns: Columns) -> Literal["single", "multi", "regression"]:
-    """The problem that a column of labels stands for."""
+    """The problem that a column of labels stands for.
+
+    Raises:
+        UsageError: the labels are texts, some of them fractions, and many of them words or in an odd notation.
+    """
     if columns.label is None or cell_kind(rows.features[columns.label]) == "list":
         return "multi"
     if cell_kind(rows.features[columns.label]) == "float":
         # NaN is not greater than 0, and reported as a missing label later.
         fractions = (value % 1 > 0 for value in column_values(rows, columns.label) if value is not None)
         return "regression" if any(fractions) else "single"
+    if is_text(rows.features[columns.label]):
+        return _problem_of_texts(columns.label, value_counts(rows, columns.label))
     return "single"
+
+
+def _problem_of_texts(name: str, counts: Counter[str]) -> Literal["single", "regression"]:
+    """The problem that labels which are texts stand for: most of them numbers, some with a fraction, or classes."""
+    numbers = {text: count for text, count in counts.items() if is_number(text)}
+    fraction = next((text for text in numbers if not is_whole(text)), None)
+    if fraction is None:
+        return "single"
+    if sum(numbers.values()) >= _MOSTLY * counts.total():
+        if sum(counts[text] for text in numbers if plain_number(text) is not None) >= _MOSTLY * counts.total():
+            return "regression"
+        odd = next(text for text in numbers if plain_number(text) is None)
+        raise UsageError(
+            f"column {name!r} holds numbers such as {odd!r}, which may be read in several ways; write them as 1250.5, "
+            "or choose --problem single, by which every text is a class"
+        )
+    word = next(text for text in counts if text not in numbers)
+    raise UsageError(
+        f"column {name!r} holds numbers such as {fraction!r} and words such as {word!r}; choose --problem regression "
+        "(and drop the words) or --problem single, by which every text is a class"
+    )
+
+
+def _holds_numbers(rows: Dataset, name: str) -> bool:
+    """True if most of the different texts of a column are numbers, missing values aside."""
+    texts = [text for text in rows.unique(name) if text and text.strip() not in MISSING_VALUES]
+    return bool(texts) and sum(map(is_number, texts)) >= _MOSTLY * len(texts)
 
 
 def _pair_by_name(words: Sequence[str], pair: str | None) -> tuple[str | None, str | None]:
@@ -301,7 +394,7 @@ def _pair_by_name(words: Sequence[str], pair: str | None) -> tuple[str | None, s
 def _text_by_type(rows: Dataset, words: Sequence[str]) -> str:
     texts = list(words)
     if len(texts) > 1:
-        texts = [name for name in texts if not _like_classes(rows, name)]
+        texts = [name for name in texts if not _like_classes(rows, name) and not _holds_numbers(rows, name)]
     if len(texts) != 1:
         ask_for_column(rows, "text", "several columns could be" if words else "there is no column of text")
     return texts[0]
@@ -311,7 +404,9 @@ def _label_by_type(rows: Dataset, taken: Sequence[str | None]) -> str:
     kinds = {n: cell_kind(feature) for n, feature in rows.features.items() if n not in taken and not is_id(n)}
     usual = ("class", "integer", "bool")
     labels = [n for n, kind in kinds.items() if kind in usual or (kind == "text" and _like_classes(rows, n))]
-    labels = labels or [name for name, kind in kinds.items() if kind == "float"]
+    labels = labels or [
+        n for n, kind in kinds.items() if kind == "float" or (kind == "text" and _holds_numbers(rows, n))
+    ]
     if len(labels) != 1:
         ask_for_column(rows, "label", "several columns could be" if labels else "no column looks like one")
     return labels[0]
@@ -346,7 +441,7 @@ def _has_classes(rows: Dataset, label: str | None) -> bool:
     """True if a label holds classes or numbers, and not a different text in each row."""
     if label is None or not is_text(rows.features[label]):
         return True
-    return len(rows.unique(label)) <= len(rows) // 2
+    return len(rows.unique(label)) <= len(rows) // 2 or _holds_numbers(rows, label)
 
 
 def _like_classes(rows: Dataset, name: str) -> bool:

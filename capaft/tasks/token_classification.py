@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -94,6 +95,11 @@ class TokenClassification(Task):
         return Columns(text, None, label)
 
     @classmethod
+    def missing_texts(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> dict[str, frozenset[str]]:
+        """See `Task.missing_texts`; among words "null" is a word, and among tags "NA" a tag."""
+        return {}
+
+    @classmethod
     def usable(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> NDArray[np.bool_]:
         """See `Task.usable`; a row needs one word with a tag, and no gap among its words."""
         words = [bool(texts) and None not in texts for texts in column_values(rows, columns.text)]
@@ -122,6 +128,23 @@ class TokenClassification(Task):
     def check_labels(self, rows: Dataset, columns: Columns) -> None:
         """See `Task.check_labels`; each row has as many tags as words."""
         self._encoded(rows, columns, _words(rows, columns))
+
+    def label_counts(self, rows: Dataset, columns: Columns) -> Mapping[str, int]:
+        """See `Task.label_counts`."""
+        tags = _tag_names(rows, columns, _words(rows, columns))
+        return Counter(tag for of_row in tags for tag in of_row if tag is not None)
+
+    def score_name(self, score: str) -> str:
+        """See `Task.score_name`."""
+        if score not in ("f1", "precision", "recall"):
+            return score
+        mean, units = ("micro", "entities") if self._has_entities else ("macro", "tags")
+        return f"{mean} {'F1' if score == 'f1' else score} of {units}"
+
+    @property
+    def _has_entities(self) -> bool:
+        """True if all labels belong to a chunking scheme."""
+        return all(map(_CHUNK_TAG.fullmatch, self.labels))
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Tokenise word by word.
@@ -203,8 +226,7 @@ class TokenClassification(Task):
         truth, predicted = (
             [row[mask] for row, mask in zip(rows, masks, strict=True)] for rows in (features.references, predictions)
         )
-        of_entities = all(map(_CHUNK_TAG.fullmatch, self.labels))
-        precision, recall, f1 = (self._entities if of_entities else _means)(truth, predicted)
+        precision, recall, f1 = (self._entities if self._has_entities else _means)(truth, predicted)
         accuracy = accuracy_score(np.concatenate(truth), np.concatenate(predicted))
         return {"f1": float(f1), "precision": float(precision), "recall": float(recall), "accuracy": float(accuracy)}
 

@@ -147,9 +147,11 @@ def train(run: Trainer, resumed: Checkpoint | None = None) -> Outcome:
                     _save(run, run.directory.adapter)
                     _write_predictions(run, evaluation.predictions)
                 _save(run, run.directory.last)
-                by_loss = tells_nothing(evaluation.scores[job.task.metric], job.task.more_is_better)
+                metric, is_best = job.task.metric, best.step == step
+                by_loss = tells_nothing(evaluation.scores[metric], job.task.more_is_better)
+                shown = job.task.score_name(metric)
                 journal.evaluation(
-                    step, step / per_epoch, job.task.metric, evaluation.scores, best.step == step, by_loss=by_loss
+                    step, step / per_epoch, metric, evaluation.scores, is_best, shown=shown, by_loss=by_loss
                 )
                 _plot(run, journal)
 

@@ -194,6 +194,7 @@ def _results(run: Trainer, outcome: Outcome) -> Results:
         validation_examples=job.validation.examples,
         labels=list(job.task.labels),
         next=_next(run.directory.path, job),
+        score_names=job.task.score_names(outcome.scores),
         **vars(outcome),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ class Scores:
         loss: mean loss; None without targets.
         scores: all scores by name.
         examples: number of examples that were scored.
+        score_names: names for people of scores whose own name leaves open what they are averaged over.
     """
 
     metric: str
@@ -49,6 +50,7 @@ class Scores:
     loss: float | None
     scores: dict[str, float | None]
     examples: int
+    score_names: dict[str, str] = field(default_factory=dict)
 
 
 def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) -> Scores:
@@ -110,7 +112,8 @@ def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) 
         write_atomically(predictions, strict_json.lines(records))
     # Without targets the loss alone is left, a sum of no terms.
     scores = result.scores if result.scores.keys() - {"loss"} else {}
-    return Scores(task.metric, scores.get(task.metric), scores.get("loss"), dict(scores), features.examples)
+    names = task.score_names(scores)
+    return Scores(task.metric, scores.get(task.metric), scores.get("loss"), dict(scores), features.examples, names)
 
 
 def _precision(precision: Precision, base_dtype: BaseDtype) -> Precision:

@@ -160,3 +160,14 @@ def test_values_of_several_types_are_text(tmp_path: Path, values: list[Any], exp
     path = tmp_path / "x.jsonl"
     path.write_text("".join(json.dumps({"id": value, "text": "a"}) + "\n" for value in values))
     assert read_rows(path)["id"][:] == expected
+
+
+def test_a_nan_among_texts_or_lists_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(
+        '{"a": "NaN", "b": [1], "c": 0.5}\n{"a": NaN, "b": NaN, "c": NaN}\n{"a": 1.5, "b": [NaN], "c": 1}\n'
+    )
+    rows = read_rows(path)
+    assert rows["a"][:] == ["NaN", None, "1.5"]
+    assert rows["b"][:] == [[1], None, [None]]
+    assert [value == value for value in rows["c"]] == [True, False, True]

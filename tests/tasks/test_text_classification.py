@@ -219,7 +219,8 @@ def decide(dataset: Dataset, **settings: Any) -> TextClassification:
 def test_the_label_tells_the_problem(values: list[Any], problem: str, labels: tuple[str, ...]) -> None:
     task = decide(table(text=LONG, label=values))
     assert (task.problem, task.labels) == (problem, labels)
-    assert task.options() == {"problem": problem, "label_separator": ""}
+    options = {"problem": problem, "label_separator": "", "positive_label": "", "normalise_labels": False}
+    assert task.options() == options
 
 
 def test_the_problem_as_given() -> None:
@@ -238,7 +239,8 @@ def test_metrics_belong_to_problems() -> None:
         "pearson",
     ]
     with pytest.raises(
-        UsageError, match=r"--metric must be one of accuracy, f1, matthews, top5 for text-.*got pearson"
+        UsageError,
+        match=r"--metric must be one of accuracy, f1, matthews, top5, precision, recall for text-.*got pearson",
     ):
         TextClassification(metric="pearson")
     with pytest.raises(UsageError, match="--problem must be single, multi or regression, got auto"):
@@ -249,6 +251,10 @@ def test_glue_has_metrics_of_its_own() -> None:
     rows = table(sentence=LONG, label=INTEGERS)
     assert decide(rows).metric == "accuracy"
     assert decide(rows, data="glue/cola").metric == "matthews"
+    # The F1 of MRPC and QQP is that of the pairs that mean the same, also beside another metric.
+    assert (decide(rows, data="glue/mrpc").metric, decide(rows, data="glue/mrpc").positive_label) == ("f1", "1")
+    assert decide(rows, data="glue/qqp", metric="accuracy").positive_label == "1"
+    assert decide(rows, data="glue/qqp", positive_label="0").positive_label == "0"
     assert decide(rows, data="glue/cola", metric="f1").metric == "f1"
     assert decide(table(sentence=LONG, label=[0.5, 1.0] * 4), data="glue/stsb").metric == "pearson_spearman"
     assert decide(rows, data="glue/stsb").metric == "accuracy"

@@ -37,9 +37,12 @@ def predicted(path: Path) -> list[dict[str, Any]]:
 def by_hand(records: list[dict[str, Any]]) -> dict[str, float]:
     """Accuracy, and F1 of the class "good", which is second in the alphabet."""
     pairs = [(record["predicted"], record["label"]) for record in records]
-    hits = sum(pair == ("good", "good") for pair in pairs)
-    misses = sum("good" in pair and pair[0] != pair[1] for pair in pairs)
-    return {"accuracy": sum(a == b for a, b in pairs) / len(pairs), "f1": 2 * hits / max(2 * hits + misses, 1)}
+    of_classes = []
+    for label in ("good", "bad"):
+        hits = sum(pair == (label, label) for pair in pairs)
+        misses = sum(label in pair and pair[0] != pair[1] for pair in pairs)
+        of_classes.append(2 * hits / max(2 * hits + misses, 1))
+    return {"accuracy": sum(a == b for a, b in pairs) / len(pairs), "f1": sum(of_classes) / 2}
 
 
 def test_the_own_validation_split(saved: SavedRun, run: Path, tmp_path: Path) -> None:
@@ -133,7 +136,9 @@ def test_wrong_options_are_one_line(option: str, message: str, run: Path) -> Non
 def test_a_wrong_metric_is_one_line(run: Path) -> None:
     done = invoke("eval", run, "--metric", "bleu")
     assert done.code == 2
-    assert done.err.startswith("error: --metric must be one of accuracy, f1, matthews, top5 for text-classification")
+    assert done.err.startswith(
+        "error: --metric must be one of accuracy, f1, matthews, top5, precision, recall for text"
+    )
 
 
 ROWS = {
@@ -242,7 +247,8 @@ def test_without_targets_texts_are_written_and_not_scored(
     flags = ("--data", sources, "--text-column", "story", "--metric", metric, "--predictions", file)
     done = invoke("eval", texts[kind], *flags, "--json")
     assert done.code == 0, done.err
-    assert json.loads(done.out) == {"metric": metric, "value": None, "loss": None, "scores": {}, "examples": 2}
+    scores = {"metric": metric, "value": None, "loss": None, "scores": {}, "examples": 2, "score_names": {}}
+    assert json.loads(done.out) == scores
     assert [(record["source"], record["references"]) for record in predicted(file)] == [("one ship", []), ("two", [])]
     assert invoke("eval", texts[kind], *flags).out == (
         f"2 predictions in {file}; there are no targets to compare them with\n"

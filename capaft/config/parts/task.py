@@ -17,6 +17,7 @@ from capaft.config.choices import (
     MAX_SECONDS,
     MAX_SPEECH_SECONDS,
     MAX_TARGET_LENGTH,
+    MISSING_VALUES,
     MLM_PROBABILITY,
     N_BEST,
     NO_ANSWER_THRESHOLD,
@@ -48,6 +49,11 @@ class TaskSettings(Settings):
     metric: str | None = _setting(
         None, "Metric that picks the best adapter (default: set by the task, for GLUE its official one)."
     )
+    missing_values: tuple[Text, ...] = _setting(
+        MISSING_VALUES,
+        'Texts that stand for a missing value, in inputs and in targets; "" leaves only blank texts.',
+        metavar="text,...",
+    )
     max_length: int | None = _setting(
         None,
         f"Tokens that an example is cut to (default: set by the task; {MAX_LENGTH}, "
@@ -69,6 +75,12 @@ class TaskSettings(Settings):
         None,
         "Text classification: separator of the labels in one text, with --problem multi (default: labels are lists).",
         metavar="text",
+    )
+    positive_label: Text = _option(
+        "", "Classification: label whose F1, precision and recall are scored (default: the macro F1).", metavar="label"
+    )
+    normalise_labels: bool = _option(
+        False, "Classification: merge labels that differ only in blanks, case or the form of their characters."
     )
     stride: int = _option(
         STRIDE, "Question answering: tokens by which windows of a long context overlap.", check=at_least(0)

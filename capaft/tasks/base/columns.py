@@ -8,6 +8,7 @@ wrong column looks like a model that learns badly.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, cast
@@ -148,10 +149,20 @@ def column_values(dataset: datasets.Dataset, name: str) -> list[Any]:
     return list(dataset.with_format(None)[name][:])
 
 
+def value_counts(dataset: datasets.Dataset, name: str) -> Counter[Any]:
+    """Number of rows with each value of a column that is not null."""
+    counts: Counter[Any] = Counter()
+    for table in dataset.select_columns([name]).with_format("arrow").iter(10_000):
+        values, numbers = pc.value_counts(table.column(0).drop_null()).flatten()
+        counts.update(dict(zip(values.to_pylist(), numbers.to_pylist(), strict=True)))
+    return counts
+
+
 def filled_rows(dataset: datasets.Dataset, *names: str | None) -> NDArray[np.bool_]:
     """True for rows without a missing value in these columns, `(rows,)`.
 
-    Missing are null, NaN, an empty list, and the -1 of a withheld class. An empty text counts as a text.
+    Missing are null, NaN, a list without a value, and the -1 of a withheld class. An empty text counts as a text:
+    `with_nulls` makes null of those that stand for a missing value.
     """
     filled = np.ones(len(dataset), dtype=np.bool_)
     for name in names:
@@ -173,11 +184,18 @@ def _filled(dataset: datasets.Dataset, name: str) -> NDArray[np.bool_]:
         if isinstance(feature, datasets.ClassLabel):
             filled = pc.and_(pc.greater_equal(column, 0), pc.less(column, len(feature.names)))
         elif pa.types.is_floating(column.type):
-            filled = pc.is_finite(column)
+            filled = pc.invert(pc.is_nan(column))
         elif isinstance(feature, datasets.List | datasets.LargeList):
-            filled = pc.greater(pc.list_value_length(column), 0)
+            filled = _holds_value(column)
         parts.append(pc.fill_null(filled, False).to_numpy())
     return np.concatenate(parts)
+
+
+def _holds_value(lists: pa.ChunkedArray) -> pa.ChunkedArray:
+    """True for lists with a value that is not null, `(rows,)`."""
+    values = pc.list_flatten(lists)
+    parents = pc.filter(pc.list_parent_indices(lists), values.is_valid())
+    return pa.chunked_array([pc.is_in(pa.array(np.arange(len(lists))), value_set=parents.unique())])
 
 
 def row_texts(dataset: datasets.Dataset, columns: Columns) -> tuple[list[str], list[str] | None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -27,6 +27,7 @@ from capaft.model.load import BaseModel, load_base_model, load_configuration
 from capaft.support.errors import UsageError, did_you_mean
 from capaft.tasks.base.columns import Columns, filled_rows
 from capaft.tasks.base.features import Batch, Features
+from capaft.tasks.base.missing import BLANK
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -146,6 +147,20 @@ class Task(ABC):
         return self.recognise(rows, named)
 
     @classmethod
+    def missing_texts(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> dict[str, frozenset[str]]:
+        """The texts that stand for a missing value, by column: in input and target a blank one and the user's.
+
+        They are null in the rows that every other method is called with.
+
+        Args:
+            rows: the split.
+            columns: its columns.
+            settings: those of the task.
+        """
+        names = (columns.text, columns.pair, columns.label)
+        return {name: BLANK.union(settings.missing_values) for name in names if name is not None}
+
+    @classmethod
     def usable(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> NDArray[np.bool_]:
         """Mask of the rows that have an input and a target, `(rows,)`: no others are trained on or scored.
 
@@ -235,6 +250,22 @@ class Task(ABC):
             UsageError: a row has no label, or one that the task does not have.
         """
         return None
+
+    def label_counts(self, rows: Dataset, columns: Columns) -> Mapping[str, int]:
+        """Number of occurrences of each label as the data spells it; none by default."""
+        return {}
+
+    def class_of_label(self, label: str) -> str | None:
+        """The class that a label in the data means; None if it is none."""
+        return label if label in self.labels else None
+
+    def score_name(self, score: str) -> str:
+        """The name of a score for people, which says what it is averaged over; by default the score's own."""
+        return score
+
+    def score_names(self, scores: Iterable[str]) -> dict[str, str]:
+        """The names for people of scores that have another name for them."""
+        return {score: name for score in scores if (name := self.score_name(score)) != score}
 
     def options(self) -> dict[str, Any]:
         """The task's own options, as an adapter file records them."""

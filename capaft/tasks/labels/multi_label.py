@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -22,6 +24,7 @@ from capaft.tasks.labels.problem import (
     missing_label,
     unknown_label,
 )
+from capaft.tasks.labels.spelling import label_finder, merged_labels
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,12 +36,16 @@ class MultiLabel(Problem):
 
     Attributes:
         separator: text between the labels where a row has them in one text; empty if they are lists.
+        normalise: labels that differ only in their spelling are one class.
+        missing: labels within one text that stand for a missing value.
     """
 
     problem_type = "multi_label_classification"
     metrics = ("f1", "f1_macro", "accuracy")
 
     separator: str = ""
+    normalise: bool = False
+    missing: frozenset[str] = frozenset()
 
     def classes(self, rows: Dataset, columns: Columns) -> tuple[str, ...]:
         """Class names: a `ClassLabel`, columns and vectors keep their order; integers ascend, words are sorted.
@@ -62,8 +69,13 @@ class MultiLabel(Problem):
         label_sets = _present(rows, columns, label_values(rows, columns))
         if _are_vectors(feature, label_sets, None):
             return tuple(str(position) for position in range(len(label_sets[0])))
-        names = {name for row_names in self._names(rows, columns, None) for name in row_names}
+        counts = self.counts(rows, columns)
+        names = set(merged_labels(counts).values()) if self.normalise else set(counts)
         return tuple(sorted(names, key=int if cell_kind(inner) == "integer" else None))
+
+    def counts(self, rows: Dataset, columns: Columns) -> Counter[str]:
+        """See `Problem.counts`."""
+        return Counter(name for names in self._names(rows, columns, None) for name in names)
 
     def labelled(self, rows: Dataset, columns: Columns) -> NDArray[np.bool_]:
         """See `Problem.labelled`; an empty list means that no class applies, a list with a gap is no label."""
@@ -75,24 +87,25 @@ class MultiLabel(Problem):
         def is_label(name: Any) -> bool:
             return name not in (None, "") and (classes is None or 0 <= name < classes)
 
-        return np.array(
-            [
-                value is not None and (not isinstance(value, list) or all(map(is_label, value)))
-                for value in column_values(rows, str(columns.label))
-            ],
-            dtype=np.bool_,
-        )
+        def is_complete(value: Any) -> bool:
+            if isinstance(value, str) and self.separator:
+                return self.missing.isdisjoint(map(str.strip, value.split(self.separator)))
+            return value is not None and (not isinstance(value, list) or all(map(is_label, value)))
+
+        return np.array(list(map(is_complete, column_values(rows, str(columns.label)))), dtype=np.bool_)
 
     def encode(self, rows: Dataset, columns: Columns, labels: Sequence[str]) -> NDArray[np.float32]:
         """1 where a class applies to a row, `(rows, classes)`."""
         feature = rows.features.get(columns.label)
         index = class_positions(labels, integers=cell_kind(getattr(feature, "feature", None)) == "integer")
+        find = cache(label_finder(tuple(index), normalise=self.normalise))
         targets = np.zeros((len(rows), len(labels)), dtype=np.float32)
         for row, names in enumerate(self._names(rows, columns, len(labels))):
             for name in names:
-                if name not in index:
+                label = find(name)
+                if label is None:
                     raise unknown_label(rows, columns, row, name, labels)
-                targets[row, index[name]] = 1
+                targets[row, index[label]] = 1
         return targets
 
     def _names(self, rows: Dataset, columns: Columns, classes: int | None) -> list[list[str]]:
@@ -133,6 +146,10 @@ class MultiLabel(Problem):
             "f1_macro": float(f1_score(truth, predicted, average="macro", zero_division=0)),
             "accuracy": float(accuracy_score(truth, predicted)),
         }
+
+    def score_name(self, score: str) -> str:
+        """See `Task.score_name`."""
+        return {"f1": "micro F1", "f1_macro": "macro F1"}.get(score, score)
 
     def named(self, target: Any, labels: Sequence[str]) -> list[str]:
         """The classes that apply."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -42,6 +42,14 @@ class Problem(ABC):
             return np.zeros(len(rows), dtype=np.bool_)
         return filled_rows(rows, columns.label)
 
+    def faults(self, rows: Dataset, columns: Columns) -> Mapping[int, str]:
+        """The rows whose label is wrong, by position, each with what is wrong; none by default."""
+        return {}
+
+    def counts(self, rows: Dataset, columns: Columns) -> Mapping[str, int]:
+        """Number of rows with each label, as the data spells it; none by default."""
+        return {}
+
     @abstractmethod
     def encode(self, rows: Dataset, columns: Columns, labels: Sequence[str]) -> NDArray[Any]:
         """The targets, `(rows, ...)`.
@@ -73,6 +81,10 @@ class Problem(ABC):
     def ranking(self, truth: NDArray[Any], logits: NDArray[Any]) -> dict[str, float]:
         """Scores that need the logits, by the names in `metrics`; none by default."""
         return {}
+
+    def score_name(self, score: str) -> str:
+        """See `Task.score_name`."""
+        return score
 
     @abstractmethod
     def named(self, target: Any, labels: Sequence[str]) -> Any:

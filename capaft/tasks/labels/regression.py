@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from capaft.support.errors import UsageError
-from capaft.tasks.base.columns import Columns, cell_kind, list_columns
+from capaft.tasks.base.columns import Columns, cell_kind, column_values, describe_row, list_columns
+from capaft.tasks.labels.numbers import is_number, plain_number
 from capaft.tasks.labels.problem import Problem, label_values, missing_label
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Regression(Problem):
@@ -29,18 +31,24 @@ class Regression(Problem):
         """No classes."""
         return ()
 
+    def faults(self, rows: Dataset, columns: Columns) -> dict[int, str]:
+        """See `Problem.faults`: labels that are no numbers, or none that a float32 holds.
+
+        Raises:
+            UsageError: the column does not hold numbers.
+        """
+        values = _values(rows, columns, column_values(rows, str(columns.label)))
+        return {row: fault for row, value in enumerate(values) if (fault := _fault(value))}
+
     def encode(self, rows: Dataset, columns: Columns, labels: Sequence[str]) -> NDArray[np.float32]:
-        """The number of each row, `(rows,)`."""
-        if cell_kind(rows.features[columns.label]) not in ("float", "integer"):
-            raise UsageError(
-                f"--problem regression: column {columns.label!r} does not hold one number per row; "
-                f"choose one with --label-column among {list_columns(rows)}"
-            )
-        values = label_values(rows, columns)
+        """The number of each row, `(rows,)`, which a text may write."""
+        values = _values(rows, columns, label_values(rows, columns))
         for row, value in enumerate(values):
-            if value is None or not math.isfinite(value):
+            if value is None or value != value:
                 raise missing_label(rows, columns, row)
-        return np.array(values, dtype=np.float32)
+            if fault := _fault(value):
+                raise UsageError(f"{describe_row(rows, columns, row)}: {fault}; correct it or drop the row")
+        return np.array([float(value) for value in values], dtype=np.float32)
 
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         """Squared error; there are no classes to smooth over."""
@@ -69,3 +77,23 @@ class Regression(Problem):
     def named(self, target: Any, labels: Sequence[str]) -> float:
         """The number."""
         return float(target)
+
+
+def _fault(value: Any) -> str:
+    """The reason why a label is not a number to learn; empty if it is one."""
+    number = plain_number(value) if isinstance(value, str) else value
+    if number is None:
+        return f"the label {value!r} is not a number such as 1250.5"
+    return "" if not number or abs(number) <= _LARGEST else f"the label {value!r} is not a finite float32"
+
+
+def _values(rows: Dataset, columns: Columns, values: list[Any]) -> list[Any]:
+    """The values, after checking that their column may hold numbers: if they are texts, one of them is a number."""
+    kind = cell_kind(rows.features[columns.label])
+    texts = [value for value in values if kind == "text" and value is not None]
+    if kind not in ("float", "integer", "text") or (texts and not any(map(is_number, texts))):
+        raise UsageError(
+            f"--problem regression: column {columns.label!r} does not hold one number per row; "
+            f"choose one with --label-column among {list_columns(rows)}"
+        )
+    return values

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -11,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from capaft.support.errors import UsageError
+from capaft.support.errors import UsageError, did_you_mean
 from capaft.tasks.base.columns import Columns, cell_kind, column_values, describe_row, is_text, list_columns
+from capaft.tasks.labels.numbers import whole_number
 from capaft.tasks.labels.problem import (
     MAX_CLASSES,
     Problem,
@@ -21,6 +24,7 @@ from capaft.tasks.labels.problem import (
     missing_label,
     unknown_label,
 )
+from capaft.tasks.labels.spelling import label_finder, merged_labels
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,13 +32,24 @@ if TYPE_CHECKING:
 
 # ImageNet's challenge counts a class among the five likeliest as right (Russakovsky et al. 2015).
 _TOP = 5
+_OF_POSITIVE = ("f1", "precision", "recall")
+_INF = float("inf")
 
 
+@dataclass(frozen=True)
 class SingleLabel(Problem):
-    """Targets are the indices of classes, `(examples,)`."""
+    """Targets are the indices of classes, `(examples,)`.
+
+    Attributes:
+        normalise: labels that differ only in their spelling are one class.
+        positive_label: the class whose F1, precision and recall are scored; without one F1 is the macro mean.
+    """
 
     problem_type = "single_label_classification"
-    metrics = ("accuracy", "f1", "matthews", "top5")
+    metrics = ("accuracy", "f1", "matthews", "top5", "precision", "recall")
+
+    normalise: bool = False
+    positive_label: str = ""
 
     def classes(self, rows: Dataset, columns: Columns) -> tuple[str, ...]:
         """Names of the classes: a `ClassLabel` keeps its order, integers and whole floats ascend, others sort as text.
@@ -43,18 +58,20 @@ class SingleLabel(Problem):
             UsageError: a row has no label, or the column does not hold from two to `MAX_CLASSES` classes, fewer
                 than there are rows.
         """
-        names = _names(rows, columns)
-        present = set(names)
+        counts = self.counts(rows, columns)
+        classes = merged_labels(counts) if self.normalise else dict(zip(counts, counts, strict=True))
+        present = set(classes.values())
         if len(present) == 1:
             raise UsageError(
-                f"every label in column {columns.label!r} is {names[0]!r}; give rows of two classes or more"
+                f"every label in column {columns.label!r} is {min(present)!r}; give rows of two classes or more"
             )
         feature = rows.features[columns.label]
         if isinstance(feature, datasets.ClassLabel):
-            return tuple(feature.names)
-        if len(present) > MAX_CLASSES or len(present) == len(names):
+            every = Counter({name: counts[name] for name in feature.names})
+            return tuple(dict.fromkeys(merged_labels(every).values())) if self.normalise else tuple(feature.names)
+        if len(present) > MAX_CLASSES or len(present) == len(rows):
             raise UsageError(
-                f"column {columns.label!r} has {len(present)} different values in {len(names)} rows and does not "
+                f"column {columns.label!r} has {len(present)} different values in {len(rows)} rows and does not "
                 f"look like a label; choose one with --label-column among {list_columns(rows)}"
             )
         return tuple(sorted(present, key=int if cell_kind(feature) in ("integer", "float") else None))
@@ -66,14 +83,33 @@ class SingleLabel(Problem):
             labelled &= np.array(column_values(rows, str(columns.label)), dtype=object) != ""
         return labelled
 
+    def faults(self, rows: Dataset, columns: Columns) -> dict[int, str]:
+        """See `Problem.faults`: infinity is no class."""
+        if cell_kind(rows.features[columns.label]) != "float":
+            return {}
+        values = column_values(rows, str(columns.label))
+        return {row: f"the label {value} is not a class" for row, value in enumerate(values) if value in (_INF, -_INF)}
+
+    def counts(self, rows: Dataset, columns: Columns) -> Counter[str]:
+        """See `Problem.counts`; whole numbers that texts write are spelt in one way."""
+        counts = Counter(_names(rows, columns))
+        numbers = {name: whole_number(name) for name in counts}
+        plain: Counter[str] = Counter()
+        for name, count in counts.items():
+            number = numbers[name]
+            plain[name if number is None or None in numbers.values() else number] += count
+        return plain
+
     def encode(self, rows: Dataset, columns: Columns, labels: Sequence[str]) -> NDArray[np.int64]:
         """The index of each row's class, `(rows,)`."""
         names = _names(rows, columns)
         index = class_positions(labels, integers=cell_kind(rows.features[columns.label]) == "integer")
+        find = label_finder(tuple(index), normalise=self.normalise)
+        classes = {name: find(name) for name in dict.fromkeys(names)}
         for row, name in enumerate(names):
-            if name not in index:
+            if classes[name] is None:
                 raise unknown_label(rows, columns, row, name, labels)
-        return np.array([index[name] for name in names], dtype=np.int64)
+        return np.array([index[str(classes[name])] for name in names], dtype=np.int64)
 
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         """Cross-entropy."""
@@ -84,15 +120,32 @@ class SingleLabel(Problem):
         return logits.argmax(-1)
 
     def scores(self, truth: NDArray[Any], predicted: NDArray[Any], outputs: int) -> dict[str, float]:
-        """Accuracy, Matthews correlation, and F1: of class 1 if there are two (as for MRPC), else the macro mean."""
+        """Accuracy, the mean of F1 over the classes that occur, and Matthews correlation."""
         from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-        average = "binary" if outputs == 2 else "macro"
         return {
             "accuracy": float(accuracy_score(truth, predicted)),
-            "f1": float(f1_score(truth, predicted, average=average, zero_division=0)),
+            "f1": float(f1_score(truth, predicted, average="macro", zero_division=0)),
             "matthews": float(matthews_corrcoef(truth, predicted)),
         }
+
+    def positive_scores(self, truth: NDArray[Any], predicted: NDArray[Any], labels: Sequence[str]) -> dict[str, float]:
+        """F1, precision and recall of the positive label, if there is one."""
+        from sklearn.metrics import precision_recall_fscore_support
+
+        if not self.positive_label:
+            return {}
+        position = labels.index(self.positive_label)
+        of_class = (truth == position, predicted == position)
+        precision, recall, f1, _ = precision_recall_fscore_support(*of_class, average="binary", zero_division=0)
+        return {"f1": float(f1), "precision": float(precision), "recall": float(recall)}
+
+    def score_name(self, score: str) -> str:
+        """See `Task.score_name`."""
+        shown = {"f1": "F1"}.get(score, score)
+        if self.positive_label and score in _OF_POSITIVE:
+            return f"{shown} of {self.positive_label!r}"
+        return f"macro {shown}" if score == "f1" else score
 
     def ranking(self, truth: NDArray[Any], logits: NDArray[Any]) -> dict[str, float]:
         """`top5`, the share of examples whose class is among the five likeliest; only with more than five classes."""
@@ -108,14 +161,21 @@ class SingleLabel(Problem):
         return labels[int(target)]
 
 
-def check_metric(metric: str, labels: Sequence[str]) -> None:
-    """Check that a metric can distinguish adapters.
+def check_scoring(metric: str, labels: Sequence[str], positive_label: str) -> None:
+    """Check that a metric can distinguish adapters, and that there is a positive label where one is scored.
 
     Raises:
-        UsageError: the metric is `top5` and there are at most five classes.
+        UsageError: the metric is `top5` and there are at most five classes, or it needs a positive label; or that label
+            is no class.
     """
     if metric == "top5" and len(labels) <= _TOP:
         raise UsageError(f"--metric top5 is always 1 with {len(labels)} classes; choose accuracy or f1")
+    if metric in ("precision", "recall") and not positive_label:
+        raise UsageError(f"--metric {metric} needs the label that it is scored for; name it with --positive-label")
+    if positive_label and labels and positive_label not in labels:
+        listed = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
+        hint = did_you_mean(positive_label, labels)
+        raise UsageError(f"--positive-label {positive_label}: there is no such label; the labels are {listed}{hint}")
 
 
 def _names(rows: Dataset, columns: Columns) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -16,12 +16,17 @@ from capaft.config.choices import (
     NO_REPEAT_NGRAM_SIZE,
     NUM_BEAMS,
 )
+from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
+from capaft.tasks.base.columns import Columns, cell_kind
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
 from capaft.tasks.language.text_scores import TEXT_METRICS, score_texts
 from capaft.tasks.language.token_loss import loss_by_example, score_tokens, summed_loss
 from capaft.tasks.language.words import check_language
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Prediction = tuple[float, int, int, str | None]
 """For one feature: the summed loss, the number of tokens that count, how many are right, and any generated text."""
@@ -51,6 +56,14 @@ class Generation(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_language(self.language)
+
+    @classmethod
+    def missing_texts(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> dict[str, frozenset[str]]:
+        """See `Task.missing_texts`; a source that is a list, such as triples, has texts that are all values."""
+        missing = super().missing_texts(rows, columns, settings)
+        if cell_kind(rows.features.get(columns.text)) == "list":
+            del missing[columns.text]
+        return missing
 
     @property
     def generates(self) -> bool:

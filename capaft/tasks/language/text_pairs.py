@@ -73,7 +73,7 @@ def recognise_text_pairs(rows: Dataset, user_columns: Mapping[str, str | None]) 
     The languages of a column `translation` are read as columns: the first is the source, the second the target. A
     source that the user chose may hold lists, such as triples; unless the user also chose its target, one is found only
     if the two are a usual pair. References are preferred to a single target if every row has some: GEM's training rows
-    have none.
+    have none. If some rows have none, references are the target where there is no single one.
 
     Raises:
         UsageError: a column that the user chose is missing or does not hold text.
@@ -93,7 +93,7 @@ def recognise_text_pairs(rows: Dataset, user_columns: Mapping[str, str | None]) 
     # The name of an unusual source does not determine its target, so the user has to choose that as well.
     for source_name, target_names in usual or (pairs if label is not None else ()):
         source = find_column(flat, "text", text, ((source_name,),), fits, "text or lists of texts", (label,))
-        names = [(name,) for name in target_names if name != "references" or _has_references(flat)]
+        names = [(name,) for name in _preferred(target_names, flat)]
         target = find_column(flat, "label", label, names, _is_target, "text or a list of texts")
         further = _further(flat, pair, source, target)
         if source is not None and target is not None:
@@ -199,10 +199,12 @@ def _joined(value: Any, separator: str = "", *inner_separators: str) -> Any:
     return None if None in parts or not parts else separator.join(parts)
 
 
-def _has_references(rows: Dataset) -> bool:
-    """True if no row has an empty value in a column called `references`."""
-    names = [name for name in rows.column_names if plain_name(name) == "references"]
-    return all(value for name in names for value in column_values(rows, name))
+def _preferred(names: tuple[str, ...], rows: Dataset) -> list[str]:
+    """Usual names of a target, those of columns without any value left out: references that rows lack come last."""
+    columns = [name for name in rows.column_names if plain_name(name) == "references"]
+    has = [bool(value) for name in columns for value in column_values(rows, name)]
+    others = [name for name in names if name != "references"]
+    return list(names) if all(has) else [*others, "references"] if any(has) else others
 
 
 def _flat(rows: Dataset) -> Dataset:

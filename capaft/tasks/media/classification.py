@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import datasets
 import numpy as np
@@ -20,7 +20,8 @@ from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns, ask_for_column, cell_kind, filled_rows, find_column, row_numbers
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
-from capaft.tasks.labels.single_label import SingleLabel, check_metric
+from capaft.tasks.labels.single_label import SingleLabel, check_scoring
+from capaft.tasks.labels.spelling import label_finder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,10 +41,18 @@ class MediaClassification(Task):
     """Base of the tasks whose inputs are files. They are read when a batch is made: all of them seldom fit into memory.
 
     Scores: `accuracy`; `f1`, the unweighted mean over the classes that occur; and with more than five classes `top5`,
-    the share of examples whose class is among the five most likely.
+    the share of examples whose class is among the five most likely. With a positive label, `f1`, `precision` and
+    `recall` are its own.
+
+    Attributes:
+        positive_label: label whose F1, precision and recall are scored.
+        normalise_labels: labels that differ only in their spelling are one class.
     """
 
-    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1", "top5")
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1", "top5", "precision", "recall")
+
+    positive_label: str = ""
+    normalise_labels: bool = False
 
     medium: ClassVar[str]
     """The input in one word; the usual name of its column."""
@@ -54,7 +63,11 @@ class MediaClassification(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_metric(self.metric, self.labels)
+        check_scoring(self.metric, self.labels, self.positive_label)
+
+    @property
+    def _problem(self) -> SingleLabel:
+        return SingleLabel(self.normalise_labels, self.positive_label)
 
     @classmethod
     @abstractmethod
@@ -89,13 +102,35 @@ class MediaClassification(Task):
         return SingleLabel().classes(rows, columns)
 
     @classmethod
+    def decide(cls, rows: Dataset, columns: Columns, settings: TaskSettings, data: str = "") -> Self:
+        """See `Task.decide`."""
+        task = super().decide(rows, columns, replace(settings, metric=None, positive_label=""), data)
+        labels = task._problem.classes(rows, columns) if task.normalise_labels else task.labels
+        positive = label_finder(labels, normalise=task.normalise_labels)(settings.positive_label)
+        return replace(
+            task, labels=labels, metric=settings.metric or "", positive_label=positive or settings.positive_label
+        )
+
+    @classmethod
     def usable(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> NDArray[np.bool_]:
         """See `Task.usable`."""
         return filled_rows(rows, columns.text) & SingleLabel().labelled(rows, columns)
 
     def classes_of(self, rows: Dataset, columns: Columns) -> Sequence[int]:
         """See `Task.classes_of`."""
-        return SingleLabel().encode(rows, columns, self.labels).tolist()
+        return self._problem.encode(rows, columns, self.labels).tolist()
+
+    def label_counts(self, rows: Dataset, columns: Columns) -> Mapping[str, int]:
+        """See `Task.label_counts`."""
+        return self._problem.counts(rows, columns)
+
+    def class_of_label(self, label: str) -> str | None:
+        """See `Task.class_of_label`."""
+        return label_finder(self.labels, normalise=self.normalise_labels)(label)
+
+    def score_name(self, score: str) -> str:
+        """See `Task.score_name`."""
+        return self._problem.score_name(score)
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """The column unchanged, and the class of each row as `references`, `(rows,)`.
@@ -109,7 +144,7 @@ class MediaClassification(Task):
         return Features(
             inputs={self.medium: rows[columns.text], "row": row_numbers(rows)},
             lengths=np.ones(len(rows), dtype=np.int64),
-            references=SingleLabel().encode(rows, columns, self.labels),
+            references=self._problem.encode(rows, columns, self.labels),
             sources=media_names(rows, columns.text),
         )
 
@@ -125,14 +160,14 @@ class MediaClassification(Task):
 
     def score(self, features: Features, predictions: Sequence[Any]) -> dict[str, float]:
         """See the class."""
-        from sklearn.metrics import accuracy_score, f1_score
-
         truth, logits = features.references, np.stack(predictions)
         predicted = logits.argmax(-1)
+        scores = self._problem.scores(truth, predicted, logits.shape[1])
         return {
-            "accuracy": float(accuracy_score(truth, predicted)),
-            "f1": float(f1_score(truth, predicted, average="macro", zero_division=0)),
-            **SingleLabel().ranking(truth, logits),
+            "accuracy": scores["accuracy"],
+            "f1": scores["f1"],
+            **self._problem.positive_scores(truth, predicted, self.labels),
+            **self._problem.ranking(truth, logits),
         }
 
     def report(self, features: Features, predictions: Sequence[Any]) -> list[dict[str, Any]]:

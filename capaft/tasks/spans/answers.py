@@ -31,6 +31,12 @@ def holds_answers(feature: Any) -> bool:
     return isinstance(inner, Mapping) and inner.keys() >= _FIELDS
 
 
+def has_answers(value: Any) -> bool:
+    """True if a row says what its answers are, or that there are none; a missing text says neither."""
+    texts = [pair and pair["text"] for pair in (value if isinstance(value, list) else [value])]
+    return not any(text is None or (isinstance(text, list) and None in text) for text in texts)
+
+
 def read_answers(rows: Dataset, column: str) -> list[list[Answer]]:
     """The answers of each row, without blank ones.
 

@@ -117,11 +117,20 @@ class Journal:
             self.console.print(f"step {step}/{self.steps}  {line}  {record.seconds_left:.0f} s left", highlight=False)
 
     def evaluation(
-        self, step: int, epoch: float, metric: str, scores: dict[str, float], best: bool, *, by_loss: bool = False
+        self,
+        step: int,
+        epoch: float,
+        metric: str,
+        scores: dict[str, float],
+        best: bool,
+        *,
+        shown: str = "",
+        by_loss: bool = False,
     ) -> None:
         """Record one evaluation: all scores, that of the metric as `value`, and the loss as `validation_loss`.
 
-        If it is the best `by_loss`, the line says so: the score tells nothing.
+        `shown` is the metric's name for people, if it has another one. If this is the best `by_loss`, the line says so:
+        the score tells nothing.
         """
         value, loss = scores[metric], scores["loss"]
         others: dict[str, float | None] = {name: score for name, score in scores.items() if name != "loss"}
@@ -131,7 +140,8 @@ class Journal:
             why = " by its loss, since the score tells nothing" if by_loss else ""
             mark = f"  best so far{why}, saved" if best else ""
             self.console.print(
-                f"epoch {epoch:.4g}  {metric} {value:.4f}  validation loss {loss:.4f}{mark}", highlight=False
+                f"epoch {epoch:.4g}  {shown or metric} {value:.4f}  validation loss {loss:.4f}{mark}",
+                highlight=False,
             )
 
     def keep(self) -> None:

@@ -50,14 +50,14 @@ capaft train --config {shlex.quote(str(config))}{several}
 
 def _facts(results: Results) -> list[tuple[str, str]]:
     """The rows of the card's table."""
-    baseline = results.baseline
+    baseline, names = results.baseline, results.score_names
     others = {name: score for name, score in results.scores.items() if name != results.metric}
     return [
         ("base model", results.model),
         ("data", results.data),
         ("method", results.method),
-        (f"{results.metric} on validation", score_text(results.value)),
-        *((f"{name} on validation", score_text(score)) for name, score in others.items()),
+        (f"{names.get(results.metric, results.metric)} on validation", score_text(results.value)),
+        *((f"{names.get(name, name)} on validation", score_text(score)) for name, score in others.items()),
         ("frozen base, fitted head", "not measured" if baseline is None else score_text(baseline)),
         ("examples", f"{results.train_examples:,} to train on, {results.validation_examples:,} to validate on"),
         ("training", f"{results.steps:,} steps, {results.seconds:.0f} s; the best after {results.best_step:,}"),

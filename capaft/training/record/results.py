@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Results:
         validation_examples: number of validation examples.
         labels: class names, in the order of the model's outputs.
         next: commands that make sense after the run.
+        score_names: names for people of scores whose own name leaves open what they are averaged over.
     """
 
     output: str
@@ -70,10 +71,14 @@ class Results:
     validation_examples: int
     labels: list[str]
     next: list[str]
+    score_names: dict[str, str] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """The results as plain values, by the keys of `results.json`."""
         return asdict(self)
+
+
+_NAMES = tuple(field.name for field in fields(Results))
 
 
 def read_results(path: Path) -> Results:
@@ -84,7 +89,7 @@ def read_results(path: Path) -> Results:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return Results(**{field.name: values[field.name] for field in fields(Results)})
+        return Results(**{name: values[name] for name in _NAMES if name != "score_names" or name in values})
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{path} is damaged; remove it and repeat the command with --resume") from None
 

@@ -88,8 +88,7 @@ def _describe(
     if (train.examples, validation.examples) != (len(train), len(validation)):
         pieces = f", in {len(train)} and {len(validation)} pieces"
     say(f"data   {source}: {train.examples} training and {validation.examples} validation examples{pieces}")
-    classes = f"; {len(choice.task.labels)} classes" if choice.task.labels else ""
-    say(f"       {choice.train.columns.describe()}{classes}")
+    say(f"       {choice.train.columns.describe()}")
     for note in train.notes:
         say(f"       {note}")
     if train.left_out:

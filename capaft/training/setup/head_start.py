@@ -55,7 +55,8 @@ def _fit_and_install(run: Trainer, starts: bool) -> float | None:
         return None
     if start.baseline is not None:
         seconds = "" if origin else f" ({time.perf_counter() - started:.0f} s)"
-        run.say(f"before {job.task.metric} {start.baseline:.4f} with a head fitted on the frozen base{seconds}")
+        metric = job.task.score_name(job.task.metric)
+        run.say(f"before {metric} {start.baseline:.4f} with a head fitted on the frozen base{seconds}")
     if starts:
         start.head.install(job.base)
     return start.baseline

@@ -21,6 +21,7 @@ from capaft.data.sampling import hold_out
 from capaft.data.splits import VALIDATION, WantedSplits
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns, list_columns, row_numbers, with_row_numbers
+from capaft.tasks.base.missing import spellings, with_nulls
 from capaft.tasks.base.task import Task
 from capaft.tasks.language.generation import Generation
 
@@ -48,13 +49,13 @@ class RunSelections(NamedTuple):
     Attributes:
         train: the training rows.
         validation: the validation rows.
-        labelled: the rows whose labels are the task's: the training rows, or all rows where validation rows were set
-            aside from them, since a scarce label may then be in either part.
+        task: the task that the training rows decide; where validation rows were set aside, all rows do, since a scarce
+            label may then be in either part.
     """
 
     train: Selection
     validation: Selection
-    labelled: Selection
+    task: Task
 
 
 def load_splits(settings: DataSettings, say: Say) -> Splits:
@@ -73,12 +74,15 @@ def select_for_training(kind: type[Task], source: Splits, config: TrainConfig, s
     """Select the training rows and the validation rows, which are set aside if the source has no split for them.
 
     Raises:
-        UsageError: the columns cannot be determined, or no row is left.
+        UsageError: the columns cannot be determined, no row is left, or the rows decide no task.
     """
     assert source.train is not None
     named = given_columns(config)
     columns = kind.recognise(source.train, named)
     train = _usable(kind, source.train, columns, config, "training rows", say)
+    task = kind.decide(train.rows, columns, config, config.data or "")
+    # Few validation rows would decide differently.
+    config = with_task_options(config, task)
     if source.evaluation is not None:
         hints = _ColumnHints(
             find=kind.recognise,
@@ -92,10 +96,11 @@ def select_for_training(kind: type[Task], source: Splits, config: TrainConfig, s
         if validation is not None:
             if source.name != VALIDATION:
                 say(f"validation is the split {source.name}, {len(validation.rows)} rows")
-            return RunSelections(train, validation, labelled=train)
-    train_rows, validation_rows = hold_out(config.data or DEMO, train.rows, config.validation_split, config.seed)
-    say(f"there is no validation split; {len(validation_rows)} of {len(train.rows)} training rows are set aside")
-    return RunSelections(Selection(train_rows, columns), Selection(validation_rows, columns), labelled=train)
+            return RunSelections(train, validation, task)
+    classes = task.classes_of(train.rows, columns)
+    kept, aside = hold_out(config.data or DEMO, train.rows, config.validation_split, config.seed, classes)
+    say(f"there is no validation split; {len(aside)} of {len(train.rows)} training rows are set aside")
+    return RunSelections(Selection(kept, columns), Selection(aside, columns), task)
 
 
 def select_for_scoring(
@@ -121,7 +126,9 @@ def select_for_scoring(
         UsageError: the columns cannot be determined, or no row is left.
     """
     kind = type(task)
-    config = with_task_options(config, task)
+    # A class of the task that is called "NA" is one here too.
+    missing = tuple(text for text in config.missing_values if text not in task.labels)
+    config = replace(with_task_options(config, task), missing_values=missing)
     expected = given_columns(config)
     hints = _ColumnHints(task.find_columns, expected, named, inputs=(expected["text"], expected["pair"]))
     if source.train is not None:
@@ -258,22 +265,34 @@ def _usable(
     Raises:
         UsageError: there are none, many have a fault, or one is left out and `--strict` is set.
     """
-    usable = kind.usable(rows, columns, config)
-    names = [name for name in (columns.text, columns.pair, columns.label) if name is not None]
+    missing = kind.missing_texts(rows, columns, config)
+    filled = with_nulls(rows, missing)
+    usable = kind.usable(filled, columns, config)
+    # The second part of a prompt may be missing.
+    pair = None if issubclass(kind, Generation) else columns.pair
+    names = [name for name in (columns.text, pair, columns.label) if name is not None]
+    needed = {name: missing[name] for name in names if name in missing}
+    spelt = spellings(rows.select(np.flatnonzero(~usable)), needed)
+    written = f" ({spelt})" if spelt else ""
     if len(rows) and not usable.any():
         raise UsageError(
-            f"none of the {len(rows)} {description} has a value in {' and '.join(map(repr, names))} (withheld labels "
-            "are -1); choose other columns with --text-column and --label-column, or other rows"
+            f"none of the {len(rows)} {description} has a value in {' and '.join(map(repr, names))}{written} (withheld "
+            "labels are -1); choose other columns with --text-column and --label-column, or other rows"
         )
     if not usable.all():
         lost = int((~usable).sum())
-        line = f"{lost} of {len(rows)} {description} have no value in {' or '.join(map(repr, names))}"
+        line = f"{lost} of {len(rows)} {description} have no value in {' or '.join(map(repr, names))}{written}"
         if config.strict:
             raise UsageError(f"{line}; fill them in, or drop --strict to leave them out")
-        say(f"{line} and are left out")
+        say(f"{line} and are left out{'; --missing-values says what is missing' if _is_word(spelt) else ''}")
     # Messages name rows by their numbers in the file.
-    filled = with_row_numbers(rows).select(np.flatnonzero(usable))
-    return Selection(_without_faults(kind, filled, columns, config, description, say), columns)
+    kept = with_row_numbers(filled).select(np.flatnonzero(usable))
+    return Selection(_without_faults(kind, kept, columns, config, description, say), columns)
+
+
+def _is_word(spelt: str) -> bool:
+    """True if spellings of missing values have one that may be a value, and not only blanks."""
+    return bool(spelt.replace("blank", ""))
 
 
 def _without_faults(

@@ -11,6 +11,7 @@ from capaft.model.load import load_configuration
 from capaft.tasks.base.recognise import recognise_task
 from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
+from capaft.training.setup.class_report import class_lines
 from capaft.training.setup.selection import Selection, given_columns, select_for_training
 
 
@@ -51,7 +52,10 @@ def choose_task(config: TrainConfig, splits: Splits, say: Callable[[str], None])
     kind = task_class(name)
     kind.check_model(model_config)
     selections = select_for_training(kind, splits, config, lambda line: say(f"data   {line}"))
-    task = kind.decide(selections.labelled.rows, selections.labelled.columns, config, config.data or "")
+    train, validation, task = selections
     # A wrong label is reported before minutes of loading.
-    task.check_labels(selections.validation.rows, selections.validation.columns)
-    return TaskChoice(task, selections.train, selections.validation)
+    task.check_labels(validation.rows, validation.columns)
+    classes = task.classes_of(validation.rows, validation.columns)
+    for line in class_lines(task, task.label_counts(train.rows, train.columns), classes):
+        say(f"data   {line}")
+    return TaskChoice(task, train, validation)

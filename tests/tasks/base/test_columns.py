@@ -18,6 +18,7 @@ from capaft.tasks.base.columns import (
     is_text,
     plain_name,
     row_texts,
+    value_counts,
 )
 
 NAMES = (("label", "labels"), ("class",))
@@ -128,8 +129,14 @@ def test_place() -> None:
 def test_which_rows_are_filled() -> None:
     assert filled_rows(table(a=["x", "", None], b=[1, None, -1]), "a").tolist() == [True, True, False]
     assert filled_rows(table(a=["x", "", None], b=[1, None, -1]), "a", None, "b").tolist() == [True, False, False]
-    assert filled_rows(table(a=[0.5, float("nan"), float("inf"), None]), "a").tolist() == [True, False, False, False]
-    assert filled_rows(table(a=[["x"], [], None, [None]]), "a").tolist() == [True, False, False, True]
+    assert filled_rows(table(a=[0.5, float("nan"), float("inf"), None]), "a").tolist() == [True, False, True, False]
+    assert filled_rows(table(a=[["x"], [], None, [None], [None, "y"]]), "a").tolist() == [
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]
     classes = table(a=[0, 1, -1, None]).cast_column("a", ClassLabel(names=["x", "y"]))
     assert filled_rows(classes, "a").tolist() == [True, True, False, False]
     assert filled_rows(table(a=[{"x": "b", "y": None}, {"x": None, "y": "c"}]), "x").tolist() == [True, False]
@@ -141,3 +148,9 @@ def test_which_rows_are_filled_is_told_for_any_selection() -> None:
     rows = table(a=[["x", None][row % 3 == 0] for row in range(25_000)])
     for selection in (rows, rows.select(range(24_999, 0, -7)), rows.select([])):
         assert filled_rows(selection, "a").tolist() == [value is not None for value in selection["a"]]
+
+
+def test_counts_of_values() -> None:
+    rows = table(a=["x", None, "y", "x", ""] * 5000).select(range(24_999))
+    assert value_counts(rows, "a") == {"x": 10_000, "y": 5000, "": 4999}
+    assert value_counts(rows.select([]), "a") == {}

@@ -34,7 +34,7 @@ def test_numbers() -> None:
         ([[1.0], [2.0]], r"^--problem regression: column 'label' does not hold"),
         ([0.5, None], r"^row 2 \('text 1'\): no label in column 'label'"),
         ([0.5, float("nan")], r"^row 2 .*no label"),
-        ([0.5, float("inf")], r"^row 2 .*no label"),
+        ([0.5, float("inf")], r"^row 2 .*the label inf is not a finite float32"),
         ([-1.0, -1.0], "withheld"),
     ],
 )

@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns
-from capaft.tasks.labels.single_label import SingleLabel, check_metric
+from capaft.tasks.labels.single_label import SingleLabel, check_scoring
 
 PROBLEM = SingleLabel()
 COLUMNS = Columns("text", None, "label")
@@ -134,9 +134,12 @@ def test_scores_of_two_classes() -> None:
     truth, predicted = np.array([0, 0, 1, 1, 1, 0]), np.array([0, 1, 1, 1, 0, 0])
     tp, fp, fn, tn = 2, 1, 1, 2
     scores = PROBLEM.scores(truth, predicted, 2)
-    assert (*scores, "top5") == PROBLEM.metrics
+    assert (*scores, "top5", "precision", "recall") == PROBLEM.metrics
     assert scores["accuracy"] == pytest.approx((tp + tn) / 6)
-    assert scores["f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
+    of_second, of_first = 2 * tp / (2 * tp + fp + fn), 2 * tn / (2 * tn + fp + fn)
+    assert scores["f1"] == pytest.approx((of_first + of_second) / 2)
+    of_label = SingleLabel(positive_label="yes").positive_scores(truth, predicted, ["no", "yes"])
+    assert of_label == pytest.approx({"f1": of_second, "precision": tp / (tp + fp), "recall": tp / (tp + fn)})
     expected = (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
     assert scores["matthews"] == pytest.approx(expected)
 
@@ -155,9 +158,9 @@ def test_a_class_is_among_the_five_likeliest() -> None:
     assert 0 < right < 200
     assert PROBLEM.ranking(truth % 5, logits[:, :5]) == {}
     with pytest.raises(UsageError, match=r"^--metric top5 is always 1 with 5 classes; choose accuracy or f1"):
-        check_metric("top5", "abcde")
-    check_metric("top5", "abcdef")
-    check_metric("f1", "ab")
+        check_scoring("top5", "abcde", "")
+    check_scoring("top5", "abcdef", "")
+    check_scoring("f1", "ab", "")
 
 
 def test_predicted_is_the_largest_logit() -> None:

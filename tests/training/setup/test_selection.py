@@ -18,6 +18,7 @@ from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns, row_numbers
 from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
+from capaft.tasks.language.text_pairs import read_pairs
 from capaft.tasks.text_classification import TextClassification
 from capaft.training.setup.selection import Selection, load_splits, select_for_training
 
@@ -28,17 +29,12 @@ QUICK = ("--max-steps", "2", "--batch-size", "8", "--k", "16", "--rank", "2", "-
 
 def select(
     rows: list[Row], others: list[Row] | None = None, name: str = "validation", **settings: Any
-) -> tuple[Selection, Selection, Selection, list[str]]:
-    """The training rows, the validation rows, those that decide the labels, and the lines about them."""
+) -> tuple[Selection, Selection, Task, list[str]]:
+    """The training rows, the validation rows, the task, and the lines about the rows."""
     config = TrainConfig(**{"task": "text-classification", **settings})
     source = Splits(Dataset.from_list(rows), None if others is None else Dataset.from_list(others), name)
     messages: list[str] = []
     return *select_for_training(task_class(config.task), source, config, messages.append), messages
-
-
-def decide(labelled: Selection, **settings: Any) -> Task:
-    config = TrainConfig(**{"task": "text-classification", **settings})
-    return task_class(config.task).decide(labelled.rows, labelled.columns, config, config.data or "")
 
 
 def write(path: Path, rows: list[Row]) -> Path:
@@ -57,7 +53,6 @@ RARE: list[Row] = [*LABELLED, *({"text": f"rare {number}", "label": f"rare{numbe
 @pytest.mark.parametrize(
     ("task", "labels"),
     [
-        ("text-classification", lambda row: str(row["label"])),
         ("text-classification", lambda row: ["any", str(row["label"])]),
         ("token-classification", lambda row: ["O", str(row["label"])]),
     ],
@@ -66,19 +61,17 @@ def test_what_is_scarce_may_be_in_the_rows_that_are_set_aside(task: str, labels:
     text = (lambda row: row["text"].split()) if task.startswith("token") else (lambda row: row["text"])
     rows = [{"tokens" if task.startswith("token") else "text": text(row), "tags": labels(row)} for row in RARE]
     columns = {"label_column": "tags"} if task.startswith("text") else {}
-    train, validation, labelled, _ = select(rows, task=task, seed=seed, validation_split=0.4, **columns)
-    assert (len(train.rows), len(validation.rows), len(labelled.rows)) == (31, 21, 52)
-    of_train, of_all = (decide(rows, task=task, **columns).labels for rows in (train, labelled))
-    assert len(of_train) < len(of_all)
-    made = decide(labelled, task=task, **columns)
+    train, validation, made, _ = select(rows, task=task, seed=seed, validation_split=0.4, **columns)
+    assert (len(train.rows), len(validation.rows), len(made.labels)) == (31, 21, 15)
     made.check_labels(train.rows, train.columns)
     made.check_labels(validation.rows, validation.columns)
+    assert sum(made.label_counts(validation.rows, validation.columns)[f"rare{at}"] for at in range(12)) > 0
 
 
 def test_a_split_of_the_user_may_have_no_other_labels() -> None:
-    _, validation, labelled, _ = select(LABELLED, [{"text": "a", "label": 2}])
+    _, validation, task, _ = select(LABELLED, [{"text": "a", "label": 2}])
     with pytest.raises(UsageError, match="the training data has no label '2'"):
-        decide(labelled).check_labels(validation.rows, validation.columns)
+        task.check_labels(validation.rows, validation.columns)
 
 
 def test_a_whole_run_with_scarce_labels(tmp_path: Path) -> None:
@@ -207,14 +200,13 @@ def test_rows_are_left_out_before_any_are_set_aside() -> None:
 
 def test_rows_keep_their_numbers() -> None:
     gaps: list[Row] = [{"text": "lost", "label": None} for _ in range(40)]
-    train, validation, labelled, _ = select([*gaps, *LABELLED])
-    assert row_numbers(labelled.rows) == list(range(41, 81))
+    train, validation, _, _ = select([*gaps, *LABELLED])
     for part in (train, validation):
         assert [f"text {row - 41}" for row in row_numbers(part.rows)] == part.rows["text"][:]
-    assert sorted(row_numbers(train.rows) + row_numbers(validation.rows)) == row_numbers(labelled.rows)
-    _, validation, labelled, _ = select(LABELLED, [{"text": None, "label": 0}, {"text": "b", "label": 7}])
+    assert sorted(row_numbers(train.rows) + row_numbers(validation.rows)) == list(range(41, 81))
+    _, validation, task, _ = select(LABELLED, [{"text": None, "label": 0}, {"text": "b", "label": 7}])
     with pytest.raises(UsageError, match=r"^row 2 \('b'\): the training data has no label '7'"):
-        decide(labelled).check_labels(validation.rows, validation.columns)
+        task.check_labels(validation.rows, validation.columns)
 
 
 def usable(task: str, rows: Dataset, columns: Columns, **settings: Any) -> list[bool]:
@@ -228,7 +220,7 @@ def test_what_a_label_is_depends_on_the_task() -> None:
     assert usable("text-classification", words, columns, problem="multi", label_separator=";") == [True, True, False]
     assert usable("seq2seq", words, columns) == [True, True, False]
     numbers = Dataset.from_dict({"text": ["a"] * 4, "label": [0.5, float("nan"), None, float("inf")]})
-    assert usable("text-classification", numbers, columns) == [True, False, False, False]
+    assert usable("text-classification", numbers, columns) == [True, False, False, True]
     of_minus_one = Dataset.from_dict({"text": ["a", "b"], "label": [-1, -1]})
     assert usable("text-classification", of_minus_one, columns) == [False, False]
     assert (
@@ -257,6 +249,153 @@ def test_what_an_answer_is_depends_on_the_task() -> None:
     assert usable("image-classification", speech, Columns("image", None, "label")) == [True, False]
     languages = Dataset.from_dict({"translation": [{"de": "a", "en": "b"}, {"de": None, "en": "c"}]})
     assert usable("seq2seq", languages, Columns("de", None, "en")) == [True, False]
+
+
+def kept(rows: list[Row], **settings: Any) -> tuple[int, list[str]]:
+    """The number of training rows that are left, with those set aside, and the lines about them."""
+    train, validation, _, messages = select(rows, **settings)
+    return len(train.rows) + len(validation.rows), messages
+
+
+def test_missing_values_are_left_out_however_they_are_spelt() -> None:
+    gaps = [{"text": "lost", "label": label} for label in ("NA", "null", "  ", None, "NA")]
+    words = [{"text": row["text"], "label": ("no", "none")[row["label"]]} for row in LABELLED]
+    count, messages = kept([*gaps, {"text": "N/A", "label": "no"}, *words])
+    assert count == 40
+    assert messages[0] == (
+        "6 of 46 training rows have no value in 'text' or 'label' ('NA', 'N/A', 'null', blank) and are left out; "
+        "--missing-values says what is missing"
+    )
+    count, messages = kept([*gaps, *words], missing_values=("",))
+    assert count == 43
+    assert messages[0] == "2 of 45 training rows have no value in 'text' or 'label' (blank) and are left out"
+    with pytest.raises(
+        UsageError, match=r"^5 of 45 training rows have no value in 'text' or 'label' \('NA', 'null', bl"
+    ):
+        kept([*gaps, *words], strict=True)
+    with pytest.raises(UsageError, match=r"none of the 5 training rows has a value in 'text' and 'label' \('NA'"):
+        kept(gaps)
+
+
+def test_classes_of_the_hub_may_be_called_na() -> None:
+    features = Features(text=Value("string"), label=ClassLabel(names=["NA", "null"]))
+    source = Splits(Dataset.from_list(LABELLED, features=features), None, "")
+    train, _, task = select_for_training(TextClassification, source, TrainConfig(), ignore)
+    assert (len(train.rows), task.labels) == (36, ("NA", "null"))
+
+
+def test_missing_completions_and_missing_inputs_of_prompts() -> None:
+    rows = [{"instruction": f"do {n}", "input": ("NaN", "", None, "x")[n % 4], "output": "yes"} for n in range(20)]
+    rows += [{"instruction": "do", "input": "x", "output": output} for output in ("", "nan", None)]
+    train, validation, _, messages = select(rows, task="causal-lm", validation_split=0.4)
+    assert messages[0].startswith("3 of 23 training rows have no value in 'instruction' or 'output' (blank, 'nan')")
+    sources = {pair.source.partition("\n")[2] for part in (train, validation) for pair in pairs_of(part)}
+    assert sources == {"", "x"}
+
+
+def pairs_of(selection: Selection) -> list[Any]:
+    return read_pairs(selection.rows, selection.columns, "", per_reference=True)
+
+
+def test_missing_references_are_left_out_one_by_one() -> None:
+    references = [["a", "NA"], ["", None, "b"], ["null"], None, []]
+    rows = [{"mr": f"m {n}", "references": references[n % 5]} for n in range(20)]
+    train, validation, _, _ = select(rows, task="causal-lm")
+    pairs = [*pairs_of(train), *pairs_of(validation)]
+    assert sorted(pair.references for pair in pairs) == [("a",)] * 4 + [("b",)] * 4
+
+
+def test_words_tags_and_choices_are_never_spellings_of_a_missing_value() -> None:
+    rows: list[Row] = [{"tokens": ["NA", "null"], "tags": ["NA", "O"]}] * 20
+    assert kept(rows, task="token-classification")[0] == 20
+    choices = [
+        {"question": "q", "choice0": "None", "choice1": "NA", "choice2": " ", "label": "01"[n % 2]} for n in range(20)
+    ]
+    gaps = [{**choices[0], "label": "NULL"}, {**choices[0], "choice0": ""}]
+    train, _, _, messages = select([*choices, *gaps], task="multiple-choice")
+    assert messages[0].startswith("1 of 22 training rows have no value in 'question' or 'label'")
+    assert messages[1] == (
+        "1 of 21 training rows cannot be used and are left out: row 22: a choice is missing in columns "
+        "choice0, choice1, choice2"
+    )
+    assert len(train.rows) == 18
+    named = [{"question": "q", "choices": ["a", "NA"], "label": ("a", "NA")[n % 2]} for n in range(20)]
+    assert kept(named, task="multiple-choice")[0] == 20
+
+
+def test_a_question_is_missing_and_an_answer_may_say_so() -> None:
+    answer = {"text": ["NA"], "answer_start": [3]}
+    rows: list[Row] = [{"question": "q", "context": "in NA", "answers": answer}] * 20
+    gaps: list[Row] = [{**rows[0], "question": "NA"}, {**rows[0], "answers": {"text": [None], "answer_start": [0]}}]
+    assert kept([*rows, *gaps], task="question-answering")[0] == 20
+
+
+def test_labels_in_lists_and_in_one_text() -> None:
+    lists = [{"text": "t", "label": (["a"], ["b", "NA"], ["b", None], [], ["a", "b"])[n % 5]} for n in range(20)]
+    assert kept(lists)[0] == 12
+    texts = [{"text": "t", "label": ("a", "b; NA", "", "a;b", "NA")[n % 5]} for n in range(20)]
+    assert kept(texts, problem="multi", label_separator=";")[0] == 12
+
+
+def test_numbers_among_texts_are_numbers() -> None:
+    def numbers(*others: Any) -> list[Row]:
+        return [{"text": f"t {n}", "score": f"{n % 9 / 4}"} for n in range(60)] + [
+            {"text": "odd", "score": other} for other in others
+        ]
+
+    train, validation, task, messages = select(numbers("NA", "1,4", "n.b.", " 2.5 ", "+1", "1e-3", "3.5"))
+    assert (task.labels, task.metric, len(train.rows) + len(validation.rows)) == ((), "pearson", 64)
+    assert messages[0].startswith("1 of 67 training rows have no value in 'text' or 'score' ('NA')")
+    assert messages[1] == (
+        "2 of 66 training rows cannot be used and are left out: row 62: the label '1,4' is not a number such as "
+        "1250.5; row 63: the label 'n.b.' is not a number such as 1250.5"
+    )
+    # Few validation rows may all be whole, and are numbers nevertheless.
+    _, validation, _, messages = select(
+        numbers(), [{"text": "a", "score": score} for score in ("1", "2", "3", "x", "4")]
+    )
+    assert (len(validation.rows), messages[0][:40]) == (4, "1 of 5 validation rows cannot be used an")
+    with pytest.raises(UsageError, match=r"^column 'score' holds numbers such as '.*%', .*; write them as 1250.5, or"):
+        select([{**row, "score": f"{row['score']}%"} for row in numbers()])
+    with pytest.raises(
+        UsageError, match=r"^column 'score' holds numbers such as '0.25' and words such as 'good'; choose"
+    ):
+        select(numbers(*["good"] * 60))
+    words = select(numbers(*["good"] * 60), problem="single")[2]
+    assert words.labels[0] == "0.0"
+    with pytest.raises(
+        UsageError, match=r"^60 of 120 training rows cannot be used, too many .*the label 'good' is not"
+    ):
+        select(numbers(*["good"] * 60), problem="regression")
+
+
+def test_whole_numbers_are_classes_however_they_are_written() -> None:
+    for values in (("1", "2", "NA"), (" 1", "+2"), ("1.0", "2.0"), (1, 2, None), (1.0, 2.0, float("nan"))):
+        rows = [{"text": f"t {n}", "label": values[n % len(values)]} for n in range(30)]
+        assert select(rows)[2].labels == ("1", "2"), values
+    infinite = [{"text": f"t {n}", "label": float("inf") if n == 3 else float(n % 2)} for n in range(30)]
+    _, _, task, messages = select(infinite)
+    assert (task.labels, messages[0][:65]) == (
+        ("0", "1"),
+        "1 of 30 training rows cannot be used and are left out: row 4: the",
+    )
+
+
+def test_rows_set_aside_have_the_classes_of_those_that_are_left() -> None:
+    rows = [{"text": f"t {n}", "label": "rare" if n % 20 == 0 else "often"} for n in range(200)]
+    for seed in range(3):
+        train, validation, _, _ = select(rows, seed=seed)
+        assert [part.rows["label"][:].count("rare") for part in (train, validation)] == [9, 1]
+
+
+def test_normalised_labels_of_another_split_match() -> None:
+    rows = [{"text": f"t {n}", "label": ("delivery", " Delivery", "billing")[n % 3]} for n in range(30)]
+    others = [{"text": "a", "label": "DELIVERY "}, {"text": "b", "label": "billing"}]
+    _, validation, task, _ = select(rows, others, normalise_labels=True)
+    assert (task.labels, task.classes_of(validation.rows, validation.columns)) == (("billing", "delivery"), [1, 0])
+    _, validation, task, _ = select(rows, others)
+    with pytest.raises(UsageError, match="the training data has no label 'DELIVERY '"):
+        task.check_labels(validation.rows, validation.columns)
 
 
 def test_nothing_that_can_be_used() -> None:
