@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.config.parts.task import TaskSettings
+from capaft.data.tag_scheme import are_chunk_tags
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import (
@@ -44,14 +44,13 @@ _TAGS = (
     ("nertags",),
     ("tags",),
     ("labels", "label"),
-    ("ner", "nerlabels", "iobtags", "biotags", "entities"),
+    ("ner", "nerlabels", "iobtags", "biotags", "entities", "spans", "ents"),
     ("upos", "upostags"),
     ("postags", "pos"),
     ("xpos",),
     ("chunktags",),
 )
-# IOB1, IOB2, IOE, IOBES, BILOU (L ends a chunk, U is one) and BMEWO (M is inside, W is one): a letter, and a type.
-_CHUNK_TAG = re.compile(r"O|[BIESLUMW](-.+)?")
+# The other schemes in the letters of IOBES.
 _AS_IOBES = str.maketrans("LUMW", "ESIS")
 # The class predicted for a word that the model has not read.
 _NONE = -1
@@ -203,7 +202,7 @@ class TokenClassification(Task):
         truth, predicted = (
             [row[mask] for row, mask in zip(rows, masks, strict=True)] for rows in (features.references, predictions)
         )
-        of_entities = all(map(_CHUNK_TAG.fullmatch, self.labels))
+        of_entities = are_chunk_tags(self.labels)
         precision, recall, f1 = (self._entities if of_entities else _means)(truth, predicted)
         accuracy = accuracy_score(np.concatenate(truth), np.concatenate(predicted))
         return {"f1": float(f1), "precision": float(precision), "recall": float(recall), "accuracy": float(accuracy)}
