@@ -39,7 +39,9 @@ def read_json_records(path: Path, lines: Sequence[str], suffix: str, reading: Re
         try:
             document = json.loads(whole)
         except _MALFORMED as error:
-            raise UsageError(f"{path}: the list is not JSON ({one_line(error)}); {_ADVICE}") from None
+            # One line may be a list where others are records.
+            if len(filled) == 1 or _is_malformed(filled[0][1]):
+                raise UsageError(f"{path}: the list is not JSON ({one_line(error)}); {_ADVICE}") from None
     elif suffix == ".json" or _is_malformed(filled[0][1]):
         with contextlib.suppress(*_MALFORMED):
             document = json.loads(whole)

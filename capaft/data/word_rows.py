@@ -72,8 +72,8 @@ def _plain(name: str) -> str:
 def _are_numbers(column: pa.ChunkedArray) -> bool:
     if pa.types.is_integer(column.type):
         return True
-    texts = {value for value in column.unique().to_pylist() if value}
-    return pa.types.is_string(column.type) and bool(texts) and all(map(_NUMBER.fullmatch, texts))
+    texts = {value for value in column.unique().to_pylist() if value} if pa.types.is_string(column.type) else set()
+    return bool(texts) and all(map(_NUMBER.fullmatch, texts))
 
 
 def _are_tags(column: pa.ChunkedArray) -> bool:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 # Names, plain, of columns that say where a text comes from; a language model need not read them.
-_NOTES = frozenset(
-    "url uri link source title author publisher date time timestamp created added updated version lang language meta "
-    "metadata subset split domain license dump file filename filepath path page section chapter".split()  # noqa: SIM905
+_NOTE = re.compile(
+    "ur[il]|link|source|title|author|publisher|date|time|timestamp|created|added|updated|version|lang|language|meta"
+    "|metadata|subset|split|domain|license|dump|file|filename|filepath|path|page|section|chapter"
 )
 _LANGUAGE = re.compile(
     "(a[fmrz]|b[egns]|c[asy]|d[ae]|e[lnotsu]|f[air]|g[alu]|h[eiruy]|i[dst]|ja|k[akmno]|l[otv]|m[klnrsy]|n[elo]|p[alst]"
@@ -80,7 +80,7 @@ def refuse_other_purposes(rows: Dataset, named: Mapping[str, str | None]) -> Non
             "choose with --task, --text-column and --label-column"
         )
     texts = [name for name, feature in rows.features.items() if is_text(feature) and not is_id(name)]
-    texts = [name for name in texts if plain_name(name) not in _NOTES]
+    texts = [name for name in texts if not _NOTE.fullmatch(plain_name(name))]
     if texts and not named.get("text") and all(map(_is_sentence, texts)):
         raise _headless(texts)
     if len(texts) > 1 and all(_LANGUAGE.fullmatch(name.lower()) for name in texts):
@@ -132,7 +132,7 @@ def refuse_unread_columns(rows: Dataset, text: str, task: str, *, scalars: bool)
         for name, feature in rows.features.items()
         if name != text
         and not is_id(name)
-        and plain_name(name) not in _NOTES
+        and not _NOTE.fullmatch(plain_name(name))
         and any(value not in (None, "", []) for value in column_values(rows, name))
     ]
     refuse_headless(rows, text, unread)
@@ -162,8 +162,8 @@ def refuse_headless(rows: Dataset, text: str, others: Collection[str]) -> None:
 def _headless(names: Sequence[str]) -> UsageError:
     listed = " and ".join(repr(name if len(name) <= 40 else f"{name[:37]}...") for name in names)
     return UsageError(
-        f"{'the columns are' if len(names) > 1 else 'the column is'} called {listed}, as if the first row stood in place "
-        "of names; add a line of names, such as text,label, or choose with --text-column and --label-column"
+        f"{'the columns are' if len(names) > 1 else 'the column is'} called {listed}, as if the first row stood in "
+        "place of names; add a line of names, such as text,label, or choose with --text-column and --label-column"
     )
 
 
