@@ -70,7 +70,9 @@ def read_conll(path: Path, lines: Sequence[str], reading: Reading) -> dict[str, 
         if faulty is None:
             whole.append([fields for _, fields in sentence])
         else:
-            faults.append(f"line {faulty[0]} has {len(faulty[1])} of {width} columns")
+            number, fields = faulty
+            reason = "no word" if len(fields) == width else f"{len(fields)} of {width} columns"
+            faults.append(f"line {number} has {reason}")
     if faults:
         leave_out(faults, len(sentences), f"sentences of {path}", strict=reading.strict, say=reading.say)
     names = _take_header(whole) or _column_names(whole, width)

@@ -45,7 +45,9 @@ class Span:
 
 
 def tag_words(source: str, columns: Columns, reading: Reading) -> Columns:
-    """The columns with the texts as words and the spans as their tags; unchanged if no column holds spans.
+    """The columns with the texts as words and the spans as their tags, without rows that an annotator rejected.
+
+    Columns without spans are unchanged otherwise.
 
     Rows whose spans overlap, cut a word or lie outside of the text are left out, if they are few.
 
@@ -57,14 +59,14 @@ def tag_words(source: str, columns: Columns, reading: Reading) -> Columns:
     Raises:
         UsageError: many rows have such spans.
     """
-    columns = unwrapped(columns)
+    columns = _accepted(source, unwrapped(columns), reading)
     text = next((name for name in columns if name.lower() in _TEXTS and _are_texts(columns[name])), None)
     spans = next((name for name in _SPANS if name in columns and _are_spans(columns[name])), None)
     if text is None or spans is None:
         return columns
     if any(name.lower() in _CLASSES and name != spans and any(columns[name]) for name in columns):
         return columns
-    columns = _accepted(source, columns, reading)
+    columns = dict(columns)
     words: list[Any] = []
     tags: list[Any] = []
     faults: dict[int, str] = {}
@@ -162,7 +164,7 @@ def _tags(text: str, words: Sequence[tuple[int, int]], spans: Sequence[Span]) ->
 def _accepted(source: str, columns: Columns, reading: Reading) -> Columns:
     """The rows that an annotator accepted, where a column says so."""
     answers = columns.get("answer", [])
-    if not answers or not set(map(str, answers)) <= _ANSWERS:
+    if "text" not in columns or not answers or not set(map(str, answers)) <= _ANSWERS:
         return columns
     columns = {name: values for name, values in columns.items() if name != "answer"}
     kept = [row for row, answer in enumerate(answers) if answer in _ACCEPTED]

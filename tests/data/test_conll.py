@@ -96,4 +96,5 @@ def test_a_few_sentences_with_odd_lines_are_left_out(tmp_path: Path) -> None:
     assert said[0].endswith("are left out: line 2 has 1 of 2 columns")
     assert "--strict" in refusal(tmp_path / "x.conll", content, strict=True)
     assert "too many" in refusal(tmp_path / "x.conll", "a O\nb\n\nc O\nd B\n\n")
+    assert "line 1 has no word" in refusal(tmp_path / "x.conll", "\tO\nx\tO\n\ny\tB-X\n")
     assert "a line needs a word and a tag" in refusal(tmp_path / "x.conll", "a\nb\n\nc\n")

@@ -65,6 +65,11 @@ def test_prodigy(tmp_path: Path) -> None:
     assert "2 of 4 rows are not accepted, and are left out" in said[0]
 
 
+def test_prodigy_without_spans(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": TEXT, "label": "x", "answer": answer}) for answer in ("accept", "reject")]
+    assert read(tmp_path / "x.jsonl", "\n".join(lines))[0] == [{"text": TEXT, "label": "x"}]
+
+
 def test_label_studio_without_what_nobody_marked(tmp_path: Path) -> None:
     task = RECORDS["Label Studio"][1]
     others = [
