@@ -20,9 +20,10 @@ import datasets
 from capaft.data.directory import read_directory, read_table
 from capaft.data.hub_datasets import fetch_dataset
 from capaft.data.idx import is_idx, read_idx_file
+from capaft.data.reading import Reading
 from capaft.data.slices import split_off_slice
 from capaft.data.splits import BY_RULE, TRAIN, WantedSplits
-from capaft.data.tables import TABLE_SUFFIXES
+from capaft.data.tables import is_table
 from capaft.support.errors import UsageError, one_line
 
 Say = Callable[[str], None]
@@ -49,6 +50,7 @@ def load_data(
     *,
     say: Say,
     revision: str | None = None,
+    strict: bool = False,
 ) -> Splits:
     """Load a data set to train on; `train` is never None.
 
@@ -59,11 +61,12 @@ def load_data(
         choice: which splits to take, if not those by the rule.
         say: called with one line for each thing that is decided or ignored.
         revision: branch, tag or commit of a data set on the hub.
+        strict: refuse a file of which a few faulty lines or rows would be left out.
 
     Raises:
         UsageError: there is no such source or split, it cannot be read, or it has no split to train on.
     """
-    available = _open(spec, choice, revision, say)
+    available = _open(spec, choice, revision, Reading(say, strict))
     splits = choose_splits(available, choice)
     if splits.train is None:
         names = ", ".join(available)
@@ -80,6 +83,7 @@ def load_evaluation_data(
     *,
     say: Say,
     revision: str | None = None,
+    strict: bool = False,
 ) -> Splits:
     """Load a data set to score a model on: its validation split, its training rows, or its only split.
 
@@ -88,11 +92,12 @@ def load_evaluation_data(
         choice: as in `load_data`.
         say: as in `load_data`.
         revision: as in `load_data`.
+        strict: as in `load_data`.
 
     Raises:
         UsageError: there is no such source or split, it cannot be read, or none of its several splits is to be scored.
     """
-    available = _open(spec, choice, revision, say)
+    available = _open(spec, choice, revision, Reading(say, strict))
     splits = choose_splits(available, choice)
     if splits.train is None and splits.evaluation is None:
         if len(available) > 1:
@@ -112,33 +117,35 @@ def choose_splits(splits: Mapping[str, datasets.Dataset], choice: WantedSplits) 
     return Splits(splits.get(str(train)), splits.get(str(name)), name)
 
 
-def _open(spec: str, choice: WantedSplits, revision: str | None, say: Say) -> dict[str, datasets.Dataset]:
+def _open(spec: str, choice: WantedSplits, revision: str | None, reading: Reading) -> dict[str, datasets.Dataset]:
     """Read the splits of a source under their own names, train cut to its slice; a single file is train."""
     if spec and os.path.exists(os.path.expanduser(spec)):
         source, part = spec, None
     else:
         source, part = split_off_slice(spec)
-    splits = {name: _undecoded(rows) for name, rows in _read_source(source, choice, revision, say).items()}
+    splits = {name: _undecoded(rows) for name, rows in _read_source(source, choice, revision, reading).items()}
     train, _ = choice.among(splits)
     if part is not None and train is not None:
         chosen = part.rows(len(splits[train]))
         if len(chosen) == 0:
             raise UsageError(f"{spec}: this slice takes none of the {len(splits[train])} training rows; choose another")
-        say(f"{spec}: {len(chosen)} of {len(splits[train])} training rows")
+        reading.say(f"{spec}: {len(chosen)} of {len(splits[train])} training rows")
         splits[train] = splits[train].select(chosen)
     return splits
 
 
-def _read_source(spec: str, choice: WantedSplits, revision: str | None, say: Say) -> dict[str, datasets.Dataset]:
+def _read_source(
+    spec: str, choice: WantedSplits, revision: str | None, reading: Reading
+) -> dict[str, datasets.Dataset]:
     path = Path(os.path.expanduser(spec))
     if spec and os.path.exists(path):
         try:
             if path.is_dir():
-                return read_directory(path, choice, say)
-            return {TRAIN: read_idx_file(path) if is_idx(path) else read_table(path)}
+                return read_directory(path, choice, reading)
+            return {TRAIN: read_idx_file(path) if is_idx(path) else read_table(path, reading)}
         except OSError as error:
             raise UsageError(f"{spec}: cannot read it ({one_line(error)})") from error
-    if spec.startswith((".", "/", "~")) or path.suffix.lower() in TABLE_SUFFIXES or not _HUB_ID.fullmatch(spec):
+    if spec.startswith((".", "/", "~")) or is_table(path) or not _HUB_ID.fullmatch(spec):
         raise UsageError(f"{spec!r}: no such file or directory{_similar(path)}; give an existing one with --data")
     return fetch_dataset(spec, revision, _similar(path))
 

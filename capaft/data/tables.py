@@ -7,121 +7,158 @@ into missing values. Here text stays as written, and an error names its line.
 
 from __future__ import annotations
 
-import codecs
-import csv
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from capaft.data.squad_file import is_squad, squad_records
+from capaft.data.compressed import COMPRESSIONS, WORKBOOK, format_suffix, read_content
+from capaft.data.conll import CONLL_SUFFIXES, read_conll
+from capaft.data.delimited import read_delimited
+from capaft.data.disguise import binary_suffix, check_is_data, text_suffix
+from capaft.data.json_records import read_json_records
+from capaft.data.list_cells import list_cells
+from capaft.data.reading import QUIETLY, Reading
+from capaft.data.spans import may_be_span, tag_words
+from capaft.data.text_lines import text_lines
+from capaft.data.word_rows import gather_words
+from capaft.data.workbook import read_workbook
 from capaft.support.errors import UsageError, one_line
 
 TEXT = ".txt"
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".feather", TEXT)
+_SUFFIXES = (*TABLE_SUFFIXES, *CONLL_SUFFIXES, WORKBOOK)
+_CSV = ".csv"
+_JSON = (".json", ".jsonl", ".ndjson")
 # Narrower than int() and float(): "007", "+1", "nan" and numbers too long for 64 bits stay text.
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]+)?([eE][+-]?[0-9]{1,2})?")
-_LONGEST_CELL = 2**31 - 1
 
 
-def read_rows(path: Path, text_columns: Collection[str] = ()) -> datasets.Dataset:
-    """Read one file of rows with named columns.
+def _unreadable(path: Path, content: str = "") -> UsageError:
+    formats, packed = " ".join(_SUFFIXES), " ".join(COMPRESSIONS)
+    return UsageError(
+        f"{path}: not a data file that capaft reads{content}; give one of {formats}, or one of these with {packed}"
+    )
+
+
+def is_table(path: Path) -> bool:
+    """True if the suffix of a file, before that of a compression, is one of a table's."""
+    return format_suffix(path) in _SUFFIXES
+
+
+def read_rows(path: Path, text_columns: Collection[str] = (), reading: Reading = QUIETLY) -> datasets.Dataset:
+    """Read one file of rows with named columns, which may be compressed.
 
     CSV is comma-separated with double quotes, TSV is tab-separated without quotes. Both start with a line of column
-    names, and their columns become integers or floats if every cell allows it. JSON is one record a line, one list of
-    records, or a file like SQuAD's. Arrow is a file or a stream. Text is one row a line, in a column `text`, without
-    the blank lines.
+    names, and their columns become integers or floats if every cell allows it, and lists if every cell is written as
+    one. JSON is one record a line, one list of records, or another usual shape. Arrow is a file or a stream. Text is
+    one row a line, in a column `text`, without the blank lines. CoNLL is one row a sentence, and so are rows of one
+    word each. Texts with marked spans become words with tags. Content that is plainly of another format than the
+    suffix says is read as what it is.
 
     Args:
-        path: an existing file; its suffix, one of `TABLE_SUFFIXES`, names its format.
+        path: an existing file; its suffix names its format.
         text_columns: columns of CSV and TSV that stay text even if all their cells look like numbers.
+        reading: choices of the reader.
 
     Raises:
-        UsageError: the file has another format, is unreadable, malformed or not UTF-8, or has no rows.
+        UsageError: the file has another format, is unreadable, malformed or in another encoding, or has no rows.
     """
-    suffix = path.suffix.lower()
+    if not (is_table(path) or path.suffix.lower() == ".zip"):
+        raise _unreadable(path)
     try:
-        if suffix == ".csv":
-            table = _read_delimited(path, ",", csv.QUOTE_MINIMAL, text_columns)
-        elif suffix == ".tsv":
-            table = _read_delimited(path, "\t", csv.QUOTE_NONE, text_columns)
+        named, content = read_content(path)
+        if named not in _SUFFIXES:
+            raise _unreadable(path, f" (it holds {named or 'one without a suffix'})")
+        if not content:
+            raise UsageError(f"{path}: the file is empty")
+        check_is_data(path, content)
+        suffix = binary_suffix(content) or named
+        if suffix in (".arrow", ".feather"):
+            table = _read_arrow(path, content)
         elif suffix == ".parquet":
-            table = _read_parquet(path)
-        elif suffix in (".arrow", ".feather"):
-            table = _read_arrow(path)
-        elif suffix == TEXT:
-            table = pa.table({"text": [line.rstrip("\r\n") for line in _lines(path) if line.strip()]})
-        elif suffix in TABLE_SUFFIXES:
-            table = _read_json(path)
+            table = _plainly_typed(pq.ParquetFile(pa.BufferReader(content)).read())
+        elif suffix == WORKBOOK:
+            table = _typed_table(path, tag_words(str(path), read_workbook(path, content), reading))
         else:
-            raise UsageError(f"{path}: not a data file that capaft reads; give one of {' '.join(TABLE_SUFFIXES)}")
+            lines = text_lines(path, content)
+            suffix = text_suffix(suffix, lines)
+            table = _read_text(path, suffix, lines, text_columns, reading)
+        if suffix != named:
+            reading.say(f"{path}: read as {suffix}, which its content is")
         # A damaged file may claim rows without columns.
         if table.num_rows == 0 or table.num_columns == 0:
             raise UsageError(f"{path}: there are no rows in this file")
-        return datasets.Dataset(table)
+        return datasets.Dataset(gather_words(str(path), _tagged(path, table, reading), reading))
     # pyarrow raises all of these, and `datasets` a KeyError for odd metadata in a Parquet or Arrow file.
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
         raise UsageError(f"{path}: cannot read this file ({one_line(error)}); save it again") from error
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Decoded lines with their ends. Only a line feed ends a line: text may contain U+2028."""
-    if path.stat().st_size == 0:
-        raise UsageError(f"{path}: the file is empty")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            try:
-                yield line.decode("utf-8")
-            except UnicodeDecodeError:
-                raise UsageError(f"{path}: line {number} is not UTF-8; save the file as UTF-8 text") from None
+def _read_text(
+    path: Path, suffix: str, lines: Sequence[str], text_columns: Collection[str], reading: Reading
+) -> pa.Table:
+    """The table in the lines of a text file, whose format has that suffix."""
+    if not any(line.strip() for line in lines):
+        raise UsageError(f"{path}: {'there are no rows in this file' if suffix == TEXT else 'the file is empty'}")
+    if suffix in CONLL_SUFFIXES:
+        return pa.table(read_conll(path, lines, reading))
+    if suffix == TEXT:
+        return pa.table({"text": [line.rstrip("\r\n") for line in lines if line.strip()]})
+    if suffix in _JSON and not _is_delimited(path, lines):
+        records = read_json_records(path, lines, suffix, reading)
+        names = dict.fromkeys(name for record in records for name in record)
+        columns = {name: [record.get(name) for record in records] for name in names}
+        return _typed_table(path, tag_words(str(path), columns, reading))
+    if suffix in _JSON:
+        reading.say(f"{path}: read as {_CSV}, which its content is")
+    cells = read_delimited(path, lines, suffix, reading)
+    lists = {
+        name: values
+        for name, column in cells.items()
+        if name not in text_columns and (values := list_cells(path, name, column)) is not None
+    }
+    if lists:
+        reading.say(f"{path}: the cells of {', '.join(map(repr, lists))} are written as lists, and are read so")
+    tagged = tag_words(str(path), {name: list(lists.get(name, column)) for name, column in cells.items()}, reading)
+    return pa.table(
+        {
+            name: _typed(tuple(values), name in text_columns)
+            if name in cells and all(isinstance(value, str) for value in values)
+            else _json_column(path, name, values)
+            for name, values in tagged.items()
+        }
+    )
 
 
-def _read_delimited(path: Path, delimiter: str, quoting: Literal[0, 3], text_columns: Collection[str]) -> pa.Table:
-    csv.field_size_limit(_LONGEST_CELL)
-    # Strict, or else a quote that is never closed swallows the remaining file as one cell.
-    reader = csv.reader(_lines(path), delimiter=delimiter, quoting=quoting, strict=True)
-    rows: list[list[str]] = []
+def _is_delimited(path: Path, lines: Sequence[str]) -> bool:
+    """True if a file that is named like JSON does not begin like it, and is a table of several columns instead."""
+    if next(line for line in lines if line.strip()).lstrip()[0] in "{[":
+        return False
     try:
-        header = _column_names(path, next((row for row in reader if row), []), delimiter)
-        for row in reader:
-            if len(row) == len(header):
-                rows.append(row)
-            elif row:
-                advice = "quote text that has commas" if delimiter == "," else "check its tabs"
-                raise UsageError(
-                    f"{path}: line {reader.line_num} has {len(row)} field(s), the header has {len(header)}; {advice}"
-                )
-    except csv.Error as error:
-        raise UsageError(f"{path}: line {reader.line_num} is malformed ({one_line(error)}); correct it") from None
-    if not rows:
-        raise UsageError(f"{path}: there is a header but no rows; add rows")
-    cells = zip(*rows, strict=True)
-    columns = dict(zip(header, cells, strict=True))
-    return pa.table({name: _typed(column, name in text_columns) for name, column in columns.items()})
+        return len(read_delimited(path, lines, _CSV, QUIETLY)) > 1
+    except UsageError:
+        return False
 
 
-def _column_names(path: Path, header: list[str], delimiter: str) -> list[str]:
-    if len(header) == 1:
-        for other, word in ((",", "commas"), (";", "semicolons"), ("\t", "tabs")):
-            if other != delimiter and other in header[0]:
-                expected = "commas" if delimiter == "," else "tabs"
-                raise UsageError(f"{path}: the columns are separated by {word}; as its suffix says, use {expected}")
-    # pandas writes its index under a blank name, and reads that back under this one.
-    names = [name.strip() or f"Unnamed: {position}" for position, name in enumerate(header)]
-    repeated = next((name for name in names if names.count(name) > 1), None)
-    if repeated is not None:
-        raise UsageError(f"{path}: the header names column {repeated!r} twice; rename one")
-    if not names:
-        raise UsageError(f"{path}: the file is empty")
-    return names
+def _typed_table(path: Path, columns: Mapping[str, list[Any]]) -> pa.Table:
+    return pa.table({name: _json_column(path, name, values) for name, values in columns.items()})
+
+
+def _tagged(path: Path, table: pa.Table, reading: Reading) -> pa.Table:
+    """A table of texts with spans as words with tags; any other is unchanged."""
+    lists = [field.type.value_type for field in table.schema if pa.types.is_list(field.type)]
+    if not any(pa.types.is_struct(item) and may_be_span([field.name for field in item]) for item in lists):
+        return table
+    columns = {name: table.column(name).to_pylist() for name in table.column_names}
+    tagged = tag_words(str(path), dict(columns), reading)
+    return table if tagged == columns else _typed_table(path, tagged)
 
 
 def _typed(cells: tuple[str, ...], keep_text: bool) -> pa.Array:
@@ -132,48 +169,6 @@ def _typed(cells: tuple[str, ...], keep_text: bool) -> pa.Array:
         if all(_NUMBER.fullmatch(cell) for cell in cells if cell):
             return pa.array([float(cell) if cell else None for cell in cells], pa.float64())
     return pa.array(cells, pa.string())
-
-
-def _read_json(path: Path) -> pa.Table:
-    lines = list(_lines(path))
-    first = next((line.lstrip() for line in lines if line.strip()), "")
-    if not first:
-        raise UsageError(f"{path}: the file is empty")
-    records: list[dict[str, Any]] = []
-    parsed: Iterable[tuple[int, Any]]
-    unit = "record"
-    if first.startswith("["):
-        parsed = enumerate(_parse(path, "".join(lines), "the list"), start=1)
-    elif (document := _squad(path, lines)) is not None:
-        parsed = enumerate(squad_records(path, document), start=1)
-    else:
-        parsed = ((n, _parse(path, line, f"line {n}")) for n, line in enumerate(lines, start=1) if line.strip())
-        unit = "line"
-    for number, record in parsed:
-        if not isinstance(record, dict):
-            raise UsageError(f'{path}: {unit} {number} is not a record such as {{"text": "...", "label": 0}}')
-        records.append(record)
-    names = dict.fromkeys(name for record in records for name in record)
-    return pa.table({name: _json_column(path, name, [row.get(name) for row in records]) for name in names})
-
-
-def _squad(path: Path, lines: list[str]) -> Any:
-    """Parse a file that is one document like SQuAD's; None for any other."""
-    try:
-        document = json.loads("".join(lines)) if path.suffix.lower() == ".json" else None
-    except (ValueError, RecursionError):
-        # It may hold one record a line, and if not, that error can name the line.
-        return None
-    return document if is_squad(document) else None
-
-
-def _parse(path: Path, text: str, part: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(
-            f"{path}: {part} is not JSON ({one_line(error)}); give one record a line or one list of records"
-        ) from None
 
 
 def _json_column(path: Path, name: str, values: list[Any]) -> pa.Array:
@@ -223,17 +218,7 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
-def _read_parquet(path: Path) -> pa.Table:
-    if path.stat().st_size == 0:
-        raise UsageError(f"{path}: the file is empty")
-    # Not `read_table`, which makes columns of `key=value` in the names of parent directories.
-    return _plainly_typed(pq.ParquetFile(path).read())
-
-
-def _read_arrow(path: Path) -> pa.Table:
-    content = path.read_bytes()
-    if not content:
-        raise UsageError(f"{path}: the file is empty")
+def _read_arrow(path: Path, content: bytes) -> pa.Table:
     if content.startswith(b"FEA1"):
         raise UsageError(f"{path}: Feather version 1 is not supported; write the file again with a current pandas")
     # `datasets` writes streams, pandas and polars write files, and either suffix is used for both.

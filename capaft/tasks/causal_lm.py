@@ -19,6 +19,7 @@ from capaft.model.load import BaseModel
 from capaft.model.modalities import auto_class_of_writer, check_reads_text_alone, text_path
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns, is_text
+from capaft.tasks.base.doubts import refuse_doubtful_text, refuse_unread_columns
 from capaft.tasks.base.evidence import Evidence, predicts_masked_tokens
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.language.chat import chat_rows_examples
@@ -118,6 +119,14 @@ class CausalLM(Generation):
             # Such a model cannot write: a named label is a class, and plain text is for masked-lm.
             return not evidence.named.get("label") and cls._has_completions(rows, evidence)
         return evidence.agrees_with(cls.recognise(rows, evidence.named))
+
+    @classmethod
+    def doubt(cls, rows: Dataset, evidence: Evidence) -> None:
+        """See `Task.doubt`; texts often stand beside numbers that describe them, so only lists count."""
+        columns = cls.recognise(rows, evidence.named)
+        if columns.label is None and evidence.named.get("text") is None and is_text(rows.features.get(columns.text)):
+            refuse_doubtful_text(rows, columns.text, cls.name, plain=True)
+            refuse_unread_columns(rows, columns.text, cls.name, scalars=False)
 
     @classmethod
     def check_model(cls, config: Any) -> None:

@@ -14,6 +14,7 @@ from capaft.config.choices import MLM_PROBABILITY, PACKING
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns
+from capaft.tasks.base.doubts import refuse_doubtful_text, refuse_unread_columns
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
 from capaft.tasks.language.framing import frame, tokenise_rows
@@ -69,6 +70,14 @@ class MaskedLM(Task):
             UsageError: it does, and the column of text cannot be determined.
         """
         return evidence.is_masked and evidence.agrees_with(cls.recognise(rows, evidence.named))
+
+    @classmethod
+    def doubt(cls, rows: Dataset, evidence: Evidence) -> None:
+        """See `Task.doubt`; whatever has a text could be this, so any further column counts."""
+        text = cls.recognise(rows, evidence.named).text
+        if evidence.named.get("text") is None:
+            refuse_doubtful_text(rows, text, cls.name, plain=True)
+            refuse_unread_columns(rows, text, cls.name, scalars=True)
 
     @classmethod
     def recognise(cls, rows: Dataset, named: Mapping[str, str | None]) -> Columns:

@@ -29,6 +29,7 @@ from capaft.tasks.base.columns import (
     row_texts,
     value_counts,
 )
+from capaft.tasks.base.doubts import refuse_doubtful_text, refuse_headless
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.missing import BLANK
 from capaft.tasks.base.task import Task
@@ -85,6 +86,12 @@ _SURE = ("label", "labels")
 _LONGEST_CLASS_NAME = 60
 # Share of the texts in a column of numbers that are numbers at least.
 _MOSTLY = 0.75
+# Never classes, whatever they look like, unless the user says so.
+_NO_LABELS = ("timestamp", "time", "date", "datetime", "createdat", "created", "url", "uri", "link")
+# Columns of this name ask for a text in the column of its usual pair.
+_PROMPTS = ("prompt", "instruction")
+# With fewer rows, a number may be the only one of its class by chance.
+_FEWEST_NUMBERS = 20
 
 
 @dataclass(frozen=True)
@@ -152,6 +159,13 @@ class TextClassification(Task):
         return _is_target(rows, evidence, cls.recognise(rows, evidence.named).label)
 
     @classmethod
+    def doubt(cls, rows: Dataset, evidence: Evidence) -> None:
+        """See `Task.doubt`."""
+        columns = cls.recognise(rows, evidence.named)
+        if evidence.named.get("text") is None and columns.pair is None:
+            refuse_doubtful_text(rows, columns.text, cls.name, plain=False)
+
+    @classmethod
     def recognise(cls, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
         """Find the columns by name, then by type. A named text without a named pair is single.
 
@@ -179,6 +193,7 @@ class TextClassification(Task):
             text = text or find_column(rows, "text", None, _TEXTS, is_text, "text", taken) or _text_by_type(rows, words)
         if label is None and not choices:
             label = _label_by_type(rows, (text, pair))
+            refuse_headless(rows, text, [label])
         return Columns(text, pair, label, choices)
 
     @classmethod
@@ -401,15 +416,26 @@ def _text_by_type(rows: Dataset, words: Sequence[str]) -> str:
 
 
 def _label_by_type(rows: Dataset, taken: Sequence[str | None]) -> str:
-    kinds = {n: cell_kind(feature) for n, feature in rows.features.items() if n not in taken and not is_id(n)}
+    kinds = {n: cell_kind(feature) for n, feature in rows.features.items() if n not in taken and not _is_note(n)}
     usual = ("class", "integer", "bool")
     labels = [n for n, kind in kinds.items() if kind in usual or (kind == "text" and _like_classes(rows, n))]
     labels = labels or [
         n for n, kind in kinds.items() if kind == "float" or (kind == "text" and _holds_numbers(rows, n))
     ]
+    if len(labels) == 1 and kinds[labels[0]] == "integer" and _number_rows(rows, labels[0]):
+        ask_for_column(rows, "label", f"{labels[0]!r} has a number of its own in most rows")
     if len(labels) != 1:
         ask_for_column(rows, "label", "several columns could be" if labels else "no column looks like one")
     return labels[0]
+
+
+def _is_note(name: str) -> bool:
+    return is_id(name) or plain_name(name) in _NO_LABELS
+
+
+def _number_rows(rows: Dataset, name: str) -> bool:
+    """True if a column has a different integer in most rows, like a time or a key."""
+    return len(rows) >= _FEWEST_NUMBERS and len(rows.unique(name)) > len(rows) // 2
 
 
 def _is_target(rows: Dataset, evidence: Evidence, label: str | None) -> bool:
@@ -423,7 +449,7 @@ def _is_target(rows: Dataset, evidence: Evidence, label: str | None) -> bool:
     is_named = bool(evidence.named.get("label"))
     if evidence.is_masked and (is_named or is_sure):
         return True
-    if not _has_classes(rows, label):
+    if not _has_classes(rows, label) or _is_written(rows, evidence, label):
         return False
     if is_named or evidence.is_masked or (is_sure and not evidence.is_encoder_decoder):
         return True
@@ -435,6 +461,17 @@ def _is_target(rows: Dataset, evidence: Evidence, label: str | None) -> bool:
         return True
     # Targets of few values are classes as well; those of translations are not columns, and references not texts.
     return is_text(rows.features.get(pair.label)) and _has_classes(rows, pair.label)
+
+
+def _is_written(rows: Dataset, evidence: Evidence, label: str | None) -> bool:
+    """True if a label is what a prompt asks for and the model can write it, however few different ones there are."""
+    if evidence.is_masked or label is None:
+        return False
+    try:
+        pair = recognise_text_pairs(rows, evidence.named)
+    except UsageError:
+        return False
+    return pair is not None and pair.label == label and plain_name(pair.text) in _PROMPTS
 
 
 def _has_classes(rows: Dataset, label: str | None) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.config.parts.task import TaskSettings
+from capaft.data.tag_scheme import are_chunk_tags
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import (
@@ -45,14 +45,13 @@ _TAGS = (
     ("nertags",),
     ("tags",),
     ("labels", "label"),
-    ("ner", "nerlabels", "iobtags", "biotags", "entities"),
+    ("ner", "nerlabels", "iobtags", "biotags", "entities", "spans", "ents"),
     ("upos", "upostags"),
     ("postags", "pos"),
     ("xpos",),
     ("chunktags",),
 )
-# IOB1, IOB2, IOE, IOBES, BILOU (L ends a chunk, U is one) and BMEWO (M is inside, W is one): a letter, and a type.
-_CHUNK_TAG = re.compile(r"O|[BIESLUMW](-.+)?")
+# The other schemes in the letters of IOBES.
 _AS_IOBES = str.maketrans("LUMW", "ESIS")
 # The class predicted for a word that the model has not read.
 _NONE = -1
@@ -144,7 +143,7 @@ class TokenClassification(Task):
     @property
     def _has_entities(self) -> bool:
         """True if all labels belong to a chunking scheme."""
-        return all(map(_CHUNK_TAG.fullmatch, self.labels))
+        return are_chunk_tags(self.labels)
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Tokenise word by word.

@@ -142,7 +142,7 @@ def _selected(saved: SavedRun, options: EvalOptions, say: Say) -> Selection:
     if options.data is None:
         source = load_splits(replace(config, eval_split=split), say)
     else:
-        source = load_evaluation_data(options.data, WantedSplits(evaluation=split), say=say)
+        source = load_evaluation_data(options.data, WantedSplits(evaluation=split), say=say, strict=config.strict)
     return select_for_scoring(saved.task, source, config, options.columns, say, is_requested=split is not None)
 
 

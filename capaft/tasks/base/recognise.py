@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from capaft.config.choices import TASKS
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import find_column
+from capaft.tasks.base.doubts import refuse_other_purposes
 from capaft.tasks.base.evidence import Evidence
 from capaft.tasks.base.registry import task_class
 
@@ -25,9 +26,10 @@ def recognise_task(rows: Dataset, config: Any, named: Mapping[str, str | None], 
         classify: the user set an option that only text classification has.
 
     Raises:
-        UsageError: a named column is missing, or no task can read the columns.
+        UsageError: a named column is missing, no task can read the columns, or they look like something else.
     """
     _check_names(rows, named)
+    refuse_other_purposes(rows, named)
     evidence = Evidence(config, named, classify)
     tasks = sorted(map(task_class, TASKS), key=lambda task: task.precedence)
     for task in tasks:
@@ -36,10 +38,13 @@ def recognise_task(rows: Dataset, config: Any, named: Mapping[str, str | None], 
     objections = []
     for task in tasks:
         try:
-            if task.claims(rows, evidence):
-                return task.name
+            claimed = task.claims(rows, evidence)
         except UsageError as error:
             objections.append(error)
+            continue
+        if claimed:
+            task.doubt(rows, evidence)
+            return task.name
     if objections:
         raise UsageError(f"{objections[0]}; or choose the task with --task")
     # No task wants the columns that the user named; the checks of this one say what is wrong with them.

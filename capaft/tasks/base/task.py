@@ -106,6 +106,14 @@ class Task(ABC):
         """
         return False
 
+    @classmethod  # noqa: B027 - most tasks are claimed by columns that leave no doubt
+    def doubt(cls, rows: Dataset, evidence: Evidence) -> None:
+        """Make sure that rows which the task claims do not look like something else; by default they do not.
+
+        Raises:
+            UsageError: they do; the message says how to settle it.
+        """
+
     @classmethod
     def has_columns(cls, rows: Dataset, evidence: Evidence) -> bool:
         """True if the task finds its columns, and they are those that the user named."""

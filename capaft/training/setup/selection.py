@@ -20,6 +20,7 @@ from capaft.data.load import Say, Splits, choose_splits, load_data
 from capaft.data.sampling import hold_out
 from capaft.data.splits import VALIDATION, WantedSplits
 from capaft.support.errors import UsageError
+from capaft.support.faults import leave_out
 from capaft.tasks.base.columns import Columns, list_columns, row_numbers, with_row_numbers
 from capaft.tasks.base.missing import spellings, with_nulls
 from capaft.tasks.base.task import Task
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 _TEST = "test"
-# Faulty rows that a message names, and the share of all rows that may be left out for a fault.
-_NAMED_FAULTS = 5
-_FEW = 0.25
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def load_splits(settings: DataSettings, say: Say) -> Splits:
     names = WantedSplits(settings.train_split, settings.eval_split)
     if settings.data is None or (settings.data == DEMO and not Path(DEMO).exists()):
         return choose_splits(demo_examples(), names)
-    return load_data(settings.data, names, say=say)
+    return load_data(settings.data, names, say=say, strict=settings.strict)
 
 
 def select_for_training(kind: type[Task], source: Splits, config: TrainConfig, say: Say) -> RunSelections:
@@ -307,12 +305,6 @@ def _without_faults(
     if not faults:
         return rows
     numbers = row_numbers(rows)
-    first = "; ".join(f"row {numbers[at]}: {faults[at]}" for at in sorted(faults)[:_NAMED_FAULTS])
-    more = f"; and {len(faults) - _NAMED_FAULTS} more" if len(faults) > _NAMED_FAULTS else ""
-    line = f"{len(faults)} of {len(rows)} {description} cannot be used"
-    if config.strict:
-        raise UsageError(f"{line} ({first}{more}); correct them, or drop --strict to leave them out")
-    if len(faults) > _FEW * len(rows):
-        raise UsageError(f"{line}, too many to leave out ({first}{more}); correct them or drop them from the data")
-    say(f"{line} and are left out: {first}{more}")
+    named = [f"row {numbers[at]}: {faults[at]}" for at in sorted(faults)]
+    leave_out(named, len(rows), description, strict=config.strict, say=say)
     return rows.select([at for at in range(len(rows)) if at not in faults])
