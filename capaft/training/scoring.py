@@ -138,7 +138,7 @@ def _selected(saved: SavedRun, options: EvalOptions, say: Say) -> Selection:
     if options.data is None and split is None:
         columns: dict[str, Any] = {f"{role}_column": name for role, name in options.columns.items() if name}
         config = replace(config, **columns)
-        return select_for_training(type(saved.task), load_splits(config, say), config, say).validation
+        return select_for_training(type(saved.task), load_splits(config, say), config, say, saved.task).validation
     if options.data is None:
         source = load_splits(replace(config, eval_split=split), say)
     else:

@@ -267,7 +267,8 @@ def test_a_task_goes_the_whole_way(name: str, model: Callable[[str], str], tmp_p
 
     card = (run / "README.md").read_text()
     assert f"pipeline_tag: {case.pipeline or case.task}\n" in card
-    assert f"| {results['metric']} on validation | {results['value']:.4f} |" in card
+    metric = results["score_names"].get(results["metric"], results["metric"])
+    assert f"| {metric} on validation | {results['value']:.4f} |" in card
 
 
 # RoBERTa's head by hand: a dense layer of 64 x 64, then 2 outputs of 64, each with biases.

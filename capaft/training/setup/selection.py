@@ -68,8 +68,17 @@ def load_splits(settings: DataSettings, say: Say) -> Splits:
     return load_data(settings.data, names, say=say, strict=settings.strict)
 
 
-def select_for_training(kind: type[Task], source: Splits, config: TrainConfig, say: Say) -> RunSelections:
+def select_for_training(
+    kind: type[Task], source: Splits, config: TrainConfig, say: Say, task: Task | None = None
+) -> RunSelections:
     """Select the training rows and the validation rows, which are set aside if the source has no split for them.
+
+    Args:
+        kind: the kind of task.
+        source: the data set.
+        config: the settings.
+        say: called with a line for each decision.
+        task: the task, if it was decided before.
 
     Raises:
         UsageError: the columns cannot be determined, no row is left, or the rows decide no task.
@@ -78,7 +87,7 @@ def select_for_training(kind: type[Task], source: Splits, config: TrainConfig, s
     named = given_columns(config)
     columns = kind.recognise(source.train, named)
     train = _usable(kind, source.train, columns, config, "training rows", say)
-    task = kind.decide(train.rows, columns, config, config.data or "")
+    task = task or kind.decide(train.rows, columns, config, config.data or "")
     # Few validation rows would decide differently.
     config = with_task_options(config, task)
     if source.evaluation is not None:
