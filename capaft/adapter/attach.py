@@ -1,23 +1,28 @@
-"""Attach an adapter to a model, detach it again, and choose among several."""
+"""Attach an adapter to a model, and detach it again."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from capaft.adapter.activation import activate, active_names, disabled, get_adapter, refuse_distributed
 from capaft.adapter.hooks import AttentionAdapter, SiteAdapter
-from capaft.adapter.module import Adapter, adapters
+from capaft.adapter.module import Adapter, adapters, carrier
 from capaft.adapter.plan import Placement, Plan, make_plan
+from capaft.adapter.substitutes import Substitutes, warn_of_missing
 from capaft.config.choices import HEAD_K, Activation, BasisName, HeadMode, MaskRescale, Masks, Scope
 from capaft.methods.stack import Stack, parse_stack
+from capaft.model.labels import Labels
 from capaft.model.layers import has_own_backward
-from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name, input_embeddings
-from capaft.model.site import Site
+from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name, in_head, input_embeddings
+from capaft.model.new_head import initial_values
+from capaft.model.site import Site, is_quantised
 from capaft.model.targets import Targets
 from capaft.model.weights import device_of
 from capaft.support.errors import UsageError
@@ -52,11 +57,15 @@ def attach(
     head_mode: HeadMode = "full",
     head_k: int = HEAD_K,
     modules_to_save: str = "",
+    labels: int | Sequence[str] | None = None,
     seed: int = 0,
     rename: dict[str, str] | None = None,
     method_options: Mapping[str, Any] | None = None,
 ) -> Adapter:
     """Freeze a model and attach an adapter to it.
+
+    The adapter is active from the start, unless another one is: then `switch` chooses among them. What it trains
+    directly is its own copy, and the model's values stay as they are.
 
     Of the method's options, None stands for the method's own default, and those that the method does not have are
     ignored.
@@ -92,6 +101,9 @@ def attach(
             leaves it alone.
         head_k: coefficients of each large parameter of the head under `nola`.
         modules_to_save: modules to train directly, in the language of `targets`.
+        labels: names or number of the labels of this adapter, if they are not the model's: then `head` is a new one of
+            that many outputs, drawn from the seed, and the model's configuration has these labels while the adapter is
+            active.
         seed: seed of every random number of the adapter, `0 <= seed < 2**64`.
         rename: `{old: new}` pieces of module paths; sites are named by the old ones.
         method_options: options of a method from another package that have no keyword here.
@@ -142,7 +154,55 @@ def attach(
         modules_to_save=modules_to_save,
         rename=rename,
     )
-    return attach_plan(model, make_plan(model, stack, placement), name=name, dropout=dropout)
+    refuse_distributed(model, "attach to")
+    with disabled(model):
+        model = carrier(model)
+        new_labels, new_head = None, {}
+        if labels is not None:
+            new_labels = _new_labels(labels)
+            # The seed is checked with the plan.
+            make_plan(model, stack, placement)
+            new_head = _new_head(model, placement, len(new_labels.names))
+        shapes = {name: values.shape for name, values in new_head.items()}
+        plan = make_plan(model, stack, replace(placement, shapes=shapes))
+    return attach_plan(model, plan, name=name, dropout=dropout, start=new_head, labels=new_labels)
+
+
+def _new_labels(labels: int | Sequence[str]) -> Labels:
+    """The labels that a caller names or counts.
+
+    Raises:
+        UsageError: they are something else.
+    """
+    if isinstance(labels, int) and not isinstance(labels, bool) and labels >= 1:
+        return Labels.numbered(labels)
+    if not isinstance(labels, Sequence) or isinstance(labels, str) or not _are_names(labels):
+        raise UsageError(f"labels must be a number, or a list of names that differ, got {labels!r:.200}")
+    return Labels.named(labels)
+
+
+def _are_names(values: Sequence[object]) -> bool:
+    return 0 < len(values) == len(set(map(str, values))) and all(isinstance(value, str) for value in values)
+
+
+def _new_head(model: nn.Module, placement: Placement, count: int) -> dict[str, torch.Tensor]:
+    """Initial values of the parameters of a new head with that many outputs, by canonical name.
+
+    Raises:
+        UsageError: the placement names no parameter with one row for each of the model's labels.
+    """
+    names = {canonical_name(model, name, placement.rename): name for name in base_parameters(model)}
+    current, values, resized = Labels.of(model), {}, False
+    for name in sorted({canonical_name(model, name, placement.rename) for name in placement.head}):
+        parameter = model.get_parameter(names[name])
+        shape = parameter.shape
+        if current and shape and shape[0] == len(current.id2label):
+            shape, resized = torch.Size([count, *shape[1:]]), True
+        if (drawn := initial_values(name, shape, placement.seed)) is not None:
+            values[name] = drawn
+    if not resized:
+        raise UsageError("labels needs the parameters of a head with one output for each label; name them in head")
+    return values
 
 
 def _stack(method: str | Stack, keywords: Mapping[str, Any], method_options: Mapping[str, Any]) -> Stack:
@@ -191,22 +251,97 @@ def _targets(targets: str | Targets, exclude: str, layers: str) -> Targets:
     return targets
 
 
-def attach_plan(model: nn.Module, plan: Plan, *, name: str = "default", dropout: float = 0.0) -> Adapter:
+def attach_plan(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    name: str = "default",
+    dropout: float = 0.0,
+    start: Mapping[str, torch.Tensor] | None = None,
+    labels: Labels | None = None,
+    in_place: bool = False,
+) -> Adapter:
     """Freeze a model and attach the adapter of a plan; see `attach`.
 
+    Args:
+        model: the base model.
+        plan: every decision about the adapter.
+        name: the adapter's name on the model.
+        dropout: share of the adapter's input that is zeroed.
+        start: values of the head's parameters that are not the model's, by canonical name.
+        labels: the labels of the adapter's head; None for the model's.
+        in_place: train the model's own tensors, without a copy of what they were: for a run that owns the model.
+
     Raises:
-        UsageError: the name or the dropout cannot be used, or a parameter to train is offloaded.
+        UsageError: the name or the dropout cannot be used, or a parameter to train is offloaded or quantised.
     """
     if name in adapters(model):
         raise UsageError(f"the model already has an adapter named {name}; detach it or choose another name")
     if not name.isidentifier():
         raise UsageError(f"an adapter's name must be an identifier, got {name!r}")
     check_dropout(plan.stack, dropout)
+    if any(not set(adapter.plan.trained) <= set(adapter.substitutes.names) for adapter in adapters(model).values()):
+        raise UsageError("the model itself is being trained, and has no room for a second adapter")
+    is_first = not active_names(model)
+    with disabled(model):
+        model = carrier(model)
+        adapter = _install(model, plan, name, dropout)
+        if not in_place:
+            adapter.substitutes = Substitutes(_own_tensors(model, plan, start or {}), plan.rename)
+            adapter.labels = _own_labels(model, plan, labels)
+            _register_state(model, adapter)
+    if is_first:
+        activate(model, [name])
+    return adapter
+
+
+def _own_tensors(model: nn.Module, plan: Plan, start: Mapping[str, torch.Tensor]) -> dict[str, nn.Parameter]:
+    """The adapter's tensors in place of the model's own: those that it trains, and those that start elsewhere."""
+    parameters: dict[str, nn.Parameter] = {}
+    names = {canonical_name(model, name, plan.rename): name for name in base_parameters(model)}
+    for name in (*plan.trained, *sorted(start.keys() - set(plan.trained))):
+        base = model.get_parameter(names[name])
+        values = start[name] if name in start else base.detach().clone(memory_format=torch.preserve_format)
+        parameters[name] = nn.Parameter(values.to(base.device, base.dtype), requires_grad=name in plan.trained)
+    return parameters
+
+
+def _own_labels(model: nn.Module, plan: Plan, labels: Labels | None) -> Labels | None:
+    """The labels of an adapter: those that are given, or a copy of the model's if it trains or moves the head."""
+    current = Labels.of(model)
+    names = {canonical_name(model, name, plan.rename): name for name in base_parameters(model)}
+    moved = {f"{site.module}.{site.parameter}" for site in plan.head.parameters}
+    heads = {names[name] for name in plan.trained} | moved
+    if current is None or not any(in_head(model, name.rpartition(".")[0]) for name in heads):
+        return None
+    return labels or current.copy()
+
+
+def _register_state(model: nn.Module, adapter: Adapter) -> None:
+    """Have the model write and read its state with the adapter's tensors apart from its own."""
+    from capaft.adapter.file.pretrained import save_pretrained
+
+    substitutes = adapter.substitutes
+    adapter.handles.append(model.register_load_state_dict_pre_hook(warn_of_missing))
+    if substitutes.names:
+        adapter.handles.append(model._register_state_dict_hook(substitutes.write_state))
+        adapter.handles.append(model.register_load_state_dict_pre_hook(substitutes.read_state))
+    if hasattr(model, "save_pretrained"):
+        # A partial, since a closure could be neither copied nor pickled with the model.
+        model.save_pretrained = partial(save_pretrained, model)  # type: ignore[assignment]
+
+
+def _install(model: nn.Module, plan: Plan, name: str, dropout: float) -> Adapter:
+    """Make the adapter, inactive, and put it and its hooks into the model."""
     for path, parameter in base_parameters(model).items():
-        if parameter.is_meta and canonical_name(model, path, plan.rename) in plan.trained:
-            raise UsageError(f"{path} is offloaded and cannot be trained; keep it on a device with device_map")
+        if canonical_name(model, path, plan.rename) in plan.trained:
+            if parameter.is_meta:
+                raise UsageError(f"{path} is offloaded and cannot be trained; keep it on a device with device_map")
+            if is_quantised(parameter):
+                raise UsageError(f"{path} is quantised and cannot be trained directly; leave it out")
     adapter = Adapter(plan, dropout)
     adapter.to(device_of(model))
+    adapter.enabled = False
     adapter.freeze(model)
     if plan.stack.host:
         adapter.handles += plan.stack.host.prepare(model)
@@ -217,7 +352,7 @@ def attach_plan(model: nn.Module, plan: Plan, *, name: str = "default", dropout:
             module.add_module(_child_name(name, site), child)
             child.install(module, model.get_submodule(site.source) if site.source else None)
     if dropout and (silent := [site.path for site in plan.sites if not takes_dropout(plan, site)]):
-        warnings.warn(f"no dropout at {', '.join(silent[:3])}{' and others' if silent[3:] else ''}", stacklevel=4)
+        warnings.warn(f"no dropout at {', '.join(silent[:3])}{' and others' if silent[3:] else ''}", stacklevel=5)
     model.add_module(CHILD_PREFIX + name, adapter)
     if plan.placed:
         before = model.register_forward_pre_hook(adapter.before_forward)
@@ -249,11 +384,11 @@ def check_dropout(stack: Stack, dropout: float) -> None:
 def detach(model: nn.Module, name: str = "default") -> Adapter:
     """Take an adapter off: hooks, modules and frozen flags are as they were before `attach`.
 
-    A head that was trained directly keeps its values, since it is the model's own; one with coefficients gets its
-    original values back.
+    So is every tensor, bit for bit, and the model's own head and labels are back in their places; `merge` keeps what
+    was trained. If the adapter was active, no adapter takes its place until `switch`.
 
     Returns:
-        The adapter, which keeps its parameters.
+        The adapter, which keeps its parameters and its head.
 
     Raises:
         UsageError: the model has no adapter of this name.
@@ -265,7 +400,9 @@ def detach(model: nn.Module, name: str = "default") -> Adapter:
         >>> all(p.requires_grad for p in model.parameters())
         True
     """
-    adapter = get_adapter(model, name)
+    adapter, model = get_adapter(model, name), carrier(model)
+    if adapter.enabled:
+        adapter.leave(model)
     for _, site in adapter.plan.placed:
         for path in site.modules:
             module = model.get_submodule(path)
@@ -277,62 +414,12 @@ def detach(model: nn.Module, name: str = "default") -> Adapter:
         handle.remove()
     adapter.handles = []
     delattr(model, CHILD_PREFIX + name)
-    adapter.thaw(model)
+    adapter.release(model)
+    with disabled(model):
+        adapter.thaw(model)
+    if not adapters(model):
+        vars(model).pop("save_pretrained", None)
     return adapter
-
-
-def switch(model: nn.Module, *names: str) -> None:
-    """Enable the adapters of these names and disable the others; without a name, disable all.
-
-    Raises:
-        UsageError: the model has no adapter of one of these names.
-
-    Example:
-        >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
-        >>> other = capaft.attach(model, "ia3", name="other")
-        >>> capaft.switch(model, "other")
-        >>> adapter.enabled, other.enabled
-        (False, True)
-    """
-    chosen = [get_adapter(model, name) for name in names]
-    for adapter in adapters(model).values():
-        adapter.enabled = adapter in chosen
-
-
-def get_adapter(model: nn.Module, name: str = "default") -> Adapter:
-    """The adapter of that name.
-
-    Raises:
-        UsageError: the model has no adapter of this name.
-    """
-    by_name = adapters(model)
-    if name not in by_name:
-        raise UsageError(f"the model has no adapter named {name}; it has: {', '.join(by_name) or 'none'}")
-    return by_name[name]
-
-
-@contextmanager
-def disabled(model: nn.Module) -> Iterator[None]:
-    """Run the base model alone while the context lasts. A head that was trained directly keeps its values.
-
-    Example:
-        >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
-        >>> for parameter in adapter.parameters():
-        ...     _ = torch.nn.init.normal_(parameter)
-        >>> ids = torch.tensor([[1, 2, 3]])
-        >>> with capaft.disabled(model):
-        ...     before = model(ids).pooler_output
-        >>> torch.equal(model(ids).pooler_output, before)
-        False
-    """
-    before = {adapter: adapter.enabled for adapter in adapters(model).values()}
-    try:
-        for adapter in before:
-            adapter.enabled = False
-        yield
-    finally:
-        for adapter, enabled in before.items():
-            adapter.enabled = enabled
 
 
 def _require_gradient(module: nn.Module, args: Any, output: Any) -> None:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -62,9 +63,9 @@ class WeightSamples(NamedTuple):
     head: str | None
 
 
-def weight_samples(model: nn.Module, plan: Plan) -> WeightSamples:
-    """The samples that tell a base model from others, for an adapter of this plan."""
-    return WeightSamples(base_samples(model, plan), head_samples(model, plan) if plan.head.record() else None)
+def weight_samples(model: nn.Module, plan: Plan, heads: Mapping[str, torch.Tensor] | None = None) -> WeightSamples:
+    """The samples that tell a base model from others, for an adapter of this plan; see `head_samples` for `heads`."""
+    return WeightSamples(base_samples(model, plan), head_samples(model, plan, heads) if plan.head.record() else None)
 
 
 def base_samples(model: nn.Module, plan: Plan) -> str | None:
@@ -86,12 +87,24 @@ def base_samples(model: nn.Module, plan: Plan) -> str | None:
     return _samples(model, sites, plan.seed, "base") if sites else None
 
 
-def head_samples(model: nn.Module, plan: Plan) -> str | None:
-    """The same for the head's parameters that are not trained directly; None where one is quantised."""
-    return _samples(model, plan.head.parameters, plan.seed, "head")
+def head_samples(model: nn.Module, plan: Plan, heads: Mapping[str, torch.Tensor] | None = None) -> str | None:
+    """The same for the head's parameters that are not trained directly; None where one is quantised.
+
+    Args:
+        model: the base model.
+        plan: the plan of the adapter.
+        heads: parameters by canonical name that the adapter has in place of the model's.
+    """
+    return _samples(model, plan.head.parameters, plan.seed, "head", heads)
 
 
-def _samples(model: nn.Module, sites: tuple[Site, ...], seed: int, what: str) -> str | None:
+def _samples(
+    model: nn.Module,
+    sites: tuple[Site, ...],
+    seed: int,
+    what: str,
+    replaced: Mapping[str, torch.Tensor] | None = None,
+) -> str | None:
     """64 seeded sample weights of sites, base64 of float16; None where one is quantised."""
     drawn = rng.words(rng.fold_in(seed, "", what, "fingerprint"), 2 * SAMPLES) >> np.uint64(32)
     samples = []
@@ -101,7 +114,8 @@ def _samples(model: nn.Module, sites: tuple[Site, ...], seed: int, what: str) ->
         with align_module_device(model.get_submodule(site.module)):
             if is_quantised(site.stored(model)):
                 return None
-            weight = site.weight(model)
+            own = (replaced or {}).get(f"{site.path}.{site.parameter}".removeprefix("."))
+            weight = site.weight(model) if own is None else site.matrix(own)
             entry = second * weight.numel() >> 32
             row, column = divmod(entry, site.in_features)
             samples.append(float(weight[row, column].detach()))
