@@ -15,7 +15,7 @@ from capaft.adapter.activation import activate, active_names, disabled, get_adap
 from capaft.adapter.hooks import AttentionAdapter, SiteAdapter
 from capaft.adapter.module import Adapter, adapters, carrier
 from capaft.adapter.plan import Placement, Plan, make_plan
-from capaft.adapter.substitutes import Substitutes, warn_of_missing
+from capaft.adapter.substitutes import Substitutes
 from capaft.config.choices import HEAD_K, Activation, BasisName, HeadMode, MaskRescale, Masks, Scope
 from capaft.methods.stack import Stack, parse_stack
 from capaft.model.labels import Labels
@@ -322,7 +322,7 @@ def _register_state(model: nn.Module, adapter: Adapter) -> None:
     from capaft.adapter.file.pretrained import save_pretrained
 
     substitutes = adapter.substitutes
-    adapter.handles.append(model.register_load_state_dict_pre_hook(warn_of_missing))
+    adapter.handles.append(model.register_load_state_dict_pre_hook(adapter.warn_of_missing))
     if substitutes.names:
         adapter.handles.append(model._register_state_dict_hook(substitutes.write_state))
         adapter.handles.append(model.register_load_state_dict_pre_hook(substitutes.read_state))

@@ -185,9 +185,10 @@ class Adapter(nn.Module):
 
     def enter(self, model: nn.Module) -> None:
         """Take part in the model's forward, with the head and the labels that belong to the adapter."""
-        self.enabled = True
         self.substitutes.enter(model)
         self._exchange_labels(model)
+        # Last: who puts a tensor into a module reads it, through the adapters that are active.
+        self.enabled = True
 
     def leave(self, model: nn.Module) -> None:
         """Leave the model as it was before `enter`."""
@@ -210,6 +211,16 @@ class Adapter(nn.Module):
             current = Labels.of(model)
             self.labels.install(model)
             self.labels = current
+
+    def warn_of_missing(self, model: nn.Module, state: dict[str, Any], prefix: str, *details: Any) -> None:
+        """Warn if a state dictionary that is loaded has nothing of this adapter; a hook of the model."""
+        (child,) = (name for name, module in model.named_children() if module is self)
+        if state and not any(key.startswith(f"{prefix}{child}.") for key in state):
+            warnings.warn(
+                f"the loaded state has nothing of the adapter {child.removeprefix(CHILD_PREFIX)}, which stays as it "
+                "is; an adapter's own file is loaded with capaft.load",
+                stacklevel=2,
+            )
 
     def hold(self, model: nn.Module) -> None:
         """Have nobody train the adapter while it is inactive."""

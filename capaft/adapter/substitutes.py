@@ -8,7 +8,6 @@ their own names, the adapter's under the adapter's.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -127,18 +126,6 @@ class Substitutes(nn.Module):
             )
             for name in self.displaced
         ]
-
-
-def warn_of_missing(
-    model: nn.Module, state: dict[str, Any], prefix: str, metadata: Any, strict: bool, *reports: Any
-) -> None:
-    """Warn if a state dictionary that is loaded has nothing of the model's adapters; a hook of the model."""
-    if not strict and state and not any(key.startswith(prefix + CHILD_PREFIX) for key in state):
-        warnings.warn(
-            "the loaded state has nothing of the adapters on this model, which stay as they are; load an adapter's own "
-            "file with capaft.load",
-            stacklevel=2,
-        )
 
 
 def _key(name: str) -> str:

@@ -368,17 +368,17 @@ def _labels(model: nn.Module, file: AdapterFile, shapes: Mapping[str, torch.Size
     Raises:
         AdapterFileError: the file names another number of labels than its head has.
     """
-    current = Labels.of(model)
+    current, task = Labels.of(model), file.task
     if current is None:
         return None
-    counts = {shape[0] for shape in shapes.values()} or {len(current.id2label)}
-    names, task = file.task.labels if file.task else (), file.task
-    if names and task and {len(names)} != counts:
+    (count,) = {shape[0] for shape in shapes.values()} or {len(current.id2label)}
+    names = task.labels if task else ()
+    if shapes and names and len(names) != count:
         raise AdapterFileError(f"{file.path} is damaged: its head does not have an output for each of its labels")
-    if names and task and names != current.names:
+    if task and len(names) == count and names != current.names:
         problem_type = task.options.get("problem_type")
         return Labels.named(names, problem_type if problem_type in PROBLEM_TYPES else None)
-    return Labels.numbered(*counts) if shapes else None
+    return Labels.numbered(count) if shapes else None
 
 
 def _labels_record(model: nn.Module, adapter: Adapter) -> TaskRecord | None:
