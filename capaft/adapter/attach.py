@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from capaft.adapter.activation import activate, active_names, disabled, get_adapter, refuse_distributed
+from capaft.adapter.head_of_adapter import new_head, new_labels, own_labels, own_tensors
 from capaft.adapter.hooks import AttentionAdapter, SiteAdapter
 from capaft.adapter.module import Adapter, adapters, carrier
 from capaft.adapter.plan import Placement, Plan, make_plan
@@ -20,8 +21,7 @@ from capaft.config.choices import HEAD_K, Activation, BasisName, HeadMode, MaskR
 from capaft.methods.stack import Stack, parse_stack
 from capaft.model.labels import Labels
 from capaft.model.layers import has_own_backward
-from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name, in_head, input_embeddings
-from capaft.model.new_head import initial_values
+from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name, input_embeddings
 from capaft.model.site import Site, is_quantised
 from capaft.model.targets import Targets
 from capaft.model.weights import device_of
@@ -157,52 +157,13 @@ def attach(
     refuse_distributed(model, "attach to")
     with disabled(model):
         model = carrier(model)
-        new_labels, new_head = None, {}
-        if labels is not None:
-            new_labels = _new_labels(labels)
-            # The seed is checked with the plan.
-            make_plan(model, stack, placement)
-            new_head = _new_head(model, placement, len(new_labels.names))
-        shapes = {name: values.shape for name, values in new_head.items()}
-        plan = make_plan(model, stack, replace(placement, shapes=shapes))
-    return attach_plan(model, plan, name=name, dropout=dropout, start=new_head, labels=new_labels)
-
-
-def _new_labels(labels: int | Sequence[str]) -> Labels:
-    """The labels that a caller names or counts.
-
-    Raises:
-        UsageError: they are something else.
-    """
-    if isinstance(labels, int) and not isinstance(labels, bool) and labels >= 1:
-        return Labels.numbered(labels)
-    if not isinstance(labels, Sequence) or isinstance(labels, str) or not _are_names(labels):
-        raise UsageError(f"labels must be a number, or a list of names that differ, got {labels!r:.200}")
-    return Labels.named(labels)
-
-
-def _are_names(values: Sequence[object]) -> bool:
-    return 0 < len(values) == len(set(map(str, values))) and all(isinstance(value, str) for value in values)
-
-
-def _new_head(model: nn.Module, placement: Placement, count: int) -> dict[str, torch.Tensor]:
-    """Initial values of the parameters of a new head with that many outputs, by canonical name.
-
-    Raises:
-        UsageError: the placement names no parameter with one row for each of the model's labels.
-    """
-    names = {canonical_name(model, name, placement.rename): name for name in base_parameters(model)}
-    current, values, resized = Labels.of(model), {}, False
-    for name in sorted({canonical_name(model, name, placement.rename) for name in placement.head}):
-        parameter = model.get_parameter(names[name])
-        shape = parameter.shape
-        if current and shape and shape[0] == len(current.id2label):
-            shape, resized = torch.Size([count, *shape[1:]]), True
-        if (drawn := initial_values(name, shape, placement.seed)) is not None:
-            values[name] = drawn
-    if not resized:
-        raise UsageError("labels needs the parameters of a head with one output for each label; name them in head")
-    return values
+        plan = make_plan(model, stack, placement)
+        head_labels = None if labels is None else new_labels(labels)
+        start = new_head(model, placement, len(head_labels.names)) if head_labels else {}
+        if start:
+            shapes = {name: values.shape for name, values in start.items()}
+            plan = make_plan(model, stack, replace(placement, shapes=shapes))
+    return attach_plan(model, plan, name=name, dropout=dropout, start=start, labels=head_labels)
 
 
 def _stack(method: str | Stack, keywords: Mapping[str, Any], method_options: Mapping[str, Any]) -> Stack:
@@ -287,34 +248,12 @@ def attach_plan(
         model = carrier(model)
         adapter = _install(model, plan, name, dropout)
         if not in_place:
-            adapter.substitutes = Substitutes(_own_tensors(model, plan, start or {}), plan.rename)
-            adapter.labels = _own_labels(model, plan, labels)
+            adapter.substitutes = Substitutes(own_tensors(model, plan, start or {}), plan.rename)
+            adapter.labels = own_labels(model, plan, labels)
             _register_state(model, adapter)
     if is_first:
         activate(model, [name])
     return adapter
-
-
-def _own_tensors(model: nn.Module, plan: Plan, start: Mapping[str, torch.Tensor]) -> dict[str, nn.Parameter]:
-    """The adapter's tensors in place of the model's own: those that it trains, and those that start elsewhere."""
-    parameters: dict[str, nn.Parameter] = {}
-    names = {canonical_name(model, name, plan.rename): name for name in base_parameters(model)}
-    for name in (*plan.trained, *sorted(start.keys() - set(plan.trained))):
-        base = model.get_parameter(names[name])
-        values = start[name] if name in start else base.detach().clone(memory_format=torch.preserve_format)
-        parameters[name] = nn.Parameter(values.to(base.device, base.dtype), requires_grad=name in plan.trained)
-    return parameters
-
-
-def _own_labels(model: nn.Module, plan: Plan, labels: Labels | None) -> Labels | None:
-    """The labels of an adapter: those that are given, or a copy of the model's if it trains or moves the head."""
-    current = Labels.of(model)
-    names = {canonical_name(model, name, plan.rename): name for name in base_parameters(model)}
-    moved = {f"{site.module}.{site.parameter}" for site in plan.head.parameters}
-    heads = {names[name] for name in plan.trained} | moved
-    if current is None or not any(in_head(model, name.rpartition(".")[0]) for name in heads):
-        return None
-    return labels or current.copy()
 
 
 def _register_state(model: nn.Module, adapter: Adapter) -> None:

@@ -101,8 +101,7 @@ def save(
         path: the file to write.
         name: the adapter's name on the model.
         base: the base model's name and revision; by default the model's own `name_or_path`.
-        task: the task that it was trained for; by default that of the file it was loaded from, or else its labels if
-            they are not the base model's.
+        task: the task that it was trained for; by default the labels of its head, if they are not the base model's.
         dtype: encoding of the stored parameters; `int8` and `int4` have one scale per 128 values.
         samples: sample weights of the base model, if it is sharded and can no longer be read.
 
@@ -382,10 +381,10 @@ def _labels(model: nn.Module, file: AdapterFile, shapes: Mapping[str, torch.Size
 
 
 def _labels_record(model: nn.Module, adapter: Adapter) -> TaskRecord | None:
-    """The task of an adapter that was loaded, or the labels of its head if they are not the base model's."""
+    """The labels of an adapter's head if they are not the base model's, in the task that they were loaded with."""
     current = Labels.of(model)
     if adapter.labels is None or current is None or adapter.labels.agrees(current):
-        return adapter.task
+        return None
     if adapter.task is not None:
         return replace(adapter.task, labels=adapter.labels.names)
     return TaskRecord("", adapter.labels.names, 0, "", {"problem_type": adapter.labels.problem_type})
