@@ -16,7 +16,8 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from capaft.adapter.attach import attach, detach, disabled, switch
+    from capaft.adapter.activation import disabled, switch
+    from capaft.adapter.attach import attach, detach
     from capaft.adapter.file.save_load import AdapterFile, load, read, save
     from capaft.adapter.merge import merge
     from capaft.adapter.module import Adapter, adapters
@@ -37,12 +38,12 @@ _HOME = {
     "adapters": "adapter.module",
     "attach": "adapter.attach",
     "detach": "adapter.attach",
-    "disabled": "adapter.attach",
+    "disabled": "adapter.activation",
     "load": "adapter.file.save_load",
     "merge": "adapter.merge",
     "read": "adapter.file.save_load",
     "save": "adapter.file.save_load",
-    "switch": "adapter.attach",
+    "switch": "adapter.activation",
 }
 __all__ = [
     "Adapter",

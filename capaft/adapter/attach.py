@@ -1,27 +1,32 @@
-"""Attach an adapter to a model, detach it again, and choose among several."""
+"""Attach an adapter to a model, and detach it again."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from capaft.adapter.activation import activate, active_names, disabled, get_adapter, refuse_distributed
+from capaft.adapter.head_of_adapter import new_head, new_labels, own_labels, own_tensors
 from capaft.adapter.hooks import AttentionAdapter, SiteAdapter, parametrised
-from capaft.adapter.module import Adapter, adapters
+from capaft.adapter.module import Adapter, adapters, carrier
 from capaft.adapter.plan import Placement, Plan, make_plan
 from capaft.adapter.replacing import watch_registrations
 from capaft.adapter.statistics import hold_statistics, release_statistics
+from capaft.adapter.substitutes import Substitutes
 from capaft.config.choices import HEAD_K, Activation, BasisName, HeadMode, MaskRescale, Masks, Scope
 from capaft.methods.stack import Stack, parse_stack
+from capaft.model.labels import Labels
 from capaft.model.layers import has_own_backward
 from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name, input_embeddings
 from capaft.model.other_adapters import refuse_other_adapters
 from capaft.model.quantised import check_gradients
-from capaft.model.site import Site
+from capaft.model.site import Site, is_quantised
 from capaft.model.targets import Targets
 from capaft.model.weights import device_of
 from capaft.support.errors import UsageError
@@ -56,11 +61,15 @@ def attach(
     head_mode: HeadMode = "full",
     head_k: int = HEAD_K,
     modules_to_save: str = "",
+    labels: int | Sequence[str] | None = None,
     seed: int = 0,
     rename: dict[str, str] | None = None,
     method_options: Mapping[str, Any] | None = None,
 ) -> Adapter:
     """Freeze a model and attach an adapter to it.
+
+    The adapter is active from the start, unless another one is: then `switch` chooses among them. What it trains
+    directly is its own copy, and the model's values stay as they are.
 
     Of the method's options, None stands for the method's own default, and those that the method does not have are
     ignored.
@@ -96,6 +105,9 @@ def attach(
             leaves it alone.
         head_k: coefficients of each large parameter of the head under `nola`.
         modules_to_save: modules to train directly, in the language of `targets`.
+        labels: names or number of the labels of this adapter, if they are not the model's: then `head` is a new one of
+            that many outputs, drawn from the seed, and the model's configuration has these labels while the adapter is
+            active.
         seed: seed of every random number of the adapter, `0 <= seed < 2**64`.
         rename: `{old: new}` pieces of module paths; sites are named by the old ones.
         method_options: options of a method from another package that have no keyword here.
@@ -146,7 +158,16 @@ def attach(
         modules_to_save=modules_to_save,
         rename=rename,
     )
-    return attach_plan(model, make_plan(model, stack, placement), name=name, dropout=dropout)
+    refuse_distributed(model, "attach to")
+    with disabled(model):
+        model = carrier(model)
+        plan = make_plan(model, stack, placement)
+        head_labels = None if labels is None else new_labels(labels)
+        start = new_head(model, placement, len(head_labels.names)) if head_labels else {}
+        if start:
+            shapes = {name: values.shape for name, values in start.items()}
+            plan = make_plan(model, stack, replace(placement, shapes=shapes))
+    return attach_plan(model, plan, name=name, dropout=dropout, start=start, labels=head_labels)
 
 
 def _stack(method: str | Stack, keywords: Mapping[str, Any], method_options: Mapping[str, Any]) -> Stack:
@@ -198,20 +219,32 @@ def _targets(targets: str | Targets, exclude: str, layers: str) -> Targets:
 # Parameters made in inference mode could never be trained.
 @torch.inference_mode(False)
 def attach_plan(
-    model: nn.Module, plan: Plan, *, name: str = "default", dropout: float = 0.0, trains: bool = True
+    model: nn.Module,
+    plan: Plan,
+    *,
+    name: str = "default",
+    dropout: float = 0.0,
+    start: Mapping[str, torch.Tensor] | None = None,
+    labels: Labels | None = None,
+    in_place: bool = False,
+    trains: bool = True,
 ) -> Adapter:
     """Freeze a model and attach the adapter of a plan; see `attach`.
 
     Args:
-        model: the base model; changed in place.
-        plan: of the adapter.
-        name: the adapter's name on this model.
+        model: the base model.
+        plan: every decision about the adapter.
+        name: the adapter's name on the model.
         dropout: share of the adapter's input that is zeroed while the model trains.
+        start: values of the head's parameters that are not the model's, by canonical name.
+        labels: the labels of the adapter's head; None for the model's.
+        in_place: train the model's own tensors, without a copy of what they were: for a run that owns the model.
         trains: False if the adapter is attached to be used only, so that no gradient has to pass through the model.
 
     Raises:
-        UsageError: the name or the dropout cannot be used, a parameter to train is offloaded, a weight to change is
-            computed from others, no gradient passes through a layer, or the model has another library's adapter.
+        UsageError: the name or the dropout cannot be used, a parameter to train is offloaded or quantised, a weight to
+            change is computed from others, no gradient passes through a layer, or the model has another library's
+            adapter.
     """
     refuse_other_adapters(model)
     if name in adapters(model):
@@ -219,9 +252,43 @@ def attach_plan(
     if not name.isidentifier():
         raise UsageError(f"an adapter's name must be an identifier, got {name!r}")
     check_dropout(plan.stack, dropout)
+    if any(not set(adapter.plan.trained) <= set(adapter.substitutes.names) for adapter in adapters(model).values()):
+        raise UsageError("the model itself is being trained, and has no room for a second adapter")
+    is_first = not active_names(model)
+    with disabled(model):
+        model = carrier(model)
+        adapter = _install(model, plan, name, dropout, trains)
+        if not in_place:
+            adapter.substitutes = Substitutes(own_tensors(model, plan, start or {}), plan.rename)
+            adapter.labels = own_labels(model, plan, labels)
+            _register_state(model, adapter)
+    if is_first:
+        activate(model, [name])
+    return adapter
+
+
+def _register_state(model: nn.Module, adapter: Adapter) -> None:
+    """Have the model write and read its state with the adapter's tensors apart from its own."""
+    from capaft.adapter.file.pretrained import save_pretrained
+
+    substitutes = adapter.substitutes
+    adapter.handles.append(model.register_load_state_dict_pre_hook(adapter.warn_of_missing))
+    if substitutes.names:
+        adapter.handles.append(model._register_state_dict_hook(substitutes.write_state))
+        adapter.handles.append(model.register_load_state_dict_pre_hook(substitutes.read_state))
+    if hasattr(model, "save_pretrained"):
+        # A partial, since a closure could be neither copied nor pickled with the model.
+        model.save_pretrained = partial(save_pretrained, model)  # type: ignore[assignment]
+
+
+def _install(model: nn.Module, plan: Plan, name: str, dropout: float, trains: bool) -> Adapter:
+    """Make the adapter, inactive, and put it and its hooks into the model."""
     for path, parameter in base_parameters(model).items():
-        if parameter.is_meta and canonical_name(model, path, plan.rename) in plan.trained:
-            raise UsageError(f"{path} is offloaded and cannot be trained; keep it on a device with device_map")
+        if canonical_name(model, path, plan.rename) in plan.trained:
+            if parameter.is_meta:
+                raise UsageError(f"{path} is offloaded and cannot be trained; keep it on a device with device_map")
+            if is_quantised(parameter):
+                raise UsageError(f"{path} is quantised and cannot be trained directly; leave it out")
     for host, site in plan.placed:
         if parametrised(host, site) and site.is_computed(model):
             raise UsageError(f"{site.module} computes its {site.parameter} from other parameters; leave it out")
@@ -230,6 +297,7 @@ def attach_plan(
     watch_registrations()
     adapter = Adapter(plan, dropout)
     adapter.to(device_of(model))
+    adapter.enabled = False
     adapter.freeze(model)
     hold_statistics(model)
     if plan.stack.host:
@@ -242,7 +310,7 @@ def attach_plan(
             adapter.places.append((*filter(None, path.split(".")), _child_name(name, site)))
             child.install(module, model.get_submodule(site.source) if site.source else None)
     if dropout and (silent := [site.path for site in plan.sites if not takes_dropout(plan, site)]):
-        warnings.warn(f"no dropout at {', '.join(silent[:3])}{' and others' if silent[3:] else ''}", stacklevel=4)
+        warnings.warn(f"no dropout at {', '.join(silent[:3])}{' and others' if silent[3:] else ''}", stacklevel=5)
     model.add_module(CHILD_PREFIX + name, adapter)
     if plan.placed:
         before = model.register_forward_pre_hook(adapter.before_forward)
@@ -274,11 +342,11 @@ def check_dropout(stack: Stack, dropout: float) -> None:
 def detach(model: nn.Module, name: str = "default") -> Adapter:
     """Take an adapter off: hooks, modules and frozen flags are as they were before `attach`.
 
-    A head that was trained directly keeps its values, since it is the model's own; one with coefficients gets its
-    original values back.
+    So is every tensor, bit for bit, and the model's own head and labels are back in their places; `merge` keeps what
+    was trained. If the adapter was active, no adapter takes its place until `switch`.
 
     Returns:
-        The adapter, which keeps its parameters.
+        The adapter, which keeps its parameters and its head.
 
     Raises:
         UsageError: the model has no adapter of this name, or one of its layers has been replaced.
@@ -290,8 +358,10 @@ def detach(model: nn.Module, name: str = "default") -> Adapter:
         >>> all(p.requires_grad for p in model.parameters())
         True
     """
-    adapter = get_adapter(model, name)
+    adapter, model = get_adapter(model, name), carrier(model)
     adapter.check_places(model)
+    if adapter.enabled:
+        adapter.leave(model)
     for _, site in adapter.plan.placed:
         for path in site.modules:
             module = model.get_submodule(path)
@@ -303,64 +373,13 @@ def detach(model: nn.Module, name: str = "default") -> Adapter:
         handle.remove()
     adapter.handles, adapter.places = [], []
     delattr(model, CHILD_PREFIX + name)
-    adapter.thaw(model)
+    adapter.release(model)
+    with disabled(model):
+        adapter.thaw(model)
     if not adapters(model):
         release_statistics(model)
+        vars(model).pop("save_pretrained", None)
     return adapter
-
-
-def switch(model: nn.Module, *names: str) -> None:
-    """Enable the adapters of these names and disable the others; without a name, disable all.
-
-    Raises:
-        UsageError: the model has no adapter of one of these names.
-
-    Example:
-        >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
-        >>> other = capaft.attach(model, "ia3", name="other")
-        >>> capaft.switch(model, "other")
-        >>> adapter.enabled, other.enabled
-        (False, True)
-    """
-    chosen = [get_adapter(model, name) for name in names]
-    for adapter in adapters(model).values():
-        adapter.enabled = adapter in chosen
-
-
-def get_adapter(model: nn.Module, name: str = "default") -> Adapter:
-    """The adapter of that name.
-
-    Raises:
-        UsageError: the model has no adapter of this name.
-    """
-    by_name = adapters(model)
-    if name not in by_name:
-        raise UsageError(f"the model has no adapter named {name}; it has: {', '.join(by_name) or 'none'}")
-    return by_name[name]
-
-
-@contextmanager
-def disabled(model: nn.Module) -> Iterator[None]:
-    """Run the base model alone while the context lasts. A head that was trained directly keeps its values.
-
-    Example:
-        >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
-        >>> for parameter in adapter.parameters():
-        ...     _ = torch.nn.init.normal_(parameter)
-        >>> ids = torch.tensor([[1, 2, 3]])
-        >>> with capaft.disabled(model):
-        ...     before = model(ids).pooler_output
-        >>> torch.equal(model(ids).pooler_output, before)
-        False
-    """
-    before = {adapter: adapter.enabled for adapter in adapters(model).values()}
-    try:
-        for adapter in before:
-            adapter.enabled = False
-        yield
-    finally:
-        for adapter, enabled in before.items():
-            adapter.enabled = enabled
 
 
 def _require_gradient(module: nn.Module, args: Any, output: Any) -> None:

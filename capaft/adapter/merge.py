@@ -1,4 +1,4 @@
-"""Merge an adapter: add its update to the base weights and take the adapter off."""
+"""Merge adapters: add their updates to the base weights, and take them off."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from itertools import product
 import torch
 from torch import nn
 
-from capaft.adapter.attach import detach, get_adapter
+from capaft.adapter.activation import active_names, disabled, get_adapter
+from capaft.adapter.attach import detach
 from capaft.adapter.dequantise import dequantise as dequantise_layers
-from capaft.adapter.module import Adapter, adapters
+from capaft.adapter.module import Adapter, adapters, carrier
+from capaft.model.names import base_parameters, canonical_name
 from capaft.model.weights import device_of, weight_owners
 from capaft.support.errors import UsageError
 
 
-def merge(model: nn.Module, name: str = "default", *, dequantise: bool = False) -> int:
-    """Add an adapter's update to the base weights and take the adapter off.
+def merge(model: nn.Module, name: str | None = None, *, dequantise: bool = False) -> int:
+    """Add an adapter's update to the base weights, make its head and labels the model's own, and take it off.
 
     The sum is taken in float32 (or the weight's own precision, if higher) and rounded once.
 
     Args:
         model: a model with an adapter; changed in place.
-        name: the adapter's name.
+        name: the adapter's name; without it, all active adapters.
         dequantise: first turn every quantised layer of the model into a plain one, with the weight that it computes
             with.
 
@@ -30,9 +32,9 @@ def merge(model: nn.Module, name: str = "default", *, dequantise: bool = False) 
         Number of merged sites, not counting the head's parameters.
 
     Raises:
-        UsageError: the model has no adapter of this name, its method does not change weights, a layer has been
-            replaced, or a weight is quantised (and is to stay so, or cannot be told), offloaded, computed from other
-            parameters, or shared with another module, which the update would reach as well.
+        UsageError: the model has no such adapter, its method does not change weights, a layer has been replaced, or a
+            weight is quantised (and is to stay so, or cannot be told), offloaded, computed from other parameters, or
+            shared with another module, which the update would reach as well. Nothing was changed.
 
     Example:
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
@@ -41,7 +43,31 @@ def merge(model: nn.Module, name: str = "default", *, dequantise: bool = False) 
         >>> capaft.adapters(model)
         {}
     """
-    adapter = get_adapter(model, name)
+    present = adapters(model)
+    names = [name] if name is not None else active_names(model) if present else ["default"]
+    if not names:
+        raise UsageError(f"no adapter is active; name the one to merge: {', '.join(present)}")
+    merged = {name: get_adapter(model, name) for name in names}
+    model = carrier(model)
+    with disabled(model):
+        for adapter in merged.values():
+            _check(model, adapter, dequantise=dequantise)
+        for index, adapter in enumerate(merged.values()):
+            earlier = list(merged)[:index]
+            _refuse_order(adapter, {n: a for n, a in adapters(model).items() if n not in earlier})
+        if dequantise:
+            dequantise_layers(model)
+    for name in merged:
+        _merge(model, name)
+    return sum(len(adapter.plan.sites) for adapter in merged.values())
+
+
+def _check(model: nn.Module, adapter: Adapter, *, dequantise: bool) -> None:
+    """Refuse an adapter that cannot be merged.
+
+    Raises:
+        UsageError: its method does not change weights, or a weight cannot be changed.
+    """
     adapter.check_places(model)
     host = adapter.plan.stack.host
     if host is not None and host.unmergeable:
@@ -67,11 +93,14 @@ def merge(model: nn.Module, name: str = "default", *, dequantise: bool = False) 
         if len(shared) > len(site.modules):
             names = " and ".join(map(".".join, shared))
             raise UsageError(f"{names} are one tied weight; load the base model untied to merge into it")
-    _refuse_order(model, adapter)
-    if dequantise:
-        dequantise_layers(model)
+
+
+def _merge(model: nn.Module, name: str) -> None:
+    adapter = get_adapter(model, name)
     # An autocast around the call would round the products.
-    with torch.no_grad(), torch.autocast(device_of(model).type, enabled=False):
+    with disabled(model), torch.no_grad(), torch.autocast(device_of(model).type, enabled=False):
+        _keep_heads_of_others(model, adapter)
+        adapter.give(model)
         for (host, site), factors in zip(adapter.plan.placed, adapter.expand(), strict=True):
             weight, bias = site.stored(model), model.get_submodule(site.module)._parameters.get("bias")
             if site.index is not None:
@@ -86,20 +115,28 @@ def merge(model: nn.Module, name: str = "default", *, dequantise: bool = False) 
             if bias is not None and new_bias is not old_bias and new_bias is not None:
                 target = site.rows.view(bias, 0) if site.rows else bias
                 target.copy_(new_bias.view(target.shape))
-    count = len(adapter.plan.sites)
-    detach(model, name)
-    return count
+        detach(model, name)
 
 
-def _refuse_order(model: nn.Module, adapter: Adapter) -> None:
+def _keep_heads_of_others(model: nn.Module, merged: Adapter) -> None:
+    """Give other adapters whose head starts from the model's a copy of it, before it becomes that of this adapter."""
+    base = {canonical_name(model, name, merged.plan.rename): p for name, p in base_parameters(model).items()}
+    for other in adapters(model).values():
+        moved = {f"{site.path}.{site.parameter}".removeprefix(".") for site in other.plan.head.parameters}
+        for name in sorted(moved & set(merged.substitutes.names) - set(other.substitutes.names)):
+            if other is not merged:
+                other.substitutes.add(name, nn.Parameter(base[name].detach().clone(), requires_grad=False))
+
+
+def _refuse_order(adapter: Adapter, present: dict[str, Adapter]) -> None:
     """Refuse a merge that would put this adapter before another one that it follows now.
 
     Raises:
         UsageError: the two do not commute, or the later one depends on the base weights.
     """
-    names = list(adapters(model))
-    first = adapters(model)[names[0]]
-    others = {name: other for name, other in adapters(model).items() if other is not adapter}
+    names = list(present)
+    first = present[names[0]]
+    others = {name: other for name, other in present.items() if other is not adapter}
     other_places = [(name, *place) for name, other in others.items() for place in other.plan.placed]
     for (host, site), (name, other_host, other_site) in product(adapter.plan.placed, other_places):
         shared = set(site.modules) & set(other_site.modules)

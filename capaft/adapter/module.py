@@ -21,10 +21,12 @@ from torch import Tensor, nn
 
 from capaft.adapter.flow import Factors, Flow
 from capaft.adapter.plan import Plan
+from capaft.adapter.substitutes import Substitutes
 from capaft.factors.expansion import Expansion
 from capaft.factors.nola import Seeded
 from capaft.factors.rng import Streams
-from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name, child_of
+from capaft.model.labels import Labels
+from capaft.model.names import CHILD_PREFIX, WRAPPERS, base_parameters, canonical_name, child_of
 from capaft.model.site import Site, is_quantised
 from capaft.model.weights import held_tensors
 from capaft.support.errors import UsageError
@@ -33,8 +35,19 @@ from capaft.support.errors import UsageError
 NO_PARAMETERS = torch.empty(0, dtype=torch.float32, device="cpu")
 
 
+def carrier(model: nn.Module) -> nn.Module:
+    """The module that carries the adapters: a model, or one inside its wrappers."""
+    module: nn.Module | None = model
+    while module is not None:
+        children = dict(module.named_children())
+        if any(isinstance(child, Adapter) for child in children.values()):
+            return module
+        module = next((child for name, child in children.items() if name + "." in WRAPPERS), None)
+    return model
+
+
 def adapters(model: nn.Module) -> dict[str, Adapter]:
-    """The adapters on a model, by name.
+    """The adapters on a model, by name, in the order in which they were attached.
 
     Example:
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
@@ -43,7 +56,7 @@ def adapters(model: nn.Module) -> dict[str, Adapter]:
     """
     return {
         child.removeprefix(CHILD_PREFIX): module
-        for child, module in model.named_children()
+        for child, module in carrier(model).named_children()
         if isinstance(module, Adapter)
     }
 
@@ -57,7 +70,12 @@ class Adapter(nn.Module):
             sites, `(1, k)` where all sites share them, flat for dense factors and for roles that mix both; in the order
             of `Plan.groups`. The role `head` holds the coefficients that move a model's head.
         dropout: share of the adapter's input that is zeroed while the model trains.
-        enabled: False while the base model runs alone.
+        enabled: True while the adapter takes part in the model's forward.
+        substitutes: the tensors that stand in place of the model's own while the adapter is active: what it trains
+            directly, and a head that it starts from if that is not the model's.
+        labels: labels of the adapter's head while it is inactive, and of the model's own while it is active; None if
+            it has no head, or the model no labels.
+        task: the task in the file that it was loaded from.
     """
 
     def __init__(self, plan: Plan, dropout: float = 0.0) -> None:
@@ -65,6 +83,8 @@ class Adapter(nn.Module):
         self.plan = plan
         self.dropout = dropout
         self.enabled = True
+        self.labels: Labels | None = None
+        self.task: Any = None
         self.role_parameters = nn.ParameterDict()
         # The map of each group, by role, in the order of the plan.
         self.expansions = nn.ModuleDict()
@@ -99,8 +119,12 @@ class Adapter(nn.Module):
                 alike = len({start.shape[1:] for start in starts}) == 1
                 joined = torch.cat(starts if alike else [start.flatten() for start in starts])
                 self.role_parameters[role] = nn.Parameter(joined)
+        self.substitutes = Substitutes({})
+        # Flags of the model's own parameters before the first adapter; the same mapping in all adapters.
         self._flags: dict[str, bool] = {}
         self.flow = Flow()
+        # Flags of the adapter's own parameters before it became inactive.
+        self._held: dict[str, bool] | None = None
         self._kept: dict[bool, tuple[list[Factors], list[Tensor], torch.dtype]] = {}
         self._unfired: set[int] | None = set(range(len(plan.placed)))
 
@@ -147,31 +171,89 @@ class Adapter(nn.Module):
             yield from zip(self.plan.sites, self.expand(), strict=False)
 
     def trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """Every trainable parameter by its name in the adapter file: a role, or `head:<parameter>`."""
-        base: dict[str, nn.Parameter] = {}
-        if self.plan.trained:
-            base = {canonical_name(model, n, self.plan.rename): p for n, p in model.named_parameters()}
-        return dict(self.role_parameters) | {f"head:{name}": base[name] for name in self.plan.trained}
+        """Every trainable parameter by its name in the adapter file: a role, or `head:<parameter>`.
 
-    def trains(self, model: nn.Module, name: str) -> bool:
-        """True if the adapter trains this parameter of the base model directly; `name` is its name in the model."""
-        return canonical_name(model, name, self.plan.rename) in self.plan.trained
+        They are the adapter's own, whether or not it is active.
+        """
+        direct: dict[str, nn.Parameter] = {}
+        if self.plan.trained:
+            direct = self.substitutes.tensors(model)
+        if not set(self.plan.trained) <= direct.keys():  # Trained in place.
+            direct = {canonical_name(model, n, self.plan.rename): p for n, p in model.named_parameters()}
+        return dict(self.role_parameters) | {f"head:{name}": direct[name] for name in self.plan.trained}
+
+    def trains_in_place(self, model: nn.Module, name: str) -> bool:
+        """True if the adapter trains this tensor of the model itself; `name` is its name in the model."""
+        name = canonical_name(model, name, self.plan.rename)
+        return name in self.plan.trained and name not in self.substitutes.names
+
+    def enter(self, model: nn.Module) -> None:
+        """Take part in the model's forward, with the head and the labels that belong to the adapter."""
+        self.substitutes.enter(model)
+        self._exchange_labels(model)
+        # Last: who puts a tensor into a module reads it, through the adapters that are active.
+        self.enabled = True
+
+    def leave(self, model: nn.Module) -> None:
+        """Leave the model as it was before `enter`."""
+        self.enabled = False
+        self.substitutes.leave(model)
+        self._exchange_labels(model)
+
+    def give(self, model: nn.Module) -> None:
+        """Make the head and the labels of an inactive adapter the model's own for good."""
+        self.substitutes.give(model)
+        if self.labels is not None:
+            self.labels.install(model)
+
+    def own_labels(self, model: nn.Module) -> Labels | None:
+        """The labels of the adapter's head, whether or not it is active; None if it has no head."""
+        return Labels.of(model) if self.enabled and self.labels else self.labels
+
+    def _exchange_labels(self, model: nn.Module) -> None:
+        if self.labels is not None:
+            current = Labels.of(model)
+            self.labels.install(model)
+            self.labels = current
+
+    def warn_of_missing(self, model: nn.Module, state: dict[str, Any], prefix: str, *details: Any) -> None:
+        """Warn if a state dictionary that is loaded has nothing of this adapter; a hook of the model."""
+        (child,) = (name for name, module in model.named_children() if module is self)
+        if state and not any(key.startswith(f"{prefix}{child}.") for key in state):
+            warnings.warn(
+                f"the loaded state has nothing of the adapter {child.removeprefix(CHILD_PREFIX)}, which stays as it "
+                "is; an adapter's own file is loaded with capaft.load",
+                stacklevel=2,
+            )
+
+    def hold(self, model: nn.Module) -> None:
+        """Have nobody train the adapter while it is inactive."""
+        if self._held is None:
+            trained = self.trained(model)
+            self._held = {name: parameter.requires_grad for name, parameter in trained.items()}
+            for parameter in trained.values():
+                parameter.requires_grad_(False)
+
+    def release(self, model: nn.Module) -> None:
+        """Undo `hold`."""
+        if self._held is not None:
+            for name, parameter in self.trained(model).items():
+                parameter.requires_grad_(self._held[name])
+            self._held = None
 
     def freeze(self, model: nn.Module) -> None:
-        """Freeze all but what the model's adapters train; the first adapter remembers the flags from before."""
+        """Freeze the model's own parameters; the first adapter remembers the flags from before."""
         others = tuple(adapters(model).values())
         base = base_parameters(model)
         self._flags = others[0]._flags if others else {name: p.requires_grad for name, p in base.items()}
         for name, parameter in base.items():
-            parameter.requires_grad_(any(adapter.trains(model, name) for adapter in (self, *others)))
+            parameter.requires_grad_(self.trains_in_place(model, name))
 
     def thaw(self, model: nn.Module) -> None:
-        """Undo `freeze`, as far as the remaining adapters allow."""
-        others = tuple(adapters(model).values())
+        """Undo `freeze`, unless other adapters remain."""
+        is_last = not adapters(model)
         for name, parameter in base_parameters(model).items():
-            kept = any(adapter.trains(model, name) for adapter in others)
-            flag = kept if others else self._flags.get(name, parameter.requires_grad)
-            parameter.requires_grad_(flag)
+            parameter.requires_grad_(is_last and self._flags.get(name, parameter.requires_grad))
 
     def forward(self, *inputs: Any) -> Any:
         """Return the inputs: some containers, `nn.Sequential` for one, call all their children in turn."""
@@ -271,13 +353,17 @@ class Adapter(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
         """Follow the model to its device, but stay float32 when it is cast: rounding a few kilobytes saves nothing."""
+        # A head is cast with the model that it stands in.
+        heads = list(self.substitutes.parameters())
+        cast = [tensor for head in heads for tensor in (head, head.grad) if tensor is not None]
 
         def move(tensor: Tensor) -> Tensor:
-            if tensor.is_meta or not tensor.is_floating_point():
+            if tensor.is_meta or not tensor.is_floating_point() or any(tensor is head for head in cast):
                 return fn(tensor)
             return tensor.to(fn(tensor.new_empty(0)).device)
 
         self._kept = {}
+        self.substitutes.move(fn)
         return super()._apply(move, recurse)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import nn
 
 from capaft.config.choices import HEAD_K, HeadMode
@@ -113,6 +114,7 @@ class Placement:
         trained: names of further base parameters that are trained directly, whatever happens to the head.
         modules_to_save: modules whose parameters are all trained directly, as names or `re:<pattern>`.
         rename: `{old: new}` pieces of module paths; see `find_weight_sites`.
+        shapes: shapes of parameters of the head that are not the model's, by canonical name: of other labels.
     """
 
     targets: Targets = field(default_factory=Targets)
@@ -123,6 +125,7 @@ class Placement:
     trained: Collection[str] = ()
     modules_to_save: str = ""
     rename: dict[str, str] | None = None
+    shapes: Mapping[str, torch.Size] = field(default_factory=dict)
 
 
 DEFAULT_PLACEMENT = Placement()
@@ -206,10 +209,11 @@ def _head(model: nn.Module, stack: Stack, names: dict[str, str], placement: Plac
         return Head(), set(names)
     if stack.method == "full":
         raise UsageError(f"--head {mode} cannot be used with --method full, which trains every weight; drop one")
-    sizes = {name: parameter.numel() for name, parameter in base_parameters(model).items()}
-    small = {name for name, full_name in names.items() if mode == "nola" and sizes[full_name] <= k}
+    base = base_parameters(model)
+    shapes = {name: placement.shapes.get(name, base[full_name].shape) for name, full_name in names.items()}
+    small = {name for name, shape in shapes.items() if mode == "nola" and shape.numel() <= k}
     large = {name: full_name for name, full_name in names.items() if name not in small}
-    return Head.of(model, large, k if mode == "nola" else 0, stack.basis), small
+    return Head.of(model, large, shapes, k if mode == "nola" else 0, stack.basis), small
 
 
 def _check_trainable(model: nn.Module, names: set[str], whole: bool) -> None:

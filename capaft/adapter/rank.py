@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capaft.adapter.attach import get_adapter
+from capaft.adapter.activation import get_adapter
 from capaft.support.errors import UsageError
 
 

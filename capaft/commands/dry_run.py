@@ -100,7 +100,7 @@ def _tensor_bytes(config: TrainConfig, job: Job) -> int:
 def _peak_memory(config: TrainConfig, job: Job) -> int | None:
     """Estimated peak memory of training in each process, or None where it cannot be estimated."""
     base, task = job.base, job.task
-    attach_plan(base.model, job.plan, dropout=config.dropout)
+    attach_plan(base.model, job.plan, dropout=config.dropout, in_place=True)
     base.model.train()
     lengths = job.train.lengths
     order = batches.training_batches(lengths, config.batch_size, config.seed, 0)

@@ -40,7 +40,11 @@ def describe_file(file: AdapterFile) -> list[str]:
         *([_head_line(header.head)] if header.head else []),
         f"tensors   {', '.join(sorted(file.tensors))} as {header.save_dtype}",
         f"seed      {header.seed} (seed contract {header.contract})",
-        *([f"task      {task.name}, {len(task.labels)} labels: {', '.join(task.labels[:12])}"] if task else []),
+        *(
+            [f"task      {task.name or 'none'}, {len(task.labels)} labels: {', '.join(task.labels[:12])}"]
+            if task
+            else []
+        ),
         *([f"options   {', '.join(f'{key} {value}' for key, value in options.items())}"] if options else []),
     ]
 

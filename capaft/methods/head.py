@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, get_args
 
+import torch
 from torch import Tensor, nn
 
 from capaft.config.choices import BASIS, BasisName, HeadMode
@@ -50,12 +51,15 @@ class Head(Host):
     parameters: tuple[Site, ...] = ()
 
     @staticmethod
-    def of(model: nn.Module, names: Mapping[str, str], k: int, basis: BasisName) -> Head:
+    def of(
+        model: nn.Module, names: Mapping[str, str], shapes: Mapping[str, torch.Size], k: int, basis: BasisName
+    ) -> Head:
         """The head with these parameters.
 
         Args:
             model: the base model.
             names: names of the parameters in the model, by canonical name.
+            shapes: shapes of the parameters, by canonical name.
             k: number of coefficients of each parameter; 0 freezes the parameters.
             basis: kind of the random basis that the coefficients combine.
 
@@ -73,9 +77,8 @@ class Head(Host):
                 raise UsageError(
                     f"{' and '.join(map('.'.join, tied))} are one tied weight; choose --head full, or load it untied"
                 )
-            out = parameter.shape[0] if parameter.ndim else 1
-            path = canonical.rpartition(".")[0]
-            sites.append(Site(path, module_path, parameter.shape[1:].numel(), out, "head", leaf))
+            shape, path = shapes[canonical], canonical.rpartition(".")[0]
+            sites.append(Site(path, module_path, shape[1:].numel(), shape[0] if shape else 1, "head", leaf))
         return Head(k, basis, tuple(sites)) if sites else Head()
 
     @property

@@ -27,7 +27,7 @@ ENTRY_POINTS = "capaft.methods"
 RESERVED_NAMES = frozenset(["nola", "capaboost", "head", "full", "adapter"])
 OF_STACKS = frozenset(["method", "k", "basis", "scope", "copies", "density", "masks", "mask_rescale"])
 OF_ATTACH = frozenset(["name", "targets", "exclude", "layers", "seed", "rename", "dropout"]) | frozenset(
-    ["head", "head_mode", "head_k", "modules_to_save"]
+    ["head", "head_mode", "head_k", "modules_to_save", "labels"]
 )
 BUILT_IN: tuple[type[Host], ...] = (Lora, Dora, Vera, Houlsby, Pfeiffer, Parallel, Prefix, Ia3, Bitfit)
 

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import io
-import math
 import re
-from collections.abc import Iterable
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
 from torch import nn
 
 from capaft.config.choices import BaseDtype
 from capaft.config.parts.model import ModelSettings
-from capaft.factors import rng
 from capaft.model.demo import MODEL_NAME, demo_model
 from capaft.model.names import backbone_prefix, canonical_path
+from capaft.model.new_head import initialise_head
 from capaft.model.origin import Origin
 from capaft.support import hub
 from capaft.support.errors import UsageError, printable
@@ -240,27 +237,6 @@ def _dense_gguf(name: str, path: Path) -> dict[str, Any]:
     # Newer versions otherwise keep the weights packed, or call the model quantised although it is not.
     dense = getattr(transformers, "GgufConfig", None)
     return {"quantization_config": dense(dequantize=True)} if dense else {}
-
-
-def initialise_head(model: nn.Module, names: Iterable[str], seed: int) -> None:
-    """Give new parameters initial values from the seed: matrices U(-1, 1) / sqrt(fan_in), biases 0.
-
-    Vectors of normalisation layers keep their ones and zeros.
-    """
-    new = set(names)
-    with torch.no_grad():
-        for path, parameter in model.named_parameters():
-            name = canonical_path(model, path)
-            if name not in new:
-                continue
-            site, _, leaf = name.rpartition(".")
-            if parameter.ndim >= 2:
-                fan_in = parameter[0].numel()
-                drawn = rng.uniform(rng.fold_in(seed, site, f"head:{leaf}", "init"), parameter.numel())
-                values = torch.from_numpy(drawn).view(parameter.shape)
-                parameter.copy_(values * float(np.float32(1 / math.sqrt(fan_in))))
-            elif "norm" not in site.lower():
-                parameter.zero_()
 
 
 def explain_load_error(name: str, source: str, error: Exception) -> str:

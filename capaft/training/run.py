@@ -107,7 +107,7 @@ def execute_run(config: TrainConfig, console: Console, command: Sequence[str] = 
         if not in_shares:
             move_model(run.model, accelerator.device)
         run = replace(run, baseline=resumed.progress.baseline if resumed else _start_head(run))
-        run = replace(run, adapter=attach_plan(job.base.model, job.plan, dropout=config.dropout))
+        run = replace(run, adapter=attach_plan(job.base.model, job.plan, dropout=config.dropout, in_place=True))
 
         # Only now an old run gives way; it is put back if the new one leaves nothing.
         if processes.is_first and resumed:

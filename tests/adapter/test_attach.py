@@ -327,6 +327,7 @@ def test_casting_a_model_leaves_the_numbers_alone(method: str, cast: str) -> Non
 def test_disabled_is_the_base_nests_and_ends() -> None:
     model, _ = adapted()
     tiny.scramble(capaft.attach(model, "lora", name="second", targets="all-linear"))
+    capaft.switch(model, ["default", "second"])
     expected, base = tiny.logits(model), tiny.logits(tiny.bert())
     with capaft.disabled(model):
         assert torch.equal(tiny.logits(model), base)
@@ -398,6 +399,7 @@ def test_no_names_of_adapters_clash() -> None:
     model = tiny.gpt2()
     for name, targets in (("a", "qv"), ("a_q", "c_attn"), ("a_v", "c_attn")):
         tiny.scramble(capaft.attach(model, "lora", name=name, targets=targets))
+    capaft.switch(model, ["a", "a_q", "a_v"])
     for name in ("a", "a_v", "a_q"):
         before = tiny.logits(model)
         capaft.detach(model, name)
@@ -456,6 +458,7 @@ def test_two_adapters_on_a_weight_that_is_read() -> None:
     before = model(x)
     for name in ("a", "b"):
         tiny.scramble(capaft.attach(model, "lora", rank=2, name=name, seed=len(name)))
+    capaft.switch(model, ["a", "b"])
     both = model(x)
     capaft.detach(model, "a")
     assert type(model.value) is not nn.Linear
@@ -502,9 +505,9 @@ def test_layers_called_outside_the_root_count_as_called() -> None:
 # Parameters trained beside an adapter, and plans that cannot be made.
 
 
-def test_a_head_is_trained_and_stays() -> None:
+def test_a_head_is_trained_and_the_models_own_comes_back() -> None:
     model, adapter = adapted(head=("classifier.weight", "classifier.bias"))
-    before = model.classifier.weight.detach().clone()
+    own, before = tiny.bert().classifier.weight, model.classifier.weight.detach().clone()
     tiny.train(model)
     assert not torch.equal(model.classifier.weight, before)
     expected = ["down", "up", "head:classifier.bias", "head:classifier.weight"]
@@ -513,7 +516,8 @@ def test_a_head_is_trained_and_stays() -> None:
     assert len(trainable) == len(expected)
     after = model.classifier.weight.detach().clone()
     capaft.detach(model)
-    assert torch.equal(model.classifier.weight, after)
+    assert torch.equal(model.classifier.weight, own)
+    assert torch.equal(adapter.trained(model)["head:classifier.weight"], after)
 
 
 def test_an_adapter_leaves_anothers_head_trainable() -> None:

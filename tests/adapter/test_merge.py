@@ -67,6 +67,7 @@ def test_rows_outside_the_slices_stay() -> None:
 def test_one_of_two_adapters() -> None:
     model = adapted(tiny.bert(), name="first")
     adapted(model, "lora", name="second", targets="all-linear")
+    capaft.switch(model, ["first", "second"])
     expected = tiny.logits(model)
     capaft.merge(model, "first")
     assert list(capaft.adapters(model)) == ["second"]
@@ -160,6 +161,7 @@ def test_an_adapter_is_merged_only_where_that_changes_nothing(
     for name, method in (("first", first), ("second", second)):
         targets = "" if method == "bitfit" else "key,value"
         tiny.scramble(capaft.attach(model, method, name=name, rank=3, targets=targets), seed=len(name))
+    capaft.switch(model, ["first", "second"])
     expected = tiny.logits(model)
     if works:
         capaft.merge(model, merged)

@@ -384,21 +384,58 @@ def test_another_seed_makes_another_adapter(cell: Cell) -> None:
 @main_cells
 def test_two_adapters_on_one_model_do_not_disturb_one_another(cell: Cell) -> None:
     model = cell.base()
-    before = state(model)
+    before, base = state(model), cell.logits(model)
     first = tiny.scramble(cell.attach(model, name="first"))
     alone = cell.logits(model)
     second = tiny.scramble(cell.attach(model, name="second", **cell.elsewhere), seed=1)
     before_detaching = parameters(first)
+    # The first stays active, and the two act together only if asked to.
+    assert torch.equal(cell.logits(model), alone)
+    assert not any(p.requires_grad for p in second.parameters())
+    capaft.switch(model, ["first", "second"])
     assert distance(cell.logits(model), cell.logits(naive.adapted(cell.base(), first, second))) < cell.tolerance
+    capaft.switch(model, [])
+    assert torch.equal(cell.logits(model), base)
+    capaft.switch(model, ["first", "second"])
     capaft.detach(model, "second")
     assert torch.equal(cell.logits(model), alone)
     assert all_equal(parameters(first), before_detaching)
     attach_plan(model, second.plan, name="second")
     capaft.detach(model, "first")
+    assert torch.equal(cell.logits(model), base)
+    capaft.switch(model, "second")
     assert not any(p.requires_grad for name, p in model.named_parameters() if "capaft" not in name)
     assert all(p.requires_grad for p in capaft.adapters(model)["second"].parameters())
     capaft.detach(model, "second")
     assert state(model) == before
+
+
+@main_cells
+def test_switching_swaps_all_that_an_adapter_trains(cell: Cell) -> None:
+    """Each adapter has a head of its own, and the second one more labels."""
+    model = cell.base()
+    before, base = state(model), cell.logits(model)
+    outputs, values = {}, {}
+    for seed, (name, labels) in enumerate({"first": None, "second": 5}.items()):
+        head = ["classifier.weight", "classifier.bias"]
+        adapter = tiny.scramble(cell.attach(model, name=name, head=head, labels=labels), seed=seed)
+        capaft.switch(model, name)
+        cell.train(model, 1)
+        outputs[name] = cell.logits(model)
+        values[name] = {key: p.detach().clone() for key, p in adapter.trained(model).items()}
+    for name in ("first", "second", "first"):
+        capaft.switch(model, name)
+        assert torch.equal(cell.logits(model), outputs[name])
+        assert model.num_labels == model.config.num_labels == outputs[name].shape[1]
+        with capaft.disabled(model):
+            assert torch.equal(cell.logits(model), base)
+        for other, adapter in capaft.adapters(model).items():
+            assert all(torch.equal(p, values[other][key]) for key, p in adapter.trained(model).items())
+            assert all(p.requires_grad == (other == name) for p in adapter.trained(model).values())
+    for name in ("second", "first"):
+        capaft.detach(model, name)
+    assert state(model) == before
+    assert model.num_labels == 3
 
 
 @float32_cells

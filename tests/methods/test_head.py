@@ -369,19 +369,34 @@ def test_a_frozen_head_is_neither_trained_nor_stored(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["nola", "frozen"])
 def test_another_start_of_the_head_is_noticed(mode: str, tmp_path: Path) -> None:
     """All that the file does not hold must be as it was."""
-    model, _ = adapted("roberta", "lora", head_mode=mode)
-    capaft.save(model, tmp_path / "adapter")
-    other = base("roberta")
-    initialise_head(other, names_of_head(other), SEED + 1)
+    model, other = base("roberta"), base("roberta")
+    with torch.no_grad():
+        model.classifier.dense.weight.mul_(2)
     before = state(other)
+    capaft.attach(model, "lora", **(options("roberta", "lora") | {"head_mode": mode}))
+    capaft.save(model, tmp_path / "adapter")
     with pytest.raises(AdapterFileError, match=r"other values of the head than this model's.*drawn from seed 5"):
         capaft.load(other, tmp_path / "adapter")
     assert state(other) == before
     capaft.load(other, tmp_path / "adapter", allow_base_mismatch=True)
+    model, _ = adapted("roberta", "lora", head_mode=mode)
+    capaft.save(model, tmp_path / "adapter")
     for dtype in (torch.bfloat16, torch.float16):
         capaft.load(base("roberta").to(dtype), tmp_path / "adapter")
-    initialise_head(other := base("roberta"), names_of_head(other), SEED)
+    # One that was drawn from the seed is drawn again, and the model's own waits.
+    initialise_head(other := base("roberta"), names_of_head(other), SEED + 1)
+    before, own = state(other), tiny.logits(other)
     capaft.load(other, tmp_path / "adapter")
+    assert torch.equal(tiny.logits(other), tiny.logits(model))
+    capaft.save(other, tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "adapter").read_bytes()
+    with capaft.disabled(other):
+        assert torch.equal(tiny.logits(other), own)
+    merged = copy.deepcopy(other)
+    capaft.merge(merged)
+    assert distance(tiny.logits(merged), tiny.logits(model)) < 1e-5
+    capaft.detach(other)
+    assert state(other) == before
 
 
 def test_a_head_of_another_shape_is_noticed(tmp_path: Path) -> None:
@@ -597,32 +612,46 @@ def test_autocast() -> None:
     assert adapter.role_parameters["head"].grad.dtype == torch.float32
 
 
-def test_several_adapters_with_heads_of_their_own() -> None:
+def test_several_adapters_that_move_one_head() -> None:
     model = base("roberta")
     before, without = state(model), tiny.logits(model)
     first = tiny.scramble(capaft.attach(model, "nola", name="first", **options("roberta", "nola")))
     alone = tiny.logits(model)
-    second = tiny.scramble(
-        capaft.attach(model, "head", name="second", **(options("roberta", "head") | {"head_k": 5, "seed": 9})), seed=1
+    moved = options("roberta", "head") | {"head_k": 5, "seed": 9, "head": ["classifier.dense.weight"]}
+    second = tiny.scramble(capaft.attach(model, "head", name="second", **moved), seed=1)
+    assert torch.equal(tiny.logits(model), alone)
+    capaft.switch(model, ["first", "second"])
+    one, two = (
+        moves(first),
+        torch.from_numpy(
+            naive.basis("hadamard", 9, (("classifier.dense", 32 * 32),), "head:weight", 5)["classifier.dense"]
+        ),
     )
-    one, two = moves(first), moves(second)
     both = stored(base("roberta"), "classifier.dense.weight").double().flatten()
-    both = both + one["classifier.dense.weight"] + two["classifier.dense.weight"]
+    both = both + one["classifier.dense.weight"] + two @ second.role_parameters["head"][0].double()
     assert distance(model.classifier.dense.weight.flatten(), both) < 1e-6
+    together = tiny.logits(model)
+    merged = copy.deepcopy(model)
+    assert capaft.merge(merged) == len(first.plan.sites)
+    assert distance(tiny.logits(merged), together) < 1e-5
     capaft.switch(model, "first")
     assert torch.equal(tiny.logits(model), alone)
     with capaft.disabled(model):
         assert torch.equal(tiny.logits(model), without)
     capaft.switch(model, "first", "second")
-    together = tiny.logits(model)
-    merged = copy.deepcopy(model)
-    for name in ("second", "first"):
-        capaft.merge(merged, name)
-    assert distance(tiny.logits(merged), together) < 1e-5
     capaft.detach(model, "first")
     assert not torch.equal(tiny.logits(model), without)
     capaft.detach(model, "second")
     assert state(model) == before
+
+
+def test_a_parameter_that_each_trains_is_in_the_model_once() -> None:
+    model = base("roberta")
+    for name, seed in (("first", 1), ("second", 9)):
+        capaft.attach(model, "lora", name=name, **(options("roberta", "lora") | {"seed": seed}))
+    with pytest.raises(UsageError, match=r"first and second each have a classifier\.out_proj\.bias of their own"):
+        capaft.switch(model, ["first", "second"])
+    assert [adapter.enabled for adapter in capaft.adapters(model).values()] == [True, False]
 
 
 def test_a_site_and_a_parameter_of_the_head_in_one_module() -> None:

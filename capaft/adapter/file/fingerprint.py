@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -56,9 +57,9 @@ class WeightSamples(NamedTuple):
     head: str | None
 
 
-def weight_samples(model: nn.Module, plan: Plan) -> WeightSamples:
-    """The samples that tell a base model from others, for an adapter of this plan."""
-    return WeightSamples(base_samples(model, plan), head_samples(model, plan) if plan.head.record() else None)
+def weight_samples(model: nn.Module, plan: Plan, heads: Mapping[str, torch.Tensor] | None = None) -> WeightSamples:
+    """The samples that tell a base model from others, for an adapter of this plan; see `head_samples` for `heads`."""
+    return WeightSamples(base_samples(model, plan), head_samples(model, plan, heads) if plan.head.record() else None)
 
 
 def base_samples(model: nn.Module, plan: Plan, like: str | None = None) -> str | None:
@@ -85,9 +86,15 @@ def base_samples(model: nn.Module, plan: Plan, like: str | None = None) -> str |
     return samples_of(model, sites, plan.seed, "base", sample_count(like) if like else SAMPLES) if sites else None
 
 
-def head_samples(model: nn.Module, plan: Plan) -> str | None:
-    """The same for the head's parameters that are not trained directly, which are few."""
-    return samples_of(model, plan.head.parameters, plan.seed, "head", FEW_SAMPLES)
+def head_samples(model: nn.Module, plan: Plan, heads: Mapping[str, torch.Tensor] | None = None) -> str | None:
+    """The same for the head's parameters that are not trained directly, which are few.
+
+    Args:
+        model: the base model.
+        plan: the plan of the adapter.
+        heads: parameters by canonical name that the adapter has in place of the model's.
+    """
+    return samples_of(model, plan.head.parameters, plan.seed, "head", FEW_SAMPLES, heads)
 
 
 def _layers(model: nn.Module, rename: dict[str, str]) -> tuple[Site, ...]:

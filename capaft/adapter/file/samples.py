@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections import defaultdict
+from collections.abc import Mapping
 from enum import Enum
 
 import numpy as np
@@ -56,7 +57,14 @@ class Agreement(Enum):
     OTHER = "other"
 
 
-def samples_of(model: nn.Module, sites: tuple[Site, ...], seed: int, what: str, count: int) -> str | None:
+def samples_of(
+    model: nn.Module,
+    sites: tuple[Site, ...],
+    seed: int,
+    what: str,
+    count: int,
+    replaced: Mapping[str, Tensor] | None = None,
+) -> str | None:
     """Seeded sample weights of sites, base64 of float16; `~` in front if the weights were unpacked from codes.
 
     Args:
@@ -65,6 +73,7 @@ def samples_of(model: nn.Module, sites: tuple[Site, ...], seed: int, what: str, 
         seed: of the adapter.
         what: names the stream that chooses the samples.
         count: number of samples; but for `FEW_SAMPLES`, every site has its share of them.
+        replaced: parameters by canonical name that an adapter has in place of the model's.
 
     Returns:
         None where a weight is quantised.
@@ -84,7 +93,8 @@ def samples_of(model: nn.Module, sites: tuple[Site, ...], seed: int, what: str, 
         site = sites[number]
         # Fetches a weight that accelerate has offloaded.
         with align_module_device(model.get_submodule(site.module)), torch.no_grad():
-            weight = site.weight(model)
+            own = (replaced or {}).get(f"{site.path}.{site.parameter}".removeprefix("."))
+            weight = site.weight(model) if own is None else site.matrix(own)
             for index, second in chosen:
                 row, column = divmod(second * weight.numel() >> 32, weight.shape[1])
                 start = column // RUN * RUN

@@ -8,6 +8,7 @@ the header's schema, sizes and digests before it draws or allocates anything tha
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from capaft.adapter.attach import attach_plan, detach, get_adapter
-from capaft.adapter.file.encoding import SAVE_DTYPES, SCALE, decode_tensor, encode_tensor, encoded_layout
+from capaft.adapter.activation import disabled, get_adapter, refuse_distributed
+from capaft.adapter.attach import attach_plan, detach
+from capaft.adapter.file.encoding import SAVE_DTYPES, decode_tensor, encode_tensor, encoded_layout
 from capaft.adapter.file.fingerprint import (
     WeightSamples,
     base_samples,
@@ -39,16 +41,16 @@ from capaft.adapter.file.header import (
     parse_header,
     wrong_options,
 )
+from capaft.adapter.file.other_head import HEAD, drawn_head, head_shapes, stored_parameters
 from capaft.adapter.file.samples import Agreement, compare_samples
-from capaft.adapter.module import Adapter
+from capaft.adapter.module import Adapter, carrier
 from capaft.adapter.plan import Placement, Plan, make_plan
 from capaft.config.choices import SaveDtype
 from capaft.factors import rng
+from capaft.model.labels import PROBLEM_TYPES, Labels
 from capaft.model.origin import Origin
 from capaft.support.errors import AdapterFileError, TrainingError, UsageError
 from capaft.support.files import write_atomically
-
-HEAD = "head:"
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def save(
         path: the file to write.
         name: the adapter's name on the model.
         base: the base model's name and revision; by default the model's own `name_or_path`.
-        task: the task that it was trained for.
+        task: the task that it was trained for; by default the labels of its head, if they are not the base model's.
         dtype: encoding of the stored parameters; `int8` and `int4` have one scale per 128 values.
         samples: sample weights of the base model, if it is sharded and can no longer be read.
 
@@ -119,8 +121,12 @@ def save(
         raise UsageError(f"--save-dtype must be one of {', '.join(SAVE_DTYPES)}, got {dtype}")
     if task and (problem := wrong_options(task.options)):
         raise UsageError(f"{problem}; {path} was not written")
-    adapter = get_adapter(model, name)
+    adapter, model = get_adapter(model, name), carrier(model)
     base = base or Origin(getattr(model, "name_or_path", None) or None)
+    with disabled(model):
+        task = task or _labels_record(model, adapter)
+        heads = adapter.substitutes.tensors(model)
+        samples = samples or weight_samples(model, adapter.plan, heads)
     tensors: dict[str, Tensor] = {}
     for key, parameter in adapter.trained(model).items():
         stored = encode_tensor(key, parameter, dtype)
@@ -128,7 +134,6 @@ def save(
             raise TrainingError(f"{key} holds numbers that are not finite as {dtype}; {path} was not written")
         tensors |= stored
     plan = adapter.plan
-    samples = samples or weight_samples(model, plan)
     header = Header(
         base=BaseRecord(base.name, base.revision, samples.base),
         contract=rng.CONTRACT_VERSION,
@@ -191,6 +196,9 @@ def load(
 ) -> Adapter:
     """Attach the adapter of a file to a model, after checking that it was trained on this model.
 
+    It is active unless another adapter is. Its head and its labels may be other ones than the model's, of another
+    number too: they take their place while the adapter is active.
+
     Args:
         model: the base model; changed in place only if every check holds.
         path: the file, or what `read` returned.
@@ -209,16 +217,23 @@ def load(
         >>> capaft.load(model, path).plan.stack.method
         'lora+nola'
     """
+    refuse_distributed(model, "load onto")
     file = path if isinstance(path, AdapterFile) else read(path)
-    plan = _plan(model, file, rename)
-    _check_sizes(file, plan)
-    _check_base(model, file, plan, allow_base_mismatch)
+    with disabled(model):
+        model = carrier(model)
+        shapes = head_shapes(model, file, rename)
+        plan = _plan(model, file, rename, shapes)
+        _check_sizes(file, plan)
+        start = {name: torch.zeros(shape) for name, shape in shapes.items() if name in plan.trained}
+        start |= _check_base(model, file, plan, shapes, allow_base_mismatch)
+        labels = _labels(model, file, shapes)
     if streams_digest(plan) != file.header.digest.streams:
         raise AdapterFileError(
             f"{file.path}: its random streams come out differently here than where it was written; the random "
             "generator of this installation is at fault, so the adapter cannot be used here"
         )
-    adapter = attach_plan(model, plan, name=name, trains=False)
+    adapter = attach_plan(model, plan, name=name, start=start, labels=labels, trains=False)
+    adapter.task = file.task
     try:
         _fill(adapter, model, file)
     except AdapterFileError:
@@ -233,7 +248,7 @@ def restore_parameters(model: nn.Module, path: str | Path, *, name: str = "defau
     Raises:
         AdapterFileError: the file is damaged, or is of another adapter.
     """
-    file, adapter = read(path), get_adapter(model, name)
+    file, adapter, model = read(path), get_adapter(model, name), carrier(model)
     if file.header.digest.streams != streams_digest(adapter.plan):
         raise AdapterFileError(f"{path} is not a file of the attached adapter")
     _fill(adapter, model, file)
@@ -256,7 +271,7 @@ def _fill(adapter: Adapter, model: nn.Module, file: AdapterFile) -> None:
             parameter.copy_(stored[key])
 
 
-def _plan(model: nn.Module, file: AdapterFile, rename: dict[str, str] | None) -> Plan:
+def _plan(model: nn.Module, file: AdapterFile, rename: dict[str, str] | None, shapes: Mapping[str, torch.Size]) -> Plan:
     """The plan of a file's adapter on a model.
 
     Raises:
@@ -264,7 +279,7 @@ def _plan(model: nn.Module, file: AdapterFile, rename: dict[str, str] | None) ->
     """
     header = file.header
     try:
-        plan = make_plan(model, header.method, _placement(file, rename))
+        plan = make_plan(model, header.method, replace(_placement(file, rename), shapes=shapes))
     except (UsageError, ValueError) as error:
         raise AdapterFileError(
             f"{file.path} does not fit {type(model).__name__}: {error}; pass the --model it was trained on"
@@ -288,7 +303,7 @@ def _placement(file: AdapterFile, rename: dict[str, str] | None) -> Placement:
     placement = Placement(
         targets=header.targets,
         seed=header.seed,
-        trained=[key.removeprefix(HEAD) for key in _parameters(file) if key.startswith(HEAD)],
+        trained=[key.removeprefix(HEAD) for key in stored_parameters(file.tensors) if key.startswith(HEAD)],
         rename=rename,
     )
     if header.head is None:
@@ -300,7 +315,7 @@ def _placement(file: AdapterFile, rename: dict[str, str] | None) -> Placement:
 
 def _check_sizes(file: AdapterFile, plan: Plan) -> None:
     """Compare the sizes of the file's parameters with what the header and the model imply, before drawing anything."""
-    counts = {key: file.tensors[key].numel() for key in _parameters(file)}
+    counts = {key: file.tensors[key].numel() for key in stored_parameters(file.tensors)}
     bounds = plan.bounds()
     if {key for key in counts if not key.startswith(HEAD)} != set(bounds):
         raise AdapterFileError(f"{file.path} is damaged: its tensors are not those of its method")
@@ -310,14 +325,20 @@ def _check_sizes(file: AdapterFile, plan: Plan) -> None:
             raise AdapterFileError(f"{file.path} is damaged: {role} has {stored} values, not {low} to {high}")
 
 
-def _check_base(model: nn.Module, file: AdapterFile, plan: Plan, allow_mismatch: bool) -> None:
+def _check_base(
+    model: nn.Module, file: AdapterFile, plan: Plan, shapes: Mapping[str, torch.Size], allow_mismatch: bool
+) -> dict[str, Tensor]:
     """Refuse a model whose weights differ from those that the adapter was trained on.
+
+    Returns:
+        Values of the head's parameters that are not stored, by canonical name, where they are not the model's: a new
+        head was drawn from the seed, and is drawn again.
 
     Raises:
         AdapterFileError: they differ, or the file's samples cannot be read.
     """
     if plan.stack.method == "full":
-        return
+        return {}
     stored = file.header.base.weights
     try:
         sampled = base_samples(model, plan, stored)
@@ -330,11 +351,48 @@ def _check_base(model: nn.Module, file: AdapterFile, plan: Plan, allow_mismatch:
             "--allow-base-mismatch to use it anyway"
         )
     head = file.header.head
-    if head and not _agree(file, head.weights, head_samples(model, plan)) and not allow_mismatch:
-        raise AdapterFileError(
-            f"{file.path} was trained from other values of the head than this model's; load the model with the head it "
-            f"had then (a new one was drawn from seed {plan.seed}), or pass --allow-base-mismatch to use it anyway"
-        )
+    if head is None:
+        return {}
+    drawn = drawn_head(model, plan, shapes)
+    resized = {name: values for name, values in drawn.items() if name in shapes}
+    for values in (resized, drawn):
+        if _agree(file, head.weights, head_samples(model, plan, values)):
+            return values
+    if allow_mismatch:
+        return resized
+    raise AdapterFileError(
+        f"{file.path} was trained from other values of the head than this model's; load the model with the head it "
+        f"had then (a new one was drawn from seed {plan.seed}), or pass --allow-base-mismatch to use it anyway"
+    )
+
+
+def _labels(model: nn.Module, file: AdapterFile, shapes: Mapping[str, torch.Size]) -> Labels | None:
+    """The labels of a file's head on a model; None if they are the model's.
+
+    Raises:
+        AdapterFileError: the file names another number of labels than its head has.
+    """
+    current, task = Labels.of(model), file.task
+    if current is None:
+        return None
+    (count,) = {shape[0] for shape in shapes.values()} or {len(current.id2label)}
+    names = task.labels if task else ()
+    if shapes and names and len(names) != count:
+        raise AdapterFileError(f"{file.path} is damaged: its head does not have an output for each of its labels")
+    if task and len(names) == count and names != current.names:
+        problem_type = task.options.get("problem_type")
+        return Labels.named(names, problem_type if problem_type in PROBLEM_TYPES else None)
+    return Labels.numbered(count) if shapes else None
+
+
+def _labels_record(model: nn.Module, adapter: Adapter) -> TaskRecord | None:
+    """The labels of an adapter's head if they are not the base model's, in the task that they were loaded with."""
+    current = Labels.of(model)
+    if adapter.labels is None or current is None or adapter.labels.agrees(current):
+        return None
+    if adapter.task is not None:
+        return replace(adapter.task, labels=adapter.labels.names)
+    return TaskRecord("", adapter.labels.names, 0, "", {"problem_type": adapter.labels.problem_type})
 
 
 def _agree(file: AdapterFile, stored: str | None, sampled: str | None) -> bool:
@@ -361,11 +419,6 @@ def _agree(file: AdapterFile, stored: str | None, sampled: str | None) -> bool:
 
 def _damaged_samples(file: AdapterFile) -> AdapterFileError:
     return AdapterFileError(f"{file.path} is damaged: its base model's samples cannot be read")
-
-
-def _parameters(file: AdapterFile) -> list[str]:
-    """Names of the stored parameters: all tensors but block scales."""
-    return [key for key in file.tensors if not (key.endswith(SCALE) and key.removesuffix(SCALE) in file.tensors)]
 
 
 def _dtype_name(tensor: Tensor) -> str:
