@@ -167,7 +167,7 @@ def _has_own_arithmetic(cls: Any) -> bool:
     """True if a class of tensors computes in another way than torch's own classes do, those of sharding included."""
     if cls.__module__.startswith("torch."):
         return False
-    plain: Any = Tensor
-    overrides = (getattr(cls.__torch_function__, "__func__", None), cls.__torch_dispatch__, cls.dequantize)
-    plain = (plain.__torch_function__.__func__, plain.__torch_dispatch__, plain.dequantize)
-    return any(one not in (None, other) for one, other in zip(overrides, plain, strict=True))
+    base: Any = Tensor
+    own = (getattr(cls.__torch_function__, "__func__", None), cls.__torch_dispatch__, cls.dequantize)
+    plain = (base.__torch_function__.__func__, base.__torch_dispatch__, base.dequantize)
+    return any(one not in (None, other) for one, other in zip(own, plain, strict=True))

@@ -26,3 +26,11 @@ def test_merge_is_a_plain_model_with_the_same_logits(run: Path, tmp_path: Path) 
     saved = open_run(str(run))
     with torch.no_grad():
         torch.testing.assert_close(plain(**batch).logits, saved.model(**batch).logits, atol=1e-5, rtol=0)
+
+
+def test_a_plain_model_is_merged_the_same_with_dequantise(run: Path, tmp_path: Path) -> None:
+    for name, flags in (("plain", ()), ("dequantised", ("--dequantise",))):
+        done = invoke("merge", run, "--output", tmp_path / name, *flags)
+        assert done.code == 0, done.err
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "dequantised")]
+    assert weights[0] == weights[1]

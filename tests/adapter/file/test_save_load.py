@@ -241,31 +241,31 @@ def _stream(what: str, name: str, like: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("options", "dtype", "digest"),
     [
-        ({"method": "nola", "k": 16}, "float32", "f4142f8281b10d1fccd5e8c0e02ac53aabaaee8d017292ce9ac156926a01f56f"),
+        ({"method": "nola", "k": 16}, "float32", "b6d8fc85be4e4172bacf8177bb762af149f4941c94ef46a04b10f2ffdafa9002"),
         (
             {"method": "lora+nola+capaboost", "k": (7, 5), "basis": "uniform"},
             "bfloat16",
-            "edf69a1a6616235ff441097caf851423c9f5a659089bc2128b8694381c435b62",
+            "63620737b43299b3e0e1fb61ae87f1f9a29b57ec6cc17e6eb3cbf046cf80952c",
         ),
         (
             {"method": "nola", "k": 8, "basis": "group"},
             "float16",
-            "e22e369f9d440936c3ce703f72ae73beedcb69ff0791fe8601113c3322927c5c",
+            "3c52ab09007e28c43e672b75c865e300e35d6d142ab6ca440ae54fece03da751",
         ),
         (
             {"method": "capaboost", "copies": 3, "density": 0.29},
             "int4",
-            "9b98326557e0c4a440bd369d554d0de3fd8a551cd9f331566a07a450d5d920cb",
+            "c1f3e64b05988a7b0692804e6b7558c18d4c5bc0c5ef201e0769379efc573ce3",
         ),
         (
             {"method": "capaboost", "copies": 2, "masks": "partition", "targets": "query,key,value"},
             "int8",
-            "2e8d70825ba969728b51a8679bba848689a5c218dd703b6df62cbda0c3c74e7d",
+            "22c08ba4e739be3d5e3556676a53e7258c32cc69f5992bfd3ad4b1dac9022b0f",
         ),
         (
             {"method": "lora", "head_mode": "nola", "head_k": 9},
             "float32",
-            "3856e7b9592472e1796b24735b1f872cd92fe1c3ea039d7b6e4b8dcab3da5051",
+            "886b1f0790a3449a7f5036402eae8e392066abc41459e13df3c759da8082a850",
         ),
     ],
 )
