@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from capaft.adapter.attach import attach_plan
 from capaft.adapter.file.encoding import DTYPE_BYTES, encoded_layout
-from capaft.config.sources import dump_settings
+from capaft.config.sources import NO_LABELS, dump_settings
 from capaft.config.train_config import TrainConfig
 from capaft.methods.stack import canonical_method
 from capaft.training import batches
@@ -54,12 +54,13 @@ class DryRun:
     estimated_peak_memory_bytes: int | None
 
 
-def describe_run(config: TrainConfig, say: Callable[[str], None]) -> DryRun:
+def describe_run(config: TrainConfig, say: Callable[[str], None], labels: Mapping[str, str] = NO_LABELS) -> DryRun:
     """Plan a run: its output directory, data, model, sites and sizes. Nothing is written.
 
     Args:
         config: the resolved settings.
         say: called with a line for each decision worth reading.
+        labels: by name of each setting that the user set, the user's name for it.
 
     Raises:
         UsageError: something cannot be used as given.
@@ -70,7 +71,7 @@ def describe_run(config: TrainConfig, say: Callable[[str], None]) -> DryRun:
     directory = choose_directory(
         config.output, canonical_method(config.method), overwrite=config.overwrite, resume=config.resume
     )
-    job = prepare_job(config, say)
+    job = prepare_job(config, say, labels)
     return DryRun(
         output=str(directory.path),
         config=dump_settings(settled_config(config, job)),

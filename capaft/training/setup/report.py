@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 
 from capaft.config.settings import flag_of
+from capaft.config.sources import NO_LABELS
 from capaft.config.train_config import TASK_OPTIONS, TrainConfig
 from capaft.methods.stack import known_options, stack_options
 from capaft.training.setup.fitted_head import can_fit_head
 from capaft.training.setup.job import Job
 
 
-def describe_job(job: Job, config: TrainConfig, say: Callable[[str], None]) -> None:
+def describe_job(
+    job: Job, config: TrainConfig, say: Callable[[str], None], labels: Mapping[str, str] = NO_LABELS
+) -> None:
     """Describe a job in lines.
 
     Args:
         job: the job.
         config: the settings that it was made from.
         say: called with each line.
+        labels: by name of each setting that the user set, the user's name for it.
     """
     for line in (*_described(job, config), *(f"       warning: {line}" for line in _warnings(job, config))):
         say(line)
