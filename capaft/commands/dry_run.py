@@ -10,7 +10,7 @@ import torch
 
 from capaft.adapter.attach import attach_plan
 from capaft.adapter.file.encoding import DTYPE_BYTES, encoded_layout
-from capaft.config.sources import NO_LABELS, dump_settings
+from capaft.config.sources import dump_settings
 from capaft.config.train_config import TrainConfig
 from capaft.methods.stack import canonical_method
 from capaft.training import batches
@@ -54,13 +54,14 @@ class DryRun:
     estimated_peak_memory_bytes: int | None
 
 
-def describe_run(config: TrainConfig, say: Callable[[str], None], labels: Mapping[str, str] = NO_LABELS) -> DryRun:
+def describe_run(config: TrainConfig, say: Callable[[str], None], labels: Mapping[str, str] | None = None) -> DryRun:
     """Plan a run: its output directory, data, model, sites and sizes. Nothing is written.
 
     Args:
         config: the resolved settings.
         say: called with a line for each decision worth reading.
-        labels: by name of each setting that the user set, the user's name for it.
+        labels: by name of each setting that the user set, the user's name for it; None counts those that are not the
+            default.
 
     Raises:
         UsageError: something cannot be used as given.

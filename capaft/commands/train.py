@@ -15,7 +15,7 @@ import typer
 from capaft.commands.reporting import Json, is_first_process, quiet_libraries, reporting
 from capaft.config.presets import preset_file
 from capaft.config.signature import signature
-from capaft.config.sources import dump_settings, resolve_settings, user_labels, with_labels
+from capaft.config.sources import MADE_BY, dump_settings, resolve_settings, user_labels, with_labels
 from capaft.config.train_config import TrainConfig
 from capaft.support import strict_json
 from capaft.support.console import print_line
@@ -97,4 +97,6 @@ def _resolve(
             settings, sources = resolve_settings(
                 TrainConfig, flags=flags, environ=os.environ, file=config, preset=published, begun=begun
             )
-    return settings, user_labels(settings, sources, config)
+    is_saved = config is not None and config.read_text(encoding="utf-8-sig").startswith(MADE_BY)
+    # The choices in the file of a run are capaft's own.
+    return settings, user_labels(settings, sources, None if is_saved else config)

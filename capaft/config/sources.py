@@ -9,7 +9,6 @@ import dataclasses
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from capaft.config.settings import Settings, check_range, flag_of, setting_types
@@ -19,8 +18,8 @@ from capaft.support.errors import UsageError, did_you_mean
 Flags = Mapping[str, str | bool | list[str] | None]
 """The flags of a command, by name of the setting; None for one that was not typed."""
 
-NO_LABELS: Mapping[str, str] = MappingProxyType({})
-"""The user's names for the settings that the user set, where there are none."""
+MADE_BY = "# capaft "
+"""Start of the first line of a run's settings, in which capaft has made every choice that was left to it."""
 
 S = TypeVar("S", bound=Settings)
 
@@ -91,7 +90,8 @@ def resolve_settings(
     chosen = {entry.name: entry for layer in (changed, from_env, from_flags) for entry in layer}
     labels = {name: entry.label for name, entry in chosen.items() if entry.value is not None}
     if conflicts := instance.conflicts(labels):
-        raise UsageError("\n".join(conflicts))
+        variables = {name: label for name, label in labels.items() if label.startswith(prefix)}
+        raise UsageError(with_labels("\n".join(conflicts), variables))
     return instance, dict.fromkeys(fields, "default") | {name: entry.source for name, entry in entries.items()}
 
 
@@ -109,9 +109,14 @@ def user_labels(instance: Settings, sources: Mapping[str, str], file: Path | Non
         if file is not None and source.startswith(f"{file}:"):
             if getattr(instance, field.name) != field.default:
                 labels[field.name] = f"{source}: {field.name}"
-        elif source != "default" and ":" not in source:
+        elif source != "default" and not _is_line(source):
             labels[field.name] = source
     return labels
+
+
+def _is_line(source: str) -> bool:
+    """True if a source is a line of a file."""
+    return source.rpartition(":")[2].isdecimal()
 
 
 def with_labels(message: str, labels: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from rich.console import Console
 from capaft.adapter.attach import attach_plan
 from capaft.adapter.file.fingerprint import weight_samples
 from capaft.config.settings import setting_types
-from capaft.config.sources import NO_LABELS, dump_settings
+from capaft.config.sources import MADE_BY, dump_settings
 from capaft.config.train_config import TrainConfig
 from capaft.config.values import parse_value
 from capaft.methods.host import Host
@@ -56,12 +56,10 @@ from capaft.training.trainer import Trainer
 
 # Settings that say where and how a run goes on; a saved run repeats without them.
 _NOT_REPEATED: dict[str, Any] = {"output": None, "overwrite": False, "resume": False, "processes": 1, "show": 0}
-# The first line of a run's settings.
-_MADE_BY = "# capaft "
 
 
 def execute_run(
-    config: TrainConfig, console: Console, command: Sequence[str] = (), labels: Mapping[str, str] = NO_LABELS
+    config: TrainConfig, console: Console, command: Sequence[str] = (), labels: Mapping[str, str] | None = None
 ) -> Results:
     """Train, and write the run directory; or go on with a run that was interrupted, or extend a finished one.
 
@@ -69,7 +67,8 @@ def execute_run(
         config: the resolved settings.
         console: where people read.
         command: the command line that was typed, for the model card.
-        labels: by name of each setting that the user set, the user's name for it.
+        labels: by name of each setting that the user set, the user's name for it; None counts those that are not the
+            default.
 
     Raises:
         UsageError: the settings or the data cannot be used; nothing was written.
@@ -128,7 +127,7 @@ def execute_run(
             prune_checkpoints(directory.checkpoints, resumed.progress.step)
         with replacing_run(directory, say) if processes.is_first and not resumed else nullcontext():
             if processes.is_first:
-                made_by = f"{_MADE_BY}{json.dumps(list(command))}\n\n"
+                made_by = f"{MADE_BY}{json.dumps(list(command))}\n\n"
                 write_atomically(directory.config, made_by + dump_settings(repeatable))
                 # Only now: a run that is extended is not finished once its settings say so.
                 directory.results.unlink(missing_ok=True)
@@ -149,9 +148,11 @@ def _say_nothing(line: str) -> None:
     """Print no line."""
 
 
-def _chosen(config: TrainConfig, labels: Mapping[str, str]) -> set[str]:
+def _chosen(config: TrainConfig, labels: Mapping[str, str] | None) -> set[str]:
     """Names of the settings that the user set; without labels, of those that are not the default."""
-    return set(labels) or {field.name for field in fields(config) if getattr(config, field.name) != field.default}
+    if labels is not None:
+        return set(labels)
+    return {field.name for field in fields(config) if getattr(config, field.name) != field.default}
 
 
 def _check_shared(directory: RunDirectory, seen: tuple[bool, bool, int], processes: Processes) -> None:
@@ -245,7 +246,7 @@ def _repeatable(config: TrainConfig) -> TrainConfig:
 def _command_of(run: RunDirectory) -> list[str]:
     """The command that a run was started with."""
     first, *_ = run.config.read_text(encoding="utf-8").splitlines()
-    command: list[str] = json.loads(first.removeprefix(_MADE_BY)) if first.startswith(_MADE_BY) else []
+    command: list[str] = json.loads(first.removeprefix(MADE_BY)) if first.startswith(MADE_BY) else []
     return command
 
 

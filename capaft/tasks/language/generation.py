@@ -25,6 +25,9 @@ from capaft.tasks.language.token_loss import loss_by_example, score_tokens, summ
 Prediction = tuple[float, int, int, str | None]
 """For one feature: the summed loss, the number of tokens that count, how many are right, and any generated text."""
 
+GENERATION_OPTIONS = ("max_new_tokens", "num_beams", "length_penalty", "no_repeat_ngram_size")
+"""Options of writing texts."""
+
 
 @dataclass(frozen=True)
 class Generation(Task):
@@ -49,6 +52,10 @@ class Generation(Task):
     def generates(self) -> bool:
         """True if evaluation has the model write."""
         return self.metric in TEXT_METRICS
+
+    def idle_options(self, base: BaseModel) -> dict[str, str]:
+        """See `Task.idle_options`; a metric that needs no texts is no cause, since a later evaluation may need some."""
+        return {"length_penalty": "--num-beams 1"} if self.num_beams == 1 else {}
 
     def loss(self, outputs: Any, targets: Mapping[str, Tensor], smoothing: float) -> Tensor:
         """The sum of the cross-entropy over the tokens that count."""

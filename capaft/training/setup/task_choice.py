@@ -22,11 +22,13 @@ class TaskChoice:
         task: the task, with its labels.
         train: the training rows and their columns.
         validation: the validation rows and their columns.
+        held_out: True if the validation rows were set aside from the training rows.
     """
 
     task: Task
     train: Selection
     validation: Selection
+    held_out: bool = False
 
 
 def choose_task(config: TrainConfig, splits: Splits, say: Callable[[str], None]) -> TaskChoice:
@@ -54,4 +56,5 @@ def choose_task(config: TrainConfig, splits: Splits, say: Callable[[str], None])
     task = kind.decide(selections.labelled.rows, selections.labelled.columns, config, config.data or "")
     # A wrong label is reported before minutes of loading.
     task.check_labels(selections.validation.rows, selections.validation.columns)
-    return TaskChoice(task, selections.train, selections.validation)
+    held_out = selections.labelled is not selections.train
+    return TaskChoice(task, selections.train, selections.validation, held_out)
