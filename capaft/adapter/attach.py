@@ -20,7 +20,7 @@ from capaft.adapter.replacing import watch_registrations
 from capaft.adapter.statistics import hold_statistics, release_statistics
 from capaft.adapter.substitutes import Substitutes
 from capaft.config.choices import HEAD_K, Activation, BasisName, HeadMode, MaskRescale, Masks, Scope
-from capaft.methods.stack import Stack, parse_stack
+from capaft.methods.stack import Stack, parse_stack, stack_options
 from capaft.model.labels import Labels
 from capaft.model.layers import has_own_backward
 from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name, input_embeddings
@@ -71,8 +71,8 @@ def attach(
     The adapter is active from the start, unless another one is: then `switch` chooses among them. What it trains
     directly is its own copy, and the model's values stay as they are.
 
-    Of the method's options, None stands for the method's own default, and those that the method does not have are
-    ignored.
+    Of the method's options, None stands for the method's own default. Options that another method has and this one does
+    not are ignored with a warning.
 
     Args:
         model: the base model; changed in place.
@@ -179,7 +179,10 @@ def _stack(method: str | Stack, keywords: Mapping[str, Any], method_options: Map
     if isinstance(method, str):
         if twice := sorted(keywords.keys() & method_options.keys()):
             raise UsageError(f"{twice[0]} is set twice, by its keyword and in method_options; drop one of them")
-        return parse_stack(method, **keywords, **method_options)
+        stack = parse_stack(method, **keywords, **method_options)
+        for option in sorted({*keywords, *method_options} - stack_options(method)):
+            warnings.warn(f"{option} has no effect with {stack.method} and is ignored", stacklevel=4)
+        return stack
     if options := sorted({*keywords, *method_options}):
         raise UsageError(
             f"the method is a Stack, which has its options already; give {', '.join(options)} to capaft.Stack.parse"

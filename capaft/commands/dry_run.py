@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -53,12 +53,14 @@ class DryRun:
     estimated_peak_memory_bytes: int | None
 
 
-def describe_run(config: TrainConfig, say: Callable[[str], None]) -> DryRun:
+def describe_run(config: TrainConfig, say: Callable[[str], None], labels: Mapping[str, str] | None = None) -> DryRun:
     """Plan a run: its output directory, data, model, sites and sizes. Nothing is written.
 
     Args:
         config: the resolved settings.
         say: called with a line for each decision worth reading.
+        labels: by name of each setting that the user set, the user's name for it; None counts those that are not the
+            default.
 
     Raises:
         UsageError: something cannot be used as given.
@@ -69,7 +71,7 @@ def describe_run(config: TrainConfig, say: Callable[[str], None]) -> DryRun:
     directory = choose_directory(
         config.output, canonical_method(config.method), overwrite=config.overwrite, resume=config.resume
     )
-    job = prepare_job(config, say)
+    job = prepare_job(config, say, labels)
     return DryRun(
         output=str(directory.path),
         config=dump_settings(settled_config(config, job)),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -13,11 +15,11 @@ import typer
 from capaft.commands.reporting import Json, is_first_process, quiet_libraries, reporting
 from capaft.config.presets import preset_file
 from capaft.config.signature import signature
-from capaft.config.sources import dump_settings, resolve_settings
+from capaft.config.sources import MADE_BY, dump_settings, resolve_settings, user_labels, with_labels
 from capaft.config.train_config import TrainConfig
 from capaft.support import strict_json
 from capaft.support.console import print_line
-from capaft.support.errors import UsageError
+from capaft.support.errors import CapaftError, UsageError
 
 
 @signature(TrainConfig)
@@ -38,7 +40,7 @@ def train_command(
 ) -> None:
     """Train an adapter. Without arguments: a real job on an embedded model and data set."""
     with reporting() as console:
-        settings = _resolve(flags, config, preset)
+        settings, labels = _resolve(flags, config, preset)
         if print_config:
             print(dump_settings(settings), end="")
             return
@@ -52,19 +54,33 @@ def train_command(
         if dry_run:
             from capaft.commands.dry_run import describe_run, dry_run_text
 
-            dry_run_report = describe_run(settings, lambda line: print_line(console, line))
+            with _naming(labels):
+                dry_run_report = describe_run(settings, lambda line: print_line(console, line), labels)
             print(strict_json.document(asdict(dry_run_report)) if json else dry_run_text(dry_run_report))
             return
         from capaft.commands.summary import run_summary
         from capaft.training.run import execute_run
 
-        results = execute_run(settings, console, sys.argv[1:])
+        with _naming(labels):
+            results = execute_run(settings, console, sys.argv[1:], labels)
         if is_first_process():
             print(strict_json.document(results.record()) if json else run_summary(results))
 
 
-def _resolve(flags: dict[str, str | bool | list[str] | None], config: Path | None, preset: str | None) -> TrainConfig:
-    """The settings, from all sources.
+@contextmanager
+def _naming(labels: dict[str, str]) -> Iterator[None]:
+    """Has errors name the settings as the user did, who may have set variables or lines of a file."""
+    try:
+        yield
+    except CapaftError as error:
+        error.args = (with_labels(str(error), labels),)
+        raise
+
+
+def _resolve(
+    flags: dict[str, str | bool | list[str] | None], config: Path | None, preset: str | None
+) -> tuple[TrainConfig, dict[str, str]]:
+    """The settings, from all sources, and the user's names for those that the user set.
 
     Raises:
         UsageError: a setting is wrong, or a file or preset does not exist.
@@ -72,11 +88,15 @@ def _resolve(flags: dict[str, str | bool | list[str] | None], config: Path | Non
     if config is not None and not config.is_file():
         raise UsageError(f"--config {config}: no such file; name a YAML file of settings")
     published = preset_file(preset) if preset else None
-    settings, _ = resolve_settings(TrainConfig, flags=flags, environ=os.environ, file=config, preset=published)
+    settings, sources = resolve_settings(TrainConfig, flags=flags, environ=os.environ, file=config, preset=published)
     if settings.resume and settings.output:
         from capaft.training.record.run_directory import started_config
 
         if begun := started_config(settings.output):
             # The run goes on with its own settings, except for those that the command sets.
-            settings, _ = resolve_settings(TrainConfig, flags=flags, environ=os.environ, file=config, preset=begun)
-    return settings
+            settings, sources = resolve_settings(
+                TrainConfig, flags=flags, environ=os.environ, file=config, preset=published, begun=begun
+            )
+    is_saved = config is not None and config.read_text(encoding="utf-8-sig").startswith(MADE_BY)
+    # The choices in the file of a run are capaft's own.
+    return settings, user_labels(settings, sources, None if is_saved else config)

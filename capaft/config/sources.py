@@ -6,6 +6,7 @@ YAML's own types are ignored, since it reads `5e-3` as a string and `no` as Fals
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -16,6 +17,9 @@ from capaft.support.errors import UsageError, did_you_mean
 
 Flags = Mapping[str, str | bool | list[str] | None]
 """The flags of a command, by name of the setting; None for one that was not typed."""
+
+MADE_BY = "# capaft "
+"""Start of the first line of a run's settings, in which capaft has made every choice that was left to it."""
 
 S = TypeVar("S", bound=Settings)
 
@@ -37,9 +41,10 @@ def resolve_settings(
     environ: Mapping[str, str],
     file: Path | None = None,
     preset: Path | None = None,
+    begun: Path | None = None,
     prefix: str = "CAPAFT_",
 ) -> tuple[S, dict[str, str]]:
-    """Read settings from flags, else the environment, else a YAML file, else a preset, else the defaults.
+    """Read settings from flags, else the environment, else a YAML file, else a preset, else a run, else the defaults.
 
     Args:
         cls: the dataclass to make.
@@ -47,6 +52,7 @@ def resolve_settings(
         environ: variables; after `prefix`, the name of each is that of a setting in capitals.
         file: a YAML mapping from names (with `_` or `-`) to values.
         preset: another such file, which `file` overrides.
+        begun: the file of a run that is resumed, which `preset` overrides.
         prefix: start of the names of variables.
 
     Returns:
@@ -60,7 +66,7 @@ def resolve_settings(
     if not cls.nullable:
         kinds = {name: required_type(kind) for name, kind in kinds.items()}
     errors: list[str] = []
-    files = [_from_yaml(path, kinds, errors) if path else [] for path in (preset, file)]
+    files = [_from_yaml(path, kinds, errors) if path else [] for path in (begun, preset, file)]
     # The weakest source comes first.
     layers = [*files, _from_env(environ, kinds, prefix, errors), _from_flags(flags)]
     for layer in layers:
@@ -79,13 +85,55 @@ def resolve_settings(
     instance = cls(**{name: entry.value for name, entry in entries.items()})
     # Presets give way, so they conflict with nothing. A saved file spells out every default, so a default counts as the
     # user's choice only if it was typed.
-    _, from_file, *typed = layers
+    *_, from_file, from_env, from_flags = layers
     changed = [entry for entry in from_file if entry.value != fields[entry.name].default]
-    chosen = {entry.name: entry for layer in (changed, *typed) for entry in layer}
+    chosen = {entry.name: entry for layer in (changed, from_env, from_flags) for entry in layer}
     labels = {name: entry.label for name, entry in chosen.items() if entry.value is not None}
     if conflicts := instance.conflicts(labels):
-        raise UsageError("\n".join(conflicts))
+        variables = {name: label for name, label in labels.items() if label.startswith(prefix)}
+        raise UsageError(with_labels("\n".join(conflicts), variables))
     return instance, dict.fromkeys(fields, "default") | {name: entry.source for name, entry in entries.items()}
+
+
+def user_labels(instance: Settings, sources: Mapping[str, str], file: Path | None = None) -> dict[str, str]:
+    """The user's names for the settings that the user set, by name: `--lr`, `CAPAFT_LR` or `run.yaml:3: lr`.
+
+    Args:
+        instance: the settings.
+        sources: the source of each, as `resolve_settings` gives them.
+        file: the user's YAML file. A saved one spells out every default, which is nobody's choice.
+    """
+    labels = {}
+    for field in dataclasses.fields(instance):
+        source = sources[field.name]
+        if file is not None and source.startswith(f"{file}:"):
+            if getattr(instance, field.name) != field.default:
+                labels[field.name] = f"{source}: {field.name}"
+        elif source != "default" and not _is_line(source):
+            labels[field.name] = source
+    return labels
+
+
+def _is_line(source: str) -> bool:
+    """True if a source is a line of a file."""
+    return source.rpartition(":")[2].isdecimal()
+
+
+def with_labels(message: str, labels: Mapping[str, str]) -> str:
+    """A message that names settings as the user did, where it names their flags."""
+    for name, label in labels.items():
+        flag, shown = re.escape(flag_of(name)), label.replace("\\", r"\\")
+        if not label.startswith("--"):
+            message = re.sub(rf"\bdrop {flag}(?![\w-])", withdrawal(shown), message)
+            message = re.sub(rf"(?<![\w-]){flag}(?![\w-])", shown, message)
+    return message
+
+
+def withdrawal(label: str) -> str:
+    """The advice to take a setting back, by the user's name for it: `--lr`, `CAPAFT_LR` or `run.yaml:3: lr`."""
+    if label.startswith("--"):
+        return f"drop {label}"
+    return f"remove {label}" if ":" in label else f"unset {label}"
 
 
 def dump_settings(instance: Settings) -> str:

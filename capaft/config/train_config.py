@@ -43,7 +43,7 @@ class TrainConfig(
             conflicts.append(f"{one} and {other} cannot be used together{advice}")
 
         if self.budget is not None:
-            sizes = {"k"} if "nola" in self.method.split("+") else {"k", "rank", "bottleneck", "prefix_length"}
+            sizes = {"k"} if "nola" in self.method.split("+") else SIZES
             for name in sorted(sizes & labels.keys()):
                 excludes(labels.get("budget", "--budget"), labels[name], ": a budget picks it; drop one")
         if self.masks == "partition" and "density" in labels and abs(self.density - 1 / self.copies) > 0.005:
@@ -68,6 +68,9 @@ class TrainConfig(
             excludes("--head frozen", "--method head", ": nothing would be trained; drop one")
         return conflicts
 
+
+SIZES = frozenset(["k", "rank", "bottleneck", "prefix_length"])
+"""Settings that a budget picks."""
 
 TASK_OPTIONS = frozenset(field.name for field in fields(TrainConfig) if "task option" in field.metadata["marks"])
 """Settings that only some tasks have."""

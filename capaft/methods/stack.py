@@ -7,6 +7,7 @@ trains the task's head on the frozen base model, `full` trains everything, for c
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -76,7 +77,10 @@ class Stack:
             >>> stack.method, stack.k
             ('lora+nola', (64, 64))
         """
-        return parse_stack(method, **options)
+        stack = parse_stack(method, **options)
+        for option in sorted({name for name, value in options.items() if value is not None} - stack_options(method)):
+            warnings.warn(f"{option} has no effect with {stack.method} and is ignored", stacklevel=3)
+        return stack
 
     def coefficients(self, factor: Factor) -> Coefficients | None:
         """NOLA's options for one factor, or None if the factor itself is trained.

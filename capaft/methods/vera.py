@@ -2,6 +2,9 @@
 
 Kopiczko et al. 2024, arXiv 2310.11454, eq. 2: `y = W x + b * (U (d * (D x)))`. The frozen pair is shared by all sites
 of one shape and drawn from the seed, so it is not part of the file.
+
+CapaBoost masks the pair and not `d`, which every copy uses whole: `b * sum_j ((U∘M_Uj) (d * ((D∘M_Dj) x)))`. A mask of
+`d` would take away as many of the rank-one terms `b * U[:, h] d[h] D[h]` as a copy adds.
 """
 
 from __future__ import annotations
@@ -45,11 +48,12 @@ class Vera(LowRank):
         return (
             Factor("down", (self.rank, site.in_features), 0, "uniform", fan_in, frozen=True),
             Factor("up", (site.out_features, self.rank), 1, "uniform", self.rank, frozen=True),
-            Factor("inner", (self.rank,), 0, 0.1),
+            Factor("inner", (self.rank,), None, 0.1),
             Factor("outer", (site.out_features,), None),
         )
 
     def update(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, float]:
         """See `LowRank.update`."""
         down, up, inner, outer = factors
-        return outer[:, None] * up, inner[:, None] * down, 1.0
+        copies = len(down) // self.rank
+        return outer[:, None] * up, inner.repeat(copies)[:, None] * down, 1.0

@@ -34,11 +34,11 @@ from capaft.tasks.language.chat_columns import (
     recognise_exchange,
     usual_chat,
 )
-from capaft.tasks.language.chat_template import turn_ends
+from capaft.tasks.language.chat_template import has_template, turn_ends
 from capaft.tasks.language.example import Example, shortened_prompt
 from capaft.tasks.language.formatted import SEPARATOR, pair_examples
 from capaft.tasks.language.framing import frame, tokenise_rows
-from capaft.tasks.language.generation import Generation
+from capaft.tasks.language.generation import GENERATION_OPTIONS, Generation
 from capaft.tasks.language.plain_text import (
     end_of_text_token,
     pack_blocks,
@@ -276,6 +276,21 @@ class CausalLM(Generation):
         stops = turn_ends(base.processor)
         new = self._new_tokens(base)
         return self.generated(base, model, new, stops, input_ids=ids.to(device), attention_mask=mask.to(device))
+
+    def idle_options(self, base: BaseModel) -> dict[str, str]:
+        """See `Task.idle_options`."""
+        if self.layout == TEXT:
+            read = ("chat_template", "separator", "source_prefix")
+            return dict.fromkeys((*read, *GENERATION_OPTIONS), "plain text")
+        idle = super().idle_options(base)
+        if self.layout == MESSAGES:
+            return idle | dict.fromkeys(("packing", "chat_template", "separator", "source_prefix"), "chats")
+        idle["packing"] = "prompts and completions"
+        if not has_template(base.processor):
+            idle["chat_template"] = "a model that has none"
+        elif self.chat_template:
+            idle["separator"] = "the model's chat template"
+        return idle
 
     def show(self, base: BaseModel, features: Features, index: int) -> str:
         """The text, with ⟦brackets⟧ around the tokens that count in the loss."""

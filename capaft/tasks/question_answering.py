@@ -228,6 +228,10 @@ class QuestionAnswering(Task):
             targets[name] = torch.where(positions < 0, positions, positions + _padding(mask))
         return Batch(padded, targets, int((targets["start"] >= 0).sum()))
 
+    def idle_options(self, base: BaseModel) -> dict[str, str]:
+        """See `Task.idle_options`."""
+        return {} if self.no_answer else {"no_answer_threshold": "questions that all have answers"}
+
     def loss(self, outputs: Any, targets: Mapping[str, Tensor], smoothing: float) -> Tensor:
         """The mean of the cross-entropies of start and end, summed over windows.
 

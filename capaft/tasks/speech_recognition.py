@@ -164,6 +164,11 @@ class SpeechRecognition(Task):
         self._transcriber(loaded.model.config).adjust(loaded)
         return without_random_masks(loaded)
 
+    def idle_options(self, base: BaseModel) -> dict[str, str]:
+        """See `Task.idle_options`."""
+        decodes = _transcriber_class(base.model.config) is DecoderTranscriber
+        return {} if decodes else dict.fromkeys(("max_new_tokens", "num_beams"), "a model that writes by frames")
+
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Recordings, read once for their lengths, with the tokens of their transcripts as `labels`.
 

@@ -301,6 +301,10 @@ class TextClassification(Task):
         targets = torch.from_numpy(features.references[list(indices)])
         return Batch(dict(padded), {"labels": targets}, len(indices))
 
+    def idle_options(self, base: BaseModel) -> dict[str, str]:
+        """See `Task.idle_options`."""
+        return {} if self.problem == "multi" else {"label_separator": f"--problem {self.problem}"}
+
     def loss(self, outputs: Any, targets: Mapping[str, Tensor], smoothing: float) -> Tensor:
         """The problem's loss, whose terms are examples."""
         return self._problem.loss(outputs.logits.float(), targets["labels"], smoothing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from capaft.adapter.file import save_load
 from capaft.adapter.file.save_load import restore_parameters
+from capaft.config.restarts import parse_restarts
 from capaft.config.train_config import TrainConfig
 from capaft.factors import rng
 from capaft.support import strict_json
@@ -93,7 +94,9 @@ def train(run: Trainer, resumed: Checkpoint | None = None) -> Outcome:
 
     # The plan of the run: how many steps, how fast, when to evaluate.
     per_epoch = math.ceil(len(job.train) / config.batch_size)
-    course = schedule.course(config.schedule, schedule.warmup_steps(config.warmup, job.rates.steps), job.rates.steps)
+    restarts = parse_restarts(config.restarts or ())
+    course = schedule.restarted_course(config.schedule, config.warmup, job.rates.steps, restarts)
+    restart_steps = {restart.step for restart in restarts}
     evaluate_every = config.eval_steps or config.eval_epochs * per_epoch
 
     # Its state: parameters, optimizer, progress. All of it is in a checkpoint, so a resumed run starts from the same.
@@ -114,6 +117,7 @@ def train(run: Trainer, resumed: Checkpoint | None = None) -> Outcome:
 
     with journal, interruptible() as interrupted, memory_guard():
         model.train()
+        best = _waiting_anew(best) if step in restart_steps else best
         while step < job.rates.steps and not _waited_enough(best, config):
             # One optimizer step: its batch, cut into micro-batches; its gradients; the update.
             epoch, position = divmod(step, per_epoch)
@@ -137,7 +141,7 @@ def train(run: Trainer, resumed: Checkpoint | None = None) -> Outcome:
 
             # The record: losses now and then, scores when it is time to evaluate.
             pending.append(_PendingStep(step, step / per_epoch, lr, len(order[position]), loss))
-            evaluates = step % evaluate_every == 0 or step == job.rates.steps
+            evaluates = step % evaluate_every == 0 or step == job.rates.steps or step in restart_steps
             if len(pending) == FETCH_STEPS or evaluates or stop or due:
                 _report(journal, pending, processes)
             if evaluates:
@@ -154,6 +158,7 @@ def train(run: Trainer, resumed: Checkpoint | None = None) -> Outcome:
                     step, step / per_epoch, metric, evaluation.scores, is_best, shown=shown, by_loss=by_loss
                 )
                 _plot(run, journal)
+                best = _waiting_anew(best) if step in restart_steps else best
 
             # The files: enough to go on from, at every evaluation, now and then, and before stopping.
             if evaluates or due or stop:
@@ -243,6 +248,11 @@ def _seed(seed: int, purpose: str, step: int, rank: int, number: int) -> int:
 
 def _waited_enough(best: Best, config: TrainConfig) -> bool:
     return config.patience is not None and best.waited >= config.patience
+
+
+def _waiting_anew(best: Best) -> Best:
+    """The best evaluation so far, with the whole patience for a better one."""
+    return replace(best, waited=0)
 
 
 def _report(journal: Journal, pending: list[_PendingStep], processes: Processes) -> None:

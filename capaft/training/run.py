@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from rich.console import Console
 from capaft.adapter.attach import attach_plan
 from capaft.adapter.file.fingerprint import weight_samples
 from capaft.config.settings import setting_types
-from capaft.config.sources import dump_settings
+from capaft.config.sources import MADE_BY, dump_settings
 from capaft.config.train_config import TrainConfig
 from capaft.config.values import parse_value
 from capaft.methods.host import Host
@@ -31,13 +31,13 @@ from capaft.training.optimizer import check_optimizer
 from capaft.training.parallel.processes import Processes
 from capaft.training.parallel.sharding import shard_model, sharding_requested
 from capaft.training.record.checkpoint import Checkpoint, newest_checkpoint, prune_checkpoints
+from capaft.training.record.extension import continuation, is_finished, with_restarts
 from capaft.training.record.model_card import card_text
 from capaft.training.record.results import Results, read_results
 from capaft.training.record.resume import (
     changed_settings,
     check_best_adapter,
     check_same_origin,
-    check_same_settings,
     origin_digests,
 )
 from capaft.training.record.run_directory import (
@@ -56,17 +56,19 @@ from capaft.training.trainer import Trainer
 
 # Settings that say where and how a run goes on; a saved run repeats without them.
 _NOT_REPEATED: dict[str, Any] = {"output": None, "overwrite": False, "resume": False, "processes": 1, "show": 0}
-# The first line of a run's settings.
-_MADE_BY = "# capaft "
 
 
-def execute_run(config: TrainConfig, console: Console, command: Sequence[str] = ()) -> Results:
-    """Train, and write the run directory; or go on with a run that was interrupted.
+def execute_run(
+    config: TrainConfig, console: Console, command: Sequence[str] = (), labels: Mapping[str, str] | None = None
+) -> Results:
+    """Train, and write the run directory; or go on with a run that was interrupted, or extend a finished one.
 
     Args:
         config: the resolved settings.
         console: where people read.
         command: the command line that was typed, for the model card.
+        labels: by name of each setting that the user set, the user's name for it; None counts those that are not the
+            default.
 
     Raises:
         UsageError: the settings or the data cannot be used; nothing was written.
@@ -85,23 +87,33 @@ def execute_run(config: TrainConfig, console: Console, command: Sequence[str] = 
     with hold_directory(directory) if processes.is_first else nullcontext():
         resumes = config.resume and directory.config.exists()
         resumed = newest_checkpoint(directory.checkpoints) if resumes else None
-        _check_shared(directory, resumes, resumed, processes)
-        finished = resumes and directory.results.exists()
-        if finished and not changed_settings(directory, _repeatable(settled_method(config, chosen_stack(config)))):
-            return _finished(directory, say)
+        finished = resumes and is_finished(directory)
+        _check_shared(directory, (resumes, finished, resumed.progress.step if resumed else 0), processes)
+        if resumes:
+            config, command = with_restarts(config, directory), _command_of(directory)
 
         # Then all that can be decided, so that a mistake costs nothing that was there before.
-        job = prepare_job(config, say)
-        run = Trainer(job, config, directory, console, accelerator, processes, made_from=origin_digests(job))
-        repeatable = _repeatable(settled_config(config, job))
-        if resumes:
-            check_same_settings(directory, repeatable)
-            command = _command_of(directory)
-        if finished:
-            return _finished(directory, say)
+        has_nothing_left = finished and not changed_settings(
+            directory, _repeatable(settled_method(config, chosen_stack(config)))
+        )
+        job = prepare_job(config, _say_nothing if has_nothing_left else say, labels)
+        made_from, repeatable = origin_digests(job), _repeatable(settled_config(config, job))
+        restart = continuation(directory, repeatable, job, resumed, _chosen(config, labels)) if resumes else None
+        # No process may change what another has yet to compare.
+        processes.gather([restart])
         if resumed:
-            check_same_origin(resumed.made_from, run.made_from, directory.path)
+            check_same_origin(resumed.made_from, made_from, directory.path)
             check_best_adapter(directory, resumed.progress.best.value is not None)
+        if finished and not restart:
+            return _finished(directory, resumed, say)
+        if restart:
+            say(
+                f"{directory.path} is extended from {restart.step} to {job.rates.steps} steps; the schedule starts "
+                f"anew at step {restart.step}"
+            )
+            restarts = (*(config.restarts or ()), str(restart))
+            config, repeatable = replace(config, restarts=restarts), replace(repeatable, restarts=restarts)
+        run = Trainer(job, config, directory, console, accelerator, processes, made_from=made_from)
 
         # The head is fitted before the adapter is attached: on the frozen base alone.
         if not in_shares:
@@ -115,8 +127,10 @@ def execute_run(config: TrainConfig, console: Console, command: Sequence[str] = 
             prune_checkpoints(directory.checkpoints, resumed.progress.step)
         with replacing_run(directory, say) if processes.is_first and not resumed else nullcontext():
             if processes.is_first:
-                made_by = f"{_MADE_BY}{json.dumps(list(command))}\n\n"
+                made_by = f"{MADE_BY}{json.dumps(list(command))}\n\n"
                 write_atomically(directory.config, made_by + dump_settings(repeatable))
+                # Only now: a run that is extended is not finished once its settings say so.
+                directory.results.unlink(missing_ok=True)
             if in_shares and processes.count > 1:
                 # No process can read all weights afterwards.
                 run = replace(run, samples=weight_samples(run.model, job.plan))
@@ -130,26 +144,43 @@ def execute_run(config: TrainConfig, console: Console, command: Sequence[str] = 
         return results
 
 
-def _check_shared(directory: RunDirectory, resumes: bool, resumed: Checkpoint | None, processes: Processes) -> None:
+def _say_nothing(line: str) -> None:
+    """Print no line."""
+
+
+def _chosen(config: TrainConfig, labels: Mapping[str, str] | None) -> set[str]:
+    """Names of the settings that the user set; without labels, of those that are not the default."""
+    if labels is not None:
+        return set(labels)
+    return {field.name for field in fields(config) if getattr(config, field.name) != field.default}
+
+
+def _check_shared(directory: RunDirectory, seen: tuple[bool, bool, int], processes: Processes) -> None:
     """Make sure that all processes see the same files.
+
+    Args:
+        directory: the run's directory.
+        seen: what this process sees: a run to go on with, whether that is finished, and its last step.
+        processes: those that train together.
 
     Raises:
         UsageError: they do not.
     """
-    seen = (resumes, directory.results.exists(), resumed.progress.step if resumed else 0)
     if len(set(processes.gather([seen]))) > 1:
         raise UsageError(
             f"--output {directory.path}: the processes do not all see the same run; name a directory that they share"
         )
 
 
-def _finished(run: RunDirectory, say: Callable[[str], None]) -> Results:
+def _finished(run: RunDirectory, resumed: Checkpoint | None, say: Callable[[str], None]) -> Results:
     """The results of a run that has nothing left to do.
 
     Raises:
         UsageError: they cannot be read.
     """
     results = read_results(run.results)
+    if resumed is None:
+        say(f"warning: {run.path} has no checkpoint, so that its data and base model were not compared")
     say(f"{run.path} is finished; nothing is left to do")
     return results
 
@@ -216,7 +247,7 @@ def _repeatable(config: TrainConfig) -> TrainConfig:
 def _command_of(run: RunDirectory) -> list[str]:
     """The command that a run was started with."""
     first, *_ = run.config.read_text(encoding="utf-8").splitlines()
-    command: list[str] = json.loads(first.removeprefix(_MADE_BY)) if first.startswith(_MADE_BY) else []
+    command: list[str] = json.loads(first.removeprefix(MADE_BY)) if first.startswith(MADE_BY) else []
     return command
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from capaft.config.choices import Schedule
+from capaft.config.restarts import Restart
 
 # Power of `polynomial`, turns of `cosine-restarts`, and the share of the run in which `wsd` decays.
 POWER = 2.0
@@ -18,6 +20,28 @@ def warmup_steps(warmup: float, steps: int) -> int:
     """Steps in which the rate rises: below 1 a share of all steps, from 1 on their number."""
     # A product of floats would make 8 steps of 0.07 * 100.
     return math.ceil(Fraction(str(warmup)) * steps) if warmup < 1 else round(warmup)
+
+
+def restarted_course(
+    schedule: Schedule, warmup: float, steps: int, restarts: Sequence[Restart]
+) -> Callable[[int], float]:
+    """The learning rate at a step, as `course` gives it, for a run whose schedule starts anew at some steps.
+
+    Args:
+        schedule: its name.
+        warmup: as `warmup_steps` takes it, for each part between two restarts.
+        steps: optimizer steps of the whole run.
+        restarts: the steps at which the schedule starts anew.
+    """
+    starts = [0, *(restart.step for restart in restarts)]
+    lengths = [end - start for start, end in zip(starts, [*(r.planned for r in restarts), steps], strict=True)]
+    courses = [course(schedule, warmup_steps(warmup, length), length) for length in lengths]
+
+    def at(step: int) -> float:
+        part = bisect.bisect_right(starts, step) - 1
+        return courses[part](step - starts[part])
+
+    return at
 
 
 def course(schedule: Schedule, warmup: int, steps: int) -> Callable[[int], float]:

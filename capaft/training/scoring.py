@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from capaft.support import strict_json
 from capaft.support.errors import UsageError, did_you_mean
 from capaft.support.files import write_atomically
 from capaft.tasks.base.task import Task
-from capaft.tasks.language.generation import Generation
+from capaft.tasks.language.generation import GENERATION_OPTIONS, Generation
 from capaft.tasks.language.text_scores import TEXT_METRICS
 from capaft.training.accelerator import accelerator_for, move_model
 from capaft.training.evaluate import evaluate
@@ -94,6 +94,9 @@ def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) 
             f"--predictions FILE{also}"
         )
 
+    for line in _idle(task, saved, options, selection):
+        say(f"{line} and is ignored")
+
     base_dtype = options.base_dtype or config.base_dtype
     precision = _precision(config.precision, base_dtype)
     accelerator = accelerator_for(replace(config, tracker=None, precision=precision, base_dtype=base_dtype))
@@ -125,6 +128,23 @@ def _precision(precision: Precision, base_dtype: BaseDtype) -> Precision:
     if precision == "fp32" and base_dtype != "float32":
         return "bf16"
     return precision
+
+
+def _idle(task: Task, saved: SavedRun, options: EvalOptions, selection: Selection) -> Iterator[str]:
+    """The options that have no effect on the scores, each with the cause."""
+    idle = task.idle_options(saved.base)
+    if isinstance(task, Generation) and not task.generates:
+        idle |= dict.fromkeys(GENERATION_OPTIONS, f"--metric {task.metric}")
+    if task.processor != "AutoTokenizer":
+        idle["max_length"] = task.name
+    for name in options.task_options:
+        if cause := idle.get(name.replace("-", "_")):
+            yield f"--set {name} has no effect with {cause}"
+    columns = selection.columns
+    if options.pair_column not in (None, columns.pair):
+        yield f"--pair-column has no effect with {task.name}"
+    if options.label_column is not None and columns.label is None and not columns.choices:
+        yield f"--label-column has no effect with {task.name}"
 
 
 def _reports(task: Task) -> bool:

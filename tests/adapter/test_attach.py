@@ -696,3 +696,17 @@ def test_dropout_that_has_no_place_is_told() -> None:
 def test_a_value_of_another_type_is_one_line(keywords: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=f"^{message}$"):
         capaft.attach(**{"model": tiny.bert(), "method": "lora"} | keywords)
+
+
+def test_an_option_of_another_method_is_ignored_with_a_warning() -> None:
+    with pytest.warns(UserWarning, match="^k has no effect with lora and is ignored$"):
+        capaft.attach(tiny.bert(), "lora", k=5)
+    with pytest.warns(UserWarning, match="^bottleneck has no effect with lora and is ignored$") as caught:
+        capaft.attach(tiny.bert(), "lora", method_options={"bottleneck": 5})
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match=r"^copies has no effect with lora\+nola and is ignored$") as caught:
+        capaft.Stack.parse("nola", copies=2)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        capaft.attach(tiny.bert(), "lora+nola+capaboost", k=5, copies=2, rank=2)

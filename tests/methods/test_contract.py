@@ -31,7 +31,9 @@ import capaft
 from capaft.adapter.attach import Adapter, attach_plan
 from capaft.adapter.budget import count_trainable
 from capaft.adapter.plan import Placement, Plan, make_plan
+from capaft.adapter.rank import inspect_ranks
 from capaft.factors.basis import BASES
+from capaft.methods.host import Host
 from capaft.methods.registry import HOSTS
 from capaft.methods.stack import parse_stack
 from capaft.model.targets import Targets
@@ -135,6 +137,15 @@ class Cell:
         return {"alpha": 6.0, **size, **nola, **TRANSFORMS[self.transform]}
 
     @property
+    def small(self) -> dict[str, Any]:
+        """A size that leaves room for the copies in every layer."""
+        return {HOSTS[self.host].size: 3}
+
+    @property
+    def copies(self) -> int:
+        return int(TRANSFORMS[self.transform].get("copies", 1))
+
+    @property
     def by_target(self) -> bool:
         """True if the host needs targets."""
         return bool(HOSTS[self.host].default_targets) or not LAYOUTS[self.layout].blocks
@@ -192,6 +203,12 @@ EVERYWHERE = [
 ]
 PLACED = [cell for cell in EVERYWHERE if cell.host not in LAYOUTS[cell.layout].without]
 TABLE = [cell for cell in PLACED if not cell.unfit]
+
+
+# Stacks whose update is a product of factors.
+RANKED = [
+    c for c in TABLE if HOSTS[c.host].product is not Host.product and (c.dtype, c.device) == (torch.float32, "cpu")
+]
 
 
 def over(cells: list[Cell], **conditions: Any) -> Any:
@@ -436,6 +453,29 @@ def test_switching_swaps_all_that_an_adapter_trains(cell: Cell) -> None:
         capaft.detach(model, name)
     assert state(model) == before
     assert model.num_labels == 3
+
+
+@over(RANKED)
+def test_the_rank_is_that_of_all_copies_together(cell: Cell) -> None:
+    model, adapter = cell.adapted(**cell.small)
+    for site, report in zip(adapter.plan.sites, inspect_ranks(model), strict=True):
+        update = naive.product(adapter, site).detach().numpy()
+        expected = min(cell.small[HOSTS[cell.host].size] * cell.copies, *update.shape)
+        assert np.linalg.matrix_rank(update, rtol=1e-6) == expected, site.path
+        assert report.numerical_rank == expected, site.path
+
+
+@pytest.mark.parametrize("host", sorted({c.host for c in RANKED if not HOSTS[c.host].unmergeable}))
+@pytest.mark.parametrize("masks", [{"density": 0.2}, {"density": 0.9}, {"masks": "partition"}], ids=str)
+@pytest.mark.parametrize("copies", [2, 4])
+def test_the_rank_under_thin_and_many_masks(host: str, masks: dict[str, Any], copies: int) -> None:
+    model, targets = LAYOUTS["linear"].base(), LAYOUTS["linear"].targets
+    adapter = capaft.attach(model, f"{host}+capaboost", rank=2, copies=copies, targets=targets, **masks)
+    tiny.scramble(adapter)
+    for site, report in zip(adapter.plan.sites, inspect_ranks(model), strict=True):
+        update = naive.product(adapter, site).detach().numpy()
+        expected = min(2 * copies, *update.shape)
+        assert (np.linalg.matrix_rank(update, rtol=1e-6), report.numerical_rank) == (expected, expected), site.path
 
 
 @float32_cells

@@ -221,14 +221,14 @@ class Dora(Lora):
 
 
 class Vera(Changes):
-    """`W + sum_j diag(b) U_j diag(d_j) D_j`; U and D are random, and shared by all layers of a shape."""
+    """`W + sum_j diag(b) U_j diag(d) D_j`; U and D are random, and shared by all layers of a shape."""
 
     def parts(self, site: Site, host: Any) -> dict[str, Part]:
         fan_in = 1 if site.kind == "embedding" else site.in_features
         return {
             "down": Part((host.rank, site.in_features), fan_in, frozen=True),
             "up": Part((site.out_features, host.rank), host.rank, frozen=True),
-            "inner": Part((host.rank,), start=0.1),
+            "inner": Part((host.rank,), start=0.1, copied=False),
             "outer": Part((site.out_features,), copied=False),
         }
 
@@ -556,6 +556,15 @@ def merged(adapter: Adapter, site: Site, weight: Tensor, bias: Tensor) -> tuple[
 def update(adapter: Adapter, site: Site) -> Tensor:
     """dW of a site, `(out, in)`, for hosts with an additive update."""
     return merged(adapter, site, torch.zeros(site.out_features, site.in_features), torch.zeros(site.out_features))[0]
+
+
+def product(adapter: Adapter, site: Site) -> Tensor:
+    """The product of the factors of a site, summed over the copies, `(out, in)`: dW but for a factor of each row."""
+    copies = copies_of(adapter, site)
+    return sum(  # type: ignore[return-value]
+        (factors["up"] @ (factors["inner"].diag() @ factors["down"] if "inner" in factors else factors["down"]))
+        for factors in copies
+    )
 
 
 def adapted(base: Any, *adapters: Adapter, parameters: Mapping[str, Tensor] | None = None) -> Any:

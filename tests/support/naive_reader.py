@@ -265,7 +265,7 @@ def factors_of(method: dict[str, Any], site: Site) -> list[Factor]:
             return [*pair, Factor("magnitude", (out,))]
         case "vera":
             up = Factor("up", (out, r), 1, "uniform", r, frozen=True)
-            return [pair[0]._replace(frozen=True), up, Factor("inner", (r,), 0, 0.1), Factor("outer", (out,))]
+            return [pair[0]._replace(frozen=True), up, Factor("inner", (r,), start=0.1), Factor("outer", (out,))]
         case "ia3":
             return [Factor("scale", (wide if scales_input else out,))]
         case "bitfit":
@@ -447,7 +447,8 @@ def merged(header: dict[str, Any], weight: Array, site: Site, parts: dict[str, A
             return weight + wide[0][:, None]
         case "vera":
             down, up, inner, outer = wide
-            return weight + (outer[:, None] * up) @ (inner[:, None] * down)
+            whole = np.resize(inner, len(down))
+            return weight + (outer[:, None] * up) @ (whole[:, None] * down)
     r = rank_at(method, site.path)
     new = weight + method["alpha"] / (math.sqrt(r) if method.get("rslora") else r) * parts["up"] @ parts["down"]
     if "magnitude" in parts:

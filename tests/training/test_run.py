@@ -446,3 +446,177 @@ def test_a_run_that_is_replaced_leaves_nothing_of_itself(
     killed(replace(settings, max_steps=20, seed=5), tmp_path, 9)
     execute(settings, tmp_path, overwrite=True)
     assert_same(tmp_path, undisturbed)
+
+
+# A finished run
+
+
+@pytest.fixture(scope="module")
+def extended(undisturbed: Path, settings: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of 11 steps, extended to 19 steps, which is not a multiple of its 8 an epoch either."""
+    directory = tmp_path_factory.mktemp("extended") / "run"
+    shutil.copytree(undisturbed, directory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "draw_losses", lambda *_: b"")
+        results = execute(replace(settings, max_steps=19), directory, resume=True)
+    assert results["steps"] == 19
+    return directory
+
+
+def test_an_extended_run_is_one_whose_schedule_starts_anew(
+    settings: TrainConfig, undisturbed: Path, extended: Path, tmp_path: Path
+) -> None:
+    execute(replace(settings, max_steps=19, restarts=("11",)), tmp_path / "run")
+    assert_same(extended, tmp_path / "run")
+    assert losses(extended)[:11] == losses(undisturbed)
+    rates = [record["lr"] for record in records(extended) if "lr" in record]
+    # Down to nearly nothing, then a warm-up and a cosine of its own over the 8 steps that are added.
+    assert rates[10] < 0.1 * max(rates[:11]) < max(rates[11:]) == pytest.approx(max(rates[:11]))
+
+
+@pytest.mark.parametrize("moment", [11, 12, 17])
+def test_an_extension_is_resumed_to_the_byte(
+    moment: int, settings: TrainConfig, undisturbed: Path, extended: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(undisturbed, directory)
+    killed(replace(settings, max_steps=19, resume=True), directory, moment)
+    # The command of the extension, or any command that goes on.
+    done = invoke("train", "--resume", "--output", directory, *(("--max-steps", "19") if moment == 12 else ()))
+    assert done.code == 0, done.err
+    assert "is extended" not in done.err
+    assert_same(directory, extended)
+
+
+def test_an_extension_killed_at_a_file_goes_on(
+    settings: TrainConfig, undisturbed: Path, extended: Path, tmp_path: Path
+) -> None:
+    changed = replace(settings, max_steps=19, resume=True)
+
+    def extend(moment: int, directory: Path) -> int:
+        def work() -> None:
+            seen = killing_at(moment, directory)
+            execute(changed, directory)
+            (tmp_path / "moments").write_text(str(seen()))
+
+        shutil.copytree(undisturbed, directory)
+        return wait(fork(work))
+
+    assert extend(sys.maxsize, tmp_path / "counted") == 0
+    moments = int((tmp_path / "moments").read_text())
+    # The first of them are where the settings and the old results are replaced.
+    for moment in (*range(0, 24, 3), moments - 4):
+        directory = tmp_path / f"run{moment}"
+        assert extend(moment, directory) == -signal.SIGKILL
+        execute(changed, directory)
+        assert_same(directory, extended)
+
+
+def test_extended_twice_and_by_epochs(settings: TrainConfig, extended: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(extended, directory)
+    before = outputs(directory)
+    done = invoke("train", "--resume", "--output", directory, "--epochs", "3")
+    assert done.code == 0, done.err
+    assert f"{directory} is extended from 19 to 24 steps; the schedule starts anew at step 19" in done.err
+    results = json.loads((directory / "results.json").read_text())
+    assert (results["steps"], results["epochs"]) == (24, 3.0)
+    assert outputs(directory)["last.safetensors"] != before["last.safetensors"]
+    whole = replace(settings, max_steps=None, epochs=3, restarts=("11", "19"))
+    execute(whole, tmp_path / "whole")
+    assert_same(directory, tmp_path / "whole")
+    # Its own settings repeat it, too.
+    done = invoke("train", "--config", directory / "run.yaml", "--output", tmp_path / "repeated")
+    assert done.code == 0, done.err
+    assert_same(tmp_path / "repeated", directory)
+
+
+def test_a_run_that_stopped_early_is_extended_from_where_it_stopped(settings: TrainConfig, tmp_path: Path) -> None:
+    early = replace(settings, lr=1e-30, head_lr=1e-30, eval_steps=2, patience=2, baseline=False, save_dtype="int8")
+    assert execute(early, tmp_path / "run")["steps"] == 6
+    assert execute(replace(early, max_steps=20), tmp_path / "run", resume=True)["steps"] == 10
+    assert "restarts: [6/11]" in (tmp_path / "run" / "run.yaml").read_text()
+    done = invoke("train", "--config", tmp_path / "run" / "run.yaml", "--output", tmp_path / "repeated")
+    assert done.code == 0, done.err
+    assert_same(tmp_path / "run", tmp_path / "repeated")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--max-steps", "10"), "has done 1.375 epochs, 11 steps, and --max-steps 10 is 10 steps; raise it, or start"),
+        (("--epochs", "1"), "has done 1.375 epochs, 11 steps, and --epochs 1 is 8 steps; raise it, or start anew"),
+        (("--epochs", "4", "--lr", "0.5"), "was started with --lr 0.02, not 0.5; drop --lr, or start anew"),
+        (("--budget", "2k"), "was started with --k 16,16, not "),
+        (("--metric", "f1"), "was started with --metric accuracy, not f1; drop --metric, or start anew"),
+    ],
+)
+def test_what_a_finished_run_refuses(flags: tuple[str, ...], message: str, undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    before = {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()}
+    done = invoke("train", "--resume", "--output", tmp_path / "run", *flags)
+    assert done.code == 2
+    line = done.err.splitlines()[-1]
+    assert line.startswith("error: --resume: ")
+    assert message in line
+    if flags[0] == "--budget":
+        assert "as by --budget; drop --budget, or start anew" in line
+    assert {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()} == before
+
+
+def test_a_setting_is_named_by_its_variable(undisturbed: Path) -> None:
+    done = invoke("train", "--resume", "--output", undisturbed, environ={"CAPAFT_LR": "0.5"})
+    assert done.code == 2
+    assert done.err.splitlines()[-1] == (
+        f"error: --resume: {undisturbed} was started with CAPAFT_LR 0.02, not 0.5; unset CAPAFT_LR, or start anew in "
+        "another --output"
+    )
+
+
+@pytest.mark.parametrize("extends", [False, True])
+def test_a_finished_run_has_the_data_and_the_base_that_it_began_with(
+    extends: bool, settings: TrainConfig, models: Path, reviews: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(models / "reviews", tmp_path / "model")
+    data = tmp_path / "reviews.csv"
+    data.write_bytes(reviews.read_bytes())
+    changed = replace(settings, model=str(tmp_path / "model"), data=str(data), max_steps=2, baseline=False)
+    execute(changed, tmp_path / "run")
+    arguments = ("train", "--resume", "--output", tmp_path / "run", *(("--max-steps", "3") if extends else ()))
+    data.write_text(reviews.read_text().replace("superb", "so-so"))
+    done = invoke(*arguments)
+    assert done.code == 2
+    assert "data of" in done.err
+    assert "has changed; restore it, or start anew" in done.err
+    data.write_bytes(reviews.read_bytes())
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    save_file(
+        {name: tensor * 1.5 for name, tensor in weights.items()},
+        tmp_path / "model" / "model.safetensors",
+        {"format": "pt"},
+    )
+    done = invoke(*arguments)
+    assert done.code == 2
+    assert "the base model of" in done.err
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 2
+
+
+def test_without_its_checkpoints_a_finished_run_is_neither_compared_nor_extended(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    done = invoke("train", "--resume", "--output", tmp_path / "run")
+    assert done.code == 0
+    assert done.err.splitlines()[0].startswith(f"warning: {tmp_path / 'run'} has no checkpoint")
+    done = invoke("train", "--resume", "--output", tmp_path / "run", "--max-steps", "19")
+    assert done.code == 2
+    assert "has no checkpoint of its last step to go on from; start anew in another --output" in done.err
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_run_that_is_not_finished_cannot_be_extended(settings: TrainConfig, tmp_path: Path) -> None:
+    killed(replace(settings, baseline=False), tmp_path, 4)
+    done = invoke("train", "--resume", "--output", tmp_path, "--max-steps", "19")
+    assert done.code == 2
+    assert "was started with --max-steps 11, not 19; drop --max-steps" in done.err

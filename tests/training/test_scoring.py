@@ -279,3 +279,12 @@ def test_predictions_of_what_predicts_nothing_are_refused_before_scoring(
     assert done.code == 2
     assert f"--predictions cannot be used with {TASKS[kind]} with --metric {metric}" in done.err
     assert not (tmp_path / "p.jsonl").exists()
+
+
+def test_options_without_effect_on_the_scores_are_named(texts: dict[str, Path], tmp_path: Path) -> None:
+    done = invoke("eval", texts["gpt2"], "--set", "num_beams=4", "--set", "packing=false")
+    assert done.code == 0, done.err
+    assert done.err.splitlines()[1:] == [
+        "data   --set num_beams has no effect with --metric perplexity and is ignored",
+        "data   --set packing has no effect with prompts and completions and is ignored",
+    ]

@@ -7,6 +7,7 @@ from functools import partial
 
 from capaft.config.choices import HeadInit, Optimizer, Schedule
 from capaft.config.ranges import FRACTION, RATE, at_least
+from capaft.config.restarts import are_restarts
 from capaft.config.settings import Settings, setting
 
 _setting = partial(setting, panel="Optimization")
@@ -44,5 +45,12 @@ class OptimizationSettings(Settings):
     )
     weight_decay: float = _setting(0.0, "Weight decay of matrices, decoupled except for sgd.", check=at_least(0))
     schedule: Schedule = _setting("linear", "Course of the learning rate after the warm-up.")
+    restarts: tuple[str, ...] | None = _setting(
+        None,
+        "Steps at which warm-up, schedule and patience start anew, as where a finished run was extended; 24/40 where "
+        "the schedule was to end at step 40 (default: none).",
+        metavar="step,...",
+        check=("ascending steps such as 40,80 or 24/40", are_restarts),
+    )
     clip: float = _setting(1.0, "Largest norm of the gradient; 0 turns clipping off.", check=at_least(0))
     label_smoothing: float = _setting(0.0, "Share of the target spread over all labels.", check=FRACTION)

@@ -279,6 +279,14 @@ class Task(ABC):
         """The task's own options, as an adapter file records them."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _COMMON}
 
+    def idle_options(self, base: BaseModel) -> dict[str, str]:
+        """The options that have no effect on this task as it is, each with the cause; by default none.
+
+        Args:
+            base: the base model.
+        """
+        return {}
+
     @property
     def more_is_better(self) -> bool:
         """True if a larger value of the metric is better."""

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 Prediction = tuple[float, int, int, str | None]
 """For one feature: the summed loss, the number of tokens that count, how many are right, and any generated text."""
 
+GENERATION_OPTIONS = ("max_new_tokens", "num_beams", "length_penalty", "no_repeat_ngram_size", "language")
+"""Options of writing texts."""
+
 
 @dataclass(frozen=True)
 class Generation(Task):
@@ -69,6 +72,10 @@ class Generation(Task):
     def generates(self) -> bool:
         """True if evaluation has the model write."""
         return self.metric in TEXT_METRICS
+
+    def idle_options(self, base: BaseModel) -> dict[str, str]:
+        """See `Task.idle_options`; a metric that needs no texts is no cause, since a later evaluation may need some."""
+        return {"length_penalty": "--num-beams 1"} if self.num_beams == 1 else {}
 
     def loss(self, outputs: Any, targets: Mapping[str, Tensor], smoothing: float) -> Tensor:
         """The sum of the cross-entropy over the tokens that count."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import fields
 from itertools import chain
 from typing import Any
@@ -20,7 +20,7 @@ from capaft.adapter.file.fingerprint import weight_samples
 from capaft.adapter.file.save_load import read
 from capaft.config.settings import flag_of
 from capaft.config.sources import resolve_settings
-from capaft.config.train_config import TrainConfig
+from capaft.config.train_config import SIZES, TrainConfig
 from capaft.support.errors import UsageError
 from capaft.tasks.base.features import Features
 from capaft.training.parallel.processes import Processes
@@ -31,23 +31,44 @@ from capaft.training.setup.job import Job
 _FREE = ("micro_batch_size", "eval_batch_size", "gradient_checkpointing", "checkpoint_seconds", "tracker", "head_cache")
 
 
-def check_same_settings(run: RunDirectory, config: TrainConfig) -> None:
+# Settings of the length, which is the one thing that may be another once a run is finished.
+LENGTH = {"epochs", "max_steps"}
+
+
+def saved_settings(run: RunDirectory) -> TrainConfig:
+    """The settings that a run has recorded."""
+    return resolve_settings(TrainConfig, flags={}, environ={}, file=run.config)[0]
+
+
+def check_same_settings(run: RunDirectory, config: TrainConfig, chosen: Collection[str] = ()) -> None:
     """Refuse to go on with a run under other settings.
 
+    Args:
+        run: the run.
+        config: the present settings, every choice filled in.
+        chosen: names of the settings that the user set.
+
     Raises:
-        UsageError: names the first setting that differs.
+        UsageError: names the first setting that differs, one of the user's if there is any, and the length last.
     """
-    for name, (before, now) in changed_settings(run, config).items():
-        flag = flag_of(name)
+    changed = changed_settings(run, config)
+    for name in sorted(changed, key=lambda name: (name in LENGTH, name not in chosen)):
+        before, now = changed[name]
+        cause = "budget" if name in SIZES and name not in chosen and "budget" in chosen else name
+        by = f" as by {flag_of(cause)}" if cause != name else ""
         raise UsageError(
-            f"--resume: {run.path} was started with {flag} {before}, not {now}; drop {flag}, or start "
-            "anew in another --output"
+            f"--resume: {run.path} was started with {flag_of(name)} {_shown(before)}, not {_shown(now)}{by}; "
+            f"drop {flag_of(cause)}, or start anew in another --output"
         )
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def changed_settings(run: RunDirectory, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """The value that a run began with, and the present one, of each setting that differs and should not."""
-    saved, _ = resolve_settings(TrainConfig, flags={}, environ={}, file=run.config)
+    saved = saved_settings(run)
     pairs = {name: (before, getattr(config, name)) for name, before in vars(saved).items() if name not in _FREE}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 

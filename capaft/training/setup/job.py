@@ -28,6 +28,7 @@ class Job:
         columns: those of the training rows.
         rates: length and learning rates of the run.
         baseline: True if the frozen base is to be scored first.
+        held_out: True if the validation rows were set aside from the training rows.
     """
 
     task: Task
@@ -40,6 +41,7 @@ class Job:
     columns: Columns
     rates: Rates
     baseline: bool
+    held_out: bool
 
     @property
     def head_parameters(self) -> int:

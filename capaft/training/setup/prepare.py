@@ -6,12 +6,13 @@ minutes of loading.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from capaft.adapter.attach import check_dropout
 from capaft.adapter.budget import count_trainable
 from capaft.adapter.plan import Plan
+from capaft.config.restarts import parse_restarts
 from capaft.config.train_config import TrainConfig
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
@@ -25,12 +26,14 @@ from capaft.training.setup.selection import DEMO, load_splits
 from capaft.training.setup.task_choice import choose_task
 
 
-def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
+def prepare_job(config: TrainConfig, say: Callable[[str], None], labels: Mapping[str, str] | None = None) -> Job:
     """Prepare a run. Nothing is written and nothing is trained.
 
     Args:
         config: the resolved settings.
         say: called with a line for each decision worth reading.
+        labels: by name of each setting that the user set, the user's name for it; None counts those
+            that are not the default.
 
     Raises:
         UsageError: something cannot be used as given.
@@ -61,8 +64,14 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
         columns=choice.train.columns,
         rates=rates,
         baseline=config.baseline if config.baseline is not None else config.data is None,
+        held_out=choice.held_out,
     )
-    describe_job(job, config, say)
+    if config.restarts and parse_restarts(config.restarts)[-1].step >= rates.steps:
+        raise UsageError(
+            f"--restarts {config.restarts[-1]} is not before the run's end at step {rates.steps}; raise --epochs or "
+            "--max-steps, or drop --restarts"
+        )
+    describe_job(job, config, say, labels)
     return job
 
 

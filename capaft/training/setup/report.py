@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping
 
-from capaft.config.settings import flag_of
-from capaft.config.train_config import TASK_OPTIONS, TrainConfig
-from capaft.methods.stack import known_options, stack_options
-from capaft.training.setup.fitted_head import can_fit_head
+from capaft.config.train_config import TrainConfig
+from capaft.training.setup.idle import idle_settings
 from capaft.training.setup.job import Job
 
 
-def describe_job(job: Job, config: TrainConfig, say: Callable[[str], None]) -> None:
+def describe_job(
+    job: Job, config: TrainConfig, say: Callable[[str], None], labels: Mapping[str, str] | None = None
+) -> None:
     """Describe a job in lines.
 
     Args:
         job: the job.
         config: the settings that it was made from.
         say: called with each line.
+        labels: by name of each setting that the user set, the user's name for it; None counts those
+            that are not the default.
     """
-    for line in (*_described(job, config), *(f"       warning: {line}" for line in _warnings(job, config))):
+    for line in (*_described(job, config), *(f"       warning: {line}" for line in _warnings(job, config, labels))):
         say(line)
 
 
@@ -46,7 +47,7 @@ def _described(job: Job, config: TrainConfig) -> Iterator[str]:
     yield f"rate   {rates.lr:g} at its peak{of_head}; {rates.steps} steps of {config.batch_size} examples"
 
 
-def _warnings(job: Job, config: TrainConfig) -> Iterator[str]:
+def _warnings(job: Job, config: TrainConfig, labels: Mapping[str, str] | None) -> Iterator[str]:
     stack = job.plan.stack
     if stack.k:
         groups = (group for groups in job.plan.groups().values() for group in groups)
@@ -55,14 +56,6 @@ def _warnings(job: Job, config: TrainConfig) -> Iterator[str]:
         if max(stack.k) > smallest and stack.scope == "site":
             dense = stack.method.replace("+nola", "")
             yield f"k {max(stack.k)} is more than the {smallest} entries of a factor; {dense} is smaller"
-    changed = [field.name for field in fields(config) if getattr(config, field.name) != field.default]
-    of_other_methods = known_options() - stack_options(stack.method)
-    of_other_tasks = TASK_OPTIONS - {field.name for field in fields(job.task)}
-    for name in changed:
-        if name in of_other_methods or name in of_other_tasks:
-            chosen = stack.method if name in of_other_methods else job.task.name
-            yield f"{flag_of(name)} has no effect with {chosen} and is ignored"
-    if not job.base.head and config.head != "full":
-        yield f"--head {config.head} has no effect: {job.task.name} makes no new head"
-    if config.baseline and not can_fit_head(job.task, job.train):
-        yield f"--baseline has no effect: no linear head can be fitted for {job.task.name}"
+    if stack.copies and stack.copies.copies > 1 and stack.copies.density == 1:
+        yield f"--density {stack.copies.density:g} makes all {stack.copies.copies} copies alike: the rank stays"
+    yield from idle_settings(job, config, labels)

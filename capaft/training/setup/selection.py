@@ -49,11 +49,13 @@ class RunSelections(NamedTuple):
         validation: the validation rows.
         task: the task that the training rows decide; where validation rows were set aside, all rows do, since a scarce
             label may then be in either part.
+        held_out: True if the validation rows were set aside from the training rows.
     """
 
     train: Selection
     validation: Selection
     task: Task
+    held_out: bool = False
 
 
 def load_splits(settings: DataSettings, say: Say) -> Splits:
@@ -107,7 +109,7 @@ def select_for_training(
     classes = task.classes_of(train.rows, columns)
     kept, aside = hold_out(config.data or DEMO, train.rows, config.validation_split, config.seed, classes)
     say(f"there is no validation split; {len(aside)} of {len(train.rows)} training rows are set aside")
-    return RunSelections(Selection(kept, columns), Selection(aside, columns), task)
+    return RunSelections(Selection(kept, columns), Selection(aside, columns), task, held_out=True)
 
 
 def select_for_scoring(

@@ -23,11 +23,13 @@ class TaskChoice:
         task: the task, with its labels.
         train: the training rows and their columns.
         validation: the validation rows and their columns.
+        held_out: True if the validation rows were set aside from the training rows.
     """
 
     task: Task
     train: Selection
     validation: Selection
+    held_out: bool = False
 
 
 def choose_task(config: TrainConfig, splits: Splits, say: Callable[[str], None]) -> TaskChoice:
@@ -52,10 +54,10 @@ def choose_task(config: TrainConfig, splits: Splits, say: Callable[[str], None])
     kind = task_class(name)
     kind.check_model(model_config)
     selections = select_for_training(kind, splits, config, lambda line: say(f"data   {line}"))
-    train, validation, task = selections
+    train, validation, task, held_out = selections
     # A wrong label is reported before minutes of loading.
     task.check_labels(validation.rows, validation.columns)
     classes = task.classes_of(validation.rows, validation.columns)
     for line in class_lines(task, task.label_counts(train.rows, train.columns), classes):
         say(f"data   {line}")
-    return TaskChoice(task, train, validation)
+    return TaskChoice(task, train, validation, held_out)

@@ -34,7 +34,7 @@ def select(
     config = TrainConfig(**{"task": "text-classification", **settings})
     source = Splits(Dataset.from_list(rows), None if others is None else Dataset.from_list(others), name)
     messages: list[str] = []
-    return *select_for_training(task_class(config.task), source, config, messages.append), messages
+    return *select_for_training(task_class(config.task), source, config, messages.append)[:3], messages
 
 
 def write(path: Path, rows: list[Row]) -> Path:
@@ -141,7 +141,7 @@ def test_rows_without_a_label_or_a_text_are_left_out() -> None:
     source = Splits(Dataset.from_list(rows, features=FEATURES), Dataset.from_list(rows[20:], features=FEATURES), "dev")
     messages: list[str] = []
     kind, config = task_class("text-classification"), TrainConfig()
-    train, validation, _ = select_for_training(kind, source, config, messages.append)
+    train, validation, *_ = select_for_training(kind, source, config, messages.append)
     assert train.rows["text"][:] == [row["text"] for row in LABELLED]
     assert validation.rows["text"][:] == [row["text"] for row in LABELLED[20:]]
     assert messages == [
@@ -280,7 +280,7 @@ def test_missing_values_are_left_out_however_they_are_spelt() -> None:
 def test_classes_of_the_hub_may_be_called_na() -> None:
     features = Features(text=Value("string"), label=ClassLabel(names=["NA", "null"]))
     source = Splits(Dataset.from_list(LABELLED, features=features), None, "")
-    train, _, task = select_for_training(TextClassification, source, TrainConfig(), ignore)
+    train, _, task, _ = select_for_training(TextClassification, source, TrainConfig(), ignore)
     assert (len(train.rows), task.labels) == (36, ("NA", "null"))
 
 
@@ -440,7 +440,7 @@ def test_references_go_before_the_target_of_training() -> None:
         for references in ([], ["c", "d"])
     ]
     config = TrainConfig(task="seq2seq")
-    train, validation, _ = select_for_training(task_class("seq2seq"), Splits(*made, "test"), config, ignore)
+    train, validation, *_ = select_for_training(task_class("seq2seq"), Splits(*made, "test"), config, ignore)
     assert (train.columns.label, validation.columns.label) == ("target", "references")
 
 
