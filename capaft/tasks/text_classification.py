@@ -303,7 +303,8 @@ class TextClassification(Task):
 
     def idle_options(self, base: BaseModel) -> dict[str, str]:
         """See `Task.idle_options`."""
-        return {} if self.problem == "multi" else {"label_separator": f"--problem {self.problem}"}
+        idle = {"single": ("label_separator",), "regression": ("label_separator", "normalise_labels")}
+        return dict.fromkeys(idle.get(self.problem, ()), f"--problem {self.problem}")
 
     def loss(self, outputs: Any, targets: Mapping[str, Tensor], smoothing: float) -> Tensor:
         """The problem's loss, whose terms are examples."""
