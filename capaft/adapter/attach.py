@@ -313,7 +313,7 @@ def _install(model: nn.Module, plan: Plan, name: str, dropout: float, trains: bo
             adapter.places.append((*filter(None, path.split(".")), _child_name(name, site)))
             child.install(module, model.get_submodule(site.source) if site.source else None)
     if dropout and (silent := [site.path for site in plan.sites if not takes_dropout(plan, site)]):
-        warnings.warn(f"no dropout at {', '.join(silent[:3])}{' and others' if silent[3:] else ''}", stacklevel=5)
+        warnings.warn(f"no dropout at {', '.join(silent[:3])}{' and others' if silent[3:] else ''}", stacklevel=6)
     model.add_module(CHILD_PREFIX + name, adapter)
     if plan.placed:
         before = model.register_forward_pre_hook(adapter.before_forward)

@@ -52,10 +52,11 @@ def test_another_adapter_and_hooks_stay() -> None:
     model = quantise(tiny.bert(), coded)
     tiny.scramble(capaft.attach(model, "lora", targets="query"))
     tiny.scramble(capaft.attach(model, "lora", name="second", targets="query,key"), seed=1)
+    capaft.switch(model, ["default", "second"])
     calls: list[int] = []
     handle = model.bert.encoder.layer[0].attention.self.key.register_forward_hook(lambda *_: calls.append(1))
     expected = tiny.logits(model)
-    capaft.merge(model, dequantise=True)
+    capaft.merge(model, "default", dequantise=True)
     torch.testing.assert_close(tiny.logits(model), expected, **TOLERANCE)
     handle.remove()
     tiny.logits(model)
