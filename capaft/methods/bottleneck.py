@@ -60,7 +60,7 @@ class Bottleneck(Host):
 
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
         """See `Host.sites`. By default, the places of every block; otherwise those whose names match the targets."""
-        return find_block_sites(model, targets, rename, self.places)
+        return find_block_sites(model, targets, rename, self.places, self.name)
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
         """See `Host.factors`. The up bias has no hidden axis: it is added once, however many copies there are."""

@@ -30,8 +30,11 @@ class Pfeiffer(Bottleneck):
 
     def places(self, block: Block) -> list[Site]:
         """See `Bottleneck.places`."""
-        place = block.norm or block.path
-        return [Site(place, place, block.width, block.width, "block", "", normalises=bool(block.norm))]
+        parts = block.feed_forwards
+        places = [(part.norm, part.end.width, True) for part in parts if part.norm]
+        if not places:
+            places = [(block.path, part.end.width, False) for part in parts[-1:]]
+        return [Site(path, path, width, width, "block", "", normalises=has_norm) for path, width, has_norm in places]
 
     def forward(
         self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
