@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from capaft.methods.registry import HOSTS
 from capaft.model.block_sites import find_blocks
-from capaft.model.layers import layer_kind
+from capaft.model.layers import has_own_backward, layer_kind
 from capaft.model.site import Site
 from capaft.model.targets import Targets, in_attention
 
@@ -65,20 +65,28 @@ def check_placement(model: nn.Module, method: str, run: Run) -> None:
         block = next((block for block in blocks if name.startswith(block + ".")), "")
         if block and not _is_in(name, excused) and not _is_norm(name.removeprefix(block)):
             raise PlacementError(f"{name} acts past all places, and no warning names it")
-    if method in ("houlsby", "parallel"):
-        for site in called:
-            _check_site(model, site, run, alive, blocks)
-    if method == "parallel":
-        for site in called:
-            _check_input(model, site, run)
+    for group in _sharing(model, called) if method in ("houlsby", "parallel") else ():
+        _check_sites(model, group, run, alive, blocks)
+        if method == "parallel":
+            _check_input(model, group[0], run)
 
 
-def _check_site(model: nn.Module, site: Site, run: Run, alive: set[str], blocks: set[str]) -> None:
-    """Check that zeroing a place's output removes exactly one attention or one feed-forward part."""
+def _sharing(model: nn.Module, sites: list[Site]) -> list[list[Site]]:
+    """Sites in groups that share their weights, which act through all of a group."""
+    groups: dict[int, list[Site]] = {}
+    for site in sites:
+        first = next(model.get_submodule(site.module).parameters())
+        groups.setdefault(id(first), []).append(site)
+    return list(groups.values())
+
+
+def _check_sites(model: nn.Module, sites: list[Site], run: Run, alive: set[str], blocks: set[str]) -> None:
+    """Check that zeroing the output of places that share weights removes exactly one attention or feed-forward part."""
+    site = sites[0]
     own = {f"{site.module}.{name}" for name, p in model.get_submodule(site.module).named_parameters() if p.ndim > 1}
     if not own & alive:  # Its output is not used, or only to choose something.
         return
-    with _zeroed(model, [site]):
+    with _zeroed(model, sites):
         dead = alive - _acting(model, run)
         with torch.no_grad():
             zeroed = run()
@@ -93,7 +101,7 @@ def _check_site(model: nn.Module, site: Site, run: Run, alive: set[str], blocks:
         difference = _difference(_without(model, part, run), zeroed)
         if difference > TOLERANCE:
             # Some weights also choose what a later layer attends to, which no gradient shows.
-            with _zeroed(model, [site]):
+            with _zeroed(model, sites):
                 part = {name for name in part if _difference(_without(model, {name}, run), zeroed) <= TOLERANCE}
             difference = _difference(_without(model, part, run), zeroed)
         if difference > TOLERANCE:
@@ -103,31 +111,42 @@ def _check_site(model: nn.Module, site: Site, run: Run, alive: set[str], blocks:
 def _check_input(model: nn.Module, site: Site, run: Run) -> None:
     """Check that whatever is before a feed-forward part acts on its output through the adapter's input alone."""
     seen: dict[str, Tensor] = {}
+    inputs: list[Tensor] = []
+    through: list[Tensor] = []  # A mixture of experts may get the state of a router as well.
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-        seen["x"] = args[0] if args else next(iter(kwargs.values()))
+        values = [*args, *kwargs.values()]
+        seen["x"] = values[0]
+        inputs[:] = [v for v in values if isinstance(v, Tensor) and v.requires_grad]
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
-        if "x" in seen and "y" not in seen:
-            seen["y"] = output if isinstance(output, Tensor) else output[0]
-            seen["input"] = seen["x"]
+        y = output if isinstance(output, Tensor) else output[0]
+        if "x" in seen and "y" not in seen and y.requires_grad:
+            seen.update(y=y, input=seen["x"])
+            through[:] = inputs
 
     hooks = [
         model.get_submodule(site.source).register_forward_pre_hook(before, with_kwargs=True),
         model.get_submodule(site.module).register_forward_hook(after),
     ]
+    training = model.training
+    model.train().train(training)
     with torch.enable_grad():
         run()
     for hook in hooks:
         hook.remove()
+    if "y" not in seen:
+        return
     x, y = seen["input"], seen["y"]
-    if x.shape[-1] != site.in_features or x.shape[:-1] != y.shape[:-1]:
+    if x.shape[-1] != site.in_features or x.shape[:-1].numel() != y.shape[:-1].numel():
         raise PlacementError(f"the input {tuple(x.shape)} of {site.source} does not fit the output {tuple(y.shape)}")
     cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
     part = {id(p) for p in model.get_submodule(site.module).parameters()}
     parameters = [p for p in model.parameters() if id(p) not in part]
-    (through,) = torch.autograd.grad(y, x, cotangent, retain_graph=True)
-    upstream = torch.autograd.grad(x, parameters, through, retain_graph=True, allow_unused=True)
+    gradients = torch.autograd.grad(y, through, cotangent, retain_graph=True, allow_unused=True)
+    used = [(tensor, gradient) for tensor, gradient in zip(through, gradients, strict=True) if gradient is not None]
+    tensors, gradients = zip(*used, strict=True)
+    upstream = torch.autograd.grad(tensors, parameters, gradients, retain_graph=True, allow_unused=True)
     total = torch.autograd.grad(y, parameters, cotangent, allow_unused=True)
     for parameter, one, other in zip(parameters, upstream, total, strict=True):
         if one is None:  # Not before the part.
@@ -165,13 +184,14 @@ def _is_called(model: nn.Module, site: Site, run: Run) -> bool:
 @contextmanager
 def _zeroed(model: nn.Module, sites: list[Site]) -> Iterator[None]:
     """Zero what the adapter changes at each site."""
-    hooks = []
+    hooks: list[Any] = []
+    # A backward of a model's own needs the graph that a new tensor would cut.
+    zeros = torch.Tensor.mul if has_own_backward(model) else _zeros
     for site in sites:
         module = model.get_submodule(site.module)
-        if site.scales == "input":
-            hooks.append(module.register_forward_pre_hook(lambda _, args: (args[0] * 0, *args[1:])))
-        else:
-            hooks.append(module.register_forward_hook(_Zero(site)))
+        zero = _Zero(site, zeros)
+        is_input = site.scales == "input"
+        hooks.append(module.register_forward_pre_hook(zero.input) if is_input else module.register_forward_hook(zero))
     try:
         yield
     finally:
@@ -179,18 +199,27 @@ def _zeroed(model: nn.Module, sites: list[Site]) -> Iterator[None]:
             hook.remove()
 
 
+def _zeros(like: Tensor, _: float) -> Tensor:
+    """Zeros that what comes after can use as it uses the tensor, in a graph that begins here, with no `0 * inf`."""
+    return torch.zeros_like(like, requires_grad=like.requires_grad).clone()
+
+
 class _Zero:
     """A hook that zeroes the site's part of a module's output, the first of several."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, zeros: Callable[[Tensor, float], Tensor]) -> None:
         self.site = site
+        self.zeros = zeros
+
+    def input(self, module: nn.Module, args: Any) -> Any:
+        return (self.zeros(args[0], 0.0), *args[1:])
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         if not isinstance(output, Tensor):
             return type(output)((self(module, args, output[0]), *output[1:]))
         rows = self.site.rows
         if rows is None:
-            return output * 0
+            return self.zeros(output, 0.0)
         kept = torch.ones(output.shape[-1])
         rows.view(kept, 0).zero_()
         return output * kept

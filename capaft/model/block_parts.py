@@ -96,7 +96,9 @@ def block_parts(path: str, block: nn.Module) -> Parts:
     if not layer_kind(block):
         search.visit(path, block, None)
     search.pair()
-    return Parts(attentions, search.named(), tuple(search.others))
+    feed_forwards = search.named()
+    is_other = not attentions and not feed_forwards and any(p.ndim > 1 for p in block.parameters(recurse=False))
+    return Parts(attentions, feed_forwards, (path,) if is_other else tuple(search.others))
 
 
 def _attentions(path: str, module: nn.Module) -> Iterator[Attention]:

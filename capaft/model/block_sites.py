@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from capaft.model.block_parts import Attention, FeedForward, Projection, block_parts, linear_layers
-from capaft.model.layers import read_without_calling
+from capaft.model.layers import layer_kind, layer_widths, read_without_calling
 from capaft.model.names import canonical_path, in_head, renamed_path
 from capaft.model.site import Site
 from capaft.model.targets import Targets, select_sites
@@ -33,12 +33,15 @@ class Block:
         attentions: its attentions.
         feed_forwards: its feed-forward parts.
         others: paths of modules in it that are neither.
+        joined: True if what is beside them reads several of its streams side by side, so that the width of its output
+            is unknown.
     """
 
     path: str
     attentions: tuple[Attention, ...]
     feed_forwards: tuple[FeedForward, ...]
     others: tuple[str, ...] = ()
+    joined: bool = False
 
     @property
     def is_whole(self) -> bool:
@@ -64,13 +67,15 @@ def find_blocks(model: nn.Module) -> list[Block]:
     }
     hidden = read_without_calling(model, always=True)
     blocks = {path: _block(path, module, hidden) for elements in lists.values() for path, module in elements.items()}
-    whole = {path for path, block in blocks.items() if block.is_whole}
+    stages = [path for path, elements in lists.items() if _alternates([blocks[element] for element in elements])]
+    whole = {path for path, block in blocks.items() if block.is_whole and not any(_overlaps(path, s) for s in stages)}
     # Only the innermost: a stage of blocks, or a group of shared ones, is not a block itself.
     whole = {path for path in whole if not any(other.startswith(path + ".") for other in whole)}
     chosen = {path for elements in lists.values() if whole & elements.keys() for path in elements}
     chosen = {path for path in chosen if path in whole or not any(other.startswith(path + ".") for other in whole)}
-    for elements in lists.values():
-        if not any(_overlaps(path, other) for path in elements for other in chosen):
+    for name, elements in lists.items():
+        holds_stages = any(stage.startswith(name + ".") for stage in stages)
+        if not holds_stages and not any(_overlaps(path, other) for path in elements for other in chosen):
             chosen |= _half_blocks(elements, blocks)
     kept = [block for path, block in blocks.items() if path in chosen]
     if not any(block.feed_forwards for block in kept):
@@ -81,13 +86,23 @@ def find_blocks(model: nn.Module) -> list[Block]:
     return _once(model, kept)
 
 
+def _alternates(elements: list[Block]) -> bool:
+    """True if elements of a list take turns at attention and feed-forward: what is around them is not one block."""
+    only = [(bool(block.ends), bool(block.feed_forwards)) for block in elements]
+    return only.count((True, False)) > 1 and only.count((False, True)) > 1
+
+
 def _block(path: str, module: nn.Module, hidden: set[str]) -> Block:
     """The block at a path; of its projections none is `hidden`, read and not called."""
     parts = block_parts(path, module)
     attentions = tuple(replace(part, ends=tuple(_called_ends(part, hidden))) for part in parts.attentions)
     feed_forwards = tuple(part for part in parts.feed_forwards if part.end.path not in hidden)
     unreached = (part.end.path for part in parts.feed_forwards if part.end.path in hidden)
-    return Block(path, attentions, feed_forwards, (*parts.others, *unreached))
+    width = feed_forwards[-1].end.width if feed_forwards else 0
+    layers = (module.get_submodule(name[len(path) + 1 :]) for name in parts.others if name != path)
+    reads = [layer_widths(layer)[0] for layer in layers if layer_kind(layer) == "linear"]
+    joined = any(width and wide > width and wide % width == 0 for wide in reads)
+    return Block(path, attentions, feed_forwards, (*parts.others, *unreached), joined)
 
 
 def _called_ends(attention: Attention, hidden: set[str]) -> Iterator[Projection]:
@@ -122,6 +137,7 @@ def _half_blocks(elements: dict[str, nn.Module], blocks: dict[str, Block]) -> se
 
 def _once(model: nn.Module, blocks: list[Block]) -> list[Block]:
     """The blocks without the parts that an earlier one shares with them, as Zamba's do."""
+    blocks = list({id(model.get_submodule(block.path)): block for block in reversed(blocks)}.values())[::-1]
     seen: set[int] = set()
 
     def is_new(path: str) -> bool:
@@ -136,9 +152,9 @@ def _once(model: nn.Module, blocks: list[Block]) -> list[Block]:
             tuple(attention for attention in block.attentions if is_new(attention.path)),
             tuple(part for part in block.feed_forwards if is_new(part.end.path)),
             tuple(path for path in block.others if is_new(path)),
+            block.joined,
         )
         for block in blocks
-        if is_new(block.path)
     ]
 
 
