@@ -3,8 +3,8 @@
 Nothing here asks how the places were found. A weight acts only through a place if its gradient vanishes once the
 place's output is zeroed. From that follow the checks:
 
-- all places together: without their outputs no weight of a block acts any more, except in what a method names as left
-  out, in norms and in embeddings;
+- all places together: without their outputs no weight of a block (for `parallel` and `ia3`: outside attention) acts any
+  more, except in what a method names as left out, in norms and in embeddings;
 - one place: zeroing its output changes the model exactly as zeroing all weights of its kind (attention or not) in the
   block that act only through it;
 - the input of an adapter beside a feed-forward part: everything before that part acts on it through this input alone.
@@ -59,7 +59,7 @@ def check_placement(model: nn.Module, method: str, run: Run) -> None:
         left = _acting(model, run)
     blocks = _elements(model)
     excused = _left_out(model) if is_named else set()
-    if method == "parallel":  # Attention has no place here; `houlsby` tells whether the rest has one.
+    if method in ("parallel", "ia3"):  # `houlsby` tells whether attentions have a place; `ia3` scales a part of them.
         excused |= {attention.path for block in find_blocks(model) for attention in block.attentions}
     for name in sorted(left & alive):
         block = next((block for block in blocks if name.startswith(block + ".")), "")

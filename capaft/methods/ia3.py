@@ -5,6 +5,7 @@ Liu et al. 2022, arXiv 2205.05638, section 3.3. The vectors are trained as their
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -13,12 +14,16 @@ from torch import Tensor, nn
 
 from capaft.factors.factor import Factor
 from capaft.methods.host import Host
+from capaft.model.block_parts import linear_layers
 from capaft.model.block_sites import Block, find_blocks, warn_of_left_out
 from capaft.model.names import canonical_path
 from capaft.model.site import Site, stored_parameter
 from capaft.model.targets import Targets
 from capaft.model.weight_sites import find_weight_sites
 from capaft.support.errors import UsageError
+
+# Names of keys and values of a second kind, such as those for global tokens.
+KEY_OR_VALUE = re.compile(r"(^|[._])(keys?|values?)(_[a-z]+)?$")
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Ia3(Host):
             outputs = {site.path for site in find_weight_sites(model, replace(targets, modules="kv"), rename)}
             inner = find_weight_sites(model, replace(targets, modules="kv,mlp"), rename)
             sites = tuple(site for site in inner if site.path in outputs or canonical_path(model, site.module) in ends)
-            warn_of_left_out(self.name, _unscaled(blocks, {site.module for site in sites}))
+            warn_of_left_out(self.name, _unscaled(model, blocks, {site.module for site in sites}))
         else:
             sites = find_weight_sites(model, targets, rename)
         for site in sites:
@@ -105,10 +110,15 @@ def _blocks(model: nn.Module, may_be_empty: bool) -> list[Block]:
         raise
 
 
-def _unscaled(blocks: list[Block], modules: set[str]) -> Iterator[str]:
-    """Paths of the attentions of which no layer is adapted, and of what is neither attention nor feed-forward."""
+def _unscaled(model: nn.Module, blocks: list[Block], modules: set[str]) -> Iterator[str]:
+    """Paths of the attentions, or the keys and values in them, that have no scale, and of what is no such part."""
     for block in blocks:
         for attention in block.attentions:
-            if not any(module.startswith(attention.path + ".") for module in modules):
+            prefix = attention.path + "."
+            if not any(module.startswith(prefix) for module in modules):
                 yield attention.path
+                continue
+            for name in linear_layers(model.get_submodule(attention.path)):
+                if KEY_OR_VALUE.search(name) and prefix + name not in modules:
+                    yield prefix + name
         yield from block.others

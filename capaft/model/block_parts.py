@@ -8,6 +8,7 @@ that belong to neither, such as state spaces, convolutions and gates, are named 
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -350,7 +351,9 @@ def _norm_after(projection: str, parent: nn.Module) -> str:
     norms = [
         child
         for child, module in children.items()
-        if "norm" in type(module).__name__.lower() and not isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if "norm" in type(module).__name__.lower()
+        and not isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and len(inspect.signature(module.forward).parameters) == 1
     ]
     is_alone = sum(layer_kind(module) == "linear" for module in children.values()) == 1
     if len(norms) != 1 or not is_alone or list(children).index(norms[0]) < list(children).index(name):
