@@ -119,14 +119,7 @@ LARGE = ("gemma3n_text", "zamba", "hiera")
 REFUSED = {
     "ia3": {
         "experts are packed": [
-            "jamba",
-            "axk2",
-            "granitemoehybrid",
-            "nemotron_h",
-            "lfm2_moe",
-            "longcat_flash",
-            "llama4_text",
-            "dbrx",
+            *("jamba", "axk2", "granitemoehybrid", "nemotron_h", "lfm2_moe", "longcat_flash", "llama4_text", "dbrx")
         ],
         "no layer of .* matches key and value": ["bamba", "levit", "xlnet"],
         "read but not called|which is read": ["wavlm", "rwkv"],
