@@ -137,7 +137,7 @@ class Journal:
         record = EvaluationRecord(step, round(epoch, 4), metric, value, loss, best, others, *self._pace(step))
         self._write(record, record.tracked())
         if not self.quiet:
-            why = " by its loss, since the score tells nothing" if by_loss else ""
+            why = " by loss" if by_loss else ""
             mark = f"  best so far{why}, saved" if best else ""
             self.console.print(
                 f"epoch {epoch:.4g}  {shown or metric} {value:.4f}  validation loss {loss:.4f}{mark}",
