@@ -22,7 +22,7 @@ from capaft.data.splits import VALIDATION, WantedSplits
 from capaft.support.errors import UsageError
 from capaft.support.faults import leave_out
 from capaft.tasks.base.columns import Columns, list_columns, row_numbers, with_row_numbers
-from capaft.tasks.base.missing import spellings, with_nulls
+from capaft.tasks.base.missing import BLANK, spellings, with_nulls
 from capaft.tasks.base.task import Task
 from capaft.tasks.language.generation import Generation
 
@@ -279,8 +279,9 @@ def _usable(
     usable = kind.usable(filled, columns, config)
     # The second part of a prompt may be missing.
     pair = None if issubclass(kind, Generation) else columns.pair
-    names = [name for name in (columns.text, pair, columns.label) if name is not None]
-    needed = {name: missing[name] for name in names if name in missing}
+    labels = (columns.label,) if columns.label else columns.choices
+    names = [name for name in (columns.text, pair, *labels) if name is not None]
+    needed = {name: missing.get(name, BLANK.union(config.missing_values)) for name in names}
     spelt = spellings(rows.select(np.flatnonzero(~usable)), needed)
     written = f" ({spelt})" if spelt else ""
     if len(rows) and not usable.any():

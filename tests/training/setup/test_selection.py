@@ -313,7 +313,9 @@ def test_words_tags_and_choices_are_never_spellings_of_a_missing_value() -> None
     ]
     gaps = [{**choices[0], "label": "NULL"}, {**choices[0], "choice0": ""}]
     train, _, _, messages = select([*choices, *gaps], task="multiple-choice")
-    assert messages[0].startswith("1 of 22 training rows have no value in 'question' or 'label'")
+    assert messages[0].startswith(
+        "1 of 22 training rows have no value in 'question' or 'label' ('NULL') and are left out"
+    )
     assert messages[1] == (
         "1 of 21 training rows cannot be used and are left out: row 22: a choice is missing in columns "
         "choice0, choice1, choice2"
@@ -328,6 +330,12 @@ def test_a_question_is_missing_and_an_answer_may_say_so() -> None:
     rows: list[Row] = [{"question": "q", "context": "in NA", "answers": answer}] * 20
     gaps: list[Row] = [{**rows[0], "question": "NA"}, {**rows[0], "answers": {"text": [None], "answer_start": [0]}}]
     assert kept([*rows, *gaps], task="question-answering")[0] == 20
+
+
+def test_columns_of_labels_are_named_where_one_has_a_gap() -> None:
+    rows = [{"text": f"a {at}", "x": at % 2, "y": None if at == 3 else at % 3 == 0} for at in range(20)]
+    _, _, _, messages = select(rows, label_column="x,y")
+    assert messages[0] == "1 of 20 training rows have no value in 'text' or 'x' or 'y' and are left out"
 
 
 def test_labels_in_lists_and_in_one_text() -> None:
