@@ -167,7 +167,13 @@ class SpeechRecognition(Task):
     def idle_options(self, base: BaseModel) -> dict[str, str]:
         """See `Task.idle_options`."""
         decodes = _transcriber_class(base.model.config) is DecoderTranscriber
-        return {} if decodes else dict.fromkeys(("max_new_tokens", "num_beams"), "a model that writes by frames")
+        idle = ("max_new_tokens", "num_beams", "label_smoothing")
+        return {} if decodes else dict.fromkeys(idle, "a model that writes by frames")
+
+    @property
+    def reports(self) -> bool:
+        """See `Task.reports`; the loss needs no texts."""
+        return self.metric in ERROR_RATES
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Recordings, read once for their lengths, with the tokens of their transcripts as `labels`.
@@ -220,17 +226,17 @@ class SpeechRecognition(Task):
         self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch, outputs: Any
     ) -> list[str]:
         """The model's texts; empty if the metric needs none."""
-        if self.metric not in ERROR_RATES:
+        if not self.reports:
             return [""] * len(indices)
         return self._transcriber(base.model.config).written(base, model, batch, outputs)
 
     def score(self, features: Features, predictions: Sequence[Any]) -> dict[str, float]:
         """The error rates, if the metric is one; the loop adds the loss."""
-        return error_rates(predictions, features.references) if self.metric in ERROR_RATES else {}
+        return error_rates(predictions, features.references) if self.reports else {}
 
     def report(self, features: Features, predictions: Sequence[Any]) -> list[dict[str, Any]]:
         """The file or number of each row, the model's text and the transcript."""
-        if self.metric not in ERROR_RATES:
+        if not self.reports:
             return []
         return [
             {AUDIO: source, "prediction": text, "reference": reference}

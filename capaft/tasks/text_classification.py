@@ -303,7 +303,10 @@ class TextClassification(Task):
 
     def idle_options(self, base: BaseModel) -> dict[str, str]:
         """See `Task.idle_options`."""
-        idle = {"single": ("label_separator",), "regression": ("label_separator", "normalise_labels")}
+        idle = {
+            "single": ("label_separator",),
+            "regression": ("label_separator", "normalise_labels", "label_smoothing"),
+        }
         return dict.fromkeys(idle.get(self.problem, ()), f"--problem {self.problem}")
 
     def loss(self, outputs: Any, targets: Mapping[str, Tensor], smoothing: float) -> Tensor:

@@ -170,6 +170,19 @@ def test_a_model_of_many_languages_needs_one(tmp_path: Path) -> None:
     load(tiny_speech.whisper(tmp_path / "one", languages=()), SpeechRecognition())
 
 
+def test_another_language_is_learnt_and_written_in_evaluation(tmp_path: Path) -> None:
+    base, german = load(tiny_speech.whisper(tmp_path)), replace(TASK, language="de")
+    features = german.features(base, spoken("low"), COLUMNS, training=False)
+    assert features.inputs["labels"][0][:3] == [BEGIN[0] + 2, *BEGIN[1:]]
+    with pytest.raises(UsageError, match="--language xx: the model does not know this language"):
+        replace(TASK, language="xx").features(base, spoken("low"), COLUMNS, training=False)
+
+
+def test_the_loss_of_frames_is_not_smoothed(bases: dict[str, BaseModel]) -> None:
+    assert "label_smoothing" in TASK.idle_options(bases["ctc"])
+    assert "label_smoothing" not in TASK.idle_options(bases["whisper"])
+
+
 def test_models_that_write_no_speech_are_refused(tmp_path: Path) -> None:
     from transformers import AutoConfig
 
