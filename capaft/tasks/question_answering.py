@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from capaft.config.choices import MAX_ANSWER_LENGTH, N_BEST, NO_ANSWER_THRESHOLD, QUESTION_MAX_LENGTH, STRIDE
 from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
+from capaft.support.counting import agreeing
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import (
     Columns,
@@ -353,7 +354,8 @@ def _left_out(lost: Sequence[int], rows: int) -> str:
     """
     if not lost:
         return ""
-    note = f"{len(lost)} of {rows} training rows are left out, their answers are not in the context"
+    are = agreeing(len(lost), "is", "are")
+    note = f"{len(lost)} of {rows} training rows {are} left out, their answers are not in the context"
     if len(lost) == rows:
         raise UsageError(f"{note}; extractive question answering needs answers that are")
     return f"{note}: row {lost[0]}{' and others' if len(lost) > 1 else ''}"

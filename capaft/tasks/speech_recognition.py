@@ -15,6 +15,7 @@ from capaft.config.choices import MAX_NEW_TOKENS, MAX_SPEECH_SECONDS, NUM_BEAMS
 from capaft.config.parts.model import ModelSettings
 from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
+from capaft.support.counting import agreeing
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import (
     Columns,
@@ -194,8 +195,7 @@ class SpeechRecognition(Task):
                 f"no recording is of {self.max_seconds:g} seconds or less and has a transcript that the model can "
                 "write; raise --max-seconds or choose other recordings"
             )
-        lost = len(rows) - len(kept)
-        note = f"{lost} recordings are too long, or have nothing to write, and are left out" if lost else ""
+        note = _left_out(len(rows) - len(kept))
         features = _recordings(rows.select(kept), columns)
         rate = base.processor.feature_extractor.sampling_rate
         return dataclasses.replace(
@@ -251,6 +251,17 @@ class SpeechRecognition(Task):
         way = _transcriber_class(config)
         assert way is not None
         return way(self.language, self.max_new_tokens, self.num_beams)
+
+
+def _left_out(lost: int) -> str:
+    """The line about recordings that nothing can be learnt from; empty if there are none."""
+    if not lost:
+        return ""
+    recordings, have, are = (
+        agreeing(lost, one, several)
+        for one, several in (("recording is", "recordings are"), ("has", "have"), ("is", "are"))
+    )
+    return f"{lost} {recordings} too long, or {have} nothing to write, and {are} left out"
 
 
 def _recordings(rows: Dataset, columns: Columns) -> Features:

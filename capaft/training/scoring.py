@@ -29,7 +29,8 @@ from capaft.training.evaluate import evaluate
 from capaft.training.interrupt import memory_guard
 from capaft.training.parallel.processes import Processes
 from capaft.training.record.saved_run import SavedRun
-from capaft.training.setup.selection import Selection, load_splits, select_for_scoring, select_for_training
+from capaft.training.setup.selection import load_splits, select_for_scoring, select_for_training
+from capaft.training.setup.usable_rows import Selection
 
 
 @dataclass(frozen=True)

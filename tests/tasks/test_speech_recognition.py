@@ -135,7 +135,7 @@ def test_long_recordings_are_left_out_of_training_and_cut_in_evaluation(bases: d
     rows = spoken("low", "low high low")
     training = task.features(bases["ctc"], rows, COLUMNS, training=True)
     assert training.references == ["LOW"]
-    assert training.left_out == "1 recordings are too long, or have nothing to write, and are left out"
+    assert training.left_out == "1 recording is too long, or has nothing to write, and is left out"
     evaluation = task.features(bases["ctc"], rows, COLUMNS, training=False)
     assert (evaluation.references, evaluation.truncated) == (["LOW", "LOW HIGH LOW"], 1)
     assert evaluation.lengths.tolist() == [800, 2000]
