@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from capaft.tasks.base.task import Task
 from capaft.tasks.language.token_limit import token_limit
 from capaft.tasks.spans import squad_metrics
 from capaft.tasks.spans.answers import Answer, has_answers, holds_answers, locate_answer, read_answers
+from capaft.tasks.spans.best_span import Span, best_span
 from capaft.tasks.spans.windows import Window, cut_windows
 
 if TYPE_CHECKING:
@@ -49,15 +50,6 @@ _CONTEXTS = (("context",), ("passage", "paragraph"), ("document", "article"))
 _ANSWERS = (("answers",), ("answer",))
 # The position of an answer that is not found in the context: no term of the loss.
 _UNKNOWN = -100
-
-
-class Span(NamedTuple):
-    """A window's best answer: its first and last token, the sum of their logits, and that of the null token's."""
-
-    first: int
-    last: int
-    score: float
-    null: float
 
 
 @dataclass(frozen=True)
@@ -303,33 +295,6 @@ class QuestionAnswering(Task):
                 best[row] = (span.score, text)
         silent = {row for row in best if self.no_answer and null[row] - best[row][0] > self.no_answer_threshold}
         return ["" if row in silent else best[row][1] for row in sorted(best)]
-
-
-def best_span(start: Tensor, end: Tensor, window: Window, n_best: int, max_length: int) -> Span:
-    """The best of a window's answers, among the likeliest starts and ends within the context.
-
-    Args:
-        start: logits, `(tokens or more,)`; those beyond the window's tokens are padding.
-        end: logits, likewise.
-        window: the window.
-        n_best: number of starts, and of ends, that are combined.
-        max_length: largest number of tokens in an answer.
-
-    Returns:
-        The span; its score is -inf if no start and end go together.
-    """
-    null = float(start[window.null] + end[window.null])
-    places = torch.from_numpy(np.flatnonzero(window.answerable()))
-    firsts, lasts = (
-        places[logits[places].topk(min(n_best, len(places))).indices].unsqueeze(dim)
-        for logits, dim in ((start, 1), (end, 0))
-    )
-    scores = start[firsts] + end[lasts]
-    scores = scores.masked_fill((lasts < firsts) | (lasts - firsts >= max_length), -torch.inf)
-    if not scores.numel():
-        return Span(0, 0, -np.inf, null)
-    first, last = divmod(int(scores.argmax()), scores.shape[1])
-    return Span(int(firsts[first, 0]), int(lasts[0, last]), float(scores[first, last]), null)
 
 
 def _place(context: str, answers: Sequence[Answer]) -> tuple[int, int] | None:

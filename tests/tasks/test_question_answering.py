@@ -34,9 +34,10 @@ from capaft.model.demo import demo_model
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns
-from capaft.tasks.question_answering import QuestionAnswering, Span, best_span
+from capaft.tasks.question_answering import QuestionAnswering
 from capaft.tasks.spans import squad_metrics
 from capaft.tasks.spans.answers import Answer, locate_answer, read_answers
+from capaft.tasks.spans.best_span import Span, best_span
 from capaft.tasks.spans.windows import Window, cut_windows
 
 COLUMNS = Columns("question", "context", "answers")
