@@ -13,7 +13,7 @@ from capaft.support.counting import agreeing
 from capaft.support.errors import UsageError
 from capaft.support.faults import leave_out
 from capaft.tasks.base.columns import Columns, row_numbers, with_row_numbers
-from capaft.tasks.base.missing import BLANK, spellings, with_nulls
+from capaft.tasks.base.missing import spellings, with_nulls
 from capaft.tasks.base.task import Task
 from capaft.tasks.language.generation import Generation
 
@@ -52,7 +52,7 @@ def usable_rows(
     pair = None if issubclass(kind, Generation) else columns.pair
     labels = (columns.label,) if columns.label else columns.choices
     names = [name for name in (columns.text, pair, *labels) if name is not None]
-    needed = {name: missing.get(name, BLANK.union(config.missing_values)) for name in names}
+    needed = {name: missing[name] for name in names if name in missing}
     spelt = spellings(rows.select(np.flatnonzero(~usable)), needed)
     written = f" ({spelt})" if spelt else ""
     if len(rows) and not usable.any():

@@ -176,6 +176,17 @@ def test_a_few_rows_with_a_fault_are_left_out_and_the_first_named() -> None:
     assert messages[1] == f"6 of 46 training rows cannot be used and are left out: {named}; and 1 more"
 
 
+def test_a_few_rows_with_words_and_tags_that_do_not_go_together_are_left_out() -> None:
+    rows = [{"tokens": ["a", "null"], "ner_tags": ["O", "B-X"]} for _ in range(20)]
+    rows[3] = {"tokens": ["a", "b"], "ner_tags": ["O"]}
+    train, validation, _, messages = select(rows, task="token-classification")
+    assert messages[0] == (
+        "1 of 20 training rows cannot be used and is left out: row 4: 2 words in column 'tokens' but 1 tags in column "
+        "'ner_tags'"
+    )
+    assert len(train.rows) + len(validation.rows) == 19
+
+
 def test_many_rows_with_a_fault_are_refused() -> None:
     with pytest.raises(
         UsageError, match=r"^20 of 60 training rows cannot be used, too many to leave out \(row 2: it sh"
@@ -312,9 +323,7 @@ def test_words_tags_and_choices_are_never_spellings_of_a_missing_value() -> None
     ]
     gaps = [{**choices[0], "label": "NULL"}, {**choices[0], "choice0": ""}]
     train, _, _, messages = select([*choices, *gaps], task="multiple-choice")
-    assert messages[0].startswith(
-        "1 of 22 training rows has no value in 'question' or 'label' ('NULL') and is left out"
-    )
+    assert messages[0].startswith("1 of 22 training rows has no value in 'question' or 'label' and is left out")
     assert messages[1] == (
         "1 of 21 training rows cannot be used and is left out: row 22: a choice is missing in columns "
         "choice0, choice1, choice2"
