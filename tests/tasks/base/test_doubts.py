@@ -85,6 +85,7 @@ def test_what_is_no_text(columns: dict[str, Any], model: Any, message: str) -> N
         ["Tyger tyger,", "Burning bright,", "In the forests,"] * 8,
         ["so it goes", "on and on", "time to go"] * 8,
         ["[MASK] is a mask", "{x}", "plain"] * 8,
+        ["<|im_start|>Hi<|im_end|>Hello.<|im_end|>", "<|im_start|>Bye<|im_end|>See you.<|im_end|>"] * 12,
     ],
 )
 def test_prose_is_learnt(texts: list[str]) -> None:
