@@ -280,12 +280,17 @@ class Task(ABC):
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _COMMON}
 
     def idle_options(self, base: BaseModel) -> dict[str, str]:
-        """The options that have no effect on this task as it is, each with the cause; by default none.
+        """The options, and settings of the loss, that have no effect on this task as it is, each with the cause.
 
         Args:
             base: the base model.
         """
         return {}
+
+    @property
+    def reports(self) -> bool:
+        """True if `report` gives the predictions; by default if a task has its own."""
+        return type(self).report is not Task.report
 
     @property
     def more_is_better(self) -> bool:
