@@ -274,13 +274,15 @@ def _after_evaluation(run: Trainer, journal: Journal, best: Best, step: int, epo
     """Evaluate, record the scores, and save the adapter; the best evaluation so far, this one included."""
     task, evaluation = run.job.task, _evaluated(run)
     value, scores = evaluation.scores[task.metric], evaluation.scores
-    best = best.after(step, value, scores, more_is_better=task.more_is_better, min_delta=run.config.min_delta)
+    best = best.after(
+        step, value, scores, more_is_better=task.more_is_better, min_delta=run.config.min_delta, worst=task.worst_score
+    )
     is_best = best.step == step
     if is_best:
         _save(run, run.directory.adapter)
         _write_predictions(run, evaluation.predictions)
     _save(run, run.directory.last)
-    by_loss = tells_nothing(value, task.more_is_better)
+    by_loss = tells_nothing(value, task.worst_score, task.more_is_better)
     shown = task.score_name(task.metric)
     journal.evaluation(step, epoch, task.metric, scores, is_best, shown=shown, by_loss=by_loss)
     _plot(run, journal)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 # Scores of which less is better; of all others more is.
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae", "wer", "cer"})
+# Error rates where nothing is right.
+_ALL_WRONG = {"wer": 1.0, "cer": 1.0}
 # Fields that every task has; its further fields are its own options.
 _COMMON = ("labels", "max_length", "metric")
 _SETTINGS = frozenset(field.name for field in dataclasses.fields(TaskSettings))
@@ -296,6 +298,11 @@ class Task(ABC):
     def more_is_better(self) -> bool:
         """True if a larger value of the metric is better."""
         return self.metric not in LOWER_IS_BETTER
+
+    @property
+    def worst_score(self) -> float | None:
+        """The score of the metric where no example scores: no text alike, no word right; None if there is none."""
+        return 0.0 if self.more_is_better else _ALL_WRONG.get(self.metric)
 
     def model_config(self) -> dict[str, Any]:
         """Configuration entries that the model is loaded with."""
