@@ -282,7 +282,7 @@ def _after_evaluation(run: Trainer, journal: Journal, best: Best, step: int, epo
         _save(run, run.directory.adapter)
         _write_predictions(run, evaluation.predictions)
     _save(run, run.directory.last)
-    by_loss = tells_nothing(value, task.worst_score, task.more_is_better)
+    by_loss = tells_nothing(value, worst, more)
     shown = task.score_name(task.metric)
     journal.evaluation(step, epoch, task.metric, scores, is_best, shown=shown, by_loss=by_loss)
     _plot(run, journal)
