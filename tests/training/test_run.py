@@ -536,8 +536,8 @@ def test_an_extended_run_is_not_shortened(extended: Path, tmp_path: Path) -> Non
     done = invoke("train", "--resume", "--output", tmp_path / "run", "--max-steps", "10")
     assert done.code == 2
     assert done.err.splitlines()[-1] == (
-        "error: the run is to end at step 10, but its schedule starts anew at step 11 (--restarts, or --resume of a run "
-        "that was extended there); raise --epochs or --max-steps"
+        "error: the run is to end at step 10, but its schedule starts anew at step 11 (--restarts, or --resume of a "
+        "run that was extended there); raise --epochs or --max-steps"
     )
 
 
