@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from itertools import product
 
@@ -59,6 +60,13 @@ def merge(model: nn.Module, name: str | None = None, *, dequantise: bool = False
             dequantise_layers(model)
     for name in merged:
         _merge(model, name)
+    if others := [name for name in present if name not in merged]:
+        stay = "stays" if len(others) == 1 else "stay"
+        warnings.warn(
+            f"{', '.join(others)} {stay} on the model, whose weights are other ones now; load the base model anew to "
+            "use what was trained on it",
+            stacklevel=3,
+        )
     return sum(len(adapter.plan.sites) for adapter in merged.values())
 
 

@@ -234,6 +234,15 @@ def test_fewer_inputs_than_in_training_are_refused(
     )
 
 
+@pytest.mark.parametrize("flags", [(), ("--text-column", "premise", "--pair-column", "hypothesis")])
+def test_two_inputs_are_refused_where_the_training_had_one(flags: tuple[str, ...], run: Path, tmp_path: Path) -> None:
+    rows = ({"premise": f"a {at}", "hypothesis": f"b {at}", "label": "good" if at % 2 else "bad"} for at in range(8))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = invoke("eval", run, "--data", tmp_path / "rows.jsonl", *flags)
+    assert done.code == 2
+    assert "had one input, 'text', and these rows would be read as two, 'premise' and 'hypothesis'; name" in done.err
+
+
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
     """Texts without targets."""

@@ -27,7 +27,7 @@ CellKind = Literal["text", "class", "integer", "bool", "float", "list", "other"]
 # A column of row numbers as they were read, which hold when rows are dropped or set aside.
 _ROW_NUMBER = "__row__"
 _DTYPES = re.compile(r"(?P<text>(large_)?string)|(?P<integer>u?int\d+)|(?P<bool>bool)|(?P<float>float\d+)")
-_ID = re.compile(r"(.*[^a-z])?(id|idx|guid|uuid|index)|unnamed: \d+|__index_level_\d+__", re.IGNORECASE)
+_ID = re.compile(r"(.*[^a-z])?(id|idx|guid|uuid|index)|unnamed: 0|__index_level_\d+__", re.IGNORECASE)
 _CAMEL_CASE_ID = re.compile(r".*[a-z]I[dD]")
 
 

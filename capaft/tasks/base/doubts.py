@@ -5,6 +5,7 @@ Only what was inferred is doubted: `--task`, or the columns named, settle it.
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -27,6 +28,8 @@ _LANGUAGE = re.compile(
     "|r[ou]|s[ikloqrvw]|t[aehlr]|u[krz]|vi|xh|yo|z[hu])([-_].*)?"
 )
 _POSITIVES, _NEGATIVES = ("positive", "pos", "positives"), ("negative", "neg", "negatives")
+_SPEAKERS, _SAID = ("role", "from", "speaker"), ("content", "value", "text", "message")
+_CHATS = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue")
 _QUERIES = ("anchor", "query", "sentence", "question")
 
 _LONGEST_NAME = 5
@@ -73,6 +76,14 @@ def refuse_other_purposes(rows: Dataset, named: Mapping[str, str | None]) -> Non
         )
     if {"completions", "labels"} <= names.keys():
         raise UsageError("columns completions, labels look like rated steps, which no task learns; choose with --task")
+    speaker, said = (_first(names, group) for group in (_SPEAKERS, _SAID))
+    if speaker and said and _hold_texts(rows, speaker) and _hold_texts(rows, said):
+        roles = {str(role).strip().lower() for role in rows.unique(speaker) if role}
+        if {"user", "assistant"} <= roles or {"human", "gpt"} <= roles:
+            raise UsageError(
+                f"columns {speaker}, {said} look like chats with a message a row; give each chat one row, with its "
+                "messages as a list in a column messages"
+            )
     positive, negative, query = (_first(names, group) for group in (_POSITIVES, _NEGATIVES, _QUERIES))
     # Beside no `neg`, `pos` is as well a part of speech.
     if positive and (negative or (query and plain_name(positive) != "pos")) and _hold_texts(rows, positive):
@@ -109,6 +120,11 @@ def refuse_doubtful_text(rows: Dataset, text: str, task: str, *, plain: bool) ->
     if len(texts) < _FEWEST_ROWS:
         return
     kinds = _KINDS if plain else _KINDS[:2]
+    if plain and plain_name(text) in _CHATS and any(map(_is_written_list, texts)):
+        raise UsageError(
+            f"column {text!r} holds chats that are not written as JSON; write them as lists of messages with role and "
+            "content"
+        )
     looks = next((looks for looks, fits in kinds if fits(texts)), None)
     if looks is not None:
         raise UsageError(
@@ -197,17 +213,29 @@ def _are_json(texts: Sequence[str]) -> bool:
         return False
 
 
+def _is_written_list(text: str) -> bool:
+    return text.startswith(("[{", "{"))
+
+
 def _are_table(texts: Sequence[str]) -> bool:
     """True if the same separator divides each text into as many parts; for commas and the like, beside a short part."""
     for separator in ("\t", ";", "|", ","):
         # The bars of special tokens, as in <|im_end|>, divide nothing.
-        rows = [_SPECIAL_TOKEN.sub("", text).split(separator) for text in texts]
+        rows = [_cells(_SPECIAL_TOKEN.sub("", text), separator) for text in texts]
         if len({len(row) for row in rows}) > 1 or len(rows[0]) < 2:
             continue
         spaced = any(part[:1].isspace() for row in rows for part in row)
         if separator == "\t" or (not spaced and any(all(_is_cell(row[at]) for row in rows) for at in (0, -1))):
             return True
     return False
+
+
+def _cells(text: str, separator: str) -> list[str]:
+    """The parts of a line of a table; quotes hold theirs together."""
+    try:
+        return next(csv.reader([text.replace("\n", " ")], delimiter=separator, strict=True), [])
+    except csv.Error:
+        return [text]
 
 
 def _is_cell(text: str) -> bool:

@@ -15,14 +15,18 @@ from capaft.config.train_config import TrainConfig
 from capaft.data.demo import demo_examples
 from capaft.data.load import Say, Splits, choose_splits, load_data
 from capaft.data.sampling import hold_out
-from capaft.data.splits import VALIDATION, WantedSplits
+from capaft.data.splits import VALIDATION, WantedSplits, split_role
 from capaft.support.counting import agreeing
 from capaft.support.errors import UsageError
+from capaft.tasks.base.columns import is_text, plain_name
 from capaft.tasks.base.task import Task
+from capaft.tasks.language.generation import Generation
 from capaft.training.setup.column_hints import ColumnHints, column_settings, given_columns, present_columns
 from capaft.training.setup.usable_rows import Selection, usable_rows
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     pass
 
 DEMO = "demo"
@@ -94,6 +98,8 @@ def select_for_training(
             if source.name != VALIDATION:
                 say(f"validation is the split {source.name}, {len(validation.rows)} rows")
             return RunSelections(train, validation, task)
+    if names := _split_names(source.train):
+        say(f"{names}: all rows are read as training rows; give each split a file of its own to keep them apart")
     classes = task.classes_of(train.rows, columns)
     kept, aside = hold_out(config.data or DEMO, train.rows, config.validation_split, config.seed, classes)
     are = agreeing(len(aside), "is", "are")
@@ -129,6 +135,7 @@ def select_for_scoring(
     config = replace(with_task_options(config, task), missing_values=missing)
     expected = given_columns(config)
     hints = ColumnHints(task.find_columns, expected, named, inputs=(expected["text"], expected["pair"]))
+    writes = issubclass(kind, Generation)
     if source.train is not None:
         hints = hints.expect_labels(source.train)
     if source.evaluation is not None:
@@ -136,14 +143,24 @@ def select_for_scoring(
         selection = _select_evaluation(kind, source, hints, config, say, is_requested=is_requested)
         if selection is not None:
             say(f"scored on the split {source.name}")
-            return _described(selection, hints, say)
+            return _described(selection, hints, say, writes=writes)
     assert source.train is not None
     columns = hints.recognise(source.train)
-    return _described(usable_rows(kind, source.train, columns, config, "rows", say), hints, say)
+    return _described(usable_rows(kind, source.train, columns, config, "rows", say), hints, say, writes=writes)
 
 
-def _described(selection: Selection, hints: ColumnHints, say: Say) -> Selection:
-    """A selection, after a line about its columns unless they are known to be those of the training rows."""
+def _described(selection: Selection, hints: ColumnHints, say: Say, *, writes: bool) -> Selection:
+    """A selection, after a line about its columns unless they are known to be those of the training rows.
+
+    Raises:
+        UsageError: there are two inputs, and the training rows had one; those of a prompt are one text.
+    """
+    first, second = hints.inputs
+    if first is not None and second is None and selection.columns.pair is not None and not writes:
+        raise UsageError(
+            f"the training data had one input, {first!r}, and these rows would be read as two, "
+            f"{selection.columns.text!r} and {selection.columns.pair!r}; name the one with --text-column"
+        )
     if (selection.columns.text, selection.columns.pair) != hints.inputs:
         say(selection.columns.describe())
     return selection
@@ -177,3 +194,13 @@ def _select_evaluation(
             raise
         say(f"the test split is skipped: {error}")
         return None
+
+
+def _split_names(rows: Dataset) -> str:
+    """A column of names of splits, with its values, for a message; empty if there is none."""
+    for name, feature in rows.features.items():
+        if is_text(feature) and plain_name(name) in ("split", "subset", "set", "partition"):
+            values = [str(value) for value in rows.unique(name) if value]
+            if len(values) > 1 and all(map(split_role, values)):
+                return f"column {name!r} names splits ({', '.join(sorted(values))})"
+    return ""

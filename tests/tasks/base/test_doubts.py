@@ -61,6 +61,7 @@ def test_what_no_task_learns(columns: dict[str, Any], model: Any, message: str) 
         (lines("{text}\t{label}"), "rows of a table"),
         (lines("{text};{label}"), "rows of a table"),
         (lines("{label},{text}"), "rows of a table"),
+        (lines('"{text}, or not",{label}'), "rows of a table"),
         (lines('{{"text": "{text}"}}'), "JSON"),
         (lines("__label__{label} {text}"), "fastText"),
         (lines("word{n} NN"), "a word and its tag a line"),
@@ -91,6 +92,15 @@ def test_what_is_no_text(columns: dict[str, Any], model: Any, message: str) -> N
 def test_prose_is_learnt(texts: list[str]) -> None:
     assert task({"text": texts}, BERT) == "masked-lm"
     assert task({"text": texts}, GPT) == "causal-lm"
+
+
+@pytest.mark.parametrize("model", [BERT, GPT])
+def test_chats_that_are_not_written_as_chats(model: Any) -> None:
+    with pytest.raises(UsageError, match="column 'messages' holds chats that are not written as JSON"):
+        task({"messages": ["[{'role': 'user', 'content': 'a'}]"] * 8}, model)
+    rows = {"id": [1, 1, 2, 2] * 3, "role": ["user", "assistant"] * 6, "content": TEXTS[:12]}
+    with pytest.raises(UsageError, match="columns role, content look like chats with a message a row"):
+        task(rows, model)
 
 
 def test_columns_that_would_not_be_read() -> None:

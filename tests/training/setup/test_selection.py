@@ -202,6 +202,13 @@ def test_strict_refuses_every_row_that_would_be_left_out() -> None:
         select_for_training(Shouting, source, TrainConfig(strict=True), str)
 
 
+def test_a_column_that_names_splits_is_said() -> None:
+    rows = [row | {"split": "test" if at % 5 == 0 else "train"} for at, row in enumerate(LABELLED)]
+    *_, messages = select(rows)
+    assert messages[0].startswith("column 'split' names splits (test, train): all rows are read as training rows")
+    assert not any("names splits" in line for line in select(LABELLED)[-1])
+
+
 def test_rows_are_left_out_before_any_are_set_aside() -> None:
     gaps: list[Row] = [{"text": "lost", "label": None} for _ in range(40)]
     whole, other = (select(rows)[:2] for rows in (LABELLED, [*gaps, *LABELLED]))
