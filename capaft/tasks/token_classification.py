@@ -47,6 +47,7 @@ _TAGS = (
     ("tags",),
     ("labels", "label"),
     ("ner", "nerlabels", "iobtags", "biotags", "entities", "spans", "ents"),
+    ("tag",),
     ("upos", "upostags"),
     ("postags", "pos"),
     ("xpos",),

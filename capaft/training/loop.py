@@ -274,9 +274,8 @@ def _after_evaluation(run: Trainer, journal: Journal, best: Best, step: int, epo
     """Evaluate, record the scores, and save the adapter; the best evaluation so far, this one included."""
     task, evaluation = run.job.task, _evaluated(run)
     value, scores = evaluation.scores[task.metric], evaluation.scores
-    best = best.after(
-        step, value, scores, more_is_better=task.more_is_better, min_delta=run.config.min_delta, worst=task.worst_score
-    )
+    more, worst = task.more_is_better, task.worst_score
+    best = best.after(step, value, scores, more_is_better=more, min_delta=run.config.min_delta, worst=worst)
     is_best = best.step == step
     if is_best:
         _save(run, run.directory.adapter)

@@ -74,7 +74,8 @@ def refuse_other_purposes(rows: Dataset, named: Mapping[str, str | None]) -> Non
     if {"completions", "labels"} <= names.keys():
         raise UsageError("columns completions, labels look like rated steps, which no task learns; choose with --task")
     positive, negative, query = (_first(names, group) for group in (_POSITIVES, _NEGATIVES, _QUERIES))
-    if positive and (negative or query) and _hold_texts(rows, positive):
+    # Beside no `neg`, `pos` is as well a part of speech.
+    if positive and (negative or (query and plain_name(positive) != "pos")) and _hold_texts(rows, positive):
         triple = ", ".join(name for name in (query, positive, negative) if name)
         raise UsageError(
             f"columns {triple} look like pairs or triples for embeddings, which no task learns; for another task "

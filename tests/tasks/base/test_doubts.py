@@ -140,3 +140,8 @@ def test_columns_named_by_the_user_settle_it() -> None:
     assert task({"en": TEXTS, "de": TEXTS}, GPT, text="en", label="de") == "causal-lm"
     columns = {"prompt": TEXTS, "chosen": TEXTS, "rejected": TEXTS}
     assert task(columns, GPT, text="prompt", label="chosen") == "causal-lm"
+
+
+def test_parts_of_speech_are_no_positives() -> None:
+    words = {"Sentence #": TEXTS, "Word": [["a", "b"]] * 24, "POS": [["N", "V"]] * 24, "Tag": [["O", "B-X"]] * 24}
+    assert task(words, BERT) == "token-classification"
