@@ -110,7 +110,8 @@ def check_same_origin(
         UsageError: names what differs.
     """
     version = made_with.get("capaft")
-    by = "" if version == capaft.__version__ else f", or capaft {version or 'of that time'} read it otherwise"
+    reader = f"capaft {version}" if version else "an earlier capaft"
+    by = "" if version == capaft.__version__ else f", or {reader} read it otherwise"
     for name, digest in now.items():
         if before.get(name) != digest:
             raise UsageError(
