@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from capaft.adapter.activation import disabled, switch
-    from capaft.adapter.attach import attach, detach
+    from capaft.adapter.attach import attach
     from capaft.adapter.file.save_load import AdapterFile, load, read, save
+    from capaft.adapter.install import detach
     from capaft.adapter.merge import merge
     from capaft.adapter.module import Adapter, adapters
     from capaft.methods.stack import Stack
@@ -37,7 +38,7 @@ _HOME = {
     "UsageError": "support.errors",
     "adapters": "adapter.module",
     "attach": "adapter.attach",
-    "detach": "adapter.attach",
+    "detach": "adapter.install",
     "disabled": "adapter.activation",
     "load": "adapter.file.save_load",
     "merge": "adapter.merge",

@@ -88,7 +88,6 @@ class Adapter(nn.Module):
         self.role_parameters = nn.ParameterDict()
         # The map of each group, by role, in the order of the plan.
         self.expansions = nn.ModuleDict()
-        self.handles: list[Any] = []
         # The path of each child beside a base module.
         self.places: list[tuple[str, ...]] = []
         # For each group of a role, the parameters that its map takes, and the positions of its sites.

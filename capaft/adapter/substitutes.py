@@ -8,13 +8,13 @@ their own names, the adapter's under the adapter's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from capaft.model.names import CHILD_PREFIX, canonical_name
+from capaft.model.names import canonical_name
 from capaft.model.weights import weight_owners
 
 # Attributes in which layers keep the first side of their weight.
@@ -23,14 +23,13 @@ _OUTPUTS = ("out_features", "out_channels", "num_embeddings")
 Places = dict[str, list[tuple[str, nn.Module, str]]]
 
 
-def places_of(model: nn.Module, rename: dict[str, str] | None) -> Places:
-    """By canonical name, the paths, modules and leaf names that hold each of the model's own parameters."""
+def places_of(model: nn.Module, names: Collection[str], rename: dict[str, str] | None) -> Places:
+    """By canonical name, the paths, modules and leaf names that hold each of some of the model's own parameters."""
     places: Places = {}
-    for owners in weight_owners(model).values():
-        holders = [(path, leaf) for path, leaf in owners if not path.startswith(CHILD_PREFIX)]
-        if holders:
-            name = canonical_name(model, ".".join(filter(None, holders[0])), rename)
-            places[name] = [(path, model.get_submodule(path), leaf) for path, leaf in holders]
+    for owners in weight_owners(model).values() if names else ():
+        name = canonical_name(model, ".".join(filter(None, owners[0])), rename)
+        if name in names:
+            places[name] = [(path, model.get_submodule(path), leaf) for path, leaf in owners]
     return places
 
 
@@ -60,7 +59,7 @@ class Substitutes(nn.Module):
         """The adapter's tensors by canonical name, wherever they are."""
         if not self.displaced:
             return {name: self.kept[_key(name)] for name in self.names}
-        places = places_of(model, self.rename)
+        places = places_of(model, self.names, self.rename)
         return {name: _held(places[name][0]) for name in self.names}
 
     def enter(self, model: nn.Module) -> None:
@@ -118,7 +117,7 @@ class Substitutes(nn.Module):
         if not self.displaced:
             return []
         (own,) = (path for path, module in model.named_modules() if module is self)
-        places = places_of(model, self.rename)
+        places = places_of(model, self.displaced, self.rename)
         return [
             (
                 f"{prefix}{own}.kept.{_key(name)}",
@@ -143,7 +142,7 @@ def _exchange(
     model: nn.Module, incoming: Mapping[str, nn.Parameter], rename: dict[str, str] | None
 ) -> dict[str, nn.Parameter]:
     """Put parameters into a model, by canonical name; those that stood there before."""
-    places = places_of(model, rename)
+    places = places_of(model, incoming, rename)
     outgoing: dict[str, nn.Parameter] = {}
     for name, parameter in incoming.items():
         for place in places[name]:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from capaft.adapter.activation import disabled, get_adapter, refuse_distributed
-from capaft.adapter.attach import attach_plan, detach
 from capaft.adapter.file.encoding import SAVE_DTYPES, decode_tensor, encode_tensor, encoded_layout
 from capaft.adapter.file.fingerprint import (
     WeightSamples,
@@ -43,6 +42,7 @@ from capaft.adapter.file.header import (
 )
 from capaft.adapter.file.other_head import HEAD, drawn_head, head_shapes, stored_parameters
 from capaft.adapter.file.samples import Agreement, compare_samples
+from capaft.adapter.install import attach_plan, detach
 from capaft.adapter.module import Adapter, carrier
 from capaft.adapter.plan import Placement, Plan, make_plan
 from capaft.config.choices import SaveDtype
