@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from capaft.adapter.module import Adapter, adapters, carrier
+from capaft.adapter.trainable import hold, release
 from capaft.support.errors import UsageError
 
 
@@ -89,9 +90,9 @@ def activate(model: nn.Module, names: Collection[str]) -> None:
     _set_active(model, names)
     for name, adapter in adapters(model).items():
         if name in names:
-            adapter.release(carrier(model))
+            release(carrier(model), adapter)
         else:
-            adapter.hold(carrier(model))
+            hold(carrier(model), adapter)
 
 
 def refuse_distributed(model: nn.Module, what: str) -> None:

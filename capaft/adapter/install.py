@@ -22,6 +22,7 @@ from capaft.adapter.plan import Plan
 from capaft.adapter.replacing import watch_registrations
 from capaft.adapter.statistics import hold_statistics, release_statistics
 from capaft.adapter.substitutes import Substitutes
+from capaft.adapter.trainable import freeze, release, thaw
 from capaft.model.labels import Labels
 from capaft.model.layers import has_own_backward
 from capaft.model.names import CHILD_PREFIX, base_parameters, canonical_name, input_embeddings
@@ -132,7 +133,7 @@ def _install(model: nn.Module, adapter: Adapter, name: str) -> None:
     """Put an inactive adapter and its hooks into the model."""
     plan, handles = adapter.plan, vars(model).setdefault(_HANDLES, {}).setdefault(name, [])
     watch_registrations()
-    adapter.freeze(model)
+    freeze(model, adapter)
     hold_statistics(model)
     if plan.stack.host:
         handles += plan.stack.host.prepare(model)
@@ -191,7 +192,7 @@ def detach(model: nn.Module, name: str = "default") -> Adapter:
     adapter.check_places(model)
     if adapter.enabled:
         adapter.leave(model)
-    adapter.release(model)
+    release(model, adapter)
     with disabled(model):
         _take_out(model, adapter, name)
     return adapter
@@ -211,7 +212,7 @@ def _take_out(model: nn.Module, adapter: Adapter, name: str) -> None:
         vars(model).pop(_HANDLES, None)
     adapter.places = []
     model._modules.pop(CHILD_PREFIX + name, None)
-    adapter.thaw(model)
+    thaw(model)
     if not adapters(model):
         release_statistics(model)
         vars(model).pop("save_pretrained", None)
