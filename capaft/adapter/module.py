@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from capaft.adapter.bystander import Bystander
 from capaft.adapter.flow import Factors, Flow
 from capaft.adapter.kept_factors import KeptFactors
 from capaft.adapter.plan import Plan
@@ -61,7 +62,7 @@ def adapters(model: nn.Module) -> dict[str, Adapter]:
     }
 
 
-class Adapter(nn.Module):
+class Adapter(Bystander):
     """The trainable parameters of one adapter, and the maps from them to every site's factors.
 
     Attributes:
@@ -192,9 +193,17 @@ class Adapter(nn.Module):
         self.enabled = True
 
     def leave(self, model: nn.Module) -> None:
-        """Leave the model as it was before `enter`."""
+        """Leave the model as it was before `enter`.
+
+        Raises:
+            UsageError: the model has lost a parameter that the adapter stands in for; nothing was changed.
+        """
         self.enabled = False
-        self.substitutes.leave(model)
+        try:
+            self.substitutes.leave(model)
+        except UsageError:
+            self.enabled = True
+            raise
         self._exchange_labels(model)
 
     def give(self, model: nn.Module) -> None:
@@ -222,10 +231,6 @@ class Adapter(nn.Module):
                 "is; an adapter's own file is loaded with capaft.load",
                 stacklevel=2,
             )
-
-    def forward(self, *inputs: Any) -> Any:
-        """Return the inputs: some containers, `nn.Sequential` for one, call all their children in turn."""
-        return inputs[0] if len(inputs) == 1 else inputs
 
     def check_places(self, model: nn.Module) -> None:
         """Check that every adapted module is where it was.

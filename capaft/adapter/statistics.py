@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from capaft.adapter.bystander import Bystander
 from capaft.adapter.parametrise import evaluate_only, is_evaluated_only, release_training
 from capaft.model.names import CHILD_PREFIX, base_modules
 from capaft.model.statistics import possible_statistics, runs_statistics
@@ -39,7 +40,7 @@ def release_statistics(model: nn.Module) -> None:
         held.release()
 
 
-class HeldStatistics(nn.Module):
+class HeldStatistics(Bystander):
     """The statistics of one model; its child, so that copies of the model hold their own."""
 
     def __init__(self) -> None:
@@ -53,10 +54,6 @@ class HeldStatistics(nn.Module):
         self.depth = 0
         self.aside: list[tuple[nn.Module, str, Tensor]] = []
         self.lock = RLock()
-
-    def forward(self, *inputs: Any) -> Any:
-        """Return the inputs; see `Adapter.forward`."""
-        return inputs[0] if len(inputs) == 1 else inputs
 
     def hold(self, model: nn.Module) -> None:
         """Put every module that runs statistics into evaluation mode, to stay."""

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from capaft.adapter.bystander import Bystander
 from capaft.model.names import canonical_name
 from capaft.model.weights import weight_owners
+from capaft.support.errors import UsageError
 
 # Attributes in which layers keep the first side of their weight.
 _OUTPUTS = ("out_features", "out_channels", "num_embeddings")
@@ -24,16 +26,25 @@ Places = dict[str, list[tuple[str, nn.Module, str]]]
 
 
 def places_of(model: nn.Module, names: Collection[str], rename: dict[str, str] | None) -> Places:
-    """By canonical name, the paths, modules and leaf names that hold each of some of the model's own parameters."""
+    """By canonical name, the paths, modules and leaf names that hold each of some of the model's own parameters.
+
+    Raises:
+        UsageError: the model has one of them no more.
+    """
     places: Places = {}
     for owners in weight_owners(model).values() if names else ():
         name = canonical_name(model, ".".join(filter(None, owners[0])), rename)
         if name in names:
             places[name] = [(path, model.get_submodule(path), leaf) for path, leaf in owners]
+    if lost := sorted(set(names) - places.keys()):
+        raise UsageError(
+            f"{lost[0]} has been replaced or removed since the adapter was attached; put it back, or attach the "
+            "adapter to a fresh model"
+        )
     return places
 
 
-class Substitutes(nn.Module):
+class Substitutes(Bystander):
     """An adapter's tensors in place of the model's own.
 
     Attributes:
@@ -50,10 +61,6 @@ class Substitutes(nn.Module):
         self.displaced: dict[str, nn.Parameter] = {}
         self.names = tuple(parameters)
         self.rename = rename
-
-    def forward(self, *inputs: Any) -> Any:
-        """Return the inputs; see `Adapter.forward`."""
-        return inputs[0] if len(inputs) == 1 else inputs
 
     def tensors(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The adapter's tensors by canonical name, wherever they are."""

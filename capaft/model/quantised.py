@@ -217,7 +217,8 @@ def _without_bias(module: nn.Module) -> Iterator[Tensor | None]:
 @contextmanager
 def _called_alone(module: nn.Module) -> Iterator[None]:
     """Have a layer compute as in training, but without autocast."""
-    was_training = module.training
+    # Not as it reads, which may be another mode than the one it was put in.
+    was_training = vars(module)["training"]
     module.training = True
     try:
         with torch.autocast(_device(module).type, enabled=False):

@@ -181,3 +181,16 @@ def test_a_new_head_cannot_take_the_place_of_codes() -> None:
     ):
         capaft.attach(model, "lora", rank=2, head=HEAD, head_mode="frozen", labels=5)
     assert snapshot(model) == before
+
+
+def test_a_head_that_is_gone_is_missed_by_name() -> None:
+    model = bert()
+    adapter = capaft.attach(model, "lora", rank=2, head=HEAD)
+    head, model.classifier = model.classifier, nn.Identity()
+    for change in (capaft.detach, capaft.merge, lambda model: capaft.switch(model, [])):
+        with pytest.raises(UsageError, match=r"^classifier\.bias has been replaced or removed since .*; put it back"):
+            change(model)
+        assert adapter.enabled
+    model.classifier = head
+    capaft.detach(model)
+    assert torch.equal(tiny.logits(model), tiny.logits(bert()))
