@@ -63,17 +63,24 @@ def attach_plan(
         trains: False if the adapter is attached to be used only, so that no gradient has to pass through the model.
 
     Raises:
-        UsageError: the name or the dropout cannot be used, a parameter to train is offloaded or quantised, a weight to
-            change is computed from others, no gradient passes through a layer, or the model has another library's
-            adapter.
+        UsageError: the name or the dropout cannot be used, an adapter is on a part of the model or around it, a
+            parameter to train is offloaded or quantised, a weight to change is computed from others, no gradient passes
+            through a layer, or the model has another library's adapter.
     """
     refuse_other_adapters(model)
-    if name in adapters(model):
+    present = adapters(model)
+    if name in present:
         raise UsageError(f"the model already has an adapter named {name}; detach it or choose another name")
+    known = {*present.values()}
+    if any(isinstance(module, SiteAdapter) and module.owner[0] not in known for module in model.modules()):
+        raise UsageError(
+            "the model has an adapter that was attached to a part of it or to a wrapper around it, and the two would "
+            "not know of each other; attach both to the same module"
+        )
     if not name.isidentifier():
         raise UsageError(f"an adapter's name must be an identifier, got {name!r}")
     check_dropout(plan.stack, dropout)
-    if any(not set(adapter.plan.trained) <= set(adapter.substitutes.names) for adapter in adapters(model).values()):
+    if any(not set(adapter.plan.trained) <= set(adapter.substitutes.names) for adapter in present.values()):
         raise UsageError("the model itself is being trained, and has no room for a second adapter")
     is_first = not active_names(model)
     with disabled(model):

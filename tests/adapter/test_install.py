@@ -194,3 +194,21 @@ def test_a_head_that_is_gone_is_missed_by_name() -> None:
     model.classifier = head
     capaft.detach(model)
     assert torch.equal(tiny.logits(model), tiny.logits(bert()))
+
+
+def test_adapters_that_would_not_know_of_each_other_are_refused() -> None:
+    model = bert()
+    wrapped = torch.compile(model, backend="eager")
+    capaft.attach(wrapped, "lora", rank=2)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"a wrapper around it, .*; attach both to the same module$"):
+        capaft.attach(model, "lora", name="second", rank=2)
+    assert capaft.detach(wrapped)  # type: ignore[arg-type]
+    capaft.attach(model.bert, "lora", rank=2)
+    with pytest.raises(UsageError, match="attached to a part of it"):
+        capaft.attach(model, "lora", name="second", rank=2)
+    capaft.detach(model.bert)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    # The other way round the wrapper is looked through.
+    capaft.attach(model, "lora", rank=2)
+    capaft.attach(wrapped, "lora", name="second", rank=2)  # type: ignore[arg-type]
+    assert list(capaft.adapters(model)) == ["default", "second"]
