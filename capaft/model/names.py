@@ -105,12 +105,14 @@ def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The model's own modules by path, each once, without those of its adapters, which may be many."""
     seen: set[nn.Module] = set()
-
-    def walk(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    ahead = [("", model)]
+    while ahead:
+        path, module = ahead.pop()
+        if module in seen:
+            continue
         seen.add(module)
         yield path, module
-        for name, child in module._modules.items():
-            if child is not None and child not in seen and not name.startswith(CHILD_PREFIX):
-                yield from walk(f"{path}.{name}" if path else name, child)
-
-    return walk("", model)
+        children = ((name, child) for name, child in module._modules.items() if not name.startswith(CHILD_PREFIX))
+        ahead += reversed(
+            [(f"{path}.{name}" if path else name, child) for name, child in children if child is not None]
+        )
