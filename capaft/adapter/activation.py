@@ -87,11 +87,13 @@ def active_names(model: nn.Module) -> list[str]:
 
 def activate(model: nn.Module, names: Collection[str]) -> None:
     """Make these adapters the active ones; only their parameters need gradients."""
+    by_name = adapters(model)
+    # While an adapter is inactive its tensors need not be looked for in the model.
+    for name in names:
+        release(carrier(model), by_name[name])
     _set_active(model, names)
-    for name, adapter in adapters(model).items():
-        if name in names:
-            release(carrier(model), adapter)
-        else:
+    for name, adapter in by_name.items():
+        if name not in names:
             hold(carrier(model), adapter)
 
 
