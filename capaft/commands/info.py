@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from capaft.commands.reporting import Json, Run, reporting
@@ -40,13 +41,14 @@ def describe_file(file: AdapterFile) -> list[str]:
         *([_head_line(header.head)] if header.head else []),
         f"tensors   {', '.join(sorted(file.tensors))} as {header.save_dtype}",
         f"seed      {header.seed} (seed contract {header.contract})",
-        *(
-            [f"task      {task.name or 'none'}, {len(task.labels)} labels: {', '.join(task.labels[:12])}"]
-            if task
-            else []
-        ),
+        *([f"task      {task.name or 'none'}{_labels(task.labels)}"] if task else []),
         *([f"options   {', '.join(f'{key} {value}' for key, value in options.items())}"] if options else []),
     ]
+
+
+def _labels(labels: Sequence[str]) -> str:
+    """The end of the line about a task, from its labels."""
+    return f", {len(labels)} labels: {', '.join(labels[:12])}" if labels else ""
 
 
 def _head_line(head: HeadRecord) -> str:

@@ -34,7 +34,7 @@ def evaluation_summary(scores: Scores, predictions: Path | None) -> str:
         return f"{scores.examples} predictions in {predictions}; there are no targets to compare them with"
     others = _other_scores(scores.scores, scores.score_names, scores.metric)
     metric = scores.score_names.get(scores.metric, scores.metric)
-    return f"{metric} {score_text(scores.value)} on {scores.examples} examples  ({others})"
+    return f"{metric} {score_text(scores.value)} on {scores.examples} examples{f'  ({others})' if others else ''}"
 
 
 def _other_scores(scores: dict[str, float | None], names: dict[str, str], *excluded: str) -> str:

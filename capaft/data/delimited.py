@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from capaft.data.reading import Reading
+from capaft.support.counting import agreeing
 from capaft.support.errors import UsageError, one_line
 
 Cells = dict[str, tuple[str, ...]]
@@ -92,7 +93,9 @@ def _parsed(path: Path, lines: Sequence[str], dialect: _Dialect, reading: Readin
             header, rows = _less_blanks(path, lines, dialect, header, rows)
     names = _column_names(path, header)
     if len(names) > 1 and (repeated := sum(row == header for row in rows)):
-        reading.say(f"{path}: {repeated} further line(s) repeat the column names, and are left out")
+        lines_repeat = agreeing(repeated, "line repeats", "lines repeat")
+        are = agreeing(repeated, "is", "are")
+        reading.say(f"{path}: {repeated} further {lines_repeat} the column names, and {are} left out")
         rows = [row for row in rows if row != header]
     if not rows:
         raise UsageError(f"{path}: there is a header but no rows; add rows")

@@ -15,6 +15,7 @@ import regex
 
 from capaft.data.label_studio import unwrapped
 from capaft.data.reading import Reading
+from capaft.support.counting import agreeing
 from capaft.support.faults import leave_out
 
 Columns = dict[str, list[Any]]
@@ -169,5 +170,7 @@ def _accepted(source: str, columns: Columns, reading: Reading) -> Columns:
     columns = {name: values for name, values in columns.items() if name != "answer"}
     kept = [row for row, answer in enumerate(answers) if answer in _ACCEPTED]
     if len(kept) < len(answers):
-        reading.say(f"{source}: {len(answers) - len(kept)} of {len(answers)} rows are not accepted, and are left out")
+        lost = len(answers) - len(kept)
+        are = agreeing(lost, "is", "are")
+        reading.say(f"{source}: {lost} of {len(answers)} rows {are} not accepted, and {are} left out")
     return {name: [values[row] for row in kept] for name, values in columns.items()}

@@ -45,7 +45,9 @@ class Bitfit(Host):
             ):
                 continue
             name = renamed_path(canonical_path(model, path), rename)
-            sites.append(Site(name, path, 1, len(bias), "bias", "bias", parametrised=path in read))
+            # Some norms of images move the channels, so that the bias does not belong to the last axis of the output.
+            moves = isinstance(module, nn.LayerNorm) and type(module).forward is not nn.LayerNorm.forward
+            sites.append(Site(name, path, 1, len(bias), "bias", "bias", parametrised=path in read or moves))
         if not sites:
             raise UsageError(f"{type(model).__name__} has no biases to train; choose another method")
         return select_sites(targets, sites, "biases")

@@ -60,7 +60,7 @@ class Bottleneck(Host):
 
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
         """See `Host.sites`. By default, the places of every block; otherwise those whose names match the targets."""
-        return find_block_sites(model, targets, rename, self.places)
+        return find_block_sites(model, targets, rename, self.places, self.name)
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
         """See `Host.factors`. The up bias has no hidden axis: it is added once, however many copies there are."""
@@ -74,8 +74,11 @@ class Bottleneck(Host):
     def forward(
         self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]
     ) -> Tensor:
-        """See `Host.forward`. Without a source, the bottleneck reads the module's output, and is added to it."""
-        return output + self.change(inputs if site.source else output, factors)
+        """See `Host.forward`. Without a source, the bottleneck reads the module's output, and is added to it.
+
+        Some mixtures of experts return the positions of all texts in one axis.
+        """
+        return output + self.change(inputs if site.source else output, factors).reshape(output.shape)
 
     def change(self, x: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
         """Output of the bottleneck, `(..., in) -> (..., out)`."""

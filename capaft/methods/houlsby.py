@@ -29,5 +29,5 @@ class Houlsby(Bottleneck):
 
     def places(self, block: Block) -> list[Site]:
         """See `Bottleneck.places`."""
-        ends = (*block.attention, block.feed_forward)
-        return [Site(end, end, block.width, block.width, "block", "") for end in ends]
+        ends = (*block.ends, *(part.end for part in block.feed_forwards))
+        return [Site(end.path, end.path, end.width, end.width, "block", "") for end in ends]

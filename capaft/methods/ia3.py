@@ -5,6 +5,8 @@ Liu et al. 2022, arXiv 2205.05638, section 3.3. The vectors are trained as their
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -12,13 +14,16 @@ from torch import Tensor, nn
 
 from capaft.factors.factor import Factor
 from capaft.methods.host import Host
-from capaft.model.block_sites import find_blocks
-from capaft.model.layers import layer_kind
+from capaft.model.block_parts import linear_layers
+from capaft.model.block_sites import Block, find_blocks, warn_of_left_out
 from capaft.model.names import canonical_path
 from capaft.model.site import Site, stored_parameter
 from capaft.model.targets import Targets
 from capaft.model.weight_sites import find_weight_sites
 from capaft.support.errors import UsageError
+
+# Names of keys and values of a second kind, such as those for global tokens.
+KEY_OR_VALUE = re.compile(r"(^|[._])(keys?|values?)(_[a-z]+)?$")
 
 
 @dataclass(frozen=True)
@@ -36,18 +41,21 @@ class Ia3(Host):
 
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
         """See `Host.sites`. By default, keys and values, and the last projections of feed-forward parts."""
-        ends = _feed_forward_ends(model, may_be_empty=bool(targets.modules))
+        blocks = _blocks(model, may_be_empty=bool(targets.modules))
+        parts = [part for block in blocks for part in block.feed_forwards]
+        ends = {canonical_path(model, path) for part in parts for path in part.closing}
         if not targets.modules:
-            for block in find_blocks(model):
-                if layer_kind(model.get_submodule(block.feed_forward)) != "linear":
+            for part in parts:
+                if not part.closing:
                     raise UsageError(
-                        f"ia3 cannot rescale inside {block.feed_forward}, whose experts are packed; choose its layers "
+                        f"ia3 cannot rescale inside {part.end.path}, whose experts are packed; choose its layers "
                         "with --target-modules kv"
                     )
             # Not by the names of the ends: they may be renamed, or too many for one pattern.
             outputs = {site.path for site in find_weight_sites(model, replace(targets, modules="kv"), rename)}
             inner = find_weight_sites(model, replace(targets, modules="kv,mlp"), rename)
             sites = tuple(site for site in inner if site.path in outputs or canonical_path(model, site.module) in ends)
+            warn_of_left_out(self.name, _unscaled(model, blocks, {site.module for site in sites}))
         else:
             sites = find_weight_sites(model, targets, rename)
         for site in sites:
@@ -92,11 +100,25 @@ class Ia3(Host):
         return weight * scale[:, None], None if bias is None else bias * scale
 
 
-def _feed_forward_ends(model: nn.Module, may_be_empty: bool) -> set[str]:
-    """Canonical paths of the last projections of feed-forward parts."""
+def _blocks(model: nn.Module, may_be_empty: bool) -> list[Block]:
+    """The model's blocks; none, if there may be none."""
     try:
-        return {canonical_path(model, block.feed_forward) for block in find_blocks(model)}
+        return find_blocks(model)
     except UsageError:
         if may_be_empty:
-            return set()
+            return []
         raise
+
+
+def _unscaled(model: nn.Module, blocks: list[Block], modules: set[str]) -> Iterator[str]:
+    """Paths of the attentions, or the keys and values in them, that have no scale, and of what is no such part."""
+    for block in blocks:
+        for attention in block.attentions:
+            prefix = attention.path + "."
+            if not any(module.startswith(prefix) for module in modules):
+                yield attention.path
+                continue
+            for name in linear_layers(model.get_submodule(attention.path)):
+                if KEY_OR_VALUE.search(name) and prefix + name not in modules:
+                    yield prefix + name
+        yield from block.others

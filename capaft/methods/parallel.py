@@ -16,7 +16,7 @@ from capaft.model.site import Site
 
 @dataclass(frozen=True)
 class Parallel(Bottleneck):
-    """One adapter layer per block, in parallel."""
+    """One adapter layer per feed-forward part, in parallel."""
 
     name: ClassVar[str] = "parallel"
     summary: ClassVar[str] = "an adapter layer beside each feed-forward part"
@@ -28,5 +28,7 @@ class Parallel(Bottleneck):
 
     def places(self, block: Block) -> list[Site]:
         """See `Bottleneck.places`."""
-        end = block.feed_forward
-        return [Site(end, end, block.enters_width, block.width, "block", "", source=block.enters)]
+        return [
+            Site(part.end.path, part.end.path, part.end.width, part.end.width, "block", "", source=part.enters)
+            for part in block.feed_forwards
+        ]

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from capaft.methods.bottleneck import Bottleneck
 from capaft.model.block_sites import Block
+from capaft.model.layers import has_own_backward
 from capaft.model.site import Site
+from capaft.model.targets import Targets
+from capaft.support.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,29 @@ class Pfeiffer(Bottleneck):
     paper: ClassVar[str] = "arXiv 2005.00247"
     tuned_parameters: ClassVar[int] = 297_600
 
+    def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
+        """See `Host.sites`.
+
+        Raises:
+            UsageError: the adapter would have to stand at the end of a block that a reversible model's backward skips.
+        """
+        sites = super().sites(model, targets, rename)
+        if has_own_backward(model) and not all(site.normalises for site in sites):
+            raise UsageError(
+                f"pfeiffer cannot stand at the ends of the blocks of {type(model).__name__}, whose own backward passes "
+                "over them; choose houlsby"
+            )
+        return sites
+
     def places(self, block: Block) -> list[Site]:
         """See `Bottleneck.places`."""
-        place = block.norm or block.path
-        return [Site(place, place, block.width, block.width, "block", "", normalises=bool(block.norm))]
+        parts = block.feed_forwards
+        places = [(part.norm, part.end.width, True) for part in parts if part.norm]
+        if not places and parts and block.joined:
+            raise UsageError(f"pfeiffer cannot tell how wide the output of {block.path} is; choose houlsby")
+        if not places:
+            places = [(block.path, part.end.width, False) for part in parts[-1:]]
+        return [Site(path, path, width, width, "block", "", normalises=has_norm) for path, width, has_norm in places]
 
     def forward(
         self, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: tuple[Tensor, ...]

@@ -8,6 +8,7 @@ d*l tokens under one softmax.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from capaft.config.choices import PREFIX_LENGTH
 from capaft.factors.factor import Factor
 from capaft.methods.host import Host, check_whole
 from capaft.model.attention_routing import Attention, Route, attention_modules
+from capaft.model.block_sites import find_blocks, warn_of_left_out
 from capaft.model.names import canonical_path, renamed_path
 from capaft.model.site import Site
 from capaft.model.targets import Targets, select_sites
@@ -55,6 +57,8 @@ class Prefix(Host):
             Site(renamed_path(canonical_path(model, path), rename), path, key, value, "attention", "")
             for path, (key, value) in attention_modules(model).items()
         ]
+        if not targets.modules:
+            warn_of_left_out(self.name, _unreached(model, {site.module for site in sites}))
         return select_sites(targets, sites, "attentions")
 
     def prepare(self, model: nn.Module) -> list[Any]:
@@ -82,6 +86,19 @@ class Prefix(Host):
         keys, values, gate = factors
         attend: Any = with_virtual_tokens
         return attend(function, *args, keys=keys, values=values, gate=gate[0], **kwargs)
+
+
+def _unreached(model: nn.Module, modules: set[str]) -> Iterator[str]:
+    """Paths of the attentions that hold none of these modules, and of what stands in for attention in other blocks."""
+    try:
+        blocks = find_blocks(model)
+    except UsageError:
+        return
+    for block in blocks:
+        for attention in block.attentions:
+            if not any(f"{module}.".startswith(attention.path + ".") for module in modules):
+                yield attention.path
+        yield from () if block.attentions else block.others
 
 
 def with_virtual_tokens(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
-from capaft.model.layers import layer_kind, layer_widths
+from capaft.model.layers import layer_kind, layer_widths, packs_experts
 from capaft.support.errors import UsageError
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
@@ -231,6 +231,8 @@ def _widths(path: str, module: Any) -> tuple[int, int]:
     Raises:
         UsageError: the kind of its projections is unknown.
     """
+    if any(packs_experts(child) for child in module.modules()):
+        raise UsageError(f"prefix cannot add keys and values for the experts of {path}; choose another method")
     outputs = {name: _outputs(child) for name, child in module.named_children()}
     for key, value in KEY_VALUE:
         if outputs.get(key) and outputs.get(value):
@@ -258,9 +260,16 @@ def _outputs(layer: Any) -> int:
 
 def _number(module: Any, *names: str) -> int:
     """The first of these attributes that the module or its configuration has; 0 if none."""
-    for owner in (module, module.config):
+    for owner in (module, _layer_config(module)):
         for name in names:
             number = getattr(owner, name, None)
             if isinstance(number, int) and number:
                 return number
     return 0
+
+
+def _layer_config(module: Any) -> Any:
+    """A module's configuration; that of its layer where layers differ."""
+    layer = getattr(module, "layer_idx", None)
+    differs = getattr(module.config, "is_heterogeneous", False) and layer is not None
+    return module.config.per_layer_config[layer] if differs else module.config

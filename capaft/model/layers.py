@@ -109,12 +109,17 @@ def is_plain(module: Any) -> bool:
     return forward is nn.Linear.forward or (set(code.co_names) <= PRODUCT and not is_router(module))
 
 
-def read_without_calling(model: nn.Module) -> set[str]:
-    """Paths of modules whose weight is read by name in a class around them, such as `self.q_proj.weight`."""
+def read_without_calling(model: nn.Module, always: bool = False) -> set[str]:
+    """Paths of modules whose weight is read by name in a class around them, such as `self.q_proj.weight`.
+
+    Args:
+        model: the model.
+        always: only those that the class does nothing else with; others it may call under some condition.
+    """
     paths: set[str] = set()
     for path, module in base_modules(model):
         cls: Any = type(module)
-        names = _weights_read(cls)
+        names = _weights_read(cls) - (_names_used(cls) if always else frozenset())
         if names:
             prefix = path + "." if path else ""
             paths |= {
@@ -147,6 +152,17 @@ def _weights_read(cls: Any) -> frozenset[str]:
     return frozenset(name for function in computing_functions(cls) for name in _reads(function))
 
 
+@cache
+def _names_used(cls: Any) -> frozenset[str]:
+    """Names `n` such that a class's own code uses `....n` itself, and not only an attribute of it."""
+    return frozenset(
+        step.argval
+        for function in computing_functions(cls)
+        for step, after in pairwise(_steps(function))
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and after.opname not in ("LOAD_ATTR", "LOAD_METHOD")
+    )
+
+
 def computing_functions(cls: type) -> Iterator[FunctionType]:
     """The computing functions of a class and its parents, without those of torch's and transformers' base classes."""
     for parent in cls.__mro__:
@@ -161,11 +177,16 @@ def computing_functions(cls: type) -> Iterator[FunctionType]:
                 yield function
 
 
-def _reads(function: FunctionType) -> Iterator[str]:
-    """Names `n` for which a function computes with `....n.weight`; asking for its type or attributes does not count."""
-    steps = [
+def _steps(function: FunctionType) -> list[dis.Instruction]:
+    """The instructions of a function, without those that only prepare others."""
+    return [
         step for step in dis.get_instructions(function) if step.opname not in ("CACHE", "PUSH_NULL", "EXTENDED_ARG")
     ]
+
+
+def _reads(function: FunctionType) -> Iterator[str]:
+    """Names `n` for which a function computes with `....n.weight`; asking for its type or attributes does not count."""
+    steps = _steps(function)
     for i in range(1, len(steps)):
         if steps[i].opname != "LOAD_ATTR" or steps[i].argval != "weight" or steps[i - 1].opname != "LOAD_ATTR":
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from capaft.support.counting import agreeing
 from capaft.support.errors import UsageError
 
 # Faults that a message names, and the share of the whole that may be left out.
@@ -27,8 +28,9 @@ def leave_out(faults: Sequence[str], total: int, description: str, *, strict: bo
     more = f"; and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
     first = "; ".join(faults[:_NAMED]) + more
     line = f"{len(faults)} of {total} {description} cannot be used"
+    are, them = agreeing(len(faults), "is", "are"), agreeing(len(faults), "it", "them")
     if strict:
-        raise UsageError(f"{line} ({first}); correct them, or drop --strict to leave them out")
+        raise UsageError(f"{line} ({first}); correct {them}, or drop --strict to leave {them} out")
     if len(faults) > _FEW * total:
         raise UsageError(f"{line}, too many to leave out ({first}); correct them or drop them from the data")
-    say(f"{line} and are left out: {first}")
+    say(f"{line} and {are} left out: {first}")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,19 +18,16 @@ from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import (
     Columns,
-    ask_for_column,
-    cell_kind,
-    column_values,
     describe_row,
     filled_rows,
-    find_column,
-    is_text,
-    list_columns,
     row_texts,
 )
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.missing import BLANK
 from capaft.tasks.base.task import Task
+from capaft.tasks.choices.columns import recognise_choices
+from capaft.tasks.choices.labels import are_texts, count_from_one, labels_of, place_of
+from capaft.tasks.choices.rows import choices_of, fault_of, listed_choices
 from capaft.tasks.labels.problem import missing_label
 from capaft.tasks.language.token_limit import token_limit
 
@@ -41,23 +36,6 @@ if TYPE_CHECKING:
 
     from capaft.tasks.base.evidence import Evidence
 
-# In lower case without punctuation: the contexts and questions of SWAG, HellaSwag, COPA, RACE, CosmosQA, ARC, PIQA, ...
-_CONTEXTS = (
-    ("sent1",),
-    ("context", "ctx", "premise", "article", "passage", "story", "dialogue"),
-    ("question", "questionstem", "query", "prompt", "goal", "sentence", "text"),
-)
-_STARTS = (("sent2",), ("question",), ("questionstem",), ("query",))
-_LISTS = (("endings",), ("choices",), ("options",), ("answers",), ("candidates",), ("alternatives",))
-_LABELS = (
-    ("label", "labels"),
-    ("answerkey", "answeridx", "answerindex", "correctansweridx", "correctanswerid", "correctoption", "cop"),
-    ("answer", "correctanswer", "gold", "goldlabel", "target"),
-)
-# `ending0`, `choice1`, `option_a`, `answerA`, `sol1`, `opa`, or just `A`.
-_CHOICE = re.compile(
-    r"(?P<stem>(?i:ending|choice|option|answer|candidate|alternative|solution|sol|op))[\W_]*(?P<mark>\d+|[A-Ja-j])|[A-J]"
-)
 
 # Values of a missing label.
 _WITHHELD = (None, "", -1, "-1")
@@ -96,23 +74,8 @@ class MultipleChoice(Task):
 
     @classmethod
     def recognise(cls, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
-        """Find the columns by name; if a context is named and a start is not, there is no start.
-
-        The choices have no flag: they are one column of lists, or columns that are numbered or lettered.
-
-        Raises:
-            UsageError: a named column is missing or not usable, or another one cannot be determined.
-        """
-        lists = find_column(rows, "choices", None, _LISTS, _holds_lists, "lists of choices")
-        choices = (lists,) if lists else _numbered(rows)
-        text, pair, label = named.get("text"), named.get("pair"), named.get("label")
-        label = find_column(rows, "label", label, _LABELS, _holds_label, "numbers or letters", (text, pair, *choices))
-        text = find_column(rows, "text", text, _CONTEXTS, is_text, "text", (pair, label, *choices))
-        if text is None or label is None:
-            ask_for_column(rows, "text" if text is None else "label", "no column has a usual name")
-        if pair or not named.get("text"):
-            pair = find_column(rows, "pair", pair, _STARTS, is_text, "text", (text, label, *choices))
-        return Columns(text, pair, label, choices)
+        """See `recognise_choices`."""
+        return recognise_choices(rows, named)
 
     @classmethod
     def missing_texts(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> dict[str, frozenset[str]]:
@@ -123,20 +86,20 @@ class MultipleChoice(Task):
     @classmethod
     def usable(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> NDArray[np.bool_]:
         """See `Task.usable`; a label is missing if it is blank, or the text of a missing value but of no choice."""
-        labels = _labels(rows, columns)
+        labels = labels_of(rows, columns)
         usable = filled_rows(rows, columns.text, columns.pair)
         usable &= np.array([label not in _WITHHELD for label in labels], dtype=np.bool_)
         missing = BLANK.union(settings.missing_values)
         spelt = [row for row in np.flatnonzero(usable).tolist() if str(labels[row]).strip() in missing]
-        for row, choices in zip(spelt, _listed_choices(rows.select(spelt), columns) if spelt else (), strict=True):
+        for row, choices in zip(spelt, listed_choices(rows.select(spelt), columns) if spelt else (), strict=True):
             usable[row] &= any(labels[row] in texts for texts in choices)
         return usable
 
     @classmethod
     def faults(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> dict[int, str]:
         """See `Task.faults`: a row that lacks a choice."""
-        choices = enumerate(_listed_choices(rows, columns))
-        return {row: fault for row, (texts, _) in choices if (fault := _fault(columns, texts))}
+        choices = enumerate(listed_choices(rows, columns))
+        return {row: fault for row, (texts, _) in choices if (fault := fault_of(columns, texts))}
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, settings: TaskSettings, data: str = "") -> Self:
@@ -146,9 +109,9 @@ class MultipleChoice(Task):
             UsageError: a row has fewer than two choices, or lacks one; or labels may be texts as well as numbers.
         """
         task = super().decide(rows, columns, settings, data)
-        if _are_texts(rows, columns):
+        if are_texts(rows, columns):
             return dataclasses.replace(task, by_text=True)
-        return dataclasses.replace(task, one_based=_one_based(rows, columns, warn=True))
+        return dataclasses.replace(task, one_based=count_from_one(rows, columns, warn=True))
 
     def check_labels(self, rows: Dataset, columns: Columns) -> None:
         """As `Task.check_labels`: every label is one of its row's choices."""
@@ -165,7 +128,7 @@ class MultipleChoice(Task):
         """
         labels = self._encoded(rows, columns)
         contexts, starts = row_texts(rows, columns)
-        choices = [texts for texts, _ in _choices(rows, columns)]
+        choices = [texts for texts, _ in choices_of(rows, columns)]
         row_of = [row for row, texts in enumerate(choices) for _ in texts]
         first = [contexts[row] for row in row_of]
         second = [text for texts in choices for text in texts]
@@ -243,7 +206,9 @@ class MultipleChoice(Task):
         """The index of each row's right choice."""
         return [
             self._index(rows, columns, row, label, *choices)
-            for row, (label, choices) in enumerate(zip(_labels(rows, columns), _choices(rows, columns), strict=True))
+            for row, (label, choices) in enumerate(
+                zip(labels_of(rows, columns), choices_of(rows, columns), strict=True)
+            )
         ]
 
     def _index(
@@ -258,7 +223,7 @@ class MultipleChoice(Task):
         elif by_text:
             index = choices.index(label) if choices.count(label) == 1 else -1
         else:
-            index = _place(label, self.one_based)
+            index = place_of(label, self.one_based)
         if not 0 <= index < len(choices):
             first, last = int(self.one_based), len(choices) - 1
             usual = f"{first} to {first + last} or A to {chr(ord('A') + last)}"
@@ -273,145 +238,3 @@ class MultipleChoice(Task):
 def _among(logits: Tensor, present: Tensor) -> Tensor:
     """Logits `(batch, choices)` in float32, minus infinity for choices that a row lacks."""
     return logits.float().masked_fill(~present, -torch.inf)
-
-
-def _holds_label(feature: Any) -> bool:
-    return cell_kind(feature) in ("class", "integer", "text")
-
-
-def _holds_lists(feature: Any) -> bool:
-    """True if a column holds lists of texts, or as in ARC texts and their names."""
-    if isinstance(feature, Mapping):
-        return {"text", "label"} <= feature.keys() and _holds_lists(feature["text"]) and _holds_lists(feature["label"])
-    return cell_kind(feature) == "list" and is_text(feature.feature)
-
-
-def _numbered(rows: Dataset) -> tuple[str, ...]:
-    """The columns of single choices, in their order.
-
-    Raises:
-        UsageError: no column is one, or there are several sets of them.
-    """
-    sets: dict[str, dict[int, str]] = {}
-    for name, feature in rows.features.items():
-        if (match := _CHOICE.fullmatch(name)) and is_text(feature):
-            mark = match["mark"] or name
-            at = int(mark) if mark.isdecimal() else ord(mark.upper()) - ord("A")
-            sets.setdefault((match["stem"] or "").lower(), {})[at] = name
-    # A gap would give the numbers of labels another meaning.
-    complete = [names for names in sets.values() if len(names) > 1 and _follow(sorted(names))]
-    if len(complete) != 1:
-        firsts = " and ".join(repr(min(names.values())) for names in complete)
-        why = f"; {firsts} each begin a set" if len(complete) > 1 else ""
-        raise UsageError(
-            "cannot tell the columns of choices: call them choice0, choice1, ..., or give one column of lists called "
-            f"choices{why}; the columns are {list_columns(rows)}"
-        )
-    (names,) = complete
-    return tuple(names[at] for at in sorted(names))
-
-
-def _follow(numbers: list[int]) -> bool:
-    """True if numbers begin at 0 or 1 and leave none out."""
-    return numbers[0] in (0, 1) and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
-
-
-def _labels(rows: Dataset, columns: Columns) -> list[Any]:
-    assert columns.label is not None
-    return column_values(rows, columns.label)
-
-
-def _are_texts(rows: Dataset, columns: Columns) -> bool:
-    """True if each label is the text of one of its row's choices, and not the name of one.
-
-    Raises:
-        UsageError: the labels may as well be numbers or letters, which would mean other choices.
-    """
-    if not is_text(rows.features[columns.label]):
-        return False
-    labels, choices = _labels(rows, columns), _choices(rows, columns)
-    if not all(
-        label not in names and texts.count(label) == 1 for label, (texts, names) in zip(labels, choices, strict=True)
-    ):
-        return False
-    one_based = _one_based(rows, columns, warn=False)
-    as_texts = [texts.index(label) for label, (texts, _) in zip(labels, choices, strict=True)]
-    as_places = [_place(label, one_based) for label in labels]
-    if as_texts != as_places and all(0 <= at < len(texts) for at, (texts, _) in zip(as_places, choices, strict=True)):
-        row = next(row for row, at in enumerate(as_places) if at != as_texts[row])
-        raise UsageError(
-            f"{describe_row(rows, columns, row)}: the label {labels[row]!r} is the text of one choice and the number "
-            f"or letter of another; put whole numbers in column {columns.label!r}, 0 for a row's first choice"
-        )
-    return True
-
-
-def _one_based(rows: Dataset, columns: Columns, *, warn: bool) -> bool:
-    """True if the numbers among the labels count from 1; a `ClassLabel` never does, nor does the name of a choice."""
-    if cell_kind(rows.features[columns.label]) == "class":
-        return False
-    numbers = [
-        (number, len(choices))
-        for label, (choices, names) in zip(_labels(rows, columns), _choices(rows, columns), strict=True)
-        if str(label) not in names and (number := _number(label)) is not None
-    ]
-    if not numbers or not all(1 <= number <= size for number, size in numbers):
-        return False
-    if warn and not any(number == size for number, size in numbers):
-        warnings.warn(
-            f"no label in column {columns.label!r} is 0, and none is the last choice: labels are assumed to count from "
-            "1; if they count from 0, write letters from A instead",
-            stacklevel=3,
-        )
-    return True
-
-
-def _number(label: Any) -> int | None:
-    """A label as a number, or None if it is not one."""
-    return int(label) if isinstance(label, int) or re.fullmatch(r"\d+", label or "") else None
-
-
-def _place(label: Any, one_based: bool) -> int:
-    """The index that a number or a letter means; -1 for other labels."""
-    number = _number(label)
-    if number is not None:
-        return number - one_based
-    return ord(label.upper()) - ord("A") if re.fullmatch("[A-Za-z]", label) else -1
-
-
-def _choices(rows: Dataset, columns: Columns) -> list[tuple[list[str], list[str]]]:
-    """The choices of each row, and their names where the data has any.
-
-    Raises:
-        UsageError: a row has fewer than two choices, or lacks one.
-    """
-    choices = _listed_choices(rows, columns)
-    for row, (texts, _) in enumerate(choices):
-        if fault := _fault(columns, texts):
-            raise UsageError(f"{describe_row(rows, columns, row)}: {fault}; fill it in or drop the row")
-    return choices
-
-
-def _listed_choices(rows: Dataset, columns: Columns) -> list[tuple[list[Any], list[str]]]:
-    """The choices of each row as they are; a missing one is None.
-
-    If each choice has a column of its own, a row may leave the last ones empty.
-    """
-    rows_of_choices: list[tuple[list[Any], list[str]]] = []
-    if len(columns.choices) > 1:
-        for cells in zip(*(column_values(rows, name) for name in columns.choices), strict=True):
-            size = max((at + 1 for at, text in enumerate(cells) if text is not None), default=0)
-            rows_of_choices.append((list(cells[:size]), []))
-        return rows_of_choices
-    for value in column_values(rows, columns.choices[0]):
-        choices = value if isinstance(value, dict) else {"text": value, "label": []}
-        rows_of_choices.append((choices["text"] or [], choices["label"] or []))
-    return rows_of_choices
-
-
-def _fault(columns: Columns, texts: Sequence[str | None]) -> str:
-    """The reason why a row's choices cannot be used; empty if they can."""
-    if len(texts) >= 2 and None not in texts:
-        return ""
-    what = "a choice is missing" if None in texts else "there are fewer than two choices"
-    return f"{what} in column{'s' if columns.choices[1:] else ''} {', '.join(columns.choices)}"

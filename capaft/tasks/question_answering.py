@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from capaft.config.choices import MAX_ANSWER_LENGTH, N_BEST, NO_ANSWER_THRESHOLD, QUESTION_MAX_LENGTH, STRIDE
 from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
+from capaft.support.counting import agreeing
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import (
     Columns,
@@ -36,6 +37,7 @@ from capaft.tasks.base.task import Task
 from capaft.tasks.language.token_limit import token_limit
 from capaft.tasks.spans import squad_metrics
 from capaft.tasks.spans.answers import Answer, has_answers, holds_answers, locate_answer, read_answers
+from capaft.tasks.spans.best_span import Span, best_span
 from capaft.tasks.spans.windows import Window, cut_windows
 
 if TYPE_CHECKING:
@@ -48,15 +50,6 @@ _CONTEXTS = (("context",), ("passage", "paragraph"), ("document", "article"))
 _ANSWERS = (("answers",), ("answer",))
 # The position of an answer that is not found in the context: no term of the loss.
 _UNKNOWN = -100
-
-
-class Span(NamedTuple):
-    """A window's best answer: its first and last token, the sum of their logits, and that of the null token's."""
-
-    first: int
-    last: int
-    score: float
-    null: float
 
 
 @dataclass(frozen=True)
@@ -304,33 +297,6 @@ class QuestionAnswering(Task):
         return ["" if row in silent else best[row][1] for row in sorted(best)]
 
 
-def best_span(start: Tensor, end: Tensor, window: Window, n_best: int, max_length: int) -> Span:
-    """The best of a window's answers, among the likeliest starts and ends within the context.
-
-    Args:
-        start: logits, `(tokens or more,)`; those beyond the window's tokens are padding.
-        end: logits, likewise.
-        window: the window.
-        n_best: number of starts, and of ends, that are combined.
-        max_length: largest number of tokens in an answer.
-
-    Returns:
-        The span; its score is -inf if no start and end go together.
-    """
-    null = float(start[window.null] + end[window.null])
-    places = torch.from_numpy(np.flatnonzero(window.answerable()))
-    firsts, lasts = (
-        places[logits[places].topk(min(n_best, len(places))).indices].unsqueeze(dim)
-        for logits, dim in ((start, 1), (end, 0))
-    )
-    scores = start[firsts] + end[lasts]
-    scores = scores.masked_fill((lasts < firsts) | (lasts - firsts >= max_length), -torch.inf)
-    if not scores.numel():
-        return Span(0, 0, -np.inf, null)
-    first, last = divmod(int(scores.argmax()), scores.shape[1])
-    return Span(int(firsts[first, 0]), int(lasts[0, last]), float(scores[first, last]), null)
-
-
 def _place(context: str, answers: Sequence[Answer]) -> tuple[int, int] | None:
     """The characters of the first of a row's answers that is in the context."""
     return next((place for answer in answers if (place := locate_answer(context, answer))), None)
@@ -353,7 +319,8 @@ def _left_out(lost: Sequence[int], rows: int) -> str:
     """
     if not lost:
         return ""
-    note = f"{len(lost)} of {rows} training rows are left out, their answers are not in the context"
+    are = agreeing(len(lost), "is", "are")
+    note = f"{len(lost)} of {rows} training rows {are} left out, their answers are not in the context"
     if len(lost) == rows:
         raise UsageError(f"{note}; extractive question answering needs answers that are")
     return f"{note}: row {lost[0]}{' and others' if len(lost) > 1 else ''}"

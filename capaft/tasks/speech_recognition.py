@@ -15,6 +15,7 @@ from capaft.config.choices import MAX_NEW_TOKENS, MAX_SPEECH_SECONDS, NUM_BEAMS
 from capaft.config.parts.model import ModelSettings
 from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
+from capaft.support.counting import agreeing
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import (
     Columns,
@@ -167,7 +168,13 @@ class SpeechRecognition(Task):
     def idle_options(self, base: BaseModel) -> dict[str, str]:
         """See `Task.idle_options`."""
         decodes = _transcriber_class(base.model.config) is DecoderTranscriber
-        return {} if decodes else dict.fromkeys(("max_new_tokens", "num_beams"), "a model that writes by frames")
+        idle = ("max_new_tokens", "num_beams", "label_smoothing")
+        return {} if decodes else dict.fromkeys(idle, "a model that writes by frames")
+
+    @property
+    def reports(self) -> bool:
+        """See `Task.reports`; the loss needs no texts."""
+        return self.metric in ERROR_RATES
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Recordings, read once for their lengths, with the tokens of their transcripts as `labels`.
@@ -188,8 +195,7 @@ class SpeechRecognition(Task):
                 f"no recording is of {self.max_seconds:g} seconds or less and has a transcript that the model can "
                 "write; raise --max-seconds or choose other recordings"
             )
-        lost = len(rows) - len(kept)
-        note = f"{lost} recordings are too long, or have nothing to write, and are left out" if lost else ""
+        note = _left_out(len(rows) - len(kept))
         features = _recordings(rows.select(kept), columns)
         rate = base.processor.feature_extractor.sampling_rate
         return dataclasses.replace(
@@ -220,17 +226,17 @@ class SpeechRecognition(Task):
         self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch, outputs: Any
     ) -> list[str]:
         """The model's texts; empty if the metric needs none."""
-        if self.metric not in ERROR_RATES:
+        if not self.reports:
             return [""] * len(indices)
         return self._transcriber(base.model.config).written(base, model, batch, outputs)
 
     def score(self, features: Features, predictions: Sequence[Any]) -> dict[str, float]:
         """The error rates, if the metric is one; the loop adds the loss."""
-        return error_rates(predictions, features.references) if self.metric in ERROR_RATES else {}
+        return error_rates(predictions, features.references) if self.reports else {}
 
     def report(self, features: Features, predictions: Sequence[Any]) -> list[dict[str, Any]]:
         """The file or number of each row, the model's text and the transcript."""
-        if self.metric not in ERROR_RATES:
+        if not self.reports:
             return []
         return [
             {AUDIO: source, "prediction": text, "reference": reference}
@@ -245,6 +251,17 @@ class SpeechRecognition(Task):
         way = _transcriber_class(config)
         assert way is not None
         return way(self.language, self.max_new_tokens, self.num_beams)
+
+
+def _left_out(lost: int) -> str:
+    """The line about recordings that nothing can be learnt from; empty if there are none."""
+    if not lost:
+        return ""
+    recordings, have, are = (
+        agreeing(lost, one, several)
+        for one, several in (("recording is", "recordings are"), ("has", "have"), ("is", "are"))
+    )
+    return f"{lost} {recordings} too long, or {have} nothing to write, and {are} left out"
 
 
 def _recordings(rows: Dataset, columns: Columns) -> Features:

@@ -2,96 +2,44 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capaft.config.choices import MISSING_VALUES
 from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import (
     Columns,
-    ask_for_column,
-    cell_kind,
-    column_values,
     filled_rows,
-    find_column,
-    is_id,
-    is_text,
-    plain_name,
     row_texts,
-    value_counts,
 )
-from capaft.tasks.base.doubts import refuse_doubtful_text, refuse_headless
+from capaft.tasks.base.doubts import refuse_doubtful_text
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.missing import BLANK
 from capaft.tasks.base.task import Task
+from capaft.tasks.labels.columns import recognise_labelled_texts
 from capaft.tasks.labels.glue import official_metric
+from capaft.tasks.labels.kind import problem_of
 from capaft.tasks.labels.multi_label import MultiLabel
-from capaft.tasks.labels.numbers import is_number, is_whole, plain_number
-from capaft.tasks.labels.problem import MAX_CLASSES, Problem
+from capaft.tasks.labels.problem import Problem
 from capaft.tasks.labels.regression import Regression
 from capaft.tasks.labels.single_label import SingleLabel, check_scoring
 from capaft.tasks.labels.spelling import label_finder
+from capaft.tasks.labels.target import is_target
 from capaft.tasks.language.framing import frame
 from capaft.tasks.language.plain_text import end_of_text_token, surrounding_tokens
-from capaft.tasks.language.text_pairs import recognise_text_pairs
 from capaft.tasks.language.token_limit import token_limit
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from capaft.tasks.base.evidence import Evidence
-
-# Names are compared in lower case without punctuation. Earlier pairs and groups are preferred to later ones; within a
-# group no name is better than another.
-_PAIRS = (
-    ("sentence1", "sentence2"),
-    ("question1", "question2"),
-    ("premise", "hypothesis"),
-    ("question", "sentence"),
-    ("text1", "text2"),
-    ("texta", "textb"),
-    ("1string", "2string"),
-    ("query", "passage"),
-    ("question", "passage"),
-    ("question", "answer"),
-    ("question", "context"),
-    ("query", "document"),
-    ("query", "text"),
-    ("text", "response"),
-    ("context", "response"),
-)
-# Second texts that may be the label themselves, where no other column is called one.
-_REPLIES = ("answer", "response")
-_TEXTS = (
-    ("sentence", "text"),
-    ("review", "content", "tweet", "comment", "utterance", "message", "document", "post", "body"),
-    ("reviewtext", "commenttext", "headline", "question", "query", "description", "abstract", "title"),
-)
-_LABELS = (
-    ("label", "labels"),
-    ("class", "category", "target", "intent", "sentiment", "topic", "y", "goldlabel", "isduplicate"),
-    ("classes", "categories", "topics", "genres", "emotions", "score", "similarityscore", "rating", "stars"),
-)
-# A column of this name can hold nothing but labels.
-_SURE = ("label", "labels")
-_LONGEST_CLASS_NAME = 60
-# Share of the texts in a column of numbers that are numbers at least.
-_MOSTLY = 0.75
-# Never classes, whatever they look like, unless the user says so.
-_NO_LABELS = ("timestamp", "time", "date", "datetime", "createdat", "created", "url", "uri", "link")
-# Columns of this name ask for a text in the column of its usual pair.
-_PROMPTS = ("prompt", "instruction")
-# With fewer rows, a number may be the only one of its class by chance.
-_FEWEST_NUMBERS = 20
 
 
 @dataclass(frozen=True)
@@ -156,7 +104,7 @@ class TextClassification(Task):
         Raises:
             UsageError: the columns cannot be determined.
         """
-        return _is_target(rows, evidence, cls.recognise(rows, evidence.named).label)
+        return is_target(rows, evidence, cls.recognise(rows, evidence.named).label)
 
     @classmethod
     def doubt(cls, rows: Dataset, evidence: Evidence) -> None:
@@ -167,34 +115,8 @@ class TextClassification(Task):
 
     @classmethod
     def recognise(cls, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
-        """Find the columns by name, then by type. A named text without a named pair is single.
-
-        Several labels with a column of 0 and 1 each are given by the names of these columns: `a,b,c`.
-        """
-        text, pair, label = named.get("text"), named.get("pair"), named.get("label")
-        choices = _choices(rows, label)
-        if choices:
-            for choice in choices:
-                find_column(rows, "label", choice, (), _is_flag, "0 or 1", (text, pair))
-            label = None
-        else:
-            label = find_column(
-                rows, "label", label, _LABELS, _is_label, "a label, labels or a number a row", (text, pair)
-            )
-        taken = (label, *choices)
-        text = find_column(rows, "text", text, (), is_text, "text", taken)
-        pair = find_column(rows, "pair", pair, (), is_text, "text", (*taken, text))
-        if text is None:
-            taken = (*taken, pair)
-            words = [n for n, feature in rows.features.items() if is_text(feature) and n not in taken and not is_id(n)]
-            unsure = label is None and not choices
-            sure = [n for n in words if not (unsure and plain_name(n) in _REPLIES and _like_classes(rows, n))]
-            text, pair = _pair_by_name(sure, pair)
-            text = text or find_column(rows, "text", None, _TEXTS, is_text, "text", taken) or _text_by_type(rows, words)
-        if label is None and not choices:
-            label = _label_by_type(rows, (text, pair))
-            refuse_headless(rows, text, [label])
-        return Columns(text, pair, label, choices)
+        """See `recognise_labelled_texts`."""
+        return recognise_labelled_texts(rows, named)
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, settings: TaskSettings, data: str = "") -> Self:
@@ -202,7 +124,7 @@ class TextClassification(Task):
 
         GLUE scores MRPC and QQP by the F1 of their second class, the pairs that mean the same.
         """
-        problem = _problem_of(rows, columns) if settings.problem == "auto" else settings.problem
+        problem = problem_of(rows, columns) if settings.problem == "auto" else settings.problem
         plain = replace(settings, metric=None, problem=problem, positive_label="")
         task = super().decide(rows, columns, plain, data)
         labels = task._problem.classes(rows, columns)
@@ -236,7 +158,7 @@ class TextClassification(Task):
     @classmethod
     def _problem_for(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> Problem:
         """The problem that settings name, or else the labels stand for."""
-        problem = _problem_of(rows, columns) if settings.problem == "auto" else settings.problem
+        problem = problem_of(rows, columns) if settings.problem == "auto" else settings.problem
         if problem == "multi":
             missing = frozenset(settings.missing_values)
             return MultiLabel(settings.label_separator or "", settings.normalise_labels, missing)
@@ -303,7 +225,10 @@ class TextClassification(Task):
 
     def idle_options(self, base: BaseModel) -> dict[str, str]:
         """See `Task.idle_options`."""
-        idle = {"single": ("label_separator",), "regression": ("label_separator", "normalise_labels")}
+        idle = {
+            "single": ("label_separator",),
+            "regression": ("label_separator", "normalise_labels", "label_smoothing"),
+        }
         return dict.fromkeys(idle.get(self.problem, ()), f"--problem {self.problem}")
 
     def loss(self, outputs: Any, targets: Mapping[str, Tensor], smoothing: float) -> Tensor:
@@ -341,153 +266,3 @@ class TextClassification(Task):
 
     def _named(self, target: Any) -> Any:
         return self._problem.named(target, self.labels)
-
-
-def _is_flag(feature: Any) -> bool:
-    return cell_kind(feature) in ("integer", "bool", "float", "class")
-
-
-def _is_label(feature: Any) -> bool:
-    return cell_kind(feature) != "other"
-
-
-def _choices(rows: Dataset, label: str | None) -> tuple[str, ...]:
-    """The columns that a list of names stands for, if it is one and not itself the name of a column."""
-    if label is None or "," not in label or label in rows.column_names:
-        return ()
-    return tuple(dict.fromkeys(name.strip() for name in label.split(",")))
-
-
-def _problem_of(rows: Dataset, columns: Columns) -> Literal["single", "multi", "regression"]:
-    """The problem that a column of labels stands for.
-
-    Raises:
-        UsageError: the labels are texts, some of them fractions, and many of them words or in an odd notation.
-    """
-    if columns.label is None or cell_kind(rows.features[columns.label]) == "list":
-        return "multi"
-    if cell_kind(rows.features[columns.label]) == "float":
-        # NaN is not greater than 0, and reported as a missing label later.
-        fractions = (value % 1 > 0 for value in column_values(rows, columns.label) if value is not None)
-        return "regression" if any(fractions) else "single"
-    if is_text(rows.features[columns.label]):
-        return _problem_of_texts(columns.label, value_counts(rows, columns.label))
-    return "single"
-
-
-def _problem_of_texts(name: str, counts: Counter[str]) -> Literal["single", "regression"]:
-    """The problem that labels which are texts stand for: most of them numbers, some with a fraction, or classes."""
-    numbers = {text: count for text, count in counts.items() if is_number(text)}
-    fraction = next((text for text in numbers if not is_whole(text)), None)
-    if fraction is None:
-        return "single"
-    if sum(numbers.values()) >= _MOSTLY * counts.total():
-        if sum(counts[text] for text in numbers if plain_number(text) is not None) >= _MOSTLY * counts.total():
-            return "regression"
-        odd = next(text for text in numbers if plain_number(text) is None)
-        raise UsageError(
-            f"column {name!r} holds numbers such as {odd!r}, which may be read in several ways; write them as 1250.5, "
-            "or choose --problem single, by which every text is a class"
-        )
-    word = next(text for text in counts if text not in numbers)
-    raise UsageError(
-        f"column {name!r} holds numbers such as {fraction!r} and words such as {word!r}; choose --problem regression "
-        "(and drop the words) or --problem single, by which every text is a class"
-    )
-
-
-def _holds_numbers(rows: Dataset, name: str) -> bool:
-    """True if most of the different texts of a column are numbers, missing values aside."""
-    texts = [text for text in rows.unique(name) if text and text.strip() not in MISSING_VALUES]
-    return bool(texts) and sum(map(is_number, texts)) >= _MOSTLY * len(texts)
-
-
-def _pair_by_name(words: Sequence[str], pair: str | None) -> tuple[str | None, str | None]:
-    """Both columns of a usual pair, or the first column that belongs to a named second one."""
-    names = {plain_name(name): name for name in words}
-    for first, second in _PAIRS:
-        if first in names and (second == plain_name(pair) if pair else second in names):
-            return names[first], pair or names[second]
-    return None, pair
-
-
-def _text_by_type(rows: Dataset, words: Sequence[str]) -> str:
-    texts = list(words)
-    if len(texts) > 1:
-        texts = [name for name in texts if not _like_classes(rows, name) and not _holds_numbers(rows, name)]
-    if len(texts) != 1:
-        ask_for_column(rows, "text", "several columns could be" if words else "there is no column of text")
-    return texts[0]
-
-
-def _label_by_type(rows: Dataset, taken: Sequence[str | None]) -> str:
-    kinds = {n: cell_kind(feature) for n, feature in rows.features.items() if n not in taken and not _is_note(n)}
-    usual = ("class", "integer", "bool")
-    labels = [n for n, kind in kinds.items() if kind in usual or (kind == "text" and _like_classes(rows, n))]
-    labels = labels or [
-        n for n, kind in kinds.items() if kind == "float" or (kind == "text" and _holds_numbers(rows, n))
-    ]
-    if len(labels) == 1 and kinds[labels[0]] == "integer" and _number_rows(rows, labels[0]):
-        ask_for_column(rows, "label", f"{labels[0]!r} has a number of its own in most rows")
-    if len(labels) != 1:
-        ask_for_column(rows, "label", "several columns could be" if labels else "no column looks like one")
-    return labels[0]
-
-
-def _is_note(name: str) -> bool:
-    return is_id(name) or plain_name(name) in _NO_LABELS
-
-
-def _number_rows(rows: Dataset, name: str) -> bool:
-    """True if a column has a different integer in most rows, like a time or a key."""
-    return len(rows) >= _FEWEST_NUMBERS and len(rows.unique(name)) > len(rows) // 2
-
-
-def _is_target(rows: Dataset, evidence: Evidence, label: str | None) -> bool:
-    """True if the label is the target, and not a note beside a usual pair of source and target.
-
-    For a model that writes, the pair outweighs topics and numbers of tokens. Decoders are often used to classify, so
-    for them a column called `label` is the target. A model of masked tokens cannot write: for it a label that the user
-    named, or that is called so, holds classes whatever it looks like.
-    """
-    is_sure = plain_name(label or "") in _SURE
-    is_named = bool(evidence.named.get("label"))
-    if evidence.is_masked and (is_named or is_sure):
-        return True
-    if not _has_classes(rows, label) or _is_written(rows, evidence, label):
-        return False
-    if is_named or evidence.is_masked or (is_sure and not evidence.is_encoder_decoder):
-        return True
-    try:
-        pair = recognise_text_pairs(rows, evidence.named)
-    except UsageError:
-        return True
-    if pair is None or pair.label in (None, label):
-        return True
-    # Targets of few values are classes as well; those of translations are not columns, and references not texts.
-    return is_text(rows.features.get(pair.label)) and _has_classes(rows, pair.label)
-
-
-def _is_written(rows: Dataset, evidence: Evidence, label: str | None) -> bool:
-    """True if a label is what a prompt asks for and the model can write it, however few different ones there are."""
-    if evidence.is_masked or label is None:
-        return False
-    try:
-        pair = recognise_text_pairs(rows, evidence.named)
-    except UsageError:
-        return False
-    return pair is not None and pair.label == label and plain_name(pair.text) in _PROMPTS
-
-
-def _has_classes(rows: Dataset, label: str | None) -> bool:
-    """True if a label holds classes or numbers, and not a different text in each row."""
-    if label is None or not is_text(rows.features[label]):
-        return True
-    return len(rows.unique(label)) <= len(rows) // 2 or _holds_numbers(rows, label)
-
-
-def _like_classes(rows: Dataset, name: str) -> bool:
-    """True if a column of text holds few different values, each twice on average, and none of them long."""
-    distinct = rows.unique(name)
-    few = len(distinct) <= min(MAX_CLASSES, len(rows) // 2)
-    return few and all(len(value or "") <= _LONGEST_CLASS_NAME for value in distinct)

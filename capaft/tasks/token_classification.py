@@ -31,6 +31,7 @@ from capaft.tasks.base.columns import (
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
 from capaft.tasks.labels.problem import MAX_CLASSES, class_positions, unknown_label
+from capaft.tasks.labels.word_tags import is_tag, tag_faults, tag_feature, tag_names, words_of
 from capaft.tasks.language.token_limit import token_limit
 from capaft.tasks.language.token_loss import IGNORED, summed_loss
 
@@ -46,6 +47,7 @@ _TAGS = (
     ("tags",),
     ("labels", "label"),
     ("ner", "nerlabels", "iobtags", "biotags", "entities", "spans", "ents"),
+    ("tag",),
     ("upos", "upostags"),
     ("postags", "pos"),
     ("xpos",),
@@ -102,8 +104,13 @@ class TokenClassification(Task):
     def usable(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> NDArray[np.bool_]:
         """See `Task.usable`; a row needs one word with a tag, and no gap among its words."""
         words = [bool(texts) and None not in texts for texts in column_values(rows, columns.text)]
-        tags = [any(map(_is_tag, of_row or ())) for of_row in column_values(rows, str(columns.label))]
+        tags = [any(map(is_tag, of_row or ())) for of_row in column_values(rows, str(columns.label))]
         return np.array(words, dtype=np.bool_) & np.array(tags, dtype=np.bool_)
+
+    @classmethod
+    def faults(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> Mapping[int, str]:
+        """See `Task.faults`: rows in which words and tags do not go together."""
+        return tag_faults(rows, columns)
 
     @classmethod
     def classes(cls, rows: Dataset, columns: Columns) -> tuple[str, ...]:
@@ -112,8 +119,8 @@ class TokenClassification(Task):
         Raises:
             UsageError: a row cannot be used, or the rows do not have from two to `MAX_CLASSES` tags.
         """
-        feature = _tag_feature(rows, columns)
-        tags = _tag_names(rows, columns, _words(rows, columns))
+        feature = tag_feature(rows, columns)
+        tags = tag_names(rows, columns)
         present = {name for row in tags for name in row if name is not None}
         if not 2 <= len(present) <= MAX_CLASSES:
             raise UsageError(
@@ -126,11 +133,11 @@ class TokenClassification(Task):
 
     def check_labels(self, rows: Dataset, columns: Columns) -> None:
         """See `Task.check_labels`; each row has as many tags as words."""
-        self._encoded(rows, columns, _words(rows, columns))
+        self._encoded(rows, columns)
 
     def label_counts(self, rows: Dataset, columns: Columns) -> Mapping[str, int]:
         """See `Task.label_counts`."""
-        tags = _tag_names(rows, columns, _words(rows, columns))
+        tags = tag_names(rows, columns)
         return Counter(tag for of_row in tags for tag in of_row if tag is not None)
 
     def score_name(self, score: str) -> str:
@@ -161,8 +168,8 @@ class TokenClassification(Task):
                 f"--model {base.base.name}: {self.name} needs a fast tokenizer, which knows the word of each "
                 f"token, and {type(tokenizer).__name__} is not one; choose another model"
             )
-        words = _words(rows, columns)
-        references = self._encoded(rows, columns, words)
+        words = words_of(rows, columns)
+        references = self._encoded(rows, columns)
         encoded = tokenizer(
             [[f" {word}" for word in row] for row in words] if _needs_space(tokenizer) else words,
             is_split_into_words=True,
@@ -248,10 +255,10 @@ class TokenClassification(Task):
             for token, label in zip(tokens, labels, strict=True)
         )
 
-    def _encoded(self, rows: Dataset, columns: Columns, words: Sequence[Sequence[str]]) -> list[NDArray[np.int32]]:
+    def _encoded(self, rows: Dataset, columns: Columns) -> list[NDArray[np.int32]]:
         """The class of each word, by row `(words,)`."""
-        index = class_positions(self.labels, integers=cell_kind(_tag_feature(rows, columns)) == "integer")
-        names = _tag_names(rows, columns, words)
+        index = class_positions(self.labels, integers=cell_kind(tag_feature(rows, columns)) == "integer")
+        names = tag_names(rows, columns)
         for row, tags in enumerate(names):
             for tag in tags:
                 if tag is not None and tag not in index:
@@ -310,49 +317,3 @@ def _holds_words(feature: Any) -> bool:
 
 def _holds_tags(feature: Any) -> bool:
     return cell_kind(feature) == "list" and cell_kind(feature.feature) in ("class", "integer", "text")
-
-
-def _tag_feature(rows: Dataset, columns: Columns) -> Any:
-    """The feature of a single tag."""
-    return rows.features[columns.label].feature
-
-
-def _words(rows: Dataset, columns: Columns) -> list[list[str]]:
-    """The words of each row, at least one.
-
-    Raises:
-        UsageError: a row has none, or lacks one.
-    """
-    words = column_values(rows, columns.text)
-    for row, texts in enumerate(words):
-        if not texts or None in texts:
-            what = "a word is missing" if texts else "there are no words"
-            where = f"{describe_row(rows, columns, row)}: {what} in column {columns.text!r}"
-            raise UsageError(f"{where}; fill it in or drop the row")
-    return words
-
-
-def _is_tag(tag: Any) -> bool:
-    """True if a value is a tag; negative numbers mark words that are not scored."""
-    return tag not in (None, "") and not (isinstance(tag, int) and tag < 0)
-
-
-def _tag_names(rows: Dataset, columns: Columns, words: Sequence[Sequence[str]]) -> list[list[str | None]]:
-    """The name of each word's tag, by row, whatever type the column has; None for no tag.
-
-    Raises:
-        UsageError: a row has not as many tags as words, or a tag that is not a class of its column.
-    """
-    assert columns.label is not None
-    tags: list[list[Any]] = [of_row or [] for of_row in column_values(rows, columns.label)]
-    names = getattr(_tag_feature(rows, columns), "names", None)
-    for row, of_row in enumerate(tags):
-        if len(of_row) != len(words[row]):
-            raise UsageError(
-                f"{describe_row(rows, columns, row)}: {len(words[row])} words in column {columns.text!r} but "
-                f"{len(of_row)} tags in column {columns.label!r}; give each word a tag or drop the row"
-            )
-        if names and any(_is_tag(tag) and tag >= len(names) for tag in of_row):
-            where = f"{describe_row(rows, columns, row)}: a tag in column {columns.label!r}"
-            raise UsageError(f"{where} is none of its {len(names)} classes; drop the row")
-    return [[(names[tag] if names else str(tag)) if _is_tag(tag) else None for tag in of_row] for of_row in tags]

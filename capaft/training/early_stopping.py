@@ -25,18 +25,22 @@ class Best:
     beaten: float | None = None
 
     def after(
-        self, step: int, value: float, scores: dict[str, float], *, more_is_better: bool, min_delta: float
+        self,
+        step: int,
+        value: float,
+        scores: dict[str, float],
+        *,
+        more_is_better: bool,
+        min_delta: float,
+        worst: float | None = None,
     ) -> Best:
         """The state after one more evaluation: anything better is the best, more than `min_delta` ends the wait.
 
         Anything is better than an undefined score, such as some correlations of constants. Scores that tell nothing do
-        not choose among adapters; until there is another, the lowest validation loss is the best.
+        not choose among adapters; until there is another, the lowest validation loss is the best. `worst` is the score
+        where no example scores, if there is one.
         """
-        if (
-            self.value is not None
-            and tells_nothing(self.value, more_is_better)
-            and tells_nothing(value, more_is_better)
-        ):
+        if self.value is not None and all(tells_nothing(v, worst, more_is_better) for v in (self.value, value)):
             gain = self.scores.get("loss", math.inf) - scores.get("loss", math.inf)
             waited = 0 if gain > min_delta else self.waited + 1
             if gain > 0:
@@ -57,6 +61,8 @@ class Best:
         return replace(self, waited=waited, beaten=beaten)
 
 
-def tells_nothing(value: float, more_is_better: bool) -> bool:
-    """True if a score is undefined, or 0 as it is where no example scores."""
-    return math.isnan(value) or (value == 0 and more_is_better)
+def tells_nothing(value: float, worst: float | None, more_is_better: bool) -> bool:
+    """True if a score is undefined, or what it is where no example scores."""
+    if math.isnan(value) or worst is None:
+        return math.isnan(value)
+    return value == worst if more_is_better else value >= worst

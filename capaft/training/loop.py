@@ -145,19 +145,7 @@ def train(run: Trainer, resumed: Checkpoint | None = None) -> Outcome:
             if len(pending) == FETCH_STEPS or evaluates or stop or due:
                 _report(journal, pending, processes)
             if evaluates:
-                evaluation = _evaluated(run)
-                best = _best_after(best, step, evaluation, run)
-                if best.step == step:
-                    _save(run, run.directory.adapter)
-                    _write_predictions(run, evaluation.predictions)
-                _save(run, run.directory.last)
-                metric, is_best = job.task.metric, best.step == step
-                by_loss = tells_nothing(evaluation.scores[metric], job.task.more_is_better)
-                shown = job.task.score_name(metric)
-                journal.evaluation(
-                    step, step / per_epoch, metric, evaluation.scores, is_best, shown=shown, by_loss=by_loss
-                )
-                _plot(run, journal)
+                best = _after_evaluation(run, journal, best, step, step / per_epoch)
                 best = _waiting_anew(best) if step in restart_steps else best
 
             # The files: enough to go on from, at every evaluation, now and then, and before stopping.
@@ -282,13 +270,22 @@ def _evaluated(run: Trainer) -> Evaluation:
     )
 
 
-def _best_after(best: Best, step: int, evaluation: Evaluation, run: Trainer) -> Best:
-    """The best evaluation so far, this one included."""
-    task = run.job.task
-    value = evaluation.scores[task.metric]
-    return best.after(
-        step, value, evaluation.scores, more_is_better=task.more_is_better, min_delta=run.config.min_delta
-    )
+def _after_evaluation(run: Trainer, journal: Journal, best: Best, step: int, epoch: float) -> Best:
+    """Evaluate, record the scores, and save the adapter; the best evaluation so far, this one included."""
+    task, evaluation = run.job.task, _evaluated(run)
+    value, scores = evaluation.scores[task.metric], evaluation.scores
+    more, worst = task.more_is_better, task.worst_score
+    best = best.after(step, value, scores, more_is_better=more, min_delta=run.config.min_delta, worst=worst)
+    is_best = best.step == step
+    if is_best:
+        _save(run, run.directory.adapter)
+        _write_predictions(run, evaluation.predictions)
+    _save(run, run.directory.last)
+    by_loss = tells_nothing(value, worst, more)
+    shown = task.score_name(task.metric)
+    journal.evaluation(step, epoch, task.metric, scores, is_best, shown=shown, by_loss=by_loss)
+    _plot(run, journal)
+    return best
 
 
 def _save(run: Trainer, path: Path) -> None:

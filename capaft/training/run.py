@@ -93,16 +93,17 @@ def execute_run(
             config, command = with_restarts(config, directory), _command_of(directory)
 
         # Then all that can be decided, so that a mistake costs nothing that was there before.
+        chosen = _chosen(config, labels)
         has_nothing_left = finished and not changed_settings(
-            directory, _repeatable(settled_method(config, chosen_stack(config)))
+            directory, _repeatable(settled_method(config, chosen_stack(config))), chosen
         )
         job = prepare_job(config, _say_nothing if has_nothing_left else say, labels)
         made_from, repeatable = origin_digests(job), _repeatable(settled_config(config, job))
-        restart = continuation(directory, repeatable, job, resumed, _chosen(config, labels)) if resumes else None
+        restart = continuation(directory, repeatable, job, resumed, chosen) if resumes else None
         # No process may change what another has yet to compare.
         processes.gather([restart])
         if resumed:
-            check_same_origin(resumed.made_from, made_from, directory.path)
+            check_same_origin(resumed.made_from, made_from, directory.path, resumed.made_with)
             check_best_adapter(directory, resumed.progress.best.value is not None)
         if finished and not restart:
             return _finished(directory, resumed, say)

@@ -29,7 +29,8 @@ from capaft.training.evaluate import evaluate
 from capaft.training.interrupt import memory_guard
 from capaft.training.parallel.processes import Processes
 from capaft.training.record.saved_run import SavedRun
-from capaft.training.setup.selection import Selection, load_splits, select_for_scoring, select_for_training
+from capaft.training.setup.selection import load_splits, select_for_scoring, select_for_training
+from capaft.training.setup.usable_rows import Selection
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) 
     config = saved.config or TrainConfig()
     task = _changed(saved.task, options.metric, options.task_options)
     predictions, max_examples = options.predictions, options.max_examples
-    if predictions and not _reports(task):
+    if predictions and not task.reports:
         raise UsageError(
             f"--predictions cannot be used with {task.name} with --metric {task.metric}, which writes no predictions; "
             "drop it or choose another metric"
@@ -113,8 +114,9 @@ def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) 
     if predictions:
         records = task.report(features, result.predictions)
         write_atomically(predictions, strict_json.lines(records))
-    # Without targets the loss alone is left, a sum of no terms.
-    scores = result.scores if result.scores.keys() - {"loss"} else {}
+    # Without targets the loss of a text is a sum of no terms.
+    has_targets = not isinstance(task, Generation) or task.has_targets(features)
+    scores = result.scores if has_targets else {}
     names = task.score_names(scores)
     return Scores(task.metric, scores.get(task.metric), scores.get("loss"), dict(scores), features.examples, names)
 
@@ -145,11 +147,6 @@ def _idle(task: Task, saved: SavedRun, options: EvalOptions, selection: Selectio
         yield f"--pair-column has no effect with {task.name}"
     if options.label_column is not None and columns.label is None and not columns.choices:
         yield f"--label-column has no effect with {task.name}"
-
-
-def _reports(task: Task) -> bool:
-    """True if a task reports its predictions."""
-    return task.generates if isinstance(task, Generation) else type(task).report is not Task.report
 
 
 def _selected(saved: SavedRun, options: EvalOptions, say: Say) -> Selection:

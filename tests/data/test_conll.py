@@ -93,7 +93,7 @@ def test_a_few_sentences_with_odd_lines_are_left_out(tmp_path: Path) -> None:
     content = "a O\nb\n\n" + "c O\nd B-X\n\n" * 8
     rows, said = read(tmp_path / "x.conll", content)
     assert len(rows) == 8
-    assert said[0].endswith("are left out: line 2 has 1 of 2 columns")
+    assert said[0].endswith("is left out: line 2 has 1 of 2 columns")
     assert "--strict" in refusal(tmp_path / "x.conll", content, strict=True)
     assert "too many" in refusal(tmp_path / "x.conll", "a O\nb\n\nc O\nd B\n\n")
     assert "line 1 has no word" in refusal(tmp_path / "x.conll", "\tO\nx\tO\n\ny\tB-X\n")

@@ -77,7 +77,7 @@ def test_names_in_quotes_make_quotes_of_a_tsv(tmp_path: Path) -> None:
 def test_repeated_names_are_left_out(tmp_path: Path) -> None:
     rows, said = read(tmp_path / "x.csv", "text,label\na,1\ntext,label\nb,2\n")
     assert [row["label"] for row in rows] == [1, 2]
-    assert "1 further line(s) repeat the column names" in said[0]
+    assert "1 further line repeats the column names, and is left out" in said[0]
 
 
 def test_one_column_with_a_bar_in_its_name(tmp_path: Path) -> None:

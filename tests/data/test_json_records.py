@@ -27,7 +27,7 @@ def test_a_few_lines_are_left_out(tmp_path: Path, line: str, fault: str, at: int
     rows, (said,) = read(tmp_path / "x.jsonl", content)
     assert len(rows) == 20
     assert said.startswith(
-        f"1 of 21 lines of {tmp_path / 'x.jsonl'} cannot be used and are left out: line {at + 1} {fault}"
+        f"1 of 21 lines of {tmp_path / 'x.jsonl'} cannot be used and is left out: line {at + 1} {fault}"
     )
     assert "--strict" in refusal(tmp_path / "x.jsonl", content, strict=True)
 

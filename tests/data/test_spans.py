@@ -94,7 +94,7 @@ def test_spans_that_do_not_fit(tmp_path: Path, place: tuple[int, int, str], faul
     records = [{"text": TEXT, "label": [list(p)]} for p in [PLACES[0]] * 9 + [place]]
     rows, said = read(tmp_path / "x.json", json.dumps(records))
     assert len(rows) == 9
-    assert f"1 of 10 rows of {tmp_path / 'x.json'} cannot be used and are left out: row 10: " in said[0]
+    assert f"1 of 10 rows of {tmp_path / 'x.json'} cannot be used and is left out: row 10: " in said[0]
     assert fault in said[0]
     assert "--strict" in refusal(tmp_path / "x.json", json.dumps(records), strict=True)
     assert "too many" in refusal(tmp_path / "x.json", json.dumps(records[-2:]))

@@ -30,6 +30,7 @@ from transformers import (
     ViTConfig,
     ViTModel,
 )
+from transformers.pytorch_utils import Conv1D
 
 from capaft.methods.prefix import with_virtual_tokens
 from capaft.model.attention_routing import attention_modules, route
@@ -439,6 +440,6 @@ def test_keys_that_are_picked_by_number_are_refused(name: str) -> None:
 
 def test_a_fused_projection_of_unknown_sizes_is_refused_by_name() -> None:
     model = gpt2()
-    model.transformer.h[1].attn.c_attn.nf = 7
+    model.transformer.h[1].attn.c_attn = Conv1D(7, model.config.hidden_size)
     with pytest.raises(UsageError, match=r"transformer\.h\.1\.attn"):
         attention_modules(model)

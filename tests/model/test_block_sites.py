@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import capaft
+from capaft.model.block_parts import Projection
 from capaft.model.block_sites import find_blocks
 from capaft.support.errors import UsageError
 
@@ -38,7 +39,6 @@ FAMILIES: list[tuple[str, dict[str, Any], int, str, str, str]] = [
     ("OPTForCausalLM", {"ffn_dim": 64, "word_embed_proj_dim": 32}, 2, "self_attn.out_proj", "fc2", ""),
     ("MixtralForCausalLM", EXPERTS, 2, "self_attn.o_proj", "mlp", ""),
     ("ViTForImageClassification", {"image_size": 8, "patch_size": 4}, 2, "attention.o_proj", "mlp.fc2", ""),
-    ("Wav2Vec2ConformerModel", CONFORMER, 1, "self_attn.linear_out", "ffn2.output_dense", ""),
     ("BartModel", {"d_model": 32, **BART}, 4, "self_attn.out_proj", "fc2", ""),
     ("T5ForConditionalGeneration", T5, 4, "layer.0.SelfAttention.o", "layer.1.DenseReluDense.wo", ""),
 ]
@@ -51,16 +51,16 @@ def test_blocks(name: str, options: dict[str, Any], count: int, attention: str, 
     model = model_of(name, **options)
     blocks = find_blocks(model)
     assert len(blocks) == count
-    assert [block.width for block in blocks] == [32] * count
     first = blocks[0]
-    assert first.attention == (f"{first.path}.{attention}",)
-    assert first.feed_forward == f"{first.path}.{feed_forward}"
-    assert first.norm == (f"{first.path}.{norm}" if norm else "")
+    (part,) = first.feed_forwards
+    assert first.ends == (Projection(f"{first.path}.{attention}", 32),)
+    assert part.end == Projection(f"{first.path}.{feed_forward}", 32)
+    assert part.norm == (f"{first.path}.{norm}" if norm else "")
 
 
 def test_cross_attention_is_an_attention_too() -> None:
     decoder = find_blocks(model_of("BartModel", d_model=32, **BART))[-1]
-    assert [end.removeprefix(decoder.path) for end in decoder.attention] == [
+    assert [end.path.removeprefix(decoder.path) for end in decoder.ends] == [
         ".self_attn.out_proj",
         ".encoder_attn.out_proj",
     ]

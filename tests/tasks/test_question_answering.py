@@ -34,9 +34,10 @@ from capaft.model.demo import demo_model
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns
-from capaft.tasks.question_answering import QuestionAnswering, Span, best_span
+from capaft.tasks.question_answering import QuestionAnswering
 from capaft.tasks.spans import squad_metrics
 from capaft.tasks.spans.answers import Answer, locate_answer, read_answers
+from capaft.tasks.spans.best_span import Span, best_span
 from capaft.tasks.spans.windows import Window, cut_windows
 
 COLUMNS = Columns("question", "context", "answers")
@@ -411,7 +412,7 @@ def test_answers_that_stand_elsewhere_are_found(context: str, answer: Answer, pl
 def test_rows_whose_answer_is_nowhere() -> None:
     data = rows(("Who?", "a b", [("a", 0)]), ("What?", "a b", [("z", 0)]), ("When?", "a b", [("z", 0), ("b", 2)]))
     examples = TASK.features(base(BERT), data, COLUMNS, training=True)
-    assert examples.left_out == "1 of 3 training rows are left out, their answers are not in the context: row 2"
+    assert examples.left_out == "1 of 3 training rows is left out, their answers are not in the context: row 2"
     assert [window.row for window in examples.references.windows] == [0, 2]
     assert examples.inputs["start"][1] > examples.inputs["start"][0] > 0
     with pytest.raises(UsageError, match="2 of 2"):

@@ -135,7 +135,7 @@ def test_long_recordings_are_left_out_of_training_and_cut_in_evaluation(bases: d
     rows = spoken("low", "low high low")
     training = task.features(bases["ctc"], rows, COLUMNS, training=True)
     assert training.references == ["LOW"]
-    assert training.left_out == "1 recordings are too long, or have nothing to write, and are left out"
+    assert training.left_out == "1 recording is too long, or has nothing to write, and is left out"
     evaluation = task.features(bases["ctc"], rows, COLUMNS, training=False)
     assert (evaluation.references, evaluation.truncated) == (["LOW", "LOW HIGH LOW"], 1)
     assert evaluation.lengths.tolist() == [800, 2000]
@@ -168,6 +168,19 @@ def test_a_model_of_many_languages_needs_one(tmp_path: Path) -> None:
             load(model, SpeechRecognition(language=language))
     assert load(model, SpeechRecognition(language="de-AT")).processor.tokenizer.prefix_tokens[1] == 260
     load(tiny_speech.whisper(tmp_path / "one", languages=()), SpeechRecognition())
+
+
+def test_another_language_is_learnt_and_written_in_evaluation(tmp_path: Path) -> None:
+    base, german = load(tiny_speech.whisper(tmp_path)), replace(TASK, language="de")
+    features = german.features(base, spoken("low"), COLUMNS, training=False)
+    assert features.inputs["labels"][0][:3] == [BEGIN[0] + 2, *BEGIN[1:]]
+    with pytest.raises(UsageError, match="--language xx: the model does not know this language"):
+        replace(TASK, language="xx").features(base, spoken("low"), COLUMNS, training=False)
+
+
+def test_the_loss_of_frames_is_not_smoothed(bases: dict[str, BaseModel]) -> None:
+    assert "label_smoothing" in TASK.idle_options(bases["ctc"])
+    assert "label_smoothing" not in TASK.idle_options(bases["whisper"])
 
 
 def test_models_that_write_no_speech_are_refused(tmp_path: Path) -> None:

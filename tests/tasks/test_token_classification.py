@@ -346,6 +346,7 @@ def table(**columns: Any) -> Dataset:
         ({"id": "t", "tokens": "s", "pos_tags": "i", "chunk_tags": "i", "ner_tags": "i"}, {}, ("tokens", "ner_tags")),
         ({"words": "s", "tags": "s"}, {}, ("words", "tags")),
         ({"text": "t", "tokens": "s", "lemmas": "s", "upos": "i", "xpos": "s"}, {}, ("tokens", "upos")),
+        ({"Sentence #": "t", "Word": "s", "POS": "s", "Tag": "s"}, {}, ("Word", "Tag")),
         ({"Tokens": "s", "Labels": "s"}, {}, ("Tokens", "Labels")),
         ({"pieces": "s", "marks": "i"}, {}, ("pieces", "marks")),
         ({"tokens": "s", "ner_tags": "i", "pos_tags": "i"}, {"label": "pos_tags"}, ("tokens", "pos_tags")),

@@ -53,16 +53,24 @@ def test_scores_that_are_never_defined_end_the_wait() -> None:
 def test_the_loss_decides_while_every_score_is_zero() -> None:
     best = Best()
     for step, (value, loss) in enumerate([(0.0, 3.0), (0.0, 2.0), (0.0, 2.5), (math.nan, 1.75)], start=1):
-        best = best.after(step, value, {"m": value, "loss": loss}, more_is_better=True, min_delta=0.5)
+        best = best.after(step, value, {"m": value, "loss": loss}, more_is_better=True, min_delta=0.5, worst=0.0)
     assert (best.step, best.waited) == (4, 2)  # The last gain is too small to end the wait.
-    best = best.after(5, 0.01, {"m": 0.01, "loss": 9.0}, more_is_better=True, min_delta=0.0)
+    best = best.after(5, 0.01, {"m": 0.01, "loss": 9.0}, more_is_better=True, min_delta=0.0, worst=0.0)
     assert (best.step, best.waited, best.beaten) == (5, 0, 0.01)
+
+
+def test_the_loss_decides_while_every_word_is_wrong() -> None:
+    best = Best()
+    for step, (value, loss) in enumerate([(1.0, 3.0), (1.25, 2.0), (1.0, 2.5)], start=1):
+        best = best.after(step, value, {"wer": value, "loss": loss}, more_is_better=False, min_delta=0.0, worst=1.0)
+    assert best.step == 2
+    assert best.after(4, 0.9, {"wer": 0.9, "loss": 9.0}, more_is_better=False, min_delta=0.0, worst=1.0).step == 4
 
 
 def test_no_loss_is_asked_where_zero_is_the_best_score() -> None:
     best = Best()
     for step, loss in enumerate([3.0, 2.0], start=1):
-        best = best.after(step, 0.0, {"wer": 0.0, "loss": loss}, more_is_better=False, min_delta=0.0)
+        best = best.after(step, 0.0, {"wer": 0.0, "loss": loss}, more_is_better=False, min_delta=0.0, worst=1.0)
     assert best.step == 1
 
 

@@ -53,7 +53,7 @@ def test_scores_are_those_of_every_example_once(batch_size: int, job: Job) -> No
     logits, truth = one_by_one(job), job.validation.references
     np.testing.assert_allclose(np.stack(evaluation.predictions), logits, rtol=1e-4, atol=1e-5)
     assert evaluation.scores["accuracy"] == accuracy_score(truth, logits.argmax(1))
-    assert evaluation.scores["f1"] == f1_score(truth, logits.argmax(1))
+    assert evaluation.scores["f1"] == f1_score(truth, logits.argmax(1), average="macro")
     assert 0 < evaluation.scores["accuracy"] < 1
     loss = F.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(truth))
     assert evaluation.scores["loss"] == pytest.approx(float(loss), rel=1e-5)

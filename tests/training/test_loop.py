@@ -70,10 +70,13 @@ def test_the_base_stays_as_it_was_and_holds_no_gradient(method: str, still: Trai
     job, _, _ = trained(settings, tmp_path)
     model, head = job.base.model, set(job.base.head)
     assert head == {"classifier.weight", "classifier.bias"}
+    # The model's own head is kept, and the adapter's stands in its place.
     after = {name: value for name, value in model.state_dict().items() if "capaft" not in name}
     assert after.keys() == before.keys()
-    for name, value in after.items():
-        assert torch.equal(value, before[name]) == (name not in head), name
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+    for name, value in model.named_parameters():
+        if name in before:
+            assert torch.equal(value, before[name]) == (name not in head), name
     for name, parameter in job.base.named_parameters().items():
         if name not in head and "capaft" not in name:
             assert parameter.grad is None

@@ -531,6 +531,16 @@ def test_extended_twice_and_by_epochs(settings: TrainConfig, extended: Path, tmp
     assert_same(tmp_path / "repeated", directory)
 
 
+def test_an_extended_run_is_not_shortened(extended: Path, tmp_path: Path) -> None:
+    shutil.copytree(extended, tmp_path / "run")
+    done = invoke("train", "--resume", "--output", tmp_path / "run", "--max-steps", "10")
+    assert done.code == 2
+    assert done.err.splitlines()[-1] == (
+        "error: the run is to end at step 10, but its schedule starts anew at step 11 (--restarts, or --resume of a "
+        "run that was extended there); raise --epochs or --max-steps"
+    )
+
+
 def test_a_run_that_stopped_early_is_extended_from_where_it_stopped(settings: TrainConfig, tmp_path: Path) -> None:
     early = replace(settings, lr=1e-30, head_lr=1e-30, eval_steps=2, patience=2, baseline=False, save_dtype="int8")
     assert execute(early, tmp_path / "run")["steps"] == 6

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_checkpoints
+import tiny_speech
 import torch
 from command_line import GOOD, QUICK, invoke
 from tiny_data import ignore
+from tiny_media import wav
 
 from capaft.config.open_options import EvalOptions
 from capaft.support.errors import UsageError
@@ -288,3 +291,19 @@ def test_options_without_effect_on_the_scores_are_named(texts: dict[str, Path], 
         "data   --set num_beams has no effect with --metric perplexity and is ignored",
         "data   --set packing has no effect with prompts and completions and is ignored",
     ]
+
+
+def test_speech_scored_by_its_loss_alone(tmp_path: Path) -> None:
+    model = tiny_speech.ctc(tmp_path / "model")
+    for at, text in enumerate(("low", "high", "low high", "high low")):
+        (tmp_path / f"{at}.wav").write_bytes(wav(tiny_speech.said(text)))
+    lines = [f"{at}.wav,{text}" for at, text in enumerate(("LOW", "HIGH", "LOW HIGH", "HIGH LOW"))]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,transcription", *lines]))
+    run, source = tmp_path / "run", tmp_path / "metadata.csv"
+    options = ("--method", "lora", "--rank", 1, "--max-steps", 1)
+    assert invoke("train", "--model", model, "--data", source, *options, "--output", run).code == 0
+    done = invoke("eval", run, "--metric", "loss")
+    assert done.code == 0
+    assert re.fullmatch(r"loss \d+\.\d{4} on 1 examples\n", done.out)
+    done = invoke("eval", run, "--metric", "loss", "--predictions", tmp_path / "p.jsonl")
+    assert "--predictions cannot be used with speech-recognition with --metric loss" in done.err

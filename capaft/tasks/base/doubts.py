@@ -43,6 +43,7 @@ _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
 _URL = re.compile(r"(https?|ftp|s3|gs)://\S+")
 _FILE = re.compile(r"\S+\.(txt|csv|tsv|jsonl?|parquet|xml|html?|pdf|docx?|md|npy|npz|pt|zip|gz)", re.IGNORECASE)
 _TAG = re.compile(r"[A-Z$.,:'`()#-][\w$.,:'`()#|-]*")
+_SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
 _FASTTEXT = re.compile(r"__label__\S+\s+\S.*")
 
 
@@ -73,7 +74,8 @@ def refuse_other_purposes(rows: Dataset, named: Mapping[str, str | None]) -> Non
     if {"completions", "labels"} <= names.keys():
         raise UsageError("columns completions, labels look like rated steps, which no task learns; choose with --task")
     positive, negative, query = (_first(names, group) for group in (_POSITIVES, _NEGATIVES, _QUERIES))
-    if positive and (negative or query) and _hold_texts(rows, positive):
+    # Beside no `neg`, `pos` is as well a part of speech.
+    if positive and (negative or (query and plain_name(positive) != "pos")) and _hold_texts(rows, positive):
         triple = ", ".join(name for name in (query, positive, negative) if name)
         raise UsageError(
             f"columns {triple} look like pairs or triples for embeddings, which no task learns; for another task "
@@ -198,7 +200,8 @@ def _are_json(texts: Sequence[str]) -> bool:
 def _are_table(texts: Sequence[str]) -> bool:
     """True if the same separator divides each text into as many parts; for commas and the like, beside a short part."""
     for separator in ("\t", ";", "|", ","):
-        rows = [text.split(separator) for text in texts]
+        # The bars of special tokens, as in <|im_end|>, divide nothing.
+        rows = [_SPECIAL_TOKEN.sub("", text).split(separator) for text in texts]
         if len({len(row) for row in rows}) > 1 or len(rows[0]) < 2:
             continue
         spaced = any(part[:1].isspace() for row in rows for part in row)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 # Scores of which less is better; of all others more is.
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae", "wer", "cer"})
+# Error rates where nothing is right.
+_ALL_WRONG = {"wer": 1.0, "cer": 1.0}
 # Fields that every task has; its further fields are its own options.
 _COMMON = ("labels", "max_length", "metric")
 _SETTINGS = frozenset(field.name for field in dataclasses.fields(TaskSettings))
@@ -280,7 +282,7 @@ class Task(ABC):
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _COMMON}
 
     def idle_options(self, base: BaseModel) -> dict[str, str]:
-        """The options that have no effect on this task as it is, each with the cause; by default none.
+        """The options, and settings of the loss, that have no effect on this task as it is, each with the cause.
 
         Args:
             base: the base model.
@@ -288,9 +290,19 @@ class Task(ABC):
         return {}
 
     @property
+    def reports(self) -> bool:
+        """True if `report` gives the predictions; by default if a task has its own."""
+        return type(self).report is not Task.report
+
+    @property
     def more_is_better(self) -> bool:
         """True if a larger value of the metric is better."""
         return self.metric not in LOWER_IS_BETTER
+
+    @property
+    def worst_score(self) -> float | None:
+        """The score of the metric where no example scores: no text alike, no word right; None if there is none."""
+        return 0.0 if self.more_is_better else _ALL_WRONG.get(self.metric)
 
     def model_config(self) -> dict[str, Any]:
         """Configuration entries that the model is loaded with."""

@@ -73,6 +73,11 @@ class Generation(Task):
         """True if evaluation has the model write."""
         return self.metric in TEXT_METRICS
 
+    @property
+    def reports(self) -> bool:
+        """See `Task.reports`; only texts are reported."""
+        return self.generates
+
     def idle_options(self, base: BaseModel) -> dict[str, str]:
         """See `Task.idle_options`; a metric that needs no texts is no cause, since a later evaluation may need some."""
         return {"length_penalty": "--num-beams 1"} if self.num_beams == 1 else {}

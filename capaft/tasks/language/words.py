@@ -25,8 +25,11 @@ _WORD = regex.compile(rf"[{_UNSPACED}--\p{{M}}]\p{{M}}*|[\p{{L}}\p{{N}}\p{{M}}--
 _LETTER = regex.compile(r"\p{L}")
 _UNSPACED_LETTER = regex.compile(rf"[{_UNSPACED}&&\p{{L}}]", regex.V1)
 _HAN = regex.compile(r"\p{Han}")
-_CHINESE = frozenset({"zh", "yue", "wuu"})
+_CHINESE = frozenset({"zh", "yue", "wuu", "nan", "hak", "gan", "hsn", "lzh"})
 _UNSPACED_LANGUAGES = frozenset({"ja", "th", "lo", "km", "my", "bo", "dz"})
+# The three letters of ISO 639-2 and 639-3 for the languages that are told apart here.
+_TWO_LETTERS = {"zho": "zh", "chi": "zh", "cmn": "zh", "jpn": "ja", "tha": "th", "lao": "lo", "khm": "km"}
+_TWO_LETTERS |= {"mya": "my", "bur": "my", "bod": "bo", "tib": "bo", "dzo": "dz", "eng": "en"}
 _CODE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*")
 # rouge_score leaves shorter words as they are.
 _STEMMED = 4
@@ -94,5 +97,6 @@ def check_language(language: str) -> None:
 
 
 def base_language(language: str) -> str:
-    """The code without its region or script: `pt` for `pt-BR`."""
-    return re.split("[-_]", language.lower())[0]
+    """The code without its region or script: `pt` for `pt-BR`, and `ja` for `jpn`."""
+    code = re.split("[-_]", language.lower())[0]
+    return _TWO_LETTERS.get(code, code)

@@ -35,7 +35,12 @@ class DecoderTranscriber(Transcriber):
         base.processor.tokenizer.set_prefix_tokens(language=self._code, task="transcribe")
 
     def transcripts(self, base: BaseModel, texts: Sequence[str]) -> Transcripts:
-        """See `Transcriber.transcripts`; cut to the decoder's positions."""
+        """See `Transcriber.transcripts`; cut to the decoder's positions.
+
+        Raises:
+            UsageError: the model does not know the language, which need not be the one that it was loaded for.
+        """
+        self.adjust(base)
         written = [text.strip() for text in texts]
         ids = [list(base.processor.tokenizer(text, verbose=False)["input_ids"]) for text in written]
         # The decoder begins with this token anyway.

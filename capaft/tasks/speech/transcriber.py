@@ -60,7 +60,7 @@ class Transcriber(ABC):
         """Texts as the model writes them.
 
         Raises:
-            UsageError: the model's vocabulary is of another script.
+            UsageError: the model's vocabulary is of another script, or it does not know the language.
         """
 
     @abstractmethod

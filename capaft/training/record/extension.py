@@ -53,7 +53,7 @@ def continuation(
         UsageError: other settings than the length differ, or the length of a run that is not finished; a finished run
             has done more steps already, or has no checkpoint to go on from.
     """
-    changed = changed_settings(run, config)
+    changed = changed_settings(run, config, chosen)
     if not is_finished(run) or not changed.keys() <= LENGTH:
         check_same_settings(run, config, chosen)
         return None

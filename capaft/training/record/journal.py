@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from capaft.support import strict_json
+from capaft.support.console import print_line
 from capaft.support.errors import TrainingError
 from capaft.support.files import write_atomically
 from capaft.training.accelerator import peak_memory
@@ -114,7 +115,7 @@ class Journal:
             self._progress.update(self._bar, completed=step, description=line)
         elif not self.quiet and time.perf_counter() - self._spoke > self.PLAIN_SECONDS:
             self._spoke = time.perf_counter()
-            self.console.print(f"step {step}/{self.steps}  {line}  {record.seconds_left:.0f} s left", highlight=False)
+            print_line(self.console, f"step {step}/{self.steps}  {line}  {record.seconds_left:.0f} s left")
 
     def evaluation(
         self,
@@ -137,12 +138,10 @@ class Journal:
         record = EvaluationRecord(step, round(epoch, 4), metric, value, loss, best, others, *self._pace(step))
         self._write(record, record.tracked())
         if not self.quiet:
-            why = " by its loss, since the score tells nothing" if by_loss else ""
+            why = " by loss" if by_loss else ""
             mark = f"  best so far{why}, saved" if best else ""
-            self.console.print(
-                f"epoch {epoch:.4g}  {shown or metric} {value:.4f}  validation loss {loss:.4f}{mark}",
-                highlight=False,
-            )
+            line = f"epoch {epoch:.4g}  {shown or metric} {value:.4f}  validation loss {loss:.4f}{mark}"
+            print_line(self.console, line)
 
     def keep(self) -> None:
         """Flush the records so far to the disk, where those of a checkpoint's steps must be."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from itertools import chain
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import capaft
 from capaft.adapter.file.adapter_file import read
 from capaft.adapter.file.fingerprint import weight_samples
 from capaft.config.settings import flag_of
@@ -51,7 +52,7 @@ def check_same_settings(run: RunDirectory, config: TrainConfig, chosen: Collecti
     Raises:
         UsageError: names the first setting that differs, one of the user's if there is any, and the length last.
     """
-    changed = changed_settings(run, config)
+    changed = changed_settings(run, config, chosen)
     for name in sorted(changed, key=lambda name: (name in LENGTH, name not in chosen)):
         before, now = changed[name]
         cause = "budget" if name in SIZES and name not in chosen and "budget" in chosen else name
@@ -66,11 +67,18 @@ def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def changed_settings(run: RunDirectory, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """The value that a run began with, and the present one, of each setting that differs and should not."""
+def changed_settings(
+    run: RunDirectory, config: TrainConfig, chosen: Collection[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """The value that a run began with, and the present one, of each setting that differs and should not.
+
+    A choice that both leave to capaft is the same, although earlier versions did not record all that they made: what it
+    changes shows in `origin_digests`.
+    """
     saved = saved_settings(run)
     pairs = {name: (before, getattr(config, name)) for name, before in vars(saved).items() if name not in _FREE}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    left_open = {name for name, (before, _) in pairs.items() if before is None and name not in chosen}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in left_open}
 
 
 def origin_digests(job: Job) -> dict[str, str]:
@@ -87,21 +95,26 @@ def origin_digests(job: Job) -> dict[str, str]:
     }
 
 
-def check_same_origin(before: dict[str, str], now: dict[str, str], run: object) -> None:
+def check_same_origin(
+    before: Mapping[str, str], now: Mapping[str, str], run: object, made_with: Mapping[str, str]
+) -> None:
     """Refuse to go on with other data, labels or another base model.
 
     Args:
         before: `origin_digests` as the checkpoint has them.
         now: those of the job at hand.
         run: names the run in the message.
+        made_with: the `environment` of the checkpoint; another version of capaft may read the same data differently.
 
     Raises:
         UsageError: names what differs.
     """
+    version = made_with.get("capaft")
+    by = "" if version == capaft.__version__ else f", or capaft {version or 'of that time'} read it otherwise"
     for name, digest in now.items():
         if before.get(name) != digest:
             raise UsageError(
-                f"--resume: the {name} of {run} has changed; restore it, or start anew in another --output"
+                f"--resume: the {name} of {run} has changed{by}; restore it, or start anew in another --output"
             )
 
 
@@ -128,6 +141,7 @@ def environment(config: TrainConfig, processes: Processes) -> dict[str, str]:
     import transformers
 
     return {
+        "capaft": capaft.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "threads": str(torch.get_num_threads()),

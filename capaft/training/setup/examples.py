@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from capaft.config.train_config import TrainConfig
 from capaft.data.sampling import sample_rows, sample_shots
 from capaft.model.load import BaseModel
+from capaft.support.counting import agreeing
 from capaft.support.errors import UsageError
 from capaft.tasks.base.features import Features
 from capaft.training.setup.task_choice import TaskChoice
@@ -94,4 +95,5 @@ def _describe(
     if train.left_out:
         say(f"       {train.left_out}")
     if truncated := train.truncated + validation.truncated:
-        say(f"       {truncated} examples are too long and are cut ({choice.task.cut_by})")
+        examples, are = agreeing(truncated, "example", "examples"), agreeing(truncated, "is", "are")
+        say(f"       {truncated} {examples} {are} too long and {are} cut ({choice.task.cut_by})")

@@ -155,7 +155,7 @@ def _weight_decay(job: Job, config: TrainConfig) -> str:
 
 
 def _label_smoothing(job: Job, config: TrainConfig) -> str:
-    return "a number to predict" if getattr(job.task, "problem", "") == "regression" else ""
+    return job.task.idle_options(job.base).get("label_smoothing", "")
 
 
 def _epochs(job: Job, config: TrainConfig) -> str:

@@ -68,8 +68,8 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None], labels: Mapping
     )
     if config.restarts and parse_restarts(config.restarts)[-1].step >= rates.steps:
         raise UsageError(
-            f"--restarts {config.restarts[-1]} is not before the run's end at step {rates.steps}; raise --epochs or "
-            "--max-steps, or drop --restarts"
+            f"the run is to end at step {rates.steps}, but its schedule starts anew at step {config.restarts[-1]} "
+            "(--restarts, or --resume of a run that was extended there); raise --epochs or --max-steps"
         )
     describe_job(job, config, say, labels)
     return job

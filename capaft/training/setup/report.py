@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from capaft.config.train_config import TrainConfig
+from capaft.support.counting import agreeing
 from capaft.training.setup.idle import idle_settings
 from capaft.training.setup.job import Job
 
@@ -44,7 +45,8 @@ def _described(job: Job, config: TrainConfig) -> Iterator[str]:
     if stack.method != "full" and job.head_parameters:
         yield f"       and {job.head_parameters:,} of the head"
     of_head = f", {rates.head_lr:g} for the head" if job.base.head and rates.head_lr != rates.lr else ""
-    yield f"rate   {rates.lr:g} at its peak{of_head}; {rates.steps} steps of {config.batch_size} examples"
+    steps = f"{rates.steps} {agreeing(rates.steps, 'step', 'steps')}"
+    yield f"rate   {rates.lr:g} at its peak{of_head}; {steps} of {config.batch_size} examples"
 
 
 def _warnings(job: Job, config: TrainConfig, labels: Mapping[str, str] | None) -> Iterator[str]:

@@ -1,17 +1,14 @@
-"""The rows that a task trains on and those it is scored on: their split, their columns, and those left out.
+"""The rows that a task trains on and those it is scored on: their split and their columns.
 
-Rows that lack an input or a target, and the few with a fault, are left out here, once and for every task. Each
-decision about the data is reported in a line.
+Each decision about the data is reported in a line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
 
 from capaft.config.parts.data import DataSettings
 from capaft.config.train_config import TrainConfig
@@ -19,26 +16,17 @@ from capaft.data.demo import demo_examples
 from capaft.data.load import Say, Splits, choose_splits, load_data
 from capaft.data.sampling import hold_out
 from capaft.data.splits import VALIDATION, WantedSplits
+from capaft.support.counting import agreeing
 from capaft.support.errors import UsageError
-from capaft.support.faults import leave_out
-from capaft.tasks.base.columns import Columns, list_columns, row_numbers, with_row_numbers
-from capaft.tasks.base.missing import spellings, with_nulls
 from capaft.tasks.base.task import Task
-from capaft.tasks.language.generation import Generation
+from capaft.training.setup.column_hints import ColumnHints, column_settings, given_columns, present_columns
+from capaft.training.setup.usable_rows import Selection, usable_rows
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    pass
 
 DEMO = "demo"
 _TEST = "test"
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Rows that a task can use, and their columns."""
-
-    rows: Dataset
-    columns: Columns
 
 
 class RunSelections(NamedTuple):
@@ -88,12 +76,12 @@ def select_for_training(
     assert source.train is not None
     named = given_columns(config)
     columns = kind.recognise(source.train, named)
-    train = _usable(kind, source.train, columns, config, "training rows", say)
+    train = usable_rows(kind, source.train, columns, config, "training rows", say)
     task = task or kind.decide(train.rows, columns, config, config.data or "")
     # Few validation rows would decide differently.
     config = with_task_options(config, task)
     if source.evaluation is not None:
-        hints = _ColumnHints(
+        hints = ColumnHints(
             find=kind.recognise,
             expected=column_settings(kind, columns),
             named=present_columns(source.evaluation, named),
@@ -108,7 +96,8 @@ def select_for_training(
             return RunSelections(train, validation, task)
     classes = task.classes_of(train.rows, columns)
     kept, aside = hold_out(config.data or DEMO, train.rows, config.validation_split, config.seed, classes)
-    say(f"there is no validation split; {len(aside)} of {len(train.rows)} training rows are set aside")
+    are = agreeing(len(aside), "is", "are")
+    say(f"there is no validation split; {len(aside)} of {len(train.rows)} training rows {are} set aside")
     return RunSelections(Selection(kept, columns), Selection(aside, columns), task, held_out=True)
 
 
@@ -139,9 +128,9 @@ def select_for_scoring(
     missing = tuple(text for text in config.missing_values if text not in task.labels)
     config = replace(with_task_options(config, task), missing_values=missing)
     expected = given_columns(config)
-    hints = _ColumnHints(task.find_columns, expected, named, inputs=(expected["text"], expected["pair"]))
+    hints = ColumnHints(task.find_columns, expected, named, inputs=(expected["text"], expected["pair"]))
     if source.train is not None:
-        hints = replace(hints, expects_labels=_has_labels(source.train, hints))
+        hints = hints.expect_labels(source.train)
     if source.evaluation is not None:
         is_requested = is_requested or source.train is None
         selection = _select_evaluation(kind, source, hints, config, say, is_requested=is_requested)
@@ -150,43 +139,14 @@ def select_for_scoring(
             return _described(selection, hints, say)
     assert source.train is not None
     columns = hints.recognise(source.train)
-    return _described(_usable(kind, source.train, columns, config, "rows", say), hints, say)
+    return _described(usable_rows(kind, source.train, columns, config, "rows", say), hints, say)
 
 
-def _described(selection: Selection, hints: _ColumnHints, say: Say) -> Selection:
+def _described(selection: Selection, hints: ColumnHints, say: Say) -> Selection:
     """A selection, after a line about its columns unless they are known to be those of the training rows."""
     if (selection.columns.text, selection.columns.pair) != hints.inputs:
         say(selection.columns.describe())
     return selection
-
-
-def given_columns(settings: DataSettings) -> dict[str, str | None]:
-    """The columns that the settings name, by role."""
-    return {"text": settings.text_column, "pair": settings.pair_column, "label": settings.label_column}
-
-
-def column_settings(kind: type[Task], columns: Columns) -> dict[str, str | None]:
-    """The settings that name these columns, by role.
-
-    For generation there is none for the label: one split may have a target, and another references, which take
-    precedence.
-    """
-    if issubclass(kind, Generation):
-        return {"text": columns.text, "pair": columns.pair}
-    return {"text": columns.text, "pair": columns.pair, "label": columns.label or ",".join(columns.choices) or None}
-
-
-def present_columns(rows: Dataset, named: Mapping[str, str | None]) -> dict[str, str | None]:
-    """The named columns, or fields within one, that a split has, by role; None for those it has not."""
-    present = {*rows.column_names, *(name.rpartition(".")[2] for name in rows.flatten().column_names)}
-
-    def is_present(name: str | None) -> bool:
-        # Labels that have a column each are named in one list.
-        return name in present or (name is not None and present >= {part.strip() for part in name.split(",")})
-
-    columns = {role: name if is_present(name) else None for role, name in named.items()}
-    # Half of a pair would be mistaken for a single text.
-    return columns | {"text": None} if named.get("pair") and not columns["pair"] else columns
 
 
 def with_task_options(config: TrainConfig, task: Task) -> TrainConfig:
@@ -196,55 +156,8 @@ def with_task_options(config: TrainConfig, task: Task) -> TrainConfig:
     return replace(config, **{name: getattr(task, name) for name in options})
 
 
-@dataclass(frozen=True)
-class _ColumnHints:
-    """Hints for recognising the columns of a split, which may have too few rows to show them.
-
-    Attributes:
-        find: finds the columns of a split, given those that are named, by role.
-        expected: columns of the training rows, by role; the split may have others.
-        named: columns that the user names, by role, which override the expected ones.
-        inputs: the input columns of the training rows, of which the split must have as many; None for one that they
-            lack.
-        expects_labels: True if the training rows have labels.
-    """
-
-    find: Callable[[Dataset, Mapping[str, str | None]], Columns]
-    expected: Mapping[str, str | None]
-    named: Mapping[str, str | None]
-    inputs: tuple[str | None, str | None]
-    expects_labels: bool = False
-
-    def recognise(self, rows: Dataset) -> Columns:
-        """The columns of a split: the expected ones if it has them and they fit, else any that fit.
-
-        Raises:
-            UsageError: the columns cannot be determined, or there are fewer inputs than in the training rows.
-        """
-        named = {role: name for role, name in self.named.items() if name is not None}
-        try:
-            columns = self.find(rows, present_columns(rows, self.expected) | named)
-        except UsageError:
-            columns = self.find(rows, named)
-        first, second = self.inputs
-        if second is not None and columns.pair is None:
-            raise UsageError(
-                f"the training data had two inputs, {first!r} and {second!r}, and these rows only {columns.text!r}; "
-                f"name the second with --pair-column among {list_columns(rows)}"
-            )
-        return columns
-
-
-def _has_labels(rows: Dataset, hints: _ColumnHints) -> bool:
-    """True if the rows have a column of labels that can be determined."""
-    try:
-        return hints.recognise(rows).label is not None
-    except UsageError:
-        return False
-
-
 def _select_evaluation(
-    kind: type[Task], source: Splits, hints: _ColumnHints, config: TrainConfig, say: Say, *, is_requested: bool
+    kind: type[Task], source: Splits, hints: ColumnHints, config: TrainConfig, say: Say, *, is_requested: bool
 ) -> Selection | None:
     """Select the rows of the evaluation split; None if it is a test split without labels that was not requested.
 
@@ -258,64 +171,9 @@ def _select_evaluation(
         columns = hints.recognise(source.evaluation)
         if may_skip and hints.expects_labels and columns.label is None:
             raise UsageError("it has no labels")
-        return _usable(kind, source.evaluation, columns, config, "validation rows", say)
+        return usable_rows(kind, source.evaluation, columns, config, "validation rows", say)
     except UsageError as error:
         if not may_skip:
             raise
         say(f"the test split is skipped: {error}")
         return None
-
-
-def _usable(
-    kind: type[Task], rows: Dataset, columns: Columns, config: TrainConfig, description: str, say: Say
-) -> Selection:
-    """The rows that have an input and a target, and no fault.
-
-    Raises:
-        UsageError: there are none, many have a fault, or one is left out and `--strict` is set.
-    """
-    missing = kind.missing_texts(rows, columns, config)
-    filled = with_nulls(rows, missing)
-    usable = kind.usable(filled, columns, config)
-    # The second part of a prompt may be missing.
-    pair = None if issubclass(kind, Generation) else columns.pair
-    names = [name for name in (columns.text, pair, columns.label) if name is not None]
-    needed = {name: missing[name] for name in names if name in missing}
-    spelt = spellings(rows.select(np.flatnonzero(~usable)), needed)
-    written = f" ({spelt})" if spelt else ""
-    if len(rows) and not usable.any():
-        raise UsageError(
-            f"none of the {len(rows)} {description} has a value in {' and '.join(map(repr, names))}{written} (withheld "
-            "labels are -1); choose other columns with --text-column and --label-column, or other rows"
-        )
-    if not usable.all():
-        lost = int((~usable).sum())
-        line = f"{lost} of {len(rows)} {description} have no value in {' or '.join(map(repr, names))}{written}"
-        if config.strict:
-            raise UsageError(f"{line}; fill them in, or drop --strict to leave them out")
-        say(f"{line} and are left out{'; --missing-values says what is missing' if _is_word(spelt) else ''}")
-    # Messages name rows by their numbers in the file.
-    kept = with_row_numbers(filled).select(np.flatnonzero(usable))
-    return Selection(_without_faults(kind, kept, columns, config, description, say), columns)
-
-
-def _is_word(spelt: str) -> bool:
-    """True if spellings of missing values have one that may be a value, and not only blanks."""
-    return bool(spelt.replace("blank", ""))
-
-
-def _without_faults(
-    kind: type[Task], rows: Dataset, columns: Columns, config: TrainConfig, description: str, say: Say
-) -> Dataset:
-    """The rows that have no fault, of rows that have values.
-
-    Raises:
-        UsageError: many have a fault, or one has and `--strict` is set.
-    """
-    faults = kind.faults(rows, columns, config)
-    if not faults:
-        return rows
-    numbers = row_numbers(rows)
-    named = [f"row {numbers[at]}: {faults[at]}" for at in sorted(faults)]
-    leave_out(named, len(rows), description, strict=config.strict, say=say)
-    return rows.select([at for at in range(len(rows)) if at not in faults])

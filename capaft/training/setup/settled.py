@@ -7,8 +7,9 @@ from typing import Any
 
 from capaft.config.train_config import TrainConfig
 from capaft.methods.stack import Stack
+from capaft.training.setup.column_hints import column_settings
 from capaft.training.setup.job import Job
-from capaft.training.setup.selection import column_settings, with_task_options
+from capaft.training.setup.selection import with_task_options
 
 
 def settled_config(config: TrainConfig, job: Job) -> TrainConfig:

@@ -12,7 +12,9 @@ from capaft.tasks.base.recognise import recognise_task
 from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
 from capaft.training.setup.class_report import class_lines
-from capaft.training.setup.selection import Selection, given_columns, select_for_training
+from capaft.training.setup.column_hints import given_columns
+from capaft.training.setup.selection import select_for_training
+from capaft.training.setup.usable_rows import Selection
 
 
 @dataclass(frozen=True)

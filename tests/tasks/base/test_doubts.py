@@ -85,6 +85,7 @@ def test_what_is_no_text(columns: dict[str, Any], model: Any, message: str) -> N
         ["Tyger tyger,", "Burning bright,", "In the forests,"] * 8,
         ["so it goes", "on and on", "time to go"] * 8,
         ["[MASK] is a mask", "{x}", "plain"] * 8,
+        ["<|im_start|>Hi<|im_end|>Hello.<|im_end|>", "<|im_start|>Bye<|im_end|>See you.<|im_end|>"] * 12,
     ],
 )
 def test_prose_is_learnt(texts: list[str]) -> None:
@@ -139,3 +140,8 @@ def test_columns_named_by_the_user_settle_it() -> None:
     assert task({"en": TEXTS, "de": TEXTS}, GPT, text="en", label="de") == "causal-lm"
     columns = {"prompt": TEXTS, "chosen": TEXTS, "rejected": TEXTS}
     assert task(columns, GPT, text="prompt", label="chosen") == "causal-lm"
+
+
+def test_parts_of_speech_are_no_positives() -> None:
+    words = {"Sentence #": TEXTS, "Word": [["a", "b"]] * 24, "POS": [["N", "V"]] * 24, "Tag": [["O", "B-X"]] * 24}
+    assert task(words, BERT) == "token-classification"

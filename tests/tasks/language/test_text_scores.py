@@ -77,6 +77,7 @@ def test_rouge_of_ascii_is_that_of_rouge_score(text: str, reference: str) -> Non
 
 def test_words_of_other_languages_than_english_are_not_stemmed() -> None:
     assert score_texts(["running"], [["runs"]], "en")["rouge1"] == 1
+    assert score_texts(["running"], [["runs"]], "eng")["rouge1"] == 1
     assert score_texts(["running"], [["runs"]], "de")["rouge1"] == 0
 
 
@@ -85,7 +86,11 @@ def test_rouge_takes_composed_and_decomposed_letters_for_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("language", "tokenizer"), [("", "zh"), ("zh-CN", "zh"), ("ja", "char"), ("en", "13a"), ("pt-BR", "13a")]
+    ("language", "tokenizer"),
+    [
+        *[("", "zh"), ("zh-CN", "zh"), ("zho", "zh"), ("cmn-Hans", "zh"), ("nan", "zh"), ("ja", "char")],
+        *[("jpn", "char"), ("tha", "char"), ("en", "13a"), ("eng", "13a"), ("pt-BR", "13a")],
+    ],
 )
 def test_bleu_takes_the_tokenizer_of_the_language_or_the_script(language: str, tokenizer: str) -> None:
     texts, references = ["今天北京天气晴朗"], ["今天北京天气不好"]

@@ -12,9 +12,12 @@ import torch
 from tiny_job import bert, config
 from transformers import BertForQuestionAnswering, BertForSequenceClassification
 
+import capaft
+from capaft.config.sources import dump_settings
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
-from capaft.training.record.resume import check_same_origin, origin_digests
+from capaft.training.record.resume import check_same_origin, check_same_settings, origin_digests
+from capaft.training.record.run_directory import RunDirectory
 from capaft.training.setup.job import Job
 from capaft.training.setup.prepare import prepare_job
 
@@ -31,7 +34,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> TrainCo
 def test_the_same_is_the_same(settings: TrainConfig) -> None:
     one, other = (origin_digests(prepared(settings)) for _ in range(2))
     assert one == other
-    check_same_origin(one, other, "run")
+    check_same_origin(one, other, "run", {})
 
 
 def test_anything_else_is_named(settings: TrainConfig) -> None:
@@ -55,7 +58,24 @@ def test_anything_else_is_named(settings: TrainConfig) -> None:
         now = origin_digests(made)
         assert [part for part in before if before[part] != now[part]] == [name]
         with pytest.raises(UsageError, match=f"--resume: the {name} of runs/one has changed; restore it"):
-            check_same_origin(before, now, "runs/one")
+            check_same_origin(before, now, "runs/one", {"capaft": capaft.__version__})
+
+
+def test_another_version_may_be_the_cause() -> None:
+    for made_with, version in (({"capaft": "0.0.7"}, "0.0.7"), ({}, "of that time")):
+        with pytest.raises(
+            UsageError, match=f"training data of one has changed, or capaft {version} read it otherwise;"
+        ):
+            check_same_origin({"training data": "a"}, {"training data": "b"}, "one", made_with)
+
+
+def test_a_choice_that_an_earlier_version_did_not_record_is_no_change(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.config.write_text(dump_settings(TrainConfig(data="x.txt")), encoding="utf-8")
+    settled = TrainConfig(data="x.txt", text_column="text")
+    check_same_settings(run, settled)
+    with pytest.raises(UsageError, match="was started with --text-column None, not text; drop --text-column"):
+        check_same_settings(run, settled, {"text_column"})
 
 
 def test_answers_with_their_windows(tmp_path: Path) -> None:

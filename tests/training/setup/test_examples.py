@@ -45,7 +45,7 @@ def test_answers_that_are_nowhere_are_counted(tmp_path: Path) -> None:
     rows = [{"question": "q", "context": "ab cd", "answers": answers[row == 5]} for row in range(20)]
     done = invoke("train", "--data", write(tmp_path / "x.jsonl", rows), "--dry-run", *QUICK)
     assert done.code == 0, done.err
-    assert "1 of 18 training rows are left out, their answers are not in the context: row 6\n" in done.err
+    assert "1 of 18 training rows is left out, their answers are not in the context: row 6\n" in done.err
 
 
 def test_examples_are_rows_also_where_each_is_several_pieces(tmp_path: Path) -> None:

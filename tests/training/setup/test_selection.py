@@ -20,7 +20,8 @@ from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
 from capaft.tasks.language.text_pairs import read_pairs
 from capaft.tasks.text_classification import TextClassification
-from capaft.training.setup.selection import Selection, load_splits, select_for_training
+from capaft.training.setup.selection import load_splits, select_for_training
+from capaft.training.setup.usable_rows import Selection
 
 Row = dict[str, Any]
 LABELLED: list[Row] = [{"text": f"text {row}", "label": row % 2} for row in range(40)]
@@ -175,6 +176,17 @@ def test_a_few_rows_with_a_fault_are_left_out_and_the_first_named() -> None:
     assert messages[1] == f"6 of 46 training rows cannot be used and are left out: {named}; and 1 more"
 
 
+def test_a_few_rows_with_words_and_tags_that_do_not_go_together_are_left_out() -> None:
+    rows = [{"tokens": ["a", "null"], "ner_tags": ["O", "B-X"]} for _ in range(20)]
+    rows[3] = {"tokens": ["a", "b"], "ner_tags": ["O"]}
+    train, validation, _, messages = select(rows, task="token-classification")
+    assert messages[0] == (
+        "1 of 20 training rows cannot be used and is left out: row 4: 2 words in column 'tokens' but 1 tags in column "
+        "'ner_tags'"
+    )
+    assert len(train.rows) + len(validation.rows) == 19
+
+
 def test_many_rows_with_a_fault_are_refused() -> None:
     with pytest.raises(
         UsageError, match=r"^20 of 60 training rows cannot be used, too many to leave out \(row 2: it sh"
@@ -183,12 +195,10 @@ def test_many_rows_with_a_fault_are_refused() -> None:
 
 
 def test_strict_refuses_every_row_that_would_be_left_out() -> None:
-    with pytest.raises(
-        UsageError, match=r"^1 of 41 training rows have no value in 'text' or 'label'; fill them in, or"
-    ):
+    with pytest.raises(UsageError, match=r"^1 of 41 training rows has no value in 'text' or 'label'; fill it in, or"):
         select_quiet(0, strict=True)
     source = Splits(Dataset.from_list([{"text": "LOUD", "label": 0}, *LABELLED]), None, "")
-    with pytest.raises(UsageError, match=r"^1 of 41 training rows cannot be used \(row 1: it shouts\); correct them"):
+    with pytest.raises(UsageError, match=r"^1 of 41 training rows cannot be used \(row 1: it shouts\); correct it"):
         select_for_training(Shouting, source, TrainConfig(strict=True), str)
 
 
@@ -313,9 +323,9 @@ def test_words_tags_and_choices_are_never_spellings_of_a_missing_value() -> None
     ]
     gaps = [{**choices[0], "label": "NULL"}, {**choices[0], "choice0": ""}]
     train, _, _, messages = select([*choices, *gaps], task="multiple-choice")
-    assert messages[0].startswith("1 of 22 training rows have no value in 'question' or 'label'")
+    assert messages[0].startswith("1 of 22 training rows has no value in 'question' or 'label' and is left out")
     assert messages[1] == (
-        "1 of 21 training rows cannot be used and are left out: row 22: a choice is missing in columns "
+        "1 of 21 training rows cannot be used and is left out: row 22: a choice is missing in columns "
         "choice0, choice1, choice2"
     )
     assert len(train.rows) == 18
@@ -328,6 +338,12 @@ def test_a_question_is_missing_and_an_answer_may_say_so() -> None:
     rows: list[Row] = [{"question": "q", "context": "in NA", "answers": answer}] * 20
     gaps: list[Row] = [{**rows[0], "question": "NA"}, {**rows[0], "answers": {"text": [None], "answer_start": [0]}}]
     assert kept([*rows, *gaps], task="question-answering")[0] == 20
+
+
+def test_columns_of_labels_are_named_where_one_has_a_gap() -> None:
+    rows = [{"text": f"a {at}", "x": at % 2, "y": None if at == 3 else at % 3 == 0} for at in range(20)]
+    _, _, _, messages = select(rows, label_column="x,y")
+    assert messages[0] == "1 of 20 training rows has no value in 'text' or 'x' or 'y' and is left out"
 
 
 def test_labels_in_lists_and_in_one_text() -> None:
@@ -345,7 +361,7 @@ def test_numbers_among_texts_are_numbers() -> None:
 
     train, validation, task, messages = select(numbers("NA", "1,4", "n.b.", " 2.5 ", "+1", "1e-3", "3.5"))
     assert (task.labels, task.metric, len(train.rows) + len(validation.rows)) == ((), "pearson", 64)
-    assert messages[0].startswith("1 of 67 training rows have no value in 'text' or 'score' ('NA')")
+    assert messages[0].startswith("1 of 67 training rows has no value in 'text' or 'score' ('NA')")
     assert messages[1] == (
         "2 of 66 training rows cannot be used and are left out: row 62: the label '1,4' is not a number such as "
         "1250.5; row 63: the label 'n.b.' is not a number such as 1250.5"
@@ -375,9 +391,9 @@ def test_whole_numbers_are_classes_however_they_are_written() -> None:
         assert select(rows)[2].labels == ("1", "2"), values
     infinite = [{"text": f"t {n}", "label": float("inf") if n == 3 else float(n % 2)} for n in range(30)]
     _, _, task, messages = select(infinite)
-    assert (task.labels, messages[0][:65]) == (
+    assert (task.labels, messages[0][:64]) == (
         ("0", "1"),
-        "1 of 30 training rows cannot be used and are left out: row 4: the",
+        "1 of 30 training rows cannot be used and is left out: row 4: the",
     )
 
 
@@ -409,7 +425,7 @@ def test_eval_leaves_the_same_rows_out(run: Path, tmp_path: Path) -> None:
     gaps = write(tmp_path / "gaps.jsonl", [{"text": "Lost.", "label": None}, *rows, {"text": "Bad.", "label": "bad"}])
     first, second = (invoke("eval", run, "--data", data, "--json") for data in (whole, gaps))
     assert first.out == second.out
-    assert second.err == "data   1 of 10 rows have no value in 'text' or 'label' and are left out\n"
+    assert second.err == "data   1 of 10 rows has no value in 'text' or 'label' and is left out\n"
 
 
 # Columns

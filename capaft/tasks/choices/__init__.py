@@ -1,0 +1,1 @@
+"""Contexts with choices, one of which is right."""
