@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from capaft.adapter.activation import disabled, switch
-    from capaft.adapter.attach import attach, detach
-    from capaft.adapter.file.save_load import AdapterFile, load, read, save
+    from capaft.adapter.attach import attach
+    from capaft.adapter.file.adapter_file import AdapterFile, read
+    from capaft.adapter.file.save_load import load, save
+    from capaft.adapter.install import detach
     from capaft.adapter.merge import merge
     from capaft.adapter.module import Adapter, adapters
     from capaft.methods.stack import Stack
@@ -28,7 +30,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Adapter": "adapter.module",
-    "AdapterFile": "adapter.file.save_load",
+    "AdapterFile": "adapter.file.adapter_file",
     "AdapterFileError": "support.errors",
     "CapaftError": "support.errors",
     "Interrupted": "support.errors",
@@ -37,11 +39,11 @@ _HOME = {
     "UsageError": "support.errors",
     "adapters": "adapter.module",
     "attach": "adapter.attach",
-    "detach": "adapter.attach",
+    "detach": "adapter.install",
     "disabled": "adapter.activation",
     "load": "adapter.file.save_load",
     "merge": "adapter.merge",
-    "read": "adapter.file.save_load",
+    "read": "adapter.file.adapter_file",
     "save": "adapter.file.save_load",
     "switch": "adapter.activation",
 }

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from capaft.adapter.module import Adapter, adapters, carrier
+from capaft.adapter.trainable import hold, release
 from capaft.support.errors import UsageError
 
 
@@ -86,12 +87,14 @@ def active_names(model: nn.Module) -> list[str]:
 
 def activate(model: nn.Module, names: Collection[str]) -> None:
     """Make these adapters the active ones; only their parameters need gradients."""
+    by_name = adapters(model)
+    # While an adapter is inactive its tensors need not be looked for in the model.
+    for name in names:
+        release(carrier(model), by_name[name])
     _set_active(model, names)
-    for name, adapter in adapters(model).items():
-        if name in names:
-            adapter.release(carrier(model))
-        else:
-            adapter.hold(carrier(model))
+    for name, adapter in by_name.items():
+        if name not in names:
+            hold(carrier(model), adapter)
 
 
 def refuse_distributed(model: nn.Module, what: str) -> None:

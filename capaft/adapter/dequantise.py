@@ -9,7 +9,7 @@ import torch
 from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from torch import Tensor, nn
 
-from capaft.adapter.parametrise import add_parametrisation
+from capaft.adapter.parametrise import MODE, add_parametrisation
 from capaft.model.layers import CONVOLUTIONS
 from capaft.model.names import CHILD_PREFIX, unwrapped_model
 from capaft.model.quantised import dense_weight, own_tensors, quantised_layers
@@ -102,7 +102,8 @@ def _succeed(plain: nn.Module, module: nn.Module) -> None:
     vars(plain).update(
         {name: held for name, held in vars(module).items() if name.startswith(("_forward_", "_backward"))}
     )
-    plain.training = module.training
+    # Not as it reads: running statistics that are held read as in evaluation mode.
+    plain.training = vars(module)[MODE]
     for name, child in module.named_children():
         if name.startswith(CHILD_PREFIX):
             plain.add_module(name, child)

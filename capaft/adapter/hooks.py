@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from capaft.adapter.bystander import Bystander
 from capaft.adapter.flow import Factors
 from capaft.adapter.module import Adapter
 from capaft.adapter.parametrise import add_parametrisation, remove_parametrisation
@@ -25,7 +26,7 @@ def parametrised(host: Host, site: Site) -> bool:
     return site.parametrised or (bool(site.parameter) and site.kind not in (*host.kinds, "bias"))
 
 
-class SiteAdapter(nn.Module):
+class SiteAdapter(Bystander):
     """A child of one base module that changes its input, its output, or its weight as it is read.
 
     Its parameters are those of the adapter. The hooks are bound methods, not closures, so that copies of a model hook
@@ -47,10 +48,6 @@ class SiteAdapter(nn.Module):
     def parametrises(self) -> str:
         """The parameter that it changes while the model reads it; empty if it hooks the module instead."""
         return self.site.parameter if parametrised(self.host, self.site) else ""
-
-    def forward(self, *inputs: Any) -> Any:
-        """Return the inputs; see `Adapter.forward`."""
-        return inputs[0] if len(inputs) == 1 else inputs
 
     def install(self, module: nn.Module, source: nn.Module | None) -> None:
         """Hook or parametrise a module.

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from capaft.adapter.activation import active_names, disabled, get_adapter
-from capaft.adapter.attach import detach
 from capaft.adapter.dequantise import dequantise as dequantise_layers
+from capaft.adapter.install import detach
 from capaft.adapter.module import Adapter, adapters, carrier
 from capaft.model.names import base_parameters, canonical_name
 from capaft.model.weights import device_of, weight_owners

@@ -5,9 +5,8 @@ optimizer, DDP, checkpointing and `transformers.Trainer` see ordinary parameters
 
 - once before each forward of the root;
 - not again while autograd recomputes a checkpointed block, which reuses the factors of the training forward;
-- outside both (a submodule called on its own), and whenever no gradient is needed, only if the parameters differ from
-  a saved copy of those last expanded. Tensor version counters would be cheaper and wrong: fused optimizers and `.data`
-  edits leave them unchanged.
+- outside both (a submodule called on its own), and whenever no gradient is needed, only if the parameters have changed
+  since; see `KeptFactors`.
 """
 
 from __future__ import annotations
@@ -19,14 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from capaft.adapter.bystander import Bystander
 from capaft.adapter.flow import Factors, Flow
+from capaft.adapter.kept_factors import KeptFactors
 from capaft.adapter.plan import Plan
 from capaft.adapter.substitutes import Substitutes
 from capaft.factors.expansion import Expansion
 from capaft.factors.nola import Seeded
 from capaft.factors.rng import Streams
 from capaft.model.labels import Labels
-from capaft.model.names import CHILD_PREFIX, WRAPPERS, base_parameters, canonical_name, child_of
+from capaft.model.names import CHILD_PREFIX, WRAPPERS, canonical_name, child_of
 from capaft.model.site import Site, is_quantised
 from capaft.model.weights import held_tensors
 from capaft.support.errors import UsageError
@@ -61,7 +62,7 @@ def adapters(model: nn.Module) -> dict[str, Adapter]:
     }
 
 
-class Adapter(nn.Module):
+class Adapter(Bystander):
     """The trainable parameters of one adapter, and the maps from them to every site's factors.
 
     Attributes:
@@ -88,7 +89,6 @@ class Adapter(nn.Module):
         self.role_parameters = nn.ParameterDict()
         # The map of each group, by role, in the order of the plan.
         self.expansions = nn.ModuleDict()
-        self.handles: list[Any] = []
         # The path of each child beside a base module.
         self.places: list[tuple[str, ...]] = []
         # For each group of a role, the parameters that its map takes, and the positions of its sites.
@@ -120,12 +120,10 @@ class Adapter(nn.Module):
                 joined = torch.cat(starts if alike else [start.flatten() for start in starts])
                 self.role_parameters[role] = nn.Parameter(joined)
         self.substitutes = Substitutes({})
-        # Flags of the model's own parameters before the first adapter; the same mapping in all adapters.
-        self._flags: dict[str, bool] = {}
+        # Flags of the adapter's own parameters before it became inactive; see `hold`.
+        self.held: dict[str, bool] | None = None
         self.flow = Flow()
-        # Flags of the adapter's own parameters before it became inactive.
-        self._held: dict[str, bool] | None = None
-        self._kept: dict[bool, tuple[list[Factors], list[Tensor], torch.dtype]] = {}
+        self.kept = KeptFactors()
         self._unfired: set[int] | None = set(range(len(plan.placed)))
 
     def __repr__(self) -> str:
@@ -195,9 +193,17 @@ class Adapter(nn.Module):
         self.enabled = True
 
     def leave(self, model: nn.Module) -> None:
-        """Leave the model as it was before `enter`."""
+        """Leave the model as it was before `enter`.
+
+        Raises:
+            UsageError: the model has lost a parameter that the adapter stands in for; nothing was changed.
+        """
         self.enabled = False
-        self.substitutes.leave(model)
+        try:
+            self.substitutes.leave(model)
+        except UsageError:
+            self.enabled = True
+            raise
         self._exchange_labels(model)
 
     def give(self, model: nn.Module) -> None:
@@ -226,39 +232,6 @@ class Adapter(nn.Module):
                 stacklevel=2,
             )
 
-    def hold(self, model: nn.Module) -> None:
-        """Have nobody train the adapter while it is inactive."""
-        if self._held is None:
-            trained = self.trained(model)
-            self._held = {name: parameter.requires_grad for name, parameter in trained.items()}
-            for parameter in trained.values():
-                parameter.requires_grad_(False)
-
-    def release(self, model: nn.Module) -> None:
-        """Undo `hold`."""
-        if self._held is not None:
-            for name, parameter in self.trained(model).items():
-                parameter.requires_grad_(self._held[name])
-            self._held = None
-
-    def freeze(self, model: nn.Module) -> None:
-        """Freeze the model's own parameters; the first adapter remembers the flags from before."""
-        others = tuple(adapters(model).values())
-        base = base_parameters(model)
-        self._flags = others[0]._flags if others else {name: p.requires_grad for name, p in base.items()}
-        for name, parameter in base.items():
-            parameter.requires_grad_(self.trains_in_place(model, name))
-
-    def thaw(self, model: nn.Module) -> None:
-        """Undo `freeze`, unless other adapters remain."""
-        is_last = not adapters(model)
-        for name, parameter in base_parameters(model).items():
-            parameter.requires_grad_(is_last and self._flags.get(name, parameter.requires_grad))
-
-    def forward(self, *inputs: Any) -> Any:
-        """Return the inputs: some containers, `nn.Sequential` for one, call all their children in turn."""
-        return inputs[0] if len(inputs) == 1 else inputs
-
     def check_places(self, model: nn.Module) -> None:
         """Check that every adapted module is where it was.
 
@@ -286,7 +259,7 @@ class Adapter(nn.Module):
         if torch.compiler.is_compiling():
             self.flow.factors = self.expand(dtype)
         elif torch.is_grad_enabled():
-            self.flow.factors = self._keep(self.expand(dtype), dtype)
+            self.flow.factors = self._expand_and_keep(dtype)
         else:
             self.flow.factors = self._unchanged(dtype)
 
@@ -316,28 +289,16 @@ class Adapter(nn.Module):
         if (factors := self.flow.factors) is not None:
             return factors[index]
         # Inside a backward there is a graph task: this is a checkpointed block being recomputed.
-        if torch._C._current_graph_task_id() != -1 and (kept := self._kept.get(True)):
-            return kept[0][index]
+        if torch._C._current_graph_task_id() != -1 and (kept := self.kept.with_gradients()):
+            return kept[index]
         return self._unchanged(dtype)[index]
 
     def _unchanged(self, dtype: torch.dtype) -> list[Factors]:
         """The last expansion if the parameters have not changed since, otherwise a new one."""
-        kept = self._kept.get(torch.is_grad_enabled())
-        if kept is not None:
-            factors, copies, kept_dtype = kept
-            same = kept_dtype == dtype and all(
-                copy.device == parameter.device and torch.equal(copy, parameter)
-                for copy, parameter in zip(copies, self.role_parameters.values(), strict=True)
-            )
-            if same:
-                return factors
-        return self._keep(self.expand(dtype), dtype)
+        return self.kept.unchanged(self.role_parameters.values(), dtype) or self._expand_and_keep(dtype)
 
-    def _keep(self, factors: list[Factors], dtype: torch.dtype) -> list[Factors]:
-        # Replaced as a whole, so that a thread sees either these or the ones before, which are as good.
-        copies = [parameter.detach().clone() for parameter in self.role_parameters.values()]
-        self._kept[torch.is_grad_enabled()] = (factors, copies, dtype)
-        return factors
+    def _expand_and_keep(self, dtype: torch.dtype) -> list[Factors]:
+        return self.kept.keep(self.expand(dtype), self.role_parameters.values(), dtype)
 
     def _compute_dtype(self, model: nn.Module) -> torch.dtype:
         """The dtype that the sites compute in, so that all factors can be cast at once."""
@@ -362,10 +323,6 @@ class Adapter(nn.Module):
                 return fn(tensor)
             return tensor.to(fn(tensor.new_empty(0)).device)
 
-        self._kept = {}
+        self.kept = KeptFactors()
         self.substitutes.move(fn)
         return super()._apply(move, recurse)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Kept factors are part of an autograd graph and cannot be copied; they are expanded again when needed.
-        return self.__dict__ | {"_kept": {}}

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from capaft.adapter.bystander import Bystander
 from capaft.adapter.parametrise import evaluate_only, is_evaluated_only, release_training
-from capaft.model.names import CHILD_PREFIX
+from capaft.model.names import CHILD_PREFIX, base_modules
 from capaft.model.statistics import possible_statistics, runs_statistics
 
 NAME = f"{CHILD_PREFIX}#statistics"
@@ -24,8 +25,8 @@ def hold_statistics(model: nn.Module) -> None:
     """Keep a model's running statistics as they are, until `release_statistics`; a second call does nothing."""
     if NAME not in model._modules:
         held = HeldStatistics()
-        held.hold(model)
         model.add_module(NAME, held)
+        held.hold(model)
         held.handles = [
             model.register_forward_pre_hook(held.before_forward, prepend=True),
             model.register_forward_hook(held.after_forward, always_call=True),
@@ -39,7 +40,7 @@ def release_statistics(model: nn.Module) -> None:
         held.release()
 
 
-class HeldStatistics(nn.Module):
+class HeldStatistics(Bystander):
     """The statistics of one model; its child, so that copies of the model hold their own."""
 
     def __init__(self) -> None:
@@ -54,13 +55,9 @@ class HeldStatistics(nn.Module):
         self.aside: list[tuple[nn.Module, str, Tensor]] = []
         self.lock = RLock()
 
-    def forward(self, *inputs: Any) -> Any:
-        """Return the inputs; see `Adapter.forward`."""
-        return inputs[0] if len(inputs) == 1 else inputs
-
     def hold(self, model: nn.Module) -> None:
         """Put every module that runs statistics into evaluation mode, to stay."""
-        for module in model.modules():
+        for _, module in base_modules(model):
             if runs_statistics(module) and not is_evaluated_only(module):
                 evaluate_only(module)
                 self.evaluated.append((module,))

@@ -8,14 +8,16 @@ their own names, the adapter's under the adapter's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from capaft.model.names import CHILD_PREFIX, canonical_name
+from capaft.adapter.bystander import Bystander
+from capaft.model.names import canonical_name
 from capaft.model.weights import weight_owners
+from capaft.support.errors import UsageError
 
 # Attributes in which layers keep the first side of their weight.
 _OUTPUTS = ("out_features", "out_channels", "num_embeddings")
@@ -23,18 +25,26 @@ _OUTPUTS = ("out_features", "out_channels", "num_embeddings")
 Places = dict[str, list[tuple[str, nn.Module, str]]]
 
 
-def places_of(model: nn.Module, rename: dict[str, str] | None) -> Places:
-    """By canonical name, the paths, modules and leaf names that hold each of the model's own parameters."""
+def places_of(model: nn.Module, names: Collection[str], rename: dict[str, str] | None) -> Places:
+    """By canonical name, the paths, modules and leaf names that hold each of some of the model's own parameters.
+
+    Raises:
+        UsageError: the model has one of them no more.
+    """
     places: Places = {}
-    for owners in weight_owners(model).values():
-        holders = [(path, leaf) for path, leaf in owners if not path.startswith(CHILD_PREFIX)]
-        if holders:
-            name = canonical_name(model, ".".join(filter(None, holders[0])), rename)
-            places[name] = [(path, model.get_submodule(path), leaf) for path, leaf in holders]
+    for owners in weight_owners(model).values() if names else ():
+        name = canonical_name(model, ".".join(filter(None, owners[0])), rename)
+        if name in names:
+            places[name] = [(path, model.get_submodule(path), leaf) for path, leaf in owners]
+    if lost := sorted(set(names) - places.keys()):
+        raise UsageError(
+            f"{lost[0]} has been replaced or removed since the adapter was attached; put it back, or attach the "
+            "adapter to a fresh model"
+        )
     return places
 
 
-class Substitutes(nn.Module):
+class Substitutes(Bystander):
     """An adapter's tensors in place of the model's own.
 
     Attributes:
@@ -52,15 +62,11 @@ class Substitutes(nn.Module):
         self.names = tuple(parameters)
         self.rename = rename
 
-    def forward(self, *inputs: Any) -> Any:
-        """Return the inputs; see `Adapter.forward`."""
-        return inputs[0] if len(inputs) == 1 else inputs
-
     def tensors(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The adapter's tensors by canonical name, wherever they are."""
         if not self.displaced:
             return {name: self.kept[_key(name)] for name in self.names}
-        places = places_of(model, self.rename)
+        places = places_of(model, self.names, self.rename)
         return {name: _held(places[name][0]) for name in self.names}
 
     def enter(self, model: nn.Module) -> None:
@@ -118,7 +124,7 @@ class Substitutes(nn.Module):
         if not self.displaced:
             return []
         (own,) = (path for path, module in model.named_modules() if module is self)
-        places = places_of(model, self.rename)
+        places = places_of(model, self.displaced, self.rename)
         return [
             (
                 f"{prefix}{own}.kept.{_key(name)}",
@@ -143,7 +149,7 @@ def _exchange(
     model: nn.Module, incoming: Mapping[str, nn.Parameter], rename: dict[str, str] | None
 ) -> dict[str, nn.Parameter]:
     """Put parameters into a model, by canonical name; those that stood there before."""
-    places = places_of(model, rename)
+    places = places_of(model, incoming, rename)
     outgoing: dict[str, nn.Parameter] = {}
     for name, parameter in incoming.items():
         for place in places[name]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from capaft.adapter.attach import attach_plan
 from capaft.adapter.file.encoding import DTYPE_BYTES, encoded_layout
+from capaft.adapter.install import attach_plan
 from capaft.config.sources import dump_settings
 from capaft.config.train_config import TrainConfig
 from capaft.methods.stack import canonical_method

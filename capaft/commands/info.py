@@ -10,14 +10,14 @@ from capaft.support import strict_json
 from capaft.support.errors import printable
 
 if TYPE_CHECKING:
+    from capaft.adapter.file.adapter_file import AdapterFile
     from capaft.adapter.file.header import HeadRecord
-    from capaft.adapter.file.save_load import AdapterFile
 
 
 def info_command(run: Run, json: Json = False) -> None:
     """Verify an adapter file and describe it."""
     with reporting():
-        from capaft.adapter.file.save_load import read
+        from capaft.adapter.file.adapter_file import read
         from capaft.training.record.run_directory import find_adapter_file
 
         path, _ = find_adapter_file(run)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from capaft.factors.factor import Factor
 from capaft.methods.host import Host
 from capaft.model.layers import layer_kind, read_without_calling
-from capaft.model.names import canonical_path, in_head, renamed_path
+from capaft.model.names import base_modules, canonical_path, in_head, renamed_path
 from capaft.model.site import Site, is_quantised, stored_parameter
 from capaft.model.targets import Targets, select_sites
 from capaft.support.errors import UsageError
@@ -33,7 +33,7 @@ class Bitfit(Host):
         """See `Host.sites`. By default, every bias outside the output head."""
         read = read_without_calling(model)
         sites = []
-        for path, module in model.named_modules():
+        for path, module in base_modules(model):
             # Packed layers keep it as a buffer, or as they like.
             bias = stored_parameter(module, "bias")
             is_norm = isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("LayerNorm")

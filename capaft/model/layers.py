@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from capaft.model.names import base_modules
 from capaft.model.quantised import linear_widths, mixes_experts, packed_widths, wrapped_layer
 from capaft.model.site import VALUES, SiteKind, is_quantised, stored_parameter
 
@@ -43,7 +44,7 @@ def layer_kinds(model: nn.Module) -> dict[str, SiteKind]:
     """The kinds of a model's layers by path, without the parts that a layer is made of, in the model's order."""
     kinds: dict[str, SiteKind] = {}
     parts: set[str] = set()
-    for path, module in model.named_modules():
+    for path, module in base_modules(model):
         kind = layer_kind(module)
         if kind and path not in parts:
             kinds[path] = kind
@@ -116,7 +117,7 @@ def read_without_calling(model: nn.Module, always: bool = False) -> set[str]:
         always: only those that the class does nothing else with; others it may call under some condition.
     """
     paths: set[str] = set()
-    for path, module in model.named_modules():
+    for path, module in base_modules(model):
         cls: Any = type(module)
         names = _weights_read(cls) - (_names_used(cls) if always else frozenset())
         if names:
@@ -132,7 +133,7 @@ def has_own_backward(model: nn.Module) -> bool:
 
     Such a function gives gradients to the weights in it only if its input requires one.
     """
-    classes: set[Any] = {type(m) for m in model.modules() if not type(m).__module__.startswith("capaft.")}
+    classes: set[Any] = {type(module) for _, module in base_modules(model)}
     return any(_calls_autograd(cls) for cls in classes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -67,8 +68,14 @@ def without_wrappers(path: str) -> str:
 
 def unwrapped_model(model: nn.Module) -> nn.Module:
     """The model inside its wrappers (such as DDP), which hide its attributes."""
-    inner = next((child for name, child in model.named_children() if name + "." in WRAPPERS), None)
+    inner = _wrapped(model)
     return model if inner is None else unwrapped_model(inner)
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    """The module inside a wrapper; None if it is no wrapper."""
+    children = module._modules
+    return next((children[name] for wrapper in WRAPPERS if (name := wrapper[:-1]) in children), None)
 
 
 def child_of(module: nn.Module, name: str) -> nn.Module | None:
@@ -76,7 +83,7 @@ def child_of(module: nn.Module, name: str) -> nn.Module | None:
     children = module._modules
     if name in children:
         return children[name]
-    inner = next((child for wrapper, child in children.items() if wrapper + "." in WRAPPERS), None)
+    inner = _wrapped(module)
     return None if inner is None else child_of(inner, name)
 
 
@@ -87,4 +94,25 @@ def canonical_name(model: nn.Module, name: str, rename: dict[str, str] | None) -
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The model's own parameters by name, without those of its adapters."""
-    return {name: p for name, p in model.named_parameters() if not name.startswith(CHILD_PREFIX)}
+    names: dict[nn.Parameter, str] = {}
+    for path, module in base_modules(model):
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None:
+                names.setdefault(parameter, f"{path}.{leaf}" if path else leaf)
+    return {name: parameter for parameter, name in names.items()}
+
+
+def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The model's own modules by path, each once, without those of its adapters, which may be many."""
+    seen: set[nn.Module] = set()
+    ahead = [("", model)]
+    while ahead:
+        path, module = ahead.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        yield path, module
+        children = ((name, child) for name, child in module._modules.items() if not name.startswith(CHILD_PREFIX))
+        ahead += reversed(
+            [(f"{path}.{name}" if path else name, child) for name, child in children if child is not None]
+        )

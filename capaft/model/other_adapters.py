@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from capaft.model.names import base_modules
 from capaft.support.errors import UsageError
 
 # Prefixes of the names of the modules that define such layers. The package `adapters` is named more closely, since
@@ -33,7 +34,7 @@ def refuse_other_adapters(model: nn.Module) -> None:
     Raises:
         UsageError: it does.
     """
-    for path, module in model.named_modules():
+    for path, module in base_modules(model):
         kind: Any = type(module)
         if library := library_of(kind):
             where = f"at {path}" if path else "around it"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from capaft.model.names import base_modules
 from capaft.model.site import is_quantised
 from capaft.support.errors import UsageError, one_line
 
@@ -92,7 +93,7 @@ def is_quantised_layer(module: nn.Module) -> bool:
 
 def quantised_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The quantised layers of a model, by path."""
-    return {path: module for path, module in model.named_modules() if is_quantised_layer(module)}
+    return {path: module for path, module in base_modules(model) if is_quantised_layer(module)}
 
 
 def linear_widths(module: Any) -> tuple[int, int]:
@@ -216,7 +217,8 @@ def _without_bias(module: nn.Module) -> Iterator[Tensor | None]:
 @contextmanager
 def _called_alone(module: nn.Module) -> Iterator[None]:
     """Have a layer compute as in training, but without autocast."""
-    was_training = module.training
+    # Not as it reads, which may be another mode than the one it was put in.
+    was_training = vars(module)["training"]
     module.training = True
     try:
         with torch.autocast(_device(module).type, enabled=False):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from capaft.model.layers import computing_functions
-from capaft.model.names import CHILD_PREFIX
+from capaft.model.names import CHILD_PREFIX, base_modules
 
 # Larger buffers of whole numbers are codes of quantised weights.
 MOST_COUNTS = 2**16
@@ -43,10 +43,10 @@ def possible_statistics(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tens
 
     A buffer that checkpoints leave out is a cache, unless its class knows of training mode.
     """
-    for module in model.modules():
+    for _, module in base_modules(model):
         kind: Any = type(module)
         for name, buffer in module._buffers.items():
-            if buffer is None or buffer.is_meta or kind.__module__.startswith("capaft."):
+            if buffer is None or buffer.is_meta:
                 continue
             is_kept = name not in module._non_persistent_buffers_set or _knows_training(kind)
             if is_kept and (buffer.is_floating_point() or buffer.numel() <= MOST_COUNTS):

@@ -21,7 +21,7 @@ from capaft.model.layers import (
     packs_experts,
     read_without_calling,
 )
-from capaft.model.names import canonical_path, in_head, renamed_path
+from capaft.model.names import base_modules, canonical_path, in_head, renamed_path
 from capaft.model.quantised import is_unreadable
 from capaft.model.site import Site, SiteKind, is_quantised
 from capaft.model.targets import TARGET_PRESETS, Targets, in_attention, path_matcher
@@ -111,7 +111,7 @@ class _Layers:
 
         Not those inside a layer, or in the output head.
         """
-        paths = (path for path, module in self.model.named_modules() if path and is_unreadable(module))
+        paths = (path for path, module in base_modules(self.model) if path and is_unreadable(module))
         layers = tuple(f"{path}." for path, kind in self.kinds.items() if kind == "linear")
         outside = (path for path in paths if path not in self.kinds and not path.startswith(layers))
         return {self.name(path): path for path in outside if not in_head(self.model, path)}
@@ -158,7 +158,7 @@ class _Layers:
 
     def experts(self) -> Iterator[Site]:
         """The experts of mixtures: every matrix of a packed stack, and linear layers that are experts one by one."""
-        for path, module in self.model.named_modules():
+        for path, module in base_modules(self.model):
             if not packs_experts(module):
                 continue
             for name, parameter in module.named_parameters(recurse=False):

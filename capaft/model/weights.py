@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
+from capaft.model.names import base_modules
 from capaft.model.quantised import is_quantised_layer
 from capaft.model.site import is_quantised
 
 
 def weight_owners(model: nn.Module, key: Callable[[nn.Parameter], int] = id) -> defaultdict[int, list[tuple[str, str]]]:
-    """Owners of every weight, each the path of a module and the name of its parameter; a tied weight has several.
+    """Owners of every weight of a model itself, each a module's path and a parameter's name; a tied weight has several.
 
     Args:
         model: the model.
@@ -24,7 +25,7 @@ def weight_owners(model: nn.Module, key: Callable[[nn.Parameter], int] = id) -> 
         The owners by key, in the model's order; none for a key that no parameter has.
     """
     owners: defaultdict[int, list[tuple[str, str]]] = defaultdict(list)
-    for path, module in model.named_modules():
+    for path, module in base_modules(model):
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 owners[key(parameter)].append((path, name))

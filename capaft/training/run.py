@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from capaft.adapter.attach import attach_plan
 from capaft.adapter.file.fingerprint import weight_samples
+from capaft.adapter.install import attach_plan
 from capaft.config.settings import setting_types
 from capaft.config.sources import MADE_BY, dump_settings
 from capaft.config.train_config import TrainConfig

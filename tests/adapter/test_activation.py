@@ -27,6 +27,7 @@ def bert() -> Any:
     """A model whose configuration no other test shares."""
     model = tiny.bert()
     model.config = copy.deepcopy(model.config)
+    model.config.problem_type = None
     return model
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import capaft
-from capaft.adapter.attach import Adapter, get_adapter
+from capaft.adapter.activation import get_adapter
+from capaft.adapter.module import Adapter
 from capaft.adapter.plan import Placement, make_plan
 from capaft.methods.stack import parse_stack
 from capaft.model.targets import Targets
@@ -664,11 +665,6 @@ def test_codes_of_float8_are_not_taken_for_numbers() -> None:
         capaft.merge(model)
     with pytest.raises(UsageError, match="dora needs the norms of query, which is quantised; choose lora"):
         capaft.attach(nn.ModuleDict({"query": Float8Linear()}), "dora", targets="query")
-
-
-def test_dropout_that_has_no_place_is_told() -> None:
-    with pytest.warns(UserWarning, match="no dropout at embeddings.word_embeddings"):
-        capaft.attach(tiny.bert(), "lora", targets="word_embeddings,query", dropout=0.1)
 
 
 @pytest.mark.parametrize(

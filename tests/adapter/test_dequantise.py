@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -145,3 +146,29 @@ def test_an_offloaded_layer_is_refused() -> None:
     model.bert.encoder.layer[1].attention.self.key.to("meta")
     with pytest.raises(UsageError, match=r"1\.attention\.self\.key is offloaded; load"):
         capaft.merge(model, dequantise=True)
+
+
+def test_layers_are_in_the_mode_that_was_asked_for() -> None:
+    class Observed(Packed):
+        """Codes with a running range, which only evaluation mode keeps still."""
+
+        def __init__(self, linear: nn.Linear) -> None:
+            super().__init__(linear)
+            self.register_buffer("largest", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.largest = torch.maximum(self.largest, x.detach().abs().max())
+            return super().forward(x)
+
+    model = quantise(tiny.bert(), Observed).train()
+    capaft.attach(model, "lora")
+    capaft.attach(model, "lora", name="second")
+    assert not model.bert.encoder.layer[0].attention.self.key.training
+    twin = copy.deepcopy(model)
+    capaft.detach(twin, "second")
+    capaft.detach(twin)
+    assert all(module.training for module in twin.modules())
+    capaft.detach(model, "second")
+    capaft.merge(model, dequantise=True)
+    assert all(module.training for module in model.modules())

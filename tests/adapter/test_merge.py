@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import capaft
-from capaft.adapter.attach import get_adapter
+from capaft.adapter.activation import get_adapter
 from capaft.support.errors import UsageError
 
 STACKS = ("lora", "nola", "capaboost", "lora+nola+capaboost")

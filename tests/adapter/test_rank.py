@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import capaft
-from capaft.adapter.attach import Adapter
+from capaft.adapter.module import Adapter
 from capaft.adapter.rank import SiteRank, inspect_ranks, singular_values, summarise_ranks
 from capaft.support.errors import UsageError
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import capaft
-from capaft.adapter.attach import attach_plan
+from capaft.adapter.install import attach_plan
 from capaft.adapter.plan import make_plan
 from capaft.methods.stack import parse_stack
 

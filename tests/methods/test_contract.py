@@ -28,8 +28,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import capaft
-from capaft.adapter.attach import Adapter, attach_plan
 from capaft.adapter.budget import count_trainable
+from capaft.adapter.install import attach_plan
+from capaft.adapter.module import Adapter
 from capaft.adapter.plan import Placement, Plan, make_plan
 from capaft.adapter.rank import inspect_ranks
 from capaft.factors.basis import BASES

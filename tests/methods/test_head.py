@@ -25,10 +25,12 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
 import capaft
-from capaft.adapter.attach import Adapter, get_adapter
+from capaft.adapter.activation import get_adapter
 from capaft.adapter.budget import count_trainable, fit_to_budget
+from capaft.adapter.file.adapter_file import read
 from capaft.adapter.file.encoding import SAVE_DTYPES
-from capaft.adapter.file.save_load import read, restore_parameters
+from capaft.adapter.file.save_load import restore_parameters
+from capaft.adapter.module import Adapter
 from capaft.adapter.plan import Placement, Plan, make_plan
 from capaft.commands.info import describe_file
 from capaft.methods.stack import parse_stack

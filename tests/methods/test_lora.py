@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import capaft
-from capaft.adapter.attach import Adapter
+from capaft.adapter.module import Adapter
 from capaft.methods.stack import parse_stack
 from capaft.support.errors import UsageError
 

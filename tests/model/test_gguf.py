@@ -25,7 +25,7 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import capaft
-from capaft.adapter.file.save_load import read
+from capaft.adapter.file.adapter_file import read
 from capaft.config.parts.model import ModelSettings
 from capaft.model.load import BaseModel, load_base_model
 from capaft.support.errors import UsageError

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from capaft.adapter.attach import Adapter
+from capaft.adapter.module import Adapter
 from capaft.adapter.plan import Plan
 from capaft.factors import rng
 from capaft.model.site import Site

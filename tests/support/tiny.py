@@ -25,7 +25,7 @@ from transformers import (
     PretrainedConfig,
 )
 
-from capaft.adapter.attach import Adapter
+from capaft.adapter.module import Adapter
 
 IDS = torch.tensor([[3, 14, 15, 9, 26, 5, 35, 8], [2, 7, 18, 28, 1, 8, 2, 8]])
 # The second sequence is shorter.

@@ -17,7 +17,7 @@ from rich.console import Console
 from tiny import build
 from transformers import AutoTokenizer, BertConfig, PreTrainedModel
 
-from capaft.adapter.attach import attach_plan
+from capaft.adapter.install import attach_plan
 from capaft.config.train_config import TrainConfig
 from capaft.model.demo import demo_model
 from capaft.training import loop

@@ -17,7 +17,8 @@ from tiny_job import bert, config, execute, losses, outputs, records, together, 
 from torch.nn import functional as F
 from transformers import BertForSequenceClassification, BertForTokenClassification
 
-from capaft.adapter.attach import attach_plan, get_adapter
+from capaft.adapter.activation import get_adapter
+from capaft.adapter.install import attach_plan
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import TrainingError, UsageError
 from capaft.tasks.base import task as tasks

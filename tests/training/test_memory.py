@@ -9,7 +9,7 @@ import torch
 from tiny_job import bert, config
 from transformers import BertForSequenceClassification
 
-from capaft.adapter.attach import attach_plan
+from capaft.adapter.install import attach_plan
 from capaft.training.memory import estimate_peak_memory
 from capaft.training.setup.job import Job
 from capaft.training.setup.prepare import prepare_job

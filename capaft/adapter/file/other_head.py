@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from capaft.adapter.file.adapter_file import AdapterFile
 from capaft.adapter.file.encoding import SCALE
 from capaft.adapter.plan import Plan
 from capaft.model.labels import Labels
 from capaft.model.names import base_parameters, canonical_name
 from capaft.model.new_head import initial_values
 from capaft.support.errors import AdapterFileError
-
-if TYPE_CHECKING:
-    from capaft.adapter.file.save_load import AdapterFile
 
 HEAD = "head:"
 

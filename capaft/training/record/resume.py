@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 import capaft
+from capaft.adapter.file.adapter_file import read
 from capaft.adapter.file.fingerprint import weight_samples
-from capaft.adapter.file.save_load import read
 from capaft.config.settings import flag_of
 from capaft.config.sources import resolve_settings
 from capaft.config.train_config import SIZES, TrainConfig

@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from capaft.adapter.file import save_load
+from capaft.adapter.file.adapter_file import AdapterFile, read
 from capaft.adapter.file.other_head import HEAD
-from capaft.adapter.file.save_load import AdapterFile, read
 from capaft.config.choices import TASKS
 from capaft.config.open_options import OpenOptions
 from capaft.config.parts.model import ModelSettings

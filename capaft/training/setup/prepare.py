@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from capaft.adapter.attach import check_dropout
 from capaft.adapter.budget import count_trainable
+from capaft.adapter.dropout import check_dropout
 from capaft.adapter.plan import Plan
 from capaft.config.restarts import parse_restarts
 from capaft.config.train_config import TrainConfig

@@ -18,10 +18,10 @@ from tiny_quantised import LAYERS, quantise
 from torch import Tensor
 
 import capaft
-from capaft.adapter.attach import get_adapter
+from capaft.adapter.activation import get_adapter
+from capaft.adapter.file.adapter_file import read
 from capaft.adapter.file.fingerprint import base_samples, head_samples
 from capaft.adapter.file.samples import FEW_SAMPLES, SAMPLES, sample_count, samples_of
-from capaft.adapter.file.save_load import read
 from capaft.model.origin import Origin
 
 Change = Callable[[Tensor], Tensor]

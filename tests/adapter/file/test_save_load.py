@@ -31,10 +31,11 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 import capaft
-from capaft.adapter.attach import Adapter
+from capaft.adapter.file.adapter_file import AdapterFile, read
 from capaft.adapter.file.encoding import SAVE_DTYPES, SaveDtype, decode_tensor, encode_tensor
 from capaft.adapter.file.header import FORMAT, TaskRecord
-from capaft.adapter.file.save_load import AdapterFile, load, read, restore_parameters, save
+from capaft.adapter.file.save_load import load, restore_parameters, save
+from capaft.adapter.module import Adapter
 from capaft.factors import rng
 from capaft.model.origin import Origin
 from capaft.support import files

@@ -125,7 +125,7 @@ def test_a_base_in_shares_trains_as_a_whole_one(reviews: Path, tmp_path: Path) -
     ]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     # The file names the base by weights that no process could still read when it was written.
-    from capaft.adapter.file.save_load import read
+    from capaft.adapter.file.adapter_file import read
 
     headers = [read(tmp_path / run / "adapter.safetensors").header for run in ("whole", "shares")]
     assert headers[0].base == headers[1].base

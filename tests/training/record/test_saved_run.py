@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from capaft.adapter.file.save_load import read, save
+from capaft.adapter.file.adapter_file import read
+from capaft.adapter.file.save_load import save
 from capaft.config.open_options import OpenOptions
 from capaft.support.errors import AdapterFileError, UsageError
 from capaft.training.record.saved_run import _task, open_run

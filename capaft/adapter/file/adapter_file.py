@@ -1,0 +1,84 @@
+"""The adapter file, format 1: trained parameters, and a header that says which random numbers they multiply.
+
+One safetensors file. Its `__metadata__` has one key, `capaft`, that holds canonical JSON (several keys would be written
+in a different order on every run). docs/adapter-format.md specifies every byte. A reader trusts nothing: it checks
+the header's schema, sizes and digests before it draws or allocates anything that they ask for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from capaft.adapter.file.fingerprint import tensors_digest
+from capaft.adapter.file.header import Header, TaskRecord, open_safetensors, parse_header
+from capaft.model.origin import Origin
+from capaft.support.errors import AdapterFileError
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """A file that has been read and whose own digests hold.
+
+    Attributes:
+        path: path of the file.
+        header: the header, as docs/adapter-format.md specifies it.
+        tensors: the stored tensors, still encoded.
+        size: bytes in the file.
+    """
+
+    path: Path
+    header: Header
+    tensors: dict[str, Tensor]
+    size: int
+
+    def __repr__(self) -> str:
+        base = self.base.name or "an unnamed model"
+        return f"AdapterFile({str(self.path)!r}, {self.header.method.method} for {base}, {self.size:,} bytes)"
+
+    @property
+    def base(self) -> Origin:
+        """The base model's name and revision."""
+        return Origin(self.header.base.name, self.header.base.revision)
+
+    @property
+    def task(self) -> TaskRecord | None:
+        """The task that the adapter was trained for, if the file has one."""
+        return self.header.task
+
+
+def read(path: str | Path) -> AdapterFile:
+    """Read an adapter file and check all that can be checked without a model.
+
+    Raises:
+        AdapterFileError: the file is missing, truncated, altered, foreign, or of a newer format.
+
+    Example:
+        >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
+        >>> size = capaft.save(model, path)
+        >>> header = capaft.read(path).header
+        >>> header.method.method, header.seed, header.sites
+        ('lora+nola', 7, 4)
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            described, text = open_safetensors(path, stream, size)
+            header = parse_header(path, text)
+            stream.seek(0)
+            data = stream.read(size)
+    except OSError as error:
+        raise AdapterFileError(f"cannot read {path}: {error.strerror or error}") from None
+    try:
+        tensors = safetensors.torch.load(data)
+    except Exception as error:
+        raise AdapterFileError(f"{path} is damaged: {error}") from None
+    if set(tensors) != set(described):
+        raise AdapterFileError(f"{path} is damaged: its tensors are not those its header names")
+    if tensors_digest(tensors) != header.digest.tensors:
+        raise AdapterFileError(f"{path} is damaged: its tensors do not match their digest; copy it again")
+    return AdapterFile(path, header, tensors, len(data))

@@ -1,0 +1,161 @@
+"""The adapter of a file on a model: whether they fit, and what has to stand in the model's place if not all does."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from capaft.adapter.file.adapter_file import AdapterFile
+from capaft.adapter.file.fingerprint import base_samples, head_samples, sites_digest
+from capaft.adapter.file.header import HeadRecord
+from capaft.adapter.file.other_head import HEAD, drawn_head, stored_parameters
+from capaft.adapter.file.samples import Agreement, compare_samples
+from capaft.adapter.plan import Placement, Plan, make_plan
+from capaft.model.labels import PROBLEM_TYPES, Labels
+from capaft.support.errors import AdapterFileError, UsageError
+
+
+def plan_on(
+    model: nn.Module, file: AdapterFile, rename: dict[str, str] | None, shapes: Mapping[str, torch.Size]
+) -> Plan:
+    """The plan of a file's adapter on a model.
+
+    Raises:
+        AdapterFileError: the adapter does not fit the model.
+    """
+    header = file.header
+    try:
+        plan = make_plan(model, header.method, replace(_placement(file, rename), shapes=shapes))
+    except (UsageError, ValueError) as error:
+        raise AdapterFileError(
+            f"{file.path} does not fit {type(model).__name__}: {error}; pass the --model it was trained on"
+        ) from None
+    if len(plan.sites) != header.sites or sites_digest(plan.sites) != header.digest.sites:
+        raise AdapterFileError(
+            f"{file.path} was trained on {header.sites} sites of other shapes or names than the {len(plan.sites)} "
+            f"that {type(model).__name__} has for {header.targets}; pass the --model it was trained on, or --rename "
+            "old=new if modules were renamed"
+        )
+    if HeadRecord.of(plan.head, header.head.weights if header.head else None) != header.head:
+        raise AdapterFileError(
+            f"{file.path} was trained with a head of other shapes than {type(model).__name__} has; pass the --model it "
+            "was trained on"
+        )
+    return plan
+
+
+def _placement(file: AdapterFile, rename: dict[str, str] | None) -> Placement:
+    header = file.header
+    placement = Placement(
+        targets=header.targets,
+        seed=header.seed,
+        trained=[key.removeprefix(HEAD) for key in stored_parameters(file.tensors) if key.startswith(HEAD)],
+        rename=rename,
+    )
+    if header.head is None:
+        return placement
+    if header.head.k == 0:
+        return replace(placement, head=header.head.parameters, head_mode="frozen")
+    return replace(placement, head=header.head.parameters, head_mode="nola", head_k=header.head.k)
+
+
+def check_sizes(file: AdapterFile, plan: Plan) -> None:
+    """Compare the sizes of the file's parameters with what the header and the model imply, before drawing anything."""
+    counts = {key: file.tensors[key].numel() for key in stored_parameters(file.tensors)}
+    bounds = plan.bounds()
+    if {key for key in counts if not key.startswith(HEAD)} != set(bounds):
+        raise AdapterFileError(f"{file.path} is damaged: its tensors are not those of its method")
+    for role, (low, high) in bounds.items():
+        stored = counts[role] * (2 if file.header.save_dtype == "int4" else 1)
+        if not low <= stored <= high + 1:
+            raise AdapterFileError(f"{file.path} is damaged: {role} has {stored} values, not {low} to {high}")
+
+
+def check_base(
+    model: nn.Module, file: AdapterFile, plan: Plan, shapes: Mapping[str, torch.Size], allow_mismatch: bool
+) -> dict[str, Tensor]:
+    """Refuse a model whose weights differ from those that the adapter was trained on.
+
+    Returns:
+        Values of the head's parameters that are not stored, by canonical name, where they are not the model's: a new
+        head was drawn from the seed, and is drawn again.
+
+    Raises:
+        AdapterFileError: they differ, or the file's samples cannot be read.
+    """
+    if plan.stack.method == "full":
+        return {}
+    stored = file.header.base.weights
+    try:
+        sampled = base_samples(model, plan, stored)
+    except ValueError:
+        raise _damaged_samples(file) from None
+    if not _agree(file, stored, sampled) and not allow_mismatch:
+        named = f" (it names {file.base.name})" if file.base.name else ""
+        raise AdapterFileError(
+            f"{file.path} was trained on other base weights than these{named}; pass the --model it was trained on, or "
+            "--allow-base-mismatch to use it anyway"
+        )
+    head = file.header.head
+    if head is None:
+        return {}
+    drawn = drawn_head(model, plan, shapes)
+    resized = {name: values for name, values in drawn.items() if name in shapes}
+    for values in (resized, drawn):
+        if _agree(file, head.weights, head_samples(model, plan, values)):
+            return values
+    if allow_mismatch:
+        return resized
+    raise AdapterFileError(
+        f"{file.path} was trained from other values of the head than this model's; load the model with the head it "
+        f"had then (a new one was drawn from seed {plan.seed}), or pass --allow-base-mismatch to use it anyway"
+    )
+
+
+def labels_on(model: nn.Module, file: AdapterFile, shapes: Mapping[str, torch.Size]) -> Labels | None:
+    """The labels of a file's head on a model; None if they are the model's.
+
+    Raises:
+        AdapterFileError: the file names another number of labels than its head has.
+    """
+    current, task = Labels.of(model), file.task
+    if current is None:
+        return None
+    (count,) = {shape[0] for shape in shapes.values()} or {len(current.id2label)}
+    names = task.labels if task else ()
+    if shapes and names and len(names) != count:
+        raise AdapterFileError(f"{file.path} is damaged: its head does not have an output for each of its labels")
+    if task and len(names) == count and names != current.names:
+        problem_type = task.options.get("problem_type")
+        return Labels.named(names, problem_type if problem_type in PROBLEM_TYPES else None)
+    return Labels.numbered(count) if shapes else None
+
+
+def _agree(file: AdapterFile, stored: str | None, sampled: str | None) -> bool:
+    """True if samples in a file are the model's, or, with a warning, if they cannot be compared."""
+    if stored is None or sampled is None:
+        warnings.warn(
+            f"{file.path}: this base model cannot be compared with the one it was trained on: weights are quantised "
+            "or trained directly",
+            stacklevel=5,
+        )
+        return True
+    try:
+        agreement = compare_samples(stored, sampled)
+    except ValueError:
+        raise _damaged_samples(file) from None
+    if agreement is Agreement.COARSE:
+        warnings.warn(
+            f"{file.path}: this base model, or the one it was trained on, was unpacked from a quantised copy; they are "
+            "as near as copies of one model, but another fine-tune of it can be as near",
+            stacklevel=5,
+        )
+    return agreement is not Agreement.OTHER
+
+
+def _damaged_samples(file: AdapterFile) -> AdapterFileError:
+    return AdapterFileError(f"{file.path} is damaged: its base model's samples cannot be read")
