@@ -190,6 +190,11 @@ class SpeechRecognition(Task):
         seconds = recording_seconds(_recordings(rows, columns))
         is_long, can_write = seconds > self.max_seconds, np.array([bool(ids) for ids in transcripts.ids])
         kept = np.flatnonzero(can_write & ~is_long if training else can_write).tolist()
+        if not can_write.any():
+            raise UsageError(
+                f"the model can write none of the transcripts: {transcripts.note or 'they are empty'}; choose another "
+                "model"
+            )
         if not kept:
             raise UsageError(
                 f"no recording is of {self.max_seconds:g} seconds or less and has a transcript that the model can "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import re
 import struct
 import warnings
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from PIL import Image, ImageOps
 from capaft.support.errors import UsageError, one_line, printable
 
 _MOST_CHANNELS = 4
+# How a library names a file that it was given in memory.
+_OBJECT = re.compile(r"<_io\.BytesIO object at \w+>")
 # Integer types of samples, with the value that stands for 1.
 _FULL_SCALE = {"int16": 2**15, "int32": 2**31}
 # A program that writes a WAV file to a pipe cannot go back to fill in the sizes.
@@ -246,5 +249,5 @@ def _decode_with_soundfile(name: str, content: bytes) -> tuple[NDArray[np.float3
     try:
         samples, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
     except Exception as error:  # its own error, and others for odd files
-        raise ValueError(one_line(error)) from error
+        raise ValueError(_OBJECT.sub("it", one_line(error))) from error
     return samples, int(rate)

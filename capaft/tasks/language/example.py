@@ -48,7 +48,9 @@ def shortened_prompt(tokenizer: Any, prompt: list[int], room: int) -> list[int]:
     return lead + prompt[len(prompt) - room + len(lead) :]
 
 
-def plain_examples(tokenizer: Any, pairs: Sequence[Pair], separator: str, stops: Collection[int] = ()) -> list[Example]:
+def plain_examples(
+    tokenizer: Any, pairs: Sequence[Pair], separator: str, stops: Collection[int] = (), last: int | None = None
+) -> list[Example]:
     """Each source with the separator as the prompt, its first reference with the end token as the answer.
 
     The two are tokenised separately, since in generation the prompt ends at the same place. An answer that already ends
@@ -59,6 +61,7 @@ def plain_examples(tokenizer: Any, pairs: Sequence[Pair], separator: str, stops:
         pairs: sources with their references.
         separator: stands after each source.
         stops: tokens that end an answer, besides the end token.
+        last: the token that an answer gets; by default the end token.
     """
     lead, end = surrounding_tokens(tokenizer)[0], end_of_text_token(tokenizer)
     around, ending = frame(tokenizer, lead), frame(tokenizer, (), ends=sorted({end, *stops}))
@@ -72,7 +75,7 @@ def plain_examples(tokenizer: Any, pairs: Sequence[Pair], separator: str, stops:
         # Generation needs a first token, which cannot be learnt; an empty prompt becomes the end token, as in GPT-2.
         answer_example(
             [*lead, *prompt] or [end],
-            answer if ended or not pair.references else [*answer, end],
+            answer if ended or not pair.references else [*answer, end if last is None else last],
             pair.source,
             tuple(ending.strip(around.strip(text)) for text in pair.references),
         )

@@ -44,7 +44,7 @@ def pair_examples(
     formatted = [pair for pair, begins in zip(pairs, opening, strict=True) if begins]
     raw = [pair for pair, begins in zip(pairs, opening, strict=True) if not begins]
     between = "" if separator == SEPARATOR else separator
-    as_is = plain_examples(tokenizer, formatted, between, stops) if formatted else []
+    as_is = plain_examples(tokenizer, formatted, between, stops, _end_of_turn(tokenizer)) if formatted else []
     if is_templated:
         around = dataclasses.replace(start, ends=frame(tokenizer, (), ends=sorted(stops)).ends)
         bare = [_unframed(pair, around) for pair in raw]
@@ -61,6 +61,15 @@ def pair_examples(
             f"{len(formatted)} of {len(pairs)} prompts are already formatted, as {shown!r} shows, and stay as they are"
         )
     return [next(in_order[0] if begins else in_order[1]) for begins in opening], notes
+
+
+def _end_of_turn(tokenizer: Any) -> int | None:
+    """The token that the template puts after an answer, and so a formatted prompt waits for; None if it is unknown."""
+    try:
+        ends = turn_ends(tokenizer) - {tokenizer.eos_token_id} if has_template(tokenizer) else set()
+    except UsageError:
+        return None
+    return next(iter(ends), None)
 
 
 def _plain_ends(tokenizer: Any) -> set[int]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from chat_templates import CHATML, DEFAULT_SYSTEM, GEMMA, MISTRAL
-from tiny_text import SPECIALS, START, ids, tokenizer
+from tiny_text import PLAIN_TEMPLATE, SPECIALS, START, STOP, ids, tokenizer
 
 from capaft.support.errors import UsageError
 from capaft.tasks.language.example import Example
@@ -94,3 +94,9 @@ def test_a_template_that_is_not_used_may_be_odd() -> None:
     assert read(odd, "hi", "yo", chat_template=False)[0] == "hi\n⟦yo<end>⟧"
     with pytest.raises(UsageError, match="rejects this chat: not you"):
         read(odd, "hi", "yo")
+
+
+def test_the_answer_to_a_formatted_prompt_ends_as_the_template_ends_turns() -> None:
+    pair = Pair(1, "<turn>user\nq<stop>\n<turn>assistant\n", ("a",))
+    (example,), _ = pair_examples(tokenizer(PLAIN_TEMPLATE), [pair], SEPARATOR, chat_template=True)
+    assert example.labels[-2:] == [*ids("a"), SPECIALS[STOP]]
