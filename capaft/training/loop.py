@@ -14,11 +14,12 @@ from torch import Tensor
 
 from capaft.adapter.file import save_load
 from capaft.adapter.file.save_load import restore_parameters
+from capaft.adapter.module import Adapter
 from capaft.config.restarts import parse_restarts
 from capaft.config.train_config import TrainConfig
 from capaft.factors import rng
 from capaft.support import strict_json
-from capaft.support.errors import Interrupted
+from capaft.support.errors import Interrupted, UsageError
 from capaft.support.files import write_atomically
 from capaft.tasks.base.features import Batch
 from capaft.training import batches, schedule
@@ -36,6 +37,10 @@ from capaft.training.trainer import Trainer
 
 # Losses are fetched from the device this many steps at a time, so that it never waits for the host.
 FETCH_STEPS = 10
+_NO_GRADIENT = (
+    "no gradient reaches the adapter: the loss does not depend on the layers that it adapts; choose others with "
+    "--target-modules, or another --method"
+)
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,8 @@ def train(run: Trainer, resumed: Checkpoint | None = None) -> Outcome:
             # All processes stop, and write, at the same step.
             all_terms, stop, due = processes.totals(terms, interrupted(), is_due)
             loss = _backward(run, micro_batches, all_terms, step)
+            if step == progress.step:
+                _check_gradients(run.adapter)
             processes.add_up(list(trained.values()))
             if config.clip:
                 run.accelerator.clip_grad_norm_(list(trained.values()), config.clip)
@@ -222,6 +229,8 @@ def _backward(run: Trainer, micro_batches: Sequence[tuple[Batch, bool]], terms: 
         with accelerator.autocast():
             outputs = run.model(**moved.inputs)
         loss = job.task.loss(outputs, moved.targets, config.label_smoothing) / max(terms, 1.0)
+        if not loss.requires_grad:
+            raise UsageError(_NO_GRADIENT)
         del outputs  # Logits of a large vocabulary need not outlive the loss.
         accelerator.backward(loss if is_own else loss * 0)
         total += loss.detach() if is_own else 0
@@ -268,6 +277,17 @@ def _evaluated(run: Trainer) -> Evaluation:
         processes=run.processes,
         autocast=run.accelerator.autocast(),
     )
+
+
+def _check_gradients(adapter: Adapter) -> None:
+    """Make sure that the loss depends on an adapter, after the first backward.
+
+    Raises:
+        UsageError: no gradient has reached it, as from layers whose output only chooses among others.
+    """
+    parameters = list(adapter.role_parameters.values())
+    if parameters and all(parameter.grad is None for parameter in parameters):
+        raise UsageError(_NO_GRADIENT)
 
 
 def _after_evaluation(run: Trainer, journal: Journal, best: Best, step: int, epoch: float) -> Best:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from command_line import invoke
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ from tiny_job import bert, config, execute, losses, outputs, records, together, 
 from torch.nn import functional as F
 from transformers import BertForSequenceClassification, BertForTokenClassification
 
+import capaft
 from capaft.adapter.activation import get_adapter
 from capaft.adapter.install import attach_plan
 from capaft.config.train_config import TrainConfig
@@ -81,6 +83,17 @@ def test_the_base_stays_as_it_was_and_holds_no_gradient(method: str, still: Trai
         if name not in head and "capaft" not in name:
             assert parameter.grad is None
             assert not parameter.requires_grad
+
+
+def test_an_adapter_that_no_gradient_reaches_is_refused() -> None:
+    model = tiny.bert()
+    adapter = capaft.attach(model, "lora")
+    tiny.logits(model).sum().backward()
+    loop._check_gradients(adapter)
+    for parameter in adapter.parameters():
+        parameter.grad = None
+    with pytest.raises(UsageError, match=r"^no gradient reaches the adapter: the loss does not depend on the layers"):
+        loop._check_gradients(adapter)
 
 
 @pytest.mark.parametrize(("group", "rates"), [("head", {"head_lr": 1e-30}), ("adapter", {"lr": 1e-30})])
