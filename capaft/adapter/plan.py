@@ -17,8 +17,8 @@ from capaft.factors.rng import MAX_SEED
 from capaft.methods.head import HEAD_MODES, HEAD_ROLE, Head
 from capaft.methods.host import Host, check_whole
 from capaft.methods.stack import Stack
-from capaft.model.modalities import text_path
-from capaft.model.names import base_parameters, canonical_name, canonical_path
+from capaft.model.modalities import has_towers, reads_text
+from capaft.model.names import base_parameters, canonical_name, without_wrappers
 from capaft.model.other_adapters import refuse_other_adapters
 from capaft.model.quantised import quantised_layers
 from capaft.model.site import Site
@@ -180,14 +180,14 @@ def _in_text_path(model: nn.Module, sites: tuple[Site, ...], targets: Targets) -
     Raises:
         UsageError: there are none.
     """
-    path = text_path(model)
-    if not path or any(word not in TARGET_PRESETS for word in targets.words):
+    if not has_towers(model) or any(word not in TARGET_PRESETS for word in targets.words):
         return sites
-    reading = tuple(site for site in sites if canonical_path(model, site.module).startswith(f"{path}."))
+    is_text = reads_text(model)
+    reading = tuple(site for site in sites if is_text(without_wrappers(site.module)))
     if not reading:
         raise UsageError(
-            f"{path}, the part of the model that reads text, has nothing to adapt by this choice; name layers of other "
-            "parts with --target-modules"
+            "the part of the model that reads text has nothing to adapt by this choice; name layers of other parts "
+            "with --target-modules"
         )
     return reading
 

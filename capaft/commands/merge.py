@@ -79,7 +79,7 @@ def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False, dequa
         TrainingError: the disk is full or cannot be written.
     """
     from capaft.adapter.merge import merge
-    from capaft.model.modalities import text_path
+    from capaft.model.modalities import has_towers
 
     path = Path(output).expanduser()
     _check_output(output, path, overwrite=overwrite)
@@ -90,7 +90,7 @@ def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False, dequa
         try:
             aside.chmod(0o755)
             saved.model.save_pretrained(aside)  # type: ignore[operator]
-            if text_path(saved.model):
+            if has_towers(saved.model):
                 _write_processors(saved, aside)
             saved.base.processor.save_pretrained(aside)
             write_atomically(aside / "README.md", _card(saved))

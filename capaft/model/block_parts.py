@@ -288,8 +288,8 @@ def _chained(inner: int, layer: nn.Module) -> bool:
 
 
 def _has_weights(module: nn.Module) -> bool:
-    """True if a module holds layers or other matrices; norms and scales do not count."""
-    return any(parameter.ndim > 1 for parameter in module.parameters())
+    """True if a module holds layers, some perhaps of codes, or other matrices; norms and scales do not count."""
+    return any(parameter.ndim > 1 for parameter in module.parameters()) or any(map(layer_kind, module.modules()))
 
 
 def _mixes(module: nn.Module) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
-from capaft.model.names import canonical_path, unwrapped_model
+from capaft.model.names import unwrapped_model
 from capaft.support.errors import UsageError, one_line
 
 WRITES = "AutoModelForCausalLM"
@@ -34,15 +36,29 @@ def auto_class_of_writer(config: Any) -> str:
     return READS_IMAGES if was_saved_so or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else WRITES
 
 
-def text_path(model: nn.Module) -> str:
-    """The canonical path of the part that reads and writes text, in a model with towers; empty for other models."""
+def has_towers(model: nn.Module) -> bool:
+    """True if a model that writes text also reads images or sound."""
+    bare = unwrapped_model(model)
+    return bool(_tower_configs(bare)) and hasattr(bare, "get_decoder")
+
+
+def reads_text(model: nn.Module) -> Callable[[str], bool]:
+    """A predicate on paths of modules of a model with towers: true in the part that reads and writes text.
+
+    That is what the model calls its decoder, without any tower inside it.
+    """
     bare: Any = unwrapped_model(model)
-    config = getattr(bare, "config", None)
-    if not any(getattr(config, tower, None) is not None for tower in _TOWERS) or not hasattr(bare, "get_decoder"):
-        return ""
-    decoder = bare.get_decoder()
-    path = next((path for path, module in bare.named_modules() if module is decoder), "")
-    return canonical_path(bare, path)
+    decoder, configs = bare.get_decoder(), tuple(map(type, _tower_configs(bare)))
+    modules = {path: module for path, module in bare.named_modules() if path}
+    inside = next((f"{path}." for path, module in modules.items() if module is decoder), "")
+    owners = (path for path, module in modules.items() if isinstance(getattr(module, "config", None), configs))
+    towers = tuple(f"{path}." for path in owners)
+    return lambda path: path.startswith(inside) and not path.startswith(towers)
+
+
+def _tower_configs(model: nn.Module) -> list[Any]:
+    configs = (getattr(getattr(model, "config", None), tower, None) for tower in _TOWERS)
+    return [config for config in configs if isinstance(config, PreTrainedConfig)]
 
 
 def check_reads_text_alone(model: Any, name: str | None) -> None:

@@ -16,7 +16,7 @@ from capaft.config.choices import CHAT_TEMPLATE, PACKING
 from capaft.config.parts.model import ModelSettings
 from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
-from capaft.model.modalities import auto_class_of_writer, check_reads_text_alone, text_path
+from capaft.model.modalities import auto_class_of_writer, check_reads_text_alone, has_towers
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns, is_text
 from capaft.tasks.base.doubts import refuse_doubtful_text, refuse_unread_columns
@@ -152,7 +152,7 @@ class CausalLM(Generation):
             UsageError: also if the model reads no text without an image.
         """
         loaded = super().load_model(settings, seed=seed)
-        if text_path(loaded.model):
+        if has_towers(loaded.model):
             check_reads_text_alone(loaded.model, settings.model)
         return loaded
 

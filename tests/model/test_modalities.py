@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
 import capaft
-from capaft.model.modalities import READS_IMAGES, WRITES, auto_class_of_writer, text_path
+from capaft.model.modalities import READS_IMAGES, WRITES, auto_class_of_writer, has_towers, reads_text
 from capaft.support.errors import UsageError
 
 QUICK = ("--max-steps", "2", "--batch-size", "4", "--k", "16", "--rank", "2", "--max-length", "32")
@@ -46,9 +46,22 @@ def test_a_checkpoint_is_loaded_as_what_it_was_saved_as(kind: str, architecture:
     assert auto_class_of_writer(SimpleNamespace(model_type=kind, architectures=[architecture])) == expected
 
 
-def test_the_text_path_of_models_with_and_without_towers() -> None:
-    assert text_path(tiny_multimodal.llava_model()) == "language_model"
-    assert text_path(tiny.gpt2()) == text_path(tiny.bert()) == ""
+def test_which_models_have_towers_and_what_reads_text() -> None:
+    model = tiny_multimodal.llava_model()
+    assert has_towers(model)
+    assert not has_towers(tiny.gpt2())
+    assert not has_towers(tiny.bert())
+    is_text = reads_text(model)
+    assert is_text("model.language_model.layers.0.mlp.up_proj")
+    assert not is_text("model.vision_tower.encoder.layers.0.mlp.fc1")
+    assert not is_text("model.multi_modal_projector.linear_1")
+
+
+def test_a_tower_inside_the_decoder_reads_no_text() -> None:
+    model = tiny_multimodal.git_model()
+    adapter = capaft.attach(model, "lora", targets="all-linear")
+    assert adapter.plan.sites
+    assert not any("image_encoder" in site.module for site in adapter.plan.sites)
 
 
 @pytest.mark.parametrize("method", ["lora", "nola", "houlsby", "prefix", "ia3", "bitfit"])
@@ -69,7 +82,7 @@ def test_a_named_layer_may_be_in_a_tower() -> None:
 def test_a_preset_that_only_a_tower_has_is_refused() -> None:
     with pytest.raises(
         UsageError,
-        match=r"^language_model, the part of the model that reads text, has nothing",
+        match=r"^the part of the model that reads text has nothing to adapt by this choice",
     ):
         capaft.attach(tiny_multimodal.llava_model(), "lora", targets="conv")
 

@@ -13,6 +13,8 @@ from transformers import (
     CLIPVisionConfig,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    GitConfig,
+    GitForCausalLM,
     IdeficsConfig,
     IdeficsForVisionText2Text,
     LlamaConfig,
@@ -39,6 +41,11 @@ def llava_model() -> Any:
         image_token_index=tiny_text.SIZE,
     )
     return build(LlavaForConditionalGeneration, config)
+
+
+def git_model() -> Any:
+    """A model whose decoder holds the encoder of images."""
+    return build(GitForCausalLM, GitConfig(vision_config={**_IMAGES, "model_type": "git_vision_model"}, **_TEXT))
 
 
 def llava(path: Path) -> str:
