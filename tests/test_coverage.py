@@ -41,14 +41,10 @@ SAMPLE = [
 ]
 
 
-# Its running statistics move while it trains.
-MOVING = pytest.mark.xfail(reason="BatchNorm trains beside the adapter", strict=False)
-
-
 @pytest.mark.parametrize("method", ["nola", "lora+nola+capaboost"])
 @pytest.mark.parametrize(
     ("head", "model_type"),
-    [pytest.param(*pair, id=f"{pair[1]}-{pair[0]}", marks=[MOVING] if pair[1] == "resnet" else []) for pair in SAMPLE],
+    [pytest.param(*pair, id=f"{pair[1]}-{pair[0]}") for pair in SAMPLE],
 )
 def test_a_model_type(head: str, model_type: str, method: str) -> None:
     assert coverage.check(head, model_type, method) is None
