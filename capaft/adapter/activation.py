@@ -149,8 +149,8 @@ def _check_together(model: nn.Module, names: Collection[str]) -> None:
                 f"{one} and {other} each have a {shared[0]} of their own, and only one can be in the model; switch to "
                 "one of them"
             )
-        own = [adapter.own_labels(model) for adapter in (first, second)]
-        if own[0] and own[1] and not own[0].agrees(own[1]):
+        labels, others = first.own_labels(model), second.own_labels(model)
+        if labels and others and not labels.agrees(others):
             raise UsageError(f"{one} and {other} have other labels; switch to one of them")
 
 

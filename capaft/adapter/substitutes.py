@@ -123,11 +123,11 @@ class Substitutes(Bystander):
         """For each displaced tensor, the key of the adapter's in a state dictionary, and the keys of its places."""
         if not self.displaced:
             return []
-        (own,) = (path for path, module in model.named_modules() if module is self)
+        (here,) = (path for path, module in model.named_modules() if module is self)
         places = places_of(model, self.displaced, self.rename)
         return [
             (
-                f"{prefix}{own}.kept.{_key(name)}",
+                f"{prefix}{here}.kept.{_key(name)}",
                 [prefix + ".".join(filter(None, (path, leaf))) for path, _, leaf in places[name]],
             )
             for name in self.displaced

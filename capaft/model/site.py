@@ -168,6 +168,6 @@ def _has_own_arithmetic(cls: Any) -> bool:
     if cls.__module__.startswith("torch."):
         return False
     base: Any = Tensor
-    own = (getattr(cls.__torch_function__, "__func__", None), cls.__torch_dispatch__, cls.dequantize)
+    defined = (getattr(cls.__torch_function__, "__func__", None), cls.__torch_dispatch__, cls.dequantize)
     plain = (base.__torch_function__.__func__, base.__torch_dispatch__, base.dequantize)
-    return any(one not in (None, other) for one, other in zip(own, plain, strict=True))
+    return any(one not in (None, other) for one, other in zip(defined, plain, strict=True))

@@ -18,7 +18,8 @@ from capaft.model.load import BaseModel, load_base_model
 from capaft.support.errors import UsageError, one_line
 from capaft.tasks.base.columns import Columns, is_text, plain_name
 from capaft.tasks.base.features import Batch, Features
-from capaft.tasks.media.classification import MediaClassification, open_media
+from capaft.tasks.media.classification import MediaClassification
+from capaft.tasks.media.files import open_media
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -31,7 +31,8 @@ from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
 from capaft.tasks.language.token_loss import IGNORED, pad_rows
 from capaft.tasks.language.words import check_language
-from capaft.tasks.media.classification import CLASS_NAMES, media_names, only_column
+from capaft.tasks.media.classification import CLASS_NAMES
+from capaft.tasks.media.files import media_column, media_names, refuse_pair
 from capaft.tasks.media.recordings import (
     AUDIO,
     AUDIO_NAMES,
@@ -122,12 +123,11 @@ class SpeechRecognition(Task):
         Raises:
             UsageError: a named column is missing or not usable, or another one cannot be determined.
         """
-        if named.get("pair"):
-            raise UsageError(f"--pair-column {named['pair']}: {cls.name} takes one recording a row; drop it")
-        text, label = named.get("text"), named.get("label")
-        what = "audio files, their paths or arrays"
-        text = find_column(rows, "text", text, AUDIO_NAMES, holds_recordings, what, (label,))
-        text = text or only_column(rows, "text", datasets.Audio)
+        refuse_pair(cls.name, "recording", named)
+        text, label = (
+            media_column(rows, named, AUDIO, AUDIO_NAMES, holds_recordings, datasets.Audio),
+            named.get("label"),
+        )
         label = find_column(rows, "label", label, _TRANSCRIPTS, is_text, "text", (text,))
         if label is None:
             texts = [

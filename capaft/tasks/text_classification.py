@@ -26,6 +26,7 @@ from capaft.tasks.base.task import Task
 from capaft.tasks.labels.columns import recognise_labelled_texts
 from capaft.tasks.labels.glue import official_metric
 from capaft.tasks.labels.kind import problem_of
+from capaft.tasks.labels.labelled import Labelled
 from capaft.tasks.labels.multi_label import MultiLabel
 from capaft.tasks.labels.problem import Problem
 from capaft.tasks.labels.regression import Regression
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TextClassification(Task):
+class TextClassification(Labelled, Task):
     """The task.
 
     Attributes:
@@ -171,18 +172,6 @@ class TextClassification(Task):
     def classes_of(self, rows: Dataset, columns: Columns) -> Sequence[int] | None:
         """See `Task.classes_of`."""
         return self._problem.encode(rows, columns, self.labels).tolist() if self.problem == "single" else None
-
-    def label_counts(self, rows: Dataset, columns: Columns) -> Mapping[str, int]:
-        """See `Task.label_counts`."""
-        return self._problem.counts(rows, columns)
-
-    def class_of_label(self, label: str) -> str | None:
-        """See `Task.class_of_label`."""
-        return label_finder(self.labels, normalise=self.normalise_labels)(label)
-
-    def score_name(self, score: str) -> str:
-        """See `Task.score_name`."""
-        return self._problem.score_name(score)
 
     def model_config(self) -> dict[str, Any]:
         """A number is one output without a name."""

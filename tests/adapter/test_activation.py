@@ -342,14 +342,14 @@ def test_tied_and_recurrent_weights_are_swapped_in_every_place() -> None:
 
     recurrent = nn.ModuleDict({"memory": nn.LSTM(4, 4), "query": nn.Linear(4, 4)})
     x = torch.ones(3, 1, 4)
-    own = recurrent["memory"](x)[0]
+    remembered = recurrent["memory"](x)[0]
     adapter = capaft.attach(recurrent, "lora", rank=2, targets="query", modules_to_save="memory")
     with torch.no_grad():
         for parameter in adapter.trained(recurrent).values():
             parameter.add_(0.5)
-    assert not torch.equal(recurrent["memory"](x)[0], own)
+    assert not torch.equal(recurrent["memory"](x)[0], remembered)
     with capaft.disabled(recurrent):
-        assert torch.equal(recurrent["memory"](x)[0], own)
+        assert torch.equal(recurrent["memory"](x)[0], remembered)
 
 
 @pytest.mark.parametrize(

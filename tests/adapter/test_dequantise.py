@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
-from tiny_quantised import LAYERS, CodedTensor, Packed, Rounding, coded, quantise
+from tiny_quantised import LAYERS, CodedTensor, Packed, coded, loaded_on_codes, quantise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -85,12 +85,7 @@ def test_a_layer_whose_weight_cannot_be_told_is_refused_by_name_and_nothing_is_c
 
 
 def test_a_layer_that_gradients_do_not_pass_can_be_merged(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    model = tiny.bert()
-    tiny.scramble(capaft.attach(model, "lora"))
-    capaft.save(model, tmp_path / "adapter")
-    packed = quantise(tiny.bert(), Rounding)
-    with pytest.warns(UserWarning, match="weights are quantised"):
-        capaft.load(packed, tmp_path / "adapter")
+    packed, _ = loaded_on_codes(tmp_path)
     expected = tiny.logits(packed)
     capaft.merge(packed, dequantise=True)
     torch.testing.assert_close(tiny.logits(packed), expected, rtol=0, atol=2e-2)

@@ -137,8 +137,8 @@ def test_an_installation_that_fails_is_taken_back(
 def test_the_models_own_head_is_frozen_while_no_adapter_is_active() -> None:
     model = bert()
     capaft.attach(model, "lora", rank=2, head=HEAD, modules_to_save="pooler")
-    own = set(capaft.adapters(model)["default"].trained(model).values())
-    assert {p for p in model.parameters() if p.requires_grad} == own
+    trained = set(capaft.adapters(model)["default"].trained(model).values())
+    assert {p for p in model.parameters() if p.requires_grad} == trained
     with capaft.disabled(model):
         assert not model.classifier.weight.requires_grad
     capaft.switch(model, [])

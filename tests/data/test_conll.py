@@ -47,18 +47,18 @@ def test_a_line_of_names(tmp_path: Path) -> None:
 
 
 def test_universal_dependencies(tmp_path: Path) -> None:
-    rest = "\t_\t_\t_\t_\t_\n"
+    blanks = "\t_\t_\t_\t_\t_\n"
     content = (
         "# sent_id = 1\n# text = dog's\n1-2\tdog's\t_\t_\t_"
-        + rest
+        + blanks
         + "1\tdog\tdog\tNOUN\tNN"
-        + rest
+        + blanks
         + "2\t's\t's\tPART\tPOS"
-        + rest
+        + blanks
         + "2.1\tis\tbe\tAUX\t_"
-        + rest
+        + blanks
         + "\n1\t#\t#\tSYM\tSYM"
-        + rest
+        + blanks
     )
     rows, _ = read(tmp_path / "x.conllu", content)
     assert rows[0] == {

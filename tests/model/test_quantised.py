@@ -18,6 +18,7 @@ from tiny_quantised import (
     Unnamed,
     Wrapped,
     coded,
+    loaded_on_codes,
     quantise,
 )
 from torch import Tensor, nn
@@ -130,12 +131,7 @@ def test_a_backward_that_raises_is_refused_with_its_reason() -> None:
 
 
 def test_what_was_trained_elsewhere_can_be_used_where_no_gradient_passes(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    model = tiny.bert()
-    tiny.scramble(capaft.attach(model, "lora"))
-    capaft.save(model, tmp_path / "adapter")
-    packed = quantise(tiny.bert(), Rounding)
-    with pytest.warns(UserWarning, match="weights are quantised"):
-        capaft.load(packed, tmp_path / "adapter")
+    packed, model = loaded_on_codes(tmp_path)
     assert (tiny.logits(packed) - tiny.logits(model)).abs().max() < 0.1
 
 

@@ -102,9 +102,9 @@ def hubert(path: Path) -> str:
     return save(path, build(HubertForSequenceClassification, config), extractor)
 
 
-def whisper(path: Path) -> str:
-    """Save a model that takes exactly 2 seconds at 16 kHz."""
-    config = WhisperConfig(
+def whisper_config(**more: Any) -> WhisperConfig:
+    """A Whisper that takes exactly 2 seconds at 16 kHz."""
+    return WhisperConfig(
         d_model=32,
         encoder_layers=2,
         encoder_attention_heads=2,
@@ -114,10 +114,13 @@ def whisper(path: Path) -> str:
         decoder_ffn_dim=64,
         num_mel_bins=16,
         max_source_positions=100,
-        classifier_proj_size=16,
-        vocab_size=64,
-        pad_token_id=0,
+        **more,
     )
+
+
+def whisper(path: Path) -> str:
+    """Save a model that takes exactly 2 seconds at 16 kHz."""
+    config = whisper_config(classifier_proj_size=16, vocab_size=64, pad_token_id=0)
     extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=2)
     return save(path, build(WhisperForAudioClassification, config), extractor)
 

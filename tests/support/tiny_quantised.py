@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
+import tiny
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+import capaft
 
 
 class Packed(nn.Module):
@@ -185,3 +190,14 @@ def quantise(model: Any, make: Callable[[nn.Linear], nn.Module], ends: str = "qu
         if type(module) is nn.Linear and "pooler" not in path and path.rsplit(".", 1)[-1] in ends.split(","):
             model.set_submodule(path, make(module))
     return model
+
+
+def loaded_on_codes(directory: Path) -> tuple[nn.Module, nn.Module]:
+    """An adapter loaded on layers that pass no gradient, and the plain model that it was saved from."""
+    model = tiny.bert()
+    tiny.scramble(capaft.attach(model, "lora"))
+    capaft.save(model, directory / "adapter")
+    packed = quantise(tiny.bert(), Rounding)
+    with pytest.warns(UserWarning, match="weights are quantised"):
+        capaft.load(packed, directory / "adapter")
+    return packed, model

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Audio, Dataset
 from tiny import build
-from tiny_media import RATE, WAVES, save, tone, wav
+from tiny_media import RATE, WAVES, save, tone, wav, whisper_config
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     GenerationConfig,
@@ -18,7 +18,6 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
     Wav2Vec2ForCTC,
     Wav2Vec2Processor,
-    WhisperConfig,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
     WhisperProcessor,
@@ -60,16 +59,7 @@ def whisper(path: Path, *, languages: tuple[str, ...] = LANGUAGES) -> str:
     specials += ["<|translate|>", "<|transcribe|>", "<|notimestamps|>"]
     vocabulary = {token: at for at, token in enumerate([*sorted(ByteLevel.alphabet()), *specials])}
     tokenizer = WhisperTokenizer(vocab=vocabulary, merges=[], additional_special_tokens=specials[1:])
-    config = WhisperConfig(
-        d_model=32,
-        encoder_layers=2,
-        encoder_attention_heads=2,
-        encoder_ffn_dim=64,
-        decoder_layers=1,
-        decoder_attention_heads=2,
-        decoder_ffn_dim=64,
-        num_mel_bins=16,
-        max_source_positions=100,
+    config = whisper_config(
         max_target_positions=40,
         vocab_size=len(tokenizer),
         pad_token_id=vocabulary["<|endoftext|>"],

@@ -93,8 +93,8 @@ def samples_of(
         site = sites[number]
         # Fetches a weight that accelerate has offloaded.
         with align_module_device(model.get_submodule(site.module)), torch.no_grad():
-            own = (replaced or {}).get(f"{site.path}.{site.parameter}".removeprefix("."))
-            weight = site.weight(model) if own is None else site.matrix(own)
+            substitute = (replaced or {}).get(f"{site.path}.{site.parameter}".removeprefix("."))
+            weight = site.weight(model) if substitute is None else site.matrix(substitute)
             for index, second in chosen:
                 row, column = divmod(second * weight.numel() >> 32, weight.shape[1])
                 start = column // RUN * RUN

@@ -19,15 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.config.choices import MAX_LENGTH
-from capaft.config.pairs import parse_pairs
 from capaft.config.parts.model import ModelSettings
 from capaft.config.parts.task import TaskSettings
-from capaft.config.values import Text, parse_value
 from capaft.model.load import BaseModel, load_base_model, load_configuration
-from capaft.support.errors import UsageError, did_you_mean
+from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns, filled_rows
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.missing import BLANK
+from capaft.tasks.base.options import parse_task_options
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -216,7 +215,9 @@ class Task(ABC):
         """
         names = ({field.name for field in dataclasses.fields(cls)} & _SETTINGS) - {"labels"}
         options = {name: getattr(settings, name) for name in names if getattr(settings, name, None) is not None}
-        options |= cls._parsed(settings.task_option or ())
+        types = typing.get_type_hints(cls)
+        kinds = {name: types[name] for name in cls.options_without_flag()}
+        options |= parse_task_options(cls.name, kinds, settings.task_option or ())
         return cls(labels=cls.classes(rows, columns), **options)
 
     @classmethod
@@ -224,26 +225,6 @@ class Task(ABC):
         """Names of the options that `capaft train` has no flag for, and that `--task-option` sets."""
         names = (field.name for field in dataclasses.fields(cls))
         return tuple(name for name in names if name not in _SETTINGS.union(_COMMON, cls.inferred))
-
-    @classmethod
-    def _parsed(cls, entries: Sequence[str]) -> dict[str, Any]:
-        """The options without a flag, of entries `name=value`.
-
-        Raises:
-            UsageError: an entry is not NAME=VALUE, the task has no such option, or the value does not fit.
-        """
-        names, types = cls.options_without_flag(), typing.get_type_hints(cls)
-        options = {}
-        for name, text in parse_pairs(entries, "--task-option NAME=VALUE", may_be_empty=True).items():
-            if name not in names:
-                hint = did_you_mean(name, names)
-                raise UsageError(f"--task-option {name}: {cls.name} has no option {name} without a flag{hint}")
-            try:
-                # A text may be empty, as its default often is.
-                options[name] = parse_value(Text if types[name] is str else types[name], text)
-            except ValueError as error:
-                raise UsageError(f"--task-option {name} {error}") from None
-        return options
 
     def check_labels(self, rows: Dataset, columns: Columns) -> None:
         """Make sure that rows have no labels but the task's, before a model is loaded for minutes.

@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
-from capaft.support.errors import UsageError
-from capaft.tasks.base.columns import Columns, ask_for_column, cell_kind, filled_rows, find_column, row_numbers
+from capaft.tasks.base.columns import Columns, cell_kind, filled_rows, find_column, row_numbers
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
+from capaft.tasks.labels.labelled import Labelled
 from capaft.tasks.labels.single_label import SingleLabel, check_scoring
 from capaft.tasks.labels.spelling import label_finder
+from capaft.tasks.media.files import media_column, media_names, only_column, refuse_pair
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,7 +36,7 @@ CLASS_NAMES = (
 
 
 @dataclass(frozen=True)
-class MediaClassification(Task):
+class MediaClassification(Labelled, Task):
     """Base of the tasks whose inputs are files. They are read when a batch is made: all of them seldom fit into memory.
 
     Scores: `accuracy`; `f1`, the unweighted mean over the classes that occur; and with more than five classes `top5`,
@@ -86,12 +85,11 @@ class MediaClassification(Task):
         Raises:
             UsageError: a named column is missing or not usable, or another one cannot be determined.
         """
-        if named.get("pair"):
-            raise UsageError(f"--pair-column {named['pair']}: {cls.name} takes one {cls.medium} a row; drop it")
-        text, label = named.get("text"), named.get("label")
-        what = f"{cls.medium} files, their paths or arrays"
-        text = find_column(rows, "text", text, cls.usual_names, cls.fits, what, (label,))
-        text = text or only_column(rows, "text", cls.feature_type)
+        refuse_pair(cls.name, cls.medium, named)
+        text, label = (
+            media_column(rows, named, cls.medium, cls.usual_names, cls.fits, cls.feature_type),
+            named.get("label"),
+        )
         label = find_column(rows, "label", label, CLASS_NAMES, _is_class, "one class a row", (text,))
         label = label or only_column(rows, "label", datasets.ClassLabel)
         return Columns(text, None, label)
@@ -119,18 +117,6 @@ class MediaClassification(Task):
     def classes_of(self, rows: Dataset, columns: Columns) -> Sequence[int]:
         """See `Task.classes_of`."""
         return self._problem.encode(rows, columns, self.labels).tolist()
-
-    def label_counts(self, rows: Dataset, columns: Columns) -> Mapping[str, int]:
-        """See `Task.label_counts`."""
-        return self._problem.counts(rows, columns)
-
-    def class_of_label(self, label: str) -> str | None:
-        """See `Task.class_of_label`."""
-        return label_finder(self.labels, normalise=self.normalise_labels)(label)
-
-    def score_name(self, score: str) -> str:
-        """See `Task.score_name`."""
-        return self._problem.score_name(score)
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """The column unchanged, and the class of each row as `references`, `(rows,)`.
@@ -182,63 +168,5 @@ class MediaClassification(Task):
         return f"{features.sources[index]} -> {self.labels[features.references[index]]}"
 
 
-def open_media(features: Features, medium: str, indices: Sequence[int], opener: Any) -> list[Any]:
-    """The opened files at some indices.
-
-    Args:
-        features: all features.
-        medium: the column of the files.
-        indices: of the features to open.
-        opener: opens one value of the column.
-
-    Raises:
-        UsageError: a file cannot be opened; names the row and, if it has one, the file.
-    """
-    column: Any = features.inputs[medium]
-    opened = []
-    # All rows at once: one by one, a column of `datasets` takes five times as long.
-    for index, value in zip(indices, column[list(indices)], strict=True):
-        try:
-            opened.append(opener(value))
-        except UsageError as error:
-            number = features.inputs["row"][index]
-            raise UsageError(f"row {number}: {error}") from None
-    return opened
-
-
 def _is_class(feature: Any) -> bool:
     return cell_kind(feature) in ("class", "integer", "bool", "text")
-
-
-def only_column(rows: Dataset, role: str, feature_type: type) -> str:
-    """The only column of a type.
-
-    Raises:
-        UsageError: none has it, or several do.
-    """
-    names = [name for name, feature in rows.features.items() if isinstance(feature, feature_type)]
-    if len(names) != 1:
-        several = f"{' and '.join(map(repr, names))} both could be"
-        ask_for_column(rows, role, several if names else f"none has a usual name or is of type {feature_type.__name__}")
-    return names[0]
-
-
-def media_names(rows: Dataset, name: str) -> list[str]:
-    """Names of the rows: the paths of their files, or where they have none their numbers.
-
-    Raises:
-        UsageError: a row has no value in this column.
-    """
-    paths: list[str | None] = []
-    for table in rows.select_columns([name]).with_format("arrow").iter(1000):
-        column = table.column(0)
-        if column.null_count:
-            row = row_numbers(rows)[len(paths) + pc.index(column.is_null(), True).as_py()]
-            raise UsageError(f"row {row}: nothing in column {name!r}; fill it in or drop the row")
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            paths += column.to_pylist()
-        elif pa.types.is_struct(column.type) and "path" in column.type.names:
-            paths += pc.struct_field(column, "path").to_pylist()
-        else:
-            paths += [None] * len(column)
-    return [path or f"row {row}" for row, path in zip(row_numbers(rows), paths, strict=True)]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from capaft.data.media.decode import open_audio
 from capaft.model.load import BaseModel
 from capaft.tasks.base.features import Features
-from capaft.tasks.media.classification import open_media
+from capaft.tasks.media.files import open_media
 
 AUDIO = "audio"
 AUDIO_NAMES = (

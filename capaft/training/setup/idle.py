@@ -57,8 +57,8 @@ def reason_of(name: str, job: Job, config: TrainConfig) -> str:
     if name in known_options() and name not in stack_options(stack.method):
         return _with(stack.method)
     if name in TASK_OPTIONS:
-        own = {field.name for field in fields(task)}
-        idle = task.idle_options(job.base) if name in own else {name: task.name}
+        options = {field.name for field in fields(task)}
+        idle = task.idle_options(job.base) if name in options else {name: task.name}
         return _with(idle.get(name, ""))
     return _with(rule(job, config)) if (rule := RULES.get(name)) else ""
 

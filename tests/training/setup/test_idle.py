@@ -103,9 +103,9 @@ def test_what_has_an_effect_is_not_named(model: Path, reviews: Path) -> None:
 def test_each_option_of_another_method_is_named(host: str, model: Path, reviews: Path) -> None:
     settings = config(model, reviews, method=host, k=None, rank=None)
     job = prepared(settings)
-    own = {option.name for option in HOSTS[host].options()}
+    names = {option.name for option in HOSTS[host].options()}
     named = {name for name in known_options() & set(vars(settings)) if reason_of(name, job, settings)}
-    assert named == (known_options() & set(vars(settings))) - own
+    assert named == (known_options() & set(vars(settings))) - names
     assert named >= NOLA_OPTIONS
 
 
