@@ -124,11 +124,8 @@ class SpeechRecognition(Task):
             UsageError: a named column is missing or not usable, or another one cannot be determined.
         """
         refuse_pair(cls.name, "recording", named)
-        text, label = (
-            media_column(rows, named, AUDIO, AUDIO_NAMES, holds_recordings, datasets.Audio),
-            named.get("label"),
-        )
-        label = find_column(rows, "label", label, _TRANSCRIPTS, is_text, "text", (text,))
+        text = media_column(rows, named, AUDIO, AUDIO_NAMES, holds_recordings, datasets.Audio)
+        label = find_column(rows, "label", named.get("label"), _TRANSCRIPTS, is_text, "text", (text,))
         if label is None:
             texts = [
                 name

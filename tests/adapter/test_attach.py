@@ -508,7 +508,7 @@ def test_layers_called_outside_the_root_count_as_called() -> None:
 
 def test_a_head_is_trained_and_the_models_own_comes_back() -> None:
     model, adapter = adapted(head=("classifier.weight", "classifier.bias"))
-    own, before = tiny.bert().classifier.weight, model.classifier.weight.detach().clone()
+    original, before = tiny.bert().classifier.weight, model.classifier.weight.detach().clone()
     tiny.train(model)
     assert not torch.equal(model.classifier.weight, before)
     expected = ["down", "up", "head:classifier.bias", "head:classifier.weight"]
@@ -517,7 +517,7 @@ def test_a_head_is_trained_and_the_models_own_comes_back() -> None:
     assert len(trainable) == len(expected)
     after = model.classifier.weight.detach().clone()
     capaft.detach(model)
-    assert torch.equal(model.classifier.weight, own)
+    assert torch.equal(model.classifier.weight, original)
     assert torch.equal(adapter.trained(model)["head:classifier.weight"], after)
 
 

@@ -86,11 +86,8 @@ class MediaClassification(Labelled, Task):
             UsageError: a named column is missing or not usable, or another one cannot be determined.
         """
         refuse_pair(cls.name, cls.medium, named)
-        text, label = (
-            media_column(rows, named, cls.medium, cls.usual_names, cls.fits, cls.feature_type),
-            named.get("label"),
-        )
-        label = find_column(rows, "label", label, CLASS_NAMES, _is_class, "one class a row", (text,))
+        text = media_column(rows, named, cls.medium, cls.usual_names, cls.fits, cls.feature_type)
+        label = find_column(rows, "label", named.get("label"), CLASS_NAMES, _is_class, "one class a row", (text,))
         label = label or only_column(rows, "label", datasets.ClassLabel)
         return Columns(text, None, label)
 
