@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from capaft import __version__
 from capaft.commands.env import env_command
 from capaft.commands.evaluate import eval_command
+from capaft.commands.help_text import WIDTH, Verb, examples_text, write_verbs
 from capaft.commands.info import info_command
 from capaft.commands.inspect_rank import inspect_rank_command
 from capaft.commands.merge import merge_command
@@ -33,6 +34,9 @@ class _Commands(TyperGroup):
         # Drawing panels takes as long as the rest of `--help`.
         self.rich_markup_mode = None
         super().format_help(*args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        write_verbs(formatter, {name: self.get_command(ctx, name) for name in self.list_commands(ctx)})
 
     def main(self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any) -> Any:  # type: ignore[override] # the rest is passed by name
         try:
@@ -75,7 +79,7 @@ app = typer.Typer(
     epilog="Start with `capaft train`: it needs no model, no data and no network.",
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},
 )
 
 
@@ -94,20 +98,28 @@ def root(
     """Fine-tune any Hugging Face checkpoint with adapters of a few kilobytes."""
 
 
-app.command(
-    "train",
-    epilog="Examples: `capaft train` · `capaft train --model roberta-base --data glue/sst2 --method nola --k 1024` · "
-    "`capaft train --model ./dir --data reviews.csv --method capaboost`",
-)(train_command)
-app.command(
-    "eval",
-    epilog="Examples: `capaft eval runs/lora+nola-1` · `capaft eval adapter.safetensors --data test.csv`",
-)(eval_command)
-app.command("merge", epilog="Example: `capaft merge runs/lora+nola-1 --output merged`")(merge_command)
-app.command("inspect-rank", epilog="Example: `capaft inspect-rank runs/lora+nola-1 --plot rank.png`")(
-    inspect_rank_command
+_VERBS: tuple[tuple[str, Callable[..., None], tuple[str, ...]], ...] = (
+    (
+        "train",
+        train_command,
+        (
+            "capaft train",
+            "capaft train --model roberta-base --data glue/sst2 --method nola --k 1024",
+            "capaft train --model ./dir --data reviews.csv --method capaboost",
+        ),
+    ),
+    (
+        "eval",
+        eval_command,
+        ("capaft eval runs/lora+nola-1", "capaft eval adapter.safetensors --data test.csv"),
+    ),
+    ("merge", merge_command, ("capaft merge runs/lora+nola-1 --output merged",)),
+    ("inspect-rank", inspect_rank_command, ("capaft inspect-rank runs/lora+nola-1 --plot rank.png",)),
+    ("info", info_command, ("capaft info runs/lora+nola-1",)),
+    ("methods", methods_command, ("capaft methods", "capaft methods --model ./dir")),
+    ("presets", presets_command, ("capaft train --preset nola-glue-rte --print-config",)),
+    ("env", env_command, ("capaft env",)),
 )
-app.command("info", epilog="Example: `capaft info runs/lora+nola-1`")(info_command)
-app.command("methods", epilog="Examples: `capaft methods` · `capaft methods --model ./dir`")(methods_command)
-app.command("presets", epilog="Example: `capaft train --preset nola-glue-rte --print-config`")(presets_command)
-app.command("env")(env_command)
+
+for _name, _command, _examples in _VERBS:
+    app.command(_name, cls=Verb, epilog=examples_text(_examples))(_command)

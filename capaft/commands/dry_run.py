@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -123,18 +123,29 @@ def _peak_memory(config: TrainConfig, job: Job) -> int | None:
 
 
 def dry_run_text(plan: DryRun) -> str:
-    """The plan as lines for people: the settings, the sites, the sizes."""
+    """The plan as lines for people, no more than a screen holds."""
     peak = plan.estimated_peak_memory_bytes
     # The error of the measured cases, which docs/log.md lists.
     error = "" if torch.cuda.is_available() else ", within a quarter on a CPU"
-    memory = "cannot be estimated for this model" if peak is None else f"about {peak / 2**20:,.0f} MiB{error}"
+    memory = (
+        "cannot be estimated for this model" if peak is None else f"about {peak / 2**20:,.0f} MiB at its peak{error}"
+    )
     return "\n".join(
         [
-            plan.config,
-            f"would write {plan.output}",
-            f"{len(plan.sites)} sites: {', '.join(plan.sites) or 'none'}",
-            f"{plan.trainable_parameters:,} trainable parameters ({plan.adapter_parameters:,} of the adapter, "
-            f"{plan.head_parameters:,} of the head), {plan.tensor_bytes:,} bytes and a header under 2 KB",
-            f"peak memory: {memory}",
+            f"would write {plan.output}; nothing was trained or written",
+            f"examples   {plan.train_examples:,} to train on, {plan.validation_examples:,} to validate on",
+            f"sites      {_sites_text(plan.sites)}",
+            f"trainable  {plan.trainable_parameters:,} parameters: {plan.adapter_parameters:,} of the adapter, "
+            f"{plan.head_parameters:,} of the head",
+            f"file       {plan.tensor_bytes:,} bytes and a header under 2 KB",
+            f"memory     {memory}",
+            "next: the same command without --dry-run; with --print-config it shows every setting as YAML",
         ]
     )
+
+
+def _sites_text(sites: Sequence[str]) -> str:
+    """The number of sites, and the first and the last of them."""
+    if not sites:
+        return "none"
+    return f"{len(sites)}: {sites[0]}{f' to {sites[-1]}' if len(sites) > 1 else ''}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from capaft.commands.reporting import Json, Run, reporting
 from capaft.support import strict_json
+from capaft.support.activity import activity
 from capaft.support.errors import printable
 
 if TYPE_CHECKING:
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
 
 def info_command(run: Run, json: Json = False) -> None:
     """Verify an adapter file and describe it."""
-    with reporting():
-        from capaft.adapter.file.adapter_file import read
-        from capaft.training.record.run_directory import find_adapter_file
+    with reporting() as console:
+        with activity(console, "loading torch"):
+            from capaft.adapter.file.adapter_file import read
+            from capaft.training.record.run_directory import find_adapter_file
 
         path, _ = find_adapter_file(run)
         file = read(path)

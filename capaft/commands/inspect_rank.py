@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capaft.commands.reporting import Json, Run, quiet_libraries, reporting
+from capaft.commands.reporting import Json, Run, loading_libraries, reporting
 from capaft.config.open_options import OpenOptions
 from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
 from capaft.support import strict_json
+from capaft.support.activity import activity
 from capaft.support.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
@@ -32,11 +34,14 @@ def inspect_rank_command(
     with reporting() as console:
         options, _ = resolve_settings(OpenOptions, flags=flags, environ={})
         check_writable("--plot", plot)
-        quiet_libraries(console)
-        from capaft.adapter.rank import inspect_ranks, summarise_ranks
-        from capaft.training.record.saved_run import open_run
+        with loading_libraries(console):
+            from capaft.adapter.rank import inspect_ranks, summarise_ranks
+            from capaft.training.record.saved_run import open_run
 
-        reports = inspect_ranks(open_run(run, options).model)
+        with activity(console, "loading the base model and the adapter"):
+            model = open_run(run, options).model
+        with activity(console, "measuring ranks"):
+            reports = inspect_ranks(model)
         summary = summarise_ranks(reports)
         if plot:
             write_atomically(plot, draw_ranks(reports))
@@ -54,8 +59,29 @@ def sparkline(spectrum: tuple[float, ...]) -> str:
     return "".join(BARS[min(7, int(8 * value / largest))] for value in spectrum[:32])
 
 
+_CELLS: dict[str, Callable[[SiteRank], str]] = {
+    "rank": lambda r: str(r.rank),
+    "hidden": lambda r: str(r.hidden_width),
+    "numerical": lambda r: str(r.numerical_rank),
+    "effective": lambda r: f"{r.effective_rank:.2f}",
+    "stable": lambda r: f"{r.stable_rank:.2f}",
+    "top-r": lambda r: f"{r.top_r_energy:.4f}",
+    "|dW|": lambda r: f"{r.delta_norm:.3g}",
+    "|dW|/|W|": lambda r: "-" if r.relative_norm is None else f"{r.relative_norm:.3g}",
+    "spectrum": lambda r: sparkline(r.spectrum),
+}
+_LEAST_NEEDED = ("spectrum", "|dW|", "top-r", "hidden", "|dW|/|W|", "stable", "numerical")
+SITE_WIDTH = 48
+"""Characters of a site's name for which columns are dropped, at most."""
+
+
+def _table_width(columns: dict[str, list[str]]) -> int:
+    """Characters that columns take in a line, each with a blank before it."""
+    return sum(2 + max(map(len, (name, *cells))) for name, cells in columns.items())
+
+
 def show_ranks(reports: list[SiteRank], summary: dict[str, Any]) -> None:
-    """Print a table of the sites and their summary on stdout."""
+    """Print a table of the sites and their summary on stdout; a narrow terminal gets fewer columns."""
     from rich.console import Console
     from rich.table import Table
 
@@ -63,24 +89,18 @@ def show_ranks(reports: list[SiteRank], summary: dict[str, Any]) -> None:
     if not console.is_terminal:
         # There is no screen to fit, and lines that are not cut can be searched.
         console = Console(width=200)
+    columns = {name: [cell(report) for report in reports] for name, cell in _CELLS.items()}
+    sites = min(max(len(report.site) for report in reports), SITE_WIDTH)
+    for name in _LEAST_NEEDED:
+        if sites + _table_width(columns) <= console.width:
+            break
+        del columns[name]
     table = Table(box=None, pad_edge=False)
     table.add_column("site", overflow="fold")
-    for name in ("rank", "hidden", "numerical", "effective", "stable", "top-r", "|dW|", "|dW|/|W|"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("spectrum", no_wrap=True)
-    for r in reports:
-        table.add_row(
-            r.site,
-            str(r.rank),
-            str(r.hidden_width),
-            str(r.numerical_rank),
-            f"{r.effective_rank:.2f}",
-            f"{r.stable_rank:.2f}",
-            f"{r.top_r_energy:.4f}",
-            f"{r.delta_norm:.3g}",
-            "-" if r.relative_norm is None else f"{r.relative_norm:.3g}",
-            sparkline(r.spectrum),
-        )
+    for name in columns:
+        table.add_column(name, justify="left" if name == "spectrum" else "right", no_wrap=True)
+    for site, *cells in zip((report.site for report in reports), *columns.values(), strict=True):
+        table.add_row(site, *cells)
     console.print(table)
     console.print(
         f"{summary['sites']} sites: numerical rank {summary['min_numerical_rank']} to "

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from capaft.commands.reporting import Json, Run, quiet_libraries, reporting
+from capaft.commands.reporting import Json, Run, loading_libraries, reporting
 from capaft.config.open_options import MergeOptions
 from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
 from capaft.support import hub, strict_json
+from capaft.support.activity import activity
 from capaft.support.errors import TrainingError, UsageError, one_line
-from capaft.support.files import write_atomically
+from capaft.support.files import make_ordinary, write_atomically
 
 if TYPE_CHECKING:
     from capaft.training.record.saved_run import SavedRun
@@ -35,11 +36,14 @@ def merge_command(
     with reporting() as console:
         options, _ = resolve_settings(MergeOptions, flags=flags, environ={})
         _check_output(output, Path(output).expanduser(), overwrite=overwrite)
-        quiet_libraries(console)
-        from capaft.training.record.saved_run import open_run
+        with loading_libraries(console):
+            from capaft.training.record.saved_run import open_run
 
         started = time.perf_counter()
-        sites = write_merged(open_run(run, options), output, overwrite=overwrite, dequantise=options.dequantise)
+        with activity(console, "loading the base model and the adapter"):
+            saved = open_run(run, options)
+        with activity(console, f"merging into {output}"):
+            sites = write_merged(saved, output, overwrite=overwrite, dequantise=options.dequantise)
         results = {"output": output, "sites": sites, "seconds": round(time.perf_counter() - started, 3)}
         print(strict_json.document(results) if json else f"merged {sites} sites into {output}")
 
@@ -88,12 +92,12 @@ def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False, dequa
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
-            aside.chmod(0o755)
             saved.model.save_pretrained(aside)  # type: ignore[operator]
             if has_towers(saved.model):
                 _write_processors(saved, aside)
             saved.base.processor.save_pretrained(aside)
             write_atomically(aside / "README.md", _card(saved))
+            make_ordinary(aside)
             if path.exists():
                 shutil.rmtree(path)
             aside.rename(path)

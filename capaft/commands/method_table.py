@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 import typing
 from collections.abc import Iterator
@@ -166,11 +167,14 @@ def _count_lines(counts: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
 
 
 def _wrapped(words: str, name: str = "", label: str = "", indent: int = INDENT) -> list[str]:
-    """Words in lines of at most `WIDTH`: the first follows a name in the margin and a label, the others align."""
+    """Words in lines of at most `WIDTH` characters: the first follows a name and a label, the others align.
+
+    A narrower terminal gets shorter lines.
+    """
     first = f"{name + ' ':<{indent}}{label}" if name else " " * indent + label
     lines = textwrap.wrap(
         words,
-        WIDTH,
+        min(WIDTH, shutil.get_terminal_size((WIDTH, 0)).columns),
         initial_indent=first,
         subsequent_indent=" " * len(first),
         break_on_hyphens=False,

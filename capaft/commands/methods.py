@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from capaft.commands.reporting import Json, quiet_libraries, reporting
+from capaft.commands.reporting import Json, loading_libraries, reporting
 from capaft.support import strict_json
 
 
@@ -21,9 +21,9 @@ def methods_command(
 ) -> None:
     """List the methods, their options and what they compose with."""
     with reporting() as console:
-        quiet_libraries(console)
-        from capaft.commands.method_table import method_rows, methods_text
-        from capaft.model.load import load_skeleton
+        with loading_libraries(console):
+            from capaft.commands.method_table import method_rows, methods_text
+            from capaft.model.load import load_skeleton
 
         base = None if model is None else load_skeleton(model)
         print(strict_json.document(method_rows(base)) if json else methods_text(base))

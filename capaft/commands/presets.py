@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 from capaft.commands.reporting import Json, reporting
 from capaft.config.presets import preset_summaries
 from capaft.support import strict_json
+
+SCREEN = 1000
+"""Characters in a line where there is no terminal."""
 
 
 def presets_command(json: Json = False) -> None:
@@ -12,5 +17,10 @@ def presets_command(json: Json = False) -> None:
     with reporting():
         summaries = preset_summaries()
         width = max(map(len, summaries))
-        lines = (f"{name:{width}}  {summary}" for name, summary in summaries.items())
-        print(strict_json.document(summaries) if json else "\n".join(lines))
+        if json:
+            print(strict_json.document(summaries))
+            return
+        screen = shutil.get_terminal_size((SCREEN, 0)).columns
+        for name, summary in summaries.items():
+            is_narrow = width + 2 + len(summary) > screen
+            print(f"{name}\n    {summary}" if is_narrow else f"{name:{width}}  {summary}")

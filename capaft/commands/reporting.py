@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from capaft.support.activity import first_activity
 from capaft.support.console import print_line
 from capaft.support.errors import CapaftError, Interrupted, TrainingError
 
@@ -41,7 +43,19 @@ def reporting() -> Iterator[Console]:
         raise typer.Exit(130) from None
 
 
-def quiet_libraries(console: Console) -> None:
+@contextmanager
+def loading_libraries(console: Console) -> Iterator[None]:
+    """Says that the libraries are being loaded, which takes seconds, while a verb imports what it needs."""
+    if "torch" in sys.modules:
+        _quiet_libraries(console)
+        yield
+        return
+    with first_activity(console, "loading torch and transformers"):
+        _quiet_libraries(console)
+        yield
+
+
+def _quiet_libraries(console: Console) -> None:
     """Keep the libraries' own reports off the screen, and show warnings as lines."""
     import logging
     import warnings

@@ -12,12 +12,14 @@ from typing import Annotated
 
 import typer
 
-from capaft.commands.reporting import Json, is_first_process, quiet_libraries, reporting
+from capaft.commands.reporting import Json, is_first_process, loading_libraries, reporting
+from capaft.config.completion import complete_preset
 from capaft.config.presets import preset_file
 from capaft.config.signature import signature
 from capaft.config.sources import MADE_BY, dump_settings, resolve_settings, user_labels, with_labels
 from capaft.config.train_config import TrainConfig
 from capaft.support import strict_json
+from capaft.support.activity import activity
 from capaft.support.console import print_line
 from capaft.support.errors import CapaftError, UsageError
 
@@ -27,21 +29,29 @@ def train_command(
     config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", help="Published experiment whose settings to use; `capaft presets` lists them."),
+        typer.Option(
+            "--preset",
+            help="Published experiment whose settings to use; `capaft presets` lists them.",
+            metavar="<name>",
+            autocompletion=complete_preset,
+        ),
     ] = None,
     json: Json = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Resolve everything, train nothing, and show the plan.")
+        bool, typer.Option("--dry-run", help="Resolve everything, train nothing, and summarise the plan.")
     ] = False,
     print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the resolved settings as YAML and stop.")
+        bool,
+        typer.Option(
+            "--print-config", help="Print the settings as YAML and stop; with --dry-run, every open choice filled in."
+        ),
     ] = False,
     **flags: str | bool | list[str] | None,
 ) -> None:
     """Train an adapter. Without arguments: a real job on an embedded model and data set."""
     with reporting() as console:
         settings, labels = _resolve(flags, config, preset)
-        if print_config:
+        if print_config and not dry_run:
             print(dump_settings(settings), end="")
             return
         if not dry_run:
@@ -50,16 +60,20 @@ def train_command(
             if should_launch(settings.processes):
                 raise typer.Exit(launch_processes(settings.processes, sys.argv[1:]))
             follow_launcher()
-        quiet_libraries(console)
         if dry_run:
-            from capaft.commands.dry_run import describe_run, dry_run_text
+            with loading_libraries(console):
+                from capaft.commands.dry_run import describe_run, dry_run_text
 
-            with _naming(labels):
+            with _naming(labels), activity(console, "planning the run"):
                 dry_run_report = describe_run(settings, lambda line: print_line(console, line), labels)
-            print(strict_json.document(asdict(dry_run_report)) if json else dry_run_text(dry_run_report))
+            if print_config:
+                print(dry_run_report.config, end="")
+            else:
+                print(strict_json.document(asdict(dry_run_report)) if json else dry_run_text(dry_run_report))
             return
-        from capaft.commands.summary import run_summary
-        from capaft.training.run import execute_run
+        with loading_libraries(console):
+            from capaft.commands.summary import run_summary
+            from capaft.training.run import execute_run
 
         with _naming(labels):
             results = execute_run(settings, console, sys.argv[1:], labels)

@@ -43,6 +43,7 @@ def setting(
     choices: Sequence[str] = (),
     repeated: bool = False,
     marks: Collection[str] = (),
+    complete: Callable[[str], list[Any]] | None = None,
 ) -> Any:
     """Make a dataclass field that carries its help and its checks.
 
@@ -54,10 +55,12 @@ def setting(
         check: its range.
         choices: the words to choose from, where its type is not a `Literal` of them.
         repeated: True if the flag is repeated for each entry of a tuple, instead of being given once with commas.
+        complete: the words, perhaps with descriptions, that complete the beginning of a value in a shell; by default
+            the choices.
         marks: tags for other modules, such as "task option" for an option that only some tasks have.
     """
     metadata: dict[str, Any] = {"help": help, "panel": panel, "metavar": metavar, "check": check}
-    metadata |= {"choices": tuple(choices), "repeated": repeated, "marks": frozenset(marks)}
+    metadata |= {"choices": tuple(choices), "repeated": repeated, "marks": frozenset(marks), "complete": complete}
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from capaft.config.settings import Settings, flag_of, setting_types
 from capaft.config.values import metavar, required_type
 
+LONGEST_PLACEHOLDER = 32
+"""Characters of a placeholder at most, so that a narrow terminal can show it in one piece."""
+
 
 def signature(cls: type[Settings]) -> Callable[[Any], Any]:
     """Decorate a Typer command: options for the fields replace its `**flags`, after its own options.
@@ -24,13 +27,17 @@ def signature(cls: type[Settings]) -> Callable[[Any], Any]:
         kind, option, metadata = kinds[field.name], flag_of(field.name), field.metadata
         is_switch = kind is bool
         choices = get_args(kind) if get_origin(kind) is Literal else ()
-        shown = metadata["metavar"] or "|".join(choices) or metavar(kind)
+        words = "|".join(choices)
+        # Long choices are listed in the help, where lines can be broken.
+        is_long = len(words) > LONGEST_PLACEHOLDER
+        shown = metadata["metavar"] or ("name" if is_long else words) or metavar(kind)
+        help = f"{metadata['help']} One of: {', '.join(choices)}." if is_long else metadata["help"]
         info = typer.Option(
             f"{option}/{flag_of(f'no_{field.name}')}" if is_switch else option,
-            help=metadata["help"],
+            help=help,
             rich_help_panel=metadata["panel"],
             metavar=None if is_switch else f"<{shown}>",
-            autocompletion=(lambda: list(choices)) if choices else None,
+            autocompletion=metadata["complete"] or ((lambda: list(choices)) if choices else None),
         )
         default = None if field.default is None else _Unset(field.default)
         hint: Any = bool | None if is_switch else list[str] | None if metadata["repeated"] else str | None
@@ -60,7 +67,7 @@ class _Unset:
         return None
 
     def __str__(self) -> str:
-        return ",".join(map(str, self.default)) if isinstance(self.default, tuple) else str(self.default)
+        return ", ".join(map(str, self.default)) if isinstance(self.default, tuple) else str(self.default)
 
     def __bool__(self) -> bool:
         return bool(self.default)

@@ -40,10 +40,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        # mkstemp makes files private; this one gets the permissions of any new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        make_ordinary(Path(temporary))
         os.replace(temporary, path)
         flush_directory(path.parent)
     except OSError as error:
@@ -52,6 +49,20 @@ def write_atomically(path: Path, content: bytes | str) -> None:
                 os.unlink(temporary)
         reason = error.strerror or str(error)
         raise TrainingError(f"cannot write {path}: {reason}; any file there is unchanged") from None
+
+
+def make_ordinary(path: Path) -> None:
+    """Give a file, or a directory with all in it, the permissions of any new one.
+
+    Python's temporary files are private, and so are the weights that safetensors writes.
+
+    Raises:
+        OSError: they cannot be changed.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    for entry in (path, *path.rglob("*")):
+        os.chmod(entry, (0o777 if entry.is_dir() else 0o666) & ~umask)
 
 
 def flush_directory(directory: Path) -> None:

@@ -21,6 +21,7 @@ from capaft.config.values import parse_value
 from capaft.methods.host import Host
 from capaft.methods.stack import canonical_method
 from capaft.support import strict_json
+from capaft.support.activity import activity
 from capaft.support.console import print_line
 from capaft.support.errors import UsageError
 from capaft.support.files import write_atomically
@@ -97,7 +98,8 @@ def execute_run(
         has_nothing_left = finished and not changed_settings(
             directory, _repeatable(settled_method(config, chosen_stack(config))), chosen
         )
-        job = prepare_job(config, _say_nothing if has_nothing_left else say, labels)
+        with activity(console, "reading the data and loading the model"):
+            job = prepare_job(config, _say_nothing if has_nothing_left else say, labels)
         made_from, repeatable = origin_digests(job), _repeatable(settled_config(config, job))
         restart = continuation(directory, repeatable, job, resumed, chosen) if resumes else None
         # No process may change what another has yet to compare.

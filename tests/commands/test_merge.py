@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import torch
@@ -34,3 +36,13 @@ def test_a_plain_model_is_merged_the_same_with_dequantise(run: Path, tmp_path: P
         assert done.code == 0, done.err
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "dequantised")]
     assert weights[0] == weights[1]
+
+
+def test_the_merged_files_have_the_permissions_of_new_ones(run: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        assert invoke("merge", run, "--output", tmp_path / "merged").code == 0
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "merged").iterdir()} == {0o640}
+    assert stat.S_IMODE((tmp_path / "merged").stat().st_mode) == 0o750

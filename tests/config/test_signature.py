@@ -54,7 +54,7 @@ def test_help(runner: CliRunner) -> None:
     assert result.output.index("--config") < result.output.index("--dish") < result.output.index("--heat")
     for flag, metavar, default in [
         ("--dish", "<dish>", "bread"),
-        ("--sizes", "<int,...>", "20,30"),
+        ("--sizes", "<int,...>", "20, 30"),
         ("--heat", "<number>", "180.0"),
         ("--mode", "<fan|grill>", "fan"),
         ("--light", "<bool>", "no-light"),

@@ -28,6 +28,7 @@ from capaft.config.choices import (
     Masks,
     Scope,
 )
+from capaft.config.completion import complete_method
 from capaft.config.ranges import FRACTION, POSITIVE, at_least
 from capaft.config.settings import Settings, setting
 from capaft.config.values import Count
@@ -43,6 +44,7 @@ class MethodSettings(Settings):
         "nola",
         "Method: head, full, or a host such as lora, with +nola, +capaboost or both; `capaft methods` lists them.",
         metavar="stack",
+        complete=complete_method,
     )
     rank: int | None = _setting(None, f"Rank of the factors (default: {RANK}; vera: {VERA_RANK}).", check=at_least(1))
     alpha: float | None = _setting(

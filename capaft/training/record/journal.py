@@ -41,6 +41,8 @@ class Journal:
 
     # A plain line roughly this often where there is no terminal to draw on.
     PLAIN_SECONDS = 15.0
+    # Characters of the live line beside its bar.
+    TEXT_WIDTH = 68
 
     def __init__(
         self,
@@ -64,12 +66,14 @@ class Journal:
         self._stream: TextIO | None = None
         self._started = self._spoke = time.perf_counter()
         self._examples = 0
+        # A narrow terminal has room for the numbers alone.
+        room = console.width - self.TEXT_WIDTH
         columns = (
             SpinnerColumn(),
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(),
+            *([BarColumn(bar_width=min(room, 40))] if room > 5 else []),
+            TimeRemainingColumn(compact=True),
             TextColumn("{task.description}"),
-            TimeRemainingColumn(),
         )
         live = console.is_terminal and not quiet
         self._progress = Progress(*columns, console=console, transient=True) if live else None

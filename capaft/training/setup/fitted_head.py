@@ -27,12 +27,19 @@ from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
 from capaft.training import batches
 
+Advance = Callable[[int], None]
+"""A function that is told how many examples the model has just seen."""
+
 # More examples hardly move a linear head, and are slow to fit.
 HEAD_EXAMPLES = 4096
 # A scarce class has at least this many examples among them, or all that it has.
 MIN_CLASS_EXAMPLES = 8
 # Weights of the loss against a penalty of 1, so the strongest penalty comes first.
 PENALTIES = (3e-3, 1e-2, 3e-2, 1e-1)
+
+
+def _silent(examples: int) -> None:
+    """Show no progress."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,9 @@ class FittedHead:
     weight: NDArray[np.float64]
     bias: NDArray[np.float64]
 
-    def score(self, task: Task, base: BaseModel, features: Features, batch_size: int) -> float:
+    def score(
+        self, task: Task, base: BaseModel, features: Features, batch_size: int, advance: Advance = _silent
+    ) -> float:
         """The task's metric of the frozen base under this head."""
         predictions: dict[int, Any] = {}
         for indices in batches.evaluation_batches(features.lengths, batch_size):
@@ -56,6 +65,7 @@ class FittedHead:
             assert inputs is not None, "the head was fitted on such inputs"
             outputs = SimpleNamespace(logits=torch.from_numpy(inputs @ self.weight.T + self.bias))
             predictions |= zip(indices, task.predict(base, base.model, features, indices, batch, outputs), strict=True)
+            advance(len(indices))
         return task.score(features, [predictions[index] for index in range(len(features))])[task.metric]
 
     def install(self, base: BaseModel) -> bool:
@@ -89,7 +99,7 @@ def can_fit_head(task: Task, train: Features) -> bool:
 
 
 def fit_heads(
-    task: Task, base: BaseModel, train: Features, batch_size: int, seed: int
+    task: Task, base: BaseModel, train: Features, batch_size: int, seed: int, advance: Advance = _silent
 ) -> tuple[FittedHead, FittedHead] | None:
     """Fit a regression on standardised inputs of the head, its penalty chosen on a fifth held out.
 
@@ -99,6 +109,7 @@ def fit_heads(
         train: examples to fit on; a seeded sample of them, with every class, if there are many.
         batch_size: examples in a forward.
         seed: decides the sample and the fifth.
+        advance: called with the number of examples that the model has just seen.
 
     Returns:
         The best head, which is the baseline; and the one with the strongest penalty within one standard error of it
@@ -113,7 +124,7 @@ def fit_heads(
     targets = train.references[sample]
     if task.labels and len(np.unique(targets)) < 2:
         raise UsageError("the training examples have one class only; raise --max-train-examples, or add others")
-    inputs = _sample_inputs(task, base, train, sample, batch_size)
+    inputs = _sample_inputs(task, base, train, sample, batch_size, advance)
     if inputs is None:
         return None
     # The import takes more than a second and is of no use to a model without such inputs.
@@ -179,7 +190,7 @@ def _as_linear_map(regression: Any, scaler: Any, classes: int) -> FittedHead:
 
 
 def _sample_inputs(
-    task: Task, base: BaseModel, train: Features, sample: NDArray[np.int64], batch_size: int
+    task: Task, base: BaseModel, train: Features, sample: NDArray[np.int64], batch_size: int, advance: Advance
 ) -> NDArray[np.float64] | None:
     """The head's inputs for a sample of the examples, `(sample, width)`, or None; see `_inputs`."""
     inputs = None
@@ -189,6 +200,7 @@ def _sample_inputs(
             return None
         inputs = np.zeros((len(sample), vectors.shape[1])) if inputs is None else inputs
         inputs[rows] = vectors
+        advance(len(rows))
     return inputs
 
 

@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from capaft.support.activity import activity
 from capaft.training.setup import fitted_head, head_cache
 from capaft.training.setup.head_cache import Start
 from capaft.training.trainer import Trainer
@@ -65,11 +66,13 @@ def _fit_and_install(run: Trainer, starts: bool) -> float | None:
 def _fit(run: Trainer) -> Start | None:
     """The head that training starts from, and the baseline if asked for; None if the model has no suitable head."""
     job, batch_size = run.job, run.config.eval_batch_size
-    heads = fitted_head.fit_heads(job.task, job.base, job.train, batch_size, run.config.seed)
-    if heads is None:
-        return None
-    best, careful = heads
-    score = best.score(job.task, job.base, job.validation, batch_size) if job.baseline else None
+    total = min(len(job.train), fitted_head.HEAD_EXAMPLES) + (len(job.validation) if job.baseline else 0)
+    with activity(run.console, "fitting the head", total=total) as advance:
+        heads = fitted_head.fit_heads(job.task, job.base, job.train, batch_size, run.config.seed, advance)
+        if heads is None:
+            return None
+        best, careful = heads
+        score = best.score(job.task, job.base, job.validation, batch_size, advance) if job.baseline else None
     return Start(careful, score)
 
 
