@@ -67,7 +67,7 @@ def test_a_preset_says_what_it_is_where_it_is_from_and_nothing_twice(name: str) 
 
 def test_the_command_lists_them() -> None:
     assert json.loads(invoke("presets", "--json").out) == preset_summaries()
-    lines = invoke("presets").out.splitlines()
+    lines = invoke("presets", environ={"COLUMNS": "200"}).out.splitlines()
     assert [line.split()[0] for line in lines] == preset_names() == sorted(preset_names())
     assert "NOLA, LLaMA-2 7B on Alpaca, base in 4 bits." in lines[preset_names().index("nola-llama2-7b-alpaca")]
 
