@@ -116,7 +116,7 @@ def test_what_a_model_cannot_take_has_a_reason(tmp_path: Path) -> None:
         for stack, count in row["model"].items():
             assert ("reason" in count) == (stack not in HOSTLESS), stack
             assert "\n" not in count.get("reason", "")
-    text = invoke("methods", "--model", name).out
+    text = invoke("methods", "--model", name, environ={"COLUMNS": "200"}).out
     # A reason that all stacks of a host share is printed once.
     assert sum("no linear layers to adapt" in line for line in text.splitlines()) <= len(HOSTS)
 
@@ -166,7 +166,8 @@ def test_large_models_are_counted_without_memory(tmp_path: Path) -> None:
 
 
 def test_text_is_readable_at_100_columns(saved: Path) -> None:
-    alone, beside = (invoke("methods", *more).out for more in ((), ("--model", saved)))
+    wide = {"COLUMNS": "200"}
+    alone, beside = (invoke("methods", *more, environ=wide).out for more in ((), ("--model", saved)))
     assert beside.startswith(alone.rstrip())
     assert max(map(len, beside.splitlines())) <= 100
     for part in (
@@ -181,6 +182,7 @@ def test_text_is_readable_at_100_columns(saved: Path) -> None:
         assert part in alone
     assert "BertForSequenceClassification" in beside
     assert "between 1,024 and 2,048" in beside
+    assert max(map(len, invoke("methods", environ={"COLUMNS": "60"}).out.splitlines())) <= 60
 
 
 def test_what_is_no_model_says_so(tmp_path: Path) -> None:
