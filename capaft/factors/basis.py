@@ -17,11 +17,13 @@ buffers are never saved.
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.factors import rng
@@ -52,7 +54,7 @@ class Basis(nn.Module, ABC):
         """Take note of all bases that share these coefficients, including this one; None if no sites share any.
 
         Raises:
-            UsageError: a coefficient would have no effect.
+            UsageError: a coefficient of a site would have no effect.
         """
         return
 
@@ -191,7 +193,11 @@ class Uniform(Basis):
 
 
 class Group(Basis):
-    """Entry i is coefficient `group(i)` times a sign, over the square root of the group's size: an isometry."""
+    """Entry i is coefficient `group(i)` times a sign, over the square root of the group's size: an isometry.
+
+    The groups of a site with coefficients of its own are balanced, so that none is empty. Those of sites that share
+    coefficients fill independently of one another.
+    """
 
     groups: Tensor
     signs: Tensor
@@ -199,28 +205,42 @@ class Group(Basis):
 
     def __init__(self, streams: Sequence[Streams], n: int, k: int) -> None:
         super().__init__(streams, n, k)
-        groups = np.stack([rng.buckets(site.key("group"), n, k) for site in streams])
+        self.keys = [site.key("group") for site in streams]
+        self.factor, self.site = streams[0].factor, streams[0].site
         signs = np.stack([rng.signs(site.key("group.signs"), n) for site in streams])
-        self.factor, self.sites = streams[0].factor, [site.site for site in streams]
-        self.sizes = np.stack([np.bincount(group, minlength=k) for group in groups])
-        self.register_buffer("groups", torch.from_numpy(groups), persistent=False)
+        self.register_buffer("groups", torch.zeros(len(streams), n, dtype=torch.int64, device="cpu"), persistent=False)
         self.register_buffer("signs", torch.from_numpy(signs), persistent=False)
         self.register_buffer(
             "scales", torch.zeros(len(streams), k, dtype=torch.float32, device="cpu"), persistent=False
         )
 
     def settle(self, bases: Sequence[Basis] | None) -> None:
-        """See `Basis.settle`. The size of a group that the whole model shares is its total over all factors."""
-        pooled = None if bases is None else sum(basis.sizes.sum(0) for basis in bases if isinstance(basis, Group))
-        for row, (site, site_sizes) in enumerate(zip(self.sites, self.sizes, strict=True)):
-            sizes = site_sizes if pooled is None else np.asarray(pooled)
-            if not sizes.all():
-                where = f"the {self.n} entries of factor {self.factor} at {site}" if pooled is None else "any factor"
+        """See `Basis.settle`. The size of a group that sites share is its total over all factors."""
+        if bases is None:
+            if self.k > self.n:
                 raise UsageError(
-                    f"--basis group leaves {int((sizes == 0).sum())} of {self.k} coefficients without an entry in "
-                    f"{where}; choose a smaller --k (for a head: --head-k) or another --basis"
+                    f"--basis group: k {self.k} is more than the {self.n} entries of factor {self.factor} at "
+                    f"{self.site}; choose a smaller --k (for a head: --head-k) or another --basis"
                 )
-            self.scales[row] = torch.from_numpy((1.0 / np.sqrt(sizes)).astype(np.float32))
+            for groups, scales, key in zip(self.groups, self.scales, self.keys, strict=True):
+                groups[torch.from_numpy(rng.order(key, self.n))] = torch.arange(self.n) % self.k
+                scales.copy_(_inverse_roots(np.bincount(groups.numpy(), minlength=self.k)))
+            return
+        sharing = [basis for basis in bases if isinstance(basis, Group)]
+        if self is not sharing[0]:
+            return
+        for basis in sharing:
+            for groups, key in zip(basis.groups, basis.keys, strict=True):
+                groups.copy_(torch.from_numpy(rng.buckets(key, basis.n, basis.k)))
+        sizes = sum(np.bincount(basis.groups.flatten().numpy(), minlength=self.k) for basis in sharing)
+        for basis in sharing:
+            basis.scales.copy_(_inverse_roots(np.asarray(sizes)))
+        if empty := int((np.asarray(sizes) == 0).sum()):
+            warnings.warn(
+                f"--basis group leaves {empty} of {self.k} coefficients without an entry in any factor "
+                f"{self.factor}; they have no effect, and a smaller --k saves them",
+                stacklevel=2,
+            )
 
     @staticmethod
     def words_used(n: int, k: int) -> dict[str, int]:
@@ -238,6 +258,11 @@ class Group(Basis):
 
 
 BASES: dict[str, type[Basis]] = {"hadamard": Hadamard, "uniform": Uniform, "group": Group}
+
+
+def _inverse_roots(sizes: NDArray[np.int64]) -> Tensor:
+    """`1 / sqrt(size)` of every group, float32; 0 for an empty one."""
+    return torch.from_numpy(np.where(sizes > 0, 1.0 / np.sqrt(np.maximum(sizes, 1)), 0.0).astype(np.float32))
 
 
 def _sylvester(size: int) -> Tensor:

@@ -78,8 +78,20 @@ def hadamard_basis(stream: Stream, n: int, k: int) -> Array:
 
 
 def group_basis(stream: Stream, n: int, k: int) -> Array:
+    """Columns of G before they are normalised, for a site with coefficients of its own."""
+    group = [0] * n
+    for place, i in enumerate(order(stream("group", n))):
+        group[i] = place % k
+    return _signed(stream, group, k)
+
+
+def shared_group_basis(stream: Stream, n: int, k: int) -> Array:
     """Columns of G before they are normalised; their length depends on all entries that share the coefficients."""
-    group = buckets(stream("group", n), k)
+    return _signed(stream, buckets(stream("group", n), k), k)
+
+
+def _signed(stream: Stream, group: list[int], k: int) -> Array:
+    n = len(group)
     sign = signs(stream("group.signs", ceil(n / 64)), n)
     basis = np.zeros((n, k))
     for i, j in enumerate(group):
@@ -87,14 +99,23 @@ def group_basis(stream: Stream, n: int, k: int) -> Array:
     return basis
 
 
-BASES = {"uniform": uniform_basis, "hadamard": hadamard_basis, "group": group_basis}
+BASES = {
+    "uniform": uniform_basis,
+    "hadamard": hadamard_basis,
+    "group": group_basis,
+    "shared group": shared_group_basis,
+}
 
 
 @cache
-def basis(kind: str, seed: int, sites: tuple[tuple[str, int], ...], role: str, k: int) -> dict[str, Array]:
-    """G for each of the sites, given with their sizes, that share one vector of coefficients."""
-    matrices = {site: BASES[kind](_stream(seed, site, role), n, k) for site, n in sites}
+def basis(
+    kind: str, seed: int, sites: tuple[tuple[str, int], ...], role: str, k: int, shared: bool = False
+) -> dict[str, Array]:
+    """G for each of the sites, given with their sizes, that have one vector of coefficients, `shared` or their own."""
+    name = "shared group" if shared and kind == "group" else kind
+    matrices = {site: BASES[name](_stream(seed, site, role), n, k) for site, n in sites}
     squares = sum((columns**2).sum(0) for columns in matrices.values()) if kind == "group" else np.ones(k)
+    squares = np.maximum(squares, 1)
     return {site: columns / np.sqrt(squares) for site, columns in matrices.items()}
 
 
@@ -525,7 +546,8 @@ def factor(plan: Plan, site: Site, role: str, parameters: Mapping[str, Tensor]) 
     sharing = plan.sites if plan.stack.scope == "model" else (site,)
     by_path = {other.path: parts(plan, other)[role] for other in sharing}
     sizes = tuple((path, prod(part.shape)) for path, part in by_path.items() if coefficients(plan, part))
-    vectors = torch.from_numpy(basis(plan.stack.basis, plan.seed, sizes, role, k)[site.path])
+    shared = plan.stack.scope == "model"
+    vectors = torch.from_numpy(basis(plan.stack.basis, plan.seed, sizes, role, k, shared)[site.path])
     for j in range(k):
         start = start + trained[j] * vectors[:, j]
     return start

@@ -152,9 +152,13 @@ def basis(kind: str, streams: tuple[int, str, str], n: int, k: int, sizes: Array
     if kind == "uniform":
         key, stride = key_of(*streams, "uniform"), -(-n // 4)
         return np.stack([uniform(key, n, j * stride) for j in range(k)], axis=1) / math.sqrt(k)
-    group = buckets(key_of(*streams, "group"), n, k)
-    sign = signs(key_of(*streams, "group.signs"), n)
-    sizes = np.bincount(group, minlength=k) if sizes is None else sizes
+    key, sign = key_of(*streams, "group"), signs(key_of(*streams, "group.signs"), n)
+    if sizes is None:
+        group = np.zeros(n, int)
+        group[order(key, n)] = np.arange(n) % k
+        sizes = np.bincount(group, minlength=k)
+    else:
+        group = buckets(key, n, k)
     matrix = np.zeros((n, k))
     for i in range(n):
         matrix[i, group[i]] = sign[i] / math.sqrt(sizes[group[i]])
