@@ -13,6 +13,7 @@ from capaft.config.open_options import OpenOptions
 from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
 from capaft.support import strict_json
+from capaft.support.console import print_line
 from capaft.support.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def inspect_rank_command(
         from capaft.adapter.rank import inspect_ranks, summarise_ranks
         from capaft.training.record.saved_run import open_run
 
-        reports = inspect_ranks(open_run(run, options).model)
+        saved = open_run(run, options, lambda line: print_line(console, line))
+        reports = inspect_ranks(saved.model)
         summary = summarise_ranks(reports)
         if plot:
             write_atomically(plot, draw_ranks(reports))

@@ -7,7 +7,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,8 +16,10 @@ from capaft.config.open_options import MergeOptions
 from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
 from capaft.support import hub, strict_json
+from capaft.support.console import print_line
 from capaft.support.errors import TrainingError, UsageError, one_line
 from capaft.support.files import write_atomically
+from capaft.support.markdown import front_matter, inline
 
 if TYPE_CHECKING:
     from capaft.training.record.saved_run import SavedRun
@@ -39,7 +41,8 @@ def merge_command(
         from capaft.training.record.saved_run import open_run
 
         started = time.perf_counter()
-        sites = write_merged(open_run(run, options), output, overwrite=overwrite, dequantise=options.dequantise)
+        saved = open_run(run, options, lambda line: print_line(console, line))
+        sites = write_merged(saved, output, overwrite=overwrite, dequantise=options.dequantise)
         results = {"output": output, "sites": sites, "seconds": round(time.perf_counter() - started, 3)}
         print(strict_json.document(results) if json else f"merged {sites} sites into {output}")
 
@@ -110,10 +113,13 @@ def _write_processors(saved: SavedRun, directory: Path) -> None:
 
     from capaft.model.load import locate_model
 
-    source = locate_model(saved.base.base.name)
-    common = {} if Path(source).is_dir() else {"local_files_only": hub.offline()}
+    settings = saved.settings
+    source = locate_model(settings.model)
+    common: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    if not Path(source).is_dir():
+        common["local_files_only"] = hub.offline()
     try:
-        AutoProcessor.from_pretrained(source, revision=saved.base.base.revision, **common).save_pretrained(directory)
+        AutoProcessor.from_pretrained(source, **common).save_pretrained(directory)
     except (OSError, ValueError, ImportError) as error:
         reason = f"the checkpoint's other processors cannot be loaded ({one_line(error)})"
         warnings.warn(f"only the tokenizer is written: {reason}", stacklevel=2)
@@ -121,21 +127,21 @@ def _write_processors(saved: SavedRun, directory: Path) -> None:
 
 def _card(saved: SavedRun) -> str:
     method = saved.file.header.method.method
-    base = saved.file.base.name or "an unnamed base model"
+    name = inline(saved.file.base.name or "an unnamed base model")
     auto_class = saved.task.auto_class_for(saved.base.model.config)
-    return f"""---
-library_name: transformers
-base_model: {base}
-pipeline_tag: {saved.task.pipeline_tag}
----
+    metadata = {
+        "library_name": "transformers",
+        "base_model": saved.file.base.hub_id,
+        "pipeline_tag": saved.task.pipeline_tag,
+    }
+    return f"""{front_matter(metadata)}
+# {name}, fine-tuned and merged
 
-# {base}, fine-tuned and merged
-
-The weights of {base} with a {method} adapter added by capaft. It loads with transformers alone:
+The weights of {name} with a {method} adapter added by capaft. It loads with transformers alone:
 
 ```python
 from transformers import {auto_class}
 
 model = {auto_class}.from_pretrained("path/to/this/directory")
 ```
-{f"{chr(10)}Labels: {', '.join(saved.task.labels)}.{chr(10)}" if saved.task.labels else ""}"""
+{f"{chr(10)}Labels: {', '.join(map(inline, saved.task.labels))}.{chr(10)}" if saved.task.labels else ""}"""
