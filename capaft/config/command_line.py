@@ -10,23 +10,18 @@ from capaft.config.settings import Settings, flag_of
 
 
 def command_text(verb: str, settings: Settings) -> str:
-    """The command line, cut at its flags into lines of a readable length.
+    """The command line, as a shell reads it.
 
     Args:
         verb: the verb of capaft.
         settings: those that its flags set where they differ from the default; a permission is left to the user.
     """
-    lines = [f"capaft {verb}"]
+    words = ["capaft", verb]
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if value == field.default or "permission" in field.metadata["marks"]:
-            continue
-        for flag in _flags(field, value):
-            if len(lines[-1]) + len(flag) < 110:
-                lines[-1] += f" {flag}"
-            else:
-                lines.append(f"  {flag}")
-    return " \\\n".join(lines)
+        if value != field.default and "permission" not in field.metadata["marks"]:
+            words += _flags(field, value)
+    return shlex.join(words)
 
 
 def _flags(field: dataclasses.Field[Any], value: Any) -> list[str]:
@@ -34,9 +29,7 @@ def _flags(field: dataclasses.Field[Any], value: Any) -> list[str]:
     if isinstance(value, bool):
         return [flag if value else flag_of(f"no_{field.name}")]
     is_repeated = isinstance(value, tuple) and field.metadata["repeated"]
-    texts = value if is_repeated else [",".join(map(str, value)) if isinstance(value, tuple) else value]
-    return [_argument(flag, "none" if value is None else str(text)) for text in texts]
-
-
-def _argument(flag: str, text: str) -> str:
-    return shlex.quote(f"{flag}={text}") if text.startswith("-") else f"{flag} {shlex.quote(text)}"
+    values = value if is_repeated else [",".join(map(str, value)) if isinstance(value, tuple) else value]
+    texts = ["none" if value is None else str(value) for value in values]
+    # What starts with a dash would be read as a flag.
+    return [word for text in texts for word in ([f"{flag}={text}"] if text.startswith("-") else [flag, text])]

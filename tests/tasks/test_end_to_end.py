@@ -269,6 +269,14 @@ def test_a_task_goes_the_whole_way(name: str, model: Callable[[str], str], tmp_p
         torch.testing.assert_close(value, reference, atol=1e-4, rtol=1e-4)
 
     card = (run / "README.md").read_text()
+    use = card.partition("```python\n")[2].partition("```")[0]
+    for shown, path in ((saved.file.base.name, model(case.model)), ("run", run)):
+        assert f'("{shown}")' in use or f', "{shown}")' in use
+        use = use.replace(f'"{shown}"', repr(str(path)))
+    scope: dict[str, Any] = {}
+    exec(use, scope)
+    for reference, value in zip(expected, outputs(saved, scope["model"].eval(), unseen, columns), strict=True):
+        torch.testing.assert_close(value, reference, atol=1e-4, rtol=1e-4)
     assert (f"pipeline_tag: {case.pipeline or case.task}\n" in card) == (case.task != "multiple-choice")
     metric = results["score_names"].get(results["metric"], results["metric"])
     assert f"| {metric} on validation | {results['value']:.4f} |" in card

@@ -144,6 +144,10 @@ def choose_directory(output: str | None, method: str, *, overwrite: bool, resume
         raise UsageError(
             f"--output {output} holds something else ({present[0].name}, ...); name a directory that is new or empty"
         )
+    for part in (run.checkpoints, run.trackers, run.replaced):
+        # A stranger may have made it, and what it leads to is not the run's.
+        if part.is_symlink():
+            raise UsageError(f"--output {output}: {part} is a link to {part.readlink()}; remove it")
     if present and not (overwrite or resume):
         raise UsageError(
             f"--output {output} holds a run; name another directory, resume it with --resume, or replace it with "
