@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from capaft.commands.reporting import Json, Run, quiet_libraries, reporting
+from capaft.config.local_paths import shared_name
 from capaft.config.open_options import MergeOptions
 from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
@@ -127,7 +128,7 @@ def _write_processors(saved: SavedRun, directory: Path) -> None:
 
 def _card(saved: SavedRun) -> str:
     method = saved.file.header.method.method
-    name = inline(saved.file.base.name or "an unnamed base model")
+    name = inline(shared_name(saved.file.base.name or "an unnamed base model"))
     auto_class = saved.task.auto_class_for(saved.base.model.config)
     metadata = {
         "library_name": "transformers",

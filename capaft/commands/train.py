@@ -66,7 +66,7 @@ def train_command(
         from capaft.commands.summary import run_summary
         from capaft.training.run import execute_run
 
-        paths = LocalPaths.read(config.parent) if config else None
+        paths = LocalPaths.beside(config) if config else None
         with _naming(labels):
             results = execute_run(settings, console, labels, paths, named)
         if is_first_process():

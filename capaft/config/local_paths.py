@@ -15,6 +15,7 @@ from pathlib import Path
 
 from capaft.support.errors import UsageError
 
+CONFIG = "run.yaml"
 LOCAL = "local.json"
 PLACES = ("model", "data")
 """The settings whose values are paths or hub ids."""
@@ -55,6 +56,15 @@ class LocalPaths:
         except (OSError, ValueError, AttributeError, TypeError, RecursionError):
             raise UsageError(f"{file} is damaged; remove it, and pass --model and --data") from None
         return LocalPaths(paths)
+
+    @staticmethod
+    def beside(config: Path) -> LocalPaths:
+        """The paths of the run whose settings a file holds; none if it is another file.
+
+        Raises:
+            UsageError: their file is damaged.
+        """
+        return LocalPaths.read(config.parent) if config.name == CONFIG else LocalPaths()
 
     def locate(self, setting: str, name: str) -> str:
         """The path or hub id that a name means; a slice may follow the name."""

@@ -204,7 +204,7 @@ def _from_yaml(file: Path, kinds: Mapping[str, Any], errors: list[str]) -> list[
         errors.append(f"{place}: cannot be read ({problem}); write lines such as lr: 1e-3")
         return []
     try:
-        local = LocalPaths.read(file.parent)
+        local = LocalPaths.beside(file)
     except UsageError as error:
         errors.append(str(error))
         return []

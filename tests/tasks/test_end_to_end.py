@@ -245,7 +245,7 @@ def test_a_task_goes_the_whole_way(name: str, model: Callable[[str], str], tmp_p
     alone = tmp_path / "adapter.safetensors"
     alone.write_bytes((run / "adapter.safetensors").read_bytes())
     named = [word for flag in ("--label-column",) if flag in case.flags for word in (flag, *case.flags[1:2])]
-    elsewhere = invoke("eval", alone, "--data", others, "--json", *named)
+    elsewhere = invoke("eval", alone, "--model", model(case.model), "--data", others, "--json", *named)
     assert elsewhere.code == 0, elsewhere.err
     assert json.loads(elsewhere.out)["scores"].keys() == results["scores"].keys()
     if named:

@@ -202,6 +202,7 @@ def test_both_inputs_are_read_with_and_without_targets(
     further: str,
     flags: tuple[str, ...],
     instructed: dict[str, Path],
+    texts: dict[str, Path],
     tmp_path: Path,
 ) -> None:
     row = {text: "Add 5", further: "5 and 1"} | ({target: "6"} if target else {})
@@ -212,7 +213,7 @@ def test_both_inputs_are_read_with_and_without_targets(
         run.write_bytes((instructed[kind] / "adapter.safetensors").read_bytes())
     files = ("--data", tmp_path / "rows.jsonl", "--predictions", tmp_path / "p.jsonl", "--metric", "bleu")
     named = ("--label-column", target) if target and flags else ()
-    done = invoke("eval", run, *files, *flags, *named)
+    done = invoke("eval", run, "--model", texts[kind].parent / "model", *files, *flags, *named)
     assert done.code == 0, done.err
     assert [record["source"] for record in predicted(tmp_path / "p.jsonl")] == ["Add 5\n5 and 1"]
     # What a run does not know for sure is said.

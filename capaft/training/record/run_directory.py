@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capaft.adapter.file.adapter_file import ADAPTER, find_adapter
-from capaft.config.local_paths import LOCAL
+from capaft.config.local_paths import CONFIG, LOCAL
 from capaft.support.errors import UsageError, did_you_mean
 
 LAST = "last.safetensors"
-CONFIG = "run.yaml"
 RUNS = Path("runs")
 PRIVATE = f"checkpoints/\n{LOCAL}\npredictions.jsonl\ntrackers/\n"
 """What git and the Hugging Face hub leave out of a run: it holds texts, paths and names of this machine."""

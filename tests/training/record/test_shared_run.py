@@ -121,6 +121,13 @@ def test_a_damaged_file_of_paths_is_one_line(project: Path, tmp_path: Path) -> N
         assert done.err == f"error: {run}/local.json is damaged; remove it, and pass --model and --data\n"
 
 
+def test_the_paths_are_those_of_a_run_alone(project: Path, tmp_path: Path) -> None:
+    # Another program's file of that name beside the user's own settings.
+    (tmp_path / "local.json").write_text("[]")
+    (tmp_path / "mine.yaml").write_text("rank: 2\n")
+    assert invoke("train", "--config", tmp_path / "mine.yaml", "--print-config").code == 0
+
+
 def test_a_run_of_the_old_form_opens(project: Path, tmp_path: Path) -> None:
     run = copied(project, tmp_path)
     text = (run / "run.yaml").read_text().split("\n", 1)[1]
