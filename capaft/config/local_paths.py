@@ -134,6 +134,13 @@ def same_place(one: str, other: str) -> bool:
     return (os.path.realpath(path), part) == (os.path.realpath(other_path), other_part)
 
 
+def may_be_same_place(name: str, spec: str) -> bool:
+    """True if a name means a path or hub id, or nothing that is here, but something that is called the same."""
+    path, _ = _split(name)
+    is_here = path is not None and os.path.exists(path)
+    return same_place(name, spec) or (not is_here and os.path.basename(name) == os.path.basename(spec))
+
+
 def is_path(spec: str) -> bool:
     """True if a model or data set is a path, not a hub id."""
     return _split(spec)[0] is not None

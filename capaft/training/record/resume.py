@@ -19,7 +19,7 @@ import torch
 import capaft
 from capaft.adapter.file.adapter_file import read
 from capaft.adapter.file.fingerprint import weight_samples
-from capaft.config.local_paths import PLACES, same_place
+from capaft.config.local_paths import PLACES, may_be_same_place
 from capaft.config.settings import flag_of
 from capaft.config.sources import resolve_settings
 from capaft.config.train_config import SIZES, TrainConfig
@@ -75,12 +75,12 @@ def changed_settings(
 ) -> dict[str, tuple[Any, Any]]:
     """The value that a run began with, and the present one, of each setting that differs and should not.
 
-    A choice that both leave to capaft is the same, although earlier versions did not record all that they made: what it
-    changes shows in `origin_digests`.
+    A choice that both leave to capaft is the same, although earlier versions did not record all that they made, and so
+    is a path that is gone and one that is called the same: what they change shows in `origin_digests`.
     """
     saved = saved_settings(run)
     pairs = {name: (before, getattr(config, name)) for name, before in vars(saved).items() if name not in _FREE}
-    places = {name for name in PLACES if all(pairs[name]) and same_place(*pairs[name])}
+    places = {name for name in PLACES if all(pairs[name]) and may_be_same_place(*pairs[name])}
     left_open = {name for name, (before, _) in pairs.items() if before is None and name not in chosen}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in left_open | places}
 

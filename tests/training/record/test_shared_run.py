@@ -121,6 +121,29 @@ def test_a_damaged_file_of_paths_is_one_line(project: Path, tmp_path: Path) -> N
         assert done.err == f"error: {run}/local.json is damaged; remove it, and pass --model and --data\n"
 
 
+def test_a_run_is_resumed_without_its_paths(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path(shutil.copytree(project / "runs/two", tmp_path / "run"))
+    (run / "local.json").unlink()
+    (run / "results.json").unlink()
+    named = ("--model", project / "models/small", "--data", project / "data/reviews.csv")
+    done = invoke("train", "--resume", "--output", run, *named)
+    assert done.code == 0, done.err
+    assert (run / "last.safetensors").read_bytes() == (project / "runs/two/last.safetensors").read_bytes()
+    assert (run / "local.json").exists()
+    shutil.copytree(project / "models/small", tmp_path / "other")
+    done = invoke("train", "--resume", "--output", run, "--model", tmp_path / "other", *named[2:])
+    assert done.code == 2
+    assert f"was started with --model {project}/models/small, not {tmp_path}/other" in done.err
+
+
+def test_saving_in_python_names_no_home(project: Path, tmp_path: Path) -> None:
+    model = BertForSequenceClassification.from_pretrained(project / "models/small")
+    capaft.attach(model, "lora", rank=1)
+    capaft.save(model, tmp_path / "a.safetensors")
+    assert capaft.read(tmp_path / "a.safetensors").base.name == "./small"
+
+
 def test_the_paths_are_those_of_a_run_alone(project: Path, tmp_path: Path) -> None:
     # Another program's file of that name beside the user's own settings.
     (tmp_path / "local.json").write_text("[]")
