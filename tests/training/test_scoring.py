@@ -229,9 +229,9 @@ def test_fewer_inputs_than_in_training_are_refused(
     files = ("--data", tmp_path / "rows.jsonl", "--predictions", tmp_path / "p.jsonl", "--metric", "bleu")
     done = invoke("eval", instructed[kind], *files, *flags)
     assert done.code == 2
-    assert done.err == (
+    assert done.err.splitlines()[-1] == (
         "error: the training data had two inputs, 'instruction' and 'input', and these rows only 'instruction'; "
-        "name the second with --pair-column among instruction (string), id (int64)\n"
+        "name the second with --pair-column among instruction (string), id (int64)"
     )
 
 
@@ -297,7 +297,7 @@ def test_predictions_of_what_predicts_nothing_are_refused_before_scoring(
 def test_options_without_effect_on_the_scores_are_named(texts: dict[str, Path], tmp_path: Path) -> None:
     done = invoke("eval", texts["gpt2"], "--set", "num_beams=4", "--set", "packing=false")
     assert done.code == 0, done.err
-    assert done.err.splitlines()[1:] == [
+    assert done.err.splitlines()[-2:] == [
         "data   --set num_beams has no effect with --metric perplexity and is ignored",
         "data   --set packing has no effect with prompts and completions and is ignored",
     ]
