@@ -26,6 +26,6 @@ def eval_command(run: Run, json: Json = False, **flags: str | bool | list[str] |
             from capaft.training.scoring import score_run
 
         with activity(console, "loading the base model and the adapter"):
-            saved = open_run(run, options)
+            saved = open_run(run, options, lambda line: print_line(console, line))
         scores = score_run(saved, options, say=lambda line: print_line(console, f"data   {line}"))
         print(strict_json.document(asdict(scores)) if json else evaluation_summary(scores, options.predictions))

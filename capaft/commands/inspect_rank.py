@@ -15,6 +15,7 @@ from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
 from capaft.support import strict_json
 from capaft.support.activity import activity
+from capaft.support.console import print_line
 from capaft.support.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def inspect_rank_command(
             from capaft.training.record.saved_run import open_run
 
         with activity(console, "loading the base model and the adapter"):
-            model = open_run(run, options).model
+            model = open_run(run, options, lambda line: print_line(console, line)).model
         with activity(console, "measuring ranks"):
             reports = inspect_ranks(model)
         summary = summarise_ranks(reports)

@@ -7,18 +7,21 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from capaft.commands.reporting import Json, Run, loading_libraries, reporting
+from capaft.config.local_paths import shared_name
 from capaft.config.open_options import MergeOptions
 from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
 from capaft.support import hub, strict_json
 from capaft.support.activity import activity
+from capaft.support.console import print_line
 from capaft.support.errors import TrainingError, UsageError, one_line
 from capaft.support.files import make_ordinary, write_atomically
+from capaft.support.markdown import front_matter, inline
 
 if TYPE_CHECKING:
     from capaft.training.record.saved_run import SavedRun
@@ -41,7 +44,7 @@ def merge_command(
 
         started = time.perf_counter()
         with activity(console, "loading the base model and the adapter"):
-            saved = open_run(run, options)
+            saved = open_run(run, options, lambda line: print_line(console, line))
         with activity(console, f"merging into {output}"):
             sites = write_merged(saved, output, overwrite=overwrite, dequantise=options.dequantise)
         results = {"output": output, "sites": sites, "seconds": round(time.perf_counter() - started, 3)}
@@ -114,10 +117,13 @@ def _write_processors(saved: SavedRun, directory: Path) -> None:
 
     from capaft.model.load import locate_model
 
-    source = locate_model(saved.base.base.name)
-    common = {} if Path(source).is_dir() else {"local_files_only": hub.offline()}
+    settings = saved.settings
+    source = locate_model(settings.model)
+    common: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    if not Path(source).is_dir():
+        common["local_files_only"] = hub.offline()
     try:
-        AutoProcessor.from_pretrained(source, revision=saved.base.base.revision, **common).save_pretrained(directory)
+        AutoProcessor.from_pretrained(source, **common).save_pretrained(directory)
     except (OSError, ValueError, ImportError) as error:
         reason = f"the checkpoint's other processors cannot be loaded ({one_line(error)})"
         warnings.warn(f"only the tokenizer is written: {reason}", stacklevel=2)
@@ -125,21 +131,21 @@ def _write_processors(saved: SavedRun, directory: Path) -> None:
 
 def _card(saved: SavedRun) -> str:
     method = saved.file.header.method.method
-    base = saved.file.base.name or "an unnamed base model"
+    name = inline(shared_name(saved.file.base.name or "an unnamed base model"))
     auto_class = saved.task.auto_class_for(saved.base.model.config)
-    return f"""---
-library_name: transformers
-base_model: {base}
-pipeline_tag: {saved.task.pipeline_tag}
----
+    metadata = {
+        "library_name": "transformers",
+        "base_model": saved.file.base.hub_id,
+        "pipeline_tag": saved.task.pipeline_tag,
+    }
+    return f"""{front_matter(metadata)}
+# {name}, fine-tuned and merged
 
-# {base}, fine-tuned and merged
-
-The weights of {base} with a {method} adapter added by capaft. It loads with transformers alone:
+The weights of {name} with a {method} adapter added by capaft. It loads with transformers alone:
 
 ```python
 from transformers import {auto_class}
 
 model = {auto_class}.from_pretrained("path/to/this/directory")
 ```
-{f"{chr(10)}Labels: {', '.join(saved.task.labels)}.{chr(10)}" if saved.task.labels else ""}"""
+{f"{chr(10)}Labels: {', '.join(map(inline, saved.task.labels))}.{chr(10)}" if saved.task.labels else ""}"""

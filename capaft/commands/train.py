@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ import typer
 
 from capaft.commands.reporting import Json, is_first_process, loading_libraries, reporting
 from capaft.config.completion import complete_preset
+from capaft.config.local_paths import LocalPaths
 from capaft.config.presets import preset_file
 from capaft.config.signature import signature
 from capaft.config.sources import MADE_BY, dump_settings, resolve_settings, user_labels, with_labels
@@ -50,7 +52,8 @@ def train_command(
 ) -> None:
     """Train an adapter. Without arguments: a real job on an embedded model and data set."""
     with reporting() as console:
-        settings, labels = _resolve(flags, config, preset)
+        say = partial(print_line, console) if is_first_process() else _say_nothing
+        settings, labels, named = _resolve(flags, config, preset, say)
         if print_config and not dry_run:
             print(dump_settings(settings), end="")
             return
@@ -64,6 +67,8 @@ def train_command(
             with loading_libraries(console):
                 from capaft.commands.dry_run import describe_run, dry_run_text
 
+            for line in named:
+                say(line)
             with _naming(labels), activity(console, "planning the run"):
                 dry_run_report = describe_run(settings, lambda line: print_line(console, line), labels)
             if print_config:
@@ -75,8 +80,9 @@ def train_command(
             from capaft.commands.summary import run_summary
             from capaft.training.run import execute_run
 
+        paths = LocalPaths.beside(config) if config else None
         with _naming(labels):
-            results = execute_run(settings, console, sys.argv[1:], labels)
+            results = execute_run(settings, console, labels, paths, named)
         if is_first_process():
             print(strict_json.document(results.record()) if json else run_summary(results))
 
@@ -91,10 +97,23 @@ def _naming(labels: dict[str, str]) -> Iterator[None]:
         raise
 
 
+def _say_nothing(line: str) -> None:
+    """Print no line."""
+
+
 def _resolve(
-    flags: dict[str, str | bool | list[str] | None], config: Path | None, preset: str | None
-) -> tuple[TrainConfig, dict[str, str]]:
-    """The settings, from all sources, and the user's names for those that the user set.
+    flags: dict[str, str | bool | list[str] | None],
+    config: Path | None,
+    preset: str | None,
+    say: Callable[[str], None] = _say_nothing,
+) -> tuple[TrainConfig, dict[str, str], list[str]]:
+    """The settings, from all sources, the user's names for those that the user set, and lines about what files name.
+
+    Args:
+        flags: those that were typed.
+        config: the user's file.
+        preset: name of a published experiment.
+        say: called with a line for each permission that a file claims.
 
     Raises:
         UsageError: a setting is wrong, or a file or preset does not exist.
@@ -102,15 +121,27 @@ def _resolve(
     if config is not None and not config.is_file():
         raise UsageError(f"--config {config}: no such file; name a YAML file of settings")
     published = preset_file(preset) if preset else None
-    settings, sources = resolve_settings(TrainConfig, flags=flags, environ=os.environ, file=config, preset=published)
+    resolve = partial(resolve_settings, TrainConfig, flags=flags, environ=os.environ, file=config, preset=published)
+    lines: list[str] = []
+    settings, sources = resolve(say=lines.append)
+    begun = None
     if settings.resume and settings.output:
         from capaft.training.record.run_directory import started_config
 
         if begun := started_config(settings.output):
             # The run goes on with its own settings, except for those that the command sets.
-            settings, sources = resolve_settings(
-                TrainConfig, flags=flags, environ=os.environ, file=config, preset=published, begun=begun
-            )
+            lines.clear()
+            settings, sources = resolve(begun=begun, say=lines.append)
+    if settings.overwrite and sources["overwrite"].startswith(f"{config}:"):
+        lines.append(f"{sources['overwrite']}: overwrite is ignored; set --overwrite yourself to replace a run")
+        settings = replace(settings, overwrite=False)
+    for line in lines:
+        say(line)
+    named: list[str] = []
+    if files := [file for file in (begun, config) if file]:
+        from capaft.training.record.named import report_settings
+
+        report_settings(settings, sources, files, named.append)
     is_saved = config is not None and config.read_text(encoding="utf-8-sig").startswith(MADE_BY)
     # The choices in the file of a run are capaft's own.
-    return settings, user_labels(settings, sources, None if is_saved else config)
+    return settings, user_labels(settings, sources, None if is_saved else config), named

@@ -26,6 +26,7 @@ class OpenOptions(Settings):
     rename: tuple[str, ...] | None = _base(
         None, "Module name that changed since training; may be repeated.", metavar="old=new", repeated=True
     )
+    trust_remote_code: bool = _base(False, "Run Python code from the repository of the base model.")
     allow_base_mismatch: bool = _base(False, "Use the adapter although the base weights differ.")
     base_dtype: BaseDtype | None = _base(None, "Dtype of the base weights (default: as in the run, else float32).")
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from capaft.config.local_paths import PLACES, LocalPaths
 from capaft.config.settings import Settings, check_range, flag_of, setting_types
 from capaft.config.values import parse_value, required_type
 from capaft.support.errors import UsageError, did_you_mean
@@ -20,8 +21,13 @@ Flags = Mapping[str, str | bool | list[str] | None]
 
 MADE_BY = "# capaft "
 """Start of the first line of a run's settings, in which capaft has made every choice that was left to it."""
+SAVED_TITLE = f"{MADE_BY}has made every choice; `capaft train --config` repeats the run\n\n"
+"""The first line of a run's settings, as it is written now."""
 
 S = TypeVar("S", bound=Settings)
+
+_OFF = ("false", "no", "off", "0")
+_MOST_BYTES = 2**20
 
 
 class _Entry(NamedTuple):
@@ -43,6 +49,7 @@ def resolve_settings(
     preset: Path | None = None,
     begun: Path | None = None,
     prefix: str = "CAPAFT_",
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[S, dict[str, str]]:
     """Read settings from flags, else the environment, else a YAML file, else a preset, else a run, else the defaults.
 
@@ -54,6 +61,7 @@ def resolve_settings(
         preset: another such file, which `file` overrides.
         begun: the file of a run that is resumed, which `preset` overrides.
         prefix: start of the names of variables.
+        say: called with a line for each permission that a file claims; only the user can give one.
 
     Returns:
         The instance, and the source of each value: `--lr`, `CAPAFT_LR`, `run.yaml:3` or `default`.
@@ -66,7 +74,8 @@ def resolve_settings(
     if not cls.nullable:
         kinds = {name: required_type(kind) for name, kind in kinds.items()}
     errors: list[str] = []
-    files = [_from_yaml(path, kinds, errors) if path else [] for path in (begun, preset, file)]
+    written = (begun, preset, file)
+    files = [_without_permissions(cls, _from_yaml(path, kinds, errors), say) if path else [] for path in written]
     # The weakest source comes first.
     layers = [*files, _from_env(environ, kinds, prefix, errors), _from_flags(flags)]
     for layer in layers:
@@ -137,7 +146,7 @@ def withdrawal(label: str) -> str:
 
 
 def dump_settings(instance: Settings) -> str:
-    """Write settings as commented YAML that `resolve_settings` reads back to an equal instance.
+    """Write settings as commented YAML that `resolve_settings` reads back to an equal instance, without permissions.
 
     That holds for instances that it made; a text "none" reads back as None where None is allowed.
     """
@@ -145,6 +154,8 @@ def dump_settings(instance: Settings) -> str:
 
     entries = []
     for field in dataclasses.fields(instance):
+        if _is_permission(field):
+            continue
         value = getattr(instance, field.name)
         plain = str(value) if isinstance(value, Path) else value
         flow = None if isinstance(value, tuple) else False
@@ -179,7 +190,11 @@ def _from_yaml(file: Path, kinds: Mapping[str, Any], errors: list[str]) -> list[
     import yaml
 
     try:
-        root = yaml.compose(file.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+        with file.open("rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise yaml.YAMLError(f"more than {_MOST_BYTES:,} bytes")
+        root = yaml.compose(content.decode("utf-8-sig"), Loader=yaml.SafeLoader)
         if root is not None and not isinstance(root, yaml.MappingNode):
             raise yaml.MarkedYAMLError(problem="not a mapping", problem_mark=root.start_mark)
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
@@ -187,6 +202,11 @@ def _from_yaml(file: Path, kinds: Mapping[str, Any], errors: list[str]) -> list[
         place = f"{file}:{mark.line + 1}" if mark else file
         problem = getattr(error, "strerror", getattr(error, "problem", str(error).split("\n")[0]))
         errors.append(f"{place}: cannot be read ({problem}); write lines such as lr: 1e-3")
+        return []
+    try:
+        local = LocalPaths.beside(file)
+    except UsageError as error:
+        errors.append(str(error))
         return []
     entries: dict[str, _Entry] = {}
     for key, value in root.value if root else []:
@@ -205,8 +225,24 @@ def _from_yaml(file: Path, kinds: Mapping[str, Any], errors: list[str]) -> list[
             if text == "" and value.style is None and required_type(kinds[name]) != kinds[name]:
                 # In YAML, a missing value without quotes is null, not an empty text.
                 text = "null"
+            if name in PLACES and isinstance(text, str):
+                text = local.locate(name, text)
             entries[name] = _Entry(name, text, source, label)
     return list(entries.values())
+
+
+def _is_permission(field: dataclasses.Field[Any]) -> bool:
+    """True if a setting permits what a stranger's file must not: it holds for the command that it was typed for."""
+    return "permission" in field.metadata["marks"]
+
+
+def _without_permissions(cls: type[Settings], entries: list[_Entry], say: Callable[[str], None]) -> list[_Entry]:
+    """The entries of a file without permissions, each of which is said to be ignored unless it is off."""
+    permissions = {field.name for field in dataclasses.fields(cls) if _is_permission(field)}
+    for entry in entries:
+        if entry.name in permissions and str(entry.text).strip().lower() not in _OFF:
+            say(f"{entry.label} is ignored; set {flag_of(entry.name)} yourself to allow it")
+    return [entry for entry in entries if entry.name not in permissions]
 
 
 def _without_overridden(layers: Sequence[list[_Entry]], alternatives: Sequence[tuple[str, str]]) -> list[list[_Entry]]:

@@ -243,6 +243,11 @@ def explain_load_error(name: str, source: str, error: Exception) -> str:
     """One-line message for a checkpoint that failed to load."""
     path = Path(source)
     reason = printable(" ".join(str(error).split())[:300])
+    if "trust_remote_code" in str(error):
+        return (
+            f"--model {name} needs Python code of its own; read its .py files, and set --trust-remote-code yourself if "
+            "you trust them"
+        )
     if kind := re.match(r"Unrecognized configuration class .* for this kind of AutoModel: (\w+)", reason):
         return (
             f"--model {name} cannot do this task: transformers has no {kind[1]} for its architecture; choose another "

@@ -59,6 +59,8 @@ class MultipleChoice(Task):
 
     name: ClassVar[str] = "multiple-choice"
     summary: ClassVar[str] = "A context and several endings or answers to the right one."
+    # The hub has no such task.
+    pipeline_tag: ClassVar[str] = ""
     auto_class: ClassVar[str] = "AutoModelForMultipleChoice"
     metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
     inferred: ClassVar[tuple[str, ...]] = ("one_based", "by_text")

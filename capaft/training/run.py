@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
@@ -14,8 +13,8 @@ from rich.console import Console
 
 from capaft.adapter.file.fingerprint import weight_samples
 from capaft.adapter.install import attach_plan
+from capaft.config.local_paths import LocalPaths, shared_name
 from capaft.config.settings import setting_types
-from capaft.config.sources import MADE_BY, dump_settings
 from capaft.config.train_config import TrainConfig
 from capaft.config.values import parse_value
 from capaft.methods.host import Host
@@ -48,6 +47,7 @@ from capaft.training.record.run_directory import (
     remove_leftovers,
     replacing_run,
 )
+from capaft.training.record.shared_settings import named_job, paths_of, shared_settings, write_settings
 from capaft.training.setup.head_start import start_head
 from capaft.training.setup.job import Job
 from capaft.training.setup.method import chosen_stack
@@ -56,20 +56,32 @@ from capaft.training.setup.settled import settled_config, settled_method
 from capaft.training.trainer import Trainer
 
 # Settings that say where and how a run goes on; a saved run repeats without them.
-_NOT_REPEATED: dict[str, Any] = {"output": None, "overwrite": False, "resume": False, "processes": 1, "show": 0}
+_NOT_REPEATED: dict[str, Any] = {
+    "output": None,
+    "overwrite": False,
+    "resume": False,
+    "trust_remote_code": False,
+    "processes": 1,
+    "show": 0,
+}
 
 
 def execute_run(
-    config: TrainConfig, console: Console, command: Sequence[str] = (), labels: Mapping[str, str] | None = None
+    config: TrainConfig,
+    console: Console,
+    labels: Mapping[str, str] | None = None,
+    paths: LocalPaths | None = None,
+    named: Sequence[str] = (),
 ) -> Results:
     """Train, and write the run directory; or go on with a run that was interrupted, or extend a finished one.
 
     Args:
         config: the resolved settings.
         console: where people read.
-        command: the command line that was typed, for the model card.
         labels: by name of each setting that the user set, the user's name for it; None counts those that are not the
             default.
+        paths: those of the run that this one repeats, which goes by the same names.
+        named: lines about what files name, said before it is loaded, unless nothing is left to do.
 
     Raises:
         UsageError: the settings or the data cannot be used; nothing was written.
@@ -91,15 +103,19 @@ def execute_run(
         finished = resumes and is_finished(directory)
         _check_shared(directory, (resumes, finished, resumed.progress.step if resumed else 0), processes)
         if resumes:
-            config, command = with_restarts(config, directory), _command_of(directory)
+            config, paths = with_restarts(config, directory), LocalPaths.read(directory.path)
 
         # Then all that can be decided, so that a mistake costs nothing that was there before.
         chosen = _chosen(config, labels)
         has_nothing_left = finished and not changed_settings(
             directory, _repeatable(settled_method(config, chosen_stack(config))), chosen
         )
+        for line in () if has_nothing_left else named:
+            say(line)
+        paths = paths_of(config, paths or LocalPaths())
         with activity(console, "reading the data and loading the model"):
             job = prepare_job(config, _say_nothing if has_nothing_left else say, labels)
+        job = named_job(job, config, paths)
         made_from, repeatable = origin_digests(job), _repeatable(settled_config(config, job))
         restart = continuation(directory, repeatable, job, resumed, chosen) if resumes else None
         # No process may change what another has yet to compare.
@@ -108,7 +124,7 @@ def execute_run(
             check_same_origin(resumed.made_from, made_from, directory.path, resumed.made_with)
             check_best_adapter(directory, resumed.progress.best.value is not None)
         if finished and not restart:
-            return _finished(directory, resumed, say)
+            return _finished(directory, job, resumed, say)
         if restart:
             say(
                 f"{directory.path} is extended from {restart.step} to {job.rates.steps} steps; the schedule starts "
@@ -116,6 +132,7 @@ def execute_run(
             )
             restarts = (*(config.restarts or ()), str(restart))
             config, repeatable = replace(config, restarts=restarts), replace(repeatable, restarts=restarts)
+        shared = shared_settings(repeatable, paths)
         run = Trainer(job, config, directory, console, accelerator, processes, made_from=made_from)
 
         # The head is fitted before the adapter is attached: on the frozen base alone.
@@ -130,20 +147,20 @@ def execute_run(
             prune_checkpoints(directory.checkpoints, resumed.progress.step)
         with replacing_run(directory, say) if processes.is_first and not resumed else nullcontext():
             if processes.is_first:
-                made_by = f"{MADE_BY}{json.dumps(list(command))}\n\n"
-                write_atomically(directory.config, made_by + dump_settings(repeatable))
+                write_settings(directory, shared, paths)
                 # Only now: a run that is extended is not finished once its settings say so.
                 directory.results.unlink(missing_ok=True)
             if in_shares and processes.count > 1:
                 # No process can read all weights afterwards.
                 run = replace(run, samples=weight_samples(run.model, job.plan))
                 shard_model(run.model, run.trained.values(), accelerator.device)
-            with _tracked(run, repeatable):
+            with _tracked(run, shared):
                 outcome = train(run, resumed)
         results = _results(run, outcome)
         if processes.is_first:
-            write_atomically(directory.card, card_text(results, command, directory.config))
-            write_atomically(directory.results, strict_json.document(results.record(), indent=2) + "\n")
+            written = _at(results, shared_name(str(directory.path)).removeprefix("./"), job)
+            write_atomically(directory.card, card_text(written, job, shared))
+            write_atomically(directory.results, strict_json.document(written.record(), indent=2) + "\n")
         return results
 
 
@@ -175,7 +192,7 @@ def _check_shared(directory: RunDirectory, seen: tuple[bool, bool, int], process
         )
 
 
-def _finished(run: RunDirectory, resumed: Checkpoint | None, say: Callable[[str], None]) -> Results:
+def _finished(run: RunDirectory, job: Job, resumed: Checkpoint | None, say: Callable[[str], None]) -> Results:
     """The results of a run that has nothing left to do.
 
     Raises:
@@ -185,7 +202,12 @@ def _finished(run: RunDirectory, resumed: Checkpoint | None, say: Callable[[str]
     if resumed is None:
         say(f"warning: {run.path} has no checkpoint, so that its data and base model were not compared")
     say(f"{run.path} is finished; nothing is left to do")
-    return results
+    return _at(results, str(run.path), job)
+
+
+def _at(results: Results, output: str, job: Job) -> Results:
+    """The results as those of a run in a directory of this name."""
+    return replace(results, output=output, next=_next(output, job))
 
 
 def _start_head(run: Trainer) -> float | None:
@@ -227,7 +249,7 @@ def _results(run: Trainer, outcome: Outcome) -> Results:
         train_examples=job.train.examples,
         validation_examples=job.validation.examples,
         labels=list(job.task.labels),
-        next=_next(run.directory.path, job),
+        next=_next(str(run.directory.path), job),
         score_names=job.task.score_names(outcome.scores),
         **vars(outcome),
     )
@@ -247,14 +269,7 @@ def _repeatable(config: TrainConfig) -> TrainConfig:
     return replace(config, **{name: parse_value(kinds[name], text) for name, text in texts.items()})
 
 
-def _command_of(run: RunDirectory) -> list[str]:
-    """The command that a run was started with."""
-    first, *_ = run.config.read_text(encoding="utf-8").splitlines()
-    command: list[str] = json.loads(first.removeprefix(MADE_BY)) if first.startswith(MADE_BY) else []
-    return command
-
-
-def _next(path: Path, job: Job) -> list[str]:
+def _next(path: str, job: Job) -> list[str]:
     """Commands that make sense after a run."""
     host = job.plan.stack.host
     commands = [f"capaft eval {path}"]

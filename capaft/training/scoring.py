@@ -28,6 +28,7 @@ from capaft.training.accelerator import accelerator_for, move_model
 from capaft.training.evaluate import evaluate
 from capaft.training.interrupt import memory_guard
 from capaft.training.parallel.processes import Processes
+from capaft.training.record.named import report_named
 from capaft.training.record.saved_run import SavedRun
 from capaft.training.setup.selection import load_splits, select_for_scoring, select_for_training
 from capaft.training.setup.usable_rows import Selection
@@ -77,6 +78,8 @@ def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) 
         )
     if options.data is None and saved.config is None:
         raise UsageError("an adapter file alone does not name its data; pass --data")
+    if options.data is None and saved.run:
+        report_named("data", config.data, saved.run.config, say)
 
     # The examples, and their targets, are checked before the forwards, which take long.
     if options.data is None and options.split is None:

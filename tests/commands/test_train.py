@@ -25,7 +25,7 @@ TRAIN_KEYS = {
 
 def test_a_run_leaves_every_file(run: Path, results: dict) -> None:
     names = {"adapter.safetensors", "last.safetensors", "run.yaml", "metrics.jsonl", "predictions.jsonl"}
-    names |= {"results.json", "loss.png", "README.md", "checkpoints"}
+    names |= {"results.json", "loss.png", "README.md", "checkpoints", "local.json", ".gitignore"}
     assert {path.name for path in run.iterdir()} == names
     assert results.keys() >= TRAIN_KEYS
     assert results["adapter_bytes"] == (run / "adapter.safetensors").stat().st_size

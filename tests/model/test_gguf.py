@@ -150,7 +150,7 @@ def train_eval_merge(model: Path, data: Path, where: Path, options: tuple[str, .
     done = invoke("train", "--model", model, "--data", data, "--method", "nola", "--output", run, "--json", *options)
     assert done.code == 0, done.err
     results = json.loads(done.out)
-    assert read(run / "adapter.safetensors").base.name == str(model)
+    assert read(run / "adapter.safetensors").base.name == model.name
     again = invoke("eval", run, "--json")
     assert again.code == 0, again.err
     assert json.loads(again.out)["value"] == results["value"]

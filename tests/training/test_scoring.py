@@ -202,6 +202,7 @@ def test_both_inputs_are_read_with_and_without_targets(
     further: str,
     flags: tuple[str, ...],
     instructed: dict[str, Path],
+    texts: dict[str, Path],
     tmp_path: Path,
 ) -> None:
     row = {text: "Add 5", further: "5 and 1"} | ({target: "6"} if target else {})
@@ -212,7 +213,7 @@ def test_both_inputs_are_read_with_and_without_targets(
         run.write_bytes((instructed[kind] / "adapter.safetensors").read_bytes())
     files = ("--data", tmp_path / "rows.jsonl", "--predictions", tmp_path / "p.jsonl", "--metric", "bleu")
     named = ("--label-column", target) if target and flags else ()
-    done = invoke("eval", run, *files, *flags, *named)
+    done = invoke("eval", run, "--model", texts[kind].parent / "model", *files, *flags, *named)
     assert done.code == 0, done.err
     assert [record["source"] for record in predicted(tmp_path / "p.jsonl")] == ["Add 5\n5 and 1"]
     # What a run does not know for sure is said.
@@ -228,9 +229,9 @@ def test_fewer_inputs_than_in_training_are_refused(
     files = ("--data", tmp_path / "rows.jsonl", "--predictions", tmp_path / "p.jsonl", "--metric", "bleu")
     done = invoke("eval", instructed[kind], *files, *flags)
     assert done.code == 2
-    assert done.err == (
+    assert done.err.splitlines()[-1] == (
         "error: the training data had two inputs, 'instruction' and 'input', and these rows only 'instruction'; "
-        "name the second with --pair-column among instruction (string), id (int64)\n"
+        "name the second with --pair-column among instruction (string), id (int64)"
     )
 
 
@@ -296,7 +297,7 @@ def test_predictions_of_what_predicts_nothing_are_refused_before_scoring(
 def test_options_without_effect_on_the_scores_are_named(texts: dict[str, Path], tmp_path: Path) -> None:
     done = invoke("eval", texts["gpt2"], "--set", "num_beams=4", "--set", "packing=false")
     assert done.code == 0, done.err
-    assert done.err.splitlines()[1:] == [
+    assert done.err.splitlines()[-2:] == [
         "data   --set num_beams has no effect with --metric perplexity and is ignored",
         "data   --set packing has no effect with prompts and completions and is ignored",
     ]

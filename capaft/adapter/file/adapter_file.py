@@ -18,6 +18,8 @@ from capaft.adapter.file.header import Header, TaskRecord, open_safetensors, par
 from capaft.model.origin import Origin
 from capaft.support.errors import AdapterFileError
 
+ADAPTER = "adapter.safetensors"
+
 
 @dataclass(frozen=True)
 class AdapterFile:
@@ -50,8 +52,40 @@ class AdapterFile:
         return self.header.task
 
 
+def find_adapter(path: Path) -> Path:
+    """The adapter file that a path means: the file itself, or the one in a directory.
+
+    Raises:
+        AdapterFileError: the directory holds no adapter file, or several of which none is `adapter.safetensors`.
+    """
+    if not path.is_dir() or (path / ADAPTER).is_file():
+        return path / ADAPTER if path.is_dir() else path
+    files = sorted(file for file in path.glob("*.safetensors") if file.is_file() and _looks_like_adapter(file))
+    if not files:
+        raise AdapterFileError(
+            f"{path} holds no {ADAPTER} or other adapter file; give the directory of a finished run, or an adapter file"
+        )
+    if len(files) > 1:
+        raise AdapterFileError(
+            f"{path} holds {len(files)} adapter files ({', '.join(file.name for file in files[:5])}); name one"
+        )
+    return files[0]
+
+
+def _looks_like_adapter(file: Path) -> bool:
+    """True if a file begins as an adapter file does, even if it is damaged further on."""
+    try:
+        with file.open("rb") as stream:
+            return b'"capaft"' in stream.read(4096)
+    except OSError:
+        return False
+
+
 def read(path: str | Path) -> AdapterFile:
     """Read an adapter file and check all that can be checked without a model.
+
+    Args:
+        path: the file, or a directory with one adapter file.
 
     Raises:
         AdapterFileError: the file is missing, truncated, altered, foreign, or of a newer format.
@@ -63,7 +97,7 @@ def read(path: str | Path) -> AdapterFile:
         >>> header.method.method, header.seed, header.sites
         ('lora+nola', 7, 4)
     """
-    path = Path(path)
+    path = find_adapter(Path(path))
     try:
         size = path.stat().st_size
         with path.open("rb") as stream:

@@ -29,6 +29,7 @@ from capaft.adapter.file.other_head import head_shapes
 from capaft.adapter.install import attach_plan, detach
 from capaft.adapter.module import Adapter, carrier
 from capaft.config.choices import SaveDtype
+from capaft.config.local_paths import shared_name
 from capaft.factors import rng
 from capaft.model.labels import Labels
 from capaft.model.origin import Origin
@@ -52,7 +53,8 @@ def save(
         model: the model that carries the adapter.
         path: the file to write.
         name: the adapter's name on the model.
-        base: the base model's name and revision; by default the model's own `name_or_path`.
+        base: the base model's name and revision; by default the model's own `name_or_path`. A path is written without
+            what lies above the working directory.
         task: the task that it was trained for; by default the labels of its head, if they are not the base model's.
         dtype: encoding of the stored parameters; `int8` and `int4` have one scale per 128 values.
         samples: sample weights of the base model, if it is sharded and can no longer be read.
@@ -75,6 +77,7 @@ def save(
         raise UsageError(f"{problem}; {path} was not written")
     adapter, model = get_adapter(model, name), carrier(model)
     base = base or Origin(getattr(model, "name_or_path", None) or None)
+    base_name = None if base.name is None else shared_name(base.name)
     with disabled(model):
         task = task or _labels_record(model, adapter)
         heads = adapter.substitutes.tensors(model)
@@ -87,7 +90,7 @@ def save(
         tensors |= stored
     plan = adapter.plan
     header = Header(
-        base=BaseRecord(base.name, base.revision, samples.base),
+        base=BaseRecord(base_name, base.revision, samples.base),
         contract=rng.CONTRACT_VERSION,
         digest=Digests("", sites_digest(plan.sites), streams_digest(plan), tensors_digest(tensors)),
         format=FORMAT,
@@ -119,7 +122,7 @@ def load(
 
     Args:
         model: the base model; changed in place only if every check holds.
-        path: the file, or what `read` returned.
+        path: the file, a directory with one adapter file, or what `read` returned.
         name: the adapter's name on this model.
         rename: `{old: new}` pieces of module paths, if this model names its modules differently.
         allow_base_mismatch: attach even if the base weights differ from those it was trained on.

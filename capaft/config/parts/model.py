@@ -21,7 +21,9 @@ class ModelSettings(Settings):
     revision: str | None = _setting(
         None, "Branch, tag or commit of a base model from the hub (default: its main branch)."
     )
-    trust_remote_code: bool = _setting(False, "Run Python code from the repository of the model or the data.")
+    trust_remote_code: bool = _setting(
+        False, "Run Python code from the repository of the model; no file can set this.", marks=("permission",)
+    )
     base_dtype: BaseDtype = _setting(
         "float32", "Number format of the frozen weights; 8bit and 4bit need the package bitsandbytes."
     )

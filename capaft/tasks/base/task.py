@@ -58,7 +58,7 @@ class Task(ABC):
     name: ClassVar[str]
     """Its name on the command line, as `--task` takes it."""
     pipeline_tag: ClassVar[str]
-    """The hub's name for it; by default its own."""
+    """The hub's name for it; by default its own, and empty if the hub has none."""
     summary: ClassVar[str]
     """One line for people: the input and the output."""
     auto_class: ClassVar[str]

@@ -19,6 +19,7 @@ import torch
 import capaft
 from capaft.adapter.file.adapter_file import read
 from capaft.adapter.file.fingerprint import weight_samples
+from capaft.config.local_paths import PLACES, may_be_same_place
 from capaft.config.settings import flag_of
 from capaft.config.sources import resolve_settings
 from capaft.config.train_config import SIZES, TrainConfig
@@ -29,7 +30,9 @@ from capaft.training.record.run_directory import RunDirectory
 from capaft.training.setup.job import Job
 
 # Settings that may differ from those that the run began with: they fit it to the machine, or only report it.
-_FREE = ("micro_batch_size", "eval_batch_size", "gradient_checkpointing", "checkpoint_seconds", "tracker", "head_cache")
+_FREE = frozenset(
+    ["micro_batch_size", "eval_batch_size", "gradient_checkpointing", "checkpoint_seconds", "tracker", "head_cache"]
+).union(["trust_remote_code"])
 
 
 # Settings of the length, which is the one thing that may be another once a run is finished.
@@ -72,13 +75,14 @@ def changed_settings(
 ) -> dict[str, tuple[Any, Any]]:
     """The value that a run began with, and the present one, of each setting that differs and should not.
 
-    A choice that both leave to capaft is the same, although earlier versions did not record all that they made: what it
-    changes shows in `origin_digests`.
+    A choice that both leave to capaft is the same, although earlier versions did not record all that they made, and so
+    is a path that is gone and one that is called the same: what they change shows in `origin_digests`.
     """
     saved = saved_settings(run)
     pairs = {name: (before, getattr(config, name)) for name, before in vars(saved).items() if name not in _FREE}
+    places = {name for name in PLACES if all(pairs[name]) and may_be_same_place(*pairs[name])}
     left_open = {name for name, (before, _) in pairs.items() if before is None and name not in chosen}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in left_open}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in left_open | places}
 
 
 def origin_digests(job: Job) -> dict[str, str]:

@@ -9,12 +9,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from capaft.adapter.file.adapter_file import ADAPTER, find_adapter
+from capaft.config.local_paths import CONFIG, LOCAL
 from capaft.support.errors import UsageError, did_you_mean
 
-ADAPTER = "adapter.safetensors"
 LAST = "last.safetensors"
-CONFIG = "run.yaml"
 RUNS = Path("runs")
+PRIVATE = f"checkpoints/\n{LOCAL}\npredictions.jsonl\ntrackers/\n"
+"""What git and the Hugging Face hub leave out of a run: it holds texts, paths and names of this machine."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,16 @@ class RunDirectory:
         return self.path / CONFIG
 
     @property
+    def local(self) -> Path:
+        """The paths of model and data on this machine; see `LocalPaths`."""
+        return self.path / LOCAL
+
+    @property
+    def ignored(self) -> Path:
+        """The names of what is not to be shared."""
+        return self.path / ".gitignore"
+
+    @property
     def metrics(self) -> Path:
         """One JSON record a line: training steps and evaluations."""
         return self.path / "metrics.jsonl"
@@ -83,6 +95,8 @@ class RunDirectory:
             self.predictions,
             self.plot,
             self.card,
+            self.local,
+            self.ignored,
             self.config,
         )
 
@@ -129,6 +143,10 @@ def choose_directory(output: str | None, method: str, *, overwrite: bool, resume
         raise UsageError(
             f"--output {output} holds something else ({present[0].name}, ...); name a directory that is new or empty"
         )
+    for part in (run.checkpoints, run.trackers, run.replaced):
+        # A stranger may have made it, and what it leads to is not the run's.
+        if part.is_symlink():
+            raise UsageError(f"--output {output}: {part} is a link to {part.readlink()}; remove it")
     if present and not (overwrite or resume):
         raise UsageError(
             f"--output {output} holds a run; name another directory, resume it with --resume, or replace it with "
@@ -269,20 +287,19 @@ def find_adapter_file(name: str) -> tuple[Path, RunDirectory | None]:
     """The adapter file that RUN means, and its run directory if it has one.
 
     Args:
-        name: a run directory or an adapter file.
+        name: a run directory, a directory with one adapter file, or an adapter file.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: it is none of these.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
-        run = RunDirectory(path)
-        if not run.adapter.exists():
-            raise UsageError(f"{name} holds no {ADAPTER}; give the directory of a finished run, or an adapter file")
-        return run.adapter, run
+    run = RunDirectory(path)
+    if run.config.is_file() and not run.adapter.exists():
+        raise UsageError(f"{name} holds no {ADAPTER}; give the directory of a finished run, or an adapter file")
+    path = find_adapter(path)
     if path.is_file():
         run = RunDirectory(path.parent)
-        return path, run if path.name in (ADAPTER, LAST) and run.config.exists() else None
+        return path, run if path.name in (ADAPTER, LAST) and run.config.is_file() else None
     runs = [str(file.parent) for file in sorted(RUNS.glob(f"*/{ADAPTER}"))]
     hint = did_you_mean(str(path), runs)
     raise UsageError(f"there is no run or adapter file {name}{hint or '; give a run directory or an adapter file'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -12,17 +13,22 @@ from capaft.adapter.file import save_load
 from capaft.adapter.file.adapter_file import AdapterFile, read
 from capaft.adapter.file.other_head import HEAD
 from capaft.config.choices import TASKS
+from capaft.config.local_paths import LocalPaths, same_place
 from capaft.config.open_options import OpenOptions
 from capaft.config.parts.model import ModelSettings
 from capaft.config.parts.task import TaskSettings
 from capaft.config.settings import check_range
 from capaft.config.sources import resolve_settings
 from capaft.config.train_config import TrainConfig
-from capaft.model.load import BaseModel
-from capaft.support.errors import AdapterFileError, UsageError
+from capaft.model.demo import MODEL_NAME
+from capaft.model.load import BaseModel, locate_model
+from capaft.support.errors import AdapterFileError, UsageError, printable
 from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
+from capaft.training.record.named import report_named
 from capaft.training.record.run_directory import RunDirectory, find_adapter_file
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class SavedRun:
         config: the run's configuration, if it lies in a run directory.
         task: the task it was trained for.
         base: the base model, with the adapter attached.
+        settings: those that the base model was loaded with.
     """
 
     file: AdapterFile
@@ -42,6 +49,7 @@ class SavedRun:
     config: TrainConfig | None
     task: Task
     base: BaseModel
+    settings: ModelSettings
 
     @property
     def model(self) -> nn.Module:
@@ -49,12 +57,13 @@ class SavedRun:
         return self.base.model
 
 
-def open_run(name: str, options: OpenOptions | None = None) -> SavedRun:
-    """Open a run directory or an adapter file.
+def open_run(name: str, options: OpenOptions | None = None, say: Say = lambda line: None) -> SavedRun:
+    """Open a run directory or an adapter file. A stranger may have made it: only `options` permit anything.
 
     Args:
-        name: a run directory or an adapter file.
+        name: a run directory, a directory with one adapter file, or an adapter file.
         options: the base model to put it on, if it is not the one that the run or the file names.
+        say: called with a line for what its files claim, and for what they name and lies elsewhere.
 
     Raises:
         UsageError: nothing is called so, or the base model cannot be loaded.
@@ -64,14 +73,11 @@ def open_run(name: str, options: OpenOptions | None = None) -> SavedRun:
     path, run = find_adapter_file(name)
     file = read(path)
     task = _task(file)
-    config = _config(run.config) if run else None
-    model = options.model or (config.model if config else file.base.name)
-    if model is None and config is None:
-        raise UsageError(f"{path} does not name its base model; pass --model")
+    config = _config(run.config, say) if run else None
     settings = ModelSettings(
-        model=model,
+        model=options.model or _named_base(file, run, config, say),
         revision=None if options.model else file.base.revision,
-        trust_remote_code=config.trust_remote_code if config else False,
+        trust_remote_code=options.trust_remote_code,
         base_dtype=options.base_dtype or (config.base_dtype if config else "float32"),
     )
     base = task.load_model(settings, seed=file.header.seed)
@@ -82,7 +88,30 @@ def open_run(name: str, options: OpenOptions | None = None) -> SavedRun:
             parameters[key].data = parameters[key].data.float()
     save_load.load(base.model, file, rename=options.renames, allow_base_mismatch=options.allow_base_mismatch)
     base.model.eval()
-    return SavedRun(file, run, config, task, base)
+    return SavedRun(file, run, config, task, base, settings)
+
+
+def _named_base(file: AdapterFile, run: RunDirectory | None, config: TrainConfig | None, say: Say) -> str | None:
+    """The base model that a run's settings name, or else the adapter file; None for the demo's.
+
+    Raises:
+        UsageError: none is named, or it is not here.
+    """
+    name, source = file.base.name, file.path
+    if run and config:
+        named = name and LocalPaths.read(run.path).locate("model", name)
+        name, source = config.model, run.config
+        if named and not same_place(named, name or MODEL_NAME):
+            say(printable(f"warning: {source} names the base model {name or MODEL_NAME}, and {file.path} {named}"))
+    elif name is None:
+        raise UsageError(f"{file.path} does not name its base model; pass --model")
+    try:
+        if name is not None:
+            locate_model(name)
+    except UsageError:
+        raise UsageError(printable(f"{source} names the base model {name}, which is not here; pass --model")) from None
+    report_named("model", name, source, say)
+    return name
 
 
 def _task(file: AdapterFile) -> Task:
@@ -117,5 +146,5 @@ def _task(file: AdapterFile) -> Task:
         raise AdapterFileError(f"{file.path}: its task is invalid: {error}") from None
 
 
-def _config(path: Path) -> TrainConfig:
-    return resolve_settings(TrainConfig, flags={}, environ={}, file=path)[0]
+def _config(path: Path, say: Say) -> TrainConfig:
+    return resolve_settings(TrainConfig, flags={}, environ={}, file=path, say=say)[0]
