@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from capaft.adapter.plan import DEFAULT_PLACEMENT, Placement, Plan, hidden_limit, make_plan
+from capaft.adapter.bounds import largest_size
+from capaft.adapter.plan import DEFAULT_PLACEMENT, Placement, Plan, make_plan
 from capaft.factors.rng import Streams
 from capaft.methods.head import Head
 from capaft.methods.stack import Stack, parse_stack
@@ -89,7 +90,7 @@ def _largest_size(plan: Plan) -> int:
     """The largest rank that every layer has room for, copies counted."""
     host, copies = plan.stack.host, plan.stack.copies
     assert host is not None
-    return max(1, min(hidden_limit(site, host) for site in plan.sites) // (copies.copies if copies else 1))
+    return max(1, min(largest_size(host, site, copies.copies if copies else 1) for site in plan.sites))
 
 
 def _sized(stack: Stack, size: int) -> Stack:
