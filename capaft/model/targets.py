@@ -21,7 +21,7 @@ TARGET_PRESETS = ("qv", "kv", "all-linear", "attention", "mlp", "conv", "embeddi
 # together are bounded.
 MAX_TARGETS = 1000
 MAX_PATTERN_COST = 200_000
-MAX_PATTERN_SECONDS = 1.0
+MAX_PATTERN_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
