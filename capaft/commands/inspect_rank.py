@@ -13,7 +13,9 @@ from capaft.config.open_options import OpenOptions
 from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
 from capaft.support import strict_json
+from capaft.support.console import print_result
 from capaft.support.files import check_writable, write_atomically
+from capaft.support.printable import printable
 
 if TYPE_CHECKING:
     from capaft.adapter.rank import SiteRank
@@ -41,7 +43,7 @@ def inspect_rank_command(
         if plot:
             write_atomically(plot, draw_ranks(reports))
         if json:
-            print(strict_json.document({"sites": [report.record() for report in reports], "summary": summary}))
+            print_result(strict_json.document({"sites": [report.record() for report in reports], "summary": summary}))
         else:
             show_ranks(reports, summary)
 
@@ -58,6 +60,7 @@ def show_ranks(reports: list[SiteRank], summary: dict[str, Any]) -> None:
     """Print a table of the sites and their summary on stdout."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     if not console.is_terminal:
@@ -70,7 +73,7 @@ def show_ranks(reports: list[SiteRank], summary: dict[str, Any]) -> None:
     table.add_column("spectrum", no_wrap=True)
     for r in reports:
         table.add_row(
-            r.site,
+            Text(printable(r.site)),
             str(r.rank),
             str(r.hidden_width),
             str(r.numerical_rank),
@@ -89,6 +92,11 @@ def show_ranks(reports: list[SiteRank], summary: dict[str, Any]) -> None:
         + (f", mean |dW|/|W| {summary['mean_relative_norm']:.3g}" if "mean_relative_norm" in summary else ""),
         highlight=False,
     )
+
+
+def _label(site: str) -> str:
+    """A site in a plot, where a dollar sign would begin a formula."""
+    return printable(site).replace("$", r"\$")
 
 
 def draw_ranks(reports: list[SiteRank]) -> bytes:
@@ -110,7 +118,7 @@ def draw_ranks(reports: list[SiteRank]) -> bytes:
         (reports[0].hidden_width, "--", "hidden width"),
     ):
         ranks.axvline(width, color="tab:gray", linestyle=style, label=label)
-    ranks.set_yticks(range(len(reports)), [r.site for r in reports], fontsize=6)
+    ranks.set_yticks(range(len(reports)), [_label(r.site) for r in reports], fontsize=6)
     ranks.invert_yaxis()
     ranks.set_xlabel("effective rank")
     ranks.legend(frameon=False, fontsize=8)

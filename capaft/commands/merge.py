@@ -16,8 +16,10 @@ from capaft.config.open_options import MergeOptions
 from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
 from capaft.support import hub, strict_json
+from capaft.support.console import print_result
 from capaft.support.errors import TrainingError, UsageError, one_line
 from capaft.support.files import write_atomically
+from capaft.support.printable import front_matter, markdown
 
 if TYPE_CHECKING:
     from capaft.training.record.saved_run import SavedRun
@@ -41,7 +43,7 @@ def merge_command(
         started = time.perf_counter()
         sites = write_merged(open_run(run, options), output, overwrite=overwrite, dequantise=options.dequantise)
         results = {"output": output, "sites": sites, "seconds": round(time.perf_counter() - started, 3)}
-        print(strict_json.document(results) if json else f"merged {sites} sites into {output}")
+        print_result(strict_json.document(results) if json else f"merged {sites} sites into {output}")
 
 
 def _check_output(output: str, path: Path, *, overwrite: bool) -> None:
@@ -123,19 +125,15 @@ def _card(saved: SavedRun) -> str:
     method = saved.file.header.method.method
     base = saved.file.base.name or "an unnamed base model"
     auto_class = saved.task.auto_class_for(saved.base.model.config)
-    return f"""---
-library_name: transformers
-base_model: {base}
-pipeline_tag: {saved.task.pipeline_tag}
----
+    matter = {"library_name": "transformers", "base_model": base, "pipeline_tag": saved.task.pipeline_tag}
+    return f"""{front_matter(matter)}
+# {markdown(base)}, fine-tuned and merged
 
-# {base}, fine-tuned and merged
-
-The weights of {base} with a {method} adapter added by capaft. It loads with transformers alone:
+The weights of {markdown(base)} with a {method} adapter added by capaft. It loads with transformers alone:
 
 ```python
 from transformers import {auto_class}
 
 model = {auto_class}.from_pretrained("path/to/this/directory")
 ```
-{f"{chr(10)}Labels: {', '.join(saved.task.labels)}.{chr(10)}" if saved.task.labels else ""}"""
+{f"{chr(10)}Labels: {', '.join(map(markdown, saved.task.labels))}.{chr(10)}" if saved.task.labels else ""}"""

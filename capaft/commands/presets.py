@@ -5,6 +5,7 @@ from __future__ import annotations
 from capaft.commands.reporting import Json, reporting
 from capaft.config.presets import preset_summaries
 from capaft.support import strict_json
+from capaft.support.console import print_result
 
 
 def presets_command(json: Json = False) -> None:
@@ -13,4 +14,4 @@ def presets_command(json: Json = False) -> None:
         summaries = preset_summaries()
         width = max(map(len, summaries))
         lines = (f"{name:{width}}  {summary}" for name, summary in summaries.items())
-        print(strict_json.document(summaries) if json else "\n".join(lines))
+        print_result(strict_json.document(summaries) if json else "\n".join(lines))

@@ -18,7 +18,7 @@ from capaft.config.signature import signature
 from capaft.config.sources import MADE_BY, dump_settings, resolve_settings, user_labels, with_labels
 from capaft.config.train_config import TrainConfig
 from capaft.support import strict_json
-from capaft.support.console import print_line
+from capaft.support.console import print_line, print_result
 from capaft.support.errors import CapaftError, UsageError
 
 
@@ -42,7 +42,7 @@ def train_command(
     with reporting() as console:
         settings, labels = _resolve(flags, config, preset)
         if print_config:
-            print(dump_settings(settings), end="")
+            print_result(dump_settings(settings))
             return
         if not dry_run:
             from capaft.training.parallel.launch import follow_launcher, launch_processes, should_launch
@@ -56,7 +56,7 @@ def train_command(
 
             with _naming(labels):
                 dry_run_report = describe_run(settings, lambda line: print_line(console, line), labels)
-            print(strict_json.document(asdict(dry_run_report)) if json else dry_run_text(dry_run_report))
+            print_result(strict_json.document(asdict(dry_run_report)) if json else dry_run_text(dry_run_report))
             return
         from capaft.commands.summary import run_summary
         from capaft.training.run import execute_run
@@ -64,7 +64,7 @@ def train_command(
         with _naming(labels):
             results = execute_run(settings, console, sys.argv[1:], labels)
         if is_first_process():
-            print(strict_json.document(results.record()) if json else run_summary(results))
+            print_result(strict_json.document(results.record()) if json else run_summary(results))
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def _naming(labels: dict[str, str]) -> Iterator[None]:
     try:
         yield
     except CapaftError as error:
-        error.args = (with_labels(str(error), labels),)
+        error.respell(lambda line: with_labels(line, labels))
         raise
 
 

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from capaft.support.printable import fenced, front_matter, markdown
 from capaft.tasks.base.registry import task_class
 from capaft.training.record.results import Results, score_text
 
@@ -18,18 +19,18 @@ def card_text(results: Results, command: Sequence[str], config: Path) -> str:
         command: the command line that was typed, without the program; empty if there was none.
         config: the saved configuration, which repeats the run.
     """
-    labels = f"Labels: {', '.join(results.labels)}.\n\n" if results.labels else ""
-    typed = f"It was trained by\n\n```\n{shlex.join(['capaft', *command])}\n```\n\nand " if command else ""
+    labels = f"Labels: {', '.join(map(markdown, results.labels))}.\n\n" if results.labels else ""
+    typed = f"It was trained by\n\n{fenced(shlex.join(['capaft', *command]))}\n\nand " if command else ""
     several = f" --processes {results.processes}" if results.processes > 1 else ""
-    table = "\n".join(f"| {name} | {value} |" for name, value in _facts(results))
-    return f"""---
-library_name: capaft
-base_model: {results.model}
-pipeline_tag: {task_class(results.task).pipeline_tag}
-tags: [capaft, {results.method}]
----
-
-# {results.method} on {results.data}
+    table = "\n".join(f"| {markdown(name)} | {markdown(value)} |" for name, value in _facts(results))
+    matter = {
+        "library_name": "capaft",
+        "base_model": results.model,
+        "pipeline_tag": task_class(results.task).pipeline_tag,
+        "tags": ["capaft", results.method],
+    }
+    return f"""{front_matter(matter)}
+# {markdown(results.method)} on {markdown(results.data)}
 
 An adapter made with capaft. The file holds trained parameters and a seed; the random numbers that they multiply are
 drawn again from the seed wherever it is loaded.
@@ -42,9 +43,7 @@ drawn again from the seed wherever it is loaded.
 
 {typed}{"this" if typed else "This command"} repeats it, byte for byte on the same machine and versions:
 
-```
-capaft train --config {shlex.quote(str(config))}{several}
-```
+{fenced(f"capaft train --config {shlex.quote(str(config))}{several}")}
 """
 
 
