@@ -76,16 +76,25 @@ def _check_ranks(plan: Plan) -> None:
     if not narrow:
         return
     first = next(iter(narrow.values()))
-    names = _endings(narrow, [site.path for site in plan.sites if site.path not in narrow])
-    sides = {name: min(min(narrow[p].in_features, narrow[p].out_features) for p in names[name]) for name in names}
     option = f"--{host.size.replace('_', '-')}"
-    choices = [f"--exclude-modules {_listed(names)}", f"a lower {option}"]
-    if any(field.name == "rank_pattern" for field in host.options()):
-        choices.insert(0, f"--rank-pattern {_listed([f'{name}={side}' for name, side in sides.items()])}")
     raise UsageError(
         f"{option} {_rank(host, first)} exceeds the smaller side of {_places(narrow)} "
-        f"({first.out_features} x {first.in_features}); use {', '.join(choices[:-1])} or {choices[-1]}"
+        f"({first.out_features} x {first.in_features}); {_narrow_advice(plan, narrow, option)}"
     )
+
+
+def _narrow_advice(plan: Plan, narrow: dict[str, Site], option: str) -> str:
+    """The end of the message about layers that are narrower than the rank: what to type."""
+    least = min(min(site.in_features, site.out_features) for site in narrow.values())
+    wide = [site.path for site in plan.sites if site.path not in narrow]
+    names = _endings(narrow, wide)
+    sides = {name: min(min(narrow[p].in_features, narrow[p].out_features) for p in names[name]) for name in names}
+    pattern = f"--rank-pattern {_listed([f'{name}={side}' for name, side in sides.items()])}"
+    if not wide:
+        return f"use {pattern}" if any(site.rank for site in narrow.values()) else f"use {option} {least} or less"
+    takes_pattern = plan.stack.host and any(field.name == "rank_pattern" for field in plan.stack.host.options())
+    choices = [*([pattern] if takes_pattern else []), f"--exclude-modules {_listed(names)}"]
+    return f"use {', '.join(choices)} or {option} {least} or less"
 
 
 def _rank(host: Host, site: Site) -> int:

@@ -114,7 +114,7 @@ def _warn_of_narrow(plan: Plan) -> None:
     sizes = _sizes(plan)
     least = min(sizes.values())
     narrow = [path for path, size in sizes.items() if size == least]
-    if len(narrow) < len(sizes):
+    if 4 * least <= max(sizes.values()):
         warnings.warn(
             f"the rank stops at {least}, the most that {narrow[0]} has room for; leave such layers out with "
             "--exclude-modules for a larger one",

@@ -40,11 +40,16 @@ def planned(model: nn.Module, method: str, targets: str = "", **options: Any) ->
             {},
             "gate,query",
             r"--rank 8 exceeds the smaller side of layer\.0\.gate and layer\.1\.gate \(1 x 32\); use --rank-pattern "
-            "gate=1, --exclude-modules gate or a lower --rank$",
+            "gate=1, --exclude-modules gate or --rank 1 or less$",
         ),
-        ("dora", {}, "all-linear", "1 x 32.; use --exclude-modules gate or a lower --rank$"),
-        ("nola", {"k": 1, "rank": 33}, "words", r"--rank 33 exceeds the smaller side of words \(32 x 5000\)"),
-        ("lora", {"rank_pattern": ["query=33"]}, "query", r"--rank 33 .* use --rank-pattern query=32, "),
+        ("dora", {}, "all-linear", "1 x 32.; use --exclude-modules gate or --rank 1 or less$"),
+        (
+            "nola",
+            {"k": 1, "rank": 33},
+            "words",
+            r"--rank 33 exceeds the smaller side of words \(32 x 5000\); use --rank 32 or less$",
+        ),
+        ("lora", {"rank_pattern": ["query=33"]}, "query", r"--rank 33 .* use --rank-pattern query=32$"),
         ("capaboost", {"copies": 5}, "query", "a hidden width of 40 .* exceeds the layer layer.0.query"),
         ("vera", {"rank": 4097}, "query", "a hidden width of 4097 .* has room for 4096"),
         (
@@ -85,7 +90,9 @@ def test_the_advice_can_be_typed() -> None:
 
 
 def test_python_names_its_keywords() -> None:
-    with pytest.raises(UsageError, match=r"^rank 8 exceeds .* use rank_pattern gate=1, exclude gate or a lower rank$"):
+    with pytest.raises(
+        UsageError, match=r"^rank 8 exceeds .* use rank_pattern gate=1, exclude gate or rank 1 or less$"
+    ):
         capaft.attach(gated(), "lora", targets="all-linear")
 
 
