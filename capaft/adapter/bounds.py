@@ -93,6 +93,8 @@ def _narrow_advice(plan: Plan, narrow: dict[str, Site], option: str) -> str:
     if not wide:
         return f"use {pattern}" if any(site.rank for site in narrow.values()) else f"use {option} {least} or less"
     takes_pattern = plan.stack.host and any(field.name == "rank_pattern" for field in plan.stack.host.options())
+    # Factors of such a rank would have no room for the coefficients.
+    takes_pattern = takes_pattern and max(plan.stack.k or (0,)) <= MAX_COEFFICIENTS * least**2
     choices = [*([pattern] if takes_pattern else []), f"--exclude-modules {_listed(names)}"]
     return f"use {', '.join(choices)} or {option} {least} or less"
 

@@ -42,6 +42,7 @@ def planned(model: nn.Module, method: str, targets: str = "", **options: Any) ->
             r"--rank 8 exceeds the smaller side of layer\.0\.gate and layer\.1\.gate \(1 x 32\); use --rank-pattern "
             "gate=1, --exclude-modules gate or --rank 1 or less$",
         ),
+        ("nola", {}, "gate,query", r"1 x 32.; use --exclude-modules gate or --rank 1 or less$"),
         ("dora", {}, "all-linear", "1 x 32.; use --exclude-modules gate or --rank 1 or less$"),
         (
             "nola",
