@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from capaft.adapter.plan import DEFAULT_PLACEMENT, Placement, Plan, hidden_limit, make_plan
+from capaft.adapter.bounds import MAX_COEFFICIENTS, largest_size
+from capaft.adapter.plan import DEFAULT_PLACEMENT, Placement, Plan, make_plan
 from capaft.factors.rng import Streams
 from capaft.methods.head import Head
 from capaft.methods.stack import Stack, parse_stack
@@ -63,7 +65,7 @@ def fit_to_budget(model: nn.Module, stack: Stack, budget: int, placement: Placem
         raise UsageError(
             f"--budget {budget} is below the {smallest} trainable parameters of the smallest {stack.method}; raise it"
         )
-    most = budget if stack.k else sizes[-1]
+    most = min(budget, _largest_k(plan, stack)) if stack.k else sizes[-1]
     # The count is nearly proportional to the size: biases and the unions of masks make little difference.
     size = max(least, min(most, least * budget // smallest))
     step = 1
@@ -75,6 +77,8 @@ def fit_to_budget(model: nn.Module, stack: Stack, budget: int, placement: Placem
     while high - size > 1:
         middle = (size + high) // 2
         size, high = (middle, high) if count(middle) <= budget else (size, middle)
+    if size == most < budget and not stack.k and len(plan.sites) > 1:
+        _warn_of_narrow(replace(plan, stack=stack))
     return _sized(stack, size)
 
 
@@ -87,9 +91,35 @@ def _masks_keep(plan: Plan) -> bool:
 
 def _largest_size(plan: Plan) -> int:
     """The largest rank that every layer has room for, copies counted."""
+    return max(1, min(_sizes(plan).values()))
+
+
+def _largest_k(plan: Plan, stack: Stack) -> int:
+    """The largest number of coefficients that every factor has room for."""
+    groups = replace(plan, stack=stack).groups().values()
+    sizes = [factor.size for of_role in groups for factor, _ in of_role if len(factor.shape) > 1 and not factor.frozen]
+    return MAX_COEFFICIENTS * min(sizes, default=1)
+
+
+def _sizes(plan: Plan) -> dict[str, int]:
+    """The largest rank of each site that has none of its own, copies counted."""
     host, copies = plan.stack.host, plan.stack.copies
     assert host is not None
-    return max(1, min(hidden_limit(site, host) for site in plan.sites) // (copies.copies if copies else 1))
+    sites = [site for site in plan.sites if site.rank is None] or plan.sites
+    return {site.path: largest_size(host, site, copies.copies if copies else 1) for site in sites}
+
+
+def _warn_of_narrow(plan: Plan) -> None:
+    """Warn that narrow layers alone keep the rank small."""
+    sizes = _sizes(plan)
+    least = min(sizes.values())
+    narrow = [path for path, size in sizes.items() if size == least]
+    if 4 * least <= max(sizes.values()):
+        warnings.warn(
+            f"the rank stops at {least}, the most that {narrow[0]} has room for; leave such layers out with "
+            "--exclude-modules for a larger one",
+            stacklevel=3,
+        )
 
 
 def _sized(stack: Stack, size: int) -> Stack:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
+from capaft.adapter.bounds import check_bounds
 from capaft.config.choices import HEAD_K, HeadMode
 from capaft.factors.expansion import parameter_bounds
 from capaft.factors.factor import Factor
@@ -22,11 +23,8 @@ from capaft.model.names import base_parameters, canonical_name, without_wrappers
 from capaft.model.other_adapters import refuse_other_adapters
 from capaft.model.quantised import quantised_layers
 from capaft.model.site import Site
-from capaft.model.targets import TARGET_PRESETS, Targets, path_matcher
+from capaft.model.targets import TARGET_PRESETS, Targets, path_matcher, shared_pattern_time
 from capaft.support.errors import UsageError
-
-# A file of few coefficients must not ask for factors of any size: beyond this, the layer bounds the hidden width.
-MAX_HIDDEN = 4096
 
 
 @dataclass(frozen=True)
@@ -131,13 +129,14 @@ class Placement:
 DEFAULT_PLACEMENT = Placement()
 
 
+@shared_pattern_time()
 def make_plan(model: nn.Module, stack: Stack, placement: Placement = DEFAULT_PLACEMENT) -> Plan:
     """Plan an adapter for a model without drawing or changing anything.
 
     Raises:
         UsageError: no site matches, the seed is out of range, a parameter of the head does not exist or cannot have
-            coefficients, nothing is trained, the hidden width exceeds a layer, or the model has another library's
-            adapter.
+            coefficients, nothing is trained, the adapter is too large for its layers or the model (see `check_bounds`),
+            or the model has another library's adapter.
     """
     refuse_other_adapters(model)
     seed, rename, targets = placement.seed, placement.rename, placement.targets
@@ -159,6 +158,7 @@ def make_plan(model: nn.Module, stack: Stack, placement: Placement = DEFAULT_PLA
         raise UsageError("--head frozen leaves --method head nothing to train; change one of them")
     plan = Plan(stack, seed, Targets(), (), tuple(sorted(direct)), rename or {}, moved_head)
     if stack.host is None:
+        check_bounds(plan, model)
         return plan
     if not targets.modules:
         targets = replace(targets, modules=stack.host.default_targets)
@@ -170,7 +170,7 @@ def make_plan(model: nn.Module, stack: Stack, placement: Placement = DEFAULT_PLA
                 other = "trained directly" if name in direct else "part of the head"
                 raise UsageError(f"{module} is both adapted and {other}; leave it out of one of them")
     plan = replace(plan, targets=targets, sites=sites)
-    _check_widths(plan)
+    check_bounds(plan, model)
     return plan
 
 
@@ -243,41 +243,3 @@ def _parameters_of(names: set[str], modules: str) -> set[str]:
             raise UsageError(f"--modules-to-save {word}: the model has no module of that name with parameters")
         parameters |= matching
     return parameters
-
-
-def _check_widths(plan: Plan) -> None:
-    """Refuse a hidden width beyond the layer's limit, and masks that keep nothing.
-
-    Raises:
-        UsageError: a site has such a width or mask.
-    """
-    stack = plan.stack
-    for site in plan.sites:
-        assert stack.host is not None
-        limit = hidden_limit(site, stack.host)
-        for factor in stack.host.factors(site):
-            copies = stack.copies_of(factor)
-            if factor.hidden_axis is None:
-                continue
-            width = factor.shape[factor.hidden_axis] * (copies.copies if copies else 1)
-            if width > limit:
-                raise UsageError(
-                    f"a hidden width of {width} (rank times copies) exceeds the layer {site.path}, which has room for "
-                    f"{limit}; lower --{stack.host.size.replace('_', '-')} or --copies, or narrow --target-modules"
-                )
-            if copies and copies.masks == "random" and copies.kept(factor.size) == 0:
-                raise UsageError(
-                    f"--density {copies.density} keeps none of the {factor.size} entries of {factor.name} at "
-                    f"{site.path}; raise it, or make the method larger"
-                )
-
-
-def hidden_limit(site: Site, host: Host) -> int:
-    """The largest hidden width that a host may have at a site, copies counted.
-
-    A trained update of a weight needs no more than the weight's own width. Anything else may be wider, but a stranger's
-    file must not ask for any amount of memory.
-    """
-    widest = max(site.in_features, site.out_features)
-    trained = any(len(f.shape) > 1 and f.hidden_axis is not None and not f.frozen for f in host.factors(site))
-    return widest if site.parameter and trained else max(MAX_HIDDEN, 4 * widest)

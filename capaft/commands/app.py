@@ -24,6 +24,7 @@ from capaft.commands.merge import merge_command
 from capaft.commands.methods import methods_command
 from capaft.commands.presets import presets_command
 from capaft.commands.train import train_command
+from capaft.support.console import print_error, print_result
 from capaft.support.errors import UsageError
 
 
@@ -47,7 +48,7 @@ class _Commands(TyperGroup):
                 raise
             # The reader of stdout has gone, as in `capaft info RUN | head -1`, or the disk under it is full.
             if error.errno != errno.EPIPE:
-                print(f"error: cannot write to stdout: {error.strerror}", file=sys.stderr)
+                print_error(f"cannot write to stdout: {error.strerror}")
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except Exception as error:
@@ -57,7 +58,7 @@ class _Commands(TyperGroup):
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "capaft"
             message = " ".join(error.format_message().split()).rstrip(".")
-            print(f"error: {message}; see {command} --help", file=sys.stderr)
+            print_error(f"{message}; see {command} --help")
             sys.exit(UsageError.exit_code)
         if standalone_mode:
             sys.exit(result if isinstance(result, int) else 0)
@@ -67,7 +68,7 @@ class _Commands(TyperGroup):
 def _stdout_takes_more() -> bool:
     """True if it was not stdout that failed."""
     try:
-        print(flush=True)
+        print(flush=True)  # noqa: T201 - nothing is shown
     except OSError:
         return False
     return True
@@ -85,7 +86,7 @@ app = typer.Typer(
 
 def _print_version(is_given: bool) -> None:
     if is_given:
-        print(__version__)
+        print_result(__version__)
         raise typer.Exit
 
 

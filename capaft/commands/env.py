@@ -7,6 +7,7 @@ import platform
 from capaft import __version__
 from capaft.commands.reporting import Json, reporting
 from capaft.support import strict_json
+from capaft.support.console import print_result
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "numpy", "typer", "rich")
 
@@ -22,4 +23,6 @@ def env_command(json: Json = False) -> None:
         facts |= {name: version(name) for name in _PACKAGES}
         facts["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         facts["threads"] = str(torch.get_num_threads())
-        print(strict_json.document(facts) if json else "\n".join(f"{name:14}{fact}" for name, fact in facts.items()))
+        print_result(
+            strict_json.document(facts) if json else "\n".join(f"{name:14}{fact}" for name, fact in facts.items())
+        )

@@ -11,7 +11,7 @@ from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
 from capaft.support import strict_json
 from capaft.support.activity import activity
-from capaft.support.console import print_line
+from capaft.support.console import print_line, print_result
 from capaft.support.files import check_writable
 
 
@@ -28,4 +28,4 @@ def eval_command(run: Run, json: Json = False, **flags: str | bool | list[str] |
         with activity(console, "loading the base model and the adapter"):
             saved = open_run(run, options, lambda line: print_line(console, line))
         scores = score_run(saved, options, say=lambda line: print_line(console, f"data   {line}"))
-        print(strict_json.document(asdict(scores)) if json else evaluation_summary(scores, options.predictions))
+        print_result(strict_json.document(asdict(scores)) if json else evaluation_summary(scores, options.predictions))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from capaft.commands.reporting import Json, Run, reporting
 from capaft.support import strict_json
 from capaft.support.activity import activity
-from capaft.support.errors import printable
+from capaft.support.console import print_result
+from capaft.support.printable import printable
 
 if TYPE_CHECKING:
     from capaft.adapter.file.adapter_file import AdapterFile
@@ -25,9 +26,9 @@ def info_command(run: Run, json: Json = False) -> None:
         path, _ = find_adapter_file(run)
         file = read(path)
         if json:
-            print(strict_json.document({"path": str(path), "bytes": file.size, "header": file.header.record()}))
+            print_result(strict_json.document({"path": str(path), "bytes": file.size, "header": file.header.record()}))
             return
-        print("\n".join(printable(line) for line in describe_file(file)))
+        print_result("\n".join(printable(line) for line in describe_file(file)))
 
 
 def describe_file(file: AdapterFile) -> list[str]:

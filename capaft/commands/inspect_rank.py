@@ -15,8 +15,9 @@ from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
 from capaft.support import strict_json
 from capaft.support.activity import activity
-from capaft.support.console import print_line
+from capaft.support.console import print_line, print_result
 from capaft.support.files import check_writable, write_atomically
+from capaft.support.printable import printable
 
 if TYPE_CHECKING:
     from capaft.adapter.rank import SiteRank
@@ -47,7 +48,7 @@ def inspect_rank_command(
         if plot:
             write_atomically(plot, draw_ranks(reports))
         if json:
-            print(strict_json.document({"sites": [report.record() for report in reports], "summary": summary}))
+            print_result(strict_json.document({"sites": [report.record() for report in reports], "summary": summary}))
         else:
             show_ranks(reports, summary)
 
@@ -85,6 +86,7 @@ def show_ranks(reports: list[SiteRank], summary: dict[str, Any]) -> None:
     """Print a table of the sites and their summary on stdout; a narrow terminal gets fewer columns."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     if not console.is_terminal:
@@ -100,8 +102,8 @@ def show_ranks(reports: list[SiteRank], summary: dict[str, Any]) -> None:
     table.add_column("site", overflow="fold")
     for name in columns:
         table.add_column(name, justify="left" if name == "spectrum" else "right", no_wrap=True)
-    for site, *cells in zip((report.site for report in reports), *columns.values(), strict=True):
-        table.add_row(site, *cells)
+    for report, *cells in zip(reports, *columns.values(), strict=True):
+        table.add_row(Text(printable(report.site)), *cells)
     console.print(table)
     console.print(
         f"{summary['sites']} sites: numerical rank {summary['min_numerical_rank']} to "
@@ -110,6 +112,11 @@ def show_ranks(reports: list[SiteRank], summary: dict[str, Any]) -> None:
         + (f", mean |dW|/|W| {summary['mean_relative_norm']:.3g}" if "mean_relative_norm" in summary else ""),
         highlight=False,
     )
+
+
+def _label(site: str) -> str:
+    """A site in a plot, where a dollar sign would begin a formula."""
+    return printable(site).replace("$", r"\$")
 
 
 def draw_ranks(reports: list[SiteRank]) -> bytes:
@@ -131,7 +138,7 @@ def draw_ranks(reports: list[SiteRank]) -> bytes:
         (reports[0].hidden_width, "--", "hidden width"),
     ):
         ranks.axvline(width, color="tab:gray", linestyle=style, label=label)
-    ranks.set_yticks(range(len(reports)), [r.site for r in reports], fontsize=6)
+    ranks.set_yticks(range(len(reports)), [_label(r.site) for r in reports], fontsize=6)
     ranks.invert_yaxis()
     ranks.set_xlabel("effective rank")
     ranks.legend(frameon=False, fontsize=8)

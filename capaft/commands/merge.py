@@ -18,7 +18,7 @@ from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
 from capaft.support import hub, strict_json
 from capaft.support.activity import activity
-from capaft.support.console import print_line
+from capaft.support.console import print_line, print_result
 from capaft.support.errors import TrainingError, UsageError, one_line
 from capaft.support.files import make_ordinary, write_atomically
 from capaft.support.markdown import front_matter, inline
@@ -48,7 +48,7 @@ def merge_command(
         with activity(console, f"merging into {output}"):
             sites = write_merged(saved, output, overwrite=overwrite, dequantise=options.dequantise)
         results = {"output": output, "sites": sites, "seconds": round(time.perf_counter() - started, 3)}
-        print(strict_json.document(results) if json else f"merged {sites} sites into {output}")
+        print_result(strict_json.document(results) if json else f"merged {sites} sites into {output}")
 
 
 def _check_output(output: str, path: Path, *, overwrite: bool) -> None:

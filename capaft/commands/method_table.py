@@ -23,7 +23,7 @@ from capaft.methods.stack import (
     parse_stack,
     stacks_of,
 )
-from capaft.support.errors import printable
+from capaft.support.printable import printable
 
 WIDTH = 100
 INDENT = 11

@@ -8,6 +8,7 @@ import typer
 
 from capaft.commands.reporting import Json, loading_libraries, reporting
 from capaft.support import strict_json
+from capaft.support.console import print_result
 
 
 def methods_command(
@@ -26,4 +27,4 @@ def methods_command(
             from capaft.model.load import load_skeleton
 
         base = None if model is None else load_skeleton(model)
-        print(strict_json.document(method_rows(base)) if json else methods_text(base))
+        print_result(strict_json.document(method_rows(base)) if json else methods_text(base))

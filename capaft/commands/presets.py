@@ -7,6 +7,7 @@ import shutil
 from capaft.commands.reporting import Json, reporting
 from capaft.config.presets import preset_summaries
 from capaft.support import strict_json
+from capaft.support.console import print_result
 
 SCREEN = 1000
 """Characters in a line where there is no terminal."""
@@ -18,9 +19,9 @@ def presets_command(json: Json = False) -> None:
         summaries = preset_summaries()
         width = max(map(len, summaries))
         if json:
-            print(strict_json.document(summaries))
+            print_result(strict_json.document(summaries))
             return
         screen = shutil.get_terminal_size((SCREEN, 0)).columns
         for name, summary in summaries.items():
             is_narrow = width + 2 + len(summary) > screen
-            print(f"{name}\n    {summary}" if is_narrow else f"{name:{width}}  {summary}")
+            print_result(f"{name}\n    {summary}" if is_narrow else f"{name:{width}}  {summary}")

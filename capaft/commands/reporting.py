@@ -13,6 +13,7 @@ import typer
 from capaft.support.activity import first_activity
 from capaft.support.console import print_line
 from capaft.support.errors import CapaftError, Interrupted, TrainingError
+from capaft.support.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +36,7 @@ def reporting() -> Iterator[Console]:
         # All processes of a run find the same usage error; a failure may be that of one process alone.
         if is_first_process() or type(error) is TrainingError:
             console.quiet = False
-            for line in str(error).splitlines():
+            for line in error.args:
                 print_line(console, f"{prefix}{line}")
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
@@ -72,8 +73,21 @@ def _quiet_libraries(console: Console) -> None:
             print_line(console, f"warning: {message}")
 
     warnings.showwarning = show
+    _make_logs_printable()
     for name in ("huggingface_hub", "datasets", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _make_logs_printable() -> None:
+    """Has every library's log records hold printable lines."""
+    import logging
+
+    class Record(logging.LogRecord):
+        def getMessage(self) -> str:  # noqa: N802 - a name of logging
+            # Indented, so that no further line can be taken for one of capaft's own.
+            return "\n    ".join(map(printable, super().getMessage().split("\n")))
+
+    logging.setLogRecordFactory(Record)
 
 
 def is_first_process() -> bool:

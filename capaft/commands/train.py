@@ -22,7 +22,7 @@ from capaft.config.sources import MADE_BY, dump_settings, resolve_settings, user
 from capaft.config.train_config import TrainConfig
 from capaft.support import strict_json
 from capaft.support.activity import activity
-from capaft.support.console import print_line
+from capaft.support.console import print_line, print_result
 from capaft.support.errors import CapaftError, UsageError
 
 
@@ -55,7 +55,7 @@ def train_command(
         say = partial(print_line, console) if is_first_process() else _say_nothing
         settings, labels, named = _resolve(flags, config, preset, say)
         if print_config and not dry_run:
-            print(dump_settings(settings), end="")
+            print_result(dump_settings(settings))
             return
         if not dry_run:
             from capaft.training.parallel.launch import follow_launcher, launch_processes, should_launch
@@ -72,9 +72,9 @@ def train_command(
             with _naming(labels), activity(console, "planning the run"):
                 dry_run_report = describe_run(settings, lambda line: print_line(console, line), labels)
             if print_config:
-                print(dry_run_report.config, end="")
+                print_result(dry_run_report.config)
             else:
-                print(strict_json.document(asdict(dry_run_report)) if json else dry_run_text(dry_run_report))
+                print_result(strict_json.document(asdict(dry_run_report)) if json else dry_run_text(dry_run_report))
             return
         with loading_libraries(console):
             from capaft.commands.summary import run_summary
@@ -84,7 +84,7 @@ def train_command(
         with _naming(labels):
             results = execute_run(settings, console, labels, paths, named)
         if is_first_process():
-            print(strict_json.document(results.record()) if json else run_summary(results))
+            print_result(strict_json.document(results.record()) if json else run_summary(results))
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def _naming(labels: dict[str, str]) -> Iterator[None]:
     try:
         yield
     except CapaftError as error:
-        error.args = (with_labels(str(error), labels),)
+        error.respell(lambda line: with_labels(line, labels))
         raise
 
 

@@ -87,7 +87,7 @@ def resolve_settings(
             except ValueError as error:
                 errors.append(f"{entry.label} {error}")
     if errors:
-        raise UsageError("\n".join(errors))
+        raise UsageError(*errors)
 
     layers = _without_overridden(layers, cls.alternatives)
     entries = {entry.name: entry for layer in layers for entry in layer}
@@ -100,7 +100,7 @@ def resolve_settings(
     labels = {name: entry.label for name, entry in chosen.items() if entry.value is not None}
     if conflicts := instance.conflicts(labels):
         variables = {name: label for name, label in labels.items() if label.startswith(prefix)}
-        raise UsageError(with_labels("\n".join(conflicts), variables))
+        raise UsageError(*(with_labels(line, variables) for line in conflicts))
     return instance, dict.fromkeys(fields, "default") | {name: entry.source for name, entry in entries.items()}
 
 

@@ -50,6 +50,11 @@ class Basis(nn.Module, ABC):
     def words_used(n: int, k: int) -> dict[str, int]:
         """Number of words that one factor reads from the stream of each purpose."""
 
+    @staticmethod
+    def room(n: int, k: int) -> int:
+        """Entries that the map holds for one factor while it expands."""
+        return n
+
     def settle(self, bases: Sequence[Basis] | None) -> None:
         """Take note of all bases that share these coefficients, including this one; None if no sites share any.
 
@@ -87,7 +92,7 @@ class Hadamard(Basis):
         self.sides = (1 << (log2 + 1) // 2, 1 << log2 // 2)
         columns, signs = [], []
         for site in streams:
-            low = rng.permutation(site.key("hadamard.columns"), size // 2)[:k]
+            low = rng.permutation(site.key("hadamard.columns"), size // 2, k)
             top = rng.bits(site.key("hadamard.top"), k).astype(np.int64)
             columns.append(low + top * (size // 2))
             signs.append(rng.signs(site.key("hadamard.signs"), n))
@@ -101,6 +106,11 @@ class Hadamard(Basis):
     def transform_size(n: int, k: int) -> int:
         """N, the smallest power of two >= max(n, 2k)."""
         return 1 << (max(n, 2 * k) - 1).bit_length()
+
+    @staticmethod
+    def room(n: int, k: int) -> int:
+        """See `Basis.room`: the vectors that are transformed are longer."""
+        return Hadamard.transform_size(n, k)
 
     @staticmethod
     def words_used(n: int, k: int) -> dict[str, int]:
@@ -136,14 +146,11 @@ class Uniform(Basis):
 
     RESIDENT_BYTES = 256 * 2**20
     BLOCK_ENTRIES = 2**22
-    MAX_ENTRIES = 2**32
 
     resident: Tensor | None
 
     def __init__(self, streams: Sequence[Streams], n: int, k: int) -> None:
         super().__init__(streams, n, k)
-        if n * k > self.MAX_ENTRIES:
-            raise UsageError(f"a uniform basis of {k} vectors of length {n} has too many entries; use --basis hadamard")
         self.keys = [site.key("uniform") for site in streams]
         self.block = max(1, self.BLOCK_ENTRIES // n)
         self.scale = 1.0 / math.sqrt(k)

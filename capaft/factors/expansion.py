@@ -50,6 +50,14 @@ def parameter_bounds(
     return sites * kept, sites * min(factor.size, copies.copies * kept)
 
 
+def entries_made(factor: Factor, coefficients: Coefficients | None, copies: Copies | None, sites: int = 1) -> int:
+    """Entries that coefficients, copies and the seed make of a factor at this many sites; 0 if all are trained."""
+    if coefficients is None and copies is None:
+        return factor.size if factor.frozen else 0
+    transform = BASES[coefficients.basis].room(factor.size, coefficients.k) if coefficients else 0
+    return sites * max(transform, factor.size * (copies.copies if copies else 1))
+
+
 class Expansion(nn.Module):
     """Map from the trainable parameters of all sites that share one factor shape to their (widened) factors.
 

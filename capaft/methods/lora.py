@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -56,25 +56,25 @@ class Lora(LowRank):
             path_matcher(word, "rank-pattern")
 
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
-        """See `Host.sites`.
+        """See `Host.sites`. Sites that the rank pattern matches carry their rank.
 
         Raises:
             UsageError: no layer matches the targets, or an entry of the rank pattern matches none of the sites.
         """
         sites = super().sites(model, targets, rename)
+        ranks: dict[str, int] = {}
         for entry in self.rank_pattern:
-            match = path_matcher(entry.rpartition("=")[0], "rank-pattern")
-            if not any(match(site.path.partition("#")[0]) for site in sites):
+            word, _, rank = entry.rpartition("=")
+            match = path_matcher(word, "rank-pattern")
+            matching = [site.path for site in sites if match(site.path.partition("#")[0])]
+            if not matching:
                 raise UsageError(f"--rank-pattern {entry} matches none of the adapted layers")
-        return sites
+            ranks = dict.fromkeys(matching, int(rank)) | ranks
+        return tuple(replace(site, rank=ranks.get(site.path)) for site in sites) if ranks else sites
 
     def rank_at(self, site: Site) -> int:
         """The rank of one site."""
-        for entry in self.rank_pattern:
-            word, _, rank = entry.rpartition("=")
-            if path_matcher(word, "rank-pattern")(site.path.partition("#")[0]):
-                return int(rank)
-        return self.rank
+        return self.rank if site.rank is None else site.rank
 
     def factors(self, site: Site) -> tuple[Factor, ...]:
         """See `Host.factors`. Only one of an embedding's inputs is ever active, so its fan-in is 1."""
@@ -88,6 +88,6 @@ class Lora(LowRank):
     def update(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, float]:
         """See `LowRank.update`. The scale does not depend on the number of copies."""
         down, up = factors
-        rank = self.rank_at(site) if self.rank_pattern else self.rank
+        rank = self.rank_at(site)
         assert self.alpha is not None
         return up, down, self.alpha / (math.sqrt(rank) if self.rslora else rank)

@@ -19,7 +19,8 @@ from capaft.model.names import backbone_prefix, canonical_path
 from capaft.model.new_head import initialise_head
 from capaft.model.origin import Origin
 from capaft.support import hub
-from capaft.support.errors import UsageError, printable
+from capaft.support.errors import UsageError
+from capaft.support.printable import printable
 
 GGUF = ".gguf"
 BASE_DTYPES = get_args(BaseDtype)

@@ -69,6 +69,7 @@ class Site:
         source: path of the module whose input the site takes; empty for the site's own module.
         scales: the side of the site that a rescaling host acts on.
         normalises: the module is the norm of a residual sum, and is applied again to the host's addition to the sum.
+        rank: the rank that the user chose for this site; None for the host's own.
     """
 
     path: str
@@ -85,6 +86,7 @@ class Site:
     source: str = ""
     scales: Literal["output", "input"] = "output"
     normalises: bool = False
+    rank: int | None = None
 
     @property
     def modules(self) -> tuple[str, ...]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import regex
@@ -15,10 +17,11 @@ from capaft.support.errors import UsageError
 
 TARGET_PRESETS = ("qv", "kv", "all-linear", "attention", "mlp", "conv", "embeddings", "experts")
 
-# A pattern may come from a stranger's adapter file, so its length, its compiled size and its run time are bounded.
+# A pattern may come from a stranger's adapter file, so its length, its compiled size and the run time of all patterns
+# together are bounded.
 MAX_TARGETS = 1000
 MAX_PATTERN_COST = 200_000
-MAX_PATTERN_SECONDS = 1.0
+MAX_PATTERN_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -125,10 +128,10 @@ def select_sites(targets: Targets, sites: list[Site], places: str) -> tuple[Site
 
 
 def pattern_words(text: str) -> tuple[str, ...]:
-    """The words of a pattern; a regular expression is one word, commas and all."""
+    """The words of a pattern, each once; a regular expression is one word, commas and all."""
     if text.startswith("re:"):
         return (text,)
-    return tuple(word.strip() for word in text.split(",") if word.strip())
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
 
 
 def block_number(path: str) -> int | None:
@@ -158,6 +161,40 @@ def path_matcher(word: str, option: str = "target-modules") -> Callable[[str], b
     return lambda path: path == word or path.endswith("." + word)
 
 
+class _Clock:
+    """Seconds that regular expressions have been searched for, and may still be."""
+
+    def __init__(self) -> None:
+        self.left = MAX_PATTERN_SECONDS
+
+    def search(self, pattern: regex.Pattern[str], path: str) -> bool:
+        """Search a path.
+
+        Raises:
+            TimeoutError: there is no time left.
+        """
+        if self.left <= 0:
+            raise TimeoutError
+        started = time.perf_counter()
+        try:
+            return pattern.search(path, timeout=self.left) is not None
+        finally:
+            self.left -= time.perf_counter() - started
+
+
+_clock: ContextVar[_Clock | None] = ContextVar("_clock", default=None)
+
+
+@contextmanager
+def shared_pattern_time() -> Iterator[None]:
+    """One time limit for all regular expressions that are searched for meanwhile, however many there are."""
+    token = _clock.set(_Clock())
+    try:
+        yield
+    finally:
+        _clock.reset(token)
+
+
 def _search(word: str, option: str) -> Callable[[str], bool]:
     """A regular expression's search, bounded in time and memory.
 
@@ -174,11 +211,11 @@ def _search(word: str, option: str) -> Callable[[str], bool]:
         pattern = regex.compile(text)
     except (re.error, regex.error, RecursionError, OverflowError) as error:
         raise UsageError(f"--{option} {word} is not a regular expression: {error}") from None
-    deadline = time.monotonic() + MAX_PATTERN_SECONDS
+    clock = _clock.get() or _Clock()
 
     def match(path: str) -> bool:
         try:
-            return pattern.search(path, timeout=max(deadline - time.monotonic(), 0.01)) is not None
+            return clock.search(pattern, path)
         except TimeoutError:
             raise UsageError(f"--{option} {word} takes too long to match {path}; simplify it") from None
 

@@ -106,6 +106,11 @@ class _Layers:
         return layer_kinds(self.model)
 
     @cached_property
+    def names(self) -> dict[str, str]:
+        """The canonical names of these layers, by their paths in the model."""
+        return {path: self.name(path) for path in self.kinds}
+
+    @cached_property
     def unreadable(self) -> dict[str, str]:
         """Paths of modules that compute with codes and are no layers that an adapter can stand beside, by their names.
 
@@ -129,16 +134,17 @@ class _Layers:
         """The sites of one word: a preset, a name or ending, or a regular expression."""
         match = None if word in ("qv", "kv", "all-linear", "conv", "embeddings") else path_matcher(word)
         for path, kind in self.kinds.items():
+            # Names come first: a list of targets may have hundreds, and a model thousands of layers.
+            if match is not None and not match(self.names[path]):
+                continue
             module = self.model.get_submodule(path)
             as_linear = PRESET_KINDS.get(word) == "linear" and is_pointwise(module)
             if path in self.head or (PRESET_KINDS.get(word, kind) != kind and not as_linear):
                 continue
-            if match is not None and not match(self.name(path)):
-                continue
             if word in PRESET_KINDS and isinstance(module, nn.Linear) and is_router(module):
                 continue
             wide_in, wide_out = layer_widths(module)
-            site = Site(self.name(path), path, wide_in, wide_out, kind, transposed=is_transposed(module))
+            site = Site(self.names[path], path, wide_in, wide_out, kind, transposed=is_transposed(module))
             rows = projection_rows(self.model, path, word) if word in ("qv", "kv") else {}
             if rows == {}:
                 yield site

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Collection
 from typing import ParamSpec, TypeVar
 
+from capaft.support.printable import printable
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -24,20 +26,25 @@ _KEYWORDS = {
 
 
 class CapaftError(Exception):
-    """Base of every error that capaft raises on purpose. `exit_code` is what the command line returns."""
+    """Base of every error that capaft raises on purpose. `exit_code` is what the command line returns.
+
+    Its arguments are its lines, as a rule one: a line break within one is foreign, and is not shown as such.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
+
+    def respell(self, spelling: Callable[[str], str]) -> None:
+        """Change each line."""
+        self.args = tuple(spelling(str(line)) for line in self.args)
 
 
 class UsageError(CapaftError):
     """The command, the configuration or the data cannot be used as given. Nothing was written."""
 
     exit_code = 2
-
-
-def printable(text: str) -> str:
-    """Foreign text, with its line breaks and terminal codes escaped."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 class AdapterFileError(UsageError):
@@ -88,7 +95,7 @@ def in_python(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except CapaftError as error:
-            error.args = (with_keywords(str(error)),)
+            error.respell(with_keywords)
             raise
 
     return call

@@ -12,8 +12,9 @@ from typing import Any
 
 
 def document(value: Any, indent: int | None = None) -> str:
-    """A value as one document, indented by this many spaces a level, or on one line."""
-    return json.dumps(_finite(value), indent=indent)
+    """A value as one document, indented by this many spaces a level, or on one line; in ASCII that can be printed."""
+    # The one control character that JSON leaves as it is. It can only be in a text.
+    return json.dumps(_finite(value), indent=indent).replace("\x7f", "\\u007f")
 
 
 def lines(records: Iterable[Any]) -> str:

@@ -44,7 +44,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("--copies", "0"), "--copies"),
         (("--target-modules", "nowhere"), "linear layers are named"),
         (("--target-modules", "re:("), "not a regular expression"),
-        (("--rank", "100000"), "hidden width"),
+        (("--rank", "100000"), "--rank 100000 exceeds the smaller side of encoder.layer.0"),
         (("--metric", "bleu"), "--metric"),
         (("--budget", "3"), "--budget 3 is below"),
         (("--basis", "group", "--k", "3000"), "choose a smaller --k"),

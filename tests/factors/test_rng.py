@@ -150,11 +150,15 @@ def test_permutation(key: Key, n: int) -> None:
     drawn = rng.permutation(key, n).tolist()
     assert drawn == naive_reader.order(naive(key), n)
     assert sorted(drawn) == list(range(n))
+    assert all(rng.permutation(key, n, m).tolist() == drawn[:m] for m in (0, 1, n // 2, n))
 
 
 def test_ties_go_by_index(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rng, "words", lambda key, n: np.array([2**63, 5, 2**64 - 1, 5, 0], dtype=np.uint64)[:n])
     assert rng.order(GOLDEN, 5).tolist() == [4, 1, 3, 0, 2]
+    for m in range(6):
+        assert rng.order(GOLDEN, 5, m).tolist() == [4, 1, 3, 0, 2][:m]
+        assert np.flatnonzero(rng.subset(GOLDEN, 5, m)).tolist() == sorted([4, 1, 3, 0, 2][:m])
 
 
 @given(KEYS, st.data())

@@ -29,9 +29,16 @@ def head_shapes(model: nn.Module, file: AdapterFile, rename: dict[str, str] | No
     Only the number of labels may differ, the first side of a parameter; all of them have to agree on it.
 
     Raises:
-        AdapterFileError: they do not agree.
+        AdapterFileError: they do not agree, or the file names a parameter that the model does not have.
     """
     base = {canonical_name(model, name, rename): p.shape for name, p in base_parameters(model).items()}
+    of_file = [key.removeprefix(HEAD) for key in file.tensors if key.startswith(HEAD) and not key.endswith(SCALE)]
+    for name in (*of_file, *(file.header.head.parameters if file.header.head else ())):
+        if name not in base:
+            raise AdapterFileError(
+                f"{file.path} does not fit {type(model).__name__}, which has no parameter {name}; pass the --model it "
+                "was trained on"
+            )
     rows: dict[str, set[int]] = {}
     for key in stored_parameters(file.tensors):
         name = key.removeprefix(HEAD)

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from capaft.support.errors import UsageError, one_line, printable
+from capaft.support.errors import UsageError, one_line
+from capaft.support.printable import printable
 
 _MOST_CHANNELS = 4
 # How a library names a file that it was given in memory.

@@ -14,7 +14,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from capaft.support.errors import UsageError, one_line, printable
+from capaft.support.errors import UsageError, one_line
+from capaft.support.printable import printable
 from capaft.tasks.language.chat_columns import Chat
 from capaft.tasks.language.messages import ASSISTANT, DEVELOPER, SYSTEM, TOOL, USER
 from capaft.tasks.language.plain_text import special_tokens, tokenise_plain

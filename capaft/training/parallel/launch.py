@@ -12,6 +12,8 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
+from capaft.support.console import print_error
+
 # Launchers set this for their processes; where it is set, a launcher has started this one.
 _STARTED = "WORLD_SIZE"
 # Set for the processes that this module starts: their stdin ends when the launcher does.
@@ -78,7 +80,7 @@ def launch_processes(processes: int, arguments: Sequence[str]) -> int:
         # Reported before the others are stopped, since those that are killed then did not fail.
         killed = {rank: -code for rank, code in enumerate(codes) if code and code < 0}
         for rank, number in killed.items():
-            print(f"error: process {rank} was ended by {signal.Signals(number).name}", file=sys.stderr, flush=True)
+            print_error(f"process {rank} was ended by {signal.Signals(number).name}")
         _stop(running, _SAVING_SECONDS if _INTERRUPTED in codes else _NOTICING_SECONDS)
     finally:
         for process in running:

@@ -10,7 +10,7 @@ from capaft.config.local_paths import PLACES, is_path
 from capaft.config.settings import Settings
 from capaft.model.demo import MODEL_NAME
 from capaft.support import hub
-from capaft.support.errors import printable
+from capaft.support.printable import printable
 
 _WORDS = {"model": "loading the base model", "data": "reading the data"}
 

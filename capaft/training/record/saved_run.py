@@ -22,7 +22,8 @@ from capaft.config.sources import resolve_settings
 from capaft.config.train_config import TrainConfig
 from capaft.model.demo import MODEL_NAME
 from capaft.model.load import BaseModel, locate_model
-from capaft.support.errors import AdapterFileError, UsageError, printable
+from capaft.support.errors import AdapterFileError, UsageError
+from capaft.support.printable import printable
 from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
 from capaft.training.record.named import report_named

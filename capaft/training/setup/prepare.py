@@ -49,7 +49,11 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None], labels: Mapping
         )
     train, validation = make_examples(choice, base, config.data or "the demo", say)
     for index in range(min(config.show, len(train))):
-        say(f"example {index + 1}: {choice.task.show(base, train, index)}")
+        first, *others = choice.task.show(base, train, index).split("\n")
+        say(f"example {index + 1}: {first}")
+        for line in others:
+            # Indented, so that no line of an example can be taken for one of capaft's own.
+            say(f"    {line}")
     plan = plan_adapter(base, stack, config)
     adapter_parameters = count_trainable(plan)
     rates = choose_rates(plan.stack, adapter_parameters or _trained_directly(base, plan), len(train), config)
