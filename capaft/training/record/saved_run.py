@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from torch import nn
@@ -19,6 +19,8 @@ from capaft.config.settings import check_range
 from capaft.config.sources import resolve_settings
 from capaft.config.train_config import TrainConfig
 from capaft.model.load import BaseModel
+from capaft.model.origin import Origin
+from capaft.model.stored_dtypes import stored_dtypes
 from capaft.support.errors import AdapterFileError, UsageError
 from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
@@ -49,12 +51,13 @@ class SavedRun:
         return self.base.model
 
 
-def open_run(name: str, options: OpenOptions | None = None) -> SavedRun:
+def open_run(name: str, options: OpenOptions | None = None, *, as_stored: bool = False) -> SavedRun:
     """Open a run directory or an adapter file.
 
     Args:
         name: a run directory or an adapter file.
         options: the base model to put it on, if it is not the one that the run or the file names.
+        as_stored: load the base in the dtype of its checkpoint, unless the options name one, or the run quantised it.
 
     Raises:
         UsageError: nothing is called so, or the base model cannot be loaded.
@@ -74,6 +77,9 @@ def open_run(name: str, options: OpenOptions | None = None) -> SavedRun:
         trust_remote_code=config.trust_remote_code if config else False,
         base_dtype=options.base_dtype or (config.base_dtype if config else "float32"),
     )
+    if as_stored and options.base_dtype is None and settings.base_dtype not in ("8bit", "4bit"):
+        stored = stored_dtypes(Origin(settings.model, settings.revision))
+        settings = replace(settings, base_dtype=(stored and stored.base_dtype) or settings.base_dtype)
     base = task.load_model(settings, seed=file.header.seed)
     parameters = base.named_parameters()
     for key in (key.removeprefix(HEAD) for key in file.tensors):
