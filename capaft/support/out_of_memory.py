@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from capaft.support.errors import TrainingError
+
 # torch on CPUs and accelerators, its linear algebra, C++, the operating system, and the loader of shared libraries.
 _SIGNS = (
     "out of memory",
@@ -13,6 +15,9 @@ _SIGNS = (
     "failed to map segment",
 )
 _ACCELERATORS = ("cuda", "hip", "mps", "xpu", "cublas", "cudnn")
+
+
+ADVICE = "free some, take a smaller model or less data, or a machine with more memory"
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
@@ -37,3 +42,13 @@ def pass_on_exhaustion(error: BaseException) -> None:
     """
     if is_out_of_memory(error):
         raise error
+
+
+def report_exhaustion(error: Exception, doing: str) -> None:
+    """Raise an error that says what memory did not suffice for, if memory has run out.
+
+    Raises:
+        TrainingError: it has.
+    """
+    if is_out_of_memory(error):
+        raise TrainingError(f"out of memory while {doing}; {ADVICE}") from None
