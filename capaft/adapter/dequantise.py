@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
@@ -20,16 +21,24 @@ from capaft.support.errors import UsageError
 MARKS = ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_8bit", "is_loaded_in_4bit")
 
 
-def dequantise(model: nn.Module) -> None:
+def dequantise(model: nn.Module, exact: Collection[str] = ()) -> dict[nn.Parameter, torch.dtype]:
     """Turn every quantised layer of a model into a plain one with the weight that it computes with.
 
     Adapters and other hooks stay where they are, and the weights take the dtype of the model's other weights.
+
+    Args:
+        model: the model; changed in place.
+        exact: paths of layers whose parameters are to be float32, since they change before they are rounded.
+
+    Returns:
+        The dtype that each of these parameters is to have in the end.
 
     Raises:
         UsageError: a layer's weight cannot be told; nothing was changed.
     """
     layers, dtype = quantised_layers(model), dtype_of(model)
-    plain = {path: _plain(path, module, dtype) for path, module in layers.items()}
+    exactly = torch.promote_types(dtype, torch.float32)
+    plain = {path: _plain(path, module, exactly if path in exact else dtype) for path, module in layers.items()}
     for path, module in layers.items():
         _succeed(plain[path], module)
     successors = {id(module): plain[path] for path, module in layers.items()}
@@ -42,6 +51,9 @@ def dequantise(model: nn.Module) -> None:
         for holder, name in [*((bare, name) for name in MARKS), (getattr(bare, "config", None), "quantization_config")]:
             if name in vars(holder or bare):
                 delattr(holder, name)
+    return {
+        parameter: dtype for path in plain.keys() & set(exact) for parameter in plain[path].parameters(recurse=False)
+    }
 
 
 def _plain(path: str, module: Any, dtype: torch.dtype) -> nn.Module:

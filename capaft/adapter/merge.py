@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 from itertools import product
 
@@ -14,8 +17,12 @@ from capaft.adapter.dequantise import dequantise as dequantise_layers
 from capaft.adapter.install import detach
 from capaft.adapter.module import Adapter, adapters, carrier
 from capaft.model.names import base_parameters, canonical_name
+from capaft.model.site import is_quantised
 from capaft.model.weights import device_of, weight_owners
 from capaft.support.errors import UsageError
+
+# Relative error that rounding may add to an update without a word.
+MOST_ROUNDING = 0.1
 
 
 def merge(model: nn.Module, name: str | None = None, *, dequantise: bool = False) -> int:
@@ -56,10 +63,13 @@ def merge(model: nn.Module, name: str | None = None, *, dequantise: bool = False
         for index, adapter in enumerate(merged.values()):
             earlier = list(merged)[:index]
             _refuse_order(adapter, {n: a for n, a in adapters(model).items() if n not in earlier})
-        if dequantise:
-            dequantise_layers(model)
+        touched = [site.module for adapter in merged.values() for site in adapter.plan.sites]
+        rounded = dequantise_layers(model, touched) if dequantise else {}
+    rounded |= _unrounded(model, {path for path, count in Counter(touched).items() if len(merged) > 1 and count > 1})
     for name in merged:
-        _merge(model, name)
+        _warn_of_rounding(*_merge(model, name))
+    for parameter, dtype in rounded.items():
+        parameter.data = parameter.data.to(dtype)
     if others := [name for name in present if name not in merged]:
         stay = "stays" if len(others) == 1 else "stay"
         warnings.warn(
@@ -68,6 +78,18 @@ def merge(model: nn.Module, name: str | None = None, *, dequantise: bool = False
             stacklevel=3,
         )
     return sum(len(adapter.plan.sites) for adapter in merged.values())
+
+
+def _unrounded(model: nn.Module, paths: Collection[str]) -> dict[nn.Parameter, torch.dtype]:
+    """Hold the parameters of some layers in float32 at least; the dtypes that they had."""
+    dtypes: dict[nn.Parameter, torch.dtype] = {}
+    for path in paths:
+        for parameter in model.get_submodule(path).parameters(recurse=False):
+            exact = torch.promote_types(parameter.dtype, torch.float32)
+            if exact != parameter.dtype and not is_quantised(parameter):
+                dtypes[parameter] = parameter.dtype
+                parameter.data = parameter.data.to(exact)
+    return dtypes
 
 
 def _check(model: nn.Module, adapter: Adapter, *, dequantise: bool) -> None:
@@ -103,8 +125,10 @@ def _check(model: nn.Module, adapter: Adapter, *, dequantise: bool) -> None:
             raise UsageError(f"{names} are one tied weight; load the base model untied to merge into it")
 
 
-def _merge(model: nn.Module, name: str) -> None:
+def _merge(model: nn.Module, name: str) -> tuple[float, torch.dtype]:
+    """Merge one adapter; the error of rounding, relative to the size of the update, and the coarsest dtype."""
     adapter = get_adapter(model, name)
+    changed, lost, coarsest = 0.0, 0.0, torch.float64
     # An autocast around the call would round the products.
     with disabled(model), torch.no_grad(), torch.autocast(device_of(model).type, enabled=False):
         _keep_heads_of_others(model, adapter)
@@ -116,14 +140,31 @@ def _merge(model: nn.Module, name: str) -> None:
             exact = torch.promote_types(weight.dtype, torch.float32)
             whole = weight.to(exact, copy=True)
             old_bias = None if bias is None else (site.rows.take(bias, 0) if site.rows else bias).to(exact)
+            before = site.matrix(whole)
             matrix, new_bias = host.merged(
-                site, site.matrix(whole), old_bias, tuple(factor.to(weight.device, exact) for factor in factors)
+                site, before, old_bias, tuple(factor.to(weight.device, exact) for factor in factors)
             )
+            changed += float((matrix - before).square().sum())
             weight.copy_(site.replaced(whole, matrix))
+            if weight.dtype != exact:
+                lost += float((site.matrix(weight.to(exact)) - matrix).square().sum())
+                coarsest = max(coarsest, weight.dtype, key=lambda dtype: torch.finfo(dtype).eps)
             if bias is not None and new_bias is not old_bias and new_bias is not None:
                 target = site.rows.view(bias, 0) if site.rows else bias
                 target.copy_(new_bias.view(target.shape))
         detach(model, name)
+    return math.sqrt(lost / changed) if changed else 0.0, coarsest
+
+
+def _warn_of_rounding(error: float, dtype: torch.dtype) -> None:
+    """Say what rounding costs where that is much."""
+    if error > MOST_ROUNDING:
+        coarse = str(dtype).removeprefix("torch.")
+        warnings.warn(
+            f"the update is rounded to {coarse} with the weights, an error of {error:.0%} of its size; a base model "
+            "loaded in float32 would keep it whole",
+            stacklevel=4,
+        )
 
 
 def _keep_heads_of_others(model: nn.Module, merged: Adapter) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from capaft.adapter.bystander import Bystander
 from capaft.model.names import canonical_name
+from capaft.model.site import is_quantised
 from capaft.model.weights import weight_owners
 from capaft.support.errors import UsageError
 
@@ -81,9 +82,12 @@ class Substitutes(Bystander):
         self.displaced = {}
 
     def give(self, model: nn.Module) -> None:
-        """Make the adapter's tensors the model's own for good."""
-        if not self.displaced:
-            _exchange(model, self.tensors(model), self.rename)
+        """Make the adapter's tensors the model's own for good, in the dtype of those that they replace."""
+        given = self.tensors(model)
+        replaced = self.displaced or _exchange(model, given, self.rename)
+        for name, parameter in given.items():
+            if not is_quantised(replaced[name]):
+                parameter.data = parameter.data.to(replaced[name].dtype)
         self.kept.clear()
         self.displaced, self.names = {}, ()
 

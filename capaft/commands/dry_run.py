@@ -109,7 +109,6 @@ def _peak_memory(config: TrainConfig, job: Job) -> int | None:
     largest = max(order, key=lambda indices: len(indices) * int(lengths[indices].max()))
     parts = batches.micro_batches(largest, 0, config.processes, config.micro_batch_size)
     batch = task.collate(base, job.train, parts[0][0], training=True)
-    evaluated = batches.evaluation_batches(job.validation.lengths, config.eval_batch_size)[0]
     return estimate_peak_memory(
         base.model,
         batch,
@@ -117,9 +116,20 @@ def _peak_memory(config: TrainConfig, job: Job) -> int | None:
         optimizer=config.optimizer,
         autocast={"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision),
         accumulates=len(parts) > 1,
-        evaluated=task.collate(base, job.validation, evaluated, training=False),
+        evaluated=[task.collate(base, job.validation, rows, training=False) for rows in _evaluated(config, job)],
         device=torch.device("cuda") if torch.cuda.is_available() else None,
     )
+
+
+def _evaluated(config: TrainConfig, job: Job) -> list[list[int]]:
+    """The evaluation batches that may take most memory: the longest, and those of most tokens and of most logits."""
+    lengths, logits = job.validation.lengths, job.task.logits(job.base, job.validation)
+    made = batches.evaluation_batches(lengths, config.eval_batch_size, logits)
+    candidates = made[:1]
+    for size in [lengths] if logits is None else [lengths, logits]:
+        sizes = [len(batch) * int(size[batch].max()) for batch in made]
+        candidates.append(made[sizes.index(max(sizes))])
+    return [batch for at, batch in enumerate(candidates) if batch not in candidates[:at]]
 
 
 def dry_run_text(plan: DryRun) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import time
@@ -43,10 +44,11 @@ def merge_command(
             from capaft.training.record.saved_run import open_run
 
         started = time.perf_counter()
+        as_stored = options.base_dtype is None
         with activity(console, "loading the base model and the adapter"):
-            saved = open_run(run, options, lambda line: print_line(console, line))
+            saved = open_run(run, options, lambda line: print_line(console, line), as_stored=as_stored)
         with activity(console, f"merging into {output}"):
-            sites = write_merged(saved, output, overwrite=overwrite, dequantise=options.dequantise)
+            sites = write_merged(saved, output, overwrite=overwrite, dequantise=options.dequantise, as_stored=as_stored)
         results = {"output": output, "sites": sites, "seconds": round(time.perf_counter() - started, 3)}
         print_result(strict_json.document(results) if json else f"merged {sites} sites into {output}")
 
@@ -67,7 +69,9 @@ def _check_output(output: str, path: Path, *, overwrite: bool) -> None:
         raise UsageError(f"--output {output} holds a model; name another directory, or replace it with --overwrite")
 
 
-def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False, dequantise: bool = False) -> int:
+def write_merged(
+    saved: SavedRun, output: str, *, overwrite: bool = False, dequantise: bool = False, as_stored: bool = True
+) -> int:
     """Merge the adapter and write weights, configuration with labels, tokenizer and a model card.
 
     The directory is written under a temporary name and renamed, so that it is there whole or not at all.
@@ -77,6 +81,7 @@ def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False, dequa
         output: the directory to write.
         overwrite: replace the model in that directory.
         dequantise: turn quantised layers into plain ones first.
+        as_stored: write each tensor in the dtype that the base model's checkpoint has it in.
 
     Returns:
         Number of merged sites.
@@ -87,15 +92,24 @@ def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False, dequa
     """
     from capaft.adapter.merge import merge
     from capaft.model.modalities import has_towers
+    from capaft.model.stored_dtypes import stored_dtypes
 
     path = Path(output).expanduser()
     _check_output(output, path, overwrite=overwrite)
+    stored = stored_dtypes(saved.base.base) if as_stored else None
+    if stored and not dequantise:
+        # Exact, since these values were stored so; what is merged into them is then rounded once.
+        stored.restore(saved.model)
     count = merge(saved.model, dequantise=dequantise)
+    if stored:
+        stored.restore(saved.model)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             saved.model.save_pretrained(aside)  # type: ignore[operator]
+            if stored and stored.config:
+                _name_dtype(aside / "config.json", stored.config)
             if has_towers(saved.model):
                 _write_processors(saved, aside)
             saved.base.processor.save_pretrained(aside)
@@ -109,6 +123,13 @@ def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False, dequa
     except OSError as error:
         raise TrainingError(f"cannot write {output}: {error.strerror or error}; nothing was left there") from None
     return count
+
+
+def _name_dtype(file: Path, dtype: str) -> None:
+    """Have a configuration name the dtype that the base's does, for which transformers takes that of one tensor."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.get("dtype") != dtype:
+        write_atomically(file, json.dumps(config | {"dtype": dtype}, indent=2, sort_keys=True) + "\n")
 
 
 def _write_processors(saved: SavedRun, directory: Path) -> None:

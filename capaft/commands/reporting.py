@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from capaft.support.activity import first_activity
-from capaft.support.console import print_line
+from capaft.support.console import print_error, print_line
 from capaft.support.errors import CapaftError, Interrupted, TrainingError
+from capaft.support.out_of_memory import ADVICE, is_out_of_memory
 from capaft.support.printable import printable
 
 if TYPE_CHECKING:
@@ -35,10 +37,18 @@ def reporting() -> Iterator[Console]:
         prefix = "" if isinstance(error, Interrupted) else "error: "
         # All processes of a run find the same usage error; a failure may be that of one process alone.
         if is_first_process() or type(error) is TrainingError:
-            console.quiet = False
             for line in error.args:
-                print_line(console, f"{prefix}{line}")
+                _say(console, f"{prefix}{line}")
         raise typer.Exit(error.exit_code) from None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        # What the failed functions still hold is needed to say so.
+        traceback.clear_frames(error.__traceback__)
+        # Libraries that clean up at exit run out of memory as well.
+        sys.unraisablehook = _leave_out_exhaustion
+        _say(console, f"error: out of memory; {ADVICE}")
+        raise typer.Exit(TrainingError.exit_code) from None
     except KeyboardInterrupt:
         print_line(console, "stopped by Ctrl-C")
         raise typer.Exit(130) from None
@@ -54,6 +64,21 @@ def loading_libraries(console: Console) -> Iterator[None]:
     with first_activity(console, "loading torch and transformers"):
         _quiet_libraries(console)
         yield
+
+
+def _say(console: Console, line: str) -> None:
+    """Print a line that every process may print, also where no memory is left for the console's modules."""
+    console.quiet = False
+    try:
+        print_line(console, line)
+    except MemoryError:
+        print_error(line.removeprefix("error: "))
+
+
+def _leave_out_exhaustion(ignored: Any) -> None:
+    """Report an error that no code can catch, unless it is one more of memory; a hook of the interpreter."""
+    if not is_out_of_memory(ignored.exc_value):
+        sys.__unraisablehook__(ignored)
 
 
 def _quiet_libraries(console: Console) -> None:

@@ -18,6 +18,7 @@ from capaft.data.reading import Reading
 from capaft.data.splits import TRAIN, WantedSplits, split_role
 from capaft.data.tables import TABLE_SUFFIXES, TEXT, is_table, read_rows
 from capaft.support.errors import UsageError, one_line
+from capaft.support.out_of_memory import report_exhaustion
 
 # Hugging Face's name for the table of labels beside images or recordings.
 _METADATA = "metadata"
@@ -83,6 +84,7 @@ def _read_saved(path: Path) -> dict[str, datasets.Dataset]:
         with without_progress_bars():
             saved = datasets.load_from_disk(str(path))
     except Exception as error:  # a damaged directory surfaces as any of a dozen types
+        report_exhaustion(error, f"reading {path}")
         raise UsageError(
             f"{path}: cannot read this save_to_disk directory ({one_line(error)}); save it again"
         ) from error

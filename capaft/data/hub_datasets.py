@@ -20,6 +20,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from capaft.data.quiet import without_progress_bars
 from capaft.support import hub
 from capaft.support.errors import UsageError, one_line
+from capaft.support.out_of_memory import report_exhaustion
 
 # The branch in which the hub keeps the data of a repository as Parquet files.
 _CONVERTED = "refs/convert/parquet"
@@ -52,6 +53,7 @@ def fetch_dataset(spec: str, revision: str | None, hint: str = "") -> dict[str, 
         except (datasets.exceptions.DatasetNotFoundError, RepositoryNotFoundError, ConnectionError) as error:
             failure = failure or one_line(error)
         except Exception as error:  # the hub, the network and the builders raise many types
+            report_exhaustion(error, f"reading {spec!r}")
             raise UsageError(_explain(spec, error)) from error
     if offline:
         raise UsageError(

@@ -29,6 +29,7 @@ from capaft.data.text_lines import text_lines
 from capaft.data.word_rows import gather_words
 from capaft.data.workbook import read_workbook
 from capaft.support.errors import UsageError, one_line
+from capaft.support.out_of_memory import report_exhaustion
 
 TEXT = ".txt"
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".feather", TEXT)
@@ -98,6 +99,7 @@ def read_rows(path: Path, text_columns: Collection[str] = (), reading: Reading =
         return datasets.Dataset(gather_words(str(path), _tagged(path, table, reading), reading))
     # pyarrow raises all of these, and `datasets` a KeyError for odd metadata in a Parquet or Arrow file.
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        report_exhaustion(error, f"reading {path}")
         raise UsageError(f"{path}: cannot read this file ({one_line(error)}); save it again") from error
 
 

@@ -20,6 +20,7 @@ from capaft.model.new_head import initialise_head
 from capaft.model.origin import Origin
 from capaft.support import hub
 from capaft.support.errors import UsageError
+from capaft.support.out_of_memory import pass_on_exhaustion, report_exhaustion
 from capaft.support.printable import printable
 
 GGUF = ".gguf"
@@ -100,6 +101,7 @@ def load_base_model(
                 **config,
             )
     except expected as error:
+        report_exhaustion(error, f"loading {name or source}")
         raise UsageError(explain_load_error(name or source, source, error)) from None
     if gguf:
         # The title in the file is not a path, and does not belong in a plain configuration.
@@ -148,6 +150,7 @@ def load_configuration(settings: ModelSettings) -> Any:
     try:
         return AutoConfig.from_pretrained(str(path.parent) if gguf else source, **common)
     except expected as error:
+        report_exhaustion(error, f"loading {name or source}")
         raise UsageError(explain_load_error(name or source, source, error)) from None
 
 
@@ -171,6 +174,7 @@ def load_skeleton(name: str) -> nn.Module:
         with torch.device("meta"):
             return build(config)
     except Exception as error:  # A model's own code can raise anything on a strange configuration.
+        pass_on_exhaustion(error)
         raise UsageError(explain_load_error(name, source, error)) from None
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 
 from capaft.model.names import unwrapped_model
 from capaft.support.errors import UsageError, one_line
+from capaft.support.out_of_memory import pass_on_exhaustion
 
 WRITES = "AutoModelForCausalLM"
 READS_IMAGES = "AutoModelForImageTextToText"
@@ -74,6 +75,7 @@ def check_reads_text_alone(model: Any, name: str | None) -> None:
             outputs = model(input_ids=ids, attention_mask=torch.ones_like(ids))
         fits = outputs.logits.shape[1] == ids.shape[1]
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        pass_on_exhaustion(error)
         fits, reason = False, one_line(error)
     if not fits:
         raise UsageError(f"--model {name} does not read text alone ({reason}); choose another --model")

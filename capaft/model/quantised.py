@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from capaft.model.names import base_modules
 from capaft.model.site import is_quantised
 from capaft.support.errors import UsageError, one_line
+from capaft.support.out_of_memory import pass_on_exhaustion
 
 # Attributes that state a layer's widths; other modules have those of `OTHER_NAMES` too, which count beside codes only.
 NAMES = ("in_features", "out_features")
@@ -124,7 +125,8 @@ def dense_weight(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
                 if bias is None:
                     return weight, offset.clone() if offset.any() else None
                 return weight, bias + offset.to(bias.dtype)
-        except Exception:
+        except Exception as error:
+            pass_on_exhaustion(error)
             continue
     return None
 
@@ -156,7 +158,8 @@ def gradient_problem(module: nn.Module) -> str:
             with torch.no_grad(), _called_alone(module):
                 inputs, step = _drawn(module, 0, dtype), _drawn(module, 1, dtype)
                 change = module.forward(inputs + step) - module.forward(inputs)
-        except Exception:
+        except Exception as error:
+            pass_on_exhaustion(error)
             continue
         try:
             with torch.enable_grad(), _called_alone(module):
@@ -164,6 +167,7 @@ def gradient_problem(module: nn.Module) -> str:
                 passes = output.requires_grad
                 (gradient,) = torch.autograd.grad(output, inputs, change, allow_unused=True) if passes else (None,)
         except Exception as error:
+            pass_on_exhaustion(error)
             return one_line(error)
         if gradient is None:
             return "it returns none"

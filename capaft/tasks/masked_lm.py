@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.config.choices import MLM_PROBABILITY, PACKING
@@ -24,7 +25,7 @@ from capaft.tasks.language.plain_text import (
     recognise_plain_text,
     surrounding_tokens,
 )
-from capaft.tasks.language.token_limit import token_limit
+from capaft.tasks.language.token_limit import token_limit, vocabulary_size
 from capaft.tasks.language.token_loss import (
     IGNORED,
     TOKEN_METRICS,
@@ -126,6 +127,10 @@ class MaskedLM(Task):
             "attention_mask": pad_rows(([1] * len(ids) for ids, _ in pairs), 0),
         }
         return Batch(inputs, {"labels": labels}, int((labels != IGNORED).sum()))
+
+    def logits(self, base: BaseModel, features: Features) -> NDArray[np.int64] | None:
+        """See `Task.logits`: those of all tokens, masked or not."""
+        return features.lengths * vocabulary_size(base)
 
     def loss(self, outputs: Any, targets: Mapping[str, Tensor], smoothing: float) -> Tensor:
         """The sum of the cross-entropy over the masked tokens."""

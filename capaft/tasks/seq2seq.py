@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from capaft.config.choices import MAX_TARGET_LENGTH
@@ -29,7 +30,7 @@ from capaft.tasks.language.text_pairs import (
     recognise_text_pairs,
 )
 from capaft.tasks.language.text_scores import TEXT_METRICS
-from capaft.tasks.language.token_limit import model_positions, token_limit
+from capaft.tasks.language.token_limit import model_positions, token_limit, vocabulary_size
 from capaft.tasks.language.token_loss import IGNORED, TOKEN_METRICS, pad_rows
 
 if TYPE_CHECKING:
@@ -134,6 +135,11 @@ class Seq2Seq(Generation):
             # Some families, M2M-100 and NLLB among them, make decoder inputs of labels only in their forward.
             inputs["labels"] = labels
         return Batch(inputs, {"labels": labels}, int((labels != IGNORED).sum()))
+
+    def logits(self, base: BaseModel, features: Features) -> NDArray[np.int64] | None:
+        """See `Task.logits`: those of the targets' tokens."""
+        targets = np.array([len(ids) for ids in features.inputs["labels"]], dtype=np.int64)
+        return targets * vocabulary_size(base)
 
     def written(
         self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch

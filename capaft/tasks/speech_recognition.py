@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import datasets
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.config.choices import MAX_NEW_TOKENS, MAX_SPEECH_SECONDS, NUM_BEAMS
@@ -29,6 +30,7 @@ from capaft.tasks.base.columns import (
 )
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
+from capaft.tasks.language.token_limit import vocabulary_size
 from capaft.tasks.language.token_loss import IGNORED, pad_rows
 from capaft.tasks.language.words import check_language
 from capaft.tasks.media.classification import CLASS_NAMES
@@ -223,6 +225,20 @@ class SpeechRecognition(Task):
         """The sum over the tokens: CTC, which such a model computes itself, or the cross-entropy."""
         way = DecoderTranscriber if targets else FrameTranscriber
         return way(self.language, self.max_new_tokens, self.num_beams).loss(outputs, targets, smoothing)
+
+    def logits(self, base: BaseModel, features: Features) -> NDArray[np.int64] | None:
+        """See `Task.logits`."""
+        tokens = np.array([len(ids) for ids in features.inputs["labels"]], dtype=np.int64)
+        return self._transcriber(base.model.config).positions(base, features.lengths, tokens) * vocabulary_size(base)
+
+    def evaluate_batch(
+        self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch
+    ) -> tuple[Tensor, list[str]]:
+        """See `Task.evaluate_batch`; a decoder's logits are gone before it writes."""
+        if not batch.targets:
+            return super().evaluate_batch(base, model, features, indices, batch)
+        loss = self.loss(model(**batch.inputs), batch.targets, 0.0)
+        return loss, self.predict(base, model, features, indices, batch, None)
 
     def predict(
         self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch, outputs: Any

@@ -12,6 +12,8 @@ from capaft.factors import rng
 
 # Examples are sorted by length within pools of this many batches: little padding, still well mixed.
 POOL = 32
+# Logits of an evaluation batch: 1 GiB of float32. No property of the machine, so that a run repeats elsewhere.
+MOST_LOGITS = 2**28
 
 
 def training_batches(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -56,7 +58,24 @@ def micro_batches(
     return parts + [(indices[:1], False)] * (count - len(parts))
 
 
-def evaluation_batches(lengths: NDArray[np.int64], batch_size: int) -> list[list[int]]:
-    """Batches in descending order of length, so that memory peaks in the first one."""
-    order = np.argsort(-lengths, kind="stable")
-    return [order[first : first + batch_size].tolist() for first in range(0, len(order), batch_size)]
+def evaluation_batches(
+    lengths: NDArray[np.int64], batch_size: int, logits: NDArray[np.int64] | None = None
+) -> list[list[int]]:
+    """Batches in descending order of length, each with at most `MOST_LOGITS` logits, or a single feature.
+
+    Args:
+        lengths: of the features, `(features,)`.
+        batch_size: features in a batch at most.
+        logits: number of logits that the model computes for each feature, `(features,)`; None if they are few.
+    """
+    made: list[list[int]] = []
+    most = 0
+    for index in np.argsort(-lengths, kind="stable").tolist():
+        of_this = 0 if logits is None else int(logits[index])
+        most = max(most, of_this)
+        # Shorter features are padded to the longest.
+        if not made or len(made[-1]) == batch_size or (len(made[-1]) + 1) * most > MOST_LOGITS:
+            made.append([])
+            most = of_this
+        made[-1].append(index)
+    return made

@@ -8,7 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from capaft.model.load import BaseModel
@@ -16,7 +18,9 @@ from capaft.model.weights import device_of
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
 from capaft.training import batches
+from capaft.training.fitting_batch import FittingBatch
 from capaft.training.parallel.processes import Processes
+from capaft.training.parallel.sharding import is_sharded
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ def evaluate(
     batch_size: int,
     *,
     processes: Processes,
+    fitting: FittingBatch | None = None,
     autocast: AbstractContextManager[Any] | None = None,
 ) -> Evaluation:
     """All scores of a model over a data set, and the mean loss of its terms.
@@ -49,30 +54,38 @@ def evaluate(
         base: the base model, whose processor pads the batches.
         model: the model to call, on the device it runs on; the training mode of its modules is restored.
         features: the examples, with references.
-        batch_size: features in a forward.
+        batch_size: features in a forward at most; fewer where they would make too many logits.
         processes: the processes that share the work; each returns the whole.
+        fitting: what earlier evaluations found to fit into memory.
         autocast: the context that forwards run in.
 
     Raises:
-        TrainingError: the loss is not finite, so no score means anything.
+        TrainingError: the loss is not finite, so no score means anything; or memory ran out with a single feature.
     """
     device = device_of(model)
     in_training = [module for module in model.modules() if module.training]
     model.eval()
     predicted: list[tuple[int, Any]] = []
     total = terms = 0.0
+
+    def forward(indices: Sequence[int]) -> tuple[float, int, list[Any]]:
+        batch = move_batch(task.collate(base, features, indices, training=False), device)
+        loss, predictions = task.evaluate_batch(base, model, features, indices, batch)
+        return float(loss), batch.terms, predictions
+
+    fitting = fitting or FittingBatch()
     with torch.inference_mode(), autocast or nullcontext():
-        for indices, is_own in _share(features, batch_size, processes):
-            batch = move_batch(task.collate(base, features, indices, training=False), device)
-            outputs = model(**batch.inputs)
-            if is_own:
-                total += float(task.loss(outputs, batch.targets, 0.0))
-                terms += batch.terms
+        for batch, is_own in _share(features, batch_size, processes, task.logits(base, features)):
+            # The processes of a sharded model would wait for the forward that one of them broke off.
+            parts = [(batch, forward(batch))] if is_sharded(model) else fitting.in_parts(batch, forward)
             # Predictions may take forwards of their own, so they are made even where they do not count.
-            predictions = task.predict(base, model, features, indices, batch, outputs)
-            predicted += zip(indices, predictions, strict=True) if is_own else ()
+            for indices, (loss, counted, predictions) in parts:
+                total += loss if is_own else 0.0
+                terms += counted if is_own else 0
+                predicted += zip(indices, predictions, strict=True) if is_own else ()
     for module in in_training:
         module.training = True
+    fitting.agree(processes)
     # The sums come before the predictions, so that all processes stop here if the loss is not finite.
     total, terms = processes.totals(total, terms)
     if not math.isfinite(total):
@@ -84,12 +97,14 @@ def evaluate(
     return Evaluation({"loss": total / max(terms, 1.0), **task.score(features, ordered)}, ordered)
 
 
-def _share(features: Features, batch_size: int, processes: Processes) -> list[tuple[list[int], bool]]:
+def _share(
+    features: Features, batch_size: int, processes: Processes, logits: NDArray[np.int64] | None
+) -> list[tuple[list[int], bool]]:
     """One process's batches; where others have one more, the last again, not to be counted.
 
     The forwards of a sharded model wait for one another, so all processes make equally many.
     """
-    all_batches = batches.evaluation_batches(features.lengths, batch_size)
+    all_batches = batches.evaluation_batches(features.lengths, batch_size, logits)
     share = [(indices, True) for indices in all_batches[processes.rank :: processes.count]]
     missing = -(-len(all_batches) // processes.count) - len(share)
     return share + [(all_batches[-1], False)] * missing

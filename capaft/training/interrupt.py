@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import torch
-
-from capaft.support.errors import TrainingError
+from capaft.support.errors import CapaftError, TrainingError
+from capaft.support.out_of_memory import is_of_accelerator, is_out_of_memory
 
 # Ctrl-C, and the signal that a queue sends before it takes the machine away.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -47,11 +46,10 @@ def memory_guard() -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise TrainingError(f"the accelerator is out of memory; {_ADVICE}") from None
-    except MemoryError:
-        raise TrainingError(f"out of memory; {_ADVICE}") from None
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error):
-            raise TrainingError(f"out of memory; {_ADVICE}") from None
+    except CapaftError:
         raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        of = "the accelerator is " if is_of_accelerator(error) else ""
+        raise TrainingError(f"{of}out of memory; {_ADVICE}") from None

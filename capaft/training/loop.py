@@ -275,6 +275,7 @@ def _evaluated(run: Trainer) -> Evaluation:
         job.validation,
         run.config.eval_batch_size,
         processes=run.processes,
+        fitting=run.fitting,
         autocast=run.accelerator.autocast(),
     )
 

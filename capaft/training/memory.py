@@ -12,7 +12,7 @@ import copy
 import os
 import weakref
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ Loss = Callable[[Any, Mapping[str, Tensor]], Tensor]
 LOADED_LATER = 60 * 2**20
 # Bytes by which glibc's heap grows for each byte that lives in it: 1.1 to 1.9 where measured, 2.4 with checkpointing.
 HEAP_FACTOR = 1.4
+# Larger blocks never lie in that heap (DEFAULT_MMAP_THRESHOLD_MAX, malloc/malloc.c).
+HEAP_BLOCK = 32 * 2**20
 # torch's caching allocator hands out multiples of this (kMinBlockSize, c10/cuda/CUDACachingAllocator.cpp).
 CUDA_BLOCK = 512
 # A mask over all pairs of tokens can be large; a tensor with more elements is always hollow.
@@ -57,7 +59,7 @@ def estimate_peak_memory(
     optimizer: str = "adamw",
     autocast: torch.dtype | None = None,
     accumulates: bool = False,
-    evaluated: Batch | None = None,
+    evaluated: Sequence[Batch] = (),
     device: torch.device | None = None,
 ) -> int | None:
     """Estimate the peak memory of training in bytes: of the accelerator, or on a CPU of the process.
@@ -69,7 +71,7 @@ def estimate_peak_memory(
         optimizer: name of the optimizer; see `build_optimizer`.
         autocast: what operations compute in under autocast; None without.
         accumulates: whether a step adds up the gradients of several such batches.
-        evaluated: the evaluation batch that takes most memory.
+        evaluated: the evaluation batches of which one takes most memory.
         device: where training runs; by default where the model is.
 
     Returns:
@@ -83,7 +85,7 @@ def estimate_peak_memory(
     # Code that stumbles over tensors without contents raises anything, and a dry run goes on without an estimate.
     except Exception:
         return None
-    return max(resident + round(HEAP_FACTOR * (peak - weights)), peak_memory()) if on_cpu else peak
+    return max(resident + peak - weights, peak_memory()) if on_cpu else peak
 
 
 def _rehearse(
@@ -93,7 +95,7 @@ def _rehearse(
     optimizer: str,
     autocast: torch.dtype | None,
     accumulates: bool,
-    evaluated: Batch | None,
+    evaluated: Sequence[Batch],
     device: torch.device,
 ) -> tuple[int, int]:
     """Do what `train` does, on a hollow copy of the model.
@@ -114,9 +116,12 @@ def _rehearse(
         with torch.autocast(device.type, autocast) if autocast else nullcontext():
             return hollow(**{name: tensor.to(device) for name, tensor in batch.inputs.items()})
 
-    def backward() -> None:
+    def forward_loss(batch: Batch) -> Tensor:
         outputs = forward(batch)
-        loss(outputs, {name: tensor.to(device) for name, tensor in batch.targets.items()}).backward()
+        return loss(outputs, {name: tensor.to(device) for name, tensor in batch.targets.items()})
+
+    def backward() -> None:
+        forward_loss(batch).backward()
 
     def step() -> None:
         backward()
@@ -130,16 +135,16 @@ def _rehearse(
     with counting:
         step()
         step()
-        if evaluated:
-            hollow.eval()
-            with torch.no_grad():
-                forward(evaluated)
+        hollow.eval()
+        with torch.no_grad():
+            for largest in evaluated:
+                forward_loss(largest)
     if device.type != "cpu":
         return weights, counting.peak
     # A checkpoint holds every tensor twice while it is written: by itself, and in the file's bytes.
     states = (value for state in built.state.values() for value in state.values() if isinstance(value, Tensor))
     saved = sum(tensor.numel() * tensor.element_size() for tensor in (*trained, *states))
-    return weights, max(counting.peak, counting.live + 2 * saved)
+    return weights, max(counting.peak, counting.live + round(HEAP_FACTOR * 2 * saved))
 
 
 def _sized_optimizer(name: str, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -246,6 +251,8 @@ class _Counting(TorchDispatchMode):
             return
         if self.device.type == "cuda":
             size = -(-size // CUDA_BLOCK) * CUDA_BLOCK
+        elif self.device.type == "cpu" and size <= HEAP_BLOCK:
+            size = round(HEAP_FACTOR * size)
         self._alive.add(address)
         self.live += size
         self.peak = max(self.peak, self.live)

@@ -12,6 +12,7 @@ from capaft.adapter.file.fingerprint import WeightSamples
 from capaft.adapter.module import Adapter
 from capaft.config.train_config import TrainConfig
 from capaft.support.console import print_line
+from capaft.training.fitting_batch import FittingBatch
 from capaft.training.parallel.processes import Processes
 from capaft.training.record.run_directory import RunDirectory
 from capaft.training.setup.job import Job
@@ -31,6 +32,7 @@ class Trainer:
         adapter: attached to the job's model; None until it is.
         baseline: score of the frozen base; None if it was not measured.
         samples: sample weights of the base model, taken before it was sharded; None if it is whole.
+        fitting: the number of examples that fit into memory in an evaluation.
         made_from: digests of the data and the base model; see `origin_digests` in `record/resume.py`.
     """
 
@@ -43,6 +45,7 @@ class Trainer:
     adapter: Adapter | None = None
     baseline: float | None = None
     samples: WeightSamples | None = None
+    fitting: FittingBatch = field(default_factory=FittingBatch)
     made_from: dict[str, str] = field(default_factory=dict)
 
     @property

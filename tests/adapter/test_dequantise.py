@@ -40,6 +40,20 @@ def test_merged_equals_unmerged(make: Make, method: str) -> None:
     assert model.state_dict().keys() == tiny.bert().state_dict().keys()
 
 
+def test_the_sum_is_rounded_once() -> None:
+    merged = []
+    for dtype in (torch.bfloat16, torch.float32):
+        model = quantise(tiny.bert(), coded)
+        model.bert.embeddings.to(dtype)
+        tiny.scramble(capaft.attach(model, "lora", targets="query"))
+        capaft.merge(model, dequantise=True)
+        merged.append(model.state_dict())
+    for name, weight in merged[0].items():
+        if "attention.self" in name:
+            assert weight.dtype == torch.bfloat16
+            assert torch.equal(weight, merged[1][name].bfloat16()), name
+
+
 def test_a_bias_needs_no_values_of_the_weight() -> None:
     model = quantise(tiny.bert(), Packed)
     tiny.scramble(capaft.attach(model, "bitfit"))

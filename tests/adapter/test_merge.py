@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -169,3 +171,51 @@ def test_an_adapter_is_merged_only_where_that_changes_nothing(
         with pytest.raises(UsageError, match=r"the two do not add up; merge first first, or detach"):
             capaft.merge(model, merged)
     torch.testing.assert_close(tiny.logits(model), expected, rtol=0, atol=1e-5)
+
+
+HEAD = ["classifier.weight", "classifier.bias"]
+
+
+def test_a_trained_head_takes_the_dtype_of_the_model() -> None:
+    model = tiny.bert().bfloat16()
+    model.config = copy.deepcopy(model.config)
+    capaft.attach(model, "lora", labels=["a", "b", "c", "d"], head=HEAD)
+    with torch.no_grad():
+        model.classifier.weight.data = model.classifier.weight.float() + 1e-3
+    expected = model.classifier.weight.bfloat16()
+    capaft.merge(model)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert torch.equal(model.classifier.weight, expected)
+    assert tiny.logits(model).shape[-1] == 4
+
+
+def test_several_adapters_are_rounded_once() -> None:
+    model = tiny.bert().bfloat16()
+    for index, name in enumerate(("first", "second")):
+        tiny.scramble(capaft.attach(model, "lora", name=name, rank=4, targets="query"), seed=index)
+    capaft.switch(model, ["first", "second"])
+    base, held = tiny.bert().bfloat16(), [get_adapter(model, name) for name in ("first", "second")]
+    exact = {
+        site.module: site.weight(base).detach().double() + sum(naive.update(adapter, site) for adapter in held)
+        for site in held[0].plan.sites
+    }
+    capaft.merge(model)
+    for path, weight in exact.items():
+        merged = model.get_submodule(path).weight
+        assert merged.dtype == torch.bfloat16
+        step = torch.finfo(torch.bfloat16).eps / 2 * weight.abs() + 1e-6
+        assert ((merged.double() - weight).abs() <= step).all()
+
+
+@pytest.mark.parametrize(("size", "warns"), [(1e-3, True), (1.0, False)])
+def test_an_update_that_rounding_swallows_is_said(size: float, warns: bool) -> None:
+    model = tiny.bert().bfloat16()
+    adapter = tiny.scramble(capaft.attach(model, "lora", rank=4, targets="query"))
+    for parameter in adapter.role_parameters.values():
+        parameter.data *= size
+    with warnings.catch_warnings(record=True) as lines:
+        warnings.simplefilter("always")
+        capaft.merge(model)
+    assert [("rounded to bfloat16" in str(line.message), line.filename == __file__) for line in lines] == [
+        (True, True)
+    ] * warns

@@ -7,9 +7,12 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from command_line import invoke
@@ -20,6 +23,7 @@ from capaft.commands import dry_run
 from capaft.commands.dry_run import DryRun, dry_run_text
 from capaft.config.train_config import TrainConfig
 from capaft.model.demo import demo_model
+from capaft.training import batches
 from capaft.training.setup.prepare import prepare_job
 
 
@@ -78,3 +82,17 @@ def test_more_is_more(reviews: Path) -> None:
     assert smaller <= medium
     # Gradients and AdamW's two moments of 22.7 million weights.
     assert larger - medium > 3 * 4 * 22e6
+
+
+def test_the_evaluation_batches_of_most_tokens_and_most_logits_count(small: TrainConfig) -> None:
+    job = prepare_job(small, lambda line: None)
+    # One long text alone, then many that have the most tokens, then short ones with the longest answers.
+    lengths = np.array([900] + [500] * 4 + [10] * 4)
+    logits = np.array([10] + [20] * 4 + [batches.MOST_LOGITS // 4] * 4)
+    validation = replace(job.validation, inputs={}, lengths=lengths)
+    task = SimpleNamespace(logits=lambda base, features: logits)
+    batch = partial(dry_run._evaluated, replace(small, eval_batch_size=4))
+    assert batch(SimpleNamespace(base=None, task=task, validation=validation)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    narrow = np.array([batches.MOST_LOGITS] + [1] * 8)
+    task = SimpleNamespace(logits=lambda base, features: narrow)
+    assert batch(SimpleNamespace(base=None, task=task, validation=validation)) == [[0], [1, 2, 3, 4]]

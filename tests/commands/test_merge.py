@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from command_line import invoke
+from safetensors.torch import load_file, save_file
+from tiny_job import bert, config, execute
+from transformers import BertForSequenceClassification
+
+from capaft.adapter.merge import merge
+from capaft.training.record.saved_run import open_run
 
 
 def test_merge_is_a_plain_model_with_the_same_logits(run: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    from capaft.training.record.saved_run import open_run
 
     done = invoke("merge", run, "--output", tmp_path / "merged", "--json")
     assert done.code == 0, done.err
@@ -46,3 +53,61 @@ def test_the_merged_files_have_the_permissions_of_new_ones(run: Path, tmp_path: 
         os.umask(before)
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "merged").iterdir()} == {0o640}
     assert stat.S_IMODE((tmp_path / "merged").stat().st_mode) == 0o750
+
+
+def stored(path: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in path.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> Callable[..., tuple[Path, Path]]:
+    """A function that gives a base model, its norms in a dtype of their own, and an adapter trained on it."""
+    root = tmp_path_factory.mktemp("bases")
+    path, output = bert(root / "base", BertForSequenceClassification), root / "run"
+    execute(config(path, reviews, epochs=1, head="full"), output)
+    weights = load_file(path / "model.safetensors")
+
+    def cast(dtype: torch.dtype, norms: torch.dtype) -> tuple[Path, Path]:
+        save_file(
+            {name: tensor.to(norms if "LayerNorm" in name else dtype) for name, tensor in weights.items()},
+            path / "model.safetensors",
+            {"format": "pt"},
+        )
+        settings = json.loads((path / "config.json").read_text()) | {"dtype": str(dtype).removeprefix("torch.")}
+        (path / "config.json").write_text(json.dumps(settings))
+        return path, output
+
+    return cast
+
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+@pytest.mark.parametrize(("dtype", "norms"), [(BF16, BF16), (FP16, FP16), (BF16, FP32), (FP32, FP32)])
+@pytest.mark.parametrize("flags", [(), ("--dequantise",)])
+def test_each_tensor_keeps_the_dtype_of_the_checkpoint(
+    dtype: torch.dtype, norms: torch.dtype, flags: tuple[str, ...], bases: Any, tmp_path: Path
+) -> None:
+    base, run = bases(dtype, norms)
+    merged = tmp_path / "merged"
+    done = invoke("merge", run, "--output", merged, *flags)
+    assert (done.code, done.err) == (0, "") if dtype == FP32 else done.code == 0, done.err
+    before, after = stored(base), stored(merged)
+    assert {name: tensor.dtype for name, tensor in after.items()} == {n: t.dtype for n, t in before.items()}
+    sizes = [(path / "model.safetensors").stat().st_size for path in (base, merged)]
+    assert abs(sizes[0] - sizes[1]) < 1000
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert {name.split(".")[-2] for name in changed} == {"query", "value", "classifier"}
+    assert json.loads((merged / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    # What was added in float32 is rounded once.
+    saved = open_run(str(run))
+    merge(saved.model)
+    for name, tensor in saved.model.state_dict().items():
+        assert torch.equal(after[name], tensor.to(after[name].dtype)), name
+
+
+def test_a_base_dtype_of_the_command_is_that_of_the_files(bases: Any, tmp_path: Path) -> None:
+    _, run = bases(BF16, BF16)
+    done = invoke("merge", run, "--output", tmp_path / "merged", "--base-dtype", "float32")
+    assert done.code == 0, done.err
+    assert {tensor.dtype for tensor in stored(tmp_path / "merged").values()} == {FP32}

@@ -1,13 +1,18 @@
-"""An stdout that takes nothing ends in a line at most, in real processes, buffered or not."""
+"""An stdout that takes nothing and memory that runs out end in a line at most, in real processes."""
 
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from command_line import invoke
+from tiny_job import fork, wait
 
 COMMANDS = [
     [sys.executable, *unbuffered, "-m", "capaft", *arguments]
@@ -31,3 +36,55 @@ def test_a_full_disk_is_one_line(command: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (1, "error: cannot write to stdout: No space left on device\n")
+
+
+OUT_OF_MEMORY = "error: out of memory"
+
+
+def as_torch_fails(*_: Any, **__: Any) -> None:
+    torch.empty(2**50, dtype=torch.uint8)
+
+
+def as_python_fails(*_: Any, **__: Any) -> None:
+    bytearray(2**60)
+
+
+@pytest.mark.parametrize("fail", [as_torch_fails, as_python_fails])
+@pytest.mark.parametrize(
+    ("place", "arguments"),
+    [
+        ("capaft.adapter.merge.merge", ["merge", "RUN", "--output", "OUT"]),
+        ("capaft.adapter.rank.inspect_ranks", ["inspect-rank", "RUN"]),
+        ("transformers.AutoModelForSequenceClassification.from_pretrained", ["eval", "RUN"]),
+        ("transformers.AutoTokenizer.from_pretrained", ["eval", "RUN"]),
+        ("capaft.adapter.file.save_load.load", ["eval", "RUN"]),
+        ("capaft.tasks.text_classification.TextClassification.features", ["eval", "RUN"]),
+        ("capaft.training.setup.fitted_head.fit_heads", ["train", "--data", "DATA", "--output", "OUT"]),
+        ("capaft.training.run.attach_plan", ["train", "--data", "DATA", "--output", "OUT"]),
+    ],
+    ids=lambda value: value.rpartition(".")[2] if isinstance(value, str) else "",
+)
+def test_exhausted_memory_is_one_line_wherever_it_comes_up(
+    place: str, arguments: list[str], fail: Any, run: Path, reviews: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(place, fail)
+    places = {"RUN": run, "DATA": reviews, "OUT": tmp_path / "out"}
+    done = invoke(*(places.get(argument, argument) for argument in arguments))
+    assert (done.code, done.out) == (1, "")
+    assert done.err.splitlines()[-1].startswith(OUT_OF_MEMORY)
+    assert done.err.count("error") == 1
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "out" / "results.json").exists()
+    assert list(tmp_path.glob("**/*.safetensors")) == []
+
+
+def test_a_process_without_memory_says_so(run: Path, tmp_path: Path) -> None:
+    def work() -> None:
+        in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (in_use + 40 * 2**20,) * 2)
+        done = invoke("merge", run, "--output", tmp_path / "merged")
+        assert (done.code, done.out) == (1, "")
+        assert done.err.startswith(OUT_OF_MEMORY)
+
+    assert wait(fork(work)) == 0
+    assert list(tmp_path.iterdir()) == []

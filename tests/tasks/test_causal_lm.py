@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from typing import Any
 
 import pytest
@@ -281,6 +282,28 @@ def test_nothing_is_written_unless_texts_are_compared(monkeypatch: pytest.Monkey
     assert sum(loss for loss, *_ in predictions) == pytest.approx(float(task.loss(outputs, batch.targets, 0.0)))
     assert set(task.score(examples, predictions)) == {"perplexity", "loss", "accuracy"}
     assert task.report(examples, predictions) == []
+
+
+def test_the_logits_are_gone_before_the_model_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, task = base("llama", tokenizer()), task_for(TWO, metric="bleu", max_new_tokens=2)
+    examples = features(task, TWO, training=False)
+    batch = task.collate(model, examples, [0, 1], training=False)
+    made: list[weakref.ref[torch.Tensor]] = []
+    handle = model.model.register_forward_hook(lambda module, inputs, outputs: made.append(weakref.ref(outputs.logits)))
+    generate = type(model.model).generate
+
+    def look(model: Any, **options: Any) -> Any:
+        assert made[0]() is None
+        return generate(model, **options)
+
+    monkeypatch.setattr(type(model.model), "generate", look)
+    with torch.inference_mode():
+        loss, predictions = task.evaluate_batch(model, model.model, examples, [0, 1], batch)
+        handle.remove()
+        outputs = model.model(**batch.inputs)
+        assert predictions == task.predict(model, model.model, examples, [0, 1], batch, outputs)
+        assert loss == task.loss(outputs, batch.targets, 0.0)
+    assert len(made) > 1
 
 
 def test_prompts_without_completions_can_be_continued() -> None:

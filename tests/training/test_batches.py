@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from hypothesis import given
@@ -24,6 +26,22 @@ def test_evaluation_takes_the_longest_first(lengths: np.ndarray, size: int) -> N
     order = [i for batch in batches.evaluation_batches(lengths, size) for i in batch]
     assert sorted(order) == list(range(len(lengths)))
     assert (np.diff(lengths[order]) <= 0).all()
+
+
+@given(LENGTHS, st.integers(1, 40), st.randoms(use_true_random=False))
+def test_evaluation_bounds_the_logits(lengths: np.ndarray, size: int, random: Any) -> None:
+    # Some do not fit at all.
+    logits = np.array([random.randrange(batches.MOST_LOGITS * 5 // 4) for _ in lengths])
+    made = batches.evaluation_batches(lengths, size, logits)
+    assert [i for batch in made for i in batch] == [
+        i for batch in batches.evaluation_batches(lengths, 1) for i in batch
+    ]
+    assert all(len(batch) <= size for batch in made)
+    assert all(len(batch) == 1 or len(batch) * logits[batch].max() <= batches.MOST_LOGITS for batch in made)
+    # As large as may be.
+    for batch, (following, *_) in pairwise(made):
+        more = [*batch, following]
+        assert len(batch) == size or len(more) * logits[more].max() > batches.MOST_LOGITS
 
 
 @given(st.integers(1, 40), st.integers(1, 5), st.none() | st.integers(1, 12))

@@ -16,8 +16,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertForSequenceClassification
 
+from capaft.adapter.install import attach_plan, detach
 from capaft.support.errors import TrainingError
 from capaft.training.evaluate import Evaluation, evaluate
+from capaft.training.fitting_batch import FittingBatch
 from capaft.training.parallel.processes import Processes
 from capaft.training.setup.job import Job
 from capaft.training.setup.prepare import prepare_job
@@ -92,6 +94,50 @@ def test_its_forwards_run_in_the_context_it_is_given(job: Job) -> None:
     finally:
         handle.remove()
     assert seen == [torch.bfloat16, torch.float32]
+
+
+def exhausting(model: nn.Module, room: int) -> Any:
+    """Make forwards of more examples than there is room for fail late, in the head."""
+
+    def fail(module: nn.Module, inputs: Any) -> None:
+        if len(inputs[0]) > room:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes")
+
+    return model.classifier.register_forward_pre_hook(fail)
+
+
+def test_what_does_not_fit_is_halved_under_an_adapter_too(job: Job) -> None:
+    attach_plan(job.base.model, job.plan)
+    try:
+        whole = scored(job, 64)
+        handle = exhausting(job.base.model, 5)
+        with pytest.warns(UserWarning, match="out of memory in evaluation; going on with") as lines:
+            halved = scored(job, 64)
+        handle.remove()
+    finally:
+        detach(job.base.model, "default")
+    assert [str(line.message).split("with ")[1] for line in lines] == [f"batches of {n} examples" for n in (14, 7, 3)]
+    np.testing.assert_allclose(np.stack(halved.predictions), np.stack(whole.predictions), rtol=1e-4, atol=1e-5)
+    assert halved.scores == pytest.approx(whole.scores, rel=1e-6)
+
+
+def test_processes_agree_on_what_fits(job: Job, tmp_path: Path) -> None:
+    def work(rank: int) -> None:
+        fitting = FittingBatch()
+        if rank == 1:
+            exhausting(job.base.model, 3)
+        with pytest.warns(UserWarning, match="going on with batches of"):
+            evaluation = scored(job, 8, fitting=fitting)
+        (tmp_path / f"{rank}.json").write_text(
+            json.dumps([evaluation.scores, len(evaluation.predictions), fitting.limit])
+        )
+
+    assert together(2, work, tmp_path) == [0, 0]
+    alone = scored(job, 8).scores
+    for rank in range(2):
+        scores, predictions, limit = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert scores == pytest.approx(alone, rel=1e-6)
+        assert (predictions, limit) == (29, 2)
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(2, 8), (3, 8), (3, 64)])

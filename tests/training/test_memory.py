@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_job import bert, config
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from capaft.adapter.install import attach_plan
+from capaft.tasks.base.features import Batch
+from capaft.tasks.language.token_loss import summed_loss
 from capaft.training.memory import estimate_peak_memory
 from capaft.training.setup.job import Job
 from capaft.training.setup.prepare import prepare_job
@@ -41,3 +44,22 @@ def test_a_model_that_looks_at_its_numbers_cannot_be_told(job: Job) -> None:
     classifier = job.base.model.classifier
     classifier.register_forward_hook(lambda module, args, output: output * (2 if output.sum().item() > 0 else 1))
     assert estimated(job) is None
+
+
+def test_the_logits_of_an_evaluation_count_once() -> None:
+    shape = {"n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 64}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=49152, bos_token_id=1, eos_token_id=1, **shape))
+    ids = torch.ones(1, 2, dtype=torch.int64)
+    small = Batch({"input_ids": ids}, {"labels": ids}, 2)
+    ids = torch.ones(64, 64, dtype=torch.int64)
+    large = Batch({"input_ids": ids}, {"labels": ids}, 64 * 64)
+
+    def loss(outputs: Any, targets: Any) -> torch.Tensor:
+        return summed_loss(outputs.logits, targets["labels"], 0.0)
+
+    without, with_one = (estimate_peak_memory(model, small, loss, evaluated=batches) for batches in ((), (large,)))
+    assert without is not None
+    assert with_one is not None
+    logits = 64 * 64 * 49152 * 4
+    # Beside it, what training holds otherwise, and a slice in float32 and its probabilities.
+    assert 0.8 * logits < with_one - without < 1.4 * logits

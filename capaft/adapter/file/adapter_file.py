@@ -17,6 +17,7 @@ from capaft.adapter.file.fingerprint import tensors_digest
 from capaft.adapter.file.header import Header, TaskRecord, open_safetensors, parse_header
 from capaft.model.origin import Origin
 from capaft.support.errors import AdapterFileError
+from capaft.support.out_of_memory import pass_on_exhaustion
 
 ADAPTER = "adapter.safetensors"
 
@@ -110,6 +111,7 @@ def read(path: str | Path) -> AdapterFile:
     try:
         tensors = safetensors.torch.load(data)
     except Exception as error:
+        pass_on_exhaustion(error)
         raise AdapterFileError(f"{path} is damaged: {error}") from None
     if set(tensors) != set(described):
         raise AdapterFileError(f"{path} is damaged: its tensors are not those its header names")

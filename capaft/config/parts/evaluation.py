@@ -27,5 +27,8 @@ class EvaluationSettings(Settings):
         None, "Score the frozen base first, under a head fitted on its features (default: in the demo only)."
     )
     eval_batch_size: int = _setting(
-        64, "Examples in a forward pass of an evaluation, in each process.", check=at_least(1)
+        64,
+        "Examples in a forward pass of an evaluation at most, in each process; fewer where a large vocabulary would "
+        "fill the memory.",
+        check=at_least(1),
     )

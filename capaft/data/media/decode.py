@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from capaft.support.errors import UsageError, one_line
+from capaft.support.out_of_memory import pass_on_exhaustion
 from capaft.support.printable import printable
 
 _MOST_CHANNELS = 4
@@ -52,6 +53,7 @@ def open_image(value: Any) -> Image.Image:
         with Image.open(io.BytesIO(content)) as image:
             upright = ImageOps.exif_transpose(image)
     except Exception as error:  # a damaged file surfaces as any of a dozen types
+        pass_on_exhaustion(error)
         reason = "not an image that Pillow knows" if "cannot identify" in str(error) else one_line(error)
         raise UsageError(f"{name}: cannot read this image ({reason}); replace or remove it") from error
     return _in_bytes(name, upright)
@@ -229,6 +231,7 @@ def _decode_wav(content: bytes) -> tuple[NDArray[np.float32], int] | None:
             warnings.simplefilter("ignore", wavfile.WavFileWarning)
             rate, samples = wavfile.read(_FirstSamples(content))
     except Exception as error:  # a damaged file surfaces as any of a dozen types
+        pass_on_exhaustion(error)
         if str(error).startswith(_NOT_FOR_SCIPY):
             return None
         raise ValueError(f"it is cut off or damaged: {one_line(error)}") from error
@@ -250,5 +253,6 @@ def _decode_with_soundfile(name: str, content: bytes) -> tuple[NDArray[np.float3
     try:
         samples, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
     except Exception as error:  # its own error, and others for odd files
+        pass_on_exhaustion(error)
         raise ValueError(_OBJECT.sub("it", one_line(error))) from error
     return samples, int(rate)

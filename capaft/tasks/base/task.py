@@ -359,6 +359,33 @@ class Task(ABC):
             smoothing: share of the target that is spread over all classes, if there are classes.
         """
 
+    def logits(self, base: BaseModel, features: Features) -> NDArray[np.int64] | None:
+        """Number of logits that the model computes for each feature, `(features,)`; None, by default, if they are few.
+
+        Evaluation makes smaller batches where they are many.
+
+        Args:
+            base: the base model.
+            features: all features.
+        """
+        return None
+
+    def evaluate_batch(
+        self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch
+    ) -> tuple[Tensor, list[Any]]:
+        """The loss and the predictions of an evaluation batch; see `loss` and `predict`.
+
+        Args:
+            base: the base model.
+            model: the model to call.
+            features: all features.
+            indices: those in the batch.
+            batch: the batch, on the model's device.
+        """
+        outputs = model(**batch.inputs)
+        loss = self.loss(outputs, batch.targets, 0.0)
+        return loss, self.predict(base, model, features, indices, batch, outputs)
+
     @abstractmethod
     def predict(
         self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch, outputs: Any

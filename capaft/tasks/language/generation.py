@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.config.choices import (
@@ -22,7 +24,8 @@ from capaft.tasks.base.columns import Columns, cell_kind
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
 from capaft.tasks.language.text_scores import TEXT_METRICS, score_texts
-from capaft.tasks.language.token_loss import loss_by_example, score_tokens, summed_loss
+from capaft.tasks.language.token_limit import vocabulary_size
+from capaft.tasks.language.token_loss import Counted, loss_by_example, score_tokens, summed_loss
 from capaft.tasks.language.words import check_language
 
 if TYPE_CHECKING:
@@ -86,11 +89,36 @@ class Generation(Task):
         """The sum of the cross-entropy over the tokens that count."""
         return summed_loss(outputs.logits, targets["labels"], smoothing)
 
+    def logits(self, base: BaseModel, features: Features) -> NDArray[np.int64] | None:
+        """See `Task.logits`: those of all tokens, although a model may be told to leave some out."""
+        return features.lengths * vocabulary_size(base)
+
+    def evaluate_batch(
+        self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch
+    ) -> tuple[Tensor, list[Prediction]]:
+        """See `Task.evaluate_batch`; the logits are gone before the model writes."""
+        outputs = model(**batch.inputs)
+        loss = self.loss(outputs, batch.targets, 0.0)
+        losses = loss_by_example(outputs.logits, batch.targets["labels"])
+        del outputs
+        return loss, self._with_texts(losses, base, model, features, indices, batch)
+
     def predict(
         self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch, outputs: Any
     ) -> list[Prediction]:
         """The loss of each feature, and the model's text if the metric needs one."""
         losses = loss_by_example(outputs.logits, batch.targets["labels"])
+        return self._with_texts(losses, base, model, features, indices, batch)
+
+    def _with_texts(
+        self,
+        losses: Sequence[Counted],
+        base: BaseModel,
+        model: nn.Module,
+        features: Features,
+        indices: Sequence[int],
+        batch: Batch,
+    ) -> list[Prediction]:
         texts = self.written(base, model, features, indices, batch) if self.generates else [None] * len(losses)
         return [(*loss, text) for loss, text in zip(losses, texts, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Limit on a model's input: the requested length, but no more than its tokenizer and its positions allow."""
+"""Limits of a model: on its input, as its tokenizer and its positions allow, and on its tokens."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ def model_positions(base: BaseModel) -> int:
     """Number of positions that the model was made for; unlimited if its configuration has none."""
     positions = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
     return positions - _unused(base.model) if isinstance(positions, int) and positions > 0 else sys.maxsize
+
+
+def vocabulary_size(base: BaseModel) -> int:
+    """Number of tokens that a model tells apart, and so of its logits at each position."""
+    return int(getattr(base.model.config.get_text_config(), "vocab_size", 0) or 0)
 
 
 def _unused(model: Any) -> int:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from capaft.model.load import BaseModel
@@ -53,6 +55,10 @@ class DecoderTranscriber(Transcriber):
     def batch(self, recordings: dict[str, Any], labels: Tensor, terms: int) -> Batch:
         """See `Transcriber.batch`; the model makes the decoder's inputs of the labels."""
         return Batch({**recordings, "labels": labels}, {"labels": labels}, terms)
+
+    def positions(self, base: BaseModel, samples: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See `Transcriber.positions`; the tokens of the transcripts."""
+        return tokens
 
     def loss(self, outputs: Any, targets: Any, smoothing: float) -> Tensor:
         """The sum of the cross-entropy."""

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.model.load import BaseModel
@@ -21,6 +23,8 @@ from capaft.tasks.speech.transcriber import Transcriber, Transcripts
 # Above this share of letters that the vocabulary lacks, the model is one for another language.
 _MOST_LACKING = 0.1
 _SHOWN = 20
+# Of wav2vec 2.0; a frame is 20 ms.
+_SAMPLES_PER_FRAME = 320
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,10 @@ class FrameTranscriber(Transcriber):
     def batch(self, recordings: dict[str, Any], labels: Tensor, terms: int) -> Batch:
         """See `Transcriber.batch`."""
         return Batch({**recordings, "labels": labels}, {}, terms)
+
+    def positions(self, base: BaseModel, samples: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See `Transcriber.positions`; the frames."""
+        return samples // getattr(base.model.config, "inputs_to_logits_ratio", _SAMPLES_PER_FRAME) + 1
 
     def loss(self, outputs: Any, targets: Any, smoothing: float) -> Tensor:
         """CTC; there is no target distribution to smooth."""

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.model.load import BaseModel
@@ -71,6 +73,16 @@ class Transcriber(ABC):
             recordings: as the feature extractor makes them.
             labels: `(batch, tokens)`, padded with `IGNORED`.
             terms: number of tokens to learn.
+        """
+
+    @abstractmethod
+    def positions(self, base: BaseModel, samples: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of positions at which the model predicts a token, `(recordings,)`.
+
+        Args:
+            base: the base model.
+            samples: lengths of the recordings.
+            tokens: lengths of their transcripts.
         """
 
     @abstractmethod

@@ -70,6 +70,11 @@ def shard_model(model: nn.Module, trained: Iterable[nn.Parameter], device: torch
     model._is_fsdp_managed_module = True  # type: ignore[assignment]
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """True for a model that `shard_model` has sharded."""
+    return bool(getattr(model, "_is_fsdp_managed_module", False))
+
+
 def _blocks(model: nn.Module) -> list[nn.Module]:
     """The repeated blocks: those that transformers would not split, else the elements of the longest list."""
     names = set(getattr(model, "_no_split_modules", None) or ())

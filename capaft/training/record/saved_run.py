@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from torch import nn
@@ -22,6 +22,8 @@ from capaft.config.sources import resolve_settings
 from capaft.config.train_config import TrainConfig
 from capaft.model.demo import MODEL_NAME
 from capaft.model.load import BaseModel, locate_model
+from capaft.model.origin import Origin
+from capaft.model.stored_dtypes import stored_dtypes
 from capaft.support.errors import AdapterFileError, UsageError
 from capaft.support.printable import printable
 from capaft.tasks.base.registry import task_class
@@ -58,13 +60,16 @@ class SavedRun:
         return self.base.model
 
 
-def open_run(name: str, options: OpenOptions | None = None, say: Say = lambda line: None) -> SavedRun:
+def open_run(
+    name: str, options: OpenOptions | None = None, say: Say = lambda line: None, *, as_stored: bool = False
+) -> SavedRun:
     """Open a run directory or an adapter file. A stranger may have made it: only `options` permit anything.
 
     Args:
         name: a run directory, a directory with one adapter file, or an adapter file.
         options: the base model to put it on, if it is not the one that the run or the file names.
         say: called with a line for what its files claim, and for what they name and lies elsewhere.
+        as_stored: load the base in the dtype of its checkpoint, unless the options name one, or the run quantised it.
 
     Raises:
         UsageError: nothing is called so, or the base model cannot be loaded.
@@ -81,6 +86,9 @@ def open_run(name: str, options: OpenOptions | None = None, say: Say = lambda li
         trust_remote_code=options.trust_remote_code,
         base_dtype=options.base_dtype or (config.base_dtype if config else "float32"),
     )
+    if as_stored and options.base_dtype is None and settings.base_dtype not in ("8bit", "4bit"):
+        stored = stored_dtypes(Origin(settings.model, settings.revision))
+        settings = replace(settings, base_dtype=(stored and stored.base_dtype) or settings.base_dtype)
     base = task.load_model(settings, seed=file.header.seed)
     parameters = base.named_parameters()
     for key in (key.removeprefix(HEAD) for key in file.tensors):

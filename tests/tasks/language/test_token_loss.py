@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from tiny_text import tokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoTokenizer
 
 from capaft.model.demo import demo_model
+from capaft.tasks.language import token_loss
 from capaft.tasks.language.token_loss import IGNORED, loss_by_example, mark_tokens, pad_rows, score_tokens, summed_loss
 
 
@@ -72,6 +76,44 @@ def test_each_example_and_their_scores() -> None:
     )
     assert score_tokens([(0.0, 0, 0)]) == {}
     assert math.isfinite(score_tokens([(1e6, 1, 0)])["perplexity"])
+
+
+@pytest.mark.parametrize("size", [1, 14, 21])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_slices_add_up(size: int, smoothing: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = case()
+    whole, by_example = summed_loss(logits, labels, smoothing), loss_by_example(logits, labels)
+    with_gradient = summed_loss(logits.clone().requires_grad_(), labels, smoothing)
+    assert torch.equal(whole, with_gradient.detach())
+    monkeypatch.setattr(token_loss, "SLICE", size)
+    torch.testing.assert_close(summed_loss(logits, labels, smoothing), whole)
+    for sliced, expected in zip(loss_by_example(logits, labels), by_example, strict=True):
+        assert sliced == pytest.approx(expected, rel=1e-6)
+
+
+class Most(TorchDispatchMode):
+    """Notes the most bytes that an operation makes, views apart."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {leaf.data_ptr() for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)}
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        if func.name().partition("::")[2] not in ("unbind.int", "select.int"):
+            self.most = max([self.most, *(leaf.nbytes for leaf in made if leaf.data_ptr() not in given)])
+        return result
+
+
+def test_no_second_copy_of_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_loss, "SLICE", 2**12)
+    torch.manual_seed(0)
+    logits = torch.randn(4, 64, 2**9, dtype=torch.bfloat16)
+    labels = torch.randint(2**9, (4, 64))
+    for function in (lambda: summed_loss(logits, labels, 0.0), lambda: loss_by_example(logits, labels)):
+        with torch.inference_mode(), Most() as noted:
+            function()
+        assert noted.most == 2**12 * 4
 
 
 def test_padding_on_either_side() -> None:
