@@ -38,6 +38,7 @@ from capaft.training.record.resume import (
     changed_settings,
     check_best_adapter,
     check_same_origin,
+    check_same_scale,
     origin_digests,
 )
 from capaft.training.record.run_directory import (
@@ -105,6 +106,7 @@ def execute_run(
         if resumed:
             check_same_origin(resumed.made_from, made_from, directory.path, resumed.made_with)
             check_best_adapter(directory, resumed.progress.best.value is not None)
+            check_same_scale(resumed.progress.best, directory.path)
         if finished and not restart:
             return _finished(directory, resumed, say)
         if restart:

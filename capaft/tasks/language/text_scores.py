@@ -13,9 +13,10 @@ TEXT_METRICS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "exact_match")
 def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]], language: str = "") -> dict[str, float]:
     """All scores over a data set.
 
-    BLEU (Papineni et al. 2002) and chrF (Popovic 2015) are sacrebleu's corpus scores, from 0 to 100. ROUGE (Lin 2004)
-    is the F-measure of rouge_score. What a word is depends on the script; see `capaft.tasks.language.words`. ROUGE and
-    exact match (without surrounding white space) are means over texts, each against its best reference, from 0 to 1.
+    BLEU (Papineni et al. 2002) and chrF (Popovic 2015) are sacrebleu's corpus scores. ROUGE (Lin 2004) is the
+    F-measure of rouge_score. What a word is depends on the script; see `capaft.tasks.language.words`. ROUGE and exact
+    match (without surrounding white space) are means over texts, each against its best reference. All are from 0 to 1;
+    sacrebleu and papers print BLEU and chrF times 100.
 
     Args:
         texts: one per example.
@@ -33,8 +34,8 @@ def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]], langu
     rouges = [rouge.score_multi(targets, text) for text, targets in examples]
     exact = [text.strip() in {target.strip() for target in targets} for text, targets in examples]
     return {
-        "bleu": corpus_bleu(list(texts), streams, tokenize=bleu_tokenizer(language, references)).score,
-        "chrf": corpus_chrf(list(texts), streams).score,
+        "bleu": corpus_bleu(list(texts), streams, tokenize=bleu_tokenizer(language, references)).score / 100,
+        "chrf": corpus_chrf(list(texts), streams).score / 100,
         **{kind: sum(scores[kind].fmeasure for scores in rouges) / len(rouges) for kind in kinds},
         "exact_match": sum(exact) / len(exact),
     }
