@@ -61,6 +61,7 @@ class MultipleChoice(Task):
     summary: ClassVar[str] = "A context and several endings or answers to the right one."
     auto_class: ClassVar[str] = "AutoModelForMultipleChoice"
     metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+    shares: ClassVar[frozenset[str]] = frozenset({"accuracy"})
     inferred: ClassVar[tuple[str, ...]] = ("one_based", "by_text")
     precedence: ClassVar[int] = 40
 

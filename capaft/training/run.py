@@ -24,6 +24,7 @@ from capaft.support import strict_json
 from capaft.support.console import print_line
 from capaft.support.errors import UsageError
 from capaft.support.files import write_atomically
+from capaft.tasks.base.uncertainty import interval_method
 from capaft.training.accelerator import accelerator_for, move_model
 from capaft.training.interrupt import memory_guard
 from capaft.training.loop import Outcome, train
@@ -31,6 +32,7 @@ from capaft.training.optimizer import check_optimizer
 from capaft.training.parallel.processes import Processes
 from capaft.training.parallel.sharding import shard_model, sharding_requested
 from capaft.training.record.checkpoint import Checkpoint, newest_checkpoint, prune_checkpoints
+from capaft.training.record.conditions import machine, method_settings, training_settings
 from capaft.training.record.extension import continuation, is_finished, with_restarts
 from capaft.training.record.model_card import card_text
 from capaft.training.record.results import Results, read_results
@@ -48,6 +50,7 @@ from capaft.training.record.run_directory import (
     remove_leftovers,
     replacing_run,
 )
+from capaft.training.setup.baseline import baseline_head
 from capaft.training.setup.head_start import start_head
 from capaft.training.setup.job import Job
 from capaft.training.setup.method import chosen_stack
@@ -219,6 +222,7 @@ def _results(run: Trainer, outcome: Outcome) -> Results:
         method=job.plan.stack.method,
         metric=job.task.metric,
         baseline=run.baseline,
+        baseline_head=None if run.baseline is None else baseline_head(job.task, job.base, job.train),
         trainable_parameters=job.adapter_parameters + job.head_parameters,
         adapter_parameters=job.adapter_parameters,
         head_parameters=job.head_parameters,
@@ -229,7 +233,11 @@ def _results(run: Trainer, outcome: Outcome) -> Results:
         labels=list(job.task.labels),
         next=_next(run.directory.path, job),
         score_names=job.task.score_names(outcome.scores),
-        **vars(outcome),
+        interval_method=None if outcome.interval is None else interval_method(job.task),
+        method_settings=method_settings(job, run.config),
+        training_settings=training_settings(job, run.config),
+        machine=machine(),
+        **vars(outcome) | {"interval": None if outcome.interval is None else list(outcome.interval)},
     )
 
 

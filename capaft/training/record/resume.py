@@ -150,7 +150,8 @@ def check_same_scale(best: Best, run: object) -> None:
     """
     if any(best.scores.get(name, 0.0) > 1 for name in ("bleu", "chrf")):
         raise UsageError(
-            f"--resume: {run} has BLEU and chrF from 0 to 100, which are now from 0 to 1; start anew in another --output"
+            f"--resume: {run} has BLEU and chrF from 0 to 100, which are now from 0 to 1; start anew in another "
+            "--output"
         )
 
 
