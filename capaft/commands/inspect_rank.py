@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,10 +35,14 @@ def inspect_rank_command(
         from capaft.adapter.rank import inspect_ranks, summarise_ranks
         from capaft.training.record.saved_run import open_run
 
-        reports = inspect_ranks(open_run(run, options).model)
+        saved = open_run(run, options)
+        reports = inspect_ranks(saved.model)
         summary = summarise_ranks(reports)
         if plot:
-            write_atomically(plot, draw_ranks(reports))
+            from capaft.commands.rank_plot import draw_ranks
+
+            header, base = saved.file.header, (saved.file.base.name or "its base").rsplit("/", 1)[-1]
+            write_atomically(plot, draw_ranks(reports, f"{header.method.method} on {base}"))
         if json:
             print(strict_json.document({"sites": [report.record() for report in reports], "summary": summary}))
         else:
@@ -89,31 +92,3 @@ def show_ranks(reports: list[SiteRank], summary: dict[str, Any]) -> None:
         + (f", mean |dW|/|W| {summary['mean_relative_norm']:.3g}" if "mean_relative_norm" in summary else ""),
         highlight=False,
     )
-
-
-def draw_ranks(reports: list[SiteRank]) -> bytes:
-    """A PNG: the spectrum of every site, relative to its largest value, and the effective ranks."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.5), dpi=120, layout="constrained")
-    spectra, ranks = figure.subplots(1, 2)
-    for r in reports:
-        largest = max(r.spectrum, default=0.0) or 1.0
-        spectra.semilogy(range(1, len(r.spectrum) + 1), [max(v / largest, 1e-12) for v in r.spectrum], alpha=0.5)
-    spectra.set_ylim(bottom=1e-6)
-    spectra.set_xlabel("singular value")
-    spectra.set_ylabel("relative to the largest")
-    spectra.set_title("spectrum of dW, one line per site")
-    ranks.barh(range(len(reports)), [r.effective_rank for r in reports], color="tab:blue")
-    for width, style, label in (
-        (reports[0].rank, ":", "configured rank"),
-        (reports[0].hidden_width, "--", "hidden width"),
-    ):
-        ranks.axvline(width, color="tab:gray", linestyle=style, label=label)
-    ranks.set_yticks(range(len(reports)), [r.site for r in reports], fontsize=6)
-    ranks.invert_yaxis()
-    ranks.set_xlabel("effective rank")
-    ranks.legend(frameon=False, fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()

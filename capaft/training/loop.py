@@ -32,7 +32,7 @@ from capaft.training.optimizer import build_optimizer, parameter_groups
 from capaft.training.parallel.processes import Processes
 from capaft.training.record.checkpoint import Checkpoint, Progress, write_checkpoint
 from capaft.training.record.journal import Journal
-from capaft.training.record.loss_plot import draw_losses
+from capaft.training.record.loss_plot import draw_losses, run_caption
 from capaft.training.record.resume import environment, warn_of_other_environment
 from capaft.training.trainer import Trainer
 
@@ -324,7 +324,7 @@ def _save(run: Trainer, path: Path) -> None:
 
 def _plot(run: Trainer, journal: Journal) -> None:
     if run.processes.is_first:
-        write_atomically(run.directory.plot, draw_losses(journal.records, run.job.task.metric))
+        write_atomically(run.directory.plot, draw_losses(journal.records, run.job.task.metric, run_caption(run)))
 
 
 def _write_predictions(run: Trainer, predictions: Sequence[Any]) -> None:
