@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from capaft.commands.reporting import Json, Run, quiet_libraries, reporting
+from capaft.commands.reporting import Json, Run, quiet_libraries, reporting, suggest
 from capaft.commands.summary import evaluation_summary
 from capaft.config.open_options import EvalOptions
 from capaft.config.signature import signature
@@ -21,9 +21,16 @@ def eval_command(run: Run, json: Json = False, **flags: str | bool | list[str] |
         options, _ = resolve_settings(EvalOptions, flags=flags, environ={})
         check_writable("--predictions", options.predictions)
         quiet_libraries(console)
+        from capaft.training.record.next_commands import info_command, merge_command
         from capaft.training.record.saved_run import open_run
         from capaft.training.scoring import score_run
 
         saved = open_run(run, options)
         scores = score_run(saved, options, say=lambda line: print_line(console, f"data   {line}"))
-        print(strict_json.document(asdict(scores)) if json else evaluation_summary(scores, options.predictions))
+        if json:
+            print(strict_json.document(asdict(scores)))
+            return
+        print(evaluation_summary(scores, options.predictions))
+        output = f"{saved.run.path}/merged" if saved.run else "merged"
+        stack, quantised = saved.file.header.method, saved.base.is_quantised
+        suggest(console, merge_command(run, output, stack, options, quantised=quantised) or info_command(run))

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capaft.commands.reporting import Json, Run, quiet_libraries, reporting
+from capaft.commands.reporting import Json, Run, quiet_libraries, reporting, suggest
 from capaft.config.open_options import OpenOptions
 from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
 from capaft.support import strict_json
+from capaft.support.counting import counted
 from capaft.support.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def inspect_rank_command(
         check_writable("--plot", plot)
         quiet_libraries(console)
         from capaft.adapter.rank import inspect_ranks, summarise_ranks
+        from capaft.training.record.next_commands import info_command, inspect_command, merge_command
         from capaft.training.record.saved_run import open_run
 
         saved = open_run(run, options)
@@ -47,6 +49,10 @@ def inspect_rank_command(
             print(strict_json.document({"sites": [report.record() for report in reports], "summary": summary}))
         else:
             show_ranks(reports, summary)
+            stack = saved.file.header.method
+            merge = merge_command(run, "merged", stack, options, quantised=saved.base.is_quantised)
+            inspect = inspect_command(run, stack, options, plot="rank.png")
+            suggest(console, (merge or info_command(run)) if plot else inspect)
 
 
 def sparkline(spectrum: tuple[float, ...]) -> str:
@@ -85,9 +91,11 @@ def show_ranks(reports: list[SiteRank], summary: dict[str, Any]) -> None:
             sparkline(r.spectrum),
         )
     console.print(table)
+    low, high = summary["min_numerical_rank"], summary["max_numerical_rank"]
+    numerical = f"{low}" if low == high else f"{low} to {high}"
     console.print(
-        f"{summary['sites']} sites: numerical rank {summary['min_numerical_rank']} to "
-        f"{summary['max_numerical_rank']}, mean effective rank {summary['mean_effective_rank']:.2f}, "
+        f"{counted(summary['sites'], 'site')}: numerical rank {numerical}, "
+        f"mean effective rank {summary['mean_effective_rank']:.2f}, "
         f"mean stable rank {summary['mean_stable_rank']:.2f}"
         + (f", mean |dW|/|W| {summary['mean_relative_norm']:.3g}" if "mean_relative_norm" in summary else ""),
         highlight=False,

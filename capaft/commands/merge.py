@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import tempfile
 import time
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from capaft.commands.reporting import Json, Run, quiet_libraries, reporting
+from capaft.commands.reporting import Json, Run, quiet_libraries, reporting, suggest
 from capaft.config.open_options import MergeOptions
 from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
 from capaft.support import hub, strict_json
+from capaft.support.counting import counted
 from capaft.support.errors import TrainingError, UsageError, one_line
 from capaft.support.files import write_atomically
 
@@ -39,9 +41,17 @@ def merge_command(
         from capaft.training.record.saved_run import open_run
 
         started = time.perf_counter()
-        sites = write_merged(open_run(run, options), output, overwrite=overwrite, dequantise=options.dequantise)
+        saved = open_run(run, options)
+        sites = write_merged(saved, output, overwrite=overwrite, dequantise=options.dequantise)
         results = {"output": output, "sites": sites, "seconds": round(time.perf_counter() - started, 3)}
-        print(strict_json.document(results) if json else f"merged {sites} sites into {output}")
+        if json:
+            print(strict_json.document(results))
+            return
+        print(f"merged {counted(sites, 'site') if sites else 'the trained parameters'} into {output}")
+        auto_class = saved.task.auto_class_for(saved.base.model.config)
+        directory = str(Path(output).expanduser())
+        loads = f"from transformers import {auto_class}; {auto_class}.from_pretrained({directory!r})"
+        suggest(console, f"python -c {shlex.quote(loads)}")
 
 
 def _check_output(output: str, path: Path, *, overwrite: bool) -> None:

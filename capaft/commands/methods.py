@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
 
-from capaft.commands.reporting import Json, quiet_libraries, reporting
+from capaft.commands.reporting import Json, quiet_libraries, reporting, suggest
 from capaft.support import strict_json
 
 
@@ -26,4 +27,9 @@ def methods_command(
         from capaft.model.load import load_skeleton
 
         base = None if model is None else load_skeleton(model)
-        print(strict_json.document(method_rows(base)) if json else methods_text(base))
+        if json:
+            print(strict_json.document(method_rows(base)))
+            return
+        print(methods_text(base))
+        on_model = f" --model {shlex.quote(model)}" if model else ""
+        suggest(console, f"capaft train --method capaboost{on_model} --dry-run")

@@ -18,7 +18,6 @@ from capaft.config.settings import setting_types
 from capaft.config.sources import MADE_BY, dump_settings
 from capaft.config.train_config import TrainConfig
 from capaft.config.values import parse_value
-from capaft.methods.host import Host
 from capaft.methods.stack import canonical_method
 from capaft.support import strict_json
 from capaft.support.console import print_line
@@ -35,6 +34,7 @@ from capaft.training.record.checkpoint import Checkpoint, newest_checkpoint, pru
 from capaft.training.record.conditions import machine, method_settings, training_settings
 from capaft.training.record.extension import continuation, is_finished, with_restarts
 from capaft.training.record.model_card import card_text
+from capaft.training.record.next_commands import commands_after_training
 from capaft.training.record.results import Results, read_results
 from capaft.training.record.resume import (
     changed_settings,
@@ -52,7 +52,6 @@ from capaft.training.record.run_directory import (
 )
 from capaft.training.setup.baseline import baseline_head
 from capaft.training.setup.head_start import start_head
-from capaft.training.setup.job import Job
 from capaft.training.setup.method import chosen_stack
 from capaft.training.setup.prepare import prepare_job
 from capaft.training.setup.settled import settled_config, settled_method
@@ -231,7 +230,7 @@ def _results(run: Trainer, outcome: Outcome) -> Results:
         train_examples=job.train.examples,
         validation_examples=job.validation.examples,
         labels=list(job.task.labels),
-        next=_next(run.directory.path, job),
+        next=commands_after_training(str(run.directory.path), job.plan.stack, quantised=job.base.is_quantised),
         score_names=job.task.score_names(outcome.scores),
         interval_method=None if outcome.interval is None else interval_method(job.task),
         method_settings=method_settings(job, run.config),
@@ -260,14 +259,3 @@ def _command_of(run: RunDirectory) -> list[str]:
     first, *_ = run.config.read_text(encoding="utf-8").splitlines()
     command: list[str] = json.loads(first.removeprefix(MADE_BY)) if first.startswith(MADE_BY) else []
     return command
-
-
-def _next(path: Path, job: Job) -> list[str]:
-    """Commands that make sense after a run."""
-    host = job.plan.stack.host
-    commands = [f"capaft eval {path}"]
-    if host is None or not host.unmergeable:
-        commands.append(f"capaft merge {path} --output {path}/merged")
-    if host is not None and type(host).product is not Host.product:
-        commands.append(f"capaft inspect-rank {path}")
-    return commands

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -113,6 +114,12 @@ def read_results(path: Path) -> Results:
         return results
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{path} is damaged; remove it and repeat the command with --resume") from None
+
+
+def interval_text(interval: Sequence[float]) -> str:
+    """An interval for people."""
+    low, high = interval
+    return f"95 % interval {low:.4f} to {high:.4f}"
 
 
 def score_text(value: float | None) -> str:
