@@ -35,8 +35,10 @@ def info_command(run: Run, json: Json = False) -> None:
 
 def describe_file(file: AdapterFile) -> list[str]:
     """A file's description, as lines for people."""
+    from capaft.methods.stack import settings_text
+
     header, task, base = file.header, file.task, file.base
-    options = task.options if task else {}
+    options = settings_text(task.options) if task else ""
     settings = header.method.options_text()
     return [
         f"{file.path}: {counted(file.size, 'byte')}, intact",
@@ -47,7 +49,7 @@ def describe_file(file: AdapterFile) -> list[str]:
         f"tensors   {', '.join(sorted(file.tensors))} as {header.save_dtype}",
         f"seed      {header.seed} (seed contract {header.contract})",
         *([f"task      {task.name or 'none'}{_labels(task.labels)}"] if task else []),
-        *([f"options   {', '.join(f'{key} {value}' for key, value in options.items())}"] if options else []),
+        *([f"options   {options}"] if options else []),
     ]
 
 

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 import warnings
+from json import dumps as json_text
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,8 +50,9 @@ def merge_command(
             return
         print(f"merged {counted(sites, 'site') if sites else 'the trained parameters'} into {output}")
         auto_class = saved.task.auto_class_for(saved.base.model.config)
-        directory = str(Path(output).expanduser())
-        loads = f"from transformers import {auto_class}; {auto_class}.from_pretrained({directory!r})"
+        # A shell's single quotes go around Python's double ones.
+        directory = json_text(str(Path(output).expanduser()))
+        loads = f"from transformers import {auto_class}; {auto_class}.from_pretrained({directory})"
         suggest(console, f"python -c {shlex.quote(loads)}")
 
 

@@ -42,6 +42,8 @@ def test_the_way_from_info_to_a_plain_model(run: Path, tmp_path: Path, monkeypat
     load = suggested(pasted(merge))
     assert load.startswith("python -c ")
     pasted(load)
+    # Nothing is listed without a value.
+    assert "options   problem single\n" in invoke("info", run).out
 
 
 def test_the_way_from_ranks_to_a_picture(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
