@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 
 from capaft import __version__
-from capaft.commands.reporting import Json, reporting
+from capaft.commands.reporting import Json, reporting, suggest
 from capaft.support import strict_json
 from capaft.support.console import print_result
 
@@ -14,7 +14,7 @@ _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "
 
 def env_command(json: Json = False) -> None:
     """Print the versions and the device that a run would use."""
-    with reporting():
+    with reporting() as console:
         from importlib.metadata import version
 
         import torch
@@ -23,6 +23,8 @@ def env_command(json: Json = False) -> None:
         facts |= {name: version(name) for name in _PACKAGES}
         facts["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         facts["threads"] = str(torch.get_num_threads())
-        print_result(
-            strict_json.document(facts) if json else "\n".join(f"{name:14}{fact}" for name, fact in facts.items())
-        )
+        if json:
+            print_result(strict_json.document(facts))
+            return
+        print_result("\n".join(f"{name:14}{fact}" for name, fact in facts.items()))
+        suggest(console, "capaft train")

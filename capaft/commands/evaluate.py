@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from capaft.commands.reporting import Json, Run, loading_libraries, reporting
+from capaft.commands.reporting import Json, Run, loading_libraries, reporting, suggest
 from capaft.commands.summary import evaluation_summary
 from capaft.config.open_options import EvalOptions
 from capaft.config.signature import signature
@@ -22,10 +22,17 @@ def eval_command(run: Run, json: Json = False, **flags: str | bool | list[str] |
         options, _ = resolve_settings(EvalOptions, flags=flags, environ={})
         check_writable("--predictions", options.predictions)
         with loading_libraries(console):
+            from capaft.training.record.next_commands import info_command, merge_command
             from capaft.training.record.saved_run import open_run
             from capaft.training.scoring import score_run
 
         with activity(console, "loading the base model and the adapter"):
             saved = open_run(run, options, lambda line: print_line(console, line))
         scores = score_run(saved, options, say=lambda line: print_line(console, f"data   {line}"))
-        print_result(strict_json.document(asdict(scores)) if json else evaluation_summary(scores, options.predictions))
+        if json:
+            print_result(strict_json.document(asdict(scores)))
+            return
+        print_result(evaluation_summary(scores, options.predictions))
+        output = f"{saved.run.path}/merged" if saved.run else "merged"
+        stack, quantised = saved.file.header.method, saved.base.is_quantised
+        suggest(console, merge_command(run, output, stack, options, quantised=quantised) or info_command(run))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from capaft.commands.reporting import Json, Run, reporting
+from capaft.commands.reporting import Json, Run, reporting, suggest
 from capaft.support import strict_json
 from capaft.support.activity import activity
 from capaft.support.console import print_result
+from capaft.support.counting import counted
 from capaft.support.printable import printable
 
 if TYPE_CHECKING:
@@ -21,23 +22,29 @@ def info_command(run: Run, json: Json = False) -> None:
     with reporting() as console:
         with activity(console, "loading torch"):
             from capaft.adapter.file.adapter_file import read
+            from capaft.training.record.next_commands import eval_command, merge_command
             from capaft.training.record.run_directory import find_adapter_file
 
-        path, _ = find_adapter_file(run)
+        path, directory = find_adapter_file(run)
         file = read(path)
         if json:
             print_result(strict_json.document({"path": str(path), "bytes": file.size, "header": file.header.record()}))
             return
         print_result("\n".join(printable(line) for line in describe_file(file)))
+        # A file alone does not name its data.
+        merge = merge_command(run, "merged", file.header.method) if file.base.name and file.task else None
+        suggest(console, eval_command(run) if directory else merge)
 
 
 def describe_file(file: AdapterFile) -> list[str]:
     """A file's description, as lines for people."""
+    from capaft.methods.stack import settings_text
+
     header, task, base = file.header, file.task, file.base
-    options = task.options if task else {}
-    settings = ", ".join(f"{key} {value}" for key, value in sorted(header.method.record().items()) if key != "method")
+    options = settings_text(task.options) if task else ""
+    settings = header.method.options_text()
     return [
-        f"{file.path}: {file.size:,} bytes, intact",
+        f"{file.path}: {counted(file.size, 'byte')}, intact",
         f"method    {header.method.method}{f' ({settings})' if settings else ''}",
         f"base      {base.name}{f' at {base.revision}' if base.revision else ''}",
         f"sites     {header.sites} for {header.targets}" if header.sites else "sites     none",
@@ -45,15 +52,15 @@ def describe_file(file: AdapterFile) -> list[str]:
         f"tensors   {', '.join(sorted(file.tensors))} as {header.save_dtype}",
         f"seed      {header.seed} (seed contract {header.contract})",
         *([f"task      {task.name or 'none'}{_labels(task.labels)}"] if task else []),
-        *([f"options   {', '.join(f'{key} {value}' for key, value in options.items())}"] if options else []),
+        *([f"options   {options}"] if options else []),
     ]
 
 
 def _labels(labels: Sequence[str]) -> str:
     """The end of the line about a task, from its labels."""
-    return f", {len(labels)} labels: {', '.join(labels[:12])}" if labels else ""
+    return f", {counted(len(labels), 'label')}: {', '.join(labels[:12])}" if labels else ""
 
 
 def _head_line(head: HeadRecord) -> str:
-    what = f"{head.k:,} coefficients each for" if head.k else "frozen:"
+    what = f"{counted(head.k, 'coefficient')} each for" if head.k else "frozen:"
     return f"head      {what} {', '.join(head.parameters)}"

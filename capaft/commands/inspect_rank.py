@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capaft.commands.reporting import Json, Run, loading_libraries, reporting
+from capaft.commands.reporting import Json, Run, loading_libraries, reporting, suggest
 from capaft.config.open_options import OpenOptions
 from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
 from capaft.support import strict_json
 from capaft.support.activity import activity
 from capaft.support.console import print_line, print_result
+from capaft.support.counting import counted
 from capaft.support.files import check_writable, write_atomically
 from capaft.support.printable import printable
 
@@ -38,19 +38,27 @@ def inspect_rank_command(
         check_writable("--plot", plot)
         with loading_libraries(console):
             from capaft.adapter.rank import inspect_ranks, summarise_ranks
+            from capaft.training.record.next_commands import info_command, inspect_command, merge_command
             from capaft.training.record.saved_run import open_run
 
         with activity(console, "loading the base model and the adapter"):
-            model = open_run(run, options, lambda line: print_line(console, line)).model
+            saved = open_run(run, options, lambda line: print_line(console, line))
         with activity(console, "measuring ranks"):
-            reports = inspect_ranks(model)
+            reports = inspect_ranks(saved.model)
         summary = summarise_ranks(reports)
         if plot:
-            write_atomically(plot, draw_ranks(reports))
+            from capaft.commands.rank_plot import draw_ranks
+
+            header, base = saved.file.header, (saved.file.base.name or "its base").rsplit("/", 1)[-1]
+            write_atomically(plot, draw_ranks(reports, f"{header.method.method} on {base}"))
         if json:
             print_result(strict_json.document({"sites": [report.record() for report in reports], "summary": summary}))
         else:
             show_ranks(reports, summary)
+            stack = saved.file.header.method
+            merge = merge_command(run, "merged", stack, options, quantised=saved.base.is_quantised)
+            inspect = inspect_command(run, stack, options, plot="rank.png")
+            suggest(console, (merge or info_command(run)) if plot else inspect)
 
 
 def sparkline(spectrum: tuple[float, ...]) -> str:
@@ -105,43 +113,12 @@ def show_ranks(reports: list[SiteRank], summary: dict[str, Any]) -> None:
     for report, *cells in zip(reports, *columns.values(), strict=True):
         table.add_row(Text(printable(report.site)), *cells)
     console.print(table)
+    low, high = summary["min_numerical_rank"], summary["max_numerical_rank"]
+    numerical = f"{low}" if low == high else f"{low} to {high}"
     console.print(
-        f"{summary['sites']} sites: numerical rank {summary['min_numerical_rank']} to "
-        f"{summary['max_numerical_rank']}, mean effective rank {summary['mean_effective_rank']:.2f}, "
+        f"{counted(summary['sites'], 'site')}: numerical rank {numerical}, "
+        f"mean effective rank {summary['mean_effective_rank']:.2f}, "
         f"mean stable rank {summary['mean_stable_rank']:.2f}"
         + (f", mean |dW|/|W| {summary['mean_relative_norm']:.3g}" if "mean_relative_norm" in summary else ""),
         highlight=False,
     )
-
-
-def _label(site: str) -> str:
-    """A site in a plot, where a dollar sign would begin a formula."""
-    return printable(site).replace("$", r"\$")
-
-
-def draw_ranks(reports: list[SiteRank]) -> bytes:
-    """A PNG: the spectrum of every site, relative to its largest value, and the effective ranks."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.5), dpi=120, layout="constrained")
-    spectra, ranks = figure.subplots(1, 2)
-    for r in reports:
-        largest = max(r.spectrum, default=0.0) or 1.0
-        spectra.semilogy(range(1, len(r.spectrum) + 1), [max(v / largest, 1e-12) for v in r.spectrum], alpha=0.5)
-    spectra.set_ylim(bottom=1e-6)
-    spectra.set_xlabel("singular value")
-    spectra.set_ylabel("relative to the largest")
-    spectra.set_title("spectrum of dW, one line per site")
-    ranks.barh(range(len(reports)), [r.effective_rank for r in reports], color="tab:blue")
-    for width, style, label in (
-        (reports[0].rank, ":", "configured rank"),
-        (reports[0].hidden_width, "--", "hidden width"),
-    ):
-        ranks.axvline(width, color="tab:gray", linestyle=style, label=label)
-    ranks.set_yticks(range(len(reports)), [_label(r.site) for r in reports], fontsize=6)
-    ranks.invert_yaxis()
-    ranks.set_xlabel("effective rank")
-    ranks.legend(frameon=False, fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()

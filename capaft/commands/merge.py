@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import tempfile
 import time
 import warnings
+from json import dumps as json_text
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capaft.commands.reporting import Json, Run, loading_libraries, reporting
+from capaft.commands.reporting import Json, Run, loading_libraries, reporting, suggest
 from capaft.config.local_paths import shared_name
 from capaft.config.open_options import MergeOptions
 from capaft.config.signature import signature
@@ -20,6 +22,7 @@ from capaft.config.sources import resolve_settings
 from capaft.support import hub, strict_json
 from capaft.support.activity import activity
 from capaft.support.console import print_line, print_result
+from capaft.support.counting import counted
 from capaft.support.errors import TrainingError, UsageError, one_line
 from capaft.support.files import make_ordinary, write_atomically
 from capaft.support.markdown import front_matter, inline
@@ -50,7 +53,15 @@ def merge_command(
         with activity(console, f"merging into {output}"):
             sites = write_merged(saved, output, overwrite=overwrite, dequantise=options.dequantise, as_stored=as_stored)
         results = {"output": output, "sites": sites, "seconds": round(time.perf_counter() - started, 3)}
-        print_result(strict_json.document(results) if json else f"merged {sites} sites into {output}")
+        if json:
+            print_result(strict_json.document(results))
+            return
+        print_result(f"merged {counted(sites, 'site') if sites else 'the trained parameters'} into {output}")
+        auto_class = saved.task.auto_class_for(saved.base.model.config)
+        # A shell's single quotes go around Python's double ones.
+        directory = json_text(str(Path(output).expanduser()))
+        loads = f"from transformers import {auto_class}; {auto_class}.from_pretrained({directory})"
+        suggest(console, f"python -c {shlex.quote(loads)}")
 
 
 def _check_output(output: str, path: Path, *, overwrite: bool) -> None:

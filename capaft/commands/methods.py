@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
 
-from capaft.commands.reporting import Json, loading_libraries, reporting
+from capaft.commands.reporting import Json, loading_libraries, reporting, suggest
 from capaft.support import strict_json
 from capaft.support.console import print_result
 
@@ -27,4 +28,9 @@ def methods_command(
             from capaft.model.load import load_skeleton
 
         base = None if model is None else load_skeleton(model)
-        print_result(strict_json.document(method_rows(base)) if json else methods_text(base))
+        if json:
+            print_result(strict_json.document(method_rows(base)))
+            return
+        print_result(methods_text(base))
+        on_model = f" --model {shlex.quote(model)}" if model else ""
+        suggest(console, f"capaft train --method capaboost{on_model} --dry-run")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from capaft.commands.reporting import Json, reporting
+from capaft.commands.reporting import Json, reporting, suggest
 from capaft.config.presets import preset_summaries
 from capaft.support import strict_json
 from capaft.support.console import print_result
@@ -15,7 +15,7 @@ SCREEN = 1000
 
 def presets_command(json: Json = False) -> None:
     """List the published experiments that --preset knows."""
-    with reporting():
+    with reporting() as console:
         summaries = preset_summaries()
         width = max(map(len, summaries))
         if json:
@@ -25,3 +25,4 @@ def presets_command(json: Json = False) -> None:
         for name, summary in summaries.items():
             is_narrow = width + 2 + len(summary) > screen
             print_result(f"{name}\n    {summary}" if is_narrow else f"{name:{width}}  {summary}")
+        suggest(console, "capaft train --preset nola-glue-rte --print-config")

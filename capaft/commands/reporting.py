@@ -115,6 +115,12 @@ def _make_logs_printable() -> None:
     logging.setLogRecordFactory(Record)
 
 
+def suggest(console: Console, command: str | None) -> None:
+    """Say on stderr what to do next, as a command to paste."""
+    if command:
+        print_line(console, f"next: {command}")
+
+
 def is_first_process() -> bool:
     """True for the process that reports for all that train together."""
     return os.environ.get("RANK", "0") == "0"

@@ -11,6 +11,7 @@ from typing import Any
 
 from capaft.data.json_shapes import records_in
 from capaft.data.reading import Reading
+from capaft.support.counting import agreeing, counted
 from capaft.support.errors import UsageError, one_line
 from capaft.support.faults import leave_out
 
@@ -100,9 +101,10 @@ def _without_halves(path: Path, written: str, records: list[Record], reading: Re
     rows = [number for number, pair in enumerate(zip(records, repaired, strict=True), start=1) if pair[0] != pair[1]]
     if rows:
         first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+        have = agreeing(len(rows), "has", "have")
         reading.say(
-            f"{path}: {len(rows)} of {len(records)} rows have half a character (an unpaired surrogate like \\ud83d), "
-            f"which becomes U+FFFD: row {first}"
+            f"{path}: {len(rows)} of {counted(len(records), 'row')} {have} half a character "
+            f"(an unpaired surrogate like \\ud83d), which becomes U+FFFD: row {first}"
         )
     return repaired
 

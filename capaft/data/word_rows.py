@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from capaft.data.reading import Reading
 from capaft.data.tag_scheme import are_chunk_tags
+from capaft.support.counting import agreeing, counted
 from capaft.support.errors import UsageError
 
 # In lower case and without all else.
@@ -61,7 +62,9 @@ def gather_words(source: str, table: pa.Table, reading: Reading) -> pa.Table:
         else pa.ListArray.from_arrays(offsets, _without_blanks(table[name]) if name == word else _chunk(table[name]))
         for name in table.column_names
     }
-    reading.say(f"{source}: {table.num_rows} rows of a word each become {len(starts)} sentences, by {numbers[0]!r}")
+    rows, sentences = counted(table.num_rows, "row"), counted(len(starts), "sentence")
+    become = agreeing(table.num_rows, "becomes", "become")
+    reading.say(f"{source}: {rows} of a word each {become} {sentences}, by {numbers[0]!r}")
     return pa.table(columns)
 
 

@@ -113,6 +113,25 @@ class Stack:
             record |= {"mask_rescale": copies.rescale}
         return record
 
+    def options_text(self) -> str:
+        """The options for people, those that are off or empty left out: "rank 8, alpha 16, k 128,128"."""
+        return settings_text({name: value for name, value in self.record().items() if name != "method"})
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Settings for people, those that are off, empty or the only way to do it left out."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {_value_text(value)}"
+        for name, value in settings.items()
+        if value not in (False, None, [], {}, "", "site", "none")
+    )
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(_value_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
 
 def canonical_method(method: str) -> str:
     """The full name of a stack: `nola` is `lora+nola`.

@@ -45,6 +45,11 @@ class BaseModel:
     head: tuple[str, ...]
     new_head: bool
 
+    @property
+    def is_quantised(self) -> bool:
+        """True if transformers loaded its weights as codes of a few bits."""
+        return bool(getattr(self.model, "is_quantized", False))
+
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """The model's own parameters by canonical name."""
         return {canonical_path(self.model, name): parameter for name, parameter in self.model.named_parameters()}

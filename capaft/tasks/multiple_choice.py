@@ -63,6 +63,7 @@ class MultipleChoice(Task):
     pipeline_tag: ClassVar[str] = ""
     auto_class: ClassVar[str] = "AutoModelForMultipleChoice"
     metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+    shares: ClassVar[frozenset[str]] = frozenset({"accuracy"})
     inferred: ClassVar[tuple[str, ...]] = ("one_based", "by_text")
     precedence: ClassVar[int] = 40
 

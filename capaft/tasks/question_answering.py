@@ -34,6 +34,7 @@ from capaft.tasks.base.columns import (
 )
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
+from capaft.tasks.base.uncertainty import Resampler, mean_resampler
 from capaft.tasks.language.token_limit import token_limit
 from capaft.tasks.spans import squad_metrics
 from capaft.tasks.spans.answers import Answer, has_answers, holds_answers, locate_answer, read_answers
@@ -86,6 +87,7 @@ class QuestionAnswering(Task):
     name: ClassVar[str] = "question-answering"
     summary: ClassVar[str] = "a question and a context in, the part of the context that answers it out"
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
+    shares: ClassVar[frozenset[str]] = frozenset({"exact_match"})
     metrics: ClassVar[tuple[str, ...]] = (
         "f1",
         "exact_match",
@@ -248,17 +250,26 @@ class QuestionAnswering(Task):
 
     def score(self, features: Features, predictions: Sequence[Span]) -> dict[str, float]:
         """`f1` and `exact_match`; with SQuAD v2 also those of answerable questions, and the accuracy on the others."""
+        return {name: float(values.mean()) for name, values in self._values(features, predictions).items()}
+
+    def resampler(self, features: Features, predictions: Sequence[Span]) -> Resampler | None:
+        """See `Task.resampler`; examples are questions, of which windows are parts."""
+        values = self._values(features, predictions).get(self.metric)
+        return None if values is None else mean_resampler(values)
+
+    def _values(self, features: Features, predictions: Sequence[Span]) -> dict[str, NDArray[np.float64]]:
+        """Each score as its values for the questions that it is the mean of."""
         asked: Asked = features.references
         pairs = list(zip(self._answers(asked, predictions), asked.references, strict=True))
         exact = np.array([squad_metrics.exact_match(*pair) for pair in pairs])
         f1 = np.array([squad_metrics.f1(*pair) for pair in pairs])
-        scores = {"f1": f1.mean(), "exact_match": exact.mean()}
+        values = {"f1": f1, "exact_match": exact}
         answerable = np.array([bool(texts) for texts in asked.references])
         if self.no_answer and answerable.any():
-            scores |= {"f1_answerable": f1[answerable].mean(), "exact_match_answerable": exact[answerable].mean()}
+            values |= {"f1_answerable": f1[answerable], "exact_match_answerable": exact[answerable]}
         if self.no_answer and not answerable.all():
-            scores["no_answer_accuracy"] = exact[~answerable].mean()
-        return {name: float(value) for name, value in scores.items()}
+            values["no_answer_accuracy"] = exact[~answerable]
+        return values
 
     def report(self, features: Features, predictions: Sequence[Span]) -> list[dict[str, Any]]:
         """The id, the question, the predicted answer and the reference answers of each row."""

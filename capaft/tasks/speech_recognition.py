@@ -171,9 +171,14 @@ class SpeechRecognition(Task):
         return {} if decodes else dict.fromkeys(idle, "a model that writes by frames")
 
     @property
-    def reports(self) -> bool:
-        """See `Task.reports`; the loss needs no texts."""
+    def generates(self) -> bool:
+        """See `Task.generates`; the loss needs no texts."""
         return self.metric in ERROR_RATES
+
+    @property
+    def reports(self) -> bool:
+        """See `Task.reports`; only texts are reported."""
+        return self.generates
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Recordings, read once for their lengths, with the tokens of their transcripts as `labels`.

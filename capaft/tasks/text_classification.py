@@ -57,6 +57,7 @@ class TextClassification(Labelled, Task):
     name: ClassVar[str] = "text-classification"
     summary: ClassVar[str] = "A text or a pair of texts to one class, to any number of classes, or to a number."
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    shares: ClassVar[frozenset[str]] = frozenset({"accuracy", "top5"})
     metrics: ClassVar[tuple[str, ...]] = tuple(
         dict.fromkeys(SingleLabel.metrics + MultiLabel.metrics + Regression.metrics)
     )

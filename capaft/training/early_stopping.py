@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
+from capaft.tasks.base.uncertainty import Interval
+
 
 @dataclass(frozen=True)
 class Best:
@@ -16,6 +18,7 @@ class Best:
         scores: all its scores.
         waited: evaluations since the last one that was better by enough.
         beaten: the score that must be beaten by enough for the wait to end.
+        interval: that of the score; None if it has none.
     """
 
     step: int = 0
@@ -23,6 +26,7 @@ class Best:
     scores: dict[str, float] = field(default_factory=dict)
     waited: int = 0
     beaten: float | None = None
+    interval: Interval | None = None
 
     def after(
         self,
@@ -33,6 +37,7 @@ class Best:
         more_is_better: bool,
         min_delta: float,
         worst: float | None = None,
+        interval: Interval | None = None,
     ) -> Best:
         """The state after one more evaluation: anything better is the best, more than `min_delta` ends the wait.
 
@@ -44,7 +49,7 @@ class Best:
             gain = self.scores.get("loss", math.inf) - scores.get("loss", math.inf)
             waited = 0 if gain > min_delta else self.waited + 1
             if gain > 0:
-                return Best(step, value, scores, waited, self.beaten)
+                return Best(step, value, scores, waited, self.beaten, interval)
             return replace(self, waited=waited)
 
         def gains(over: float | None) -> float:
@@ -57,7 +62,7 @@ class Best:
         ends = gains(self.beaten) > min_delta
         waited, beaten = (0, value) if ends else (self.waited + 1, self.beaten)
         if gains(self.value) > 0:
-            return Best(step, value, scores, waited, beaten)
+            return Best(step, value, scores, waited, beaten, interval)
         return replace(self, waited=waited, beaten=beaten)
 
 

@@ -17,6 +17,7 @@ from capaft.model.load import BaseModel
 from capaft.model.weights import device_of
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
+from capaft.tasks.base.uncertainty import Interval, score_interval
 from capaft.training import batches
 from capaft.training.fitting_batch import FittingBatch
 from capaft.training.parallel.processes import Processes
@@ -30,10 +31,12 @@ class Evaluation:
     Attributes:
         scores: all of the task's scores by name, and `loss`.
         predictions: the task's predictions, in the order of the features.
+        interval: that of the task's metric; None if there is none.
     """
 
     scores: dict[str, float]
     predictions: Sequence[Any]
+    interval: Interval | None = None
 
 
 def evaluate(
@@ -94,7 +97,10 @@ def evaluate(
             "the best adapter of earlier evaluations, if any, is kept"
         )
     ordered = [prediction for _, prediction in sorted(processes.gather(predicted), key=lambda pair: pair[0])]
-    return Evaluation({"loss": total / max(terms, 1.0), **task.score(features, ordered)}, ordered)
+    scores = {"loss": total / max(terms, 1.0), **task.score(features, ordered)}
+    # Rows without targets have no scores.
+    value = scores.get(task.metric, math.nan)
+    return Evaluation(scores, ordered, score_interval(task, features, ordered, value))
 
 
 def _share(

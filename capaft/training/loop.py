@@ -22,6 +22,7 @@ from capaft.support import strict_json
 from capaft.support.errors import Interrupted, UsageError
 from capaft.support.files import write_atomically
 from capaft.tasks.base.features import Batch
+from capaft.tasks.base.uncertainty import Interval
 from capaft.training import batches, schedule
 from capaft.training.accelerator import move_model, peak_memory
 from capaft.training.early_stopping import Best, tells_nothing
@@ -31,7 +32,7 @@ from capaft.training.optimizer import build_optimizer, parameter_groups
 from capaft.training.parallel.processes import Processes
 from capaft.training.record.checkpoint import Checkpoint, Progress, write_checkpoint
 from capaft.training.record.journal import Journal
-from capaft.training.record.loss_plot import draw_losses
+from capaft.training.record.loss_plot import draw_losses, run_caption
 from capaft.training.record.resume import environment, warn_of_other_environment
 from capaft.training.trainer import Trainer
 
@@ -50,6 +51,7 @@ class Outcome:
     Attributes:
         value: the metric of the saved adapter on validation.
         scores: all its scores.
+        interval: the 95 % interval of the metric; None if there is none.
         best_step: optimizer steps after which it was saved.
         seconds: of training, evaluations included.
         examples_per_second: over the same time.
@@ -62,6 +64,7 @@ class Outcome:
 
     value: float
     scores: dict[str, float]
+    interval: Interval | None
     best_step: int
     seconds: float
     examples_per_second: float
@@ -173,13 +176,15 @@ def train(run: Trainer, resumed: Checkpoint | None = None) -> Outcome:
                 )
         seconds, speed = journal.seconds, journal.examples_per_second
 
-    scores = best.scores
+    scores, interval = best.scores, best.interval
     if config.save_dtype != "float32":
         with memory_guard():
-            scores = _scores_as_saved(run)
+            as_saved = _evaluated_as_saved(run)
+        scores, interval = as_saved.scores, as_saved.interval
     return Outcome(
         value=scores[job.task.metric],
         scores=scores,
+        interval=interval,
         best_step=best.step,
         seconds=seconds,
         examples_per_second=speed,
@@ -294,9 +299,11 @@ def _check_gradients(adapter: Adapter) -> None:
 def _after_evaluation(run: Trainer, journal: Journal, best: Best, step: int, epoch: float) -> Best:
     """Evaluate, record the scores, and save the adapter; the best evaluation so far, this one included."""
     task, evaluation = run.job.task, _evaluated(run)
-    value, scores = evaluation.scores[task.metric], evaluation.scores
+    value, scores, interval = evaluation.scores[task.metric], evaluation.scores, evaluation.interval
     more, worst = task.more_is_better, task.worst_score
-    best = best.after(step, value, scores, more_is_better=more, min_delta=run.config.min_delta, worst=worst)
+    best = best.after(
+        step, value, scores, more_is_better=more, min_delta=run.config.min_delta, worst=worst, interval=interval
+    )
     is_best = best.step == step
     if is_best:
         _save(run, run.directory.adapter)
@@ -304,7 +311,7 @@ def _after_evaluation(run: Trainer, journal: Journal, best: Best, step: int, epo
     _save(run, run.directory.last)
     by_loss = tells_nothing(value, worst, more)
     shown = task.score_name(task.metric)
-    journal.evaluation(step, epoch, task.metric, scores, is_best, shown=shown, by_loss=by_loss)
+    journal.evaluation(step, epoch, task.metric, scores, is_best, shown=shown, by_loss=by_loss, interval=interval)
     _plot(run, journal)
     return best
 
@@ -318,7 +325,7 @@ def _save(run: Trainer, path: Path) -> None:
 
 def _plot(run: Trainer, journal: Journal) -> None:
     if run.processes.is_first:
-        write_atomically(run.directory.plot, draw_losses(journal.records, run.job.task.metric))
+        write_atomically(run.directory.plot, draw_losses(journal.records, run.job.task.metric, run_caption(run)))
 
 
 def _write_predictions(run: Trainer, predictions: Sequence[Any]) -> None:
@@ -327,10 +334,10 @@ def _write_predictions(run: Trainer, predictions: Sequence[Any]) -> None:
         write_atomically(run.directory.predictions, strict_json.lines(records))
 
 
-def _scores_as_saved(run: Trainer) -> dict[str, float]:
+def _evaluated_as_saved(run: Trainer) -> Evaluation:
     """The scores of the rounded parameters in the file, which users will get."""
     run.processes.totals(0)  # The first process may still be writing the file.
     restore_parameters(run.model, run.directory.adapter)
     evaluation = _evaluated(run)
     _write_predictions(run, evaluation.predictions)
-    return evaluation.scores
+    return evaluation

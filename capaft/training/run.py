@@ -17,13 +17,13 @@ from capaft.config.local_paths import LocalPaths, shared_name
 from capaft.config.settings import setting_types
 from capaft.config.train_config import TrainConfig
 from capaft.config.values import parse_value
-from capaft.methods.host import Host
 from capaft.methods.stack import canonical_method
 from capaft.support import strict_json
 from capaft.support.activity import activity
 from capaft.support.console import print_line
 from capaft.support.errors import UsageError
 from capaft.support.files import write_atomically
+from capaft.tasks.base.uncertainty import interval_method
 from capaft.training.accelerator import accelerator_for, move_model
 from capaft.training.interrupt import memory_guard
 from capaft.training.loop import Outcome, train
@@ -31,13 +31,16 @@ from capaft.training.optimizer import check_optimizer
 from capaft.training.parallel.processes import Processes
 from capaft.training.parallel.sharding import shard_model, sharding_requested
 from capaft.training.record.checkpoint import Checkpoint, newest_checkpoint, prune_checkpoints
+from capaft.training.record.conditions import machine, method_settings, training_settings
 from capaft.training.record.extension import continuation, is_finished, with_restarts
 from capaft.training.record.model_card import card_text
+from capaft.training.record.next_commands import commands_after_training
 from capaft.training.record.results import Results, read_results
 from capaft.training.record.resume import (
     changed_settings,
     check_best_adapter,
     check_same_origin,
+    check_same_scale,
     origin_digests,
 )
 from capaft.training.record.run_directory import (
@@ -48,6 +51,7 @@ from capaft.training.record.run_directory import (
     replacing_run,
 )
 from capaft.training.record.shared_settings import named_job, paths_of, shared_settings, write_settings
+from capaft.training.setup.baseline import baseline_head
 from capaft.training.setup.head_start import start_head
 from capaft.training.setup.job import Job
 from capaft.training.setup.method import chosen_stack
@@ -123,6 +127,7 @@ def execute_run(
         if resumed:
             check_same_origin(resumed.made_from, made_from, directory.path, resumed.made_with)
             check_best_adapter(directory, resumed.progress.best.value is not None)
+            check_same_scale(resumed.progress.best, directory.path)
         if finished and not restart:
             return _finished(directory, job, resumed, say)
         if restart:
@@ -207,7 +212,9 @@ def _finished(run: RunDirectory, job: Job, resumed: Checkpoint | None, say: Call
 
 def _at(results: Results, output: str, job: Job) -> Results:
     """The results as those of a run in a directory of this name."""
-    return replace(results, output=output, next=_next(output, job))
+    return replace(
+        results, output=output, next=commands_after_training(output, job.plan.stack, quantised=job.base.is_quantised)
+    )
 
 
 def _start_head(run: Trainer) -> float | None:
@@ -241,6 +248,7 @@ def _results(run: Trainer, outcome: Outcome) -> Results:
         method=job.plan.stack.method,
         metric=job.task.metric,
         baseline=run.baseline,
+        baseline_head=None if run.baseline is None else baseline_head(job.task, job.base, job.train),
         trainable_parameters=job.adapter_parameters + job.head_parameters,
         adapter_parameters=job.adapter_parameters,
         head_parameters=job.head_parameters,
@@ -249,9 +257,13 @@ def _results(run: Trainer, outcome: Outcome) -> Results:
         train_examples=job.train.examples,
         validation_examples=job.validation.examples,
         labels=list(job.task.labels),
-        next=_next(str(run.directory.path), job),
+        next=commands_after_training(str(run.directory.path), job.plan.stack, quantised=job.base.is_quantised),
         score_names=job.task.score_names(outcome.scores),
-        **vars(outcome),
+        interval_method=None if outcome.interval is None else interval_method(job.task),
+        method_settings=method_settings(job, run.config),
+        training_settings=training_settings(job, run.config),
+        machine=machine(),
+        **vars(outcome) | {"interval": None if outcome.interval is None else list(outcome.interval)},
     )
 
 
@@ -267,14 +279,3 @@ def _repeatable(config: TrainConfig) -> TrainConfig:
     kinds = setting_types(TrainConfig)
     texts = {name: value for name, value in vars(config).items() if isinstance(value, str)}
     return replace(config, **{name: parse_value(kinds[name], text) for name, text in texts.items()})
-
-
-def _next(path: str, job: Job) -> list[str]:
-    """Commands that make sense after a run."""
-    host = job.plan.stack.host
-    commands = [f"capaft eval {path}"]
-    if host is None or not host.unmergeable:
-        commands.append(f"capaft merge {path} --output {path}/merged")
-    if host is not None and type(host).product is not Host.product:
-        commands.append(f"capaft inspect-rank {path}")
-    return commands

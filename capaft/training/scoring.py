@@ -22,6 +22,7 @@ from capaft.support import strict_json
 from capaft.support.errors import UsageError, did_you_mean
 from capaft.support.files import write_atomically
 from capaft.tasks.base.task import Task
+from capaft.tasks.base.uncertainty import interval_method
 from capaft.tasks.language.generation import GENERATION_OPTIONS, Generation
 from capaft.tasks.language.text_scores import TEXT_METRICS
 from capaft.training.accelerator import accelerator_for, move_model
@@ -45,6 +46,8 @@ class Scores:
         scores: all scores by name.
         examples: number of examples that were scored.
         score_names: names for people of scores whose own name leaves open what they are averaged over.
+        interval: lower and upper end of the 95 % interval of `value`; None if it cannot be told.
+        interval_method: `binomial` or `bootstrap`; None without an interval.
     """
 
     metric: str
@@ -53,6 +56,8 @@ class Scores:
     scores: dict[str, float | None]
     examples: int
     score_names: dict[str, str] = field(default_factory=dict)
+    interval: list[float] | None = None
+    interval_method: str | None = None
 
 
 def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) -> Scores:
@@ -121,7 +126,10 @@ def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) 
     has_targets = not isinstance(task, Generation) or task.has_targets(features)
     scores = result.scores if has_targets else {}
     names = task.score_names(scores)
-    return Scores(task.metric, scores.get(task.metric), scores.get("loss"), dict(scores), features.examples, names)
+    interval = None if result.interval is None or not has_targets else list(result.interval)
+    method = None if interval is None else interval_method(task)
+    value, loss = scores.get(task.metric), scores.get("loss")
+    return Scores(task.metric, value, loss, dict(scores), features.examples, names, interval, method)
 
 
 def _precision(precision: Precision, base_dtype: BaseDtype) -> Precision:

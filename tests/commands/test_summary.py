@@ -49,6 +49,18 @@ def test_a_summary_says_which_way_the_metric_went(value: float, baseline: float 
     assert run_summary(Results(**again)).splitlines()[0] == shown
 
 
+def test_a_summary_says_how_sure_a_score_is_and_what_the_baseline_is_of() -> None:
+    results = replace(RESULTS, interval=[0.43, 0.97], interval_method="binomial", baseline_head="own")
+    first, second, *_ = run_summary(results).splitlines()
+    assert first.startswith("accuracy 0.8308, up from 0.8154 of the base model as it is")
+    assert second == "95 % interval 0.4300 to 0.9700 by 6 examples (binomial)"
+    scores = Scores("accuracy", 1.0, 0.5, {"loss": 0.5, "accuracy": 1.0}, 1, {}, [0.2065, 1.0], "binomial")
+    assert evaluation_summary(scores, None).splitlines() == [
+        "accuracy 1.0000 on 1 example  (loss 0.5000)",
+        "95 % interval 0.2065 to 1.0000 by 1 example (binomial)",
+    ]
+
+
 def test_a_run_with_one_score_has_no_others() -> None:
     line = run_summary(replace(RESULTS, baseline=None, scores={"loss": 0.25, "accuracy": 0.8308})).splitlines()[0]
     assert line == "accuracy 0.8308"

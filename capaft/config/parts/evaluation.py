@@ -24,7 +24,9 @@ class EvaluationSettings(Settings):
     )
     min_delta: float = _setting(0.0, "Gain that a score must exceed to reset --patience.", check=at_least(0))
     baseline: bool | None = _setting(
-        None, "Score the frozen base first, under a head fitted on its features (default: in the demo only)."
+        None,
+        "Score the frozen base first, under its own head or one fitted on its features (default: if that takes no more "
+        "than a forward of the validation data).",
     )
     eval_batch_size: int = _setting(
         64,

@@ -15,6 +15,7 @@ import datasets
 import pyarrow as pa
 
 from capaft.data.splits import TRAIN, WantedSplits, split_role
+from capaft.support.counting import agreeing, counted
 from capaft.support.errors import UsageError
 
 MEDIA_SUFFIXES = {
@@ -112,7 +113,8 @@ def _tree_of_splits(
 def _files(classes: list[_Directory], say: Callable[[str], None]) -> dict[str, list[Path]]:
     for group in classes:
         if group.others:
-            say(f"{group.path}: {group.others} files of other kinds are ignored")
+            are = agreeing(group.others, "is", "are")
+            say(f"{group.path}: {counted(group.others, 'file')} of other kinds {are} ignored")
     return {group.path.name: group.media for group in classes}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,38 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def at(self, rows: NDArray[np.int64]) -> Features:
+        """Some features, by their positions; references have one entry a feature, if there are any."""
+        references, has_sources = self.references, len(self.sources) == len(self)
+        if isinstance(references, np.ndarray):
+            references = references[rows]
+        elif references is not None:
+            references = [references[row] for row in rows]
+        return replace(
+            self,
+            inputs={name: _Rows(values, rows) for name, values in self.inputs.items()},
+            lengths=self.lengths[rows],
+            references=references,
+            sources=_Rows(self.sources, rows) if has_sources else (),
+            rows=None,
+        )
+
+
+class _Rows(Sequence[Any]):
+    """Some entries of a sequence, which may be on disk: read when asked for."""
+
+    def __init__(self, values: Sequence[Any], rows: NDArray[np.int64]) -> None:
+        self._values = values
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return _Rows(self._values, self._rows[index])
+        return self._values[int(self._rows[index])]
 
 
 @dataclass(frozen=True)

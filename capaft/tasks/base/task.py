@@ -27,6 +27,8 @@ from capaft.tasks.base.columns import Columns, filled_rows
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.missing import BLANK
 from capaft.tasks.base.options import parse_task_options
+from capaft.tasks.base.padding import ensure_padding
+from capaft.tasks.base.uncertainty import Resampler, feature_resampler
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -67,6 +69,8 @@ class Task(ABC):
     """The transformers auto class that loads the tokenizer or processor of its inputs."""
     metrics: ClassVar[tuple[str, ...]]
     """Names of its scores, the default first."""
+    shares: ClassVar[frozenset[str]] = frozenset()
+    """Those of its scores that are the share of examples which are right."""
     cut_by: ClassVar[str] = "--max-length"
     """The flags that limit the length of an example."""
     own_head: ClassVar[bool] = True
@@ -276,6 +280,11 @@ class Task(ABC):
         return type(self).report is not Task.report
 
     @property
+    def generates(self) -> bool:
+        """True if evaluation has the model write, token by token; by default it only classifies."""
+        return False
+
+    @property
     def more_is_better(self) -> bool:
         """True if a larger value of the metric is better."""
         return self.metric not in LOWER_IS_BETTER
@@ -324,7 +333,7 @@ class Task(ABC):
             **self.model_config(),
         )
         if self.processor == "AutoTokenizer":
-            _ensure_padding(loaded)
+            ensure_padding(loaded)
         return loaded
 
     @abstractmethod
@@ -405,6 +414,10 @@ class Task(ABC):
     def score(self, features: Features, predictions: Sequence[Any]) -> dict[str, float]:
         """All of the task's scores, from the predictions of all features in their order."""
 
+    def resampler(self, features: Features, predictions: Sequence[Any]) -> Resampler | None:
+        """The metric over some of the examples, which tells its uncertainty; None if they cannot be told apart."""
+        return feature_resampler(self, features, predictions)
+
     def report(self, features: Features, predictions: Sequence[Any]) -> list[dict[str, Any]]:
         """The predictions as a person reads them, one record a row; none by default."""
         return []
@@ -412,15 +425,3 @@ class Task(ABC):
     def show(self, base: BaseModel, features: Features, index: int) -> str:
         """A feature as a person reads it: the decoded input, and the label or marks on the tokens of the loss."""
         return features.sources[index] if index < len(features.sources) else f"example {index}"
-
-
-def _ensure_padding(loaded: BaseModel) -> None:
-    """Let a tokenizer without a padding token pad with its end-of-text token; attention masks hide it."""
-    tokenizer, config = loaded.processor, loaded.model.config
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if tokenizer.pad_token_id is None:
-        raise UsageError("the tokenizer has neither a padding nor an end-of-text token; add one to the checkpoint")
-    # Heads of decoders read the last token that is not the configuration's padding.
-    for part in (config, config.get_text_config()):
-        part.pad_token_id = tokenizer.pad_token_id

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,8 @@ from capaft.model.load import BaseModel
 from capaft.tasks.base.columns import Columns, cell_kind
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
-from capaft.tasks.language.text_scores import TEXT_METRICS, score_texts
+from capaft.tasks.base.uncertainty import Resampler
+from capaft.tasks.language.text_scores import TEXT_METRICS, score_texts, text_resampler
 from capaft.tasks.language.token_limit import vocabulary_size
 from capaft.tasks.language.token_loss import Counted, loss_by_example, score_tokens, summed_loss
 from capaft.tasks.language.words import check_language
@@ -51,6 +52,8 @@ class Generation(Task):
         language: of the texts, a code such as `zh`; if empty, the script decides what a word is in the scores.
     """
 
+    shares: ClassVar[frozenset[str]] = frozenset({"exact_match"})
+
     max_length: int = GENERATION_MAX_LENGTH
     source_prefix: str = ""
     max_new_tokens: int = MAX_NEW_TOKENS
@@ -73,7 +76,7 @@ class Generation(Task):
 
     @property
     def generates(self) -> bool:
-        """True if evaluation has the model write."""
+        """See `Task.generates`; only some metrics compare texts."""
         return self.metric in TEXT_METRICS
 
     @property
@@ -171,6 +174,19 @@ class Generation(Task):
         texts = [text for *_, text in predictions if text is not None]
         is_comparable = texts and self.has_targets(features)
         return scores | (score_texts(texts, features.references, self.language) if is_comparable else {})
+
+    def resampler(self, features: Features, predictions: Sequence[Prediction]) -> Resampler | None:
+        """See `Task.resampler`; plain text is drawn in the blocks that it is cut into."""
+        texts = [text for *_, text in predictions if text is not None]
+        if self.generates:
+            is_comparable = len(texts) == len(predictions) and self.has_targets(features)
+            return text_resampler(self.metric, texts, features.references, self.language) if is_comparable else None
+        counted = [prediction[:3] for prediction in predictions]
+
+        def score(rows: NDArray[np.int64]) -> float:
+            return score_tokens(counted[row] for row in rows).get(self.metric, float("nan"))
+
+        return Resampler(len(counted), score)
 
     def has_targets(self, features: Features) -> bool:
         """True if there is something to compare with: plain text is its own target, other rows need references."""

@@ -48,6 +48,7 @@ class MediaClassification(Labelled, Task):
         normalise_labels: labels that differ only in their spelling are one class.
     """
 
+    shares: ClassVar[frozenset[str]] = frozenset({"accuracy", "top5"})
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1", "top5", "precision", "recall")
 
     positive_label: str = ""

@@ -12,6 +12,7 @@ from dataclasses import replace
 from capaft.config.restarts import Restart, parse_restarts
 from capaft.config.settings import flag_of
 from capaft.config.train_config import TrainConfig
+from capaft.support.counting import agreeing, counted
 from capaft.support.errors import UsageError
 from capaft.training.record.checkpoint import Checkpoint
 from capaft.training.record.results import read_results
@@ -62,9 +63,11 @@ def continuation(
         return None
     name = "max_steps" if config.max_steps else "epochs"
     if steps < results.steps:
+        epochs = agreeing(results.epochs == 1, "epoch", "epochs")
         raise UsageError(
-            f"--resume: {run.path} has done {results.epochs:g} epochs, {results.steps} steps, and {flag_of(name)} "
-            f"{getattr(config, name)} is {steps} steps; raise it, or start anew in another --output"
+            f"--resume: {run.path} has done {results.epochs:g} {epochs}, {counted(results.steps, 'step')}, and "
+            f"{flag_of(name)} {getattr(config, name)} is {counted(steps, 'step')}; raise it, or start anew in another "
+            "--output"
         )
     if resumed is None or resumed.progress.step != results.steps:
         raise UsageError(

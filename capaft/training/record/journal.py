@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -131,15 +131,17 @@ class Journal:
         *,
         shown: str = "",
         by_loss: bool = False,
+        interval: Sequence[float] | None = None,
     ) -> None:
         """Record one evaluation: all scores, that of the metric as `value`, and the loss as `validation_loss`.
 
         `shown` is the metric's name for people, if it has another one. If this is the best `by_loss`, the line says so:
-        the score tells nothing.
+        the score tells nothing. `interval` is that of the metric.
         """
         value, loss = scores[metric], scores["loss"]
         others: dict[str, float | None] = {name: score for name, score in scores.items() if name != "loss"}
-        record = EvaluationRecord(step, round(epoch, 4), metric, value, loss, best, others, *self._pace(step))
+        ends = None if interval is None else list(interval)
+        record = EvaluationRecord(step, round(epoch, 4), metric, value, loss, best, others, *self._pace(step), ends)
         self._write(record, record.tracked())
         if not self.quiet:
             why = " by loss" if by_loss else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 
@@ -49,6 +49,7 @@ class EvaluationRecord:
         examples_per_second: training examples per second since this start.
         seconds_left: estimate for the rest of the run.
         peak_memory_bytes: highest memory use so far.
+        interval: lower and upper end of the 95 % interval of that score; None if it has none.
     """
 
     step: int
@@ -61,6 +62,7 @@ class EvaluationRecord:
     examples_per_second: float
     seconds_left: float
     peak_memory_bytes: int
+    interval: list[float] | None = None
 
     def tracked(self) -> dict[str, float]:
         """The numbers of the record, scores included, for trackers."""
@@ -78,6 +80,7 @@ _JSON_TYPES: dict[str, Any] = {
     "str": str,
     "bool": bool,
     "dict[str, float | None]": dict,
+    "list[float] | None": list | None,
 }
 
 
@@ -90,7 +93,12 @@ def parse_record(values: Any) -> Record:
     if not isinstance(values, Mapping):
         raise ValueError("must be a record")
     kind = StepRecord if "loss" in values else EvaluationRecord
+    present = {field.name: values[field.name] for field in fields(kind) if field.name in values}
     for field in fields(kind):
-        if field.name not in values or not isinstance(values[field.name], _JSON_TYPES[str(field.type)]):
+        is_missing = field.name not in present and field.default is MISSING
+        if is_missing or not isinstance(present.get(field.name), _JSON_TYPES[str(field.type)]):
             raise ValueError(f"must have {field.name} of type {field.type}")
-    return kind(**{field.name: values[field.name] for field in fields(kind)})
+    interval = present.get("interval")
+    if interval is not None and not (len(interval) == 2 and all(isinstance(end, int | float) for end in interval)):
+        raise ValueError("must have an interval of two numbers")
+    return kind(**present)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from capaft.config.command_line import command_text
 from capaft.config.train_config import TrainConfig
+from capaft.methods.stack import settings_text
 from capaft.model.origin import literal, loading_code
+from capaft.support.counting import counted
 from capaft.support.markdown import fenced, front_matter, inline
-from capaft.training.record.results import Results, score_text
+from capaft.training.record.results import Results, interval_text, score_text
 from capaft.training.setup.job import Job
 
 
@@ -26,7 +28,7 @@ def card_text(results: Results, job: Job, settings: TrainConfig) -> str:
     }
     labels = f"Labels: {', '.join(map(inline, results.labels))}.\n\n" if results.labels else ""
     several = f" --processes {results.processes}" if results.processes > 1 else ""
-    table = "\n".join(f"| {name} | {value} |" for name, value in _facts(results))
+    table = "\n".join(f"| {inline(name)} | {inline(value)} |" for name, value in _facts(results))
     return f"""{front_matter(metadata)}
 # {inline(results.method)} on {inline(results.data)}
 
@@ -65,18 +67,51 @@ capaft.load(model, {literal(directory)})"""
 
 def _facts(results: Results) -> list[tuple[str, str]]:
     """The rows of the card's table."""
-    baseline, names = results.baseline, results.score_names
+    names, versions = results.score_names, results.machine
     others = {name: score for name, score in results.scores.items() if name != results.metric}
     return [
-        ("base model", inline(results.model)),
-        ("data", inline(results.data)),
+        ("base model", results.model),
+        ("data", results.data),
         ("method", results.method),
-        (f"{names.get(results.metric, results.metric)} on validation", score_text(results.value)),
+        *_settings(results),
+        (f"{names.get(results.metric, results.metric)} on validation", score_text(results.value) + _interval(results)),
         *((f"{names.get(name, name)} on validation", score_text(score)) for name, score in others.items()),
-        ("frozen base, fitted head", "not measured" if baseline is None else score_text(baseline)),
+        _baseline(results),
         ("examples", f"{results.train_examples:,} to train on, {results.validation_examples:,} to validate on"),
-        ("training", f"{results.steps:,} steps, {results.seconds:.0f} s; the best after {results.best_step:,}"),
+        (
+            "training",
+            f"{counted(results.steps, 'step')}, {results.seconds:.0f} s; the best after {results.best_step:,}",
+        ),
         ("trainable parameters", f"{results.trainable_parameters:,}"),
-        ("adapter file", f"{results.adapter_bytes:,} bytes"),
+        ("adapter file", counted(results.adapter_bytes, "byte")),
         ("seed", str(results.seed)),
+        *([("made with", ", ".join(f"{name} {version}" for name, version in versions.items()))] if versions else []),
     ]
+
+
+def _settings(results: Results) -> list[tuple[str, str]]:
+    """The rows about the adapter's settings and those of training; results of earlier versions have none."""
+    method, training = dict(results.method_settings), dict(results.training_settings)
+    targets, sites = settings_text(method.pop("targets", {})), method.pop("sites", None)
+    restarts = training.pop("restarts", [])
+    shown = settings_text(training)
+    if restarts:
+        shown += f"; warm-up and schedule started anew at step {', '.join(map(str, restarts))}"
+    rows = [
+        ("method's settings", settings_text(method)),
+        ("adapted layers", f"{targets or 'the defaults of the method'}: {counted(sites, 'site')}" if sites else ""),
+        ("settings of training", shown),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def _interval(results: Results) -> str:
+    return f" ({interval_text(results.interval)}, {results.interval_method})" if results.interval else ""
+
+
+def _baseline(results: Results) -> tuple[str, str]:
+    """The row about the frozen base."""
+    if results.baseline is None:
+        return "baseline", "not measured"
+    head = "the base model as it is" if results.baseline_head == "own" else "frozen base, fitted head"
+    return head, score_text(results.baseline)

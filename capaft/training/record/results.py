@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from capaft.support.errors import UsageError
+
+BaselineHead = Literal["fitted", "own"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,10 @@ class Results:
         metric: name of the score that picked the adapter.
         value: that score on validation; None if it is undefined.
         baseline: the same score of the frozen base; None if it was not measured.
+        baseline_head: head of that base: `fitted` on its features, or the checkpoint's `own`; None without a baseline.
+        interval: lower and upper end of the 95 % interval of the score, by the number of validation examples; None if
+            it cannot be told.
+        interval_method: `binomial` for a share of examples, else `bootstrap`; None without an interval.
         trainable_parameters: of adapter and head together.
         adapter_parameters: trainable parameters of the adapter.
         head_parameters: trainable parameters of the model's own, mostly of the head.
@@ -43,6 +50,9 @@ class Results:
         labels: class names, in the order of the model's outputs.
         next: commands that make sense after the run.
         score_names: names for people of scores whose own name leaves open what they are averaged over.
+        method_settings: options of the method stack, `targets`, number of `sites`, and how the head is trained.
+        training_settings: rates, planned length, batches, optimizer, schedule and number formats.
+        machine: `device`, and the versions of capaft, Python and the packages that train.
     """
 
     output: str
@@ -72,13 +82,21 @@ class Results:
     labels: list[str]
     next: list[str]
     score_names: dict[str, str] = field(default_factory=dict)
+    baseline_head: BaselineHead | None = None
+    interval: list[float] | None = None
+    interval_method: str | None = None
+    method_settings: dict[str, Any] = field(default_factory=dict)
+    training_settings: dict[str, Any] = field(default_factory=dict)
+    machine: dict[str, str] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """The results as plain values, by the keys of `results.json`."""
         return asdict(self)
 
 
-_NAMES = tuple(field.name for field in fields(Results))
+_FIELDS = fields(Results)
+# Results of earlier versions lack those that have a default.
+_REQUIRED = {field.name for field in _FIELDS if field.default is MISSING and field.default_factory is MISSING}
 
 
 def read_results(path: Path) -> Results:
@@ -89,9 +107,19 @@ def read_results(path: Path) -> Results:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return Results(**{name: values[name] for name in _NAMES if name != "score_names" or name in values})
+        names = [field.name for field in _FIELDS if field.name in _REQUIRED or field.name in values]
+        results = Results(**{name: values[name] for name in names})
+        if results.baseline is not None and "baseline_head" not in values:
+            return replace(results, baseline_head="fitted")
+        return results
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{path} is damaged; remove it and repeat the command with --resume") from None
+
+
+def interval_text(interval: Sequence[float]) -> str:
+    """An interval for people."""
+    low, high = interval
+    return f"95 % interval {low:.4f} to {high:.4f}"
 
 
 def score_text(value: float | None) -> str:

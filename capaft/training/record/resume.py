@@ -25,6 +25,7 @@ from capaft.config.sources import resolve_settings
 from capaft.config.train_config import SIZES, TrainConfig
 from capaft.support.errors import UsageError
 from capaft.tasks.base.features import Features
+from capaft.training.early_stopping import Best
 from capaft.training.parallel.processes import Processes
 from capaft.training.record.run_directory import RunDirectory
 from capaft.training.setup.job import Job
@@ -139,6 +140,23 @@ def check_best_adapter(run: RunDirectory, is_expected: bool) -> None:
         read(run.adapter)
     except UsageError as error:
         raise UsageError(f"--resume: {error}; restore it, or start anew in another --output") from None
+
+
+def check_same_scale(best: Best, run: object) -> None:
+    """Refuse to go on with scores on another scale, which no later one could beat.
+
+    Args:
+        best: the best evaluation so far.
+        run: names the run in the message.
+
+    Raises:
+        UsageError: an earlier capaft scored BLEU and chrF from 0 to 100.
+    """
+    if any(best.scores.get(name, 0.0) > 1 for name in ("bleu", "chrf")):
+        raise UsageError(
+            f"--resume: {run} has BLEU and chrF from 0 to 100, which are now from 0 to 1; start anew in another "
+            "--output"
+        )
 
 
 def environment(config: TrainConfig, processes: Processes) -> dict[str, str]:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 
+from capaft.support.counting import counted
 from capaft.tasks.base.task import Task
 from capaft.tasks.labels.spelling import alike
 
@@ -36,7 +37,7 @@ def class_lines(task: Task, labels: Mapping[str, int], validation: Sequence[int]
     for label, count in labels.items():
         counts[task.class_of_label(label) or label] += count
     named = [f"{shown(label)} ({count})" for label, count in counts.most_common()]
-    yield f"{len(task.labels)} classes: {_listed(named, _LISTED)}"
+    yield f"{counted(len(task.labels), 'class', 'classes')}: {_listed(named, _LISTED)}"
     merges = getattr(task, "normalise_labels", None)
     if groups := alike(labels if merges else task.labels):
         written = [" and ".join(f"{label!a} ({labels.get(label, 0)})" for label in group) for group in groups]

@@ -1,4 +1,4 @@
-"""The start of a new head: fitted on the frozen base, by this run or an earlier one."""
+"""The start of a run: its head fitted on the frozen base, by this run or an earlier one, and the baseline."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import time
 import torch
 
 from capaft.support.activity import activity
+from capaft.support.errors import TrainingError
+from capaft.training.evaluate import evaluate
+from capaft.training.parallel.sharding import sharding_requested
 from capaft.training.setup import fitted_head, head_cache
+from capaft.training.setup.baseline import baseline_head, starts_fitted
 from capaft.training.setup.head_cache import Start
 from capaft.training.trainer import Trainer
 
@@ -15,15 +19,18 @@ from capaft.training.trainer import Trainer
 def start_head(run: Trainer) -> float | None:
     """Fit a head on the frozen base if it is needed: as the start of the run's head, as the baseline, or as both.
 
-    The first process fits it and the others take its values, so that all start from the same bits.
+    The first process fits it and the others take its values, so that all start from the same bits. A checkpoint that
+    has a head for the task is scored under it.
 
     Returns:
-        The baseline's score, or None if it was not asked for or no head can be fitted.
+        The baseline's score, or None if it was not asked for or there is no head to score under.
     """
     job, config = run.job, run.config
-    is_fitted = config.head_init == "fitted" and config.head == "full" and job.base.new_head
-    starts = is_fitted and fitted_head.can_install_head(job.base)
-    if not (job.baseline or starts) or not fitted_head.can_fit_head(job.task, job.train):
+    starts = starts_fitted(job.task, job.base, job.train, config)
+    scored = baseline_head(job.task, job.base, job.train) if job.baseline else None
+    if scored == "own":
+        return _score_own(run)
+    if not (scored or starts):
         return None
     baseline = _fit_and_install(run, starts) if run.processes.is_first else None
     parameters = job.base.named_parameters()
@@ -32,6 +39,23 @@ def start_head(run: Trainer) -> float | None:
         for name, value in zip(job.base.head, values, strict=True):
             parameters[name].copy_(value)
     return run.processes.from_first(baseline)
+
+
+def _score_own(run: Trainer) -> float | None:
+    """The score of the base model as it is, over all processes; None if it is sharded, or not finite."""
+    job = run.job
+    if sharding_requested():
+        return None
+    try:
+        evaluation = evaluate(
+            job.task, job.base, run.model, job.validation, run.config.eval_batch_size, processes=run.processes
+        )
+    except TrainingError:
+        run.say("before not measured: the loss of the base model on the validation data is not finite")
+        return None
+    value = evaluation.scores[job.task.metric]
+    run.say(f"before {job.task.score_name(job.task.metric)} {value:.4f} of the base model as it is")
+    return value
 
 
 def _fit_and_install(run: Trainer, starts: bool) -> float | None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from capaft.config.settings import flag_of
 from capaft.config.train_config import TASK_OPTIONS, TrainConfig
 from capaft.methods.stack import known_options, stack_options
-from capaft.training.setup.fitted_head import can_fit_head, can_install_head
+from capaft.training.setup.baseline import baseline_head, starts_fitted
 from capaft.training.setup.job import Job
 
 Rule = Callable[[Job, TrainConfig], str]
@@ -107,8 +107,7 @@ def _lr(job: Job, config: TrainConfig) -> str:
 
 def _fits(job: Job, config: TrainConfig) -> bool:
     """True if the run's head may start from a fitted one."""
-    can = job.base.new_head and can_install_head(job.base) and can_fit_head(job.task, job.train)
-    return bool(can and config.head == "full")
+    return starts_fitted(job.task, job.base, job.train, replace(config, head_init="fitted"))
 
 
 def _head_init(job: Job, config: TrainConfig) -> str:
@@ -118,12 +117,16 @@ def _head_init(job: Job, config: TrainConfig) -> str:
 
 
 def _head_cache(job: Job, config: TrainConfig) -> str:
-    fits = (config.head_init == "fitted" and _fits(job, config)) or (job.baseline and can_fit_head(job.task, job.train))
+    fits = (config.head_init == "fitted" and _fits(job, config)) or (job.baseline and _scored_head(job) == "fitted")
     return "" if fits else ": this run fits no head"
 
 
+def _scored_head(job: Job) -> str | None:
+    return baseline_head(job.task, job.base, job.train)
+
+
 def _baseline(job: Job, config: TrainConfig) -> str:
-    fits = can_fit_head(job.task, job.train) or not config.baseline
+    fits = _scored_head(job) or not config.baseline
     return "" if fits else f": no linear head can be fitted for {job.task.name}"
 
 

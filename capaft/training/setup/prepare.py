@@ -17,6 +17,7 @@ from capaft.config.train_config import TrainConfig
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.task import Task
+from capaft.training.setup.baseline import measures_baseline
 from capaft.training.setup.examples import make_examples, sample_examples
 from capaft.training.setup.job import Job
 from capaft.training.setup.method import chosen_stack, plan_adapter
@@ -67,7 +68,7 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None], labels: Mapping
         data=config.data or DEMO,
         columns=choice.train.columns,
         rates=rates,
-        baseline=config.baseline if config.baseline is not None else config.data is None,
+        baseline=measures_baseline(choice.task, base, train, config),
         held_out=choice.held_out,
     )
     if config.restarts and parse_restarts(config.restarts)[-1].step >= rates.steps:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from capaft.config.train_config import TrainConfig
-from capaft.support.counting import agreeing
+from capaft.support.counting import counted
 from capaft.training.setup.idle import idle_settings
 from capaft.training.setup.job import Job
 
@@ -29,24 +29,21 @@ def describe_job(
 def _described(job: Job, config: TrainConfig) -> Iterator[str]:
     stack, rates = job.plan.stack, job.rates
     total = sum(parameter.numel() for parameter in job.base.named_parameters().values())
-    yield f"model  {job.base.base.name}: {total:,} weights, {'all trained' if stack.method == 'full' else 'frozen'}"
+    state = "all trained" if stack.method == "full" else "frozen"
+    yield f"model  {job.base.base.name}: {counted(total, 'weight')}, {state}"
     if stack.host:
-        options = ", ".join(
-            f"{name} {','.join(map(str, value)) if isinstance(value, list) else value}"
-            for name, value in stack.record().items()
-            if name != "method" and value not in (False, None, [], "site", "none")
-        )
+        options = stack.options_text()
         yield (
-            f"method {stack.method} ({options}) on {len(job.plan.sites)} sites: "
-            f"{job.adapter_parameters:,} trainable parameters"
+            f"method {stack.method}{f' ({options})' if options else ''} on {counted(len(job.plan.sites), 'site')}: "
+            f"{counted(job.adapter_parameters, 'trainable parameter')}"
         )
     else:
         yield f"method {stack.method}"
     if stack.method != "full" and job.head_parameters:
         yield f"       and {job.head_parameters:,} of the head"
     of_head = f", {rates.head_lr:g} for the head" if job.base.head and rates.head_lr != rates.lr else ""
-    steps = f"{rates.steps} {agreeing(rates.steps, 'step', 'steps')}"
-    yield f"rate   {rates.lr:g} at its peak{of_head}; {steps} of {config.batch_size} examples"
+    steps, examples = counted(rates.steps, "step"), counted(config.batch_size, "example")
+    yield f"rate   {rates.lr:g} at its peak{of_head}; {steps} of {examples}"
 
 
 def _warnings(job: Job, config: TrainConfig, labels: Mapping[str, str] | None) -> Iterator[str]:

@@ -16,7 +16,7 @@ from capaft.data.demo import demo_examples
 from capaft.data.load import Say, Splits, choose_splits, load_data
 from capaft.data.sampling import hold_out
 from capaft.data.splits import VALIDATION, WantedSplits, split_role
-from capaft.support.counting import agreeing
+from capaft.support.counting import agreeing, counted
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import is_text, plain_name
 from capaft.tasks.base.task import Task
@@ -96,7 +96,7 @@ def select_for_training(
         validation = _select_evaluation(kind, source, hints, config, say, is_requested=is_requested)
         if validation is not None:
             if source.name != VALIDATION:
-                say(f"validation is the split {source.name}, {len(validation.rows)} rows")
+                say(f"validation is the split {source.name}, {counted(len(validation.rows), 'row')}")
             return RunSelections(train, validation, task)
     if names := _split_names(source.train):
         say(f"{names}: all rows are read as training rows; give each split a file of its own to keep them apart")

@@ -114,7 +114,7 @@ def test_what_is_left_aside_is_said(tmp_path: Path) -> None:
     lines: list[str] = []
     make(tmp_path, *some("train/"), "train/cat/list.heic", "test/1.png")
     assert len(load(str(tmp_path), say=lines.append)["validation"]) == 2
-    assert f"{tmp_path}/train/cat: 1 files of other kinds are ignored" in lines
+    assert f"{tmp_path}/train/cat: 1 file of other kinds is ignored" in lines
     assert f"{tmp_path}/test: its files have no class and are ignored" in lines
 
 

@@ -12,6 +12,7 @@ from tiny_results import RESULTS
 
 from capaft.support import strict_json
 from capaft.support.errors import UsageError
+from capaft.training.record.model_card import card_text
 from capaft.training.record.results import Results, read_results, score_text
 
 
@@ -35,6 +36,44 @@ def test_undefined_scores_read_back_as_none(tmp_path: Path) -> None:
 def test_those_of_a_run(run: Path) -> None:
     results = read_results(run / "results.json")
     assert results.record() == json.loads((run / "results.json").read_text())
+
+
+def test_results_of_an_earlier_version_lack_what_came_later(tmp_path: Path) -> None:
+    later = {"score_names", "baseline_head", "interval", "interval_method", "method_settings", "training_settings"}
+    values = {name: value for name, value in RESULTS.record().items() if name not in later | {"machine"}}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(values))
+    results = read_results(path)
+    # All baselines were fitted.
+    assert results == replace(RESULTS, baseline_head="fitted")
+    assert "accuracy on validation | 0.8308 |" in card_text(results, ["train"], Path("run.yaml"))
+
+
+def test_the_card_has_settings_and_uncertainty() -> None:
+    results = replace(
+        RESULTS,
+        interval=[0.43, 0.97],
+        interval_method="binomial",
+        baseline_head="fitted",
+        method_settings={
+            "rank": 8,
+            "alpha": 16.0,
+            "k": [128, 128],
+            "rslora": False,
+            "targets": {"modules": "qv"},
+            "sites": 1,
+        },
+        training_settings={"lr": 0.007, "schedule": "linear", "micro_batch_size": None, "restarts": [8, 12]},
+        machine={"device": "cpu", "capaft": "0.1.0"},
+    )
+    card = card_text(results, ["train"], Path("run.yaml"))
+    assert "| accuracy on validation | 0.8308 (95 % interval 0.4300 to 0.9700, binomial) |" in card
+    assert "| frozen base, fitted head | 0.8154 |" in card
+    assert "| method's settings | rank 8, alpha 16, k 128,128 |" in card
+    assert "| adapted layers | modules qv: 1 site |" in card
+    anew = "warm-up and schedule started anew at step 8, 12"
+    assert f"| settings of training | lr 0.007, schedule linear; {anew} |" in card
+    assert "| made with | device cpu, capaft 0.1.0 |" in card
 
 
 def test_a_newer_file_may_have_more_keys(tmp_path: Path) -> None:

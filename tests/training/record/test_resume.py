@@ -16,7 +16,8 @@ import capaft
 from capaft.config.sources import dump_settings
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
-from capaft.training.record.resume import check_same_origin, check_same_settings, origin_digests
+from capaft.training.early_stopping import Best
+from capaft.training.record.resume import check_same_origin, check_same_scale, check_same_settings, origin_digests
 from capaft.training.record.run_directory import RunDirectory
 from capaft.training.setup.job import Job
 from capaft.training.setup.prepare import prepare_job
@@ -95,3 +96,12 @@ def test_answers_with_their_windows(tmp_path: Path) -> None:
     window = made.train.references.windows[0]
     made.train.references.windows[0] = replace(window, input_ids=np.roll(window.input_ids, 1))
     assert origin_digests(made)["training data"] != before["training data"]
+
+
+def test_a_run_scored_on_another_scale_does_not_go_on() -> None:
+    check_same_scale(Best(8, 0.45, {"loss": 3.0, "bleu": 0.45, "chrf": 1.0}), "runs/one")
+    check_same_scale(Best(8, 30.0, {"loss": 3.4, "perplexity": 30.0}), "runs/one")
+    with pytest.raises(
+        UsageError, match="--resume: runs/one has BLEU and chrF from 0 to 100, which are now from 0 to 1"
+    ):
+        check_same_scale(Best(8, 0.4, {"bleu": 0.4, "chrf": 12.0}), "runs/one")

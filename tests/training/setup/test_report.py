@@ -41,6 +41,13 @@ def test_a_job_in_lines(small: Path, reviews: Path) -> None:
     assert rate == "rate   0.001 at its peak, 0.002 for the head; 16 steps of 8 examples"
 
 
+def test_a_method_without_options_has_no_brackets_and_one_of_a_thing_is_singular(small: Path, reviews: Path) -> None:
+    changes = {"k": None, "rank": None, "target_modules": "layer.0.attention.self.value", "batch_size": 1}
+    _, method, _, rate = described(small, reviews, method="ia3", max_steps=1, epochs=None, **changes)
+    assert method == "method ia3 on 1 site: 32 trainable parameters"
+    assert rate.endswith("; 1 step of 1 example")
+
+
 def test_full_training_has_no_sites(small: Path, reviews: Path) -> None:
     model, method, rate = described(small, reviews, method="full", k=None, rank=None, lr=1e-3)
     assert model.endswith(" weights, all trained")
