@@ -18,6 +18,7 @@ from capaft.config.sources import resolve_settings
 from capaft.support import hub, strict_json
 from capaft.support.errors import TrainingError, UsageError, one_line
 from capaft.support.files import write_atomically
+from capaft.support.paths import named_path
 
 if TYPE_CHECKING:
     from capaft.training.record.saved_run import SavedRun
@@ -34,7 +35,7 @@ def merge_command(
     """Write base and adapter as one plain model directory."""
     with reporting() as console:
         options, _ = resolve_settings(MergeOptions, flags=flags, environ={})
-        _check_output(output, Path(output).expanduser(), overwrite=overwrite)
+        _check_output(output, named_path("--output", output), overwrite=overwrite)
         quiet_libraries(console)
         from capaft.training.record.saved_run import open_run
 
@@ -81,12 +82,12 @@ def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False, dequa
     from capaft.adapter.merge import merge
     from capaft.model.modalities import has_towers
 
-    path = Path(output).expanduser()
+    path = named_path("--output", output)
     _check_output(output, path, overwrite=overwrite)
     count = merge(saved.model, dequantise=dequantise)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
         try:
             aside.chmod(0o755)
             saved.model.save_pretrained(aside)  # type: ignore[operator]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from capaft.support.console import print_line
-from capaft.support.errors import CapaftError, Interrupted, TrainingError
+from capaft.support.errors import CapaftError, Interrupted, TrainingError, one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,6 +41,28 @@ def reporting() -> Iterator[Console]:
     except KeyboardInterrupt:
         print_line(console, "stopped by Ctrl-C")
         raise typer.Exit(130) from None
+
+
+def unexpected(error: BaseException) -> str:
+    """The line about an error that nobody foresaw; its traceback is kept in a file, since it may have taken hours."""
+    import tempfile
+    import traceback
+
+    what = f"unexpected {type(error).__name__}: {printable(one_line(error))}"
+    trace = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="capaft-", suffix=".txt", delete=False, errors="replace") as file:
+            file.write(trace)
+    except OSError:
+        return f"{what}\n{trace}"
+    return f"{what}; if the files of the model are in order, please report it, with {file.name}"
+
+
+def escape_unprintable() -> None:
+    """Have stdout and stderr escape what their encoding does not have, which is then in nobody's way."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def quiet_libraries(console: Console) -> None:

@@ -27,6 +27,7 @@ class OpenOptions(Settings):
         None, "Module name that changed since training; may be repeated.", metavar="old=new", repeated=True
     )
     allow_base_mismatch: bool = _base(False, "Use the adapter although the base weights differ.")
+    resize_embeddings: bool = _base(False, "Add rows to the embedding as the training did (default: as in the run).")
     base_dtype: BaseDtype | None = _base(None, "Dtype of the base weights (default: as in the run, else float32).")
 
     @property

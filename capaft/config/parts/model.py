@@ -22,6 +22,9 @@ class ModelSettings(Settings):
         None, "Branch, tag or commit of a base model from the hub (default: its main branch)."
     )
     trust_remote_code: bool = _setting(False, "Run Python code from the repository of the model or the data.")
+    resize_embeddings: bool = _setting(
+        False, "Add rows to the embedding for tokens that the tokenizer has and the model lacks, drawn from the seed."
+    )
     base_dtype: BaseDtype = _setting(
         "float32", "Number format of the frozen weights; 8bit and 4bit need the package bitsandbytes."
     )

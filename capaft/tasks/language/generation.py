@@ -18,6 +18,7 @@ from capaft.config.choices import (
 )
 from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
+from capaft.support.errors import UsageError, one_line
 from capaft.tasks.base.columns import Columns, cell_kind
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
@@ -89,9 +90,19 @@ class Generation(Task):
     def predict(
         self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch, outputs: Any
     ) -> list[Prediction]:
-        """The loss of each feature, and the model's text if the metric needs one."""
+        """The loss of each feature, and the model's text if the metric needs one.
+
+        Raises:
+            UsageError: the model's own settings do not let it write.
+        """
         losses = loss_by_example(outputs.logits, batch.targets["labels"])
-        texts = self.written(base, model, features, indices, batch) if self.generates else [None] * len(losses)
+        try:
+            texts = self.written(base, model, features, indices, batch) if self.generates else [None] * len(losses)
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
+            raise UsageError(
+                f"--model {base.base.name} cannot write texts ({one_line(error)}); check its generation_config.json, "
+                "or choose a --metric that needs no texts"
+            ) from error
         return [(*loss, text) for loss, text in zip(losses, texts, strict=True)]
 
     @abstractmethod

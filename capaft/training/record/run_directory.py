@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capaft.support.errors import UsageError, did_you_mean
+from capaft.support.paths import named_path, short_name
 
 ADAPTER = "adapter.safetensors"
 LAST = "last.safetensors"
@@ -120,7 +121,7 @@ def choose_directory(output: str | None, method: str, *, overwrite: bool, resume
         while (RUNS / f"{method}-{count}").exists():
             count += 1
         return RunDirectory(RUNS / f"{method}-{count}")
-    path = Path(output).expanduser()
+    path = named_path("--output", output)
     run = RunDirectory(path)
     if path.exists() and not path.is_dir():
         raise UsageError(f"--output {output} is a file; name a directory that is new or empty")
@@ -139,7 +140,7 @@ def choose_directory(output: str | None, method: str, *, overwrite: bool, resume
 
 def started_config(output: str | None) -> Path | None:
     """The settings file of the run in a directory, or None if there is no run."""
-    config = RunDirectory(Path(output).expanduser()).config if output else None
+    config = RunDirectory(named_path("--output", output)).config if output else None
     return config if config and config.is_file() else None
 
 
@@ -274,7 +275,7 @@ def find_adapter_file(name: str) -> tuple[Path, RunDirectory | None]:
     Raises:
         UsageError: it is neither.
     """
-    path = Path(name).expanduser()
+    path = named_path("RUN", name)
     if path.is_dir():
         run = RunDirectory(path)
         if not run.adapter.exists():
@@ -285,4 +286,6 @@ def find_adapter_file(name: str) -> tuple[Path, RunDirectory | None]:
         return path, run if path.name in (ADAPTER, LAST) and run.config.exists() else None
     runs = [str(file.parent) for file in sorted(RUNS.glob(f"*/{ADAPTER}"))]
     hint = did_you_mean(str(path), runs)
-    raise UsageError(f"there is no run or adapter file {name}{hint or '; give a run directory or an adapter file'}")
+    raise UsageError(
+        f"there is no run or adapter file {short_name(name)}{hint or '; give a run directory or an adapter file'}"
+    )

@@ -72,6 +72,7 @@ def open_run(name: str, options: OpenOptions | None = None) -> SavedRun:
         model=model,
         revision=None if options.model else file.base.revision,
         trust_remote_code=config.trust_remote_code if config else False,
+        resize_embeddings=options.resize_embeddings or (config.resize_embeddings if config else False),
         base_dtype=options.base_dtype or (config.base_dtype if config else "float32"),
     )
     base = task.load_model(settings, seed=file.header.seed)
