@@ -82,6 +82,8 @@ def quiet_libraries(console: Console) -> None:
             print_line(console, f"warning: {message}")
 
     warnings.showwarning = show
+    # What these have to say, as of scores over one class, is about capaft's calls and not for its users.
+    warnings.filterwarnings("ignore", module=r"(sklearn|scipy|torch\._weights_only_unpickler)\b")
     for name in ("huggingface_hub", "datasets", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
