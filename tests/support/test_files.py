@@ -64,3 +64,16 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(TrainingError, match=r"cannot write .*: (Not a directory|File exists)"):
         files.write_atomically(tmp_path / "file" / "new", b"")
+
+
+def test_names_may_be_as_long_as_the_system_allows(tmp_path: Path) -> None:
+    files.write_atomically(tmp_path / ("x" * 250), "")
+    with pytest.raises(TrainingError, match="File name too long"):
+        files.write_atomically(tmp_path / ("x" * 300), "")
+    with pytest.raises(TrainingError, match="null"):
+        files.write_atomically(tmp_path / "a\0b", "")
+
+
+def test_half_of_a_surrogate_pair_is_written_as_json_spells_it(tmp_path: Path) -> None:
+    files.write_atomically(tmp_path / "file", '{"text": "\ud800"}')
+    assert (tmp_path / "file").read_text() == '{"text": "\\ud800"}'

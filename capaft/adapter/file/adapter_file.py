@@ -70,8 +70,10 @@ def read(path: str | Path) -> AdapterFile:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a file"
-            raise AdapterFileError(f"{path} is {kind}; give an adapter file, such as adapter.safetensors in a run")
+            reason = "Is a directory" if stat.S_ISDIR(status.st_mode) else "Not a file"
+            raise AdapterFileError(
+                f"cannot read {path}: {reason}; give an adapter file, such as a run's adapter.safetensors"
+            )
         size = status.st_size
         with path.open("rb") as stream:
             described, text = open_safetensors(path, stream, size)
@@ -79,7 +81,7 @@ def read(path: str | Path) -> AdapterFile:
             stream.seek(0)
             data = stream.read(size)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or str(error)
         raise AdapterFileError(f"cannot read {path}: {reason}") from None
     try:
         tensors = safetensors.torch.load(data)
