@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import typing
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from types import UnionType
 from typing import Any
 
 from capaft.support.errors import UsageError
+from capaft.support.json_types import fitting
 
 
 @dataclass(frozen=True)
@@ -83,22 +82,6 @@ class Results:
 _NAMES = tuple(field.name for field in fields(Results))
 
 
-_TYPES = typing.get_type_hints(Results)
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """True if a value of a JSON document is of a field's type."""
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin is UnionType:
-        return any(_fits(value, part) for part in parts)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(entry, parts[0]) for entry in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(entry, parts[1]) for entry in value.values())
-    # In JSON a whole number may stand for a fraction, and a truth value for no number.
-    return type(value) is kind or (kind is float and type(value) is int)
-
-
 def read_results(path: Path) -> Results:
     """Read a `results.json`.
 
@@ -108,10 +91,7 @@ def read_results(path: Path) -> Results:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         kept = {name: values[name] for name in _NAMES if name != "score_names" or name in values}
-        for name, value in kept.items():
-            if not _fits(value, _TYPES[name]):
-                raise TypeError(name)
-        return Results(**kept)
+        return Results(**fitting(kept, Results))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UsageError(f"{path} is damaged; remove it and repeat the command with --resume") from None
 
