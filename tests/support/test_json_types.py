@@ -9,7 +9,6 @@ import pytest
 
 from capaft.support.json_types import fits, fitting
 
-
 FITTING: list[tuple[Any, Any]] = [
     (1, int),
     (1, float),
