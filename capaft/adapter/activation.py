@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from capaft.adapter.module import Adapter, adapters, carrier
 from capaft.adapter.trainable import hold, release
-from capaft.support.errors import UsageError
+from capaft.support.errors import UsageError, check_type
 
 
 def get_adapter(model: nn.Module, name: str = "default") -> Adapter:
@@ -21,6 +21,7 @@ def get_adapter(model: nn.Module, name: str = "default") -> Adapter:
         UsageError: the model has no adapter of this name.
     """
     by_name = adapters(model)
+    check_type("name", name, str, "a text")
     if name not in by_name:
         raise UsageError(f"the model has no adapter named {name}; it has: {', '.join(by_name) or 'none'}")
     return by_name[name]

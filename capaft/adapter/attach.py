@@ -16,8 +16,9 @@ from capaft.adapter.module import Adapter, carrier
 from capaft.adapter.plan import Placement, make_plan
 from capaft.config.choices import HEAD_K, Activation, BasisName, HeadMode, MaskRescale, Masks, Scope
 from capaft.methods.stack import Stack, parse_stack, stack_options
+from capaft.model.names import check_renames
 from capaft.model.targets import Targets
-from capaft.support.errors import UsageError
+from capaft.support.errors import UsageError, check_type
 
 
 def attach(
@@ -111,13 +112,13 @@ def attach(
         >>> sum(p.numel() for p in model.parameters() if p.requires_grad)
         128
     """
-    _check_type("model", model, nn.Module, "a torch module")
-    _check_type("method", method, str | Stack, "a method stack such as 'nola'")
-    _check_type("name", name, str, "a text")
-    _check_type("dropout", dropout, int | float, "a number")
-    _check_type("modules_to_save", modules_to_save, str, "one text, with commas between its parts")
-    _check_type("rename", rename, dict | None, "a dictionary")
-    _check_type("method_options", method_options, Mapping | None, "a dictionary")
+    check_type("model", model, nn.Module, "a torch module")
+    check_type("method", method, str | Stack, "a method stack such as 'nola'")
+    check_type("name", name, str, "a text")
+    check_type("dropout", dropout, int | float, "a number")
+    check_type("modules_to_save", modules_to_save, str, "one text, with commas between its parts")
+    check_type("rename", rename, dict | None, "a dictionary")
+    check_type("method_options", method_options, Mapping | None, "a dictionary")
     keywords = {
         "k": k,
         "basis": basis,
@@ -149,6 +150,7 @@ def attach(
     refuse_distributed(model, "attach to")
     with disabled(model):
         model = carrier(model)
+        check_renames(model, rename)
         plan = make_plan(model, stack, placement)
         head_labels = None if labels is None else new_labels(labels)
         start = new_head(model, placement, len(head_labels.names)) if head_labels else {}
@@ -184,19 +186,11 @@ def _names(option: str, names: Iterable[str]) -> tuple[str, ...]:
     Raises:
         UsageError: they are one text, whose letters would be taken for names.
     """
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        raise UsageError(f"{option} must be a list of names, got {names!r}")
-    return tuple(names)
-
-
-def _check_type(option: str, value: object, kind: Any, words: str) -> None:
-    """Check the type of a value from Python, where nothing has parsed it.
-
-    Raises:
-        UsageError: it is another.
-    """
-    if not isinstance(value, kind):
-        raise UsageError(f"{option} must be {words}, got {value!r:.200}")
+    if isinstance(names, Iterable) and not isinstance(names, str):
+        names = tuple(names)
+        if all(isinstance(name, str) for name in names):
+            return names
+    raise UsageError(f"{option} must be a list of names, got {names!r:.200}")
 
 
 def _targets(targets: str | Targets, exclude: str, layers: str) -> Targets:

@@ -30,14 +30,19 @@ from capaft.model.labels import Labels
 from capaft.model.names import CHILD_PREFIX, WRAPPERS, canonical_name, child_of
 from capaft.model.site import Site, is_quantised
 from capaft.model.weights import held_tensors
-from capaft.support.errors import UsageError
+from capaft.support.errors import UsageError, check_type
 
 # A role that is frozen has no parameters.
 NO_PARAMETERS = torch.empty(0, dtype=torch.float32, device="cpu")
 
 
 def carrier(model: nn.Module) -> nn.Module:
-    """The module that carries the adapters: a model, or one inside its wrappers."""
+    """The module that carries the adapters: a model, or one inside its wrappers.
+
+    Raises:
+        UsageError: it is no module of torch.
+    """
+    check_type("model", model, nn.Module, "a torch module")
     module: nn.Module | None = model
     while module is not None:
         children = dict(module.named_children())

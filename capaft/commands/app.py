@@ -23,6 +23,7 @@ from capaft.commands.inspect_rank import inspect_rank_command
 from capaft.commands.merge import merge_command
 from capaft.commands.methods import methods_command
 from capaft.commands.presets import presets_command
+from capaft.commands.reporting import escape_unprintable, unexpected
 from capaft.commands.train import train_command
 from capaft.support.console import print_error, print_result
 from capaft.support.errors import UsageError
@@ -40,12 +41,16 @@ class _Commands(TyperGroup):
         write_verbs(formatter, {name: self.get_command(ctx, name) for name in self.list_commands(ctx)})
 
     def main(self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any) -> Any:  # type: ignore[override] # the rest is passed by name
+        escape_unprintable()
         try:
             result = super().main(args, standalone_mode=False, **extra)
             sys.stdout.flush()
         except OSError as error:
-            if not standalone_mode or _stdout_takes_more():
+            if not standalone_mode:
                 raise
+            if _stdout_takes_more():
+                print_error(unexpected(error))
+                sys.exit(1)
             # The reader of stdout has gone, as in `capaft info RUN | head -1`, or the disk under it is full.
             if error.errno != errno.EPIPE:
                 print_error(f"cannot write to stdout: {error.strerror}")
@@ -53,8 +58,12 @@ class _Commands(TyperGroup):
             sys.exit(1)
         except Exception as error:
             # Errors of Typer, or of click where Typer builds on it, have this method; no others do.
-            if not standalone_mode or not hasattr(error, "format_message"):
+            if not standalone_mode:
                 raise
+            if not hasattr(error, "format_message"):
+                # Typer makes an Abort of an EOFError.
+                print_error(unexpected(error.__cause__ or error))
+                sys.exit(1)
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "capaft"
             message = " ".join(error.format_message().split()).rstrip(".")

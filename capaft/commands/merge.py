@@ -26,6 +26,7 @@ from capaft.support.counting import counted
 from capaft.support.errors import TrainingError, UsageError, one_line
 from capaft.support.files import make_ordinary, write_atomically
 from capaft.support.markdown import front_matter, inline
+from capaft.support.paths import named_path
 
 if TYPE_CHECKING:
     from capaft.training.record.saved_run import SavedRun
@@ -42,7 +43,7 @@ def merge_command(
     """Write base and adapter as one plain model directory."""
     with reporting() as console:
         options, _ = resolve_settings(MergeOptions, flags=flags, environ={})
-        _check_output(output, Path(output).expanduser(), overwrite=overwrite)
+        _check_output(output, named_path("--output", output), overwrite=overwrite)
         with loading_libraries(console):
             from capaft.training.record.saved_run import open_run
 
@@ -105,7 +106,7 @@ def write_merged(
     from capaft.model.modalities import has_towers
     from capaft.model.stored_dtypes import stored_dtypes
 
-    path = Path(output).expanduser()
+    path = named_path("--output", output)
     _check_output(output, path, overwrite=overwrite)
     stored = stored_dtypes(saved.base.base) if as_stored else None
     if stored and not dequantise:
@@ -116,7 +117,7 @@ def write_merged(
         stored.restore(saved.model)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
         try:
             saved.model.save_pretrained(aside)  # type: ignore[operator]
             if stored and stored.config:

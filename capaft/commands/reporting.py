@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -13,7 +14,7 @@ import typer
 
 from capaft.support.activity import first_activity
 from capaft.support.console import print_error, print_line
-from capaft.support.errors import CapaftError, Interrupted, TrainingError
+from capaft.support.errors import CapaftError, Interrupted, TrainingError, one_line
 from capaft.support.out_of_memory import ADVICE, is_out_of_memory
 from capaft.support.printable import printable
 
@@ -81,6 +82,27 @@ def _leave_out_exhaustion(ignored: Any) -> None:
         sys.__unraisablehook__(ignored)
 
 
+def unexpected(error: BaseException) -> str:
+    """The line about an error that nobody foresaw; its traceback is kept in a file, since it may have taken hours."""
+    import tempfile
+
+    what = f"unexpected {type(error).__name__}: {printable(one_line(error))}"
+    trace = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="capaft-", suffix=".txt", delete=False, errors="replace") as file:
+            file.write(trace)
+    except OSError:
+        return f"{what}\n{trace}"
+    return f"{what}; if the files of the model are in order, please report it, with {file.name}"
+
+
+def escape_unprintable() -> None:
+    """Have stdout and stderr escape what their encoding does not have, which is then in nobody's way."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _quiet_libraries(console: Console) -> None:
     """Keep the libraries' own reports off the screen, and show warnings as lines."""
     import logging
@@ -99,6 +121,8 @@ def _quiet_libraries(console: Console) -> None:
 
     warnings.showwarning = show
     _make_logs_printable()
+    # What these have to say, as of scores over one class, is about capaft's calls and not for its users.
+    warnings.filterwarnings("ignore", module=r"(sklearn|scipy|torch\._weights_only_unpickler)\b")
     for name in ("huggingface_hub", "datasets", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -24,6 +24,7 @@ from capaft.support import strict_json
 from capaft.support.activity import activity
 from capaft.support.console import print_line, print_result
 from capaft.support.errors import CapaftError, UsageError
+from capaft.support.paths import named_path
 
 
 @signature(TrainConfig)
@@ -118,7 +119,7 @@ def _resolve(
     Raises:
         UsageError: a setting is wrong, or a file or preset does not exist.
     """
-    if config is not None and not config.is_file():
+    if config is not None and not named_path("--config", config).is_file():
         raise UsageError(f"--config {config}: no such file; name a YAML file of settings")
     published = preset_file(preset) if preset else None
     resolve = partial(resolve_settings, TrainConfig, flags=flags, environ=os.environ, file=config, preset=published)

@@ -28,6 +28,7 @@ class OpenOptions(Settings):
     )
     trust_remote_code: bool = _base(False, "Run Python code from the repository of the base model.")
     allow_base_mismatch: bool = _base(False, "Use the adapter although the base weights differ.")
+    resize_embeddings: bool = _base(False, "Add rows to the embedding as the training did (default: as in the run).")
     base_dtype: BaseDtype | None = _base(None, "Dtype of the base weights (default: as in the run, else float32).")
 
     @property

@@ -31,7 +31,7 @@ from capaft.factors.factor import Factor
 from capaft.factors.nola import Coefficients
 from capaft.methods.host import Host
 from capaft.methods.registry import HOSTS
-from capaft.support.errors import UsageError, in_python
+from capaft.support.errors import UsageError, check_type, in_python
 
 HOSTLESS = {"head": "a trained head on the frozen base", "full": "every weight of the model"}
 PARAMETERISATION = "nola"
@@ -77,6 +77,7 @@ class Stack:
             >>> stack.method, stack.k
             ('lora+nola', (64, 64))
         """
+        check_type("method", method, str, "a method stack such as 'nola'")
         stack = parse_stack(method, **options)
         for option in sorted({name for name, value in options.items() if value is not None} - stack_options(method)):
             warnings.warn(f"{option} has no effect with {stack.method} and is ignored", stacklevel=3)

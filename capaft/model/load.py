@@ -14,17 +14,20 @@ from torch import nn
 
 from capaft.config.choices import BaseDtype
 from capaft.config.parts.model import ModelSettings
+from capaft.model.checkpoint_config import check_config
+from capaft.model.checkpoint_files import check_unread_files
 from capaft.model.demo import MODEL_NAME, demo_model
+from capaft.model.load_errors import GGUF, explaining_load_errors
 from capaft.model.names import backbone_prefix, canonical_path
 from capaft.model.new_head import initialise_head
 from capaft.model.origin import Origin
 from capaft.support import hub
 from capaft.support.errors import UsageError
-from capaft.support.out_of_memory import pass_on_exhaustion, report_exhaustion
-from capaft.support.printable import printable
+from capaft.support.paths import named_path
 
-GGUF = ".gguf"
 BASE_DTYPES = get_args(BaseDtype)
+# A parameter of one of the numbered blocks of a model.
+_IN_BLOCK = re.compile(r"\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -91,23 +94,19 @@ def load_base_model(
     elif not path.is_dir():
         common["local_files_only"] = hub.offline()
     dtype_options = _dtype_options(settings.base_dtype)
-    # The reader of a damaged GGUF file can raise anything.
-    expected = Exception if gguf else (OSError, ValueError, KeyError, ImportError, RuntimeError)
-    try:
-        # No option turns off the progress bar of that reader.
-        with redirect_stderr(io.StringIO()) if gguf else nullcontext():
-            processor = processor_class.from_pretrained(str(path.parent) if gguf else source, **common)
-            model, report = auto_class.from_pretrained(
-                str(path.parent) if gguf else source,
-                **dtype_options,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **common,
-                **config,
-            )
-    except expected as error:
-        report_exhaustion(error, f"loading {name or source}")
-        raise UsageError(explain_load_error(name or source, source, error)) from None
+    if path.is_dir():
+        check_unread_files(path)
+    # No option turns off the progress bar of the reader of GGUF files.
+    with explaining_load_errors(name or source, source), redirect_stderr(io.StringIO()) if gguf else nullcontext():
+        processor = processor_class.from_pretrained(str(path.parent) if gguf else source, **common)
+        model, report = auto_class.from_pretrained(
+            str(path.parent) if gguf else source,
+            **dtype_options,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **common,
+            **config,
+        )
     if gguf:
         # The title in the file is not a path, and does not belong in a plain configuration.
         vars(model.config).pop("_model_name_or_path", None)
@@ -120,14 +119,29 @@ def load_base_model(
         if backbone
         else set()
     )
+    others = {key for key in parameters if key in new} - in_head
     if gguf and (lost := sorted(new - in_head)):
         raise UsageError(
             f"--model {name} has no usable {lost[0]}{f' and {len(lost) - 1} other weights' if lost[1:] else ''}; it is "
             "damaged, or transformers cannot convert it; use the model's directory or hub id instead"
         )
+    if backbone and (lost := _lost(others, {canonical_path(model, key) for key in mismatched})):
+        raise UsageError(
+            f"--model {name or source}: its weights do not fit its config.json: {lost[0]}"
+            f"{f' and {len(lost) - 1} others' if lost[1:] else ''} cannot be taken from them; get config.json and the "
+            "weights again, from one checkpoint"
+        )
     initialise_head(model, (key for key in parameters if key in new), seed)
     head = tuple(key for key in parameters if key in (new | in_head if own_head else new))
     return BaseModel(model, processor, Origin(name or MODEL_NAME, settings.revision), head, bool(new & in_head))
+
+
+def _lost(new: set[str], mismatched: set[str]) -> list[str]:
+    """The parameters of a model's body that its checkpoint should have had, sorted.
+
+    Poolers and the like may be new, but no block of the body; a parameter of another shape is that of another model.
+    """
+    return sorted(key for key in new if key in mismatched or _IN_BLOCK.search(key))
 
 
 def load_configuration(settings: ModelSettings) -> Any:
@@ -151,12 +165,10 @@ def load_configuration(settings: ModelSettings) -> Any:
         common["gguf_file"] = path.name
     elif not path.is_dir():
         common["local_files_only"] = hub.offline()
-    expected = Exception if gguf else (OSError, ValueError, KeyError, ImportError, RuntimeError)
-    try:
-        return AutoConfig.from_pretrained(str(path.parent) if gguf else source, **common)
-    except expected as error:
-        report_exhaustion(error, f"loading {name or source}")
-        raise UsageError(explain_load_error(name or source, source, error)) from None
+    with explaining_load_errors(name or source, source):
+        config = AutoConfig.from_pretrained(str(path.parent) if gguf else source, **common)
+    check_config(config, name or source)
+    return config
 
 
 def load_skeleton(name: str) -> nn.Module:
@@ -172,15 +184,13 @@ def load_skeleton(name: str) -> nn.Module:
 
     source = locate_model(name)
     common = {} if Path(source).is_dir() else {"local_files_only": hub.offline()}
-    try:
+    with explaining_load_errors(name, source):
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **common)
+        check_config(config, name)
         architecture = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], None)
         build = getattr(architecture, "_from_config", transformers.AutoModel.from_config)
         with torch.device("meta"):
             return build(config)
-    except Exception as error:  # A model's own code can raise anything on a strange configuration.
-        pass_on_exhaustion(error)
-        raise UsageError(explain_load_error(name, source, error)) from None
 
 
 def locate_model(name: str | None) -> str:
@@ -191,8 +201,9 @@ def locate_model(name: str | None) -> str:
     """
     if name is None:
         return str(demo_model())
-    if Path(name).expanduser().exists():
-        return str(Path(name).expanduser())
+    path = named_path("--model", name)
+    if path.exists():
+        return str(path)
     if name == MODEL_NAME:
         try:
             return str(demo_model())
@@ -247,33 +258,3 @@ def _dense_gguf(name: str, path: Path) -> dict[str, Any]:
     # Newer versions otherwise keep the weights packed, or call the model quantised although it is not.
     dense = getattr(transformers, "GgufConfig", None)
     return {"quantization_config": dense(dequantize=True)} if dense else {}
-
-
-def explain_load_error(name: str, source: str, error: Exception) -> str:
-    """One-line message for a checkpoint that failed to load."""
-    path = Path(source)
-    reason = printable(" ".join(str(error).split())[:300])
-    if "trust_remote_code" in str(error):
-        return (
-            f"--model {name} needs Python code of its own; read its .py files, and set --trust-remote-code yourself if "
-            "you trust them"
-        )
-    if kind := re.match(r"Unrecognized configuration class .* for this kind of AutoModel: (\w+)", reason):
-        return (
-            f"--model {name} cannot do this task: transformers has no {kind[1]} for its architecture; choose another "
-            "--model or --task"
-        )
-    if path.is_file() and path.suffix == GGUF:
-        return f"--model {name} cannot be loaded and may be damaged: {reason or type(error).__name__}"
-    if path.is_file():
-        return f"--model {name} is a file; pass the directory with config.json and the weights, or a .gguf file"
-    if path.is_dir():
-        if not (path / "config.json").exists():
-            return f"--model {name}: the directory has no config.json, so it is not a Hugging Face model"
-        return f"--model {name} cannot be loaded: {reason}"
-    if hub.offline():
-        return (
-            f"--model {name}: no such directory, and the Hugging Face hub cannot be reached; check the name or the "
-            "network, or pass a local directory"
-        )
-    return f"--model {name} cannot be loaded from the Hugging Face hub: {reason}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
+
+from capaft.support.errors import UsageError, did_you_mean
 
 # Prefix of the children that hold an adapter, in the model and beside its modules.
 CHILD_PREFIX = "capaft_"
@@ -19,11 +22,41 @@ def canonical_path(model: nn.Module, path: str) -> str:
 
 
 def renamed_path(path: str, rename: dict[str, str] | None) -> str:
-    """A canonical path with whole pieces `new` renamed back to `old`."""
-    path = f".{path}."
+    """A canonical path with whole pieces `new` renamed back to `old`, all at once, so that two names can swap."""
+    if not rename:
+        return path
+    olds = {new: old for old, new in rename.items()}
+    # Of pieces that begin alike, the longest counts.
+    pieces = "|".join(re.escape(new) for new in sorted(olds, key=len, reverse=True))
+    return re.sub(rf"(?<![^.])(?:{pieces})(?![^.])", lambda piece: olds[piece[0]], path)
+
+
+def check_renames(model: nn.Module, rename: dict[str, str] | None) -> None:
+    """Refuse renames that do not concern a model, which would be passed over.
+
+    Raises:
+        UsageError: the model has no module of the new name, or two old names have one new name.
+    """
+    olds: dict[str, str] = {}
+    names = {canonical_path(model, path) for path, _ in base_modules(model)} | {
+        canonical_path(model, name) for name in base_parameters(model)
+    }
     for old, new in (rename or {}).items():
-        path = path.replace(f".{new}.", f".{old}.")
-    return path[1:-1]
+        if not (isinstance(old, str) and isinstance(new, str) and old and new):
+            raise UsageError(f"--rename {old}={new} must be old=new, the names of two modules")
+        if new in olds:
+            raise UsageError(f"--rename {olds[new]}={new} and {old}={new}: {new} cannot be both; give longer pieces")
+        olds[new] = old
+        if any(f".{new}." in f".{name}." for name in names):
+            continue
+        if any(f".{old}." in f".{name}." for name in names):
+            hint = f"; it has {old}: the name at the training comes first, as in --rename {new}={old}"
+        else:
+            length = new.count(".") + 1
+            parts = [name.split(".") for name in names]
+            pieces = {".".join(part[at : at + length]) for part in parts for at in range(len(part) - length + 1)}
+            hint = did_you_mean(new, pieces, "; name a module as the model at hand does")
+        raise UsageError(f"--rename {old}={new}: {type(unwrapped_model(model)).__name__} has no module {new}{hint}")
 
 
 def backbone_prefix(model: nn.Module) -> str:

@@ -6,7 +6,7 @@ import difflib
 import functools
 import re
 from collections.abc import Callable, Collection
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from capaft.support.printable import printable
 
@@ -70,6 +70,16 @@ class Interrupted(CapaftError):  # noqa: N818 - an interruption is not an error
     """Ctrl-C: the run saved what it had and stopped."""
 
     exit_code = 130
+
+
+def check_type(option: str, value: object, kind: Any, words: str) -> None:
+    """Check the type of a value from Python, where nothing has parsed it.
+
+    Raises:
+        UsageError: it is another.
+    """
+    if not isinstance(value, kind):
+        raise UsageError(f"{option} must be {words}, got {value!r:.200}")
 
 
 def did_you_mean(word: str, choices: Collection[str], otherwise: str = "", start: str = "") -> str:

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from capaft.support.errors import TrainingError, UsageError
+from capaft.support.paths import named_path
 
 
 def check_writable(option: str, path: Path | None) -> None:
@@ -18,7 +19,7 @@ def check_writable(option: str, path: Path | None) -> None:
     """
     if path is None:
         return
-    if path.is_dir():
+    if named_path(option, path).is_dir():
         raise UsageError(f"{option} {path} is a directory; name a file")
     nearest = next(parent for parent in path.absolute().parents if os.path.exists(parent))
     if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
@@ -33,7 +34,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     Raises:
         TrainingError: the disk is full or the directory cannot be written; the old file is untouched.
     """
-    data = content.encode() if isinstance(content, str) else content
+    # Half of a surrogate pair, as names of files and JSON may have, is written as JSON and YAML spell it.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     temporary = None
     try:
         if path.exists() and not path.is_file():
@@ -41,7 +43,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
                 stream.write(data)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
             stream.flush()
@@ -49,11 +51,11 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         make_ordinary(Path(temporary))
         os.replace(temporary, path)
         flush_directory(path.parent)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         if temporary:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        reason = error.strerror or str(error)
+        reason = getattr(error, "strerror", None) or str(error)
         raise TrainingError(f"cannot write {path}: {reason}; any file there is unchanged") from None
 
 

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from capaft.config.choices import MLM_PROBABILITY, PACKING
 from capaft.model.load import BaseModel
+from capaft.model.vocabulary import rows_needed
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns
 from capaft.tasks.base.doubts import refuse_doubtful_text, refuse_unread_columns
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
+from capaft.tasks.base.token_ids import check_tokens
 from capaft.tasks.language.framing import frame, tokenise_rows
 from capaft.tasks.language.plain_text import (
     end_of_text_token,
@@ -89,11 +91,14 @@ class MaskedLM(Task):
         """Blocks or texts, between the tokenizer's special tokens; empty texts are left out.
 
         Raises:
-            UsageError: a row has no text, the tokenizer has no mask token, or no word is masked in evaluation.
+            UsageError: a row has no text, the tokenizer has no mask token or more tokens than the model, or no word is
+                masked in evaluation.
         """
         tokenizer = base.processor
         if tokenizer.mask_token_id is None:
             raise UsageError("the tokenizer has no mask token, which masked-lm needs; try --task causal-lm")
+        # Some words are replaced by any token.
+        check_tokens(base, [rows_needed(tokenizer) - 1])
         before, after = surrounding_tokens(tokenizer)
         room = token_limit(base, self.max_length) - len(before) - len(after)
         if room < 1:

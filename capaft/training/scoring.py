@@ -22,6 +22,7 @@ from capaft.support import strict_json
 from capaft.support.errors import UsageError, did_you_mean
 from capaft.support.files import write_atomically
 from capaft.tasks.base.task import Task
+from capaft.tasks.base.token_ids import check_token_ids
 from capaft.tasks.base.uncertainty import interval_method
 from capaft.tasks.language.generation import GENERATION_OPTIONS, Generation
 from capaft.tasks.language.text_scores import TEXT_METRICS
@@ -94,6 +95,7 @@ def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) 
     if max_examples and max_examples < len(rows):
         rows = sample_rows(rows, max_examples, config.seed)
     features = task.features(saved.base, rows, selection.columns, training=False)
+    check_token_ids(saved.base, features)
     for note in features.notes:
         say(note)
     if isinstance(task, Generation) and not predictions and not task.has_targets(features):

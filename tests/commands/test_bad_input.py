@@ -149,6 +149,41 @@ def test_damaged_adapters(run: Path, tmp_path: Path) -> None:
     assert "no run or adapter file" in refused("eval", "nothing-here")
 
 
+def added(directory: Path, *tokens: str) -> Path:
+    """A checkpoint whose tokenizer was given tokens, and whose embedding was not."""
+    from tiny_checkpoints import encoder_tokenizer, save
+
+    save("roberta", directory)
+    tokenizer = encoder_tokenizer()
+    tokenizer.add_tokens(list(tokens))
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def test_a_tokenizer_larger_than_the_embedding(reviews: Path, tmp_path: Path) -> None:
+    quick = ("--max-steps", "2", "--batch-size", "8", "--k", "8", "--rank", "2", "--max-length", "48", "--no-baseline")
+    command = ("train", "--data", reviews, *quick, "--output", tmp_path / "run", "--model")
+    says = refused(*command, added(tmp_path / "base", " superb"))
+    assert "the tokenizer has 264 tokens, and the model embeddings for 263: there is none for token 263" in says
+    assert "--resize-embeddings" in says
+    assert not (tmp_path / "run").exists()
+    # Tokens that the data do not have are no trouble.
+    assert invoke(*command, added(tmp_path / "other", "xyzzy"), "--dry-run").code == 0
+
+    done = invoke(*command, tmp_path / "base", "--resize-embeddings", "--json")
+    assert done.code == 0, done.err
+    trained = json.loads(done.out)["value"], json.loads(done.out)["scores"]["loss"]
+    again = json.loads(invoke("eval", tmp_path / "run", "--json").out)
+    assert (again["value"], again["loss"]) == pytest.approx(trained)
+    alone = tmp_path / "adapter.safetensors"
+    alone.write_bytes((tmp_path / "run" / "adapter.safetensors").read_bytes())
+    assert "--resize-embeddings" in refused("eval", alone, "--data", reviews)
+    assert invoke("eval", alone, "--data", reviews, "--resize-embeddings").code == 0
+
+    assert invoke("merge", tmp_path / "run", "--output", tmp_path / "merged").code == 0
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["vocab_size"] == 264
+
+
 def test_an_adapter_for_another_architecture(run: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
@@ -232,3 +267,23 @@ def test_interrupt_saves_and_exits_130(tmp_path: Path) -> None:
     assert out == ""
     assert "stopped at step" in err
     assert json.loads(invoke("info", tmp_path / "run", "--json").out)["bytes"] > 0
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "loop"])
+def test_paths_that_cannot_be(name: str, run: Path) -> None:
+    Path("loop").symlink_to("loop")
+    for command in (
+        ("train", "--print-config", "--config", name),
+        ("train", "--print-config", "--resume", "--output", name),
+        ("methods", "--model", name),
+        ("info", name),
+        ("eval", run, "--predictions", name),
+        ("inspect-rank", run, "--plot", name),
+        ("merge", run, "--output", name),
+    ):
+        assert "choose another path" in refused(*command)
+    assert [path.name for path in Path().iterdir()] == ["loop"]
+
+
+def test_a_rename_that_matches_nothing(run: Path) -> None:
+    assert "has no module quary; did you mean query?" in refused("eval", run, "--rename", "q=quary")

@@ -1,4 +1,4 @@
-"""An stdout that takes nothing and memory that runs out end in a line at most, in real processes."""
+"""An stdout that takes nothing or not all letters, memory that runs out, errors nobody foresaw: a line at most."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,35 @@ def test_a_process_without_memory_says_so(run: Path, tmp_path: Path) -> None:
 
     assert wait(fork(work)) == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_not_utf8_is_escaped(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    for arguments in (["--model", "caf\u00e9", "--print-config"], ["--model", "caf\udce9", "--print-config"]):
+        command = [sys.executable, "-m", "capaft", "train", *arguments]
+        done = subprocess.run(command, capture_output=True, env=environment, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b"caf\\" in done.stdout
+
+
+def test_an_error_that_nobody_foresaw_is_a_line_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("a\x1b[2Jb")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("capaft.commands.presets.preset_summaries", fail)
+    done = invoke("presets")
+    (file,) = tmp_path.iterdir()
+    assert (done.code, done.out) == (1, "")
+    assert done.err == (
+        "error: unexpected ZeroDivisionError: a\\x1b[2Jb; if the files of the model are in order, please report it, "
+        f"with {file}\n"
+    )
+    assert "in fail" in file.read_text()
+
+
+def test_libraries_that_compute_scores_are_quiet(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("text,label\nA superb film,good\nA delightful book,good\n")
+    done = invoke("eval", run, "--data", tmp_path / "one.csv")
+    assert done.code == 0
+    assert "warning" not in done.err

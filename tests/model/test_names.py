@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from capaft.model.names import canonical_path
+from capaft.model.names import canonical_path, check_renames, renamed_path
 from capaft.model.site import Site
 from capaft.model.targets import Targets
 from capaft.model.weight_sites import find_weight_sites
+from capaft.support.errors import UsageError
 
 
 def find(model: nn.Module, targets: str, rename: dict[str, str] | None = None) -> tuple[Site, ...]:
@@ -76,3 +77,27 @@ def test_renamed_modules_keep_their_old_names() -> None:
     fused = find(tiny.gpt2(), "qv", {"attention.qkv": "attn.c_attn"})
     assert fused[0].path == "h.0.attention.qkv#q"
     assert find(model, "qv", {"xyz": "uer", "layers": "lay"}) == find(model, "qv")
+
+
+def test_renames_act_at_once() -> None:
+    assert renamed_path("a.b.c", {"a": "b", "b": "a"}) == "b.a.c"
+    assert renamed_path("x.x.xx", {"y": "x"}) == "y.y.xx"
+    assert renamed_path("c.b", {"a": "b", "b": "c"}) == "b.a"
+    assert renamed_path("q.proj.q", {"long": "q.proj", "short": "q"}) == "long.short"
+
+
+@pytest.mark.parametrize(
+    ("rename", "says"),
+    [
+        ({"query": "quary"}, "--rename query=quary: .* has no module quary; it has query: the name at the training"),
+        ({"q": "quary"}, "has no module quary; did you mean query"),
+        ({"q": "self.quary"}, "has no module self.quary; did you mean self.query"),
+        ({"q": "zzz"}, "has no module zzz; name a module as the model at hand does"),
+        ({"a": "query", "b": "query"}, "query cannot be both"),
+        ({"": "query"}, "must be old=new"),
+        ({"query": 3}, "must be old=new"),
+    ],
+)
+def test_renames_that_do_not_concern_the_model(rename: dict[str, str], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        check_renames(tiny.bert(), rename)

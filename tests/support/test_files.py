@@ -83,3 +83,16 @@ def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "theirs").read_text() == "theirs"
     assert (tmp_path / "link").read_text() == "ours"
     assert not (tmp_path / "link").is_symlink()
+
+
+def test_names_may_be_as_long_as_the_system_allows(tmp_path: Path) -> None:
+    files.write_atomically(tmp_path / ("x" * 250), "")
+    with pytest.raises(TrainingError, match="File name too long"):
+        files.write_atomically(tmp_path / ("x" * 300), "")
+    with pytest.raises(TrainingError, match="null"):
+        files.write_atomically(tmp_path / "a\0b", "")
+
+
+def test_half_of_a_surrogate_pair_is_written_as_json_spells_it(tmp_path: Path) -> None:
+    files.write_atomically(tmp_path / "file", '{"text": "\ud800"}')
+    assert (tmp_path / "file").read_text() == '{"text": "\\ud800"}'

@@ -7,6 +7,8 @@ the header's schema, sizes and digests before it draws or allocates anything tha
 
 from __future__ import annotations
 
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from torch import Tensor
 from capaft.adapter.file.fingerprint import tensors_digest
 from capaft.adapter.file.header import Header, TaskRecord, open_safetensors, parse_header
 from capaft.model.origin import Origin
-from capaft.support.errors import AdapterFileError
+from capaft.support.errors import AdapterFileError, check_type
 from capaft.support.out_of_memory import pass_on_exhaustion
 
 ADAPTER = "adapter.safetensors"
@@ -98,16 +100,24 @@ def read(path: str | Path) -> AdapterFile:
         >>> header.method.method, header.seed, header.sites
         ('lora+nola', 7, 4)
     """
+    check_type("path", path, str | os.PathLike, "a path")
     path = find_adapter(Path(path))
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            reason = "Is a directory" if stat.S_ISDIR(status.st_mode) else "Not a file"
+            raise AdapterFileError(
+                f"cannot read {path}: {reason}; give an adapter file, such as a run's adapter.safetensors"
+            )
+        size = status.st_size
         with path.open("rb") as stream:
             described, text = open_safetensors(path, stream, size)
             header = parse_header(path, text)
             stream.seek(0)
             data = stream.read(size)
-    except OSError as error:
-        raise AdapterFileError(f"cannot read {path}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise AdapterFileError(f"cannot read {path}: {reason}") from None
     try:
         tensors = safetensors.torch.load(data)
     except Exception as error:

@@ -16,6 +16,7 @@ from capaft.adapter.file.other_head import HEAD, drawn_head, stored_parameters
 from capaft.adapter.file.samples import Agreement, compare_samples
 from capaft.adapter.plan import Placement, Plan, make_plan
 from capaft.model.labels import PROBLEM_TYPES, Labels
+from capaft.model.names import base_parameters, canonical_name, in_head
 from capaft.support.errors import AdapterFileError, UsageError
 
 
@@ -42,10 +43,54 @@ def plan_on(
         )
     if HeadRecord.of(plan.head, header.head.weights if header.head else None) != header.head:
         raise AdapterFileError(
-            f"{file.path} was trained with a head of other shapes than {type(model).__name__} has; pass the --model it "
-            "was trained on"
+            _other_labels(model, file)
+            or f"{file.path} was trained with a head of other shapes than {type(model).__name__} has; pass the --model "
+            "it was trained on"
         )
     return plan
+
+
+def _other_labels(model: nn.Module, file: AdapterFile) -> str:
+    """The line about a model with another number of labels than a file; empty if they have the same number."""
+    current = Labels.of(model)
+    counts = {first for first, _ in (file.header.head.parameters.values() if file.header.head else ())}
+    if file.header.save_dtype not in ("int8", "int4"):
+        counts |= {len(values) for key, values in file.tensors.items() if key.startswith(HEAD) and values.ndim}
+    names = file.task.labels if file.task else ()
+    count = len(names) or (counts.pop() if len(counts) == 1 else 0)
+    if current is None or count in (0, len(current.id2label)):
+        return ""
+    return (
+        f"{file.path}: the file has {count} labels, the model {len(current.id2label)}; load the model with "
+        f"num_labels={count} and the head that it was trained with"
+    )
+
+
+def check_head(
+    model: nn.Module, file: AdapterFile, rename: dict[str, str] | None, shapes: Mapping[str, torch.Size]
+) -> None:
+    """Refuse a model whose head is not that of a file, and cannot be made it.
+
+    Raises:
+        AdapterFileError: the head has another number of outputs, or is another one altogether.
+    """
+    parameters = base_parameters(model)
+    heads = {canonical_name(model, name, rename): p.shape for name, p in parameters.items()} | dict(shapes)
+    stored = [key for key in stored_parameters(file.tensors) if key.startswith(HEAD)]
+    if file.header.save_dtype not in ("int8", "int4"):
+        for name, shape in ((key.removeprefix(HEAD), file.tensors[key].shape) for key in stored):
+            if name in heads and heads[name] != shape:
+                raise AdapterFileError(
+                    _other_labels(model, file)
+                    or f"{file.path} holds {name} as {tuple(shape)}, and {type(model).__name__} has it as "
+                    f"{tuple(heads[name])}; pass the --model it was trained on"
+                )
+    # A head that is the model's own has to be one of the file's labels.
+    if not stored and not shapes and file.task and file.task.labels and (line := _other_labels(model, file)):
+        outputs = len((Labels.of(model) or Labels.numbered(0)).id2label)
+        layers = {name.rpartition(".")[0]: p.shape[0] for name, p in parameters.items() if p.ndim}
+        if any(count == outputs and in_head(model, path) for path, count in layers.items() if path):
+            raise AdapterFileError(line)
 
 
 def _placement(file: AdapterFile, rename: dict[str, str] | None) -> Placement:
@@ -111,7 +156,8 @@ def check_base(
     if allow_mismatch:
         return resized
     raise AdapterFileError(
-        f"{file.path} was trained from other values of the head than this model's; load the model with the head it "
+        _other_labels(model, file)
+        or f"{file.path} was trained from other values of the head than this model's; load the model with the head it "
         f"had then (a new one was drawn from seed {plan.seed}), or pass --allow-base-mismatch to use it anyway"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from capaft.adapter.activation import disabled, get_adapter, refuse_distributed
 from capaft.adapter.file.adapter_file import AdapterFile, read
 from capaft.adapter.file.encoding import SAVE_DTYPES, decode_tensor, encode_tensor, encoded_layout
 from capaft.adapter.file.fingerprint import WeightSamples, sites_digest, streams_digest, tensors_digest, weight_samples
-from capaft.adapter.file.fit import check_base, check_sizes, labels_on, plan_on
+from capaft.adapter.file.fit import check_base, check_head, check_sizes, labels_on, plan_on
 from capaft.adapter.file.header import (
     FORMAT,
     BaseRecord,
@@ -32,8 +33,9 @@ from capaft.config.choices import SaveDtype
 from capaft.config.local_paths import shared_name
 from capaft.factors import rng
 from capaft.model.labels import Labels
+from capaft.model.names import check_renames
 from capaft.model.origin import Origin
-from capaft.support.errors import AdapterFileError, TrainingError, UsageError
+from capaft.support.errors import AdapterFileError, TrainingError, UsageError, check_type
 from capaft.support.files import write_atomically
 
 
@@ -71,6 +73,10 @@ def save(
         >>> capaft.save(model, path) == path.stat().st_size
         True
     """
+    check_type("path", path, str | os.PathLike, "a path")
+    check_type("base", base, Origin | None, "an Origin")
+    check_type("task", task, TaskRecord | None, "a TaskRecord")
+    check_type("samples", samples, WeightSamples | None, "WeightSamples")
     if dtype not in SAVE_DTYPES:
         raise UsageError(f"--save-dtype must be one of {', '.join(SAVE_DTYPES)}, got {dtype}")
     if task and (problem := wrong_options(task.options)):
@@ -129,7 +135,8 @@ def load(
 
     Raises:
         AdapterFileError: the file is damaged, or belongs to another model.
-        UsageError: the model already has an adapter of this name.
+        UsageError: the model already has an adapter of this name, a rename does not concern the model, or an argument
+            is of the wrong type.
 
     Example:
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
@@ -138,13 +145,18 @@ def load(
         >>> capaft.load(model, path).plan.stack.method
         'lora+nola'
     """
+    check_type("model", model, nn.Module, "a torch module")
+    check_type("name", name, str, "a text")
+    check_type("rename", rename, dict | None, "a dictionary")
     refuse_distributed(model, "load onto")
     file = path if isinstance(path, AdapterFile) else read(path)
     with disabled(model):
         model = carrier(model)
+        check_renames(model, rename)
         shapes = head_shapes(model, file, rename)
         plan = plan_on(model, file, rename, shapes)
         check_sizes(file, plan)
+        check_head(model, file, rename, shapes)
         start = {name: torch.zeros(shape) for name, shape in shapes.items() if name in plan.trained}
         start |= check_base(model, file, plan, shapes, allow_base_mismatch)
         labels = labels_on(model, file, shapes)

@@ -24,6 +24,9 @@ class ModelSettings(Settings):
     trust_remote_code: bool = _setting(
         False, "Run Python code from the repository of the model; no file can set this.", marks=("permission",)
     )
+    resize_embeddings: bool = _setting(
+        False, "Add rows to the embedding for tokens that the tokenizer has and the model lacks, drawn from the seed."
+    )
     base_dtype: BaseDtype = _setting(
         "float32", "Number format of the frozen weights; 8bit and 4bit need the package bitsandbytes."
     )

@@ -22,6 +22,7 @@ from capaft.config.choices import MAX_LENGTH
 from capaft.config.parts.model import ModelSettings
 from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel, load_base_model, load_configuration
+from capaft.model.vocabulary import check_tokenizer, resize_embeddings, rows_needed
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns, filled_rows
 from capaft.tasks.base.features import Batch, Features
@@ -333,7 +334,10 @@ class Task(ABC):
             **self.model_config(),
         )
         if self.processor == "AutoTokenizer":
+            check_tokenizer(loaded.processor, loaded.base.name or "")
             ensure_padding(loaded)
+            if settings.resize_embeddings:
+                resize_embeddings(loaded.model, rows_needed(loaded.processor), seed)
         return loaded
 
     @abstractmethod

@@ -20,6 +20,7 @@ from capaft.config.choices import (
 )
 from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel
+from capaft.support.errors import UsageError, one_line
 from capaft.tasks.base.columns import Columns, cell_kind
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
@@ -109,7 +110,11 @@ class Generation(Task):
     def predict(
         self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch, outputs: Any
     ) -> list[Prediction]:
-        """The loss of each feature, and the model's text if the metric needs one."""
+        """The loss of each feature, and the model's text if the metric needs one.
+
+        Raises:
+            UsageError: the model's own settings do not let it write.
+        """
         losses = loss_by_example(outputs.logits, batch.targets["labels"])
         return self._with_texts(losses, base, model, features, indices, batch)
 
@@ -122,7 +127,18 @@ class Generation(Task):
         indices: Sequence[int],
         batch: Batch,
     ) -> list[Prediction]:
-        texts = self.written(base, model, features, indices, batch) if self.generates else [None] * len(losses)
+        """Each loss with the model's text, if the metric needs one.
+
+        Raises:
+            UsageError: the model's own settings do not let it write.
+        """
+        try:
+            texts = self.written(base, model, features, indices, batch) if self.generates else [None] * len(losses)
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
+            raise UsageError(
+                f"--model {base.base.name} cannot write texts ({one_line(error)}); check its generation_config.json, "
+                "or choose a --metric that needs no texts"
+            ) from error
         return [(*loss, text) for loss, text in zip(losses, texts, strict=True)]
 
     @abstractmethod

@@ -8,13 +8,23 @@ from typing import Any
 from torch import nn
 
 from capaft.model.load import BaseModel
+from capaft.support.errors import UsageError
 
 # Names that models give to their table of learnt positions.
 _TABLES = ("position_embeddings", "embed_positions")
 
 
 def token_limit(base: BaseModel, max_length: int) -> int:
-    """Maximum number of tokens in an input of this model, at most `max_length`."""
+    """Maximum number of tokens in an input of this model, at most `max_length`.
+
+    Raises:
+        UsageError: the model has no positions.
+    """
+    if model_positions(base) < 1:
+        raise UsageError(
+            f"--model {base.base.name} has no position for a token: its config.json gives max_position_embeddings as "
+            f"{base.model.config.get_text_config().max_position_embeddings}; get it again"
+        )
     return min(max_length, base.processor.model_max_length, model_positions(base))
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from capaft.support.errors import TrainingError, UsageError
 from capaft.support.files import flush_directory, write_atomically
+from capaft.support.json_types import fitting
 from capaft.training.early_stopping import Best
 
 TENSORS = "tensors.safetensors"
@@ -30,6 +31,8 @@ KEPT_CHECKPOINTS = 2
 # Between the keys of mappings within one another.
 _NESTED = "/"
 _NAME = re.compile(r"step-(\d{9})")
+# A name in the optimizer's state: the number of a parameter, and a key.
+_ENTRY = re.compile(r"\d+\.")
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,11 @@ def newest_checkpoint(directory: Path) -> Checkpoint | None:
                 continue
             tensors = safetensors.torch.load(encoded)
             progress = state["progress"]
+            fitting(progress["best"], Best)
+            fitting(progress | {"best": Best()}, Progress)
+            fitting({name: value for name, value in state.items() if name != "progress"}, Checkpoint)
+            if not all(_ENTRY.match(key) for key in state["optimizer"]):
+                continue
             return Checkpoint(
                 Progress(**progress | {"best": Best(**progress["best"])}),
                 state["made_with"],
@@ -200,7 +208,7 @@ def newest_checkpoint(directory: Path) -> Checkpoint | None:
                 state["optimizer"],
                 state["scaler"],
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError):
             continue
     if checkpoints:
         raise UsageError(f"no checkpoint in {directory} can be read; start anew with --overwrite")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from capaft.support.errors import UsageError
+from capaft.support.json_types import fitting
 
 BaselineHead = Literal["fitted", "own"]
 
@@ -108,11 +109,11 @@ def read_results(path: Path) -> Results:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         names = [field.name for field in _FIELDS if field.name in _REQUIRED or field.name in values]
-        results = Results(**{name: values[name] for name in names})
+        results = Results(**fitting({name: values[name] for name in names}, Results))
         if results.baseline is not None and "baseline_head" not in values:
             return replace(results, baseline_head="fitted")
         return results
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UsageError(f"{path} is damaged; remove it and repeat the command with --resume") from None
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from capaft.adapter.file.adapter_file import ADAPTER, find_adapter
 from capaft.config.local_paths import CONFIG, LOCAL
 from capaft.support.errors import UsageError, did_you_mean
+from capaft.support.paths import named_path, short_name
 
 LAST = "last.safetensors"
 RUNS = Path("runs")
@@ -134,7 +135,7 @@ def choose_directory(output: str | None, method: str, *, overwrite: bool, resume
         while (RUNS / f"{method}-{count}").exists():
             count += 1
         return RunDirectory(RUNS / f"{method}-{count}")
-    path = Path(output).expanduser()
+    path = named_path("--output", output)
     run = RunDirectory(path)
     if path.exists() and not path.is_dir():
         raise UsageError(f"--output {output} is a file; name a directory that is new or empty")
@@ -157,7 +158,7 @@ def choose_directory(output: str | None, method: str, *, overwrite: bool, resume
 
 def started_config(output: str | None) -> Path | None:
     """The settings file of the run in a directory, or None if there is no run."""
-    config = RunDirectory(Path(output).expanduser()).config if output else None
+    config = RunDirectory(named_path("--output", output)).config if output else None
     return config if config and config.is_file() else None
 
 
@@ -292,7 +293,7 @@ def find_adapter_file(name: str) -> tuple[Path, RunDirectory | None]:
     Raises:
         UsageError: it is none of these.
     """
-    path = Path(name).expanduser()
+    path = named_path("RUN", name)
     run = RunDirectory(path)
     if run.config.is_file() and not run.adapter.exists():
         raise UsageError(f"{name} holds no {ADAPTER}; give the directory of a finished run, or an adapter file")
@@ -302,4 +303,6 @@ def find_adapter_file(name: str) -> tuple[Path, RunDirectory | None]:
         return path, run if path.name in (ADAPTER, LAST) and run.config.is_file() else None
     runs = [str(file.parent) for file in sorted(RUNS.glob(f"*/{ADAPTER}"))]
     hint = did_you_mean(str(path), runs)
-    raise UsageError(f"there is no run or adapter file {name}{hint or '; give a run directory or an adapter file'}")
+    raise UsageError(
+        f"there is no run or adapter file {short_name(name)}{hint or '; give a run directory or an adapter file'}"
+    )

@@ -84,6 +84,7 @@ def open_run(
         model=options.model or _named_base(file, run, config, say),
         revision=None if options.model else file.base.revision,
         trust_remote_code=options.trust_remote_code,
+        resize_embeddings=options.resize_embeddings or (config.resize_embeddings if config else False),
         base_dtype=options.base_dtype or (config.base_dtype if config else "float32"),
     )
     if as_stored and options.base_dtype is None and settings.base_dtype not in ("8bit", "4bit"):

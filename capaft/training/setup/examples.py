@@ -13,6 +13,7 @@ from capaft.model.load import BaseModel
 from capaft.support.counting import agreeing
 from capaft.support.errors import UsageError
 from capaft.tasks.base.features import Features
+from capaft.tasks.base.token_ids import check_token_ids
 from capaft.training.setup.task_choice import TaskChoice
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def make_examples(
     task = choice.task
     train = task.features(base, choice.train.rows, choice.train.columns, training=True)
     validation = task.features(base, choice.validation.rows, choice.validation.columns, training=False)
+    for features in (train, validation):
+        check_token_ids(base, features)
     _describe(choice, train, validation, source, say)
     return train, validation
 

@@ -23,6 +23,7 @@ Rule = Callable[[Job, TrainConfig], str]
 # Settings that take part in every run, that permit something, or that are refused where they cannot be had.
 ALWAYS = (
     frozenset(["model", "trust_remote_code", "base_dtype", "data", "train_split", "eval_split", "text_column"])
+    | frozenset(["resize_embeddings"])
     | frozenset(["max_train_examples", "max_eval_examples", "shots", "show", "task", "metric", "task_option", "strict"])
     | frozenset(["missing_values"])
     | frozenset(["method", "method_option", "dropout", "budget", "seed", "max_steps", "batch_size"])

@@ -280,3 +280,39 @@ def test_killed_at_any_moment_of_a_write_there_is_always_one_to_go_on_from(tmp_p
         moment += 1
     assert moment > 8
     assert met == {5, 6}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            {name: value}
+            for name in ("made_with", "made_from", "optimizer", "scaler")
+            for value in (None, "x", [], 1.5)
+        ),
+        {"optimizer": {"a": 1}},
+        {"progress": {"step": "3", "best": {}}},
+        {"progress": {"step": 3, "best": {"scores": []}}},
+        {"progress": {"seconds": None, "best": {}}},
+    ],
+)
+def test_nonsense_is_damage_even_under_a_digest_that_holds(change: dict[str, Any], tmp_path: Path) -> None:
+    from capaft.training.record import checkpoint
+
+    run = Run().go(0, 1)
+    state = Checkpoint.capture(Progress(1), run.trained, run.optimizer, None, MADE_WITH, MADE_FROM)
+    write_checkpoint(tmp_path, state)
+    (directory,) = tmp_path.iterdir()
+    record = json.loads((directory / "state.json").read_text()) | change
+    del record["digest"]
+    record["digest"] = checkpoint._digest((directory / "tensors.safetensors").read_bytes(), record)
+    (directory / "state.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match="can be read"):
+        newest_checkpoint(tmp_path)
+
+
+def test_deep_nesting_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "step-000000001").mkdir()
+    (tmp_path / "step-000000001" / "state.json").write_text("[" * 100_000)
+    with pytest.raises(UsageError, match="can be read"):
+        newest_checkpoint(tmp_path)

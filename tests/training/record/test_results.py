@@ -103,3 +103,31 @@ def test_a_file_without_one_of_the_results_is_damaged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("score", "text"), [(0.5, "0.5000"), (None, "undefined"), (math.nan, "undefined")])
 def test_a_score_in_words(score: float | None, text: str) -> None:
     assert score_text(score) == text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"metric": value} for value in ([], None, {})),
+        *({"steps": value} for value in (1.5, True, "3")),
+        {"scores": []},
+        {"scores": {"loss": "x"}},
+        {"labels": "x"},
+        {"next": [3]},
+        {"value": "high"},
+        {"seconds": None},
+    ],
+)
+def test_values_of_another_type_are_damage(change: dict[str, object], tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(RESULTS.record() | change))
+    with pytest.raises(UsageError, match="is damaged"):
+        read_results(path)
+
+
+@pytest.mark.parametrize("content", ["", "null", "[" * 100_000, "{}", "\ufeff{}"])
+def test_a_file_that_is_no_results(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    with pytest.raises(UsageError, match="is damaged"):
+        read_results(path)
