@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, cast
 
@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from capaft.data.lazy import ROWS, ColumnValues
+from capaft.data.spool import gathered
 from capaft.support.errors import UsageError, did_you_mean
 
 CellKind = Literal["text", "class", "integer", "bool", "float", "list", "other"]
@@ -198,35 +200,41 @@ def _holds_value(lists: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pc.is_in(pa.array(np.arange(len(lists))), value_set=parents.unique())])
 
 
-def row_texts(dataset: datasets.Dataset, columns: Columns) -> tuple[list[str], list[str] | None]:
-    """The text of each row and, if there are pairs, its second text.
+def row_texts(dataset: datasets.Dataset, columns: Columns) -> tuple[Sequence[str], Sequence[str] | None]:
+    """The text of each row and, if there are pairs, its second text, as they are needed.
 
     Raises:
         UsageError: a row has no text; an empty one counts as a text.
     """
-    first = column_values(dataset, columns.text)
-    second = None if columns.pair is None else column_values(dataset, columns.pair)
-    for name, texts in ((columns.text, first), (columns.pair, second)):
-        if texts is not None and None in texts:
-            row = row_numbers(dataset)[texts.index(None)]
+    names = [name for name in (columns.text, columns.pair) if name is not None]
+    for name in names:
+        filled = filled_rows(dataset, name)
+        if not filled.all():
+            row = row_numbers(dataset)[int(filled.argmin())]
             raise UsageError(f"row {row}: no text in column {name!r}; fill it in or drop the row")
-    return first, second
+    first, *others = (ColumnValues(dataset, name) for name in names)
+    return first, next(iter(others), None)
 
 
 def with_row_numbers(dataset: datasets.Dataset) -> datasets.Dataset:
     """Number the rows from 1; they keep these numbers in any later selection."""
     if _ROW_NUMBER in dataset.column_names:
         return dataset
-    if dataset._indices is not None:  # Otherwise `datasets` would write the rows to a file of its cache.
-        dataset = dataset.flatten_indices(keep_in_memory=True)
-    return dataset.add_column(_ROW_NUMBER, np.arange(1, len(dataset) + 1))
+    return gathered(dataset).add_column(_ROW_NUMBER, np.arange(1, len(dataset) + 1))
 
 
-def row_numbers(dataset: datasets.Dataset) -> list[int]:
+def row_numbers(dataset: datasets.Dataset) -> Sequence[int]:
     """Number of each row, from 1, in the data as read."""
     if _ROW_NUMBER in dataset.column_names:
-        return column_values(dataset, _ROW_NUMBER)
+        return ColumnValues(dataset, _ROW_NUMBER)
     return list(range(1, len(dataset) + 1))
+
+
+def row_batches(dataset: datasets.Dataset) -> Iterator[datasets.Dataset]:
+    """The rows, some at a time, with their numbers."""
+    dataset = with_row_numbers(dataset)
+    for start in range(0, len(dataset), ROWS):
+        yield dataset.select(range(start, min(start + ROWS, len(dataset))))
 
 
 def describe_row(dataset: datasets.Dataset, columns: Columns, row: int) -> str:

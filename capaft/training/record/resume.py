@@ -22,6 +22,7 @@ from capaft.adapter.file.fingerprint import weight_samples
 from capaft.config.settings import flag_of
 from capaft.config.sources import resolve_settings
 from capaft.config.train_config import SIZES, TrainConfig
+from capaft.data.lazy import LazySequence
 from capaft.support.errors import UsageError
 from capaft.tasks.base.features import Features
 from capaft.training.parallel.processes import Processes
@@ -162,7 +163,7 @@ def warn_of_other_environment(before: dict[str, str], now: dict[str, str], say: 
 
 def _features_digest(features: Features) -> str:
     references = features.references
-    listed = references if isinstance(references, list | np.ndarray) else [references]
+    listed = references if isinstance(references, list | np.ndarray | LazySequence) else [references]
     return _digest(chain(features.lengths, features.inputs.get("input_ids", ()), listed))
 
 
