@@ -115,7 +115,7 @@ class Seq2Seq(Generation):
                 pairs = read_pairs(part, columns, self.source_prefix, per_reference=training)
                 pairs, lines = _unframed(base.processor, pairs)
                 notes.add(lines, len(pairs))
-                inputs = {"input_ids": _ids(sources, "text", [pair.source for pair in pairs])}
+                inputs: Inputs = {"input_ids": _ids(sources, "text", [pair.source for pair in pairs])}
                 inputs["labels"] = [[IGNORED]] * len(pairs)
                 if columns.label is not None:
                     inputs["labels"] = _ids(targets, "text_target", [pair.references[0] for pair in pairs])

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, NoReturn, cast
 
 import datasets
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from capaft.data.lazy import ROWS, ColumnValues
 from capaft.data.spool import gathered
 from capaft.support.errors import UsageError, did_you_mean
+from capaft.support.listing import listed, shortened_name
 
 CellKind = Literal["text", "class", "integer", "bool", "float", "list", "other"]
 """Type of a column's cells."""
@@ -135,6 +137,7 @@ def is_id(name: str) -> bool:
     return bool(_ID.fullmatch(name) or _CAMEL_CASE_ID.fullmatch(name))
 
 
+@lru_cache(maxsize=2**14)
 def plain_name(name: str) -> str:
     """A name in lower case without punctuation, for comparison: "Sentence_1" becomes "sentence1"."""
     return re.sub(r"[\W_]", "", name.lower())
@@ -143,7 +146,9 @@ def plain_name(name: str) -> str:
 def list_columns(dataset: datasets.Dataset) -> str:
     """List the columns with their types, for a message."""
     features = [(name, feature) for name, feature in dataset.features.items() if name != _ROW_NUMBER]
-    return ", ".join(f"{name} ({getattr(feature, 'dtype', None) or 'nested'})" for name, feature in features)
+    return listed(
+        f"{shortened_name(name)} ({getattr(feature, 'dtype', None) or 'nested'})" for name, feature in features
+    )
 
 
 def column_values(dataset: datasets.Dataset, name: str) -> list[Any]:
@@ -223,10 +228,10 @@ def with_row_numbers(dataset: datasets.Dataset) -> datasets.Dataset:
     return gathered(dataset).add_column(_ROW_NUMBER, np.arange(1, len(dataset) + 1))
 
 
-def row_numbers(dataset: datasets.Dataset) -> Sequence[int]:
+def row_numbers(dataset: datasets.Dataset) -> list[int]:
     """Number of each row, from 1, in the data as read."""
     if _ROW_NUMBER in dataset.column_names:
-        return ColumnValues(dataset, _ROW_NUMBER)
+        return column_values(dataset, _ROW_NUMBER)
     return list(range(1, len(dataset) + 1))
 
 

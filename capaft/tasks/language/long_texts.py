@@ -153,7 +153,7 @@ def _word_end(text: str, place: int) -> int:
 
 def _condensed(tokenizer: Any, text: str) -> str:
     """A text without the middle of endless words, where a word of more letters has the same token."""
-    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if len(text) <= PIECE or type(model).__name__ != "WordPiece" or model.max_input_chars_per_word >= 1000:
         return text
     return _LONG_WORD.sub(r"\1", text)

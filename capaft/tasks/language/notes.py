@@ -15,12 +15,15 @@ class CountedNote(str):
         text: the line from the word after the numbers.
     """
 
-    __slots__ = ("count", "text")
+    __slots__ = ("rows", "what")
+
+    rows: int
+    what: str
 
     def __new__(cls, count: int, total: int, text: str) -> Self:
         """Make the line."""
         note = super().__new__(cls, f"{count} of {total} {text}")
-        note.count, note.text = count, text
+        note.rows, note.what = count, text
         return note
 
 
@@ -36,7 +39,7 @@ class Notes:
         self.total += total
         for note in notes:
             if isinstance(note, CountedNote):
-                self._counts[note.text] = self._counts.get(note.text, 0) + note.count
+                self._counts[note.what] = self._counts.get(note.what, 0) + note.rows
             else:
                 self._counts[note] = 0
 
