@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from capaft.support.errors import UsageError
 
-MOST_COLUMNS = 5000
+MOST_COLUMNS = 2000
 """Columns of a table, the fields of nested ones included."""
 MOST_LEVELS = 32
 """Lists and records within one another in a value."""

@@ -66,8 +66,8 @@ class Asked:
 
     windows: list[Window]
     ids: list[str]
-    questions: list[str]
-    contexts: list[str]
+    questions: Sequence[str]
+    contexts: Sequence[str]
     references: list[list[str]]
 
 
