@@ -23,7 +23,7 @@ from capaft.tasks.base.columns import (
     Columns,
     describe_row,
     filled_rows,
-    row_texts,
+    text_values,
 )
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.missing import BLANK
@@ -133,7 +133,7 @@ class MultipleChoice(Task):
             UsageError: a row has no context, fewer than two choices, or a label that is none of them.
         """
         labels = self._encoded(rows, columns)
-        contexts, starts = row_texts(rows, columns)
+        contexts, starts = text_values(rows, columns)
         choices = Derived(itemgetter(0), choices_of(rows, columns))
         cut = CutRows(base.processor, token_limit(base, self.max_length))
         firsts = repeat("", len(rows)) if starts is None else (f"{start} " for start in starts)

@@ -20,7 +20,7 @@ from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import (
     Columns,
     filled_rows,
-    row_texts,
+    text_values,
 )
 from capaft.tasks.base.doubts import refuse_doubtful_text
 from capaft.tasks.base.features import Batch, Features
@@ -185,7 +185,7 @@ class TextClassification(Labelled, Task):
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Tokenise a split. References are the targets, `(rows, ...)`; sources the texts, by `text` and `pair`."""
         targets = self._problem.encode(rows, columns, self.labels)
-        first, second = row_texts(rows, columns)
+        first, second = text_values(rows, columns)
         tokenizer = base.processor
         around = frame(tokenizer, *surrounding_tokens(tokenizer))
         changed = [0]

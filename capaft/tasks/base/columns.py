@@ -205,8 +205,18 @@ def _holds_value(lists: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pc.is_in(pa.array(np.arange(len(lists))), value_set=parents.unique())])
 
 
-def row_texts(dataset: datasets.Dataset, columns: Columns) -> tuple[Sequence[str], Sequence[str] | None]:
-    """The text of each row and, if there are pairs, its second text, as they are needed.
+def row_texts(dataset: datasets.Dataset, columns: Columns) -> tuple[list[str], list[str] | None]:
+    """The text of each row and, if there are pairs, its second text, all in memory.
+
+    Raises:
+        UsageError: as `text_values`.
+    """
+    first, second = text_values(dataset, columns)
+    return list(first), None if second is None else list(second)
+
+
+def text_values(dataset: datasets.Dataset, columns: Columns) -> tuple[Sequence[str], Sequence[str] | None]:
+    """The text of each row and, if there are pairs, its second text, read when they are needed.
 
     Raises:
         UsageError: a row has no text; an empty one counts as a text.

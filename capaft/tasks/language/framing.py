@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from capaft.data.spool import stored_columns
 from capaft.support.errors import UsageError
-from capaft.tasks.base.columns import Columns, row_texts
+from capaft.tasks.base.columns import Columns, text_values
 from capaft.tasks.language.long_texts import beginning, text_batches
 from capaft.tasks.language.notes import CountedNote
 from capaft.tasks.language.plain_text import tokenise_plain
@@ -79,7 +79,7 @@ def tokenise_rows(
         UsageError: a value is missing, every text is empty, or one is too long.
     """
     around = around or Frame()
-    texts = row_texts(rows, columns)[0]
+    texts = text_values(rows, columns)[0]
     changed = [0]
     bare = filter(None, around.strip_texts(texts, changed))
     parts = bare if tokens is None else (beginning(tokenizer, text, tokens) for text in bare)
