@@ -67,7 +67,7 @@ def read_content(path: Path) -> tuple[str, bytes]:
         head = file.read(6)
         if not head.startswith((_ZIP, *_OPENERS)) or (head.startswith(b"BZh") and not head[3:4].isdigit()):
             return format_suffix(path), head + file.read()
-    limit = max(_ALWAYS_ALLOWED, _MOST_TIMES * path.stat().st_size)
+    limit = most_unpacked(path.stat().st_size)
     try:
         if head.startswith(_ZIP):
             return _only_member(path, limit)
@@ -115,6 +115,11 @@ def _bounded(path: Path, stream: Any, limit: int) -> bytes:
             raise _too_large(path, limit)
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def most_unpacked(size: int) -> int:
+    """Bytes that a packed file of `size` bytes may unpack to."""
+    return max(_ALWAYS_ALLOWED, _MOST_TIMES * size)
 
 
 def _too_large(path: Path, limit: int) -> UsageError:

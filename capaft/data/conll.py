@@ -14,6 +14,7 @@ from pathlib import Path
 
 from capaft.data.reading import Reading
 from capaft.data.tag_scheme import are_chunk_tags
+from capaft.data.width import check_names
 from capaft.support.errors import UsageError
 from capaft.support.faults import leave_out
 
@@ -63,6 +64,7 @@ def read_conll(path: Path, lines: Sequence[str], reading: Reading) -> dict[str, 
     width = widths.most_common(1)[0][0] if widths else 0
     if width < 2:
         raise UsageError(f"{path}: a line needs a word and a tag, with a tab or a blank between; add the tags")
+    check_names(path, [""] * width)
     faults: list[str] = []
     whole: list[list[list[str]]] = []
     for sentence in sentences:

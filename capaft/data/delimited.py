@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from capaft.data.reading import Reading
+from capaft.data.width import TooWideError, check_names
 from capaft.support.counting import agreeing
 from capaft.support.errors import UsageError, one_line
 
@@ -64,6 +66,8 @@ def _otherwise_separated(
         for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE):
             try:
                 cells = _parsed(path, lines, replace(dialect, quoting=quoting), Reading())
+            except TooWideError:
+                raise
             except UsageError:
                 continue
             if len(cells) > 1:
@@ -86,6 +90,8 @@ def _parsed(path: Path, lines: Sequence[str], dialect: _Dialect, reading: Readin
     """
     try:
         header, rows = _rows(path, lines, dialect)
+    except TooWideError:
+        raise
     except UsageError:
         header, rows = _without_blanks(path, lines, dialect)
     else:
@@ -148,6 +154,7 @@ def _rows(path: Path, lines: Sequence[str], dialect: _Dialect) -> tuple[list[str
     rows: list[list[str]] = []
     try:
         header = next((row for row in reader if row), [])
+        check_names(path, header)
         for row in reader:
             if len(row) == len(header):
                 rows.append(row)
@@ -168,7 +175,7 @@ def _word(dialect: _Dialect) -> str:
 def _column_names(path: Path, header: Sequence[str]) -> list[str]:
     # pandas writes its index under a blank name, and reads that back under this one.
     names = [name.strip() or f"Unnamed: {position}" for position, name in enumerate(header)]
-    repeated = next((name for name in names if names.count(name) > 1), None)
+    repeated = next((name for name, count in Counter(names).items() if count > 1), None)
     if repeated is not None:
         raise UsageError(
             f"{path}: the header names column {repeated!r} twice; rename one, or add names if there are none"

@@ -18,6 +18,7 @@ from capaft.data.reading import Reading
 from capaft.data.splits import TRAIN, WantedSplits, split_role
 from capaft.data.tables import TABLE_SUFFIXES, TEXT, is_table, read_rows
 from capaft.support.errors import UsageError, one_line
+from capaft.support.listing import listed
 from capaft.support.out_of_memory import report_exhaustion
 
 # Hugging Face's name for the table of labels beside images or recordings.
@@ -141,7 +142,7 @@ def _read_splits(files: dict[str, list[Path]], choice: WantedSplits, reading: Re
 def _read_shards(name: str, files: list[Path], text_columns: tuple[str, ...], reading: Reading) -> datasets.Dataset:
     """Read the files of one split, whose names may differ in numbers only (`train-00000-of-00002.parquet`)."""
     if len({re.sub(r"\d+", "#", file.name) for file in files}) > 1:
-        names = ", ".join(file.name for file in files)
+        names = listed(file.name for file in files)
         raise UsageError(f"{files[0].parent}: several files could be the {name} split: {names}; keep one of them")
     first = read_table(files[0], reading, text_columns)
     others = [read_table(file, reading, _text_columns(first)) for file in files[1:]]

@@ -24,7 +24,9 @@ from capaft.data.reading import Reading
 from capaft.data.slices import split_off_slice
 from capaft.data.splits import BY_RULE, TRAIN, WantedSplits
 from capaft.data.tables import is_table
+from capaft.data.width import check_schema
 from capaft.support.errors import UsageError, one_line
+from capaft.support.listing import listed
 
 Say = Callable[[str], None]
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+){0,2}")
@@ -69,7 +71,7 @@ def load_data(
     available = _open(spec, choice, revision, Reading(say, strict))
     splits = choose_splits(available, choice)
     if splits.train is None:
-        names = ", ".join(available)
+        names = listed(available)
         raise UsageError(f"{spec}: there is no train split among {names}; choose one with --train-split")
     if splits.evaluation is not None and 0 in (len(splits.train), len(splits.evaluation)):
         empty = splits.name if len(splits.train) else TRAIN
@@ -101,7 +103,7 @@ def load_evaluation_data(
     splits = choose_splits(available, choice)
     if splits.train is None and splits.evaluation is None:
         if len(available) > 1:
-            names = ", ".join(available)
+            names = listed(available)
             raise UsageError(f"{spec}: there is no validation or train split among {names}; choose one with --split")
         return choose_splits(available, WantedSplits(evaluation=next(iter(available))))
     return splits
@@ -123,7 +125,10 @@ def _open(spec: str, choice: WantedSplits, revision: str | None, reading: Readin
         source, part = spec, None
     else:
         source, part = split_off_slice(spec)
-    splits = {name: _undecoded(rows) for name, rows in _read_source(source, choice, revision, reading).items()}
+    splits = _read_source(source, choice, revision, reading)
+    for rows in splits.values():
+        check_schema(spec, rows.data.schema)
+    splits = {name: _undecoded(rows) for name, rows in splits.items()}
     train, _ = choice.among(splits)
     if part is not None and train is not None:
         chosen = part.rows(len(splits[train]))

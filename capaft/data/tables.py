@@ -15,7 +15,6 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from capaft.data.compressed import COMPRESSIONS, WORKBOOK, format_suffix, read_content
 from capaft.data.conll import CONLL_SUFFIXES, read_conll
@@ -23,9 +22,11 @@ from capaft.data.delimited import read_delimited
 from capaft.data.disguise import binary_suffix, check_is_data, text_suffix
 from capaft.data.json_records import read_json_records
 from capaft.data.list_cells import list_cells
+from capaft.data.parquet import plainly_typed, read_parquet
 from capaft.data.reading import QUIETLY, Reading
 from capaft.data.spans import may_be_span, tag_words
 from capaft.data.text_lines import text_lines
+from capaft.data.width import check_records, check_schema, check_values
 from capaft.data.word_rows import gather_words
 from capaft.data.workbook import read_workbook
 from capaft.support.errors import UsageError, one_line
@@ -84,7 +85,7 @@ def read_rows(path: Path, text_columns: Collection[str] = (), reading: Reading =
         if suffix in (".arrow", ".feather"):
             table = _read_arrow(path, content)
         elif suffix == ".parquet":
-            table = _plainly_typed(pq.ParquetFile(pa.BufferReader(content)).read())
+            table = read_parquet(path, content)
         elif suffix == WORKBOOK:
             table = _typed_table(path, tag_words(str(path), read_workbook(path, content), reading))
         else:
@@ -98,7 +99,7 @@ def read_rows(path: Path, text_columns: Collection[str] = (), reading: Reading =
             raise UsageError(f"{path}: there are no rows in this file")
         return datasets.Dataset(gather_words(str(path), _tagged(path, table, reading), reading))
     # pyarrow raises all of these, and `datasets` a KeyError for odd metadata in a Parquet or Arrow file.
-    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, pa.ArrowException) as error:
         report_exhaustion(error, f"reading {path}")
         raise UsageError(f"{path}: cannot read this file ({one_line(error)}); save it again") from error
 
@@ -115,7 +116,7 @@ def _read_text(
         return pa.table({"text": [line.rstrip("\r\n") for line in lines if line.strip()]})
     if suffix in _JSON and not _is_delimited(path, lines):
         records = read_json_records(path, lines, suffix, reading)
-        names = dict.fromkeys(name for record in records for name in record)
+        names = check_records(path, records)
         columns = {name: [record.get(name) for record in records] for name in names}
         return _typed_table(path, tag_words(str(path), columns, reading))
     if suffix in _JSON:
@@ -178,6 +179,7 @@ def _json_column(path: Path, name: str, values: list[Any]) -> pa.Array:
 
     Lists of records, such as messages, stay JSON: one type for all would give each the fields of every other.
     """
+    check_values(path, name, [] if _are_records(values) else values)
     try:
         try:
             return _records(list(map(_without_nan, values))) if _are_records(values) else pa.array(values)
@@ -226,16 +228,7 @@ def _read_arrow(path: Path, content: bytes) -> pa.Table:
     # `datasets` writes streams, pandas and polars write files, and either suffix is used for both.
     is_file = content.startswith(b"ARROW1")
     reader = pa.ipc.open_file(content) if is_file else pa.ipc.open_stream(content)
+    check_schema(path, reader.schema)
     table = reader.read_all()
     table.validate(full=True)
-    return _plainly_typed(table)
-
-
-def _plainly_typed(table: pa.Table) -> pa.Table:
-    """Convert other encodings of text, pandas' categories and polars' views, to plain text."""
-    for position, field in enumerate(table.schema):
-        plain = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-        plain = pa.string() if pa.types.is_string_view(plain) else plain
-        if plain != field.type:
-            table = table.set_column(position, field.name, table.column(position).cast(plain))
-    return table
+    return plainly_typed(table)

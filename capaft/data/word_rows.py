@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +22,7 @@ _DOCUMENTS = frozenset({"doc", "docid", "document", "documentid"})
 # The number of a sentence, also as in "Sentence: 1"; not its words.
 _NUMBER = re.compile(r"\S*\s?\d+")
 _FEWEST_WORDS = 1.5
+_AT_A_TIME = 10_000
 
 
 def gather_words(source: str, table: pa.Table, reading: Reading) -> pa.Table:
@@ -81,8 +82,12 @@ def _are_numbers(column: pa.ChunkedArray) -> bool:
 
 def _are_tags(column: pa.ChunkedArray) -> bool:
     """True if a column holds tags of a chunking scheme, and not just letters that could be anything."""
-    texts = {value for value in column.unique().to_pylist() if value}
-    return are_chunk_tags(texts) and (any("-" in text for text in texts) or {"B", "O"} <= texts)
+    texts: set[str] = set()
+    for values in _distinct(column):
+        if not are_chunk_tags(values):
+            return False
+        texts |= values
+    return any("-" in text for text in texts) or {"B", "O"} <= texts
 
 
 def _are_groups(column: pa.ChunkedArray) -> bool:
@@ -91,7 +96,13 @@ def _are_groups(column: pa.ChunkedArray) -> bool:
 
 
 def _are_words(column: pa.ChunkedArray) -> bool:
-    return not any(" " in (value or "") for value in column.unique().to_pylist())
+    return not any(" " in value for values in _distinct(column) for value in values)
+
+
+def _distinct(column: pa.ChunkedArray) -> Iterator[set[str]]:
+    """The different texts among some rows at a time, blank ones left out."""
+    for start in range(0, len(column), _AT_A_TIME):
+        yield {value for value in column.slice(start, _AT_A_TIME).unique().to_pylist() if value}
 
 
 def _starts(keys: Sequence[Sequence[Any]]) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree.ElementTree import ParseError
 from zipfile import BadZipFile
 
+from capaft.data.width import check_names
 from capaft.support.errors import UsageError, one_line
 
 Columns = dict[str, list[Any]]
@@ -42,19 +43,29 @@ def read_workbook(path: Path, content: bytes) -> Columns:
         raise UsageError(f"{path}: {reason}")
     ((header, *rows),) = filled.values()
     names = ["" if name is None else str(name).strip() for name in header]
-    kept = [at for at, name in enumerate(names) if name or any(row[at] is not None for row in rows)]
-    columns = {names[at] or f"Unnamed: {at}": [row[at] for row in rows] for at in kept}
+    filled_places = {at for row in rows for at, value in enumerate(row) if value is not None}
+    kept = sorted(filled_places.union(at for at, name in enumerate(names) if name))
+    names += [""] * (1 + max(kept, default=0) - len(names))
+    labels = [names[at] or f"Unnamed: {at}" for at in kept]
+    check_names(path, labels)
+    columns = {
+        label: [row[at] if at < len(row) else None for row in rows] for at, label in zip(kept, labels, strict=True)
+    }
     if len(columns) < len(kept):
         raise UsageError(f"{path}: two columns have the same name; rename one")
     return columns
 
 
 def _rows(sheet: Any) -> list[list[Any]]:
-    """The rows that have a value."""
-    rows = [[_value(value) for value in row] for row in sheet.iter_rows(values_only=True)]
-    filled = [row for row in rows if any(value is not None for value in row)]
-    width = max(map(len, filled), default=0)
-    return [row + [None] * (width - len(row)) for row in filled]
+    """The rows that have a value, each up to its last one."""
+    rows = []
+    for cells in sheet.iter_rows(values_only=True):
+        row = [_value(value) for value in cells]
+        while row and row[-1] is None:
+            del row[-1]
+        if row:
+            rows.append(row)
+    return rows
 
 
 def _value(value: Any) -> Any:

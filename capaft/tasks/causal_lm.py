@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import numpy as np
 from torch import nn
 from torch.nn import functional as F
 
 from capaft.config.choices import CHAT_TEMPLATE, PACKING
 from capaft.config.parts.model import ModelSettings
 from capaft.config.parts.task import TaskSettings
+from capaft.data.lazy import Derived
+from capaft.data.spool import lengths_of, stored_columns
 from capaft.model.load import BaseModel
 from capaft.model.modalities import auto_class_of_writer, check_reads_text_alone, has_towers
 from capaft.support.errors import UsageError
-from capaft.tasks.base.columns import Columns, is_text
+from capaft.tasks.base.columns import Columns, is_text, row_batches
 from capaft.tasks.base.doubts import refuse_doubtful_text, refuse_unread_columns
 from capaft.tasks.base.evidence import Evidence, predicts_masked_tokens
 from capaft.tasks.base.features import Batch, Features
@@ -39,6 +40,7 @@ from capaft.tasks.language.example import Example, shortened_prompt
 from capaft.tasks.language.formatted import SEPARATOR, pair_examples
 from capaft.tasks.language.framing import frame, tokenise_rows
 from capaft.tasks.language.generation import GENERATION_OPTIONS, Generation
+from capaft.tasks.language.notes import Notes
 from capaft.tasks.language.plain_text import (
     end_of_text_token,
     pack_blocks,
@@ -49,6 +51,7 @@ from capaft.tasks.language.text_pairs import check_pairs, read_pairs, recognise_
 from capaft.tasks.language.text_scores import TEXT_METRICS
 from capaft.tasks.language.token_limit import model_positions, token_limit
 from capaft.tasks.language.token_loss import IGNORED, TOKEN_METRICS, mark_tokens, pad_rows
+from capaft.tasks.language.truncation import Inputs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -222,30 +225,40 @@ class CausalLM(Generation):
         limit = token_limit(base, self.max_length)
         if self.layout == TEXT:
             return self._plain(base.processor, rows, columns, limit)
-        examples, notes = self._examples(base.processor, rows, columns, training)
-        fitting = [example for example in examples if any(token != IGNORED for token in example.labels[:limit])]
-        if not fitting and (training or any(example.references for example in examples)):
-            shortest = min(len(example.prompt) for example in examples)
-            raise UsageError(
-                f"no {'training' if training else 'validation'} prompt leaves any of the {limit} tokens for its "
-                f"completion, the shortest takes {shortest}; raise --max-length or shorten the prompts"
-            )
-        kept = fitting if training else examples
-        ids = [example.ids[:limit] for example in kept]
-        labels = [example.labels[:limit] for example in kept]
-        inputs: dict[str, Sequence[Any]] = {"input_ids": ids, "labels": labels}
         room = min(limit, model_positions(base) - self._new_tokens(base))
         writes = self.generates and not training
-        if not training:
-            inputs["prompt_ids"] = [shortened_prompt(base.processor, example.prompt, room) for example in kept]
-        return Features(
-            inputs,
-            np.array([len(tokens) for tokens in ids], dtype=np.int64),
-            [example.references for example in kept],
-            sum(len(example.ids) > limit or (writes and len(example.prompt) > room) for example in examples),
-            [example.source for example in kept],
-            notes=notes,
-        )
+        notes, prompts = Notes(), []
+        truncated = fitting = referred = 0
+
+        def batches() -> Iterator[Inputs]:
+            nonlocal truncated, fitting, referred
+            for part in row_batches(rows):
+                examples, lines = self._examples(base.processor, part, columns, training)
+                notes.add(lines, len(part))
+                fits = [any(token != IGNORED for token in example.labels[:limit]) for example in examples]
+                fitting += sum(fits)
+                referred += sum(bool(example.references) for example in examples)
+                prompts.append(min(len(example.prompt) for example in examples))
+                truncated += sum(len(e.ids) > limit or (writes and len(e.prompt) > room) for e in examples)
+                kept = [example for example, is_kept in zip(examples, fits, strict=True) if is_kept or not training]
+                inputs: Inputs = {
+                    "input_ids": [example.ids[:limit] for example in kept],
+                    "labels": [example.labels[:limit] for example in kept],
+                    "references": [example.references for example in kept],
+                    "sources": [example.source for example in kept],
+                }
+                if not training:
+                    inputs["prompt_ids"] = [shortened_prompt(base.processor, example.prompt, room) for example in kept]
+                yield inputs
+
+        stored = stored_columns(batches())
+        if not fitting and (training or referred):
+            raise UsageError(
+                f"no {'training' if training else 'validation'} prompt leaves any of the {limit} tokens for its "
+                f"completion, the shortest takes {min(prompts)}; raise --max-length or shorten the prompts"
+            )
+        references, sources = Derived(tuple, stored.pop("references")), stored.pop("sources")
+        return Features(stored, lengths_of(stored["input_ids"]), references, truncated, sources, notes=notes.lines())
 
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
         """Tokens `(batch, longest)`, padded on the right, and at each position the token that follows, if it counts.
@@ -314,15 +327,17 @@ class CausalLM(Generation):
     def _plain(self, tokenizer: Any, rows: Dataset, columns: Columns, limit: int) -> Features:
         """Texts between the special tokens that the tokenizer puts before one and its end; empty ones are left out."""
         lead, end = surrounding_tokens(tokenizer)[0], end_of_text_token(tokenizer)
-        texts, notes = tokenise_rows(tokenizer, rows, columns, frame(tokenizer, lead, [end]))
-        whole = [[*lead, *ids, end] for ids in texts]
+        needed = None if self.packing else limit
+        texts, notes = tokenise_rows(tokenizer, rows, columns, frame(tokenizer, lead, [end]), needed)
+        whole: Iterable[list[int]] = ([*lead, *ids, end] for ids in texts)
         if self.packing and not lead:
             # The end of one text is also the beginning of the next where one token does for both, as in GPT-2.
-            whole[1:] = [ids[1:] if ids[0] == end and len(ids) > 1 else ids for ids in whole[1:]]
-        blocks: Sequence[Any] = pack_blocks(whole, limit) if self.packing else [ids[:limit] for ids in whole]
-        truncated = 0 if self.packing else sum(len(ids) > limit for ids in whole)
-        lengths = np.array([len(ids) for ids in blocks], dtype=np.int64)
-        return Features({"input_ids": blocks}, lengths, truncated=truncated, rows=len(whole), notes=notes)
+            whole = (ids[1:] if row and ids[0] == end and len(ids) > 1 else ids for row, ids in enumerate(whole))
+        blocks: Iterable[Any] = pack_blocks(whole, limit) if self.packing else (ids[:limit] for ids in whole)
+        inputs = stored_columns({"input_ids": [block]} for block in blocks)
+        truncated = 0 if self.packing else int((lengths_of(texts) + len(lead) + 1 > limit).sum())
+        lengths = lengths_of(inputs["input_ids"])
+        return Features(inputs, lengths, truncated=truncated, rows=len(texts), notes=notes)
 
     def _examples(
         self, tokenizer: Any, rows: Dataset, columns: Columns, training: bool

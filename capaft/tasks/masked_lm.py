@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.config.choices import MLM_PROBABILITY, PACKING
+from capaft.data.spool import lengths_of, stored_columns
 from capaft.model.load import BaseModel
 from capaft.model.vocabulary import rows_needed
 from capaft.support.errors import UsageError
@@ -103,18 +103,21 @@ class MaskedLM(Task):
         room = token_limit(base, self.max_length) - len(before) - len(after)
         if room < 1:
             raise UsageError(f"--max-length {self.max_length} leaves no room for words beside special tokens; raise it")
-        whole, notes = tokenise_rows(tokenizer, rows, columns, frame(tokenizer, before, after))
+        needed = None if self.packing else room
+        whole, notes = tokenise_rows(tokenizer, rows, columns, frame(tokenizer, before, after), needed)
         truncated = 0
+        parts: Iterable[list[int]]
         if self.packing:
             between = end_of_text_token(tokenizer)
-            joined = [[*ids, between] for ids in whole[:-1]] + whole[-1:]
-            parts = [block.tolist() for block in pack_blocks(joined, room)]
+            last = len(whole) - 1
+            joined = (ids if row == last else [*ids, between] for row, ids in enumerate(whole))
+            parts = (block.tolist() for block in pack_blocks(joined, room))
         else:
-            truncated = sum(len(ids) > room for ids in whole)
-            parts = [ids[:room] for ids in whole]
-        ids = [[*before, *part, *after] for part in parts]
-        lengths = np.array([len(tokens) for tokens in ids], dtype=np.int64)
-        features = Features({"input_ids": ids}, lengths, truncated=truncated, rows=len(whole), notes=notes)
+            truncated = int((lengths_of(whole) > room).sum())
+            parts = (ids[:room] for ids in whole)
+        inputs = stored_columns({"input_ids": [[*before, *part, *after]]} for part in parts)
+        lengths = lengths_of(inputs["input_ids"])
+        features = Features(inputs, lengths, truncated=truncated, rows=len(whole), notes=notes)
         targets = (self._masked(base, features, index, training=False)[1] for index in range(len(features)))
         if not training and all((labels == IGNORED).all() for labels in targets):
             raise UsageError("there are too few words to evaluate on: none is masked; add rows to the validation split")

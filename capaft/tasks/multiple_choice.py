@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise, repeat
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -14,13 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.config.parts.task import TaskSettings
+from capaft.data.lazy import Derived
+from capaft.data.spool import stored_columns
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import (
     Columns,
     describe_row,
     filled_rows,
-    row_texts,
+    text_values,
 )
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.missing import BLANK
@@ -30,6 +33,7 @@ from capaft.tasks.choices.labels import are_texts, count_from_one, labels_of, pl
 from capaft.tasks.choices.rows import choices_of, fault_of, listed_choices
 from capaft.tasks.labels.problem import missing_label
 from capaft.tasks.language.token_limit import token_limit
+from capaft.tasks.language.truncation import CutRows, Inputs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
 
 # Values of a missing label.
 _WITHHELD = (None, "", -1, "-1")
+# Rows that are tokenised at a time, with all their choices.
+_ROWS = 250
 
 
 @dataclass(frozen=True)
@@ -130,31 +136,22 @@ class MultipleChoice(Task):
             UsageError: a row has no context, fewer than two choices, or a label that is none of them.
         """
         labels = self._encoded(rows, columns)
-        contexts, starts = row_texts(rows, columns)
-        choices = [texts for texts, _ in choices_of(rows, columns)]
-        row_of = [row for row, texts in enumerate(choices) for _ in texts]
-        first = [contexts[row] for row in row_of]
-        second = [text for texts in choices for text in texts]
-        if starts is not None:
-            second = [f"{starts[row]} {text}" for row, text in zip(row_of, second, strict=True)]
-
-        tokenizer, limit = base.processor, token_limit(base, self.max_length)
-        encoded = tokenizer(first, second, truncation=True, max_length=limit, return_attention_mask=False)
-        at_limit = [at for at, ids in enumerate(encoded["input_ids"]) if len(ids) >= limit]
-        truncated: set[int] = set()
-        if at_limit:
-            again = tokenizer([first[at] for at in at_limit], [second[at] for at in at_limit], verbose=False)
-            truncated = {row_of[at] for at, ids in zip(at_limit, again["input_ids"], strict=True) if len(ids) > limit}
-
-        ends = np.cumsum([0, *map(len, choices)]).tolist()
-        inputs: dict[str, Sequence[Any]] = {
-            name: [column[start:end] for start, end in pairwise(ends)] for name, column in encoded.items()
-        }
-        sources = [{"context": context, "choices": texts} for context, texts in zip(contexts, choices, strict=True)]
-        if starts is not None:
-            sources = [{**source, "start": start} for source, start in zip(sources, starts, strict=True)]
-        lengths = np.array([max(map(len, row)) for row in inputs["input_ids"]], dtype=np.int64)
-        return Features(inputs, lengths, labels, len(truncated), sources)
+        contexts, starts = text_values(rows, columns)
+        choices = Derived(itemgetter(0), choices_of(rows, columns))
+        cut = CutRows(base.processor, token_limit(base, self.max_length))
+        firsts = repeat("", len(rows)) if starts is None else (f"{start} " for start in starts)
+        texts = (
+            [(context, first + text) for text in of_row]
+            for context, first, of_row in zip(contexts, firsts, choices, strict=True)
+        )
+        inputs = stored_columns(_by_row(cut, texts))
+        # A row is cut if one of its choices is.
+        sizes = np.fromiter(map(len, choices), dtype=np.int64, count=len(rows))
+        is_cut = np.logical_or.reduceat(np.frombuffer(cut.is_cut, dtype=np.bool_), np.cumsum(sizes) - sizes)
+        parts = {"context": contexts, "choices": choices} | ({} if starts is None else {"start": starts})
+        sources = Derived(lambda *values: dict(zip(parts, values, strict=True)), *parts.values())
+        lengths = np.fromiter((max(map(len, row)) for row in inputs["input_ids"]), dtype=np.int64, count=len(rows))
+        return Features(inputs, lengths, labels, int(is_cut.sum()), sources)
 
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
         """Inputs `(batch, choices, tokens)`, `labels`, `(batch,)`, and `present`, a mask `(batch, choices)`.
@@ -241,3 +238,15 @@ class MultipleChoice(Task):
 def _among(logits: Tensor, present: Tensor) -> Tensor:
     """Logits `(batch, choices)` in float32, minus infinity for choices that a row lacks."""
     return logits.float().masked_fill(~present, -torch.inf)
+
+
+def _by_row(cut: CutRows, texts: Iterable[list[tuple[str, str]]]) -> Iterator[Inputs]:
+    """The inputs of rows of several pairs of texts, each entry a list with those of a row's pairs."""
+    texts = iter(texts)
+    while rows := list(islice(texts, _ROWS)):
+        flat: Inputs = {}
+        for batch in cut.batches(pair for row in rows for pair in row):
+            for name, column in batch.items():
+                flat.setdefault(name, []).extend(column)
+        ends = np.cumsum([0, *map(len, rows)]).tolist()
+        yield {name: [column[start:end] for start, end in pairwise(ends)] for name, column in flat.items()}

@@ -30,7 +30,7 @@ from capaft.tasks.base.columns import (
     find_column,
     is_text,
     row_numbers,
-    row_texts,
+    text_values,
 )
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
@@ -67,8 +67,8 @@ class Asked:
 
     windows: list[Window]
     ids: list[str]
-    questions: list[str]
-    contexts: list[str]
+    questions: Sequence[str]
+    contexts: Sequence[str]
     references: list[list[str]]
 
 
@@ -177,7 +177,7 @@ class QuestionAnswering(Task):
             UsageError: a value is missing or cannot be used (names the row), or the metric does not apply to the rows.
         """
         self.check_labels(rows, columns)
-        questions, contexts = row_texts(rows, columns)
+        questions, contexts = text_values(rows, columns)
         assert contexts is not None, "recognise() found them"
         answers = read_answers(rows, str(columns.label))
         places = [_place(context, of_row) for context, of_row in zip(contexts, answers, strict=True)]

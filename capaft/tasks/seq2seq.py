@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -13,13 +13,16 @@ from torch import nn
 
 from capaft.config.choices import MAX_TARGET_LENGTH
 from capaft.config.parts.task import TaskSettings
+from capaft.data.lazy import Derived
+from capaft.data.spool import lengths_of, stored_columns
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
-from capaft.tasks.base.columns import Columns, list_columns
+from capaft.tasks.base.columns import Columns, list_columns, row_batches
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.language.chat_columns import chat_columns
 from capaft.tasks.language.framing import frame
 from capaft.tasks.language.generation import Generation
+from capaft.tasks.language.notes import Notes
 from capaft.tasks.language.plain_text import recognise_plain_text, surrounding_tokens
 from capaft.tasks.language.text_pairs import (
     Pair,
@@ -32,6 +35,7 @@ from capaft.tasks.language.text_pairs import (
 from capaft.tasks.language.text_scores import TEXT_METRICS
 from capaft.tasks.language.token_limit import model_positions, token_limit, vocabulary_size
 from capaft.tasks.language.token_loss import IGNORED, TOKEN_METRICS, pad_rows
+from capaft.tasks.language.truncation import CutRows, Inputs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -103,22 +107,34 @@ class Seq2Seq(Generation):
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Sources and targets: in training one example for each reference; in evaluation the loss is of the first."""
-        pairs = read_pairs(rows, columns, self.source_prefix, per_reference=training)
-        limit, target_limit = token_limit(base, self.max_length), token_limit(base, self.max_target_length)
-        pairs, notes = _unframed(base.processor, pairs)
-        sources, long_sources = _cut(base.processor, limit, text=[pair.source for pair in pairs])
-        targets: list[list[int]] = [[IGNORED]] * len(pairs)
-        long_targets = [False] * len(pairs)
+        sources = CutRows(base.processor, token_limit(base, self.max_length))
+        targets = CutRows(base.processor, token_limit(base, self.max_target_length))
+        notes = Notes()
+
+        def batches() -> Iterator[Inputs]:
+            for part in row_batches(rows):
+                pairs = read_pairs(part, columns, self.source_prefix, per_reference=training)
+                pairs, lines = _unframed(base.processor, pairs)
+                notes.add(lines, len(pairs))
+                inputs: Inputs = {"input_ids": _ids(sources, "text", [pair.source for pair in pairs])}
+                inputs["labels"] = [[IGNORED]] * len(pairs)
+                if columns.label is not None:
+                    inputs["labels"] = _ids(targets, "text_target", [pair.references[0] for pair in pairs])
+                inputs["references"] = [pair.references for pair in pairs]
+                inputs["sources"] = [pair.source for pair in pairs]
+                yield inputs
+
+        stored = stored_columns(batches())
+        is_cut = np.frombuffer(sources.is_cut, dtype=np.bool_)
         if columns.label is not None:
-            firsts = [pair.references[0] for pair in pairs]
-            targets, long_targets = _cut(base.processor, target_limit, text_target=firsts)
+            is_cut = is_cut | np.frombuffer(targets.is_cut, dtype=np.bool_)
         return Features(
-            {"input_ids": sources, "labels": targets},
-            np.array([len(ids) for ids in sources], dtype=np.int64),
-            [pair.references for pair in pairs],
-            sum(map(any, zip(long_sources, long_targets, strict=True))),
-            [pair.source for pair in pairs],
-            notes=notes,
+            {name: stored[name] for name in ("input_ids", "labels")},
+            lengths_of(stored["input_ids"]),
+            Derived(tuple, stored["references"]),
+            int(is_cut.sum()),
+            stored["sources"],
+            notes=notes.lines(),
         )
 
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
@@ -172,8 +188,6 @@ def _unframed(tokenizer: Any, pairs: Sequence[Pair]) -> tuple[list[Pair], list[s
     )
 
 
-def _cut(tokenizer: Any, limit: int, **texts: list[str]) -> tuple[list[list[int]], list[bool]]:
-    """Token ids, at most `limit` of each text with its special tokens, and True for each text that has more."""
-    ids = tokenizer(**texts, truncation=True, max_length=limit, return_attention_mask=False)["input_ids"]
-    whole = tokenizer(**texts, return_attention_mask=False, verbose=False)["input_ids"]
-    return ids, [len(tokens) > limit for tokens in whole]
+def _ids(cut: CutRows, role: str, texts: list[str]) -> list[list[int]]:
+    """Token ids of some rows."""
+    return [ids for batch in cut.batches(((text, None) for text in texts), role) for ids in batch["input_ids"]]

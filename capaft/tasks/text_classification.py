@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -12,12 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.config.parts.task import TaskSettings
+from capaft.data.lazy import Derived
+from capaft.data.spool import lengths_of, stored_columns
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import (
     Columns,
     filled_rows,
-    row_texts,
+    text_values,
 )
 from capaft.tasks.base.doubts import refuse_doubtful_text
 from capaft.tasks.base.features import Batch, Features
@@ -36,6 +39,7 @@ from capaft.tasks.labels.target import is_target
 from capaft.tasks.language.framing import frame
 from capaft.tasks.language.plain_text import end_of_text_token, surrounding_tokens
 from capaft.tasks.language.token_limit import token_limit
+from capaft.tasks.language.truncation import CutRows, Inputs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -182,29 +186,22 @@ class TextClassification(Labelled, Task):
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Tokenise a split. References are the targets, `(rows, ...)`; sources the texts, by `text` and `pair`."""
         targets = self._problem.encode(rows, columns, self.labels)
-        first, second = row_texts(rows, columns)
+        first, second = text_values(rows, columns)
         tokenizer = base.processor
         around = frame(tokenizer, *surrounding_tokens(tokenizer))
-        first, notes = around.strip_all(first)
-        second = None if second is None else around.strip_all(second)[0]
-        limit = token_limit(base, self.max_length)
-        encoded = tokenizer(first, second, truncation=True, max_length=limit, return_attention_mask=False)
-        # Without special tokens an empty text has no token for the model to read.
-        for row in (row for row, ids in enumerate(encoded["input_ids"]) if not ids):
-            for name, column in encoded.items():
-                column[row] = [end_of_text_token(tokenizer) if name == "input_ids" else 0]
-        lengths = np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
-        at_limit = np.flatnonzero(lengths >= limit).tolist()
-        truncated = 0
-        if at_limit:
-            again = tokenizer(
-                [first[i] for i in at_limit], [second[i] for i in at_limit] if second else None, verbose=False
-            )
-            truncated = sum(len(ids) > limit for ids in again["input_ids"])
-        sources = [{"text": text} for text in first]
-        if second:
-            sources = [{"text": text, "pair": pair} for text, pair in zip(first, second, strict=True)]
-        return Features(dict(encoded), lengths, targets, truncated, sources, notes=notes)
+        changed = [0]
+        bare = around.strip_texts(first, changed)
+        others = repeat(None, len(first)) if second is None else map(around.strip, second)
+        cut = CutRows(tokenizer, token_limit(base, self.max_length))
+        batches = cut.batches(zip(bare, others, strict=True))
+        inputs = stored_columns(_with_a_token(tokenizer, batch) for batch in batches)
+        parts = {"text": first} if second is None else {"text": first, "pair": second}
+        sources = Derived(
+            lambda *texts: dict(zip(parts, map(around.strip, texts), strict=True)),
+            *parts.values(),
+        )
+        notes = around.note(changed[0], len(first), "texts")
+        return Features(inputs, lengths_of(inputs["input_ids"]), targets, cut.truncated, sources, notes=notes)
 
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
         """Inputs `(batch, tokens)`, padded to the longest, and `labels`, `(batch, ...)`."""
@@ -256,3 +253,11 @@ class TextClassification(Labelled, Task):
 
     def _named(self, target: Any) -> Any:
         return self._problem.named(target, self.labels)
+
+
+def _with_a_token(tokenizer: Any, inputs: Inputs) -> Inputs:
+    """The inputs of a batch; without special tokens an empty text has no token for the model to read, and gets one."""
+    for row in (row for row, ids in enumerate(inputs["input_ids"]) if not ids):
+        for name, column in inputs.items():
+            column[row] = [end_of_text_token(tokenizer) if name == "input_ids" else 0]
+    return inputs

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, NoReturn, cast
 
 import datasets
@@ -19,7 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from capaft.data.lazy import ROWS, ColumnValues
+from capaft.data.spool import gathered
 from capaft.support.errors import UsageError, did_you_mean
+from capaft.support.listing import listed, shortened_name
 
 CellKind = Literal["text", "class", "integer", "bool", "float", "list", "other"]
 """Type of a column's cells."""
@@ -133,6 +137,7 @@ def is_id(name: str) -> bool:
     return bool(_ID.fullmatch(name) or _CAMEL_CASE_ID.fullmatch(name))
 
 
+@lru_cache(maxsize=2**14)
 def plain_name(name: str) -> str:
     """A name in lower case without punctuation, for comparison: "Sentence_1" becomes "sentence1"."""
     return re.sub(r"[\W_]", "", name.lower())
@@ -141,7 +146,9 @@ def plain_name(name: str) -> str:
 def list_columns(dataset: datasets.Dataset) -> str:
     """List the columns with their types, for a message."""
     features = [(name, feature) for name, feature in dataset.features.items() if name != _ROW_NUMBER]
-    return ", ".join(f"{name} ({getattr(feature, 'dtype', None) or 'nested'})" for name, feature in features)
+    return listed(
+        f"{shortened_name(name)} ({getattr(feature, 'dtype', None) or 'nested'})" for name, feature in features
+    )
 
 
 def column_values(dataset: datasets.Dataset, name: str) -> list[Any]:
@@ -199,27 +206,36 @@ def _holds_value(lists: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def row_texts(dataset: datasets.Dataset, columns: Columns) -> tuple[list[str], list[str] | None]:
-    """The text of each row and, if there are pairs, its second text.
+    """The text of each row and, if there are pairs, its second text, all in memory.
+
+    Raises:
+        UsageError: as `text_values`.
+    """
+    first, second = text_values(dataset, columns)
+    return list(first), None if second is None else list(second)
+
+
+def text_values(dataset: datasets.Dataset, columns: Columns) -> tuple[Sequence[str], Sequence[str] | None]:
+    """The text of each row and, if there are pairs, its second text, read when they are needed.
 
     Raises:
         UsageError: a row has no text; an empty one counts as a text.
     """
-    first = column_values(dataset, columns.text)
-    second = None if columns.pair is None else column_values(dataset, columns.pair)
-    for name, texts in ((columns.text, first), (columns.pair, second)):
-        if texts is not None and None in texts:
-            row = row_numbers(dataset)[texts.index(None)]
+    names = [name for name in (columns.text, columns.pair) if name is not None]
+    for name in names:
+        filled = filled_rows(dataset, name)
+        if not filled.all():
+            row = row_numbers(dataset)[int(filled.argmin())]
             raise UsageError(f"row {row}: no text in column {name!r}; fill it in or drop the row")
-    return first, second
+    first, *others = (ColumnValues(dataset, name) for name in names)
+    return first, next(iter(others), None)
 
 
 def with_row_numbers(dataset: datasets.Dataset) -> datasets.Dataset:
     """Number the rows from 1; they keep these numbers in any later selection."""
     if _ROW_NUMBER in dataset.column_names:
         return dataset
-    if dataset._indices is not None:  # Otherwise `datasets` would write the rows to a file of its cache.
-        dataset = dataset.flatten_indices(keep_in_memory=True)
-    return dataset.add_column(_ROW_NUMBER, np.arange(1, len(dataset) + 1))
+    return gathered(dataset).add_column(_ROW_NUMBER, np.arange(1, len(dataset) + 1))
 
 
 def row_numbers(dataset: datasets.Dataset) -> list[int]:
@@ -227,6 +243,13 @@ def row_numbers(dataset: datasets.Dataset) -> list[int]:
     if _ROW_NUMBER in dataset.column_names:
         return column_values(dataset, _ROW_NUMBER)
     return list(range(1, len(dataset) + 1))
+
+
+def row_batches(dataset: datasets.Dataset) -> Iterator[datasets.Dataset]:
+    """The rows, some at a time, with their numbers."""
+    dataset = with_row_numbers(dataset)
+    for start in range(0, len(dataset), ROWS):
+        yield dataset.select(range(start, min(start + ROWS, len(dataset))))
 
 
 def describe_row(dataset: datasets.Dataset, columns: Columns, row: int) -> str:

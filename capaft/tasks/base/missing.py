@@ -13,6 +13,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from capaft.data.spool import gathered, in_dataset, spooled
 from capaft.support.invisible import INVISIBLE
 
 BLANK = frozenset({""})
@@ -76,21 +77,21 @@ def _leaves(value: Any) -> Iterator[str]:
 
 
 def _replaced(rows: datasets.Dataset, name: str, missing: pa.Array) -> datasets.Dataset:
-    """The rows with another column, in memory, if a value of it is missing; else the rows themselves."""
-    parts, is_changed = [], False
-    for table in rows.select_columns([name]).with_format("arrow").iter(10_000):
-        for part in table.column(0).chunks:
-            parts.append(_nulled(part, missing))
-            is_changed = is_changed or parts[-1] is not part
-    if not is_changed:
+    """The rows with another column if a value of it is missing; else the rows themselves."""
+    if not any(_nulled(part, missing) is not part for part in _parts(rows, name)):
         return rows
-    if rows._indices is not None:  # Otherwise `datasets` would write the rows to a file of its cache.
-        rows = rows.flatten_indices(keep_in_memory=True)
+    column = spooled(pa.table({name: _nulled(part, missing)}) for part in _parts(rows, name)).column(0)
+    rows = gathered(rows)
     table = rows.data.table
     at = table.column_names.index(name)
-    table = table.set_column(at, table.schema.field(at), pa.chunked_array(parts, table.schema.field(at).type))
-    info = datasets.DatasetInfo(features=rows.features)
-    return datasets.Dataset(datasets.table.InMemoryTable(table), info, fingerprint=f"{rows._fingerprint}.{at}")
+    table = table.set_column(at, table.schema.field(at), column)
+    return in_dataset(table, rows, str(at))
+
+
+def _parts(rows: datasets.Dataset, name: str) -> Iterator[pa.Array]:
+    """The values of a column, some rows at a time."""
+    for table in rows.select_columns([name]).with_format("arrow").iter(10_000):
+        yield from table.column(0).chunks
 
 
 def _nulled(array: pa.Array, missing: pa.Array) -> pa.Array:

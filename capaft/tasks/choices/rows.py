@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from capaft.data.lazy import ColumnValues, Derived
 from capaft.support.errors import UsageError
-from capaft.tasks.base.columns import Columns, column_values, describe_row
+from capaft.tasks.base.columns import Columns, describe_row
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def choices_of(rows: Dataset, columns: Columns) -> list[tuple[list[str], list[str]]]:
+def choices_of(rows: Dataset, columns: Columns) -> Sequence[tuple[list[str], list[str]]]:
     """The choices of each row, and their names where the data has any.
 
     Raises:
@@ -25,21 +26,23 @@ def choices_of(rows: Dataset, columns: Columns) -> list[tuple[list[str], list[st
     return choices
 
 
-def listed_choices(rows: Dataset, columns: Columns) -> list[tuple[list[Any], list[str]]]:
+def listed_choices(rows: Dataset, columns: Columns) -> Sequence[tuple[list[Any], list[str]]]:
     """The choices of each row as they are; a missing one is None.
 
     If each choice has a column of its own, a row may leave the last ones empty.
     """
-    rows_of_choices: list[tuple[list[Any], list[str]]] = []
-    if len(columns.choices) > 1:
-        for cells in zip(*(column_values(rows, name) for name in columns.choices), strict=True):
-            size = max((at + 1 for at, text in enumerate(cells) if text is not None), default=0)
-            rows_of_choices.append((list(cells[:size]), []))
-        return rows_of_choices
-    for value in column_values(rows, columns.choices[0]):
-        choices = value if isinstance(value, dict) else {"text": value, "label": []}
-        rows_of_choices.append((choices["text"] or [], choices["label"] or []))
-    return rows_of_choices
+    cells = [ColumnValues(rows, name) for name in columns.choices]
+    return Derived(_of_cells, *cells) if len(cells) > 1 else Derived(_of_value, *cells)
+
+
+def _of_cells(*cells: Any) -> tuple[list[Any], list[str]]:
+    size = max((at + 1 for at, text in enumerate(cells) if text is not None), default=0)
+    return list(cells[:size]), []
+
+
+def _of_value(value: Any) -> tuple[list[Any], list[str]]:
+    choices = value if isinstance(value, dict) else {"text": value, "label": []}
+    return choices["text"] or [], choices["label"] or []
 
 
 def fault_of(columns: Columns, texts: Sequence[str | None]) -> str:

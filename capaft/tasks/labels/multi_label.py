@@ -156,14 +156,14 @@ class MultiLabel(Problem):
         return [labels[position] for position in np.flatnonzero(target).tolist()]
 
 
-def _present(rows: Dataset, columns: Columns, values: list[Any]) -> list[Any]:
+def _present(rows: Dataset, columns: Columns, values: Sequence[Any]) -> Sequence[Any]:
     """The labels, after checking that none is missing; an empty list or text is a label."""
     if None in values:
         raise missing_label(rows, columns, values.index(None))
     return values
 
 
-def _are_vectors(feature: Any, label_sets: list[Any], classes: int | None) -> bool:
+def _are_vectors(feature: Any, label_sets: Sequence[Any], classes: int | None) -> bool:
     """True if the lists hold a 0 or 1 for each class rather than class numbers.
 
     Class numbers are mistaken for that only if there are two classes and every row has both.
@@ -174,7 +174,7 @@ def _are_vectors(feature: Any, label_sets: list[Any], classes: int | None) -> bo
     return length > 1 and all(len(labels) == length and set(labels) <= {0, 1} for labels in label_sets)
 
 
-def _listed(rows: Dataset, columns: Columns, label_sets: list[list[Any]]) -> list[list[str]]:
+def _listed(rows: Dataset, columns: Columns, label_sets: Sequence[list[Any]]) -> list[list[str]]:
     """The class names in lists of names or of class numbers."""
     inner = rows.features[columns.label].feature
     kind = cell_kind(inner)

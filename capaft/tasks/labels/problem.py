@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from capaft.data.lazy import ColumnValues
 from capaft.support.errors import UsageError, did_you_mean
-from capaft.tasks.base.columns import Columns, cell_kind, column_values, describe_row, filled_rows
+from capaft.tasks.base.columns import Columns, cell_kind, describe_row, filled_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -91,14 +92,14 @@ class Problem(ABC):
         """One example's target in readable form."""
 
 
-def label_values(rows: Dataset, columns: Columns) -> list[Any]:
+def label_values(rows: Dataset, columns: Columns) -> Sequence[Any]:
     """The values of the label column.
 
     Raises:
         UsageError: every label is -1.
     """
     assert columns.label is not None
-    values = column_values(rows, columns.label)
+    values = ColumnValues(rows, columns.label)
     # Lists are never -1.
     if values and all(value == -1 for value in values):
         raise UsageError(f"every label in column {columns.label!r} is -1, which marks rows whose label is withheld")

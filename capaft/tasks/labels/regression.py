@@ -87,7 +87,7 @@ def _fault(value: Any) -> str:
     return "" if not number or abs(number) <= _LARGEST else f"the label {value!r} is not a finite float32"
 
 
-def _values(rows: Dataset, columns: Columns, values: list[Any]) -> list[Any]:
+def _values(rows: Dataset, columns: Columns, values: Sequence[Any]) -> Sequence[Any]:
     """The values, after checking that their column may hold numbers: if they are texts, one of them is a number."""
     kind = cell_kind(rows.features[columns.label])
     texts = [value for value in values if kind == "text" and value is not None]

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from capaft.data.lazy import ColumnValues
 from capaft.support.errors import UsageError, did_you_mean
-from capaft.tasks.base.columns import Columns, cell_kind, column_values, describe_row, is_text, list_columns
+from capaft.tasks.base.columns import Columns, cell_kind, describe_row, is_text, list_columns
 from capaft.tasks.labels.numbers import whole_number
 from capaft.tasks.labels.problem import (
     MAX_CLASSES,
@@ -80,14 +81,15 @@ class SingleLabel(Problem):
         """See `Problem.labelled`; an empty text is not a class."""
         labelled = super().labelled(rows, columns)
         if is_text(rows.features[columns.label]):
-            labelled &= np.array(column_values(rows, str(columns.label)), dtype=object) != ""
+            values = ColumnValues(rows, str(columns.label))
+            labelled &= np.fromiter((value != "" for value in values), dtype=np.bool_, count=len(rows))
         return labelled
 
     def faults(self, rows: Dataset, columns: Columns) -> dict[int, str]:
         """See `Problem.faults`: infinity is no class."""
         if cell_kind(rows.features[columns.label]) != "float":
             return {}
-        values = column_values(rows, str(columns.label))
+        values = ColumnValues(rows, str(columns.label))
         return {row: f"the label {value} is not a class" for row, value in enumerate(values) if value in (_INF, -_INF)}
 
     def counts(self, rows: Dataset, columns: Columns) -> Counter[str]:
@@ -184,8 +186,13 @@ def _names(rows: Dataset, columns: Columns) -> list[str]:
     kind = cell_kind(feature)
     if kind in ("list", "other"):
         raise UsageError(f"column {columns.label!r} does not hold one label per row; for lists, set --problem multi")
-    names = []
+    names: list[str] = []
+    # One text for each class, and not one for each row.
+    named: dict[Any, str] = {}
     for row, value in enumerate(label_values(rows, columns)):
+        if value in named:
+            names.append(named[value])
+            continue
         # NaN is the value that differs from itself.
         if value in (None, "") or value != value or (kind == "class" and not 0 <= value < len(feature.names)):
             raise missing_label(rows, columns, row)
@@ -194,5 +201,6 @@ def _names(rows: Dataset, columns: Columns) -> list[str]:
                 f"{describe_row(rows, columns, row)}: the label {value} is a fraction, not a class; "
                 "use --problem regression, or choose a column of classes with --label-column"
             )
-        names.append(feature.names[value] if kind == "class" else str(int(value) if kind == "float" else value))
+        named[value] = feature.names[value] if kind == "class" else str(int(value) if kind == "float" else value)
+        names.append(named[value])
     return names

@@ -74,21 +74,25 @@ def is_chat(rows: Dataset, name: str) -> bool:
         rows: the split.
         name: a column; one that the split lacks holds none.
     """
-    feature = rows.features.get(name)
-    if feature is None:
-        return False
+    return name in rows.column_names and bool(chat_columns(rows.select_columns([name])))
+
+
+def chat_columns(rows: Dataset) -> list[str]:
+    """Names of the columns of chats."""
+    # Each selection of `datasets` copies the types of all columns, so there is one for all of them.
+    sample = rows.select(range(min(len(rows), _SAMPLE))).with_format("arrow")[:]
+    return [name for name, feature in rows.features.items() if _are_chats(feature, sample.column(name))]
+
+
+def _are_chats(feature: Any, cells: Any) -> bool:
+    """True if a column with that feature and these first cells, as Arrow has them, holds lists of messages."""
     fields = getattr(feature, "feature", None)
     if isinstance(fields, dict):
         return _has_keys(fields) and any(is_text(fields.get(key)) for key in SPEAKERS)
     if not (is_text(feature) or _is_json(feature) or _is_json(fields)):
         return False
     # One message tells: an empty list, or one with a fault, may come first.
-    return any(map(_holds_messages, _cells(rows.select(range(min(len(rows), _SAMPLE))), name)))
-
-
-def chat_columns(rows: Dataset) -> list[str]:
-    """Names of the columns of chats."""
-    return [name for name in rows.column_names if is_chat(rows, name)]
+    return any(map(_holds_messages, cells.to_pylist()))
 
 
 def usual_chat(rows: Dataset) -> str | None:

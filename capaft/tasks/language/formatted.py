@@ -11,6 +11,7 @@ from capaft.tasks.language.chat import pair_example
 from capaft.tasks.language.chat_template import exchange, has_template, render_prompt, turn_ends
 from capaft.tasks.language.example import Example, plain_examples
 from capaft.tasks.language.framing import Frame, frame
+from capaft.tasks.language.notes import CountedNote
 from capaft.tasks.language.plain_text import end_of_text_token, special_tokens, surrounding_tokens
 from capaft.tasks.language.text_pairs import Pair
 
@@ -57,9 +58,8 @@ def pair_examples(
     notes = around.note(sum(one != other for one, other in zip(raw, bare, strict=True)), len(pairs), "rows")
     if formatted:
         shown = next(filter(None, opening))
-        notes.append(
-            f"{len(formatted)} of {len(pairs)} prompts are already formatted, as {shown!r} shows, and stay as they are"
-        )
+        text = f"prompts are already formatted, as {shown!r} shows, and stay as they are"
+        notes.append(CountedNote(len(formatted), len(pairs), text))
     return [next(in_order[0] if begins else in_order[1]) for begins in opening], notes
 
 

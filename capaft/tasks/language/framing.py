@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from capaft.data.spool import stored_columns
 from capaft.support.errors import UsageError
-from capaft.tasks.base.columns import Columns, row_texts
+from capaft.tasks.base.columns import Columns, text_values
+from capaft.tasks.language.long_texts import beginning, text_batches
+from capaft.tasks.language.notes import CountedNote
 from capaft.tasks.language.plain_text import tokenise_plain
 
 if TYPE_CHECKING:
@@ -38,16 +41,18 @@ class Frame:
         shorter = (bare for token in self.ends if (bare := _without_end(text, token)) != text)
         return next(shorter, text)
 
-    def strip_all(self, texts: Sequence[str]) -> tuple[list[str], list[str]]:
-        """The texts without them, and a line that says how many had some, if any had."""
-        bare = list(map(self.strip, texts))
-        changed = sum(one != other for one, other in zip(texts, bare, strict=True))
-        return bare, self.note(changed, len(texts), "texts")
+    def strip_texts(self, texts: Iterable[str], changed: list[int]) -> Iterator[str]:
+        """The texts without them; the number of those that had some is added to `changed`."""
+        for text in texts:
+            bare = self.strip(text)
+            changed[0] += bare != text
+            yield bare
 
     def note(self, changed: int, total: int, what: str) -> list[str]:
         """A line that says how many texts had some, if any had."""
         tokens = ", ".join(dict.fromkeys([*self.before, *self.after, *self.ends]))
-        return [f"{changed} of {total} {what} already hold special tokens ({tokens}), which are not doubled"][:changed]
+        text = f"{what} already hold special tokens ({tokens}), which are not doubled"
+        return [CountedNote(changed, total, text)] if changed else []
 
 
 def frame(tokenizer: Any, before: Collection[int], after: Collection[int] = (), ends: Collection[int] = ()) -> Frame:
@@ -56,21 +61,33 @@ def frame(tokenizer: Any, before: Collection[int], after: Collection[int] = (), 
 
 
 def tokenise_rows(
-    tokenizer: Any, rows: Dataset, columns: Columns, around: Frame | None = None
-) -> tuple[list[list[int]], list[str]]:
+    tokenizer: Any, rows: Dataset, columns: Columns, around: Frame | None = None, tokens: int | None = None
+) -> tuple[Sequence[list[int]], list[str]]:
     """Token ids of each row whose text is not empty, without the special tokens around it.
 
+    Args:
+        tokenizer: the tokenizer.
+        rows: the split.
+        columns: its columns.
+        around: special tokens that are taken off the texts.
+        tokens: number of tokens of a text that are needed; all by default. Of a longer text there is at least one more.
+
     Returns:
-        The ids, and a line that says how many texts had such tokens, if any had.
+        The ids, on the disk if there are many, and a line that says how many texts had such tokens, if any had.
 
     Raises:
-        UsageError: a value is missing, or every text is empty.
+        UsageError: a value is missing, every text is empty, or one is too long.
     """
-    bare, note = (around or Frame()).strip_all(row_texts(rows, columns)[0])
-    texts = [text for text in bare if text]
-    if not texts:
+    around = around or Frame()
+    texts = text_values(rows, columns)[0]
+    changed = [0]
+    bare = filter(None, around.strip_texts(texts, changed))
+    parts = bare if tokens is None else (beginning(tokenizer, text, tokens) for text in bare)
+    batches = text_batches((text, None) for text in parts)
+    stored = stored_columns({"ids": tokenise_plain(tokenizer, [text for text, _ in batch])} for batch in batches)
+    if not stored:
         raise UsageError(f"every text in column {columns.text!r} is empty; choose another with --text-column")
-    return tokenise_plain(tokenizer, texts), note
+    return stored["ids"], around.note(changed[0], len(texts), "texts")
 
 
 def _without_end(text: str, token: str) -> str:

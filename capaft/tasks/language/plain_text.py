@@ -6,7 +6,7 @@ is padding, but a block may begin in the middle of one text and continue with th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns, ask_for_column, find_column, is_id, is_text
+from capaft.tasks.language.long_texts import PIECE, ids_of, plain_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,13 +36,14 @@ def recognise_plain_text(rows: Dataset, user_columns: Mapping[str, str | None]) 
 
 
 def tokenise_plain(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts, without special tokens."""
-    # Tokenizers cannot take an empty list.
-    if not texts:
-        return []
-    return list(
-        tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    )
+    """Token ids of texts, without special tokens.
+
+    Raises:
+        UsageError: one is too long to be tokenised.
+    """
+    if all(len(text) <= PIECE for text in texts):
+        return ids_of(tokenizer, texts)
+    return [plain_ids(tokenizer, text) for text in texts]
 
 
 def surrounding_tokens(tokenizer: Any, role: str = "text") -> tuple[list[int], list[int]]:
@@ -69,7 +71,13 @@ def end_of_text_token(tokenizer: Any) -> int:
     return int(token)
 
 
-def pack_blocks(sequences: Sequence[Sequence[int]], length: int) -> list[NDArray[np.int64]]:
+def pack_blocks(sequences: Iterable[Sequence[int]], length: int) -> Iterator[NDArray[np.int64]]:
     """Join the sequences and cut them into blocks of `length` tokens; the last may be shorter."""
-    stream = np.concatenate([np.asarray(sequence, dtype=np.int64) for sequence in sequences])
-    return [stream[start : start + length] for start in range(0, len(stream), length)]
+    stream: list[int] = []
+    for sequence in sequences:
+        stream.extend(sequence)
+        full = len(stream) - len(stream) % length
+        yield from np.array(stream[:full], dtype=np.int64).reshape(-1, length)
+        del stream[:full]
+    if stream:
+        yield np.array(stream, dtype=np.int64)

@@ -23,6 +23,7 @@ from capaft.config.local_paths import PLACES, may_be_same_place
 from capaft.config.settings import flag_of
 from capaft.config.sources import resolve_settings
 from capaft.config.train_config import SIZES, TrainConfig
+from capaft.data.lazy import LazySequence
 from capaft.support.errors import UsageError
 from capaft.tasks.base.features import Features
 from capaft.training.early_stopping import Best
@@ -184,7 +185,7 @@ def warn_of_other_environment(before: dict[str, str], now: dict[str, str], say: 
 
 def _features_digest(features: Features) -> str:
     references = features.references
-    listed = references if isinstance(references, list | np.ndarray) else [references]
+    listed = references if isinstance(references, list | np.ndarray | LazySequence) else [references]
     return _digest(chain(features.lengths, features.inputs.get("input_ids", ()), listed))
 
 

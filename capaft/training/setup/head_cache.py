@@ -23,6 +23,7 @@ from huggingface_hub import cached_assets_path
 from safetensors import SafetensorError
 
 import capaft
+from capaft.data.spool import StoredColumn
 from capaft.model.load import BaseModel
 from capaft.support.errors import TrainingError
 from capaft.support.files import write_atomically
@@ -59,7 +60,8 @@ def start_key(task: Task, base: BaseModel, examples: Iterable[Features], setting
     import transformers
 
     examples = list(examples)
-    if not all(isinstance(column, list) for features in examples for column in features.inputs.values()):
+    kinds = (list, StoredColumn)
+    if not all(isinstance(column, kinds) for features in examples for column in features.inputs.values()):
         return None
     made_with = {
         "capaft": capaft.__version__,
@@ -76,8 +78,12 @@ def start_key(task: Task, base: BaseModel, examples: Iterable[Features], setting
     digest.update(f"{type(model)} {model.config.to_json_string(use_diff=False)}".encode())
     digest.update(f"{getattr(processor, 'pad_token_id', None)} {getattr(processor, 'padding_side', None)}".encode())
     for features in examples:
-        content = [features.inputs, features.lengths.tolist(), features.references.tolist()]
-        digest.update(json.dumps(content).encode())
+        for name, column in features.inputs.items():
+            digest.update(json.dumps([name, len(column)]).encode())
+            for entry in column:
+                digest.update(json.dumps(entry).encode())
+        for numbers in (features.lengths, features.references):
+            digest.update(f"{numbers.dtype} {numbers.shape}".encode() + np.ascontiguousarray(numbers).tobytes())
     for name, tensor in sorted(model.state_dict().items()):
         if isinstance(tensor, torch.Tensor):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -21,7 +21,7 @@ from capaft.tasks.language.plain_text import (
 @settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 99), min_size=1), min_size=1), st.integers(1, 12))
 def test_blocks_are_the_stream_cut(sequences: list[list[int]], length: int) -> None:
-    blocks = pack_blocks(sequences, length)
+    blocks = list(pack_blocks(sequences, length))
     joined = []
     for sequence in sequences:
         joined += sequence
