@@ -6,6 +6,8 @@ import io
 import warnings
 from typing import TYPE_CHECKING
 
+from capaft.support.printable import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -32,6 +34,7 @@ def tidy(axes: Axes) -> None:
 
 def plain(text: str, longest: int = 100) -> str:
     """A text that stands in a picture as it is: dollars begin no formula, and it is cut to a number of characters."""
+    text = printable(text)
     shown = text if len(text) <= longest else f"{text[: longest // 3]}…{text[-(longest - longest // 3 - 1) :]}"
     return shown.replace("$", r"\$")
 
