@@ -28,12 +28,18 @@ def check_writable(option: str, path: Path | None) -> None:
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file so that a reader sees the old content or the new, never a part, even after a crash.
 
+    What is no file, such as `/dev/stdout` or a named pipe, is written to as it is, not replaced.
+
     Raises:
         TrainingError: the disk is full or the directory cannot be written; the old file is untouched.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = None
     try:
+        if path.exists() and not path.is_file():
+            with path.open("wb") as stream:
+                stream.write(data)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(handle, "wb") as stream:

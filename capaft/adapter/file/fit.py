@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from capaft.adapter.file.adapter_file import AdapterFile
-from capaft.adapter.file.fingerprint import base_samples, head_samples, sites_digest
+from capaft.adapter.file.fingerprint import base_samples, head_samples
 from capaft.adapter.file.header import HeadRecord
 from capaft.adapter.file.other_head import HEAD, drawn_head, stored_parameters
 from capaft.adapter.file.samples import Agreement, compare_samples
+from capaft.adapter.file.site_list import SiteList
 from capaft.adapter.plan import Placement, Plan, make_plan
 from capaft.model.labels import PROBLEM_TYPES, Labels
 from capaft.support.errors import AdapterFileError, UsageError
@@ -34,11 +35,10 @@ def plan_on(
         raise AdapterFileError(
             f"{file.path} does not fit {type(model).__name__}: {error}; pass the --model it was trained on"
         ) from None
-    if len(plan.sites) != header.sites or sites_digest(plan.sites) != header.digest.sites:
+    if difference := header.sites.difference(SiteList.of(plan)):
         raise AdapterFileError(
-            f"{file.path} was trained on {header.sites} sites of other shapes or names than the {len(plan.sites)} "
-            f"that {type(model).__name__} has for {header.targets}; pass the --model it was trained on, or --rename "
-            "old=new if modules were renamed"
+            f"{file.path} was trained on other sites than {type(model).__name__} has for {header.targets}: "
+            f"{difference}; pass the --model it was trained on, or --rename old=new if modules were renamed"
         )
     if HeadRecord.of(plan.head, header.head.weights if header.head else None) != header.head:
         raise AdapterFileError(
