@@ -262,14 +262,14 @@ def read(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
 
 
 def digest_of_tensors(entries: dict[str, Any], stored: dict[str, bytes]) -> str:
-    hashed = b""
-    for name in sorted(stored):
-        dtype, shape = entries[name]["dtype"], entries[name]["shape"]
-        for text in (name, dtype):
-            hashed += struct.pack("<Q", len(text.encode())) + text.encode()
-        hashed += struct.pack("<Q", len(shape)) + b"".join(struct.pack("<Q", side) for side in shape)
-        hashed += struct.pack("<Q", len(stored[name])) + stored[name]
-    return digest(hashed).hex()
+    return digest(b"".join(hashed_tensor(name, entries[name], stored[name]) for name in sorted(stored))).hex()
+
+
+def hashed_tensor(name: str, entry: dict[str, Any], data: bytes) -> bytes:
+    """The part of one tensor in the digest of all."""
+    texts = b"".join(struct.pack("<Q", len(text)) + text for text in (name.encode(), entry["dtype"].encode()))
+    shape = entry["shape"]
+    return texts + struct.pack(f"<{len(shape) + 2}Q", len(shape), *shape, len(data)) + data
 
 
 def decode(save_dtype: str, name: str, stored: dict[str, bytes]) -> Array:

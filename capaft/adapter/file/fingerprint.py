@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from capaft.adapter.file.encoding import dtype_name
-from capaft.adapter.file.samples import FEW_SAMPLES, SAMPLES, sample_count, samples_of
+from capaft.adapter.file.samples import FEW_SAMPLES, SAMPLES, samples_of
 from capaft.adapter.plan import Plan
 from capaft.factors import rng
 from capaft.factors.expansion import words_used
@@ -56,17 +56,12 @@ def weight_samples(model: nn.Module, plan: Plan, heads: Mapping[str, torch.Tenso
     return WeightSamples(base_samples(model, plan), head_samples(model, plan, heads) if plan.head.record() else None)
 
 
-def base_samples(model: nn.Module, plan: Plan, like: str | None = None) -> str | None:
+def base_samples(model: nn.Module, plan: Plan) -> str | None:
     """Sample weights of the base model at the sites; see `samples_of`.
 
     Where the sites are not weights (`head`, adapter layers, biases, which often are 0), of all linear layers that are
     not trained directly. None where there is nothing to compare: method `full` replaces every weight, and a quantised
     weight has no single value.
-
-    Args:
-        model: the base model.
-        plan: of the adapter.
-        like: samples to compare with, which decide how many are taken.
     """
     if plan.stack.method == "full":
         return None
@@ -77,7 +72,7 @@ def base_samples(model: nn.Module, plan: Plan, like: str | None = None) -> str |
             for site in _layers(model, plan.rename)
             if canonical_name(model, f"{site.module}.{site.parameter}", plan.rename) not in plan.trained
         )
-    return samples_of(model, sites, plan.seed, "base", sample_count(like) if like else SAMPLES) if sites else None
+    return samples_of(model, sites, plan.seed, "base", SAMPLES) if sites else None
 
 
 def head_samples(model: nn.Module, plan: Plan, heads: Mapping[str, torch.Tensor] | None = None) -> str | None:

@@ -89,12 +89,7 @@ def check_base(
     """
     if plan.stack.method == "full":
         return {}
-    stored = file.header.base.weights
-    try:
-        sampled = base_samples(model, plan, stored)
-    except ValueError:
-        raise _damaged_samples(file) from None
-    if not _agree(file, stored, sampled) and not allow_mismatch:
+    if not _agree(file, file.header.base.weights, base_samples(model, plan)) and not allow_mismatch:
         named = f" (it names {file.base.name})" if file.base.name else ""
         raise AdapterFileError(
             f"{file.path} was trained on other base weights than these{named}; pass the --model it was trained on, or "
@@ -147,7 +142,7 @@ def _agree(file: AdapterFile, stored: str | None, sampled: str | None) -> bool:
     try:
         agreement = compare_samples(stored, sampled)
     except ValueError:
-        raise _damaged_samples(file) from None
+        raise AdapterFileError(f"{file.path} is damaged: its base model's samples cannot be read") from None
     if agreement is Agreement.COARSE:
         warnings.warn(
             f"{file.path}: this base model, or the one it was trained on, was unpacked from a quantised copy; they are "
@@ -155,7 +150,3 @@ def _agree(file: AdapterFile, stored: str | None, sampled: str | None) -> bool:
             stacklevel=5,
         )
     return agreement is not Agreement.OTHER
-
-
-def _damaged_samples(file: AdapterFile) -> AdapterFileError:
-    return AdapterFileError(f"{file.path} is damaged: its base model's samples cannot be read")

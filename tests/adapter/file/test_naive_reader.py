@@ -315,6 +315,32 @@ def test_without_weights_for_sites_the_linear_layers_tell_the_base(host: str, tm
     naive_reader.check_base(naive_reader.read(path.read_bytes())[0], linear)
 
 
+@pytest.mark.parametrize("method", ["lora", "lora+nola", "lora+nola+capaboost"])
+def test_updates_come_from_the_file_alone(method: str, tmp_path: Path) -> None:
+    """No model, no regular expression of its ranks, no library that names its modules."""
+    model, targets, _ = others()
+    path = tmp_path / "adapter.safetensors"
+    options = {"k": (7, 5)} if "nola" in method else {}
+    adapter = capaft.attach(model, method, rank=3, rank_pattern=("re:query$=2",), targets=targets, seed=5, **options)
+    fill(model, adapter)
+    save(model, path)
+    header, parameters = naive_reader.read(path.read_bytes())
+    updates = {
+        site.path: naive_reader.update(header, site, parts)
+        for site, parts in zip(
+            naive_reader.sites_of(header), naive_reader.factors(header, parameters).values(), strict=True
+        )
+    }
+    host = adapter.plan.stack.host
+    assert host is not None
+    for site, factors in adapter.factors_of_sites():
+        product = host.product(site, tuple(factor.double() for factor in factors))
+        assert product is not None
+        slow = updates.pop(site.path)
+        np.testing.assert_allclose((product[0] @ product[1]).numpy(), slow, rtol=1e-5, atol=3e-6 * abs(slow).max())
+    assert updates == {}
+
+
 def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear)
 
@@ -361,10 +387,16 @@ def worked_example(data: bytes) -> list[str]:
     outer = data[8 : 8 + length].decode()
     text = json.loads(outer)["__metadata__"]["capaft"]
     lines = [f"{len(data)} bytes", sha256(data).hexdigest(), data[:8].hex(" "), f"H = {length}", text]
+    entries = {name: entry for name, entry in json.loads(outer).items() if name != "__metadata__"}
+    body = data[8 + length :]
+    stored = {name: body[slice(*entry["data_offsets"])] for name, entry in entries.items()}
+    lines += [naive_reader.hashed_tensor(name, entries[name], stored[name]).hex(" ") for name in sorted(stored)]
+    digests = json.loads(text)["digest"]
+    lines += [f'"digest":{{"streams":"{digests["streams"][:4]}', f'"digest":{{"header":"{digests["header"][:4]}']
     lines += [
         outer[outer.index('"down":') :].rstrip(),
         f"{len(outer) - len(outer.rstrip())} spaces",
-        data[8 + length :].hex(" "),
+        body.hex(" "),
     ]
     for factor, start, n, k in (("down", "uniform", 8, 3), ("up", 0.0, 6, 2)):
         streams = (7, "query", factor)
