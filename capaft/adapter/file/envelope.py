@@ -40,8 +40,10 @@ def open_safetensors(path: Path, stream: BinaryIO, size: int) -> tuple[dict[str,
         AdapterFileError: the file is truncated or foreign, or its tensors do not lie where it says.
     """
     length = int.from_bytes(stream.read(8), "little")
-    if size < 8 or length > min(size - 8, MAX_JSON_BYTES):
+    if size < 8 or length > size - 8:
         raise AdapterFileError(f"{path} is truncated or is not an adapter file; copy it again")
+    if length > MAX_JSON_BYTES:
+        raise AdapterFileError(f"{path} has a header of {length:,} bytes, and at most {MAX_JSON_BYTES:,} are read")
     try:
         described = parse_json(stream.read(length).decode())
         metadata = described.pop("__metadata__")

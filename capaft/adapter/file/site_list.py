@@ -18,6 +18,7 @@ from capaft.adapter.file.path_templates import (
     path_templates,
 )
 from capaft.adapter.plan import Plan
+from capaft.support.errors import UsageError
 
 Mark = Literal["", "embedding", "input"]
 MAX_SIDE = 2**53
@@ -66,7 +67,11 @@ class SiteList:
 
     @staticmethod
     def of(plan: Plan) -> SiteList:
-        """The sites of a plan, as a file lists them."""
+        """The sites of a plan, as a file lists them.
+
+        Raises:
+            UsageError: they are too many for a file, or have sides that it cannot hold.
+        """
         alike: dict[SiteShape, list[str]] = defaultdict(list)
         for site in plan.sites:
             mark: Mark = "input" if site.scales == "input" else "embedding" if site.kind == "embedding" else ""
@@ -74,8 +79,12 @@ class SiteList:
             width = max((f.shape[f.hidden_axis] for f in factors if f.hidden_axis is not None), default=0)
             alike[SiteShape(site.out_features, site.in_features, width, mark)].append(site.path)
         groups = [SiteGroup(template, shape) for shape, paths in alike.items() for template in path_templates(paths)]
-        sites = SiteList(tuple(sorted(groups)))
-        assert list(sites) == [site.path for site in plan.sites], "the templates stand for other sites"
+        try:
+            sites = SiteList.parse([group.record() for group in sorted(groups)])
+        except ValueError as error:
+            raise UsageError(f"an adapter file cannot hold these sites: {error}; narrow --target-modules") from None
+        if list(sites) != [site.path for site in plan.sites]:
+            raise RuntimeError("the templates of the sites' paths stand for other paths")
         return sites
 
     @staticmethod

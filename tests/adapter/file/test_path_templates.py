@@ -11,7 +11,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from capaft.adapter.file import site_list
 from capaft.adapter.file.path_templates import MAX_CHARACTERS, MAX_PATHS, count_paths, expand, path_templates
+from capaft.adapter.file.site_list import SiteList
+from capaft.adapter.plan import Plan
+from capaft.methods.stack import Stack
+from capaft.model.site import Site
+from capaft.model.targets import Targets
+from capaft.support.errors import UsageError
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "adapter-format.md").read_text(encoding="utf-8")
 # Few pieces, so that templates have something to unite, and all that means something in one.
@@ -122,3 +129,11 @@ def test_the_page_states_the_limits() -> None:
     assert f"{MAX_CHARACTERS:,} characters" in DOCUMENT
     for template, paths in GOLDEN.items():
         assert not paths or f"`{template}`" in DOCUMENT
+
+
+def test_a_plan_of_too_many_sites_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(Stack("lora"), 0, Targets(), tuple(Site(f"h.{number:02}", "", 2, 3) for number in range(100)), ())
+    assert len(SiteList.of(plan)) == 100
+    monkeypatch.setattr(site_list, "MAX_PATHS", 99)
+    with pytest.raises(UsageError, match=r"cannot hold these sites: it names more than .* sites.*; narrow"):
+        SiteList.of(plan)

@@ -676,6 +676,10 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "a number of many digits": (envelope(b'{"a":' + b"9" * 100_000 + b"}"), "not a capaft adapter"),
     "a length beyond the end": (struct.pack("<Q", 2**63) + b"{}", "truncated or is not an adapter"),
     "a header of a gigabyte": (struct.pack("<Q", 2**30) + b"{}", "truncated or is not an adapter"),
+    "a header of 17 MB": (
+        envelope(b"{}" + b" " * 17_000_000),
+        "has a header of 17,000,002 bytes, and at most 16,777,216",
+    ),
 }
 
 
