@@ -16,7 +16,7 @@ from capaft.factors.factor import Factor
 from capaft.factors.nola import Coefficients
 from capaft.factors.rng import MAX_SEED
 from capaft.methods.head import HEAD_MODES, HEAD_ROLE, Head
-from capaft.methods.host import Host, check_whole
+from capaft.methods.host import Host, check_factors, check_whole
 from capaft.methods.stack import Stack
 from capaft.model.modalities import has_towers, reads_text
 from capaft.model.names import base_parameters, canonical_name, without_wrappers
@@ -69,7 +69,6 @@ class Plan:
         for site in self.sites:
             for factor in self.stack.host.factors(site) if self.stack.host else ():
                 by_role[factor.name][factor].append(site)
-        assert HEAD_ROLE not in by_role, "the role of the head's coefficients cannot be the name of a host's factor"
         roles = {
             role: sorted(groups.items(), key=lambda group: (group[0].shape, group[0].fan_in))
             for role, groups in by_role.items()
@@ -169,6 +168,7 @@ def make_plan(model: nn.Module, stack: Stack, placement: Placement = DEFAULT_PLA
             if site.parameter and name in direct | of_head:
                 other = "trained directly" if name in direct else "part of the head"
                 raise UsageError(f"{module} is both adapted and {other}; leave it out of one of them")
+        check_factors(stack.host, site)
     plan = replace(plan, targets=targets, sites=sites)
     check_bounds(plan, model)
     return plan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from capaft.commands.reporting import Json, Run, reporting, suggest
 from capaft.support import strict_json
@@ -15,6 +15,11 @@ from capaft.support.printable import printable
 if TYPE_CHECKING:
     from capaft.adapter.file.adapter_file import AdapterFile
     from capaft.adapter.file.header import HeadRecord
+    from capaft.adapter.file.site_list import SiteList
+    from capaft.adapter.file.sizes import TensorSize
+
+# Of the sites, and of the tensors, for people; `--json` has all of them.
+MOST_LINES = 12
 
 
 def info_command(run: Run, json: Json = False) -> None:
@@ -28,7 +33,7 @@ def info_command(run: Run, json: Json = False) -> None:
         path, directory = find_adapter_file(run)
         file = read(path)
         if json:
-            print_result(strict_json.document({"path": str(path), "bytes": file.size, "header": file.header.record()}))
+            print_result(strict_json.document(_record(file)))
             return
         print_result("\n".join(printable(line) for line in describe_file(file)))
         # A file alone does not name its data.
@@ -38,22 +43,67 @@ def info_command(run: Run, json: Json = False) -> None:
 
 def describe_file(file: AdapterFile) -> list[str]:
     """A file's description, as lines for people."""
+    from capaft.adapter.file.sizes import header_sizes, tensor_sizes
     from capaft.methods.stack import settings_text
 
-    header, task, base = file.header, file.task, file.base
+    header, task, base, tensors = file.header, file.task, file.base, tensor_sizes(file)
+    total = {"tensors": sum(size.bytes for size in tensors.values())} | header_sizes(file)
+    parameters = sum(size.parameters for size in tensors.values())
     options = settings_text(task.options) if task else ""
     settings = header.method.options_text()
     return [
         f"{file.path}: {counted(file.size, 'byte')}, intact",
         f"method    {header.method.method}{f' ({settings})' if settings else ''}",
         f"base      {base.name}{f' at {base.revision}' if base.revision else ''}",
-        f"sites     {header.sites} for {header.targets}" if header.sites else "sites     none",
+        f"sites     {len(header.sites)} for {header.targets}" if len(header.sites) else "sites     none",
+        *_at_most(_site_lines(header.sites)),
         *([_head_line(header.head)] if header.head else []),
-        f"tensors   {', '.join(sorted(file.tensors))} as {header.save_dtype}",
+        f"tensors   {len(tensors)}, {parameters:,} parameters as {header.save_dtype}",
+        *_at_most(_tensor_lines(tensors)),
+        f"bytes     {', '.join(f'{count:,} {name}' for name, count in _descending(total))}",
         f"seed      {header.seed} (seed contract {header.contract})",
         *([f"task      {task.name or 'none'}{_labels(task.labels)}"] if task else []),
         *([f"options   {options}"] if options else []),
+        *([f"ext       {', '.join(header.ext)}"] if header.ext else []),
     ]
+
+
+def _record(file: AdapterFile) -> dict[str, Any]:
+    """A file's description as JSON values."""
+    from capaft.adapter.file.sizes import header_sizes, tensor_sizes
+
+    return {
+        "path": str(file.path),
+        "bytes": file.size,
+        "tensors": {name: size._asdict() for name, size in tensor_sizes(file).items()},
+        "header_bytes": header_sizes(file),
+        "header": file.header.record(),
+        "sites": list(file.header.sites),
+    }
+
+
+def _site_lines(sites: SiteList) -> list[str]:
+    return [f"          {group.template or 'the model itself'}: {group.shape}" for group in sites.groups]
+
+
+def _tensor_lines(tensors: dict[str, TensorSize]) -> list[str]:
+    wide = max(map(len, tensors), default=0)
+    lines = []
+    for name, size in tensors.items():
+        what = f"{size.parameters:,} parameters" if size.parameters else "scales"
+        lines.append(f"          {name:<{wide}}  {what}, {size.dtype}, {size.bytes:,} bytes")
+    return lines
+
+
+def _descending(sizes: dict[str, int]) -> list[tuple[str, int]]:
+    """What has a size, the largest first."""
+    return sorted(((name, size) for name, size in sizes.items() if size), key=lambda part: -part[1])
+
+
+def _at_most(lines: list[str]) -> list[str]:
+    """The first lines, and the number of the others."""
+    others = len(lines) - MOST_LINES
+    return [*lines[:MOST_LINES], f"          and {others} more, which --json lists"] if others > 1 else lines
 
 
 def _labels(labels: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from capaft.methods.bottleneck import Bottleneck
     from capaft.methods.host import Host, check_number, check_whole
     from capaft.methods.low_rank import LowRank
-    from capaft.methods.registry import HOSTS
+    from capaft.methods.registry import HOSTS, register
     from capaft.model.site import Site
     from capaft.model.targets import Targets
     from capaft.support.errors import UsageError
@@ -26,6 +26,7 @@ _HOME = {
     "UsageError": "support.errors",
     "check_number": "methods.host",
     "check_whole": "methods.host",
+    "register": "methods.registry",
 }
 __all__ = [
     "HOSTS",
@@ -38,6 +39,7 @@ __all__ = [
     "UsageError",
     "check_number",
     "check_whole",
+    "register",
 ]
 
 

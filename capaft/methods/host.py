@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import Field, fields
 from typing import Any, ClassVar
@@ -14,6 +15,9 @@ from capaft.model.targets import Targets
 from capaft.model.weight_sites import find_weight_sites
 from capaft.support.errors import UsageError
 
+# Names that tensors of an adapter file can have beside `head`, `head:...` and `scale:...`.
+FACTOR_NAME = re.compile(r"(?!head$)[a-z][a-z0-9_]*")
+
 
 class Host(ABC):
     """An adapter method. It sees factors, never how they were made or how often they were copied.
@@ -22,7 +26,9 @@ class Host(ABC):
     file records them.
 
     Attributes:
-        name: name of the method in a stack.
+        name: name of the method in a stack; of one from another package, `package.host`.
+        version: of a method from another package, to be raised when the same parameters would mean another update. An
+            adapter file is only read with the version that wrote it.
         summary: its effect, in half a line.
         equation: its formula.
         paper: its source.
@@ -38,6 +44,7 @@ class Host(ABC):
     """
 
     name: ClassVar[str]
+    version: ClassVar[int] = 1
     summary: ClassVar[str]
     equation: ClassVar[str]
     paper: ClassVar[str]
@@ -106,6 +113,23 @@ class Host(ABC):
     def options(cls) -> tuple[Field[Any], ...]:
         """The method's options."""
         return fields(cls)  # type: ignore[arg-type]
+
+
+def check_factors(host: Host, site: Site) -> None:
+    """Refuse the factors of a host that an adapter file could not tell apart.
+
+    Raises:
+        UsageError: one of them has a name that it cannot have, or that another one has.
+    """
+    names = [factor.name for factor in host.factors(site)]
+    for name in names:
+        if not isinstance(name, str) or not FACTOR_NAME.fullmatch(name):
+            raise UsageError(
+                f"the method {host.name} has a factor named {name!r}; its author has to choose a name of lower-case "
+                "letters, digits and _ that begins with a letter and is not head"
+            )
+    if len(set(names)) < len(names):
+        raise UsageError(f"the method {host.name} has two factors of one name among {', '.join(names)}")
 
 
 def check_whole(option: str, value: Any, low: int = 1) -> int:

@@ -30,7 +30,7 @@ from capaft.factors.capaboost import Copies
 from capaft.factors.factor import Factor
 from capaft.factors.nola import Coefficients
 from capaft.methods.host import Host
-from capaft.methods.registry import HOSTS
+from capaft.methods.registry import HOSTS, NAMESPACED
 from capaft.support.errors import UsageError, check_type, in_python
 
 HOSTLESS = {"head": "a trained head on the frozen base", "full": "every weight of the model"}
@@ -102,6 +102,8 @@ class Stack:
     def record(self) -> dict[str, Any]:
         """The stack as plain values, only those that the method needs; `parse_stack(**record)` gives the stack back."""
         record: dict[str, Any] = {"method": self.method}
+        if self.host and is_namespaced(self.host.name):
+            record["version"] = self.host.version
         if self.host:
             for option in self.host.options():
                 value = getattr(self.host, option.name)
@@ -150,7 +152,7 @@ def stack_options(method: str) -> frozenset[str]:
         UsageError: no method has this name, or its parts do not compose.
     """
     parts = _parts(method)
-    names = {"method"}
+    names = {"method"} | ({"version"} if is_namespaced(parts[0]) else set())
     if parts[0] in HOSTS:
         names |= {option.name for option in HOSTS[parts[0]].options()}
     if PARAMETERISATION in parts:
@@ -165,11 +167,17 @@ def known_options() -> set[str]:
     return {option.name for host in HOSTS.values() for option in host.options()} | NOLA_OPTIONS | CAPABOOST_OPTIONS
 
 
-def parse_stack(method: str, **options: Any) -> Stack:
+def is_namespaced(host: str) -> bool:
+    """True for the name of a host of another package, which has a version of its own."""
+    return NAMESPACED.fullmatch(host) is not None
+
+
+def parse_stack(method: str, version: int | None = None, **options: Any) -> Stack:
     """Build a stack from its name and options; options that have no effect on the stack are ignored.
 
     Args:
         method: `host[+nola][+capaboost]` with or without the default host, `head`, or `full`.
+        version: of a host of another package, the one that is needed; None for whichever there is.
         **options: the host's options (rank, alpha, bottleneck, ...); k (one number, or down and up), basis, scope;
             copies, density, masks, mask_rescale. None means the default.
 
@@ -180,6 +188,8 @@ def parse_stack(method: str, **options: Any) -> Stack:
     canonical = "+".join(parts)
     if parts[0] in HOSTLESS:
         return Stack(canonical)
+    if version is not None:
+        _check_version(parts[0], version)
     for option in options:
         if option not in known_options():
             close = difflib.get_close_matches(option, known_options(), 1)
@@ -206,6 +216,18 @@ def stacks_of(host: type[Host]) -> list[str]:
     return [host.name + tail for tail in tails]
 
 
+def _check_version(host: str, version: Any) -> None:
+    if not is_namespaced(host):
+        raise UsageError(f"{host} has no version")
+    installed = HOSTS[host].version
+    if type(version) is not int or version != installed:
+        package = host.partition(".")[0]
+        raise UsageError(
+            f"this needs version {version!r} of the method {host}, and the one installed here is version {installed}; "
+            f"install the release of {package} that has it"
+        )
+
+
 def _parts(method: str) -> list[str]:
     """The canonical parts of a stack's name."""
     parts = [ALIASES.get(part, part) for part in method.strip().lower().split("+")]
@@ -214,6 +236,8 @@ def _parts(method: str) -> list[str]:
         if part not in names:
             close = difflib.get_close_matches(part, names, 1)
             hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(names)}"
+            if is_namespaced(part) and not close:
+                hint = f"install the package {part.partition('.')[0]}, which adds it"
             raise UsageError(f"--method {method}: there is no method {part or '(empty)'}; {hint}")
     if parts[0] not in HOSTS and parts[0] not in HOSTLESS:
         parts.insert(0, DEFAULT_HOST)

@@ -15,6 +15,7 @@ from collections import defaultdict
 from decimal import Decimal
 from functools import cache
 from hashlib import blake2b
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,13 +29,13 @@ BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
 
 
 class Site(NamedTuple):
-    """One entry of section 9, with the two facts that its shape does not show."""
+    """One site of a file, with the hidden width r of its factors and its mark (section 2)."""
 
     path: str
     wide_out: int
     wide_in: int
-    is_embedding: bool = False
-    scales_input: bool = False
+    r: int = 0
+    mark: str = ""
 
 
 class Factor(NamedTuple):
@@ -195,22 +196,57 @@ def streams_read(method: dict[str, Any], start: str | float, n: int) -> dict[str
 # The file (sections 1 to 5)
 
 
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    check(len(dict(pairs)) == len(pairs), "a key stands twice")
+    return dict(pairs)
+
+
+def integer(text: str) -> int:
+    check(len(text) <= 20 and -(2**63) <= int(text) < 2**64, "an integer of more than 64 bits")
+    return int(text)
+
+
+def number(text: str) -> float:
+    check(math.isfinite(float(text)) and not (text[0] == "-" and float(text) == 0), "a number")
+    return float(text)
+
+
+def constant(text: str) -> Any:
+    raise Damaged(f"{text} is no number")
+
+
+def parse(text: str) -> Any:
+    """JSON with neither a key twice nor half of a surrogate pair."""
+    value = json.loads(text, object_pairs_hook=distinct, parse_int=integer, parse_float=number, parse_constant=constant)
+    json.dumps(value, ensure_ascii=False).encode("utf-8")
+    return value
+
+
+def canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 def read(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
-    """The header, and every parameter as float32, after steps 1 to 3 of section 11."""
+    """The header, and every parameter as float32, after steps 1 to 4 of section 11."""
     check(len(data) >= 8, "too short")
     (length,) = struct.unpack("<Q", data[:8])
-    check(length <= len(data) - 8, "truncated")
+    check(length <= min(len(data) - 8, 2**24), "truncated, or too long a header")
     try:
-        entries = json.loads(data[8 : 8 + length])
-        text = entries.pop("__metadata__")["capaft"]
-        header = json.loads(text)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        entries = parse(data[8 : 8 + length].decode("utf-8"))
+        metadata = entries.pop("__metadata__")
+        text = metadata.pop("capaft")
+        header = parse(text)
+        check(metadata == {} and canonical(header) == text, "canonical JSON")
+        for entry in entries.values():
+            check(set(entry) == {"dtype", "shape", "data_offsets"} and len(entry["data_offsets"]) == 2, "a tensor")
+            check({type(count) for count in (*entry["shape"], *entry["data_offsets"])} == {int}, "a tensor")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise Damaged("not an adapter") from error
-    check(json.dumps(header, sort_keys=True, separators=(",", ":")) == text, "canonical JSON")
     before, marker, after = text.partition('"digest":{"header":"')
     without = before + '"digest":{' + after[32 + len('",') :]
     check(marker != "" and digest(without.encode()).hex() == header["digest"]["header"], "digest of the header")
     check((header["format"], header["contract"]) == (1, 1), "versions")
+    check(type(header["ext"]) is dict and len(canonical(header["ext"])) <= 65_536, "ext")
     stored: dict[str, bytes] = {}
     end = 8 + length
     for name in sorted(entries, key=lambda name: entries[name]["data_offsets"]):
@@ -220,13 +256,24 @@ def read(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
         check(stop - start == size, "a tensor's size")
         stored[name], end = data[start:stop], stop
     check(end == len(data), "length of the file")
-    hashed = b"".join(name.encode() + b"\0" + stored[name] for name in sorted(stored))
-    check(digest(hashed).hex() == header["digest"]["tensors"], "digest of the tensors")
-    parameters = [name for name in stored if not (name.endswith(".scale") and name[:-6] in stored)]
+    check(digest_of_tensors(entries, stored) == header["digest"]["tensors"], "digest of the tensors")
+    parameters = [name for name in stored if not name.startswith("scale:")]
     for name in stored:
         expected = DTYPES[header["save_dtype"]] if name in parameters else "F32"
         check(entries[name]["dtype"] == expected, "a tensor's dtype")
+    sites_of(header)
     return header, {name: decode(header["save_dtype"], name, stored) for name in parameters}
+
+
+def digest_of_tensors(entries: dict[str, Any], stored: dict[str, bytes]) -> str:
+    return digest(b"".join(hashed_tensor(name, entries[name], stored[name]) for name in sorted(stored))).hex()
+
+
+def hashed_tensor(name: str, entry: dict[str, Any], data: bytes) -> bytes:
+    """The part of one tensor in the digest of all."""
+    texts = b"".join(struct.pack("<Q", len(text)) + text for text in (name.encode(), entry["dtype"].encode()))
+    shape = entry["shape"]
+    return texts + struct.pack(f"<{len(shape) + 2}Q", len(shape), *shape, len(data)) + data
 
 
 def decode(save_dtype: str, name: str, stored: dict[str, bytes]) -> Array:
@@ -240,27 +287,16 @@ def decode(save_dtype: str, name: str, stored: dict[str, bytes]) -> Array:
         whole = np.frombuffer(raw, "i1")
     else:
         whole = np.array([half - 8 for byte in raw for half in (byte & 15, byte >> 4)])
-    scales = np.frombuffer(stored[name + ".scale"], "<f4")
+    scales = np.frombuffer(stored["scale:" + name], "<f4")
     return whole.astype(np.float32) * np.repeat(scales, 128)[: len(whole)]
 
 
 # Hosts and their factors (sections 4 and 9)
 
 
-def rank_at(method: dict[str, Any], path: str) -> int:
-    """r, the hidden width of one copy at a site. (Patterns that are presets are not supported.)"""
-    whole = path.partition("#")[0]
-    for entry in method.get("rank_pattern", ()):
-        word, _, rank = entry.rpartition("=")
-        if re.search(word[3:], whole) if word.startswith("re:") else f".{whole}".endswith(f".{word}"):
-            return int(rank)
-    return next((method[name] for name in ("rank", "bottleneck", "prefix_length") if name in method), 0)
-
-
 def factors_of(method: dict[str, Any], site: Site) -> list[Factor]:
-    path, out, wide, is_embedding, scales_input = site
-    host, r = method["method"].partition("+")[0], rank_at(method, path)
-    fan_in = 1 if is_embedding else wide
+    _, out, wide, r, mark = site
+    host, fan_in = method["method"].partition("+")[0], 1 if mark == "embedding" else wide
     pair = [Factor("down", (r, wide), 0, "uniform", fan_in), Factor("up", (out, r), 1)]
     match host:
         case "lora":
@@ -271,7 +307,7 @@ def factors_of(method: dict[str, Any], site: Site) -> list[Factor]:
             up = Factor("up", (out, r), 1, "uniform", r, frozen=True)
             return [pair[0]._replace(frozen=True), up, Factor("inner", (r,), start=0.1), Factor("outer", (out,))]
         case "ia3":
-            return [Factor("scale", (wide if scales_input else out,))]
+            return [Factor("scale", (wide if mark == "input" else out,))]
         case "bitfit":
             return [Factor("bias", (out,))]
         case "prefix":
@@ -292,18 +328,69 @@ def method_of(method: dict[str, Any], factor: Factor) -> dict[str, Any]:
     return {name: value for name, value in method.items() if name not in without}
 
 
+# Sites (sections 2 and 9)
+
+
+def slots(template: str) -> list[list[str]]:
+    """A template's slots, each with its alternatives; a character outside braces is a slot with one."""
+    filled: list[list[str]] = []
+    items: list[str] | None = None
+    characters = iter(template)
+    for character in characters:
+        if character == "{" and items is None:
+            items = [""]
+        elif character == "," and items is not None:
+            items.append("")
+        elif character == "}" and items is not None:
+            filled.append([path for item in items for path in alternatives(item)])
+            items = None
+        else:
+            check(character not in "{},", "a brace or comma out of place")
+            if character == "\\":
+                character = next(characters, "")
+                check(character in ("{", "}", ",", "\\"), "a backslash")
+            if items is None:
+                filled.append([character])
+            else:
+                items[-1] += character
+    check(items is None, "an open brace")
+    return filled
+
+
+def alternatives(item: str) -> list[str]:
+    check(item != "", "an empty alternative")
+    bounds = re.fullmatch("(0|[1-9][0-9]{0,8})-(0|[1-9][0-9]{0,8})", item)
+    if not bounds:
+        return [item]
+    first, last = int(bounds[1]), int(bounds[2])
+    check(first < last < first + 2**18, "a range")
+    return [str(number) for number in range(first, last + 1)]
+
+
+def sites_of(header: dict[str, Any]) -> list[Site]:
+    """The sites of a file, sorted by path; step 4 of section 11."""
+    sites: dict[str, Site] = {}
+    for template, *shape in header["sites"]:
+        parts = slots(template)
+        check(math.prod(map(len, parts)) <= 2**18 - len(sites), "too many sites")
+        for path in map("".join, product(*parts)):
+            check(path not in sites, "a site twice")
+            sites[path] = Site(path, *shape)
+    return [sites[path] for path in sorted(sites)]
+
+
 # A file and a model (sections 4, 8, 9, 10)
 
 
 def check_sites(header: dict[str, Any], sites: list[Site]) -> None:
-    check(len(sites) == header["sites"], "number of sites")
-    text = json.dumps(sorted([list(site[:3]) for site in sites]), separators=(",", ":"))
-    check(digest(text.encode()).hex() == header["digest"]["sites"], "digest of the sites")
+    """Compare with a model's sites, whatever their hidden width."""
+    listed = [site._replace(r=0) for site in sites_of(header)]
+    check(listed == sorted(site._replace(r=0) for site in sites), "sites")
 
 
-def streams_digest(header: dict[str, Any], sites: list[Site]) -> str:
+def streams_digest(header: dict[str, Any]) -> str:
     method, read = header["method"], set()
-    for site in sites:
+    for site in sites_of(header):
         for factor in factors_of(method, site):
             for purpose, count in streams_read(
                 method_of(method, factor), factor.start, math.prod(factor.shape)
@@ -352,10 +439,10 @@ def check_samples(header: dict[str, Any], what: str, weights: dict[str, Array]) 
     check(bool(is_rounded or is_near), "weights of the base model")
 
 
-def factors(header: dict[str, Any], parameters: dict[str, Array], sites: list[Site]) -> dict[str, dict[str, Array]]:
-    """By path and name, the widened factors, float64; steps 4, 5, 7 and 8."""
-    check_sites(header, sites)
-    check(streams_digest(header, sites) == header["digest"]["streams"], "digest of the streams")
+def factors(header: dict[str, Any], parameters: dict[str, Array]) -> dict[str, dict[str, Array]]:
+    """By path and name, the widened factors, float64, from the file alone; the steps of section 11 without a model."""
+    sites = sites_of(header)
+    check(streams_digest(header) == header["digest"]["streams"], "digest of the streams")
     wide: dict[str, dict[str, Array]] = {site.path: {} for site in sites}
     by_name: dict[str, list[tuple[Factor, str]]] = defaultdict(list)
     for site in sites:
@@ -446,16 +533,21 @@ def merged(header: dict[str, Any], weight: Array, site: Site, parts: dict[str, A
     method, wide = header["method"], list(parts.values())
     match method["method"].partition("+")[0]:
         case "ia3":
-            return weight * (1 + (wide[0] if site.scales_input else wide[0][:, None]))
+            return weight * (1 + (wide[0] if site.mark == "input" else wide[0][:, None]))
         case "bitfit":
             return weight + wide[0][:, None]
         case "vera":
             down, up, inner, outer = wide
             whole = np.resize(inner, len(down))
             return weight + (outer[:, None] * up) @ (whole[:, None] * down)
-    r = rank_at(method, site.path)
-    new = weight + method["alpha"] / (math.sqrt(r) if method.get("rslora") else r) * parts["up"] @ parts["down"]
+    new = weight + update(header, site, parts)
     if "magnitude" in parts:
         length = np.sqrt((weight**2).sum(1)) + parts["magnitude"]
         new *= (length / np.sqrt((new**2).sum(1)))[:, None]
     return new
+
+
+def update(header: dict[str, Any], site: Site, parts: dict[str, Array]) -> Array:
+    """The low-rank update `(out, in)` of `lora`, and of the direction with `dora`."""
+    method, r = header["method"], site.r
+    return method["alpha"] / (math.sqrt(r) if method.get("rslora") else r) * parts["up"] @ parts["down"]

@@ -15,8 +15,9 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
+from capaft.adapter.file.envelope import open_safetensors
 from capaft.adapter.file.fingerprint import tensors_digest
-from capaft.adapter.file.header import Header, TaskRecord, open_safetensors, parse_header
+from capaft.adapter.file.header import Header, TaskRecord, parse_header
 from capaft.model.origin import Origin
 from capaft.support.errors import AdapterFileError, check_type
 from capaft.support.out_of_memory import pass_on_exhaustion
@@ -97,8 +98,8 @@ def read(path: str | Path) -> AdapterFile:
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
         >>> size = capaft.save(model, path)
         >>> header = capaft.read(path).header
-        >>> header.method.method, header.seed, header.sites
-        ('lora+nola', 7, 4)
+        >>> header.method.method, header.seed, list(header.sites)[:2]
+        ('lora+nola', 7, ['encoder.layer.0.attention.self.query', 'encoder.layer.0.attention.self.value'])
     """
     check_type("path", path, str | os.PathLike, "a path")
     path = find_adapter(Path(path))

@@ -12,12 +12,20 @@ from capaft.config.choices import SaveDtype
 
 SAVE_DTYPES: tuple[SaveDtype, ...] = get_args(SaveDtype)
 BLOCK = 128
-SCALE = ".scale"
+# In front of the name of a tensor, that of its block scales. No parameter can be called so: a factor's name has no
+# colon, and all other names start with `head:`.
+SCALE = "scale:"
 # Bytes of a stored value, by the safetensors name of its type.
 DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
 
 _FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LEVELS = {"int8": 127, "int4": 7}
+_DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int8: "I8", torch.uint8: "U8"}
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """The safetensors name of a stored tensor's type."""
+    return _DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype))
 
 
 def encode_tensor(name: str, parameter: Tensor, dtype: SaveDtype) -> dict[str, Tensor]:
@@ -38,14 +46,14 @@ def encode_tensor(name: str, parameter: Tensor, dtype: SaveDtype) -> dict[str, T
     levels = rounded.flatten()[: len(flat)].to(torch.int8)
     if dtype == "int4":
         nibbles = torch.nn.functional.pad(levels + 8, (0, len(levels) % 2)).to(torch.uint8).view(-1, 2)
-        return {name: nibbles[:, 0] | nibbles[:, 1] << 4, name + SCALE: scales}
-    return {name: levels, name + SCALE: scales}
+        return {name: nibbles[:, 0] | nibbles[:, 1] << 4, SCALE + name: scales}
+    return {name: levels, SCALE + name: scales}
 
 
 def encoded_layout(name: str, shape: tuple[int, ...], dtype: SaveDtype) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Safetensors dtype and shape, by tensor name, of what `encode_tensor` makes of a parameter of this shape."""
     count = math.prod(shape)
-    scales: dict[str, tuple[str, tuple[int, ...]]] = {name + SCALE: ("F32", (-(-count // BLOCK),))}
+    scales: dict[str, tuple[str, tuple[int, ...]]] = {SCALE + name: ("F32", (-(-count // BLOCK),))}
     match dtype:
         case "float32":
             return {name: ("F32", shape)}
@@ -67,5 +75,5 @@ def decode_tensor(name: str, stored: dict[str, Tensor], shape: tuple[int, ...], 
     count = math.prod(shape)
     if dtype == "int4":
         values = torch.stack([values & 15, values >> 4], 1).flatten()[:count].to(torch.int8) - 8
-    scales = stored[name + SCALE].repeat_interleave(BLOCK)[:count]
+    scales = stored[SCALE + name].repeat_interleave(BLOCK)[:count]
     return (values.float() * scales).view(shape)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
+import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import NamedTuple
@@ -12,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from capaft.adapter.file.samples import FEW_SAMPLES, SAMPLES, sample_count, samples_of
+from capaft.adapter.file.encoding import dtype_name
+from capaft.adapter.file.samples import FEW_SAMPLES, SAMPLES, samples_of
 from capaft.adapter.plan import Plan
 from capaft.factors import rng
 from capaft.factors.expansion import words_used
@@ -23,12 +23,6 @@ from capaft.model.site import Site
 from capaft.model.targets import Targets
 from capaft.model.weight_sites import find_weight_sites
 from capaft.support.errors import UsageError
-
-
-def sites_digest(sites: tuple[Site, ...]) -> str:
-    """Digest of the sites' canonical paths and weight shapes, `[[path, out, in], ...]` sorted by path."""
-    shapes = [[site.path, site.out_features, site.in_features] for site in sites]
-    return _digest(json.dumps(shapes, separators=(",", ":"), ensure_ascii=True).encode())
 
 
 def streams_digest(plan: Plan) -> str:
@@ -62,17 +56,12 @@ def weight_samples(model: nn.Module, plan: Plan, heads: Mapping[str, torch.Tenso
     return WeightSamples(base_samples(model, plan), head_samples(model, plan, heads) if plan.head.record() else None)
 
 
-def base_samples(model: nn.Module, plan: Plan, like: str | None = None) -> str | None:
+def base_samples(model: nn.Module, plan: Plan) -> str | None:
     """Sample weights of the base model at the sites; see `samples_of`.
 
     Where the sites are not weights (`head`, adapter layers, biases, which often are 0), of all linear layers that are
     not trained directly. None where there is nothing to compare: method `full` replaces every weight, and a quantised
     weight has no single value.
-
-    Args:
-        model: the base model.
-        plan: of the adapter.
-        like: samples to compare with, which decide how many are taken.
     """
     if plan.stack.method == "full":
         return None
@@ -83,7 +72,7 @@ def base_samples(model: nn.Module, plan: Plan, like: str | None = None) -> str |
             for site in _layers(model, plan.rename)
             if canonical_name(model, f"{site.module}.{site.parameter}", plan.rename) not in plan.trained
         )
-    return samples_of(model, sites, plan.seed, "base", sample_count(like) if like else SAMPLES) if sites else None
+    return samples_of(model, sites, plan.seed, "base", SAMPLES) if sites else None
 
 
 def head_samples(model: nn.Module, plan: Plan, heads: Mapping[str, torch.Tensor] | None = None) -> str | None:
@@ -108,15 +97,15 @@ def _layers(model: nn.Module, rename: dict[str, str]) -> tuple[Site, ...]:
 
 
 def tensors_digest(tensors: dict[str, torch.Tensor]) -> str:
-    """Digest of the stored tensors: for each, by name, the name, a zero byte, and the raw little-endian bytes."""
+    """Digest of the stored tensors by name: of each the name, the dtype, the shape and the raw little-endian bytes.
+
+    Lengths come first and the shape has one, so no two sets of tensors give the same bytes.
+    """
     state = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        state.update(name.encode() + b"\0")
-        flat = tensors[name].contiguous().view(-1)
-        if math.prod(flat.shape):
-            state.update(flat.view(torch.uint8).numpy().data)
+    for name, tensor in sorted(tensors.items()):
+        for text in (name.encode(), dtype_name(tensor).encode()):
+            state.update(struct.pack("<Q", len(text)) + text)
+        state.update(struct.pack(f"<{tensor.ndim + 2}Q", tensor.ndim, *tensor.shape, tensor.nbytes))
+        if tensor.numel():
+            state.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()

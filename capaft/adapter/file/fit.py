@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from capaft.adapter.file.adapter_file import AdapterFile
-from capaft.adapter.file.fingerprint import base_samples, head_samples, sites_digest
+from capaft.adapter.file.fingerprint import base_samples, head_samples
 from capaft.adapter.file.header import HeadRecord
 from capaft.adapter.file.other_head import HEAD, drawn_head, stored_parameters
 from capaft.adapter.file.samples import Agreement, compare_samples
+from capaft.adapter.file.site_list import SiteList
 from capaft.adapter.plan import Placement, Plan, make_plan
 from capaft.model.labels import PROBLEM_TYPES, Labels
 from capaft.model.names import base_parameters, canonical_name, in_head
@@ -35,11 +36,10 @@ def plan_on(
         raise AdapterFileError(
             f"{file.path} does not fit {type(model).__name__}: {error}; pass the --model it was trained on"
         ) from None
-    if len(plan.sites) != header.sites or sites_digest(plan.sites) != header.digest.sites:
+    if difference := header.sites.difference(SiteList.of(plan)):
         raise AdapterFileError(
-            f"{file.path} was trained on {header.sites} sites of other shapes or names than the {len(plan.sites)} "
-            f"that {type(model).__name__} has for {header.targets}; pass the --model it was trained on, or --rename "
-            "old=new if modules were renamed"
+            f"{file.path} was trained on other sites than {type(model).__name__} has for {header.targets}: "
+            f"{difference}; pass the --model it was trained on, or --rename old=new if modules were renamed"
         )
     if HeadRecord.of(plan.head, header.head.weights if header.head else None) != header.head:
         raise AdapterFileError(
@@ -134,12 +134,7 @@ def check_base(
     """
     if plan.stack.method == "full":
         return {}
-    stored = file.header.base.weights
-    try:
-        sampled = base_samples(model, plan, stored)
-    except ValueError:
-        raise _damaged_samples(file) from None
-    if not _agree(file, stored, sampled) and not allow_mismatch:
+    if not _agree(file, file.header.base.weights, base_samples(model, plan)) and not allow_mismatch:
         named = f" (it names {file.base.name})" if file.base.name else ""
         raise AdapterFileError(
             f"{file.path} was trained on other base weights than these{named}; pass the --model it was trained on, or "
@@ -193,7 +188,7 @@ def _agree(file: AdapterFile, stored: str | None, sampled: str | None) -> bool:
     try:
         agreement = compare_samples(stored, sampled)
     except ValueError:
-        raise _damaged_samples(file) from None
+        raise AdapterFileError(f"{file.path} is damaged: its base model's samples cannot be read") from None
     if agreement is Agreement.COARSE:
         warnings.warn(
             f"{file.path}: this base model, or the one it was trained on, was unpacked from a quantised copy; they are "
@@ -201,7 +196,3 @@ def _agree(file: AdapterFile, stored: str | None, sampled: str | None) -> bool:
             stacklevel=5,
         )
     return agreement is not Agreement.OTHER
-
-
-def _damaged_samples(file: AdapterFile) -> AdapterFileError:
-    return AdapterFileError(f"{file.path} is damaged: its base model's samples cannot be read")

@@ -1,4 +1,4 @@
-"""The header of an adapter file: its fields, canonical form and digest, and the layout of the tensors.
+"""The header of an adapter file: its fields, canonical form and digest.
 
 A stranger's file is checked here as JSON, against a schema, before anything is made of it.
 """
@@ -7,37 +7,40 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from capaft.adapter.file.encoding import DTYPE_BYTES, SAVE_DTYPES
+from capaft.adapter.file.canonical import canonical_json, parse_json, plain
+from capaft.adapter.file.encoding import SAVE_DTYPES
+from capaft.adapter.file.site_list import SiteList
 from capaft.config.choices import SaveDtype
 from capaft.factors import rng
 from capaft.methods.head import Head
 from capaft.methods.stack import Stack, parse_stack, stack_options
+from capaft.model.origin import Origin
 from capaft.model.targets import Targets
 from capaft.support.errors import AdapterFileError, UsageError
 
 FORMAT = 1
-MAX_HEADER_BYTES = 16 * 2**20
 _SCHEMA: dict[str, Any] = {
     "base": {"name": (str, None), "revision": (str, None), "weights": (str, None)},
     "contract": int,
-    "digest": {"header": str, "sites": str, "streams": str, "tensors": str},
+    "digest": {"header": str, "streams": str, "tensors": str},
+    "ext": dict,
     "format": int,
     "head": (dict, None),
     "method": dict,
     "save_dtype": str,
     "seed": int,
-    "sites": int,
+    "sites": list,
     "targets": {"exclude": str, "layers": str, "modules": str},
     "task": (dict, None),
 }
 _HEAD_SCHEMA: dict[str, Any] = {"k": int, "parameters": dict, "weights": (str, None)}
 _TASK_SCHEMA: dict[str, Any] = {"labels": list, "max_length": int, "metric": str, "name": str, "options": dict}
 MAX_OPTIONS = 32
+MAX_EXT = 2**16
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,11 @@ class Digests:
 
     Attributes:
         header: of the header without this entry.
-        sites: of the sites' paths and shapes.
         streams: of the random streams that the adapter reads.
         tensors: of the stored tensors.
     """
 
     header: str
-    sites: str
     streams: str
     tensors: str
 
@@ -120,12 +121,13 @@ class Header:
         base: the base model.
         contract: version of the seed contract.
         digest: digests of the parts of the file.
+        ext: whatever a program wants to keep here; readers ignore it.
         format: version of the file format.
         head: the head's parameters that are neither trained directly nor stored; None if there are none.
         method: the method stack with its options.
         save_dtype: encoding of the stored tensors.
         seed: seed of every random number of the adapter.
-        sites: number of sites.
+        sites: the paths of all sites, each with its shape.
         targets: the user's choice of layers.
         task: the task, if the adapter was trained for one.
     """
@@ -133,12 +135,13 @@ class Header:
     base: BaseRecord
     contract: int
     digest: Digests
+    ext: dict[str, Any]
     format: int
     head: HeadRecord | None
     method: Stack
     save_dtype: SaveDtype
     seed: int
-    sites: int
+    sites: SiteList
     targets: Targets
     task: TaskRecord | None
 
@@ -148,6 +151,7 @@ class Header:
 
         Raises:
             UsageError: its method or its targets are invalid.
+            ValueError: its sites are.
         """
         head, task = record["head"], record["task"]
         typed = {
@@ -155,14 +159,20 @@ class Header:
             "digest": Digests(**record["digest"]),
             "head": head and HeadRecord(head["k"], _shapes(head["parameters"]), head["weights"]),
             "method": parse_stack(**record["method"]),
+            "sites": SiteList.parse(record["sites"]),
             "targets": Targets(**record["targets"]),
             "task": task and TaskRecord(**{**task, "labels": tuple(task["labels"])}),
         }
         return Header(**{**record, **typed})
 
     def record(self) -> dict[str, Any]:
-        """The header as JSON values, keys sorted: exactly what the file holds."""
-        return json.loads(canonical_json(asdict(self) | {"method": self.method.record()}))
+        """The header as JSON values, keys sorted: exactly what the file holds.
+
+        Raises:
+            ValueError: a text or number is one that no file can hold; the message names it.
+        """
+        record = {field.name: plain(_record(getattr(self, field.name)), field.name) for field in fields(self)}
+        return json.loads(canonical_json(record))
 
     def signed(self) -> Header:
         """The header with the digest of itself."""
@@ -171,48 +181,15 @@ class Header:
         return replace(self, digest=replace(self.digest, header=header_digest(record)))
 
 
+def _record(value: Any) -> Any:
+    """One field of a header as JSON values."""
+    if isinstance(value, Stack | SiteList):
+        return value.record()
+    return vars(value) if is_dataclass(value) else value
+
+
 def _shapes(parameters: dict[str, list[int]]) -> dict[str, tuple[int, int]]:
     return {name: (first, others) for name, (first, others) in parameters.items()}
-
-
-def open_safetensors(path: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any], str]:
-    """The safetensors header, its bounds checked: tensor descriptions by name, and the text of capaft's own header.
-
-    The tensors are not read yet, since a stranger's file may have any size.
-
-    Raises:
-        AdapterFileError: the file is truncated or foreign, or its tensors do not lie where it says.
-    """
-    length = int.from_bytes(stream.read(8), "little")
-    if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-        raise AdapterFileError(f"{path} is truncated or is not an adapter file; copy it again")
-    try:
-        described = json.loads(stream.read(length))
-        metadata = described.pop("__metadata__")
-        text = metadata.pop("capaft")
-        if metadata or not isinstance(text, str):
-            raise TypeError
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise AdapterFileError(f"{path} is not a capaft adapter; adapters of other tools cannot be read") from None
-    end = 0
-    try:
-        for entry in sorted(described.values(), key=lambda entry: tuple(entry["data_offsets"])):
-            count = 1
-            for side in entry["shape"]:
-                if type(side) is not int or side < 0:
-                    raise ValueError
-                count *= side
-                if count > size:  # Before a long list of sides makes it a number of millions of digits.
-                    raise ValueError
-            start, stop = entry["data_offsets"]
-            if start != end or stop - start != count * DTYPE_BYTES[entry["dtype"]]:
-                raise ValueError
-            end = stop
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise AdapterFileError(f"{path} is damaged: its tensors do not lie where its header says") from None
-    if 8 + length + end != size:
-        raise AdapterFileError(f"{path} is truncated or has bytes that its header does not name; copy it again")
-    return described, text
 
 
 def parse_header(path: Path, text: str) -> Header:
@@ -222,21 +199,15 @@ def parse_header(path: Path, text: str) -> Header:
         AdapterFileError: a check fails.
     """
     try:
-        header = json.loads(text)
+        header = parse_json(text)
         is_canonical = canonical_json(header) == text
-    except (ValueError, TypeError, RecursionError):
-        raise AdapterFileError(f"{path} is damaged: its header is not JSON") from None
+    except (ValueError, RecursionError) as error:
+        raise AdapterFileError(f"{path} is damaged: its header is not JSON, or not in this form: {error}") from None
     if isinstance(header, dict) and isinstance(header.get("format"), int) and header["format"] > FORMAT:
         raise AdapterFileError(f"{path} has format {header['format']}, newer than this capaft reads; upgrade it")
     problem = None if is_canonical else "it is not canonical"
     problem = problem or _mismatch(header, _SCHEMA, "header")
-    if not problem and header["task"] is not None:
-        problem = _mismatch(header["task"], _TASK_SCHEMA, "task")
-        if not problem and not all(isinstance(label, str) for label in header["task"]["labels"]):
-            problem = "a label is not text"
-        problem = problem or wrong_options(header["task"]["options"])
-    if not problem and header["head"] is not None:
-        problem = _mismatch(header["head"], _HEAD_SCHEMA, "head") or _wrong_head(header["head"])
+    problem = problem or _wrong_task(header["task"]) or _wrong_head(header["head"]) or wrong_ext(header["ext"])
     if not problem:
         expected = header["digest"].pop("header")
         if header_digest(header) != expected:
@@ -256,6 +227,8 @@ def parse_header(path: Path, text: str) -> Header:
         parsed = Header.of(header) if complete else None
     except UsageError as error:
         raise AdapterFileError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise AdapterFileError(f"{path} is damaged: {error}") from None
     if parsed is None:
         raise AdapterFileError(f"{path} is damaged: its method does not have the options it needs")
     if canonical_json(parsed.method.record()) != canonical_json(header["method"]):
@@ -278,6 +251,19 @@ def _mismatch(value: Any, schema: dict[str, Any], where: str) -> str | None:
     return None
 
 
+def check_writable(base: Origin, task: TaskRecord | None) -> None:
+    """Refuse what no file can hold, before a run is spent on it.
+
+    Raises:
+        UsageError: a name, a label or an option is no text, or no number that every reader has, or there are too many.
+    """
+    problem = _not_plain([base.name, base.revision], "the base model's name") or (
+        task and (_not_plain(task.labels, "labels") or wrong_options(task.options))
+    )
+    if problem:
+        raise UsageError(f"an adapter file cannot hold this: {problem}; change it")
+
+
 def wrong_options(options: dict[Any, Any]) -> str | None:
     """The reason why a file cannot hold these options of a task, or None."""
     if len(options) > MAX_OPTIONS:
@@ -285,24 +271,54 @@ def wrong_options(options: dict[Any, Any]) -> str | None:
     for name, value in options.items():
         if type(name) is not str or not (value is None or type(value) in (str, int, float, bool)):
             return f"the task's option {name} is not a text, number or truth value"
-        if type(value) is float and not math.isfinite(value):
-            return f"the task's option {name} is not finite"
+        if problem := _not_plain(name, "the name of a task's option") or _not_plain(value, f"the task's option {name}"):
+            return problem
     return None
 
 
-def _wrong_head(head: dict[str, Any]) -> str | None:
-    """The first thing wrong with a head that has the right keys, or None."""
+def wrong_ext(ext: Any) -> str | None:
+    """The reason why a file cannot hold this object beside its header, or None."""
+    if not isinstance(ext, dict):
+        return "ext is not an object with texts as keys"
+    # The length first, since a stranger's may be of any size.
+    try:
+        problem = f"ext takes more than {MAX_EXT:,} characters" if len(canonical_json(ext)) > MAX_EXT else None
+    except (ValueError, TypeError):
+        problem = None
+    return problem or _not_plain(ext, "ext")
+
+
+def _not_plain(value: Any, where: str) -> str | None:
+    try:
+        plain(value, where)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _wrong_task(task: Any) -> str | None:
+    """The first thing wrong with a task, or None."""
+    if task is None:
+        return None
+    if problem := _mismatch(task, _TASK_SCHEMA, "task"):
+        return problem
+    if not all(isinstance(label, str) for label in task["labels"]):
+        return "a label is not text"
+    return wrong_options(task["options"])
+
+
+def _wrong_head(head: Any) -> str | None:
+    """The first thing wrong with a head, or None."""
+    if head is None:
+        return None
+    if problem := _mismatch(head, _HEAD_SCHEMA, "head"):
+        return problem
     shapes = head["parameters"].values()
     if head["k"] < 0 or not shapes:
         return "its head has no parameters, or a negative number of coefficients"
     if not all(type(shape) is list and [type(side) for side in shape] == [int, int] for shape in shapes):
         return "its head has a shape that is not two whole numbers"
     return None
-
-
-def canonical_json(header: Any) -> str:
-    """JSON with sorted keys, no spaces and ASCII only: the same bytes for the same header."""
-    return json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def header_digest(header: dict[str, Any]) -> str:

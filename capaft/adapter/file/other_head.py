@@ -20,7 +20,7 @@ HEAD = "head:"
 
 def stored_parameters(tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of the stored parameters: all tensors but block scales."""
-    return [key for key in tensors if not (key.endswith(SCALE) and key.removesuffix(SCALE) in tensors)]
+    return [key for key in tensors if not key.startswith(SCALE)]
 
 
 def head_shapes(model: nn.Module, file: AdapterFile, rename: dict[str, str] | None) -> dict[str, torch.Size]:

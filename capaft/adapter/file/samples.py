@@ -23,7 +23,7 @@ from capaft.factors import rng
 from capaft.model.site import Site
 
 SAMPLES = 192
-# As many as files from before there were `SAMPLES` have; these choose each sample's site freely.
+# Of the head, which has few parameters; these choose each sample's parameter freely.
 FEW_SAMPLES = 64
 # In front of samples of a model that was unpacked from codes.
 COARSE = "~"
@@ -105,18 +105,6 @@ def samples_of(
     known = [is_coarse for is_coarse in coarse if is_coarse is not None]
     mark = COARSE if known and sum(known) >= COARSE_SHARE * len(known) else ""
     return mark + base64.b64encode(samples.astype("<f2").tobytes()).decode()
-
-
-def sample_count(text: str) -> int:
-    """The number of samples in a text, as `samples_of` makes it.
-
-    Raises:
-        ValueError: it is no such text, or has another number than a file can have.
-    """
-    count = len(_decoded(text))
-    if count not in (SAMPLES, FEW_SAMPLES):
-        raise ValueError(f"{count} samples")
-    return count
 
 
 def compare_samples(stored: str, sampled: str) -> Agreement:

@@ -7,14 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from capaft.adapter.activation import disabled, get_adapter, refuse_distributed
 from capaft.adapter.file.adapter_file import AdapterFile, read
-from capaft.adapter.file.encoding import SAVE_DTYPES, decode_tensor, encode_tensor, encoded_layout
-from capaft.adapter.file.fingerprint import WeightSamples, sites_digest, streams_digest, tensors_digest, weight_samples
+from capaft.adapter.file.canonical import canonical_json
+from capaft.adapter.file.encoding import SAVE_DTYPES, decode_tensor, dtype_name, encode_tensor, encoded_layout
+from capaft.adapter.file.envelope import seal
+from capaft.adapter.file.fingerprint import WeightSamples, streams_digest, tensors_digest, weight_samples
 from capaft.adapter.file.fit import check_base, check_head, check_sizes, labels_on, plan_on
 from capaft.adapter.file.header import (
     FORMAT,
@@ -23,10 +24,11 @@ from capaft.adapter.file.header import (
     Header,
     HeadRecord,
     TaskRecord,
-    canonical_json,
-    wrong_options,
+    check_writable,
+    wrong_ext,
 )
 from capaft.adapter.file.other_head import head_shapes
+from capaft.adapter.file.site_list import SiteList
 from capaft.adapter.install import attach_plan, detach
 from capaft.adapter.module import Adapter, carrier
 from capaft.config.choices import SaveDtype
@@ -48,6 +50,7 @@ def save(
     task: TaskRecord | None = None,
     dtype: SaveDtype = "float32",
     samples: WeightSamples | None = None,
+    ext: dict[str, Any] | None = None,
 ) -> int:
     """Write an adapter to a file, atomically.
 
@@ -60,12 +63,13 @@ def save(
         task: the task that it was trained for; by default the labels of its head, if they are not the base model's.
         dtype: encoding of the stored parameters; `int8` and `int4` have one scale per 128 values.
         samples: sample weights of the base model, if it is sharded and can no longer be read.
+        ext: an object of JSON values for your own use, of at most 64 KiB and 16 levels; capaft keeps it and ignores it.
 
     Returns:
         Bytes written.
 
     Raises:
-        UsageError: there is no such adapter or dtype, or a file cannot hold the task's options.
+        UsageError: there is no such adapter or dtype, or a file cannot hold the task or `ext`. Nothing was written.
         TrainingError: a parameter is not finite, or the file cannot be written.
 
     Example:
@@ -79,13 +83,14 @@ def save(
     check_type("samples", samples, WeightSamples | None, "WeightSamples")
     if dtype not in SAVE_DTYPES:
         raise UsageError(f"--save-dtype must be one of {', '.join(SAVE_DTYPES)}, got {dtype}")
-    if task and (problem := wrong_options(task.options)):
+    if problem := wrong_ext(ext or {}):
         raise UsageError(f"{problem}; {path} was not written")
     adapter, model = get_adapter(model, name), carrier(model)
     base = base or Origin(getattr(model, "name_or_path", None) or None)
     base_name = None if base.name is None else shared_name(base.name)
     with disabled(model):
         task = task or _labels_record(model, adapter)
+        check_writable(base, task)
         heads = adapter.substitutes.tensors(model)
         samples = samples or weight_samples(model, adapter.plan, heads)
     tensors: dict[str, Tensor] = {}
@@ -98,17 +103,22 @@ def save(
     header = Header(
         base=BaseRecord(base_name, base.revision, samples.base),
         contract=rng.CONTRACT_VERSION,
-        digest=Digests("", sites_digest(plan.sites), streams_digest(plan), tensors_digest(tensors)),
+        digest=Digests("", streams_digest(plan), tensors_digest(tensors)),
+        ext=ext or {},
         format=FORMAT,
         head=HeadRecord.of(plan.head, samples.head),
         method=plan.stack,
         save_dtype=dtype,
         seed=plan.seed,
-        sites=len(plan.sites),
+        sites=SiteList.of(plan),
         targets=plan.targets,
         task=task,
     )
-    content = safetensors.torch.save(tensors, metadata={"capaft": canonical_json(header.signed().record())})
+    try:
+        text = canonical_json(header.signed().record())
+    except ValueError as error:
+        raise UsageError(f"{error}; {path} was not written") from None
+    content = seal(tensors, text)
     write_atomically(Path(path), content)
     return len(content)
 
@@ -194,7 +204,7 @@ def _fill(adapter: Adapter, model: nn.Module, file: AdapterFile) -> None:
     expected: dict[str, Any] = {}
     for key, parameter in trained.items():
         expected |= encoded_layout(key, tuple(parameter.shape), dtype)
-    if expected != {key: (_dtype_name(t), tuple(t.shape)) for key, t in file.tensors.items()}:
+    if expected != {key: (dtype_name(t), tuple(t.shape)) for key, t in file.tensors.items()}:
         raise AdapterFileError(f"{file.path} is damaged: its tensors are not what its header describes")
     stored = {key: decode_tensor(key, file.tensors, tuple(p.shape), dtype) for key, p in trained.items()}
     if not all(torch.isfinite(values).all() for values in stored.values()):
@@ -212,14 +222,3 @@ def _labels_record(model: nn.Module, adapter: Adapter) -> TaskRecord | None:
     if adapter.task is not None:
         return replace(adapter.task, labels=adapter.labels.names)
     return TaskRecord("", adapter.labels.names, 0, "", {"problem_type": adapter.labels.problem_type})
-
-
-def _dtype_name(tensor: Tensor) -> str:
-    names = {
-        torch.float32: "F32",
-        torch.bfloat16: "BF16",
-        torch.float16: "F16",
-        torch.int8: "I8",
-        torch.uint8: "U8",
-    }
-    return names.get(tensor.dtype, str(tensor.dtype))

@@ -11,6 +11,7 @@ from typing import Any
 
 from capaft.adapter.budget import count_trainable
 from capaft.adapter.dropout import check_dropout
+from capaft.adapter.file.header import check_writable
 from capaft.adapter.plan import Plan
 from capaft.config.restarts import parse_restarts
 from capaft.config.train_config import TrainConfig
@@ -76,6 +77,7 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None], labels: Mapping
             f"the run is to end at step {rates.steps}, but its schedule starts anew at step {config.restarts[-1]} "
             "(--restarts, or --resume of a run that was extended there); raise --epochs or --max-steps"
         )
+    check_writable(base.base, job.record)
     describe_job(job, config, say, labels)
     return job
 

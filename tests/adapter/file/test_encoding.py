@@ -115,8 +115,8 @@ def test_the_largest_number_of_a_block_keeps_its_sign(dtype: SaveDtype) -> None:
 @pytest.mark.parametrize(
     ("dtype", "stored"),
     [
-        ("int8", {"x": [127, -64, 0, 18, 1], "x.scale": [7 / 127]}),
-        ("int4", {"x": [15 | 4 << 4, 8 | 9 << 4, 8], "x.scale": [1.0]}),
+        ("int8", {"x": [127, -64, 0, 18, 1], "scale:x": [7 / 127]}),
+        ("int4", {"x": [15 | 4 << 4, 8 | 9 << 4, 8], "scale:x": [1.0]}),
     ],
 )
 def test_golden_integers(dtype: SaveDtype, stored: dict[str, list[float]]) -> None:

@@ -121,17 +121,18 @@ def fill(model: nn.Module, adapter: capaft.Adapter) -> None:
 
 
 def sites_of(weights: dict[str, Tensor], ends: str = "nothing") -> list[Site]:
-    return [
-        Site(path, *weight.shape, is_embedding="embeddings" in path, scales_input=re.search(ends, path) is not None)
-        for path, weight in weights.items()
-    ]
+    def mark(path: str) -> str:
+        return "embedding" if "_embeddings" in path else "input" if re.search(ends, path) else ""
+
+    return [Site(path, *weight.shape, mark=mark(path)) for path, weight in weights.items()]
 
 
 def compare(adapter: capaft.Adapter, path: Path, sites: list[Site], weights: dict[str, Tensor]) -> None:
     """Both readers compute the same factors, and the same weights if the host changes weights."""
     header, parameters = naive_reader.read(path.read_bytes())
-    naive_factors = naive_reader.factors(header, parameters, sites)
-    host, by_path = adapter.plan.stack.host, {site.path: site for site in sites}
+    naive_reader.check_sites(header, sites)
+    naive_factors = naive_reader.factors(header, parameters)
+    host, by_path = adapter.plan.stack.host, {site.path: site for site in naive_reader.sites_of(header)}
     assert host is not None
     assert [site.path for site in adapter.plan.sites] == sorted(naive_factors)
     for site, factors in adapter.factors_of_sites():
@@ -207,8 +208,7 @@ def test_both_readers_find_the_same_head(method: str, options: dict[str, Any], d
     naive_reader.check_head(header, {name: before[name].numpy().reshape(len(before[name]), -1) for name in moved})
     with pytest.raises(naive_reader.Damaged):
         naive_reader.check_head(header, {name: np.ones(header["head"]["parameters"][name]) for name in moved})
-    sites = [Site(site.path, site.out_features, site.in_features) for site in adapter.plan.sites]
-    naive_reader.factors(header, parameters, sites)
+    naive_reader.factors(header, parameters)
     updates = naive_reader.head(header, parameters)
     assert list(updates) == moved
     for name, change in updates.items():
@@ -225,13 +225,12 @@ def test_the_naive_reader_checks_the_head(tmp_path: Path) -> None:
     capaft.attach(model, "lora", rank=2, head=["classifier.dense.weight"], head_mode="nola", head_k=6)
     save(model, path)
     header, parameters = naive_reader.read(path.read_bytes())
-    sites = sites_of({f"encoder.layer.0.attention.self.{name}": torch.zeros(16, 16) for name in ("query", "value")})
-    naive_reader.factors(header, parameters, sites)
+    naive_reader.factors(header, parameters)
     for change in ({"k": 70}, {"parameters": {"classifier.dense.weight": [16, 17]}}, {"k": 0}):
         other = copy.deepcopy(header)
         other["head"] |= change
         with pytest.raises(naive_reader.Damaged):
-            naive_reader.factors(other, parameters, sites)
+            naive_reader.factors(other, parameters)
     header["head"]["k"] = 5
     with pytest.raises(naive_reader.Damaged):
         naive_reader.head(header, parameters)
@@ -316,6 +315,32 @@ def test_without_weights_for_sites_the_linear_layers_tell_the_base(host: str, tm
     naive_reader.check_base(naive_reader.read(path.read_bytes())[0], linear)
 
 
+@pytest.mark.parametrize("method", ["lora", "lora+nola", "lora+nola+capaboost"])
+def test_updates_come_from_the_file_alone(method: str, tmp_path: Path) -> None:
+    """No model, no regular expression of its ranks, no library that names its modules."""
+    model, targets, _ = others()
+    path = tmp_path / "adapter.safetensors"
+    options = {"k": (7, 5)} if "nola" in method else {}
+    adapter = capaft.attach(model, method, rank=3, rank_pattern=("re:query$=2",), targets=targets, seed=5, **options)
+    fill(model, adapter)
+    save(model, path)
+    header, parameters = naive_reader.read(path.read_bytes())
+    updates = {
+        site.path: naive_reader.update(header, site, parts)
+        for site, parts in zip(
+            naive_reader.sites_of(header), naive_reader.factors(header, parameters).values(), strict=True
+        )
+    }
+    host = adapter.plan.stack.host
+    assert host is not None
+    for site, factors in adapter.factors_of_sites():
+        product = host.product(site, tuple(factor.double() for factor in factors))
+        assert product is not None
+        slow = updates.pop(site.path)
+        np.testing.assert_allclose((product[0] @ product[1]).numpy(), slow, rtol=1e-5, atol=3e-6 * abs(slow).max())
+    assert updates == {}
+
+
 def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear)
 
@@ -333,7 +358,7 @@ class OneLayer(nn.Module):
             self.query.weight.copy_((torch.arange(12) / 8 - 0.75).view(3, 4))
 
 
-SITES = [Site("query", 3, 4)]
+SITES = [Site("query", 3, 4, 2)]
 WEIGHT = np.arange(12).reshape(3, 4) / 8 - 0.75
 
 
@@ -362,10 +387,16 @@ def worked_example(data: bytes) -> list[str]:
     outer = data[8 : 8 + length].decode()
     text = json.loads(outer)["__metadata__"]["capaft"]
     lines = [f"{len(data)} bytes", sha256(data).hexdigest(), data[:8].hex(" "), f"H = {length}", text]
+    entries = {name: entry for name, entry in json.loads(outer).items() if name != "__metadata__"}
+    body = data[8 + length :]
+    stored = {name: body[slice(*entry["data_offsets"])] for name, entry in entries.items()}
+    lines += [naive_reader.hashed_tensor(name, entries[name], stored[name]).hex(" ") for name in sorted(stored)]
+    digests = json.loads(text)["digest"]
+    lines += [f'"digest":{{"streams":"{digests["streams"][:4]}', f'"digest":{{"header":"{digests["header"][:4]}']
     lines += [
         outer[outer.index('"down":') :].rstrip(),
         f"{len(outer) - len(outer.rstrip())} spaces",
-        data[8 + length :].hex(" "),
+        body.hex(" "),
     ]
     for factor, start, n, k in (("down", "uniform", 8, 3), ("up", 0.0, 6, 2)):
         streams = (7, "query", factor)
@@ -385,7 +416,7 @@ def worked_example(data: bytes) -> list[str]:
         lines += [f"theta0 = {shown(initial)}"] if factor == "down" else []
         lines += [f"theta0 + G c = {shown(initial + basis @ parameters[factor])}"]
         lines += [f"kept = {[np.flatnonzero(row).tolist() for row in drawn]}"]
-    parts = naive_reader.factors(header, parameters, SITES)["query"]
+    parts = naive_reader.factors(header, parameters)["query"]
     update = naive_reader.merged(header, WEIGHT, SITES[0], parts) - WEIGHT
     return lines + [f"dW[{i}] = {shown(row)}" for i, row in enumerate(update)]
 
@@ -416,7 +447,7 @@ def test_no_byte_can_be_changed(example: bytes) -> None:
 @pytest.mark.parametrize("sites", [[], [Site("key", 3, 4)], [Site("query", 4, 3)], [*SITES, Site("value", 3, 4)]])
 def test_no_other_sites_will_do(example: bytes, sites: list[Site]) -> None:
     with pytest.raises(naive_reader.Damaged):
-        naive_reader.factors(*naive_reader.read(example), sites)
+        naive_reader.check_sites(naive_reader.read(example)[0], sites)
 
 
 @pytest.mark.parametrize(("entry", "value"), [("seed", 8), ("k", [4, 2]), ("copies", 3), ("masks", "partition")])
@@ -424,4 +455,4 @@ def test_no_other_streams_will_do(example: bytes, entry: str, value: Any) -> Non
     header, parameters = naive_reader.read(example)
     (header if entry == "seed" else header["method"])[entry] = value
     with pytest.raises(naive_reader.Damaged):
-        naive_reader.factors(header, parameters, SITES)
+        naive_reader.factors(header, parameters)

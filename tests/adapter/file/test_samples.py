@@ -6,7 +6,6 @@ import base64
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import capaft
 from capaft.adapter.activation import get_adapter
 from capaft.adapter.file.adapter_file import read
 from capaft.adapter.file.fingerprint import base_samples, head_samples
-from capaft.adapter.file.samples import FEW_SAMPLES, SAMPLES, sample_count, samples_of
+from capaft.adapter.file.samples import FEW_SAMPLES, SAMPLES
 from capaft.model.origin import Origin
 
 Change = Callable[[Tensor], Tensor]
@@ -138,25 +137,6 @@ def test_every_site_has_its_share() -> None:
     assert counts.min() >= 13
 
 
-def test_files_with_fewer_samples_are_read(path: Path) -> None:
-    model = tiny.bert()
-    saved(model, path)
-    plan = get_adapter(model).plan
-    few = samples_of(model, plan.sites, plan.seed, "base", FEW_SAMPLES)
-    assert few is not None
-    assert sample_count(few) == 64
-    file = read(path)
-    for text, expected in ((few, "same"), (base64.b64encode(bytes(128)).decode(), "other")):
-        old = capaft.AdapterFile(path, _with_weights(file.header, text), file.tensors, file.size)
-        assert verdict(tiny.bert(), old) == expected  # type: ignore[arg-type]
-        if expected == "same":
-            assert verdict(changed(OTHER["times 1.02"]), old) == "other"  # type: ignore[arg-type]
-
-
-def _with_weights(header: Any, text: str) -> Any:
-    return replace(header, base=replace(header.base, weights=text))
-
-
 def test_a_header_with_a_frozen_head_stays_under_2_kb(path: Path) -> None:
     model = tiny.bert()
     capaft.attach(model, "lora+nola+capaboost", head=["classifier.weight", "classifier.bias"], head_mode="frozen")
@@ -164,4 +144,4 @@ def test_a_header_with_a_frozen_head_stays_under_2_kb(path: Path) -> None:
     assert len(json.dumps(read(path).header.record())) < 2048
     text = head_samples(model, get_adapter(model).plan)
     assert text is not None
-    assert sample_count(text) == FEW_SAMPLES
+    assert len(base64.b64decode(text.lstrip("~"))) == 2 * FEW_SAMPLES

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import random
+import re
 import resource
 import struct
 import subprocess
@@ -139,8 +140,14 @@ def test_round_trip(stack: str, dtype: SaveDtype, path: Path) -> None:
         assert path.with_name("again").read_bytes() == path.read_bytes()
 
 
-ANY_TEXT = st.text(st.characters(exclude_categories=()))
-PLAIN = ANY_TEXT | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.none()
+ANY_TEXT = st.text()
+PLAIN = (
+    ANY_TEXT
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.booleans()
+    | st.none()
+)
 
 
 @given(
@@ -166,6 +173,9 @@ def test_any_text_comes_back(
         ({"a": [1]}, "the task's option a is not a text, number or truth value"),
         ({"a": float("nan")}, "the task's option a is not finite"),
         ({1: 1}, "the task's option 1 is not a text"),
+        ({"a": 2**64}, "the task's option a has more than 64 bits"),
+        ({"a": "\ud800"}, "the task's option a holds a half of a surrogate pair"),
+        ({"\ud800": 1}, "the name of a task's option holds a half of a surrogate pair"),
     ],
 )
 def test_options_that_a_file_cannot_hold(options: Any, message: str, path: Path) -> None:
@@ -173,6 +183,92 @@ def test_options_that_a_file_cannot_hold(options: Any, message: str, path: Path)
         save(adapted(), path, task=TaskRecord("text-classification", (), 1, "f1", options))
     assert not path.exists()
     assert TaskRecord("text-classification", (), 1, "f1").options == {}
+
+
+LONG = "a" * 17 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("labels", "base", "message"),
+    [
+        (("a", "\ud83d"), None, r"labels\[1\] holds a half of a surrogate pair"),
+        (("a", LONG), None, "the header takes 17,.* bytes, more than 16,777,216; shorten the labels"),
+        ((), "caf\udce9", "the base model's name"),
+        ((), LONG, "more than 16,777,216"),
+    ],
+)
+def test_texts_that_a_file_cannot_hold(labels: tuple[str, ...], base: str | None, message: str, path: Path) -> None:
+    path.write_bytes(b"what was there before")
+    with pytest.raises(UsageError, match=message) as error:
+        save(adapted(), path, base=Origin(base), task=TaskRecord("text-classification", labels, 1, "f1"))
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == b"what was there before"
+
+
+def test_ext_is_kept_and_ignored(path: Path) -> None:
+    ext = {"made by": "a test", "": [{"digest": {"header": "0" * 32}}, 1, -0.0, None], "é": {"a": {"b": True}}}
+    model, fresh = adapted(), bert()
+    size = save(model, path)
+    assert save(model, path, ext=ext) > size
+    assert read(path).header.ext == ext
+    assert naive_reader.read(path.read_bytes())[0]["ext"] == ext
+    load(fresh, path)
+    assert equal(trained_values(fresh), trained_values(model))
+    save(fresh, path)
+    assert read(path).header.ext == {}
+
+
+@pytest.mark.parametrize(
+    ("ext", "message"),
+    [
+        ([1], "ext is not an object"),
+        ({"a": float("inf")}, r"ext\.a is not finite"),
+        ({"a": {1: 1}}, r"ext\.a has the key 1, which is not text"),
+        ({"a": Path()}, r"ext\.a is a \w*Path"),
+        ({"a": "é" * 11_000}, "ext takes more than 65,536 characters"),
+        ({"a": json.loads("[" * 16 + "]" * 16)}, "nested more than 16 levels"),
+    ],
+)
+def test_ext_that_a_file_cannot_hold(ext: Any, message: str, path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        save(adapted(), path, ext=ext)
+    assert not path.exists()
+
+
+def test_sites_are_listed_by_path(path: Path) -> None:
+    save(adapted(targets="query,value,word_embeddings", rank_pattern=("value=2",)), path)
+    sites = read(path).header.sites
+    assert sites.record() == [
+        ["embeddings.word_embeddings", 32, 64, 3, "embedding"],
+        ["encoder.layer.{0-1}.attention.self.query", 32, 32, 3, ""],
+        ["encoder.layer.{0-1}.attention.self.value", 32, 32, 2, ""],
+    ]
+    assert list(sites) == [
+        "embeddings.word_embeddings",
+        *(f"encoder.layer.{layer}.attention.self.{name}" for layer in (0, 1) for name in ("query", "value")),
+    ]
+    assert (len(sites), sites.shapes["encoder.layer.1.attention.self.value"].width) == (5, 2)
+
+
+def test_a_parameter_is_never_taken_for_scales(path: Path) -> None:
+    """A model may name its parameters as it likes."""
+    model = _one_layer()
+    model["ln"] = nn.Module()
+    model["ln"].register_parameter("gain", nn.Parameter(torch.ones(300)))
+    model["ln"].register_parameter("gain_scale", nn.Parameter(torch.full((3,), 2.0)))
+    model["scale:head:ln"] = nn.Module()
+    model["scale:head:ln"].register_parameter("gain", nn.Parameter(torch.full((5,), 3.0)))
+    names = ["ln.gain", "ln.gain_scale", "scale:head:ln.gain"]
+    capaft.attach(model, "nola", rank=1, k=2, head=names)
+    save(model, path, dtype="int8")
+    model_again = copy.deepcopy(model)
+    capaft.detach(model_again)
+    with torch.no_grad():
+        for name in names:
+            model_again.get_parameter(name).zero_()
+    load(model_again, path)
+    for name in names:
+        torch.testing.assert_close(model_again.get_parameter(name), model.get_parameter(name), rtol=0.01, atol=0)
 
 
 def test_a_wrapped_model_and_a_bare_encoder_have_the_same_sites(path: Path) -> None:
@@ -242,31 +338,31 @@ def _stream(what: str, name: str, like: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("options", "dtype", "digest"),
     [
-        ({"method": "nola", "k": 16}, "float32", "b6d8fc85be4e4172bacf8177bb762af149f4941c94ef46a04b10f2ffdafa9002"),
+        ({"method": "nola", "k": 16}, "float32", "044aa3dd6df57942ce6efdd5087e39c1e7db36d0ac5c6a51b68564d1bedf2358"),
         (
             {"method": "lora+nola+capaboost", "k": (7, 5), "basis": "uniform"},
             "bfloat16",
-            "63620737b43299b3e0e1fb61ae87f1f9a29b57ec6cc17e6eb3cbf046cf80952c",
+            "e1f32dffcf0f8ad3ca31f8de23441e3203e84848be55b2b9b9bc018d26ad7073",
         ),
         (
             {"method": "nola", "k": 8, "basis": "group"},
             "float16",
-            "3c52ab09007e28c43e672b75c865e300e35d6d142ab6ca440ae54fece03da751",
+            "4d4d8e105cc809e8d35e9f091518c9f7a70ccadb818631ecffc6b106ef7a11a0",
         ),
         (
             {"method": "capaboost", "copies": 3, "density": 0.29},
             "int4",
-            "c1f3e64b05988a7b0692804e6b7558c18d4c5bc0c5ef201e0769379efc573ce3",
+            "499aec05398098fc3be12a16f1d96429d9fd2c4abdf1af26503a0f4f74b4023a",
         ),
         (
             {"method": "capaboost", "copies": 2, "masks": "partition", "targets": "query,key,value"},
             "int8",
-            "22c08ba4e739be3d5e3556676a53e7258c32cc69f5992bfd3ad4b1dac9022b0f",
+            "011d0d3b1f6cfd1f9fbd4c1cc11f991e0b584b3a0e91eecf9aa04f168a969584",
         ),
         (
             {"method": "lora", "head_mode": "nola", "head_k": 9},
             "float32",
-            "886b1f0790a3449a7f5036402eae8e392066abc41459e13df3c759da8082a850",
+            "1856411f8bd75322bb95a5cf0619f208d0bd113ade0c10a7f48275d1dc1d9d1a",
         ),
     ],
 )
@@ -355,17 +451,28 @@ def unpack(data: bytes) -> Parts:
 
 def pack(header: dict[str, Any], tensors: dict[str, tuple[str, list[int], bytes]]) -> bytes:
     """A file whose own digests hold, whatever it says."""
-    hashed = b"".join(name.encode() + b"\0" + tensors[name][2] for name in sorted(tensors))
+    hashed = b"".join(map(hashable, sorted(tensors.items())))
     if isinstance(header.get("digest"), dict):
         header["digest"].pop("header", None)
         header["digest"]["tensors"] = digest(hashed)
         header["digest"]["header"] = digest(canonical(header).encode())
+    return _enveloped(header, tensors)
+
+
+def _enveloped(header: dict[str, Any], tensors: dict[str, tuple[str, list[int], bytes]]) -> bytes:
     listed: dict[str, Any] = {"__metadata__": {"capaft": canonical(header)}}
     body = b""
     for name, (dtype, shape, raw) in tensors.items():
         listed[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(body), len(body) + len(raw)]}
         body += raw
     return envelope(listed, body)
+
+
+def hashable(tensor: tuple[str, tuple[str, list[int], bytes]]) -> bytes:
+    """What the digest of the tensors takes of one: its name, dtype, shape and bytes, with their lengths."""
+    name, (dtype, shape, raw) = tensor
+    texts = b"".join(struct.pack("<Q", len(text.encode())) + text.encode() for text in (name, dtype))
+    return texts + struct.pack(f"<{len(shape) + 2}Q", len(shape), *shape, len(raw)) + raw
 
 
 def envelope(listed: Any, body: bytes = b"") -> bytes:
@@ -453,6 +560,92 @@ def test_random_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, data
             read(file)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shape"), [("I8", [4, 9, 4]), ("U8", [144]), ("F16", [4, 18]), ("F32", [36]), ("F32", [1, 36])]
+)
+def test_the_digest_tells_dtypes_and_shapes(dtype: str, shape: list[int], good: bytes, path: Path) -> None:
+    header, tensors = unpack(good)
+    tensors["down"] = (dtype, shape, tensors["down"][2])
+    wrong = header["digest"]["tensors"]
+    path.write_bytes(pack(header, tensors))
+    assert header["digest"]["tensors"] != wrong
+    header["digest"] |= {"tensors": wrong}
+    del header["digest"]["header"]
+    header["digest"]["header"] = digest(canonical(header).encode())
+    path.write_bytes(_enveloped(header, tensors))
+    with pytest.raises(AdapterFileError, match="do not match their digest"):
+        read(path)
+
+
+def test_mutated_files_are_refused(good: bytes, path: Path) -> None:
+    """Bytes changed, moved, doubled, cut; and digits, quotes, braces in the JSON, with its length made right again."""
+    draw, length = random.Random(1), int.from_bytes(good[:8], "little")
+    refusals = 0
+    for _ in range(3000):
+        data = bytearray(good)
+        for _ in range(draw.choice([1, 1, 2, 5])):
+            start = draw.randrange(len(data))
+            part = slice(start, start + draw.choice([0, 1, 1, 2, 8, 40]))
+            data[part] = draw.choice(
+                [
+                    b"",
+                    bytes(data[part]) * 2,
+                    draw.randbytes(1),
+                    b'"',
+                    b"{",
+                    b"}",
+                    b"[",
+                    b"\\",
+                    b"-",
+                    b"9",
+                    b"e",
+                    b",",
+                    b"\xed\xa0\x80",
+                ]
+            )
+        if draw.random() < 0.5 and len(data) > 8:
+            data[:8] = struct.pack("<Q", max(length + len(data) - len(good), 0))
+        path.write_bytes(data)
+        try:
+            file = read(path)
+        except AdapterFileError:
+            refusals += 1
+        else:  # Nothing was changed, or JSON has another form of the same.
+            assert file.header.record() == unpack(good)[0]
+    assert refusals > 2900
+
+
+# The digests cover the header and the tensors; the JSON around them means one thing, or nothing.
+
+
+ODD: dict[str, Callable[[bytes], bytes]] = {
+    "the metadata twice": lambda text: text.replace(b'{"__metadata__":', b'{"__metadata__":{},"__metadata__":', 1),
+    "the header twice": lambda text: text.replace(b'{"capaft":', b'{"capaft":"","capaft":', 1),
+    "a tensor twice": lambda text: text.replace(b'"down":', b'"down":{},"down":', 1),
+    "a dtype twice": lambda text: text.replace(b'{"dtype":"F32"', b'{"dtype":"F16","dtype":"F32"', 1),
+    "a tensor with a further key": lambda text: text.replace(b'{"dtype"', b'{"comment":1,"dtype"', 1),
+    "fractional offsets": lambda text: re.sub(rb'"data_offsets":\[0,', b'"data_offsets":[0.0,', text, count=1),
+    "true offsets": lambda text: re.sub(rb'"data_offsets":\[0,', b'"data_offsets":[false,', text, count=1),
+    "NaN beside it": lambda text: text.replace(b'"down":', b'"a":NaN,"down":', 1),
+    "half a pair in a name": lambda text: text.replace(b'"down":', b'"\\ud800":', 1),
+    "half a pair as it is": lambda text: text.replace(b'"down":', b'"\xed\xa0\x80":', 1),
+    "half a pair in the header": lambda text: text.replace(b"so so", b"\\\\ud800", 1),
+    "a raw character in the header": lambda text: text.replace(b"so so", "so\u00e9so".encode(), 1),
+    "an escape too many": lambda text: text.replace(b"so so", b"\\\\u0073o so", 1),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_two_readers_could_take_in_two_ways_is_refused(kind: str, good: bytes, path: Path) -> None:
+    length = int.from_bytes(good[:8], "little")
+    text = ODD[kind](good[8 : 8 + length])
+    assert text != good[8 : 8 + length]
+    content = envelope(text, good[8 + length :])
+    with pytest.raises(naive_reader.Damaged):
+        naive_reader.read(content)
+    refused(path, content)
+
+
 # Foreign files
 
 
@@ -474,14 +667,19 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "more metadata": (safetensors.torch.save(PEFT, {"capaft": "{}", "format": "pt"}), "not a capaft adapter"),
     "list": (envelope([]), "not a capaft adapter"),
     "deep": (envelope(DEEP), "not a capaft adapter"),
-    "deep inside": (envelope({"__metadata__": {"capaft": DEEP.decode()}}), "not JSON"),
+    "deep inside": (envelope({"__metadata__": {"capaft": DEEP.decode()}}), "not JSON, or not in this form"),
     "metadata of another type": (envelope({"__metadata__": ["capaft"]}), "not a capaft adapter"),
     "header of another type": (envelope({"__metadata__": {"capaft": {}}}), "not a capaft adapter"),
     "not UTF-8": (envelope(b'{"\xff\xfe": 1}'), "not a capaft adapter"),
-    "UTF-16": (envelope('{"__metadata__":{"capaft":"{}"}}'.encode("utf-16")), "damaged"),
+    "UTF-16": (envelope('{"__metadata__":{"capaft":"{}"}}'.encode("utf-16")), "not a capaft adapter"),
+    "UTF-8 with a mark": (envelope('{"__metadata__":{"capaft":"{}"}}'.encode("utf-8-sig")), "not a capaft adapter"),
     "a number of many digits": (envelope(b'{"a":' + b"9" * 100_000 + b"}"), "not a capaft adapter"),
     "a length beyond the end": (struct.pack("<Q", 2**63) + b"{}", "truncated or is not an adapter"),
     "a header of a gigabyte": (struct.pack("<Q", 2**30) + b"{}", "truncated or is not an adapter"),
+    "a header of 17 MB": (
+        envelope(b"{}" + b" " * 17_000_000),
+        "has a header of 17,000,002 bytes, and at most 16,777,216",
+    ),
 }
 
 
@@ -565,6 +763,49 @@ def _both(*changes: Change) -> Change:
 
 
 LARGE = {"classifier.weight": [3, 32]}
+HERE = "encoder.layer.{0-1}.attention.self.{query,value}"
+SITES: dict[str, Any] = {
+    "of another type": 4,
+    "of no groups": [],
+    "that are text": [HERE],
+    "of three values": [[HERE, 32, 32]],
+    "of six values": [[HERE, 32, 32, 3, "", ""]],
+    "fractional": [[HERE, 32.0, 32, 3, ""]],
+    "true": [[HERE, 32, 32, True, ""]],
+    "negative": [[HERE, -32, 32, 3, ""]],
+    "of no width": [[HERE, 32, 0, 3, ""]],
+    "of another width": [[HERE, 32, 48, 3, ""]],
+    "of another rank": [[HERE, 32, 32, 2, ""]],
+    "of an unknown mark": [[HERE, 32, 32, 3, "conv"]],
+    "of another mark": [[HERE, 32, 32, 3, "embedding"]],
+    "of a billion": [["encoder.{0-999999999}", 32, 32, 3, ""]],
+    "of a billion in groups": [[f"a{number:05}" + ".{0-999}" * 2, 32, 32, 3, ""] for number in range(10**3)],
+    "of 2 ** 3,000,000": [["{0-1}" * 10**6, 32, 32, 3, ""]],
+    "of a gigabyte": [["a" * 2**20 + ".{0-999}", 32, 32, 3, ""]],
+    "twice": [[HERE, 32, 32, 3, ""], ["encoder.layer.{0-1}.attention.self.{value,query}", 32, 32, 3, ""]],
+    "twice in one": [["encoder.layer.{0-1,1}.attention.self.{query,value}", 32, 32, 3, ""]],
+    "too few": [["encoder.layer.{0-1}.attention.self.query", 32, 32, 3, ""]],
+    "too many": [["encoder.layer.{0-1}.attention.self.{key,query,value}", 32, 32, 3, ""]],
+    "of other names": [["encoder.layer.{0-1}.attention.self.{key,value}", 32, 32, 3, ""]],
+    "out of order": [[f"encoder.layer.{layer}.attention.self.query", 32, 32, 3, ""] for layer in (1, 0)],
+    "of an open brace": [["encoder.layer.{0-1", 32, 32, 3, ""]],
+    "of braces in braces": [["{a{b,c}}", 32, 32, 3, ""]],
+    "of an empty alternative": [["{a,}", 32, 32, 3, ""]],
+    "of a comma": [["a,b", 32, 32, 3, ""]],
+    "of a range backwards": [["{1-0}", 32, 32, 3, ""]],
+    "of several lines": [["a\nb\x1b[2J", 32, 32, 3, ""]],
+    "of millions of braces": [["{" * 10**6, 32, 32, 3, ""]],
+    "of too many alternatives": [["{" + ",".join(["a"] * 10**5 * 3) + "}", 32, 32, 3, ""]],
+}
+EXTS: dict[str, Any] = {
+    "null": None,
+    "a list": [],
+    "too long": {"a": "b" * 2**16},
+    "too deep": {"a": json.loads("[" * 16 + "]" * 16)},
+    "much too deep": {"a": json.loads("[" * 900 + "]" * 900)},
+    "of a number too large": {"a": 2**64},
+    "of many lists": {"a": [[]] * 10**5},
+}
 HOSTILE: dict[str, Change] = {
     "a rank of a billion": _method(rank=10**9),
     "a rank beyond the layer": _method(rank=65),
@@ -646,9 +887,7 @@ HOSTILE: dict[str, Change] = {
     "seed too large": _put("seed", value=2**64),
     "seed fractional": _put("seed", value=0.0),
     "another seed": _put("seed", value=1),
-    "sites of a billion": _put("sites", value=10**9),
-    "sites negative": _put("sites", value=-1),
-    "sites digest": _put("digest", "sites", value="0" * 32),
+    **{f"sites {name}": _put("sites", value=value) for name, value in SITES.items()},
     "streams digest": _put("digest", "streams", value="0" * 32),
     "digest of another type": _put("digest", "streams", value=0),
     "save dtype unknown": _put("save_dtype", value="float64"),
@@ -666,6 +905,10 @@ HOSTILE: dict[str, Change] = {
     "options of another type": _put("task", "options", value=[]),
     "options nested": _put("task", "options", value={"a": {}}),
     "options of a thousand": _put("task", "options", value={str(number): 0 for number in range(1000)}),
+    **{f"ext {name}": _put("ext", value=value) for name, value in EXTS.items()},
+    "an option of more than 64 bits": _put("task", "options", value={"a": 2**64}),
+    "a label that is half a pair": _put("task", "labels", value=["\ud800", "b", "c"]),
+    "a name that is half a pair": _put("base", "name", value="\udc80"),
     "a head of another type": _put("head", value=[]),
     "a head of no keys": _put("head", value={}),
     "a head that is stored whole": _put("head", value={"k": 4, "parameters": LARGE, "weights": None}),
@@ -679,7 +922,7 @@ HOSTILE: dict[str, Change] = {
     "no up": lambda _, tensors: tensors.pop("up"),
     "no tensors": lambda _, tensors: tensors.clear(),
     "one tensor more": _tensor("side", "F32", [1], bytes(4)),
-    "a scale of nothing": _tensor("down.scale", "F32", [1], bytes(4)),
+    "a scale of nothing": _tensor("scale:down", "F32", [1], bytes(4)),
     "a head that the model lacks": _tensor("head:score.weight", "F32", [1], bytes(4)),
     "a head of another shape": _tensor("head:classifier.bias", "F32", [1], bytes(4)),
     "a head of another dtype": _tensor("head:classifier.bias", "BF16", [3], bytes(6)),
@@ -700,15 +943,10 @@ def test_hostile_files_are_refused(kind: str, good: bytes, path: Path) -> None:
 
 def test_a_basis_that_cannot_be_is_refused(good: bytes, path: Path) -> None:
     """Parameters and streams are what the header says, but no such adapter can have been written."""
-    sites = [
-        naive_reader.Site(f"encoder.layer.{layer}.attention.self.{name}", 32, 32)
-        for layer in (0, 1)
-        for name in ("query", "value")
-    ]
 
     def empty_groups(header: dict[str, Any], tensors: dict[str, tuple[str, list[int], bytes]]) -> None:
         header["method"].update(basis="group", k=[9, 100])
-        header["digest"]["streams"] = naive_reader.streams_digest(header, sites)
+        header["digest"]["streams"] = naive_reader.streams_digest(header)
         tensors["up"] = ("F32", [4, 100], bytes(1600))
 
     refused(path, forged(good, empty_groups), r"k 100 is more than the \d+ entries", UsageError)
@@ -808,14 +1046,11 @@ def test_a_small_file_cannot_ask_for_huge_factors(method: str, size: str, path: 
     """Their coefficients are few whatever the hidden width, and every digest holds."""
     model = adapted(f"{method}+nola", **{size: 10})
     save(model, path)
-    sites = [
-        naive_reader.Site(site.path, site.out_features, site.in_features)
-        for site in capaft.adapters(model)["default"].plan.sites
-    ]
 
     def huge(header: dict[str, Any], _: Any) -> None:
         header["method"][size] = 2**27
-        header["digest"]["streams"] = naive_reader.streams_digest(header, sites)
+        header["sites"] = [[template, out, wide, 2**27, mark] for template, out, wide, _, mark in header["sites"]]
+        header["digest"]["streams"] = naive_reader.streams_digest(header)
 
     refused(path, forged(path.read_bytes(), huge), "hidden width of 134217728")
 
@@ -827,11 +1062,14 @@ JSON = st.recursive(
 )
 PLACES = [
     *(("base", key) for key in ("name", "revision", "weights")),
-    *(("digest", key) for key in ("sites", "streams")),
+    *(("digest", key) for key in ("streams", "tensors")),
     *(("method", key) for key in ("method", "rank", "alpha", "rslora", "rank_pattern", "k", "basis", "scope")),
     *(("task", key) for key in ("labels", "max_length", "metric", "name", "options")),
     *(("targets", key) for key in ("exclude", "layers", "modules")),
-    *((key,) for key in ("base", "contract", "digest", "format", "head", "method", "save_dtype", "seed", "sites")),
+    *(
+        (key,)
+        for key in ("base", "contract", "digest", "ext", "format", "head", "method", "save_dtype", "seed", "sites")
+    ),
     ("targets",),
 ]
 
@@ -847,7 +1085,7 @@ def test_any_value_anywhere_is_refused_or_does_no_harm(
         described = read(file)
         load(model := bert(), described)
         # Only what nothing random depends on can have been another value, and targets that find the same sites.
-        harmless = place[0] in ("base", "targets", "task") or place[-1] in ("alpha", "rank_pattern", "rslora")
+        harmless = place[0] in ("base", "ext", "targets", "task") or place[-1] in ("alpha", "rank_pattern", "rslora")
         assert harmless or described.header.record() == unpack(good)[0]
         assert equal(trained_values(model), trained_values(adapted()))
 
@@ -866,7 +1104,9 @@ def test_another_width_is_refused(good: bytes, path: Path) -> None:
     path.write_bytes(good)
     config = copy.deepcopy(bert().config)
     config.hidden_size = 48
-    with pytest.raises(AdapterFileError, match="4 sites of other shapes or names"):
+    with pytest.raises(
+        AdapterFileError, match=r"self.query is 32 x 32, width 3 in the file and 48 x 48, width 3 in the model"
+    ):
         load(type(bert())(config), path)
 
 

@@ -1,0 +1,84 @@
+"""The safetensors file around an adapter: its JSON and the places of its tensors, checked before one is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors.torch
+from torch import Tensor
+
+from capaft.adapter.file.canonical import is_text, parse_json
+from capaft.adapter.file.encoding import DTYPE_BYTES
+from capaft.support.errors import AdapterFileError, UsageError
+
+# Room for 200,000 labels of 10 characters outside ASCII; a hostile one of this size still fits into memory, parsed.
+MAX_JSON_BYTES = 16 * 2**20
+
+
+def seal(tensors: dict[str, Tensor], text: str) -> bytes:
+    """The bytes of a file with these tensors and this header.
+
+    Raises:
+        UsageError: the name of a tensor is no text, or the header is too long for a reader.
+    """
+    for name in tensors:
+        if not is_text(name):
+            raise UsageError(f"the parameter {name!r} has a half of a surrogate pair in its name; rename it")
+    content = safetensors.torch.save(tensors, metadata={"capaft": text})
+    if (length := int.from_bytes(content[:8], "little")) > MAX_JSON_BYTES:
+        raise UsageError(f"the header takes {length:,} bytes, more than {MAX_JSON_BYTES:,}; shorten the labels")
+    return content
+
+
+def open_safetensors(path: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any], str]:
+    """The safetensors header, its bounds checked: tensor descriptions by name, and the text of capaft's own header.
+
+    The tensors are not read yet, since a stranger's file may have any size.
+
+    Raises:
+        AdapterFileError: the file is truncated or foreign, or its tensors do not lie where it says.
+    """
+    length = int.from_bytes(stream.read(8), "little")
+    if size < 8 or length > size - 8:
+        raise AdapterFileError(f"{path} is truncated or is not an adapter file; copy it again")
+    if length > MAX_JSON_BYTES:
+        raise AdapterFileError(f"{path} has a header of {length:,} bytes, and at most {MAX_JSON_BYTES:,} are read")
+    try:
+        described = parse_json(stream.read(length).decode())
+        metadata = described.pop("__metadata__")
+        text = metadata.pop("capaft")
+        if metadata or not isinstance(text, str):
+            raise TypeError
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise AdapterFileError(f"{path} is not a capaft adapter; adapters of other tools cannot be read") from None
+    end = 0
+    try:
+        for entry in sorted(described.values(), key=lambda entry: tuple(entry["data_offsets"])):
+            start, stop = entry["data_offsets"]
+            if set(entry) != {"dtype", "shape", "data_offsets"} or {type(start), type(stop)} != {int}:
+                raise ValueError
+            if start != end or stop - start != _count(entry["shape"], size) * DTYPE_BYTES[entry["dtype"]]:
+                raise ValueError
+            end = stop
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise AdapterFileError(f"{path} is damaged: its tensors do not lie where its header says") from None
+    if 8 + length + end != size:
+        raise AdapterFileError(f"{path} is truncated or has bytes that its header does not name; copy it again")
+    return described, text
+
+
+def _count(shape: list[Any], most: int) -> int:
+    """The number of a tensor's entries.
+
+    Raises:
+        ValueError: a side is no whole number, or there are more entries than can be.
+    """
+    count = 1
+    for side in shape:
+        if type(side) is not int or side < 0:
+            raise ValueError
+        count *= side
+        if count > most:  # Before a long list of sides makes it a number of millions of digits.
+            raise ValueError
+    return count
