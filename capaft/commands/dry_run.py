@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from capaft.adapter.file.encoding import DTYPE_BYTES, encoded_layout
+from capaft.adapter.file.path_templates import path_templates
 from capaft.adapter.install import attach_plan
 from capaft.config.sources import dump_settings
 from capaft.config.train_config import TrainConfig
@@ -22,6 +23,9 @@ from capaft.training.record.run_directory import choose_directory
 from capaft.training.setup.job import Job
 from capaft.training.setup.prepare import prepare_job
 from capaft.training.setup.settled import settled_config
+
+MOST_TEMPLATES = 8
+"""Templates of sites that the summary shows at most."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,9 @@ def dry_run_text(plan: DryRun) -> str:
 
 
 def _sites_text(sites: Sequence[str]) -> str:
-    """The number of sites, and the first and the last of them."""
+    """The number of sites and templates of their paths, as adapter files have them."""
     if not sites:
         return "none"
-    return f"{len(sites)}: {sites[0]}{f' to {sites[-1]}' if len(sites) > 1 else ''}"
+    templates = path_templates(sites)
+    others = f" and {len(templates) - MOST_TEMPLATES} more forms" if len(templates) > MOST_TEMPLATES else ""
+    return f"{len(sites)}: {', '.join(templates[:MOST_TEMPLATES])}{others}"

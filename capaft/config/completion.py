@@ -13,7 +13,8 @@ _NARROW = ("ia3", "bitfit")
 
 def complete_method(incomplete: str) -> list[str]:
     """The method stacks that begin with what was typed, those of other packages included."""
-    others = sorted(entry.name for entry in entry_points(group="capaft.methods"))
+    # A method of another package is called `package.host`; which it is would only be certain once it is imported.
+    others = sorted(f"{entry.module.partition('.')[0]}.{entry.name}" for entry in entry_points(group="capaft.methods"))
     stacks = ["head", "full", "nola", "capaboost", "nola+capaboost"]
     for host in (*_HOSTS, *others):
         ends = ("", "+nola") if host in _NARROW else ("", "+nola", "+capaboost", "+nola+capaboost")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 
 import pytest
 
@@ -31,11 +32,10 @@ def test_the_beginning_counts() -> None:
 
 
 def test_methods_of_other_packages_complete(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Entry:
-        name = "loha"
-
-    monkeypatch.setattr(completion, "entry_points", lambda group: [Entry] if group == "capaft.methods" else [])
-    assert complete_method("loh") == ["loha", "loha+nola", "loha+capaboost", "loha+nola+capaboost"]
+    entry = EntryPoint("loha", "acme.adapters:LoHa", "capaft.methods")
+    monkeypatch.setattr(completion, "entry_points", lambda group: [entry] if group == entry.group else [])
+    tails = ["", "+nola", "+capaboost", "+nola+capaboost"]
+    assert complete_method("acme.l") == [f"acme.loha{tail}" for tail in tails]
 
 
 def test_a_shell_gets_them_at_once() -> None:

@@ -223,8 +223,12 @@ def parse_header(path: Path, text: str) -> Header:
     if header["save_dtype"] not in SAVE_DTYPES:
         raise AdapterFileError(f"{path} is damaged: there is no dtype {header['save_dtype']}; copy it again")
     try:
-        complete = set(header["method"]) == stack_options(str(header["method"].get("method")))
-        parsed = Header.of(header) if complete else None
+        options = stack_options(str(header["method"].get("method")))
+        if later := sorted(set(header["method"]) - options):
+            raise AdapterFileError(
+                f"{path}: its method has the option {later[0]}, which this capaft does not know; upgrade it"
+            )
+        parsed = Header.of(header) if set(header["method"]) == options else None
     except UsageError as error:
         raise AdapterFileError(f"{path}: {error}") from None
     except ValueError as error:

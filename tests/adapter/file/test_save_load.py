@@ -941,6 +941,13 @@ def test_hostile_files_are_refused(kind: str, good: bytes, path: Path) -> None:
     refused(path, forged(good, HOSTILE[kind]))
 
 
+def test_an_option_of_a_later_version_asks_for_an_upgrade(good: bytes, path: Path) -> None:
+    def later(header: dict[str, Any], tensors: dict[str, tuple[str, list[int], bytes]]) -> None:
+        header["method"]["init_down"] = "kaiming-rank"
+
+    refused(path, forged(good, later), r"has the option init_down, which this capaft does not know; upgrade it")
+
+
 def test_a_basis_that_cannot_be_is_refused(good: bytes, path: Path) -> None:
     """Parameters and streams are what the header says, but no such adapter can have been written."""
 
