@@ -116,7 +116,7 @@ def stored_vector() -> list[str]:
         tensors = encode_tensor("x", torch.tensor(VALUES), dtype)
         cells = {name: tensor.view(torch.uint8).numpy().tobytes() for name, tensor in tensors.items()}
         back = naive_reader.decode(dtype, "x", cells)[: len(VALUES)].tolist()
-        scale = f", x.scale {cells['x.scale'].hex(' ')}" if "x.scale" in cells else ""
+        scale = f", scale:x {cells['scale:x'].hex(' ')}" if "scale:x" in cells else ""
         lines.append(f"{dtype}: x {cells['x'].hex(' ')}{scale}; read back {back}")
     return lines
 
