@@ -12,6 +12,7 @@ from capaft.config.sources import resolve_settings
 from capaft.support import strict_json
 from capaft.support.console import print_line
 from capaft.support.files import check_writable
+from capaft.support.signals import unwind_from_here
 
 
 @signature(EvalOptions)
@@ -24,6 +25,7 @@ def eval_command(run: Run, json: Json = False, **flags: str | bool | list[str] |
         from capaft.training.record.saved_run import open_run
         from capaft.training.scoring import score_run
 
+        unwind_from_here()
         saved = open_run(run, options)
         scores = score_run(saved, options, say=lambda line: print_line(console, f"data   {line}"))
         print(strict_json.document(asdict(scores)) if json else evaluation_summary(scores, options.predictions))

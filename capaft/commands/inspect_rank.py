@@ -14,6 +14,7 @@ from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
 from capaft.support import strict_json
 from capaft.support.files import check_writable, write_atomically
+from capaft.support.signals import unwind_from_here
 
 if TYPE_CHECKING:
     from capaft.adapter.rank import SiteRank
@@ -36,6 +37,7 @@ def inspect_rank_command(
         from capaft.adapter.rank import inspect_ranks, summarise_ranks
         from capaft.training.record.saved_run import open_run
 
+        unwind_from_here()
         reports = inspect_ranks(open_run(run, options).model)
         summary = summarise_ranks(reports)
         if plot:

@@ -18,6 +18,7 @@ from capaft.config.sources import resolve_settings
 from capaft.support import hub, strict_json
 from capaft.support.errors import TrainingError, UsageError, one_line
 from capaft.support.files import write_atomically
+from capaft.support.signals import uninterrupted, unwind_from_here
 
 if TYPE_CHECKING:
     from capaft.training.record.saved_run import SavedRun
@@ -38,6 +39,7 @@ def merge_command(
         quiet_libraries(console)
         from capaft.training.record.saved_run import open_run
 
+        unwind_from_here()
         started = time.perf_counter()
         sites = write_merged(open_run(run, options), output, overwrite=overwrite, dequantise=options.dequantise)
         results = {"output": output, "sites": sites, "seconds": round(time.perf_counter() - started, 3)}
@@ -86,22 +88,38 @@ def write_merged(saved: SavedRun, output: str, *, overwrite: bool = False, dequa
     count = merge(saved.model, dequantise=dequantise)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        aside = None
         try:
+            with uninterrupted():
+                aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
             aside.chmod(0o755)
             saved.model.save_pretrained(aside)  # type: ignore[operator]
             if has_towers(saved.model):
                 _write_processors(saved, aside)
             saved.base.processor.save_pretrained(aside)
             write_atomically(aside / "README.md", _card(saved))
-            if path.exists():
-                shutil.rmtree(path)
-            aside.rename(path)
+            with uninterrupted():
+                _replace(path, aside)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            if aside:
+                shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise TrainingError(f"cannot write {output}: {error.strerror or error}; nothing was left there") from None
     return count
+
+
+def _replace(path: Path, aside: Path) -> None:
+    """Put a directory in the place of another, which is moved away first and only then removed."""
+    old = aside.with_name(f"{aside.name}.old")
+    if path.exists():
+        path.rename(old)
+    try:
+        aside.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_processors(saved: SavedRun, directory: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capaft.support.console import print_line
+from capaft.support.console import is_first_process, print_line
 from capaft.support.errors import CapaftError, Interrupted, TrainingError
+from capaft.support.signals import unwinding
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +27,10 @@ def reporting() -> Iterator[Console]:
     console = Console(stderr=True)
     try:
         yield console
-    except CapaftError as error:
+    except (Exception, KeyboardInterrupt) as raised:
+        error = _reported(raised)
+        if error is None:
+            raise
         # An interruption is not an error; its message says where the run stopped.
         prefix = "" if isinstance(error, Interrupted) else "error: "
         # All processes of a run find the same usage error; a failure may be that of one process alone.
@@ -36,9 +39,16 @@ def reporting() -> Iterator[Console]:
             for line in str(error).splitlines():
                 print_line(console, f"{prefix}{line}")
         raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        print_line(console, "stopped by Ctrl-C")
-        raise typer.Exit(130) from None
+
+
+def _reported(raised: BaseException) -> CapaftError | None:
+    """The error to report for what was raised; None if it is nothing that capaft foresees."""
+    if isinstance(raised, Interrupted):
+        return raised
+    # While a process stops, whatever fails does so because of that: a library may have wrapped the interruption.
+    if stopped := unwinding() or (isinstance(raised, KeyboardInterrupt) and (str(raised) or "stopped by Ctrl-C")):
+        return Interrupted(stopped)
+    return raised if isinstance(raised, CapaftError) else None
 
 
 def quiet_libraries(console: Console) -> None:
@@ -60,8 +70,3 @@ def quiet_libraries(console: Console) -> None:
     warnings.showwarning = show
     for name in ("huggingface_hub", "datasets", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def is_first_process() -> bool:
-    """True for the process that reports for all that train together."""
-    return os.environ.get("RANK", "0") == "0"

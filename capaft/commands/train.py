@@ -12,14 +12,15 @@ from typing import Annotated
 
 import typer
 
-from capaft.commands.reporting import Json, is_first_process, quiet_libraries, reporting
+from capaft.commands.reporting import Json, quiet_libraries, reporting
 from capaft.config.presets import preset_file
 from capaft.config.signature import signature
 from capaft.config.sources import MADE_BY, dump_settings, resolve_settings, user_labels, with_labels
 from capaft.config.train_config import TrainConfig
 from capaft.support import strict_json
-from capaft.support.console import print_line
+from capaft.support.console import is_first_process, print_line
 from capaft.support.errors import CapaftError, UsageError
+from capaft.support.signals import unwind_from_here
 
 
 @signature(TrainConfig)
@@ -54,6 +55,7 @@ def train_command(
         if dry_run:
             from capaft.commands.dry_run import describe_run, dry_run_text
 
+            unwind_from_here()
             with _naming(labels):
                 dry_run_report = describe_run(settings, lambda line: print_line(console, line), labels)
             print(strict_json.document(asdict(dry_run_report)) if json else dry_run_text(dry_run_report))
@@ -61,6 +63,7 @@ def train_command(
         from capaft.commands.summary import run_summary
         from capaft.training.run import execute_run
 
+        unwind_from_here()
         with _naming(labels):
             results = execute_run(settings, console, sys.argv[1:], labels)
         if is_first_process():

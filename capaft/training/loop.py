@@ -21,12 +21,13 @@ from capaft.factors import rng
 from capaft.support import strict_json
 from capaft.support.errors import Interrupted, UsageError
 from capaft.support.files import write_atomically
+from capaft.support.signals import interruptible
 from capaft.tasks.base.features import Batch
 from capaft.training import batches, schedule
 from capaft.training.accelerator import move_model, peak_memory
 from capaft.training.early_stopping import Best, tells_nothing
 from capaft.training.evaluate import Evaluation, evaluate, move_batch
-from capaft.training.interrupt import interruptible, memory_guard
+from capaft.training.interrupt import memory_guard
 from capaft.training.optimizer import build_optimizer, parameter_groups
 from capaft.training.parallel.processes import Processes
 from capaft.training.record.checkpoint import Checkpoint, Progress, write_checkpoint
