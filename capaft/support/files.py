@@ -25,8 +25,15 @@ def check_writable(option: str, path: Path | None) -> None:
         raise UsageError(f"{option} {path}: {nearest} is not a writable directory")
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
+def write_atomically(path: Path, content: bytes | str, *, make_parents: bool = True) -> None:
     """Write a file so that a reader sees the old content or the new, never a part, even after a crash.
+
+    What is no file, such as `/dev/stdout` or a named pipe, is written to as it is, not replaced.
+
+    Args:
+        path: the file.
+        content: all of it.
+        make_parents: make the directories that are missing; a directory that has vanished must not be made again.
 
     Raises:
         TrainingError: the disk is full or the directory cannot be written; the old file is untouched.
@@ -34,7 +41,12 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     data = content.encode() if isinstance(content, str) else content
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            with path.open("wb") as stream:
+                stream.write(data)
+            return
+        if make_parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
@@ -45,13 +57,16 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
+        temporary = None
         flush_directory(path.parent)
     except OSError as error:
+        reason = error.strerror or str(error)
+        raise TrainingError(f"cannot write {path}: {reason}; any file there is unchanged") from None
+    finally:
+        # Also after an interruption.
         if temporary:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        reason = error.strerror or str(error)
-        raise TrainingError(f"cannot write {path}: {reason}; any file there is unchanged") from None
 
 
 def flush_directory(directory: Path) -> None:

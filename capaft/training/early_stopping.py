@@ -16,6 +16,7 @@ class Best:
         scores: all its scores.
         waited: evaluations since the last one that was better by enough.
         beaten: the score that must be beaten by enough for the wait to end.
+        digest: of the adapter file that was saved after it; see `record/best_adapter.py`.
     """
 
     step: int = 0
@@ -23,6 +24,7 @@ class Best:
     scores: dict[str, float] = field(default_factory=dict)
     waited: int = 0
     beaten: float | None = None
+    digest: str = ""
 
     def after(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,10 @@ class Evaluation:
     predictions: Sequence[Any]
 
 
+class EvaluationStopped(Exception):  # noqa: N818 - a request is not an error
+    """An evaluation was asked to stop between two batches."""
+
+
 def evaluate(
     task: Task,
     base: BaseModel,
@@ -41,6 +45,7 @@ def evaluate(
     *,
     processes: Processes,
     autocast: AbstractContextManager[Any] | None = None,
+    interrupted: Callable[[], bool] | None = None,
 ) -> Evaluation:
     """All scores of a model over a data set, and the mean loss of its terms.
 
@@ -52,27 +57,33 @@ def evaluate(
         batch_size: features in a forward.
         processes: the processes that share the work; each returns the whole.
         autocast: the context that forwards run in.
+        interrupted: asked before each batch; if True in any process, all of them stop.
 
     Raises:
         TrainingError: the loss is not finite, so no score means anything.
+        EvaluationStopped: a process was interrupted.
     """
     device = device_of(model)
     in_training = [module for module in model.modules() if module.training]
     model.eval()
     predicted: list[tuple[int, Any]] = []
     total = terms = 0.0
-    with torch.inference_mode(), autocast or nullcontext():
-        for indices, is_own in _share(features, batch_size, processes):
-            batch = move_batch(task.collate(base, features, indices, training=False), device)
-            outputs = model(**batch.inputs)
-            if is_own:
-                total += float(task.loss(outputs, batch.targets, 0.0))
-                terms += batch.terms
-            # Predictions may take forwards of their own, so they are made even where they do not count.
-            predictions = task.predict(base, model, features, indices, batch, outputs)
-            predicted += zip(indices, predictions, strict=True) if is_own else ()
-    for module in in_training:
-        module.training = True
+    try:
+        with torch.inference_mode(), autocast or nullcontext():
+            for indices, is_own in _share(features, batch_size, processes):
+                if interrupted and any(processes.totals(interrupted())):
+                    raise EvaluationStopped
+                batch = move_batch(task.collate(base, features, indices, training=False), device)
+                outputs = model(**batch.inputs)
+                if is_own:
+                    total += float(task.loss(outputs, batch.targets, 0.0))
+                    terms += batch.terms
+                # Predictions may take forwards of their own, so they are made even where they do not count.
+                predictions = task.predict(base, model, features, indices, batch, outputs)
+                predicted += zip(indices, predictions, strict=True) if is_own else ()
+    finally:
+        for module in in_training:
+            module.training = True
     # The sums come before the predictions, so that all processes stop here if the loss is not finite.
     total, terms = processes.totals(total, terms)
     if not math.isfinite(total):

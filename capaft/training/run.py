@@ -30,13 +30,13 @@ from capaft.training.loop import Outcome, train
 from capaft.training.optimizer import check_optimizer
 from capaft.training.parallel.processes import Processes
 from capaft.training.parallel.sharding import shard_model, sharding_requested
+from capaft.training.record.best_adapter import check_best_adapter
 from capaft.training.record.checkpoint import Checkpoint, newest_checkpoint, prune_checkpoints
 from capaft.training.record.extension import continuation, is_finished, with_restarts
 from capaft.training.record.model_card import card_text
 from capaft.training.record.results import Results, read_results
 from capaft.training.record.resume import (
     changed_settings,
-    check_best_adapter,
     check_same_origin,
     origin_digests,
 )
@@ -79,16 +79,18 @@ def execute_run(
     check_optimizer(config.optimizer)
     in_shares = sharding_requested()
     accelerator = accelerator_for(config)
-    processes = Processes.here()
+    processes = Processes.here(config.timeout)
     console.quiet = console.quiet or not processes.is_first
     say = partial(print_line, console)
     # The first process chooses the directory: the others look when it has already made it.
     directory = RunDirectory(processes.from_first(_choose(config) if processes.is_first else None))
     with hold_directory(directory) if processes.is_first else nullcontext():
         resumes = config.resume and directory.config.exists()
-        resumed = newest_checkpoint(directory.checkpoints) if resumes else None
+        resumed = newest_checkpoint(directory.checkpoints, say) if resumes else None
         finished = resumes and is_finished(directory)
         _check_shared(directory, (resumes, finished, resumed.progress.step if resumed else 0), processes)
+        if resumed:
+            check_best_adapter(directory, resumed.progress)
         if resumes:
             config, command = with_restarts(config, directory), _command_of(directory)
 
@@ -104,7 +106,6 @@ def execute_run(
         processes.gather([restart])
         if resumed:
             check_same_origin(resumed.made_from, made_from, directory.path, resumed.made_with)
-            check_best_adapter(directory, resumed.progress.best.value is not None)
         if finished and not restart:
             return _finished(directory, resumed, say)
         if restart:
@@ -129,7 +130,7 @@ def execute_run(
         with replacing_run(directory, say) if processes.is_first and not resumed else nullcontext():
             if processes.is_first:
                 made_by = f"{MADE_BY}{json.dumps(list(command))}\n\n"
-                write_atomically(directory.config, made_by + dump_settings(repeatable))
+                write_atomically(directory.config, made_by + dump_settings(repeatable), make_parents=False)
                 # Only now: a run that is extended is not finished once its settings say so.
                 directory.results.unlink(missing_ok=True)
             if in_shares and processes.count > 1:
@@ -140,8 +141,9 @@ def execute_run(
                 outcome = train(run, resumed)
         results = _results(run, outcome)
         if processes.is_first:
-            write_atomically(directory.card, card_text(results, command, directory.config))
-            write_atomically(directory.results, strict_json.document(results.record(), indent=2) + "\n")
+            write_atomically(directory.card, card_text(results, command, directory.config), make_parents=False)
+            document = strict_json.document(results.record(), indent=2) + "\n"
+            write_atomically(directory.results, document, make_parents=False)
         return results
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ STATE = "state.json"
 KEPT_CHECKPOINTS = 2
 # Between the keys of mappings within one another.
 _NESTED = "/"
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError)
 _NAME = re.compile(r"step-(\d{9})")
 
 
@@ -41,12 +42,14 @@ class Progress:
         best: the best evaluation so far.
         seconds: time spent training, over all starts.
         baseline: score of the frozen base, if it was measured.
+        evaluated: False if the evaluation that is due after this step was interrupted.
     """
 
     step: int = 0
     best: Best = field(default_factory=Best)
     seconds: float = 0.0
     baseline: float | None = None
+    evaluated: bool = True
 
 
 @dataclass(frozen=True)
@@ -151,8 +154,10 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     aside = final.with_name(f".{final.name}")
     try:
         try:
-            write_atomically(aside / TENSORS, encoded)
-            write_atomically(aside / STATE, json.dumps(state, indent=1) + "\n")
+            directory.mkdir(exist_ok=True)
+            aside.mkdir(exist_ok=True)
+            write_atomically(aside / TENSORS, encoded, make_parents=False)
+            write_atomically(aside / STATE, json.dumps(state, indent=1) + "\n", make_parents=False)
             if final.exists():
                 shutil.rmtree(final)
             aside.rename(final)
@@ -177,8 +182,12 @@ def prune_checkpoints(directory: Path, step: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def newest_checkpoint(directory: Path) -> Checkpoint | None:
+def newest_checkpoint(directory: Path, say: Callable[[str], None] = lambda line: None) -> Checkpoint | None:
     """The last checkpoint that can be read, or None.
+
+    Args:
+        directory: a run's directory of checkpoints.
+        say: called with a line for each that is damaged.
 
     Raises:
         UsageError: there are checkpoints, but none can be read.
@@ -188,10 +197,11 @@ def newest_checkpoint(directory: Path) -> Checkpoint | None:
         try:
             state = json.loads((path / STATE).read_text(encoding="utf-8"))
             encoded = (path / TENSORS).read_bytes()
-            if state.pop("digest") != _digest(encoded, state):
-                continue
-            tensors = safetensors.torch.load(encoded)
             progress = state["progress"]
+            # A directory under another's name is as wrong as its content.
+            if state.pop("digest") != _digest(encoded, state) or _path(directory, progress["step"]) != path:
+                raise ValueError("other bytes than were written")
+            tensors = safetensors.torch.load(encoded)
             return Checkpoint(
                 Progress(**progress | {"best": Best(**progress["best"])}),
                 state["made_with"],
@@ -200,8 +210,8 @@ def newest_checkpoint(directory: Path) -> Checkpoint | None:
                 state["optimizer"],
                 state["scaler"],
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError):
-            continue
+        except _DAMAGED:
+            say(f"warning: the checkpoint {path} is damaged; the one before it is used")
     if checkpoints:
         raise UsageError(f"no checkpoint in {directory} can be read; start anew with --overwrite")
     return None

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 import capaft
-from capaft.adapter.file.adapter_file import read
 from capaft.adapter.file.fingerprint import weight_samples
 from capaft.config.settings import flag_of
 from capaft.config.sources import resolve_settings
@@ -29,7 +28,15 @@ from capaft.training.record.run_directory import RunDirectory
 from capaft.training.setup.job import Job
 
 # Settings that may differ from those that the run began with: they fit it to the machine, or only report it.
-_FREE = ("micro_batch_size", "eval_batch_size", "gradient_checkpointing", "checkpoint_seconds", "tracker", "head_cache")
+_FREE = (
+    "micro_batch_size",
+    "eval_batch_size",
+    "gradient_checkpointing",
+    "checkpoint_seconds",
+    "tracker",
+    "head_cache",
+    "timeout",
+)
 
 
 # Settings of the length, which is the one thing that may be another once a run is finished.
@@ -117,24 +124,6 @@ def check_same_origin(
             raise UsageError(
                 f"--resume: the {name} of {run} has changed{by}; restore it, or start anew in another --output"
             )
-
-
-def check_best_adapter(run: RunDirectory, is_expected: bool) -> None:
-    """Refuse to go on without the best adapter so far, which the rest of the run may not beat.
-
-    Args:
-        run: the run's directory.
-        is_expected: an evaluation before the checkpoint has saved one.
-
-    Raises:
-        UsageError: it is missing or damaged.
-    """
-    if not is_expected:
-        return
-    try:
-        read(run.adapter)
-    except UsageError as error:
-        raise UsageError(f"--resume: {error}; restore it, or start anew in another --output") from None
 
 
 def environment(config: TrainConfig, processes: Processes) -> dict[str, str]:

@@ -39,6 +39,11 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def best(self) -> Path:
+        """The note of the best adapter; see `best_adapter`."""
+        return self.checkpoints / "best.json"
+
+    @property
     def predictions(self) -> Path:
         """The predictions of the best adapter for the validation split, if the task reports any."""
         return self.path / "predictions.jsonl"
@@ -89,7 +94,7 @@ class RunDirectory:
     def leftovers(self) -> list[Path]:
         """Files that were being written when the run was killed, and the run it had replaced by then."""
         paths = [path for file in self.files() for path in self.path.glob(f".{file.name}.*")]
-        paths += self.checkpoints.glob(".step-*")
+        paths += [path for name in ("step-", self.best.name) for path in self.checkpoints.glob(f".{name}*")]
         return [*paths, self.replaced] if self.has_trained and self.replaced.exists() else paths
 
     @property
@@ -209,7 +214,8 @@ def replacing_run(run: RunDirectory, say: Callable[[str], None]) -> Iterator[Non
     try:
         yield
     except BaseException:
-        if not run.has_trained and any(run.replaced.iterdir()):
+        # The whole directory may have been removed under the run.
+        if not run.has_trained and run.replaced.is_dir() and any(run.replaced.iterdir()):
             clear_run(run)
             _move(RunDirectory(run.replaced), run.path, back=True)
             say(f"the earlier run in {run.path} has been put back")

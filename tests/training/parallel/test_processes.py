@@ -31,7 +31,7 @@ def parameters(rank: int) -> list[torch.nn.Parameter]:
 
 
 def test_alone_nothing_is_said() -> None:
-    alone = Processes.here()
+    alone = Processes.here(60)
     assert (alone.rank, alone.count, alone.is_first) == (0, 1, True)
     assert alone.totals(1.5, True) == [1.5, 1]
     assert alone.gather(iter("ab")) == ["a", "b"]
@@ -46,7 +46,7 @@ def test_alone_nothing_is_said() -> None:
 
 def test_three_processes(tmp_path: Path) -> None:
     def talk(rank: int) -> None:
-        processes = Processes.here()
+        processes = Processes.here(60)
         parameters_here = parameters(rank)
         processes.add_up(parameters_here)
         report: dict[str, Any] = {
@@ -76,7 +76,7 @@ def test_three_processes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("call", ["totals", "gather", "from_first", "sum_of"])
 def test_one_that_has_ended_is_noticed_at_once(call: str, tmp_path: Path) -> None:
     def talk(rank: int) -> None:
-        processes = Processes.here()
+        processes = Processes.here(60)
         processes.totals(0)
         if rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)

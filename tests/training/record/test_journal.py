@@ -153,7 +153,7 @@ def test_a_disk_that_fills_up_later(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             made.keep()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no disk that is always full")
 def test_a_full_disk(tmp_path: Path) -> None:
     (tmp_path / "m").symlink_to("/dev/full")
     made = Journal(silent(), tmp_path / "m", 10)
