@@ -16,6 +16,9 @@ from torch import nn
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import TrainingError, UsageError, one_line
 
+# However short the timeout, processes that share a busy machine start this far apart.
+_MEETING_SECONDS = 60
+
 
 def accelerator_for(config: TrainConfig) -> Accelerator:
     """The accelerator of a run.
@@ -38,7 +41,8 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
         raise UsageError(f"{processes} processes need a device each, but there are only {devices}; lower --processes")
     # A launcher's setting for accumulation is ignored: a step's gradients add up to the batch's by themselves.
     options["gradient_accumulation_plugin"] = GradientAccumulationPlugin(num_steps=1)
-    options["kwargs_handlers"] = [InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout))]
+    meeting = max(config.timeout, _MEETING_SECONDS)
+    options["kwargs_handlers"] = [InitProcessGroupKwargs(timeout=timedelta(seconds=meeting))]
     # Another run in this process may have had another precision; the process group, if there is one, stays.
     AcceleratorState._reset_state()
     try:
@@ -47,7 +51,7 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
         raise UsageError(f"Accelerate cannot be set up: {' '.join(str(error).split())}") from None
     except torch.distributed.DistError as error:
         raise TrainingError(
-            f"the {processes} processes of this run did not meet within {config.timeout:g} s (--timeout); start it "
+            f"the {processes} processes of this run did not meet within {meeting} s (--timeout); start it "
             f"again ({one_line(error)})"
         ) from None
 

@@ -22,7 +22,7 @@ from capaft.methods.host import Host
 from capaft.methods.stack import canonical_method
 from capaft.support import strict_json
 from capaft.support.console import print_line
-from capaft.support.errors import UsageError
+from capaft.support.errors import Interrupted, UsageError
 from capaft.support.files import write_atomically
 from capaft.training.accelerator import accelerator_for, move_model
 from capaft.training.interrupt import memory_guard
@@ -36,9 +36,11 @@ from capaft.training.record.extension import continuation, is_finished, with_res
 from capaft.training.record.model_card import card_text
 from capaft.training.record.results import Results, read_results
 from capaft.training.record.resume import (
+    SETTINGS,
     changed_settings,
     check_same_origin,
     origin_digests,
+    settings_digest,
 )
 from capaft.training.record.run_directory import (
     RunDirectory,
@@ -101,6 +103,7 @@ def execute_run(
         )
         job = prepare_job(config, _say_nothing if has_nothing_left else say, labels)
         made_from, repeatable = origin_digests(job), _repeatable(settled_config(config, job))
+        made_from[SETTINGS] = settings_digest(repeatable)
         restart = continuation(directory, repeatable, job, resumed, chosen) if resumes else None
         # No process may change what another has yet to compare.
         processes.gather([restart])
@@ -127,7 +130,10 @@ def execute_run(
         if processes.is_first and resumed:
             remove_leftovers(directory)
             prune_checkpoints(directory.checkpoints, resumed.progress.step)
-        with replacing_run(directory, say) if processes.is_first and not resumed else nullcontext():
+        with (
+            replacing_run(directory, say) if processes.is_first and not resumed else nullcontext(),
+            _resumable(directory),
+        ):
             if processes.is_first:
                 made_by = f"{MADE_BY}{json.dumps(list(command))}\n\n"
                 write_atomically(directory.config, made_by + dump_settings(repeatable), make_parents=False)
@@ -137,14 +143,32 @@ def execute_run(
                 # No process can read all weights afterwards.
                 run = replace(run, samples=weight_samples(run.model, job.plan))
                 shard_model(run.model, run.trained.values(), accelerator.device)
-            with _tracked(run, repeatable):
+            # A sharded model talks to the other processes during every forward.
+            with _tracked(run, repeatable), processes.answered() if in_shares else nullcontext():
                 outcome = train(run, resumed)
-        results = _results(run, outcome)
-        if processes.is_first:
-            write_atomically(directory.card, card_text(results, command, directory.config), make_parents=False)
-            document = strict_json.document(results.record(), indent=2) + "\n"
-            write_atomically(directory.results, document, make_parents=False)
+            results = _results(run, outcome)
+            if processes.is_first:
+                card, document = card_text(results, command, directory.config), results.record()
+                write_atomically(directory.card, card, make_parents=False)
+                written = strict_json.document(document, indent=2) + "\n"
+                write_atomically(directory.results, written, make_parents=False)
         return results
+
+
+@contextmanager
+def _resumable(directory: RunDirectory) -> Iterator[None]:
+    """Has an interruption say how the run goes on, if it has come far enough.
+
+    Raises:
+        Interrupted: instead of `KeyboardInterrupt`.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if not directory.has_trained:
+            raise
+        cause = str(stop) or "stopped"
+        raise Interrupted(f"{cause}; resume with --resume --output {directory.path}") from None
 
 
 def _say_nothing(line: str) -> None:

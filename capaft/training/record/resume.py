@@ -41,6 +41,8 @@ _FREE = (
 
 # Settings of the length, which is the one thing that may be another once a run is finished.
 LENGTH = {"epochs", "max_steps"}
+# The name of `settings_digest` among the digests of a checkpoint.
+SETTINGS = "settings"
 
 
 def saved_settings(run: RunDirectory) -> TrainConfig:
@@ -102,6 +104,12 @@ def origin_digests(job: Job) -> dict[str, str]:
     }
 
 
+def settings_digest(config: TrainConfig) -> str:
+    """A digest of the settings of a run that may not change, so that a checkpoint of another run is noticed."""
+    free = {*_FREE, *LENGTH, "restarts"}
+    return _digest([name, str(value)] for name, value in sorted(vars(config).items()) if name not in free)
+
+
 def check_same_origin(
     before: Mapping[str, str], now: Mapping[str, str], run: object, made_with: Mapping[str, str]
 ) -> None:
@@ -120,7 +128,14 @@ def check_same_origin(
     reader = f"capaft {version}" if version else "an earlier capaft"
     by = "" if version == capaft.__version__ else f", or {reader} read it otherwise"
     for name, digest in now.items():
-        if before.get(name) != digest:
+        if name == SETTINGS:
+            # Another version has other settings; an earlier one recorded no digest.
+            if not by and before.get(name, digest) != digest:
+                raise UsageError(
+                    f"--resume: the checkpoint in {run} is one of another run; restore it, or start anew in another "
+                    "--output"
+                )
+        elif before.get(name) != digest:
             raise UsageError(
                 f"--resume: the {name} of {run} has changed{by}; restore it, or start anew in another --output"
             )

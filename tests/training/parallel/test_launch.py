@@ -131,7 +131,8 @@ def test_signals_are_passed_on_once_each(number: signal.Signals, code: int, prog
 
 def test_ctrl_c_at_a_terminal_reaches_each_once(program: Path) -> None:
     place = program.parent.parent
-    heard = "signal.signal(2, lambda *_: open(f'{rank}.heard', 'a').write('x')); answer()\nopen(f'{rank}.ready', 'w').close()\n"
+    heard = "signal.signal(2, lambda *_: open(f'{rank}.heard', 'a').write('x')); answer()\n"
+    heard += "open(f'{rank}.ready', 'w').close()\n"
     ends = "\nwhile not os.path.exists(f'{rank}.heard'): time.sleep(0.01)\ntime.sleep(0.3)\nsys.exit(130)"
     program.write_text(RANK + heard + ends)
     starter = "import sys; sys.path.insert(0, sys.argv[1]); from capaft.training.parallel import launch; "
