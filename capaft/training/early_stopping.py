@@ -16,7 +16,8 @@ class Best:
         scores: all its scores.
         waited: evaluations since the last one that was better by enough.
         beaten: the score that must be beaten by enough for the wait to end.
-        digest: of the adapter file that was saved after it; see `record/best_adapter.py`.
+        digest: of the best adapter's file; see `record/best_adapter.py`.
+        last: of the last adapter's file.
     """
 
     step: int = 0
@@ -25,6 +26,7 @@ class Best:
     waited: int = 0
     beaten: float | None = None
     digest: str = ""
+    last: str = ""
 
     def after(
         self,

@@ -30,7 +30,7 @@ from capaft.training.evaluate import Evaluation, EvaluationStopped, evaluate, mo
 from capaft.training.interrupt import memory_guard
 from capaft.training.optimizer import build_optimizer, parameter_groups
 from capaft.training.parallel.processes import Processes
-from capaft.training.record.best_adapter import keep_best
+from capaft.training.record.best_adapter import keep_last
 from capaft.training.record.checkpoint import Checkpoint, Progress, write_checkpoint
 from capaft.training.record.journal import Journal
 from capaft.training.record.loss_plot import draw_losses
@@ -329,8 +329,9 @@ def _after_evaluation(
     is_best = best.step == step
     journal.check_in_place()
     _save(run, run.directory.last)
+    if run.processes.is_first:
+        best = keep_last(run.directory, best, is_best=is_best)
     if is_best:
-        best = replace(best, digest=keep_best(run.directory, step) if run.processes.is_first else "")
         _write_predictions(run, evaluation.predictions)
     by_loss = tells_nothing(value, worst, more)
     shown = task.score_name(task.metric)

@@ -39,11 +39,6 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
-    def best(self) -> Path:
-        """The note of the best adapter; see `best_adapter`."""
-        return self.checkpoints / "best.json"
-
-    @property
     def predictions(self) -> Path:
         """The predictions of the best adapter for the validation split, if the task reports any."""
         return self.path / "predictions.jsonl"
@@ -94,7 +89,7 @@ class RunDirectory:
     def leftovers(self) -> list[Path]:
         """Files that were being written when the run was killed, and the run it had replaced by then."""
         paths = [path for file in self.files() for path in self.path.glob(f".{file.name}.*")]
-        paths += [path for name in ("step-", self.best.name) for path in self.checkpoints.glob(f".{name}*")]
+        paths += self.checkpoints.glob(".step-*")
         return [*paths, self.replaced] if self.has_trained and self.replaced.exists() else paths
 
     @property

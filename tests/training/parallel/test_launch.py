@@ -17,6 +17,7 @@ from tiny_job import bert, command, config, execute, fork, losses, wait
 from transformers import BertForSequenceClassification
 
 import capaft
+from capaft.support.errors import UsageError
 from capaft.training import loop
 from capaft.training.parallel import launch
 from capaft.training.parallel.launch import launch_processes, should_launch
@@ -147,6 +148,64 @@ def test_ctrl_c_at_a_terminal_reaches_each_once(program: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 130
     assert [(place / f"{rank}.heard").read_text() for rank in range(2)] == ["x", "x"]
+
+
+def test_one_that_is_interrupted_stops_the_others(program: Path) -> None:
+    stop = "signal.signal(15, lambda *_: sys.exit(130)); answer()\n"
+    program.write_text(RANK + stop + "os.kill(os.getpid(), 15) if rank == 1 else time.sleep(60)")
+    assert launch_processes(2, []) == 130
+
+
+def test_a_later_request_ends_what_does_not_answer(
+    program: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch, "_INSISTING_SECONDS", 0.1)
+    monkeypatch.setattr(launch, "SAME_REQUEST_SECONDS", 0.5)
+    place = program.parent.parent
+    # Its signals stay blocked, and it has started a process of its own.
+    starts = "import subprocess; other = subprocess.Popen(['sleep', '60'])\n"
+    program.write_text(RANK + starts + "open(f'{rank}.ready', 'w').write(str(other.pid)); time.sleep(60)")
+    launcher = fork(lambda: os._exit(launch_processes(2, [])))
+    while len(pids := [file.read_text() for file in place.glob("*.ready")]) < 2 or "" in pids:
+        time.sleep(0.02)
+    os.kill(launcher, signal.SIGTERM)
+    os.kill(launcher, signal.SIGTERM)
+    time.sleep(0.7)
+    assert os.waitpid(launcher, os.WNOHANG) == (0, 0)
+    os.kill(launcher, signal.SIGTERM)
+    assert wait(launcher) == 130
+    assert capfd.readouterr().err == "stopped at once\n"
+    states = [Path(f"/proc/{pid}/stat") for pid in pids]
+    assert all(not state.exists() or state.read_text().split()[2] == "Z" for state in states)
+
+
+def test_nothing_is_imported_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(launch, "_cores", lambda: 2)
+    poison = "open('executed', 'a').write(__name__ + '\\n')\n"
+    for name in ("json", "yaml", "torch", "rich", "typer", "signal"):
+        (tmp_path / f"{name}.py").write_text(poison)
+    monkeypatch.setenv("PYTHONPATH", str(Path(capaft.__file__).parent.parent))
+    done = subprocess.run([sys.executable, "-m", "capaft", "train", "--print-config"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    # The processes of a run are not even fooled by the package's name.
+    (tmp_path / "capaft").mkdir()
+    (tmp_path / "capaft" / "__init__.py").write_text(poison)
+    (tmp_path / "capaft" / "__main__.py").write_text(poison)
+    assert launch_processes(2, ["train", "--print-config"]) == 0
+    assert not (tmp_path / "executed").exists()
+
+
+def test_too_many_for_the_cores(
+    program: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch, "_cores", lambda: 2)
+    program.write_text("")
+    with pytest.raises(UsageError, match="--processes 65 is too many for the 2 cores here; choose 2 or fewer"):
+        launch_processes(65, [])
+    assert launch_processes(3, []) == 0
+    assert capfd.readouterr().err == "warning: 3 processes share 2 cores; --processes 2 would be faster\n"
 
 
 # The real command

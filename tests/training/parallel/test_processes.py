@@ -88,6 +88,23 @@ def test_one_that_has_ended_is_noticed_at_once(call: str, tmp_path: Path) -> Non
     assert time.monotonic() - started < 30
 
 
+def test_one_that_hangs_is_given_up_and_named(tmp_path: Path) -> None:
+    def talk(rank: int) -> None:
+        processes = Processes.here(2)
+        processes.totals(0)
+        if rank == 1:
+            time.sleep(5)
+            return
+        with pytest.raises(TrainingError) as error:
+            processes.totals(0)
+        (tmp_path / f"{rank}.txt").write_text(str(error.value))
+
+    assert together(3, talk, tmp_path) == [0, 0, 0]
+    # One of the two that waited reports it.
+    line = "process 1 did not answer for 2 s (--timeout); --resume goes on from the checkpoint"
+    assert sorted((tmp_path / f"{rank}.txt").read_text() for rank in (0, 2)) == ["", line]
+
+
 def test_ctrl_c_that_reaches_one_stops_all_at_the_same_step(
     reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

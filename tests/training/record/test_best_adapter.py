@@ -12,7 +12,7 @@ import tiny
 import capaft
 from capaft.support.errors import UsageError
 from capaft.training.early_stopping import Best
-from capaft.training.record.best_adapter import check_best_adapter, keep_best
+from capaft.training.record.best_adapter import check_best_adapter, keep_last
 from capaft.training.record.checkpoint import Progress
 from capaft.training.record.run_directory import RunDirectory
 
@@ -37,7 +37,7 @@ def run(files: Path, tmp_path: Path) -> RunDirectory:
 def kept(run: RunDirectory, file: Path, step: int) -> Progress:
     """The progress of a run whose last evaluation was its best."""
     shutil.copy(file, run.last)
-    return Progress(step, Best(step, 0.5, digest=keep_best(run, step)))
+    return Progress(step, keep_last(run, Best(step, 0.5), is_best=True))
 
 
 def _flip(file: Path) -> None:
@@ -80,9 +80,19 @@ def test_one_that_no_checkpoint_knows_yet_is_the_runs_own(run: RunDirectory, fil
     shutil.copy(files / "2", run.adapter)
     with pytest.raises(UsageError, match="is not the adapter that this run saved at step 4"):
         check_best_adapter(run, before)
-    run.best.write_text("[[[")
+    run.last.unlink()
     with pytest.raises(UsageError, match="is not the adapter"):
         check_best_adapter(run, before)
+
+
+def test_the_last_is_not_the_best(run: RunDirectory, files: Path) -> None:
+    best = kept(run, files / "0", 4).best
+    shutil.copy(files / "1", run.last)
+    progress = Progress(8, keep_last(run, best, is_best=False))
+    check_best_adapter(run, progress)
+    shutil.copy(run.last, run.adapter)
+    with pytest.raises(UsageError, match="is not the adapter that this run saved at step 4"):
+        check_best_adapter(run, progress)
 
 
 def test_an_earlier_version_recorded_no_digest(run: RunDirectory, files: Path) -> None:
