@@ -8,6 +8,7 @@ up, so that all processes take the same step.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -151,7 +152,7 @@ class Processes:
         return PeerError(f"another process of this run stopped responding; see its own error above, if any ({reason})")
 
     def _roll_call(self, *, is_late: bool) -> tuple[dict[int, str], bool]:
-        """Find out which processes still run, through the store in which they met; that may be gone as well.
+        """Find out which processes still run.
 
         Args:
             is_late: this process gave up waiting; it did not lose the connection.
@@ -159,10 +160,21 @@ class Processes:
         Returns:
             `late` or `cut off` by each process that has lost another; and True in the one that is to report it.
         """
-        present = {self.rank: "late" if is_late else "cut off"}
+        state = "late" if is_late else "cut off"
+        answers: list[tuple[dict[int, str], bool]] = []
+        # In a thread, since a store does not answer at all while its process is stopped.
+        asking = threading.Thread(target=lambda: answers.append(self._ask_store(state)), daemon=True)
+        asking.start()
+        asking.join(2 * _ROLL_CALL_SECONDS)
+        # The first process keeps the store, so it is the one that does not answer.
+        return answers[0] if answers else (dict.fromkeys(range(1, self.count), "late"), self.rank == 1)
+
+    def _ask_store(self, state: str) -> tuple[dict[int, str], bool]:
+        """Meet the processes that still run where all of them met at first; see `_roll_call`."""
+        present = {self.rank: state}
         try:
             store = dist.distributed_c10d._get_default_store()
-            store.set(f"capaft/{self.rank}", present[self.rank])
+            store.set(f"capaft/{self.rank}", state)
             deadline = time.monotonic() + _ROLL_CALL_SECONDS
             while time.monotonic() < deadline and len(present) < self.count:
                 for rank in set(range(self.count)) - present.keys():
@@ -171,5 +183,4 @@ class Processes:
                 time.sleep(0.02)
             return present, store.add("capaft/reports", 1) == 1
         except RuntimeError:
-            # The first process keeps the store: it is the one that does not answer.
-            return present, self.rank == 1
+            return dict.fromkeys(range(1, self.count), state), self.rank == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from command_line import invoke
-from tiny_job import bert, command, config, together
+from tiny_job import bert, command, config, fork, together, wait
 from transformers import BertForSequenceClassification
 
 from capaft.adapter.file import save_load
@@ -90,10 +91,10 @@ def test_one_that_has_ended_is_noticed_at_once(call: str, tmp_path: Path) -> Non
 
 def test_one_that_hangs_is_given_up_and_named(tmp_path: Path) -> None:
     def talk(rank: int) -> None:
-        processes = Processes.here(2)
+        processes = Processes.here(1)
         processes.totals(0)
         if rank == 1:
-            time.sleep(5)
+            time.sleep(3)
             return
         with pytest.raises(TrainingError) as error:
             processes.totals(0)
@@ -101,8 +102,30 @@ def test_one_that_hangs_is_given_up_and_named(tmp_path: Path) -> None:
 
     assert together(3, talk, tmp_path) == [0, 0, 0]
     # One of the two that waited reports it.
-    line = "process 1 did not answer for 2 s (--timeout); --resume goes on from the checkpoint"
+    line = "process 1 did not answer for 1 s (--timeout); --resume goes on from the checkpoint"
     assert sorted((tmp_path / f"{rank}.txt").read_text() for rank in (0, 2)) == ["", line]
+
+
+@pytest.mark.slow
+def test_the_first_is_given_up_too_although_it_keeps_what_the_others_know(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meeting = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+    def talk(rank: int) -> None:
+        torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+        processes = Processes.here(1)
+        processes.totals(0)
+        if rank == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        with pytest.raises(TrainingError, match=r"^process 0 did not answer for 1 s"):
+            processes.totals(0)
+        os._exit(0)
+
+    first, second = (fork(lambda rank=rank: talk(rank)) for rank in range(2))  # type: ignore[misc]
+    assert wait(second) == 0
+    os.kill(first, signal.SIGKILL)
+    assert wait(first) == -signal.SIGKILL
 
 
 def test_ctrl_c_that_reaches_one_stops_all_at_the_same_step(
