@@ -13,6 +13,7 @@ from capaft.support import strict_json
 from capaft.support.activity import activity
 from capaft.support.console import print_line, print_result
 from capaft.support.files import check_writable
+from capaft.support.signals import unwind_from_here
 
 
 @signature(EvalOptions)
@@ -26,6 +27,7 @@ def eval_command(run: Run, json: Json = False, **flags: str | bool | list[str] |
             from capaft.training.record.saved_run import open_run
             from capaft.training.scoring import score_run
 
+        unwind_from_here()
         with activity(console, "loading the base model and the adapter"):
             saved = open_run(run, options, lambda line: print_line(console, line))
         scores = score_run(saved, options, say=lambda line: print_line(console, f"data   {line}"))

@@ -18,6 +18,7 @@ from capaft.support.console import print_line, print_result
 from capaft.support.counting import counted
 from capaft.support.files import check_writable, write_atomically
 from capaft.support.printable import printable
+from capaft.support.signals import unwind_from_here
 
 if TYPE_CHECKING:
     from capaft.adapter.rank import SiteRank
@@ -41,6 +42,7 @@ def inspect_rank_command(
             from capaft.training.record.next_commands import info_command, inspect_command, merge_command
             from capaft.training.record.saved_run import open_run
 
+        unwind_from_here()
         with activity(console, "loading the base model and the adapter"):
             saved = open_run(run, options, lambda line: print_line(console, line))
         with activity(console, "measuring ranks"):

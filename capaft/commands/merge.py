@@ -27,6 +27,7 @@ from capaft.support.errors import TrainingError, UsageError, one_line
 from capaft.support.files import make_ordinary, write_atomically
 from capaft.support.markdown import front_matter, inline
 from capaft.support.paths import named_path
+from capaft.support.signals import uninterrupted, unwind_from_here
 
 if TYPE_CHECKING:
     from capaft.training.record.saved_run import SavedRun
@@ -47,6 +48,7 @@ def merge_command(
         with loading_libraries(console):
             from capaft.training.record.saved_run import open_run
 
+        unwind_from_here()
         started = time.perf_counter()
         as_stored = options.base_dtype is None
         with activity(console, "loading the base model and the adapter"):
@@ -117,8 +119,10 @@ def write_merged(
         stored.restore(saved.model)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
+        aside = None
         try:
+            with uninterrupted():
+                aside = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
             saved.model.save_pretrained(aside)  # type: ignore[operator]
             if stored and stored.config:
                 _name_dtype(aside / "config.json", stored.config)
@@ -127,11 +131,11 @@ def write_merged(
             saved.base.processor.save_pretrained(aside)
             write_atomically(aside / "README.md", _card(saved))
             make_ordinary(aside)
-            if path.exists():
-                shutil.rmtree(path)
-            aside.rename(path)
+            with uninterrupted():
+                _replace(path, aside)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            if aside:
+                shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise TrainingError(f"cannot write {output}: {error.strerror or error}; nothing was left there") from None
     return count
@@ -142,6 +146,20 @@ def _name_dtype(file: Path, dtype: str) -> None:
     config = json.loads(file.read_text(encoding="utf-8"))
     if config.get("dtype") != dtype:
         write_atomically(file, json.dumps(config | {"dtype": dtype}, indent=2, sort_keys=True) + "\n")
+
+
+def _replace(path: Path, aside: Path) -> None:
+    """Put a directory in the place of another, which is moved away first and only then removed."""
+    old = aside.with_name(f"{aside.name}.old")
+    if path.exists():
+        path.rename(old)
+    try:
+        aside.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_processors(saved: SavedRun, directory: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from capaft.support.activity import first_activity
-from capaft.support.console import print_error, print_line
+from capaft.support.console import is_first_process, print_error, print_line
 from capaft.support.errors import CapaftError, Interrupted, TrainingError, one_line
 from capaft.support.out_of_memory import ADVICE, is_out_of_memory
 from capaft.support.printable import printable
+from capaft.support.signals import unwinding
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +33,10 @@ def reporting() -> Iterator[Console]:
     console = Console(stderr=True)
     try:
         yield console
-    except CapaftError as error:
+    except (Exception, KeyboardInterrupt) as raised:
+        error = _reported(raised)
+        if error is None:
+            raise
         # An interruption is not an error; its message says where the run stopped.
         prefix = "" if isinstance(error, Interrupted) else "error: "
         # All processes of a run find the same usage error; a failure may be that of one process alone.
@@ -41,18 +44,27 @@ def reporting() -> Iterator[Console]:
             for line in error.args:
                 _say(console, f"{prefix}{line}")
         raise typer.Exit(error.exit_code) from None
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        # What the failed functions still hold is needed to say so.
-        traceback.clear_frames(error.__traceback__)
-        # Libraries that clean up at exit run out of memory as well.
-        sys.unraisablehook = _leave_out_exhaustion
-        _say(console, f"error: out of memory; {ADVICE}")
-        raise typer.Exit(TrainingError.exit_code) from None
-    except KeyboardInterrupt:
-        print_line(console, "stopped by Ctrl-C")
-        raise typer.Exit(130) from None
+
+
+def _reported(raised: BaseException) -> CapaftError | None:
+    """The error to report for what was raised; None if it is nothing that capaft foresees."""
+    if isinstance(raised, Interrupted):
+        return raised
+    # While a process stops, whatever fails does so because of that: a library may have wrapped the interruption.
+    if stopped := unwinding() or (isinstance(raised, KeyboardInterrupt) and (str(raised) or "stopped by Ctrl-C")):
+        return Interrupted(stopped)
+    if isinstance(raised, CapaftError):
+        return raised
+    return _exhaustion(raised) if is_out_of_memory(raised) else None
+
+
+def _exhaustion(raised: BaseException) -> TrainingError:
+    """The error about memory that ran out; makes room to report it."""
+    # What the failed functions still hold is needed to say so.
+    traceback.clear_frames(raised.__traceback__)
+    # Libraries that clean up at exit run out of memory as well.
+    sys.unraisablehook = _leave_out_exhaustion
+    return TrainingError(f"out of memory; {ADVICE}")
 
 
 @contextmanager
@@ -143,8 +155,3 @@ def suggest(console: Console, command: str | None) -> None:
     """Say on stderr what to do next, as a command to paste."""
     if command:
         print_line(console, f"next: {command}")
-
-
-def is_first_process() -> bool:
-    """True for the process that reports for all that train together."""
-    return os.environ.get("RANK", "0") == "0"

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from capaft.commands.reporting import Json, is_first_process, loading_libraries, reporting
+from capaft.commands.reporting import Json, loading_libraries, reporting
 from capaft.config.completion import complete_preset
 from capaft.config.local_paths import LocalPaths
 from capaft.config.presets import preset_file
@@ -22,9 +22,10 @@ from capaft.config.sources import MADE_BY, dump_settings, resolve_settings, user
 from capaft.config.train_config import TrainConfig
 from capaft.support import strict_json
 from capaft.support.activity import activity
-from capaft.support.console import print_line, print_result
+from capaft.support.console import is_first_process, print_line, print_result
 from capaft.support.errors import CapaftError, UsageError
 from capaft.support.paths import named_path
+from capaft.support.signals import unwind_from_here
 
 
 @signature(TrainConfig)
@@ -68,6 +69,7 @@ def train_command(
             with loading_libraries(console):
                 from capaft.commands.dry_run import describe_run, dry_run_text
 
+            unwind_from_here()
             for line in named:
                 say(line)
             with _naming(labels), activity(console, "planning the run"):
@@ -81,6 +83,7 @@ def train_command(
             from capaft.commands.summary import run_summary
             from capaft.training.run import execute_run
 
+        unwind_from_here()
         paths = LocalPaths.beside(config) if config else None
         with _naming(labels):
             results = execute_run(settings, console, labels, paths, named)

@@ -7,6 +7,8 @@ from capaft.config.settings import Check
 POSITIVE: Check = ("greater than 0", lambda value: value > 0)
 # Far above any useful rate, and far below the limit of float32, which optimizers cannot exceed.
 RATE: Check = ("in (0, 1000]", lambda value: 0 < value <= 1000)
+# A month, far below what a timer can hold.
+TIMEOUT: Check = ("in [1, 2592000]", lambda value: 1 <= value <= 2592000)
 FRACTION: Check = ("in [0, 1)", lambda value: 0 <= value < 1)
 
 

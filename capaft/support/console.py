@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from capaft.support.printable import printable
 
@@ -16,11 +18,39 @@ def print_line(console: Console, line: str) -> None:
     console.print(printable(line), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
-def print_error(line: str) -> None:
+def print_note(line: str) -> None:
     """Print one line on stderr, where there is no console."""
-    print(f"error: {printable(line)}", file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def print_error(line: str) -> None:
+    """Print an error on stderr, where there is no console."""
+    print_note(f"error: {line}")
 
 
 def print_result(text: str) -> None:
     """Print lines on stdout, with control characters as escapes."""
     print("\n".join(map(printable, text.rstrip("\n").split("\n"))))
+
+
+def is_first_process() -> bool:
+    """True for the process that reports for all that train together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class _Dispensable(io.FileIO):
+    """A stream whose reader may go away, as a closed terminal or `head` does."""
+
+    def write(self, data: Any) -> int:
+        """Write what can be written; the remainder is lost."""
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def outlive_stderr() -> None:
+    """Have this process go on when nobody can read its stderr any more."""
+    if sys.stderr is not None and sys.stderr.fileno() == 2:
+        stream = io.BufferedWriter(_Dispensable(2, "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(stream, sys.stderr.encoding, "backslashreplace", line_buffering=True)

@@ -26,10 +26,15 @@ def check_writable(option: str, path: Path | None) -> None:
         raise UsageError(f"{option} {path}: {nearest} is not a writable directory")
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
+def write_atomically(path: Path, content: bytes | str, *, make_parents: bool = True) -> None:
     """Write a file so that a reader sees the old content or the new, never a part, even after a crash.
 
     What is no file, such as `/dev/stdout` or a named pipe, is written to as it is, not replaced.
+
+    Args:
+        path: the file.
+        content: all of it.
+        make_parents: make the directories that are missing; a directory that has vanished must not be made again.
 
     Raises:
         TrainingError: the disk is full or the directory cannot be written; the old file is untouched.
@@ -42,7 +47,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             with path.open("wb") as stream:
                 stream.write(data)
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
@@ -50,13 +56,16 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             os.fsync(stream.fileno())
         make_ordinary(Path(temporary))
         os.replace(temporary, path)
+        temporary = None
         flush_directory(path.parent)
     except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise TrainingError(f"cannot write {path}: {reason}; any file there is unchanged") from None
+    finally:
+        # Also after an interruption.
         if temporary:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        reason = getattr(error, "strerror", None) or str(error)
-        raise TrainingError(f"cannot write {path}: {reason}; any file there is unchanged") from None
 
 
 def make_ordinary(path: Path) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration
 from torch import nn
 
 from capaft.config.train_config import TrainConfig
-from capaft.support.errors import UsageError
+from capaft.support.errors import TrainingError, UsageError, one_line
+
+# However short the timeout, processes that share a busy machine start this far apart.
+_MEETING_SECONDS = 60
 
 
 def accelerator_for(config: TrainConfig) -> Accelerator:
@@ -21,6 +25,7 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
 
     Raises:
         UsageError: the precision, the base's dtype or a tracker is not available here.
+        TrainingError: another process of the run did not start in time.
     """
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise UsageError("--precision fp16 needs an accelerator; choose bf16 or fp32")
@@ -36,12 +41,19 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
         raise UsageError(f"{processes} processes need a device each, but there are only {devices}; lower --processes")
     # A launcher's setting for accumulation is ignored: a step's gradients add up to the batch's by themselves.
     options["gradient_accumulation_plugin"] = GradientAccumulationPlugin(num_steps=1)
+    meeting = max(config.timeout, _MEETING_SECONDS)
+    options["kwargs_handlers"] = [InitProcessGroupKwargs(timeout=timedelta(seconds=meeting))]
     # Another run in this process may have had another precision; the process group, if there is one, stays.
     AcceleratorState._reset_state()
     try:
         return Accelerator(**options)
     except (ImportError, ValueError) as error:
         raise UsageError(f"Accelerate cannot be set up: {' '.join(str(error).split())}") from None
+    except torch.distributed.DistError as error:
+        raise TrainingError(
+            f"the {processes} processes of this run did not meet within {meeting} s (--timeout); start it "
+            f"again ({one_line(error)})"
+        ) from None
 
 
 def move_model(model: Any, device: torch.device) -> nn.Module:

@@ -19,6 +19,8 @@ class Best:
         waited: evaluations since the last one that was better by enough.
         beaten: the score that must be beaten by enough for the wait to end.
         interval: that of the score; None if it has none.
+        digest: of the best adapter's file; see `record/best_adapter.py`.
+        last: of the last adapter's file.
     """
 
     step: int = 0
@@ -27,6 +29,8 @@ class Best:
     waited: int = 0
     beaten: float | None = None
     interval: Interval | None = None
+    digest: str = ""
+    last: str = ""
 
     def after(
         self,

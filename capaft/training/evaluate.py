@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +39,10 @@ class Evaluation:
     interval: Interval | None = None
 
 
+class EvaluationStopped(Exception):  # noqa: N818 - a request is not an error
+    """An evaluation was asked to stop between two batches."""
+
+
 def evaluate(
     task: Task,
     base: BaseModel,
@@ -49,6 +53,7 @@ def evaluate(
     processes: Processes,
     fitting: FittingBatch | None = None,
     autocast: AbstractContextManager[Any] | None = None,
+    interrupted: Callable[[], bool] | None = None,
 ) -> Evaluation:
     """All scores of a model over a data set, and the mean loss of its terms.
 
@@ -61,9 +66,11 @@ def evaluate(
         processes: the processes that share the work; each returns the whole.
         fitting: what earlier evaluations found to fit into memory.
         autocast: the context that forwards run in.
+        interrupted: asked before each batch; if True in any process, all of them stop.
 
     Raises:
         TrainingError: the loss is not finite, so no score means anything; or memory ran out with a single feature.
+        EvaluationStopped: a process was interrupted.
     """
     device = device_of(model)
     in_training = [module for module in model.modules() if module.training]
@@ -77,17 +84,21 @@ def evaluate(
         return float(loss), batch.terms, predictions
 
     fitting = fitting or FittingBatch()
-    with torch.inference_mode(), autocast or nullcontext():
-        for batch, is_own in _share(features, batch_size, processes, task.logits(base, features)):
-            # The processes of a sharded model would wait for the forward that one of them broke off.
-            parts = [(batch, forward(batch))] if is_sharded(model) else fitting.in_parts(batch, forward)
-            # Predictions may take forwards of their own, so they are made even where they do not count.
-            for indices, (loss, counted, predictions) in parts:
-                total += loss if is_own else 0.0
-                terms += counted if is_own else 0
-                predicted += zip(indices, predictions, strict=True) if is_own else ()
-    for module in in_training:
-        module.training = True
+    try:
+        with torch.inference_mode(), autocast or nullcontext():
+            for batch, is_own in _share(features, batch_size, processes, task.logits(base, features)):
+                if interrupted and any(processes.totals(interrupted())):
+                    raise EvaluationStopped
+                # The processes of a sharded model would wait for the forward that one of them broke off.
+                parts = [(batch, forward(batch))] if is_sharded(model) else fitting.in_parts(batch, forward)
+                # Predictions may take forwards of their own, so they are made even where they do not count.
+                for indices, (loss, counted, predictions) in parts:
+                    total += loss if is_own else 0.0
+                    terms += counted if is_own else 0
+                    predicted += zip(indices, predictions, strict=True) if is_own else ()
+    finally:
+        for module in in_training:
+            module.training = True
     fitting.agree(processes)
     # The sums come before the predictions, so that all processes stop here if the loss is not finite.
     total, terms = processes.totals(total, terms)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,17 @@ from capaft.factors import rng
 from capaft.support import strict_json
 from capaft.support.errors import Interrupted, UsageError
 from capaft.support.files import write_atomically
+from capaft.support.signals import interruptible
 from capaft.tasks.base.features import Batch
 from capaft.tasks.base.uncertainty import Interval
 from capaft.training import batches, schedule
 from capaft.training.accelerator import move_model, peak_memory
 from capaft.training.early_stopping import Best, tells_nothing
-from capaft.training.evaluate import Evaluation, evaluate, move_batch
-from capaft.training.interrupt import interruptible, memory_guard
+from capaft.training.evaluate import Evaluation, EvaluationStopped, evaluate, move_batch
+from capaft.training.interrupt import memory_guard
 from capaft.training.optimizer import build_optimizer, parameter_groups
 from capaft.training.parallel.processes import Processes
+from capaft.training.record.best_adapter import keep_last
 from capaft.training.record.checkpoint import Checkpoint, Progress, write_checkpoint
 from capaft.training.record.journal import Journal
 from capaft.training.record.loss_plot import draw_losses, run_caption
@@ -123,9 +125,33 @@ def train(run: Trainer, resumed: Checkpoint | None = None) -> Outcome:
     saved_at = time.monotonic()
     pending: list[_PendingStep] = []
 
+    def keep(*, evaluated: bool = True) -> None:
+        """Leave enough on the disk to go on from."""
+        nonlocal saved_at
+        if processes.is_first:
+            journal.keep()
+            now = Progress(step, best, journal.seconds, progress.baseline, evaluated)
+            state = (trained, optimizer, run.accelerator.scaler)
+            checkpoint = Checkpoint.capture(now, *state, made_with, run.made_from)
+            write_checkpoint(run.directory.checkpoints, checkpoint)
+        saved_at = time.monotonic()
+
+    def after_evaluation() -> Best:
+        """The best evaluation so far, with one that takes place now."""
+        try:
+            after = _after_evaluation(run, journal, best, step, step / per_epoch, interrupted)
+        except EvaluationStopped:
+            # It is repeated from here.
+            keep(evaluated=False)
+            raise _stopped(run, journal, best, step) from None
+        return _waiting_anew(after) if step in restart_steps else after
+
     with journal, interruptible() as interrupted, memory_guard():
         model.train()
         best = _waiting_anew(best) if step in restart_steps else best
+        if not progress.evaluated:
+            best = after_evaluation()
+            keep()
         while step < job.rates.steps and not _waited_enough(best, config):
             # One optimizer step: its batch, cut into micro-batches; its gradients; the update.
             epoch, position = divmod(step, per_epoch)
@@ -155,31 +181,22 @@ def train(run: Trainer, resumed: Checkpoint | None = None) -> Outcome:
             if len(pending) == FETCH_STEPS or evaluates or stop or due:
                 _report(journal, pending, processes)
             if evaluates:
-                best = _after_evaluation(run, journal, best, step, step / per_epoch)
-                best = _waiting_anew(best) if step in restart_steps else best
+                best = after_evaluation()
 
             # The files: enough to go on from, at every evaluation, now and then, and before stopping.
             if evaluates or due or stop:
-                if processes.is_first:
-                    journal.keep()
-                    now = Progress(step, best, journal.seconds, progress.baseline)
-                    state = (trained, optimizer, run.accelerator.scaler)
-                    checkpoint = Checkpoint.capture(now, *state, made_with, run.made_from)
-                    write_checkpoint(run.directory.checkpoints, checkpoint)
-                saved_at = time.monotonic()
+                keep()
             if stop and step < job.rates.steps:
-                if best.value is None:
-                    _save(run, run.directory.adapter)
-                _plot(run, journal)
-                raise Interrupted(
-                    f"stopped at step {step} of {job.rates.steps}; resume with --resume --output {run.directory.path}"
-                )
+                raise _stopped(run, journal, best, step)
         seconds, speed = journal.seconds, journal.examples_per_second
 
     scores, interval = best.scores, best.interval
     if config.save_dtype != "float32":
-        with memory_guard():
-            as_saved = _evaluated_as_saved(run)
+        with interruptible() as interrupted, memory_guard():
+            try:
+                as_saved = _evaluated_as_saved(run, interrupted)
+            except EvaluationStopped:
+                raise _stopped(run, journal, best, step) from None
         scores, interval = as_saved.scores, as_saved.interval
     return Outcome(
         value=scores[job.task.metric],
@@ -270,7 +287,17 @@ def _report(journal: Journal, pending: list[_PendingStep], processes: Processes)
     pending.clear()
 
 
-def _evaluated(run: Trainer) -> Evaluation:
+def _stopped(run: Trainer, journal: Journal, best: Best, step: int) -> Interrupted:
+    """The end of a run that was asked to stop, once it can be resumed."""
+    if best.value is None:
+        journal.check_in_place()
+        _save(run, run.directory.adapter)
+    _plot(run, journal)
+    resume = f"--resume --output {run.directory.path}"
+    return Interrupted(f"stopped at step {step} of {run.job.rates.steps}; resume with {resume}")
+
+
+def _evaluated(run: Trainer, interrupted: Callable[[], bool]) -> Evaluation:
     """The scores on the validation split, with the parameters that the adapter has now."""
     job = run.job
     return evaluate(
@@ -282,6 +309,7 @@ def _evaluated(run: Trainer) -> Evaluation:
         processes=run.processes,
         fitting=run.fitting,
         autocast=run.accelerator.autocast(),
+        interrupted=interrupted,
     )
 
 
@@ -296,19 +324,23 @@ def _check_gradients(adapter: Adapter) -> None:
         raise UsageError(_NO_GRADIENT)
 
 
-def _after_evaluation(run: Trainer, journal: Journal, best: Best, step: int, epoch: float) -> Best:
+def _after_evaluation(
+    run: Trainer, journal: Journal, best: Best, step: int, epoch: float, interrupted: Callable[[], bool]
+) -> Best:
     """Evaluate, record the scores, and save the adapter; the best evaluation so far, this one included."""
-    task, evaluation = run.job.task, _evaluated(run)
+    task, evaluation = run.job.task, _evaluated(run, interrupted)
     value, scores, interval = evaluation.scores[task.metric], evaluation.scores, evaluation.interval
     more, worst = task.more_is_better, task.worst_score
     best = best.after(
         step, value, scores, more_is_better=more, min_delta=run.config.min_delta, worst=worst, interval=interval
     )
     is_best = best.step == step
-    if is_best:
-        _save(run, run.directory.adapter)
-        _write_predictions(run, evaluation.predictions)
+    journal.check_in_place()
     _save(run, run.directory.last)
+    if run.processes.is_first:
+        best = keep_last(run.directory, best, is_best=is_best)
+    if is_best:
+        _write_predictions(run, evaluation.predictions)
     by_loss = tells_nothing(value, worst, more)
     shown = task.score_name(task.metric)
     journal.evaluation(step, epoch, task.metric, scores, is_best, shown=shown, by_loss=by_loss, interval=interval)
@@ -325,19 +357,20 @@ def _save(run: Trainer, path: Path) -> None:
 
 def _plot(run: Trainer, journal: Journal) -> None:
     if run.processes.is_first:
-        write_atomically(run.directory.plot, draw_losses(journal.records, run.job.task.metric, run_caption(run)))
+        picture = draw_losses(journal.records, run.job.task.metric, run_caption(run))
+        write_atomically(run.directory.plot, picture, make_parents=False)
 
 
 def _write_predictions(run: Trainer, predictions: Sequence[Any]) -> None:
     """Write the task's report of its predictions, one JSON record a line."""
     if run.processes.is_first and (records := run.job.task.report(run.job.validation, predictions)):
-        write_atomically(run.directory.predictions, strict_json.lines(records))
+        write_atomically(run.directory.predictions, strict_json.lines(records), make_parents=False)
 
 
-def _evaluated_as_saved(run: Trainer) -> Evaluation:
+def _evaluated_as_saved(run: Trainer, interrupted: Callable[[], bool]) -> Evaluation:
     """The scores of the rounded parameters in the file, which users will get."""
     run.processes.totals(0)  # The first process may still be writing the file.
     restore_parameters(run.model, run.directory.adapter)
-    evaluation = _evaluated(run)
+    evaluation = _evaluated(run, interrupted)
     _write_predictions(run, evaluation.predictions)
     return evaluation

@@ -21,7 +21,7 @@ from capaft.methods.stack import canonical_method
 from capaft.support import strict_json
 from capaft.support.activity import activity
 from capaft.support.console import print_line
-from capaft.support.errors import UsageError
+from capaft.support.errors import Interrupted, UsageError
 from capaft.support.files import write_atomically
 from capaft.tasks.base.uncertainty import interval_method
 from capaft.training.accelerator import accelerator_for, move_model
@@ -30,6 +30,7 @@ from capaft.training.loop import Outcome, train
 from capaft.training.optimizer import check_optimizer
 from capaft.training.parallel.processes import Processes
 from capaft.training.parallel.sharding import shard_model, sharding_requested
+from capaft.training.record.best_adapter import check_best_adapter
 from capaft.training.record.checkpoint import Checkpoint, newest_checkpoint, prune_checkpoints
 from capaft.training.record.conditions import machine, method_settings, training_settings
 from capaft.training.record.extension import continuation, is_finished, with_restarts
@@ -37,11 +38,12 @@ from capaft.training.record.model_card import card_text
 from capaft.training.record.next_commands import commands_after_training
 from capaft.training.record.results import Results, read_results
 from capaft.training.record.resume import (
+    SETTINGS,
     changed_settings,
-    check_best_adapter,
     check_same_origin,
     check_same_scale,
     origin_digests,
+    settings_digest,
 )
 from capaft.training.record.run_directory import (
     RunDirectory,
@@ -96,16 +98,18 @@ def execute_run(
     check_optimizer(config.optimizer)
     in_shares = sharding_requested()
     accelerator = accelerator_for(config)
-    processes = Processes.here()
+    processes = Processes.here(config.timeout)
     console.quiet = console.quiet or not processes.is_first
     say = partial(print_line, console)
     # The first process chooses the directory: the others look when it has already made it.
     directory = RunDirectory(processes.from_first(_choose(config) if processes.is_first else None))
     with hold_directory(directory) if processes.is_first else nullcontext():
         resumes = config.resume and directory.config.exists()
-        resumed = newest_checkpoint(directory.checkpoints) if resumes else None
+        resumed = newest_checkpoint(directory.checkpoints, say) if resumes else None
         finished = resumes and is_finished(directory)
         _check_shared(directory, (resumes, finished, resumed.progress.step if resumed else 0), processes)
+        if resumed:
+            check_best_adapter(directory, resumed.progress)
         if resumes:
             config, paths = with_restarts(config, directory), LocalPaths.read(directory.path)
 
@@ -121,12 +125,12 @@ def execute_run(
             job = prepare_job(config, _say_nothing if has_nothing_left else say, labels)
         job = named_job(job, config, paths)
         made_from, repeatable = origin_digests(job), _repeatable(settled_config(config, job))
+        made_from[SETTINGS] = settings_digest(repeatable)
         restart = continuation(directory, repeatable, job, resumed, chosen) if resumes else None
         # No process may change what another has yet to compare.
         processes.gather([restart])
         if resumed:
             check_same_origin(resumed.made_from, made_from, directory.path, resumed.made_with)
-            check_best_adapter(directory, resumed.progress.best.value is not None)
             check_same_scale(resumed.progress.best, directory.path)
         if finished and not restart:
             return _finished(directory, job, resumed, say)
@@ -150,7 +154,10 @@ def execute_run(
         if processes.is_first and resumed:
             remove_leftovers(directory)
             prune_checkpoints(directory.checkpoints, resumed.progress.step)
-        with replacing_run(directory, say) if processes.is_first and not resumed else nullcontext():
+        with (
+            replacing_run(directory, say) if processes.is_first and not resumed else nullcontext(),
+            _resumable(directory),
+        ):
             if processes.is_first:
                 write_settings(directory, shared, paths)
                 # Only now: a run that is extended is not finished once its settings say so.
@@ -159,14 +166,32 @@ def execute_run(
                 # No process can read all weights afterwards.
                 run = replace(run, samples=weight_samples(run.model, job.plan))
                 shard_model(run.model, run.trained.values(), accelerator.device)
-            with _tracked(run, shared):
+            # A sharded model talks to the other processes during every forward.
+            with _tracked(run, shared), processes.answered() if in_shares else nullcontext():
                 outcome = train(run, resumed)
-        results = _results(run, outcome)
-        if processes.is_first:
-            written = _at(results, shared_name(str(directory.path)).removeprefix("./"), job)
-            write_atomically(directory.card, card_text(written, job, shared))
-            write_atomically(directory.results, strict_json.document(written.record(), indent=2) + "\n")
+            results = _results(run, outcome)
+            if processes.is_first:
+                written = _at(results, shared_name(str(directory.path)).removeprefix("./"), job)
+                write_atomically(directory.card, card_text(written, job, shared), make_parents=False)
+                document = strict_json.document(written.record(), indent=2) + "\n"
+                write_atomically(directory.results, document, make_parents=False)
         return results
+
+
+@contextmanager
+def _resumable(directory: RunDirectory) -> Iterator[None]:
+    """Has an interruption say how the run goes on, if it has come far enough.
+
+    Raises:
+        Interrupted: instead of `KeyboardInterrupt`.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if not directory.has_trained:
+            raise
+        cause = str(stop) or "stopped"
+        raise Interrupted(f"{cause}; resume with --resume --output {directory.path}") from None
 
 
 def _say_nothing(line: str) -> None:

@@ -118,7 +118,7 @@ def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) 
             move_model(saved.model, accelerator.device),
             features,
             config.eval_batch_size,
-            processes=Processes.here(),
+            processes=Processes.here(config.timeout),
             autocast=accelerator.autocast(),
         )
     if predictions:

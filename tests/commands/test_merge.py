@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from tiny_job import bert, config, execute
 from transformers import BertForSequenceClassification
 
 from capaft.adapter.merge import merge
+from capaft.commands import merge as merge_verb
 from capaft.training.record.saved_run import open_run
 
 
@@ -35,6 +37,34 @@ def test_merge_is_a_plain_model_with_the_same_logits(run: Path, tmp_path: Path) 
     saved = open_run(str(run))
     with torch.no_grad():
         torch.testing.assert_close(plain(**batch).logits, saved.model(**batch).logits, atol=1e-5, rtol=0)
+
+
+def test_an_interrupted_merge_leaves_what_was_there(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the new model is written, and while it takes the place of the old one."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    old = tmp_path / "merged"
+    old.mkdir()
+    (old / "config.json").write_text("{}")
+    for name, raising in (("_card", stop), ("_replace", stop)):
+        with monkeypatch.context() as patch:
+            patch.setattr(merge, name, raising)
+            done = invoke("merge", run, "--output", old, "--overwrite")
+        assert (done.code, done.err.splitlines()[-1:]) == (130, ["stopped by Ctrl-C"])
+        assert [path.name for path in tmp_path.rglob("*")] == ["merged", "config.json"]
+    real = merge_verb._replace
+
+    def asked(*paths: Path) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        real(*paths)
+
+    monkeypatch.setattr(merge_verb, "_replace", asked)
+    done = invoke("merge", run, "--output", old, "--overwrite")
+    assert (done.code, done.err.splitlines()[-1:]) == (130, ["stopped by SIGTERM"])
+    assert (old / "model.safetensors").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 
 
 def test_a_plain_model_is_merged_the_same_with_dequantise(run: Path, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def trained(settings: TrainConfig, directory: Path) -> tuple[Job, loop.Outcome, 
 def trainer(settings: TrainConfig, directory: Path) -> Trainer:
     """A run that is ready for the loop, among the processes that are there."""
     job = prepare_job(settings, lambda line: None)
-    accelerator, processes = accelerator_for(settings), Processes.here()
+    accelerator, processes = accelerator_for(settings), Processes.here(60)
     adapter = attach_plan(job.base.model, job.plan, dropout=settings.dropout)
     return Trainer(job, settings, RunDirectory(directory), quiet(), accelerator, processes, adapter)
 

@@ -37,7 +37,7 @@ def job(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> Job:
 
 def scored(job: Job, batch_size: int, processes: Processes | None = None, **options: Any) -> Evaluation:
     model = job.base.model
-    processes = processes or Processes.here()
+    processes = processes or Processes.here(60)
     return evaluate(job.task, job.base, model, job.validation, batch_size, processes=processes, **options)
 
 

@@ -1,41 +1,12 @@
-"""Ctrl-C as a question, and the ways in which memory runs out as one line."""
+"""The ways in which memory runs out, as one line."""
 
 from __future__ import annotations
-
-import os
-import signal
-import threading
 
 import pytest
 import torch
 
 from capaft.support.errors import PeerError, TrainingError
-from capaft.training.interrupt import interruptible, memory_guard
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_stops(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with interruptible() as asked:
-        assert not asked()
-        os.kill(os.getpid(), number)
-        assert asked()
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
-    assert signal.getsignal(number) is before
-
-
-def test_beside_the_main_thread_signals_are_the_callers() -> None:
-    before, seen = signal.getsignal(signal.SIGINT), []
-
-    def work() -> None:
-        with interruptible() as asked:
-            seen.append((asked(), signal.getsignal(signal.SIGINT)))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [(False, before)]
+from capaft.training.interrupt import memory_guard
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from transformers import BertForMaskedLM, BertForSequenceClassification
 
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
-from capaft.training import loop
+from capaft.training import evaluate, loop
 from capaft.training.record import resume
 from capaft.training.record.run_directory import RunDirectory, hold_directory
 
@@ -297,6 +297,78 @@ def test_ctrl_c_saves_and_the_run_goes_on(
     done = invoke("train", "--resume", "--output", tmp_path)
     assert done.code == 0, done.err
     assert_same(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_signal_in_an_evaluation_stops_it_and_the_run_goes_on(
+    number: int, settings: TrainConfig, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first evaluation, and the last."""
+    begun, real = 0, loop._evaluated
+
+    def evaluated(*arguments: Any) -> Any:
+        nonlocal begun
+        begun += 1
+        if begun == number:
+            os.kill(os.getpid(), signal.SIGHUP)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_evaluated", evaluated)
+        done = invoke(*command(settings, tmp_path))
+    assert done.code == 130, done.err
+    step = {1: 4, 3: 11}[number]
+    assert f"stopped at step {step} of 11; resume with --resume --output {tmp_path}" in done.err
+    assert len([record for record in records(tmp_path) if "value" in record]) == number - 1
+    done = invoke("train", "--resume", "--output", tmp_path)
+    assert done.code == 0, done.err
+    assert_same(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("moment", ["record", "evaluation"])
+def test_a_directory_that_is_removed_ends_the_run_and_stays_away(
+    moment: str, settings: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, name = {"record": (loop, "_collated"), "evaluation": (evaluate, "move_batch")}[moment]
+    real = getattr(part, name)
+
+    def removing(*arguments: Any) -> Any:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        return real(*arguments)
+
+    monkeypatch.setattr(part, name, removing)
+    done = invoke(*command(settings, tmp_path / "run"))
+    assert done.code == 1
+    assert "run/metrics.jsonl was removed, moved or replaced" in done.err.splitlines()[-1]
+    assert "epoch" not in done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_resumed_with_a_part_of_another(settings: TrainConfig, tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    killed(settings, run, 5)
+    killed(replace(settings, weight_decay=0.2), other, 5)
+    shutil.copytree(run, tmp_path / "whole")
+    for part, says in (
+        ("adapter.safetensors", "adapter.safetensors is not the adapter that this run saved at step 4"),
+        ("checkpoints", f"the checkpoint in {run} is one of another run"),
+    ):
+        shutil.rmtree(run)
+        shutil.copytree(tmp_path / "whole", run)
+        if part == "checkpoints":
+            # Both parts, so that they fit one another.
+            shutil.rmtree(run / part)
+            shutil.copytree(other / part, run / part)
+            shutil.copy(other / "adapter.safetensors", run)
+        else:
+            shutil.copy(other / part, run / part)
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        done = invoke("train", "--resume", "--output", run)
+        assert done.code == 2
+        (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+        assert says in line
+        assert line.endswith("; restore it, or start anew in another --output")
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_what_resume_says(settings: TrainConfig, tmp_path: Path) -> None:

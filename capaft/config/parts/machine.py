@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from capaft.config.choices import Precision
-from capaft.config.ranges import at_least
+from capaft.config.ranges import TIMEOUT, at_least
 from capaft.config.settings import Settings, setting
 
 _setting = partial(setting, panel="Machine")
@@ -24,3 +24,8 @@ class MachineSettings(Settings):
         False, "Recompute activations in the backward pass instead of keeping them: slower, but much less memory."
     )
     processes: int = _setting(1, "Processes to train in, each with its own device if there are any.", check=at_least(1))
+    timeout: int = _setting(
+        1800,
+        "Seconds after which the run ends if one of several processes does not answer.",
+        check=TIMEOUT,
+    )

@@ -7,9 +7,13 @@ up, so that all processes take the same step.
 
 from __future__ import annotations
 
+import math
+import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,9 +21,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from capaft.support.errors import PeerError, TrainingError
+from capaft.training.parallel.launch import is_launched
 
-# Words in the messages of the libraries underneath when another process does not answer.
+# Words in the messages of the libraries underneath when another process has ended, or does not answer in time.
 _LOST = ("gloo", "NCCL", "Connection", "Broken pipe")
+_LATE = ("Timed out", "timed out", "timeout")
+# Time for the others to say that they are waiting too, once one has given up.
+_ROLL_CALL_SECONDS = 1.0
 
 
 @dataclass
@@ -32,21 +40,29 @@ class Processes:
         rank: number of this process, from 0.
         count: number of processes.
         bytes_sent: bytes of gradients that each process has sent so far.
+        timeout: seconds after which a process that does not answer is given up.
     """
 
     rank: int
     count: int
     bytes_sent: int = 0
+    timeout: float = math.inf
     _host: Any = field(default=None, repr=False)
 
     @staticmethod
-    def here() -> Processes:
-        """The processes of the process group that is set up, or this one alone."""
+    def here(timeout: float) -> Processes:
+        """The processes of the process group that is set up, or this one alone.
+
+        Args:
+            timeout: seconds that they wait for one another.
+        """
         if not (dist.is_available() and dist.is_initialized()):
             return Processes(0, 1)
+        processes = Processes(dist.get_rank(), dist.get_world_size(), timeout=timeout)
         # Counts stay on the host: reading them from an accelerator would make it wait.
-        host = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else dist.group.WORLD
-        return Processes(dist.get_rank(), dist.get_world_size(), _host=host)
+        with processes.answered():
+            processes._host = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        return processes
 
     @property
     def is_first(self) -> bool:
@@ -62,7 +78,7 @@ class Processes:
         if self.count == 1:
             return list(numbers)
         total = torch.tensor(numbers, dtype=torch.float64, device="cpu")
-        with _answered():
+        with self.answered():
             dist.all_reduce(total, group=self._host)
         return [float(number) for number in total.tolist()]
 
@@ -71,9 +87,7 @@ class Processes:
         if self.count == 1:
             return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        with _answered():
-            dist.all_reduce(flat)
+        flat = self.sum_of(torch.cat([gradient.flatten() for gradient in gradients]))
         self.bytes_sent += flat.nbytes
         pieces = flat.split([p.numel() for p in parameters])
         for parameter, piece in zip(parameters, pieces, strict=True):
@@ -81,9 +95,13 @@ class Processes:
 
     def sum_of(self, tensor: Tensor) -> Tensor:
         """A tensor, summed over the processes."""
-        if self.count > 1:
-            with _answered():
-                dist.all_reduce(tensor)
+        if self.count == 1:
+            return tensor
+        if tensor.device.type != "cpu":
+            # An accelerator would wait without end, or abort, for a process that does not come.
+            self.totals(0)
+        with self.answered():
+            dist.all_reduce(tensor, group=self._host if tensor.device.type == "cpu" else None)
         return tensor
 
     def gather(self, items: Iterable[Any]) -> list[Any]:
@@ -91,7 +109,7 @@ class Processes:
         if self.count == 1:
             return list(items)
         parts: list[Any] = [None] * self.count
-        with _answered():
+        with self.answered():
             dist.all_gather_object(parts, list(items), group=self._host)
         return [item for part in parts for item in part]
 
@@ -100,24 +118,69 @@ class Processes:
         if self.count == 1:
             return value
         box = [value]
-        with _answered():
+        with self.answered():
             dist.broadcast_object_list(box, src=0, group=self._host)
         return box[0]
 
+    @contextmanager
+    def answered(self) -> Iterator[None]:
+        """Turns the errors of talking to a process that has ended, or hangs, into one line.
 
-@contextmanager
-def _answered() -> Iterator[None]:
-    """Turns the errors of talking to a process that has ended into one line.
+        Raises:
+            TrainingError: another process did not answer in time, and this one reports it.
+            PeerError: another process has ended, or did not answer and another one reports it.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if any(word in str(error) for word in _LOST):
+                raise self._loss(error) from None
+            raise
 
-    Raises:
-        PeerError: another process stopped responding.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if any(word in str(error) for word in _LOST):
-            reason = " ".join(str(error).split())[:200]
-            raise PeerError(
-                f"another process of this run stopped responding; see its own error above, if any ({reason})"
-            ) from None
-        raise
+    def _loss(self, error: RuntimeError) -> TrainingError:
+        """The error to raise when the processes have lost one another."""
+        is_late = any(word in str(error) for word in _LATE)
+        present, is_reporter = self._roll_call(is_late=is_late)
+        if "late" in present.values():
+            silent = [rank for rank in range(self.count) if rank not in present]
+            names = f"process{'es' * (len(silent) > 1)} {', '.join(map(str, silent))}" if silent else "a process"
+            line = f"{names} did not answer for {self.timeout:g} s (--timeout); --resume goes on from the checkpoint"
+            return TrainingError(line) if is_reporter else PeerError()
+        if is_launched():
+            return PeerError()
+        reason = " ".join(str(error).split())[:200]
+        return PeerError(f"another process of this run stopped responding; see its own error above, if any ({reason})")
+
+    def _roll_call(self, *, is_late: bool) -> tuple[dict[int, str], bool]:
+        """Find out which processes still run.
+
+        Args:
+            is_late: this process gave up waiting; it did not lose the connection.
+
+        Returns:
+            `late` or `cut off` by each process that has lost another; and True in the one that is to report it.
+        """
+        state = "late" if is_late else "cut off"
+        answers: list[tuple[dict[int, str], bool]] = []
+        # In a thread, since a store does not answer at all while its process is stopped.
+        asking = threading.Thread(target=lambda: answers.append(self._ask_store(state)), daemon=True)
+        asking.start()
+        asking.join(2 * _ROLL_CALL_SECONDS)
+        # The first process keeps the store, so it is the one that does not answer.
+        return answers[0] if answers else (dict.fromkeys(range(1, self.count), "late"), self.rank == 1)
+
+    def _ask_store(self, state: str) -> tuple[dict[int, str], bool]:
+        """Meet the processes that still run where all of them met at first; see `_roll_call`."""
+        present = {self.rank: state}
+        try:
+            store = dist.distributed_c10d._get_default_store()
+            store.set(f"capaft/{self.rank}", state)
+            deadline = time.monotonic() + _ROLL_CALL_SECONDS
+            while time.monotonic() < deadline and len(present) < self.count:
+                for rank in set(range(self.count)) - present.keys():
+                    if store.check([f"capaft/{rank}"]):
+                        present[rank] = store.get(f"capaft/{rank}").decode()
+                time.sleep(0.02)
+            return present, store.add("capaft/reports", 1) == 1
+        except RuntimeError:
+            return dict.fromkeys(range(1, self.count), state), self.rank == 1

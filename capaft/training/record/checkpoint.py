@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ STATE = "state.json"
 KEPT_CHECKPOINTS = 2
 # Between the keys of mappings within one another.
 _NESTED = "/"
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError)
 _NAME = re.compile(r"step-(\d{9})")
 # A name in the optimizer's state: the number of a parameter, and a key.
 _ENTRY = re.compile(r"\d+\.")
@@ -44,12 +45,14 @@ class Progress:
         best: the best evaluation so far.
         seconds: time spent training, over all starts.
         baseline: score of the frozen base, if it was measured.
+        evaluated: False if the evaluation that is due after this step was interrupted.
     """
 
     step: int = 0
     best: Best = field(default_factory=Best)
     seconds: float = 0.0
     baseline: float | None = None
+    evaluated: bool = True
 
 
 @dataclass(frozen=True)
@@ -154,8 +157,10 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     aside = final.with_name(f".{final.name}")
     try:
         try:
-            write_atomically(aside / TENSORS, encoded)
-            write_atomically(aside / STATE, json.dumps(state, indent=1) + "\n")
+            directory.mkdir(exist_ok=True)
+            aside.mkdir(exist_ok=True)
+            write_atomically(aside / TENSORS, encoded, make_parents=False)
+            write_atomically(aside / STATE, json.dumps(state, indent=1) + "\n", make_parents=False)
             if final.exists():
                 shutil.rmtree(final)
             aside.rename(final)
@@ -180,8 +185,12 @@ def prune_checkpoints(directory: Path, step: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def newest_checkpoint(directory: Path) -> Checkpoint | None:
+def newest_checkpoint(directory: Path, say: Callable[[str], None] = lambda line: None) -> Checkpoint | None:
     """The last checkpoint that can be read, or None.
+
+    Args:
+        directory: a run's directory of checkpoints.
+        say: called with a line for each that is damaged.
 
     Raises:
         UsageError: there are checkpoints, but none can be read.
@@ -191,15 +200,16 @@ def newest_checkpoint(directory: Path) -> Checkpoint | None:
         try:
             state = json.loads((path / STATE).read_text(encoding="utf-8"))
             encoded = (path / TENSORS).read_bytes()
-            if state.pop("digest") != _digest(encoded, state):
-                continue
-            tensors = safetensors.torch.load(encoded)
             progress = state["progress"]
+            # A directory under another's name is as wrong as its content.
+            if state.pop("digest") != _digest(encoded, state) or _path(directory, progress["step"]) != path:
+                raise ValueError("other bytes than were written")
             fitting(progress["best"], Best)
             fitting(progress | {"best": Best()}, Progress)
             fitting({name: value for name, value in state.items() if name != "progress"}, Checkpoint)
             if not all(_ENTRY.match(key) for key in state["optimizer"]):
-                continue
+                raise ValueError("an optimizer's state without a parameter")
+            tensors = safetensors.torch.load(encoded)
             return Checkpoint(
                 Progress(**progress | {"best": Best(**progress["best"])}),
                 state["made_with"],
@@ -208,8 +218,8 @@ def newest_checkpoint(directory: Path) -> Checkpoint | None:
                 state["optimizer"],
                 state["scaler"],
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError):
-            continue
+        except _DAMAGED:
+            say(f"warning: the checkpoint {path} is damaged; the one before it is used")
     if checkpoints:
         raise UsageError(f"no checkpoint in {directory} can be read; start anew with --overwrite")
     return None

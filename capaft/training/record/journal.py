@@ -81,7 +81,7 @@ class Journal:
 
     def __enter__(self) -> Journal:
         if not self.quiet:
-            write_atomically(self._file, strict_json.lines(map(asdict, self.records)))
+            write_atomically(self._file, strict_json.lines(map(asdict, self.records)), make_parents=False)
             self._stream = _open(self._file)
         self._started = self._spoke = time.perf_counter()
         if self._progress:
@@ -155,6 +155,24 @@ class Journal:
             with _writing(self._file):
                 os.fsync(self._stream.fileno())
 
+    def check_in_place(self) -> None:
+        """Make sure that the records still go where the run is: a file that was removed can be written for ever.
+
+        Raises:
+            TrainingError: the file, or the directory of the run, was removed, moved or replaced.
+        """
+        if not self._stream:
+            return
+        try:
+            is_there = os.path.samestat(os.stat(self._file), os.fstat(self._stream.fileno()))
+        except OSError:
+            is_there = False
+        if not is_there:
+            raise TrainingError(
+                f"{self._file} was removed, moved or replaced while the run was writing it, so the run has stopped; "
+                "put its directory back and go on with --resume, or start anew"
+            )
+
     def _pace(self, step: int) -> tuple[float, float, int]:
         """Examples per second, seconds left and peak memory, which every record ends with."""
         left = (self.seconds - self._before) / max(1, step - self._done) * (self.steps - step)
@@ -165,6 +183,7 @@ class Journal:
         if self._track:
             self._track(tracked, record.step)
         if self._stream:
+            self.check_in_place()
             with _writing(self._file):
                 self._stream.write(strict_json.lines([asdict(record)]))
                 self._stream.flush()

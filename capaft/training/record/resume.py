@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 import capaft
-from capaft.adapter.file.adapter_file import read
 from capaft.adapter.file.fingerprint import weight_samples
 from capaft.config.local_paths import PLACES, may_be_same_place
 from capaft.config.settings import flag_of
@@ -34,11 +33,13 @@ from capaft.training.setup.job import Job
 # Settings that may differ from those that the run began with: they fit it to the machine, or only report it.
 _FREE = frozenset(
     ["micro_batch_size", "eval_batch_size", "gradient_checkpointing", "checkpoint_seconds", "tracker", "head_cache"]
-).union(["trust_remote_code"])
+).union(["trust_remote_code", "timeout"])
 
 
 # Settings of the length, which is the one thing that may be another once a run is finished.
 LENGTH = {"epochs", "max_steps"}
+# The name of `settings_digest` among the digests of a checkpoint.
+SETTINGS = "settings"
 
 
 def saved_settings(run: RunDirectory) -> TrainConfig:
@@ -101,6 +102,12 @@ def origin_digests(job: Job) -> dict[str, str]:
     }
 
 
+def settings_digest(config: TrainConfig) -> str:
+    """A digest of the settings of a run that may not change, so that a checkpoint of another run is noticed."""
+    free = {*_FREE, *LENGTH, "restarts"}
+    return _digest([name, str(value)] for name, value in sorted(vars(config).items()) if name not in free)
+
+
 def check_same_origin(
     before: Mapping[str, str], now: Mapping[str, str], run: object, made_with: Mapping[str, str]
 ) -> None:
@@ -119,28 +126,17 @@ def check_same_origin(
     reader = f"capaft {version}" if version else "an earlier capaft"
     by = "" if version == capaft.__version__ else f", or {reader} read it otherwise"
     for name, digest in now.items():
-        if before.get(name) != digest:
+        if name == SETTINGS:
+            # Another version has other settings; an earlier one recorded no digest.
+            if not by and before.get(name, digest) != digest:
+                raise UsageError(
+                    f"--resume: the checkpoint in {run} is one of another run; restore it, or start anew in another "
+                    "--output"
+                )
+        elif before.get(name) != digest:
             raise UsageError(
                 f"--resume: the {name} of {run} has changed{by}; restore it, or start anew in another --output"
             )
-
-
-def check_best_adapter(run: RunDirectory, is_expected: bool) -> None:
-    """Refuse to go on without the best adapter so far, which the rest of the run may not beat.
-
-    Args:
-        run: the run's directory.
-        is_expected: an evaluation before the checkpoint has saved one.
-
-    Raises:
-        UsageError: it is missing or damaged.
-    """
-    if not is_expected:
-        return
-    try:
-        read(run.adapter)
-    except UsageError as error:
-        raise UsageError(f"--resume: {error}; restore it, or start anew in another --output") from None
 
 
 def check_same_scale(best: Best, run: object) -> None:

@@ -228,7 +228,8 @@ def replacing_run(run: RunDirectory, say: Callable[[str], None]) -> Iterator[Non
     try:
         yield
     except BaseException:
-        if not run.has_trained and any(run.replaced.iterdir()):
+        # The whole directory may have been removed under the run.
+        if not run.has_trained and run.replaced.is_dir() and any(run.replaced.iterdir()):
             clear_run(run)
             _move(RunDirectory(run.replaced), run.path, back=True)
             say(f"the earlier run in {run.path} has been put back")

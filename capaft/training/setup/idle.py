@@ -187,6 +187,10 @@ def _processes(job: Job, config: TrainConfig) -> str:
     return "" if started in (1, config.processes) else f"a launcher that has started {started}"
 
 
+def _timeout(job: Job, config: TrainConfig) -> str:
+    return "" if int(os.environ.get("WORLD_SIZE") or config.processes) > 1 else "a single process"
+
+
 RULES: dict[str, Rule] = {
     "revision": _revision,
     "pair_column": _pair_column,
@@ -214,5 +218,6 @@ RULES: dict[str, Rule] = {
     "baseline": _baseline,
     "head_cache": _head_cache,
     "processes": _processes,
+    "timeout": _timeout,
 }
 """The rules of settings whose effect depends on others, beside the options of methods and tasks."""

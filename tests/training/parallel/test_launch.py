@@ -17,6 +17,7 @@ from tiny_job import bert, command, config, execute, fork, losses, wait
 from transformers import BertForSequenceClassification
 
 import capaft
+from capaft.support.errors import UsageError
 from capaft.training import loop
 from capaft.training.parallel import launch
 from capaft.training.parallel.launch import launch_processes, should_launch
@@ -24,8 +25,10 @@ from capaft.training.parallel.launch import launch_processes, should_launch
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that `python -m capaft` runs in this test, in place of capaft."""
+    """The file that the processes run in this test, in place of capaft."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "_PACKAGE", tmp_path / "capaft" / "__init__.py")
+    monkeypatch.setattr(launch, "_cores", lambda: 7)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     (tmp_path / "capaft").mkdir()
     (tmp_path / "capaft" / "__init__.py").touch()
@@ -33,6 +36,8 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 RANK = "import os, sys, time, signal; rank = int(os.environ['RANK'])\n"
+# As capaft does once it can answer.
+RANK += "answer = lambda: signal.pthread_sigmask(signal.SIG_SETMASK, [])\n"
 
 
 def test_a_process_that_was_started_starts_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +50,6 @@ def test_a_process_that_was_started_starts_no_others(monkeypatch: pytest.MonkeyP
 
 def test_what_each_is_told(program: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 7)
     names = "'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'OMP_NUM_THREADS', 'MASTER_PORT'"
     tell = f"open(f'{{rank}}.txt', 'w').write(repr([sys.argv[1:]] + [os.environ[name] for name in ({names})]))\n"
     program.write_text(RANK + tell + "print('result', rank)")
@@ -85,6 +89,9 @@ def test_threads_that_were_asked_for_are_kept(program: Path, monkeypatch: pytest
     assert launch_processes(2, []) == 0
 
 
+KILLED = "error: process 1 was ended by SIGKILL; --resume goes on from the checkpoint\n"
+
+
 @pytest.mark.parametrize(
     ("ends", "code", "says"),
     [
@@ -92,7 +99,7 @@ def test_threads_that_were_asked_for_are_kept(program: Path, monkeypatch: pytest
         ("sys.exit(2 if rank == 1 else 1)", 2, ""),
         ("sys.exit(5) if rank == 1 else time.sleep(60)", 5, ""),
         ("sys.exit(5) if rank == 0 else time.sleep(60)", 5, ""),
-        ("os.kill(os.getpid(), 9) if rank == 1 else time.sleep(60)", 1, "error: process 1 was ended by SIGKILL\n"),
+        ("os.kill(os.getpid(), 9) if rank == 1 else time.sleep(60)", 1, KILLED),
     ],
 )
 def test_one_that_fails_ends_all(
@@ -109,7 +116,7 @@ def test_one_that_fails_ends_all(
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 4)])
 def test_signals_are_passed_on_once_each(number: signal.Signals, code: int, program: Path) -> None:
     place = program.parent.parent
-    heard = f"signal.signal({int(number)}, lambda *_: open(f'{{rank}}.heard', 'a').write('x'))\n"
+    heard = f"signal.signal({int(number)}, lambda *_: open(f'{{rank}}.heard', 'a').write('x')); answer()\n"
     ready = "open(f'{rank}.ready', 'w').close()\n"
     # Both go on for a while after the first signal, as a run does that saves.
     ends = f"\nwhile not os.path.exists(f'{{rank}}.heard'): time.sleep(0.01)\ntime.sleep(0.3)\nsys.exit({code})"
@@ -125,14 +132,15 @@ def test_signals_are_passed_on_once_each(number: signal.Signals, code: int, prog
 
 def test_ctrl_c_at_a_terminal_reaches_each_once(program: Path) -> None:
     place = program.parent.parent
-    heard = "signal.signal(2, lambda *_: open(f'{rank}.heard', 'a').write('x'))\nopen(f'{rank}.ready', 'w').close()\n"
+    heard = "signal.signal(2, lambda *_: open(f'{rank}.heard', 'a').write('x')); answer()\n"
+    heard += "open(f'{rank}.ready', 'w').close()\n"
     ends = "\nwhile not os.path.exists(f'{rank}.heard'): time.sleep(0.01)\ntime.sleep(0.3)\nsys.exit(130)"
     program.write_text(RANK + heard + ends)
     starter = "import sys; sys.path.insert(0, sys.argv[1]); from capaft.training.parallel import launch; "
-    starter += "sys.exit(launch.launch_processes(2, []))"
+    starter += "launch._PACKAGE = sys.argv[2]; sys.exit(launch.launch_processes(2, []))"
     source = str(Path(capaft.__file__).parent.parent)
     # A terminal sends the signal to the whole group of the command it runs.
-    command = [sys.executable, "-P", "-c", starter, source]
+    command = [sys.executable, "-P", "-c", starter, source, str(place / "capaft" / "__init__.py")]
     process = subprocess.Popen(command, process_group=0)
     deadline = time.monotonic() + 60
     while len(list(place.glob("*.ready"))) < 2 and time.monotonic() < deadline:
@@ -140,6 +148,64 @@ def test_ctrl_c_at_a_terminal_reaches_each_once(program: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 130
     assert [(place / f"{rank}.heard").read_text() for rank in range(2)] == ["x", "x"]
+
+
+def test_one_that_is_interrupted_stops_the_others(program: Path) -> None:
+    stop = "signal.signal(15, lambda *_: sys.exit(130)); answer()\n"
+    program.write_text(RANK + stop + "os.kill(os.getpid(), 15) if rank == 1 else time.sleep(60)")
+    assert launch_processes(2, []) == 130
+
+
+def test_a_later_request_ends_what_does_not_answer(
+    program: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch, "_INSISTING_SECONDS", 0.1)
+    monkeypatch.setattr(launch, "SAME_REQUEST_SECONDS", 0.5)
+    place = program.parent.parent
+    # Its signals stay blocked, and it has started a process of its own.
+    starts = "import subprocess; other = subprocess.Popen(['sleep', '60'])\n"
+    program.write_text(RANK + starts + "open(f'{rank}.ready', 'w').write(str(other.pid)); time.sleep(60)")
+    launcher = fork(lambda: os._exit(launch_processes(2, [])))
+    while len(pids := [file.read_text() for file in place.glob("*.ready")]) < 2 or "" in pids:
+        time.sleep(0.02)
+    os.kill(launcher, signal.SIGTERM)
+    os.kill(launcher, signal.SIGTERM)
+    time.sleep(0.7)
+    assert os.waitpid(launcher, os.WNOHANG) == (0, 0)
+    os.kill(launcher, signal.SIGTERM)
+    assert wait(launcher) == 130
+    assert capfd.readouterr().err == "stopped at once\n"
+    states = [Path(f"/proc/{pid}/stat") for pid in pids]
+    assert all(not state.exists() or state.read_text().split()[2] == "Z" for state in states)
+
+
+def test_nothing_is_imported_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(launch, "_cores", lambda: 2)
+    poison = "open('executed', 'a').write(__name__ + '\\n')\n"
+    for name in ("json", "yaml", "torch", "rich", "typer", "signal"):
+        (tmp_path / f"{name}.py").write_text(poison)
+    monkeypatch.setenv("PYTHONPATH", str(Path(capaft.__file__).parent.parent))
+    done = subprocess.run([sys.executable, "-m", "capaft", "train", "--print-config"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    # The processes of a run are not even fooled by the package's name.
+    (tmp_path / "capaft").mkdir()
+    (tmp_path / "capaft" / "__init__.py").write_text(poison)
+    (tmp_path / "capaft" / "__main__.py").write_text(poison)
+    assert launch_processes(2, ["train", "--print-config"]) == 0
+    assert not (tmp_path / "executed").exists()
+
+
+def test_too_many_for_the_cores(
+    program: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch, "_cores", lambda: 2)
+    program.write_text("")
+    with pytest.raises(UsageError, match="--processes 65 is too many for the 2 cores here; choose 2 or fewer"):
+        launch_processes(65, [])
+    assert launch_processes(3, []) == 0
+    assert capfd.readouterr().err == "warning: 3 processes share 2 cores; --processes 2 would be faster\n"
 
 
 # The real command

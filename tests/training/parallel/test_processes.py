@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from command_line import invoke
-from tiny_job import bert, command, config, together
+from tiny_job import bert, command, config, fork, together, wait
 from transformers import BertForSequenceClassification
 
 from capaft.adapter.file import save_load
@@ -31,7 +32,7 @@ def parameters(rank: int) -> list[torch.nn.Parameter]:
 
 
 def test_alone_nothing_is_said() -> None:
-    alone = Processes.here()
+    alone = Processes.here(60)
     assert (alone.rank, alone.count, alone.is_first) == (0, 1, True)
     assert alone.totals(1.5, True) == [1.5, 1]
     assert alone.gather(iter("ab")) == ["a", "b"]
@@ -46,7 +47,7 @@ def test_alone_nothing_is_said() -> None:
 
 def test_three_processes(tmp_path: Path) -> None:
     def talk(rank: int) -> None:
-        processes = Processes.here()
+        processes = Processes.here(60)
         parameters_here = parameters(rank)
         processes.add_up(parameters_here)
         report: dict[str, Any] = {
@@ -76,7 +77,7 @@ def test_three_processes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("call", ["totals", "gather", "from_first", "sum_of"])
 def test_one_that_has_ended_is_noticed_at_once(call: str, tmp_path: Path) -> None:
     def talk(rank: int) -> None:
-        processes = Processes.here()
+        processes = Processes.here(60)
         processes.totals(0)
         if rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -86,6 +87,45 @@ def test_one_that_has_ended_is_noticed_at_once(call: str, tmp_path: Path) -> Non
     started = time.monotonic()
     assert together(2, talk, tmp_path) == [0, -signal.SIGKILL]
     assert time.monotonic() - started < 30
+
+
+def test_one_that_hangs_is_given_up_and_named(tmp_path: Path) -> None:
+    def talk(rank: int) -> None:
+        processes = Processes.here(1)
+        processes.totals(0)
+        if rank == 1:
+            time.sleep(3)
+            return
+        with pytest.raises(TrainingError) as error:
+            processes.totals(0)
+        (tmp_path / f"{rank}.txt").write_text(str(error.value))
+
+    assert together(3, talk, tmp_path) == [0, 0, 0]
+    # One of the two that waited reports it.
+    line = "process 1 did not answer for 1 s (--timeout); --resume goes on from the checkpoint"
+    assert sorted((tmp_path / f"{rank}.txt").read_text() for rank in (0, 2)) == ["", line]
+
+
+@pytest.mark.slow
+def test_the_first_is_given_up_too_although_it_keeps_what_the_others_know(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meeting = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+    def talk(rank: int) -> None:
+        torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+        processes = Processes.here(1)
+        processes.totals(0)
+        if rank == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        with pytest.raises(TrainingError, match=r"^process 0 did not answer for 1 s"):
+            processes.totals(0)
+        os._exit(0)
+
+    first, second = (fork(lambda rank=rank: talk(rank)) for rank in range(2))  # type: ignore[misc]
+    assert wait(second) == 0
+    os.kill(first, signal.SIGKILL)
+    assert wait(first) == -signal.SIGKILL
 
 
 def test_ctrl_c_that_reaches_one_stops_all_at_the_same_step(

@@ -206,6 +206,26 @@ def test_the_one_before_serves_if_the_newest_is_damaged(
     assert "\n" not in str(error.value)
 
 
+def _swap(one: Path, other: Path) -> None:
+    one.rename(one.with_name("aside"))
+    other.rename(one)
+    one.with_name("aside").rename(other)
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", ""])
+def test_files_of_another_checkpoint_are_noticed(name: str, tmp_path: Path) -> None:
+    run = Run()
+    for step in (4, 9):
+        run.write(tmp_path, step)
+        run.go(step, step + 1)
+    _swap(tmp_path / "step-000000004" / name, tmp_path / "step-000000009" / name)
+    lines: list[str] = []
+    with pytest.raises(UsageError, match=r"no checkpoint in .* can be read; start anew with --overwrite"):
+        newest_checkpoint(tmp_path, lines.append)
+    damaged = [f"warning: the checkpoint {tmp_path}/step-00000000{step} is damaged" for step in (9, 4)]
+    assert [line.partition(";")[0] for line in lines] == damaged
+
+
 def test_none_is_no_error(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path) is None
     assert newest_checkpoint(tmp_path / "nowhere") is None

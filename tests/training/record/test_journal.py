@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,7 @@ def test_a_disk_that_fills_up_later(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             made.keep()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no disk that is always full")
 def test_a_full_disk(tmp_path: Path) -> None:
     (tmp_path / "m").symlink_to("/dev/full")
     made = Journal(silent(), tmp_path / "m", 10)
@@ -167,3 +168,22 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
     with pytest.raises(TrainingError, match=r"cannot write .*: No space left on device"):
         train()
+
+
+@pytest.mark.parametrize("vanish", ["file", "directory", "moved", "replaced"])
+def test_a_run_that_is_removed_ends_at_the_next_record(vanish: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with Journal(silent(), run / "metrics.jsonl", 10) as made:
+        made.step(1, 0.1, 0.5, 1e-3, 8)
+        if vanish == "file":
+            (run / "metrics.jsonl").unlink()
+        elif vanish == "directory":
+            shutil.rmtree(run)
+        else:
+            run.rename(tmp_path / "elsewhere")
+        if vanish == "replaced":
+            shutil.copytree(tmp_path / "elsewhere", run)
+        with pytest.raises(TrainingError, match=r"metrics\.jsonl was removed, moved or replaced .*; put its directory"):
+            made.step(2, 0.2, 0.5, 1e-3, 8)
+    assert run.exists() == (vanish in ("file", "replaced"))

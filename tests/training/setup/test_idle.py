@@ -61,6 +61,7 @@ IDLE: list[tuple[str, Any, dict[str, Any], str]] = [
     ("epochs", 3, {"max_steps": 4}, "with --max-steps"),
     ("eval_epochs", 2, {"eval_steps": 4}, "with --eval-steps"),
     ("patience", 3, {}, "with 2 evaluations"),
+    ("timeout", 60, {}, "with a single process"),
     ("min_delta", 0.1, {}, "without --patience"),
     ("label_separator", "|", {"problem": "single"}, "with --problem single"),
     ("stride", 4, {}, "with text-classification"),
