@@ -30,7 +30,7 @@ def eval_command(run: Run, json: Json = False, **flags: str | bool | list[str] |
         unwind_from_here()
         with activity(console, "loading the base model and the adapter"):
             saved = open_run(run, options, lambda line: print_line(console, line))
-        scores = score_run(saved, options, say=lambda line: print_line(console, f"data   {line}"))
+        scores = score_run(saved, options, say=lambda line: print_line(console, f"data   {line}"), console=console)
         if json:
             print_result(strict_json.document(asdict(scores)))
             return

@@ -54,6 +54,7 @@ def evaluate(
     fitting: FittingBatch | None = None,
     autocast: AbstractContextManager[Any] | None = None,
     interrupted: Callable[[], bool] | None = None,
+    advance: Callable[[int], None] = lambda examples: None,
 ) -> Evaluation:
     """All scores of a model over a data set, and the mean loss of its terms.
 
@@ -66,6 +67,7 @@ def evaluate(
         processes: the processes that share the work; each returns the whole.
         fitting: what earlier evaluations found to fit into memory.
         autocast: the context that forwards run in.
+        advance: called with the number of features that all processes have just done.
         interrupted: asked before each batch; if True in any process, all of them stop.
 
     Raises:
@@ -96,6 +98,7 @@ def evaluate(
                     total += loss if is_own else 0.0
                     terms += counted if is_own else 0
                     predicted += zip(indices, predictions, strict=True) if is_own else ()
+                    advance(len(indices) * processes.count if is_own else 0)
     finally:
         for module in in_training:
             module.training = True

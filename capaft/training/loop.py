@@ -297,7 +297,9 @@ def _stopped(run: Trainer, journal: Journal, best: Best, step: int) -> Interrupt
     return Interrupted(f"stopped at step {step} of {run.job.rates.steps}; resume with {resume}")
 
 
-def _evaluated(run: Trainer, interrupted: Callable[[], bool]) -> Evaluation:
+def _evaluated(
+    run: Trainer, interrupted: Callable[[], bool], advance: Callable[[int], None] = lambda examples: None
+) -> Evaluation:
     """The scores on the validation split, with the parameters that the adapter has now."""
     job = run.job
     return evaluate(
@@ -310,6 +312,7 @@ def _evaluated(run: Trainer, interrupted: Callable[[], bool]) -> Evaluation:
         fitting=run.fitting,
         autocast=run.accelerator.autocast(),
         interrupted=interrupted,
+        advance=advance,
     )
 
 
@@ -328,7 +331,8 @@ def _after_evaluation(
     run: Trainer, journal: Journal, best: Best, step: int, epoch: float, interrupted: Callable[[], bool]
 ) -> Best:
     """Evaluate, record the scores, and save the adapter; the best evaluation so far, this one included."""
-    task, evaluation = run.job.task, _evaluated(run, interrupted)
+    task = run.job.task
+    evaluation = _evaluated(run, interrupted, journal.evaluating(len(run.job.validation)))
     value, scores, interval = evaluation.scores[task.metric], evaluation.scores, evaluation.interval
     more, worst = task.more_is_better, task.worst_score
     best = best.after(

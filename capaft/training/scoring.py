@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from capaft.config.choices import BaseDtype, Precision
 from capaft.config.open_options import EvalOptions
@@ -19,6 +20,7 @@ from capaft.data.load import Say, load_evaluation_data
 from capaft.data.sampling import sample_rows
 from capaft.data.splits import WantedSplits
 from capaft.support import strict_json
+from capaft.support.activity import activity
 from capaft.support.errors import UsageError, did_you_mean
 from capaft.support.files import write_atomically
 from capaft.tasks.base.task import Task
@@ -61,13 +63,16 @@ class Scores:
     interval_method: str | None = None
 
 
-def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) -> Scores:
+def score_run(
+    saved: SavedRun, options: EvalOptions | None = None, *, say: Say, console: Console | None = None
+) -> Scores:
     """Score a saved adapter.
 
     Args:
         saved: the opened run.
         options: the data and changes to the task; by default the run's validation split.
         say: called with a line for each decision about the data.
+        console: where a bar shows how far it is; by default nowhere.
 
     Raises:
         UsageError: there is no data to score on, it does not fit the task, or there is nothing to compare or to write.
@@ -111,7 +116,8 @@ def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) 
     base_dtype = options.base_dtype or config.base_dtype
     precision = _precision(config.precision, base_dtype)
     accelerator = accelerator_for(replace(config, tracker=None, precision=precision, base_dtype=base_dtype))
-    with memory_guard():
+    console = console or Console(quiet=True)
+    with memory_guard(), activity(console, "scoring", total=len(features)) as advance:
         result = evaluate(
             task,
             saved.base,
@@ -120,6 +126,7 @@ def score_run(saved: SavedRun, options: EvalOptions | None = None, *, say: Say) 
             config.eval_batch_size,
             processes=Processes.here(config.timeout),
             autocast=accelerator.autocast(),
+            advance=advance,
         )
     if predictions:
         records = task.report(features, result.predictions)

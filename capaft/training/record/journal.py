@@ -121,6 +121,18 @@ class Journal:
             self._spoke = time.perf_counter()
             print_line(self.console, f"step {step}/{self.steps}  {line}  {record.seconds_left:.0f} s left")
 
+    def evaluating(self, examples: int) -> Callable[[int], None]:
+        """A function that is told how many more of the examples have been evaluated, for the live line."""
+        done = 0
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done = min(done + more, examples)
+            if self._progress and self._bar is not None:
+                self._progress.update(self._bar, description=f"evaluating {done:,}/{examples:,}")
+
+        return advance
+
     def evaluation(
         self,
         step: int,
