@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import typing
 from types import UnionType
-from typing import Any
+from typing import Any, Literal, Union
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """True if a value is of a type: a plain one, a union, or a list or dictionary with types for what is in it.
+    """True if a value is of a type: a plain one, a literal, a union, or a list or dictionary with types for what is in it.
 
     A whole number may stand for a fraction, but a truth value for no number.
     """
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return True
-    if origin is UnionType:
+    if origin is Literal:
+        return value in parts
+    if origin in (UnionType, Union):
         return any(fits(value, part) for part in parts)
     if origin is list:
         return isinstance(value, list) and all(fits(entry, parts[0]) for entry in value)
