@@ -8,7 +8,7 @@ from typing import Any, Literal, Union
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """True if a value is of a type: a plain one, a literal, a union, or a list or dictionary with types for what is in it.
+    """True if a value is of a type: a plain one, a literal, a union, or a list or dictionary of typed values.
 
     A whole number may stand for a fraction, but a truth value for no number.
     """
