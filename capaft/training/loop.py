@@ -35,6 +35,7 @@ from capaft.training.record.best_adapter import keep_last
 from capaft.training.record.checkpoint import Checkpoint, Progress, write_checkpoint
 from capaft.training.record.journal import Journal
 from capaft.training.record.loss_plot import draw_losses, run_caption
+from capaft.training.record.next_commands import resume_command
 from capaft.training.record.resume import environment, warn_of_other_environment
 from capaft.training.trainer import Trainer
 
@@ -293,7 +294,7 @@ def _stopped(run: Trainer, journal: Journal, best: Best, step: int) -> Interrupt
         journal.check_in_place()
         _save(run, run.directory.adapter)
     _plot(run, journal)
-    resume = f"--resume --output {run.directory.path}"
+    resume = resume_command(str(run.directory.path))
     return Interrupted(f"stopped at step {step} of {run.job.rates.steps}; resume with {resume}")
 
 

@@ -35,7 +35,7 @@ from capaft.training.record.checkpoint import Checkpoint, newest_checkpoint, pru
 from capaft.training.record.conditions import machine, method_settings, training_settings
 from capaft.training.record.extension import continuation, is_finished, with_restarts
 from capaft.training.record.model_card import card_text
-from capaft.training.record.next_commands import commands_after_training
+from capaft.training.record.next_commands import commands_after_training, resume_command
 from capaft.training.record.results import Results, read_results
 from capaft.training.record.resume import (
     SETTINGS,
@@ -191,7 +191,7 @@ def _resumable(directory: RunDirectory) -> Iterator[None]:
         if not directory.has_trained:
             raise
         cause = str(stop) or "stopped"
-        raise Interrupted(f"{cause}; resume with --resume --output {directory.path}") from None
+        raise Interrupted(f"{cause}; resume with {resume_command(str(directory.path))}") from None
 
 
 def _say_nothing(line: str) -> None:
