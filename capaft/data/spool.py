@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -113,16 +113,22 @@ def in_dataset(table: pa.Table, like: datasets.Dataset, change: str) -> datasets
 class StoredColumn(LazySequence):
     """A column of a table, read entry by entry as Python values.
 
-    Args:
+    Attributes:
         column: the column.
     """
 
     def __init__(self, column: pa.ChunkedArray) -> None:
+        self.column = column
         self._parts = [_reader(chunk) for chunk in column.chunks]
         self._ends = np.cumsum([len(chunk) for chunk in column.chunks])
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self.column)
+
+    def __iter__(self) -> Iterator[Any]:
+        for chunk in self.column.iterchunks():
+            for start in range(0, len(chunk), ROWS):
+                yield from chunk.slice(start, ROWS).to_pylist()
 
     def at(self, index: int) -> Any:
         """See `LazySequence.at`."""

@@ -42,7 +42,7 @@ def check_names(source: object, names: Collection[str]) -> None:
         )
 
 
-def check_records(source: object, records: Sequence[Mapping[str, Any]]) -> dict[str, None]:
+def check_records(source: object, records: Collection[Mapping[str, Any]]) -> dict[str, None]:
     """The keys of records, in their order, which are not too many for a table with a column each.
 
     Raises:
@@ -65,30 +65,46 @@ def check_records(source: object, records: Sequence[Mapping[str, Any]]) -> dict[
     return names
 
 
-def check_values(source: object, name: str, values: Sequence[Any]) -> None:
-    """Make sure that the values of a column are not nested too deeply, and have not too many different keys.
+class ValueWidth:
+    """The keys of the records in a column, which may be nested.
 
-    Raises:
-        TooWideError: they are, or they have.
+    Args:
+        source: the file, for messages.
+        name: the column.
+        rows: number of its values.
     """
-    keys: set[tuple[str, ...]] = set()
-    open_values: list[tuple[Any, tuple[str, ...], int]] = [(value, (), 0) for value in values if _is_nested(value)]
-    while open_values:
-        value, path, level = open_values.pop()
-        if level >= MOST_LEVELS:
-            raise TooWideError(
-                f"{source}: column {name!r} has more than {MOST_LEVELS} lists or records within one another; drop it"
-            )
-        if isinstance(value, dict):
-            keys.update((*path, key) for key in value)
-            open_values += [(part, (*path, key), level + 1) for key, part in value.items() if _is_nested(part)]
-        else:
-            open_values += [(part, (*path, ""), level + 1) for part in value if _is_nested(part)]
-        if len(keys) > MOST_COLUMNS or len(keys) * len(values) > _EMPTY_SHARE * _EMPTY_CELLS:
-            raise TooWideError(
-                f"{source}: the records in column {name!r} have more than {len(keys) - 1:,} different keys; drop the "
-                "column, or write each record as text"
-            )
+
+    def __init__(self, source: object, name: str, rows: int) -> None:
+        self._source = source
+        self._name = name
+        self._rows = rows
+        self._keys: set[tuple[str, ...]] = set()
+
+    def check(self, values: Sequence[Any]) -> None:
+        """Make sure that further values are not nested too deeply, and that all have not too many different keys.
+
+        Raises:
+            TooWideError: they are, or they have.
+        """
+        keys = self._keys
+        open_values: list[tuple[Any, tuple[str, ...], int]] = [(value, (), 0) for value in values if _is_nested(value)]
+        while open_values:
+            value, path, level = open_values.pop()
+            if level >= MOST_LEVELS:
+                raise TooWideError(
+                    f"{self._source}: column {self._name!r} has more than {MOST_LEVELS} lists or records within one "
+                    "another; drop it"
+                )
+            if isinstance(value, dict):
+                keys.update((*path, key) for key in value)
+                open_values += [(part, (*path, key), level + 1) for key, part in value.items() if _is_nested(part)]
+            else:
+                open_values += [(part, (*path, ""), level + 1) for part in value if _is_nested(part)]
+            if len(keys) > MOST_COLUMNS or len(keys) * self._rows > _EMPTY_SHARE * _EMPTY_CELLS:
+                raise TooWideError(
+                    f"{self._source}: the records in column {self._name!r} have more than {len(keys) - 1:,} different "
+                    "keys; drop the column, or write each record as text"
+                )
 
 
 def check_schema(source: object, schema: pa.Schema) -> None:

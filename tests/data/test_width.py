@@ -13,7 +13,7 @@ import pytest
 
 from capaft.data.load import load_data
 from capaft.data.tables import read_rows
-from capaft.data.width import MOST_COLUMNS, check_records, check_values
+from capaft.data.width import MOST_COLUMNS, ValueWidth, check_records
 from capaft.support.errors import UsageError
 
 NAMES = [f"c{at}" for at in range(MOST_COLUMNS + 1)]
@@ -99,7 +99,7 @@ def test_a_table_that_would_be_nearly_empty() -> None:
 def test_records_in_a_column(wrap: Callable[[Any], Any]) -> None:
     values = [wrap({f"k{row}": row}) for row in range(MOST_COLUMNS + 5)]
     with pytest.raises(UsageError, match=r"records in column 'meta' have more than .* different keys; drop the column"):
-        check_values("a.jsonl", "meta", values)
+        ValueWidth("a.jsonl", "meta", len(values)).check(values)
 
 
 @pytest.mark.parametrize("levels", [40, 900, 100_000])
