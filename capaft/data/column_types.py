@@ -98,7 +98,7 @@ class _Outline:
 
     def add(self, values: list[Any]) -> None:
         """Take note of further values."""
-        self._kinds.update(type(value).__name__ for value in values if value is not None)
+        self._kinds.update(type(value).__name__ for value in values if not (value is None or _is_nan(value)))
         if self._may_be_records:
             lists = [value for value in values if value is not None]
             self._may_be_records = all(
@@ -203,7 +203,11 @@ def without_nan(value: Any) -> Any:
         return list(map(without_nan, value))
     if isinstance(value, dict):
         return {name: without_nan(part) for name, part in value.items()}
-    return None if isinstance(value, float) and value != value else value
+    return None if _is_nan(value) else value
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and value != value
 
 
 def _characters(record: Mapping[str, Any]) -> int:
