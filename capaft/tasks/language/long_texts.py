@@ -12,6 +12,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from capaft.support.errors import UsageError
 
 PIECE = 2**15
@@ -43,6 +46,23 @@ def plain_ids(tokenizer: Any, text: str) -> list[int]:
         UsageError: a part of it cannot be tokenised by itself, and is too long.
     """
     return [token for _, ids in _pieces(tokenizer, _condensed(tokenizer, text)) for token in ids]
+
+
+def placed_pieces(tokenizer: Any, text: str) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    """The token ids of the pieces of a text, and the characters of the text that each stands for, `(tokens, 2)`.
+
+    Raises:
+        UsageError: as `plain_ids`.
+    """
+    start, before = 0, ""
+    while start < len(text):
+        end = _piece_end(tokenizer, text, start)
+        parts = [*filter(None, [before]), before + text[start:end]]
+        *context, both = tokenizer(parts, add_special_tokens=False, verbose=False).encodings
+        known = sum(len(encoding.ids) for encoding in context)
+        places = np.array(both.offsets, dtype=np.int32).reshape(-1, 2)[known:] + np.int32(start - len(before))
+        yield np.array(both.ids, dtype=np.int32)[known:], places
+        before, start = text[_near(text, end) : end], end
 
 
 def count_tokens(tokenizer: Any, text: str) -> int:
