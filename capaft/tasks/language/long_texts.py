@@ -97,6 +97,27 @@ def beginning(tokenizer: Any, text: str, tokens: int) -> str:
     return text
 
 
+def ending(tokenizer: Any, text: str, tokens: int) -> str:
+    """The end of a text with more than `tokens` tokens, the last of which are those of the text, or all of it.
+
+    Raises:
+        UsageError: as `plain_ids`.
+    """
+    size = PIECE
+    text = _condensed(tokenizer, text)
+    while size < len(text):
+        start = _word_end(text, len(text) - size)
+        if start and _is_cut(tokenizer, text, start):
+            before = text[_near(text, start) : start]
+            context, both = ids_of(tokenizer, [before, before + text[start:]])
+            if len(both) - len(context) > tokens:
+                return before + text[start:]
+        if size >= LONGEST_PIECE:
+            raise UsageError(f"a text of {len(text):,} characters cannot be cut on the left; shorten it")
+        size *= 4
+    return text
+
+
 def shortened(tokenizer: Any, limit: int, first: str, second: str | None = None) -> tuple[str, str | None]:
     """Texts that are cut to the same tokens as a text, or a pair of texts, and are not much longer than these.
 
@@ -111,7 +132,7 @@ def shortened(tokenizer: Any, limit: int, first: str, second: str | None = None)
     Raises:
         UsageError: as `plain_ids`.
     """
-    part = _end if getattr(tokenizer, "truncation_side", "right") == "left" else beginning
+    part = ending if getattr(tokenizer, "truncation_side", "right") == "left" else beginning
     if second is None:
         return part(tokenizer, first, limit), None
     if max(len(first), len(second)) <= PIECE:
@@ -193,27 +214,6 @@ def _within_word(tokenizer: Any, text: str, tokens: int) -> str | None:
             return text[:size]
         size *= 4
     return None
-
-
-def _end(tokenizer: Any, text: str, tokens: int) -> str:
-    """The end of a text with more than `tokens` tokens, the last of which are those of the text, or all of it.
-
-    Raises:
-        UsageError: as `plain_ids`.
-    """
-    size = PIECE
-    text = _condensed(tokenizer, text)
-    while size < len(text):
-        start = _word_end(text, len(text) - size)
-        if start and _is_cut(tokenizer, text, start):
-            before = text[_near(text, start) : start]
-            context, both = ids_of(tokenizer, [before, before + text[start:]])
-            if len(both) - len(context) > tokens:
-                return before + text[start:]
-        if size >= LONGEST_PIECE:
-            raise UsageError(f"a text of {len(text):,} characters cannot be cut on the left; shorten it")
-        size *= 4
-    return text
 
 
 def text_batches(texts: Iterable[tuple[str, str | None]], rows: int = 1000) -> Iterator[list[tuple[str, str | None]]]:
