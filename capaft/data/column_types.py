@@ -20,6 +20,7 @@ from capaft.data.spool import Spool
 from capaft.data.width import TooWideError, ValueWidth
 from capaft.support.errors import UsageError, one_line
 
+_NESTED = {"list", "dict"}
 _UNFIT = (ValueError, TypeError, OverflowError, pa.ArrowException)
 
 Part = dict[str, list[Any]]
@@ -98,21 +99,23 @@ class _Outline:
 
     def add(self, values: list[Any]) -> None:
         """Take note of further values."""
-        self._kinds.update(type(value).__name__ for value in values if not (value is None or _is_nan(value)))
+        filled = [value for value in values if not (value is None or _is_nan(value))]
+        kinds = {type(value).__name__ for value in filled}
+        self._kinds |= kinds
         if self._may_be_records:
-            lists = [value for value in values if value is not None]
             self._may_be_records = all(
-                isinstance(value, list) and all(isinstance(record, dict) for record in value) for value in lists
+                isinstance(value, list) and all(isinstance(record, dict) for record in value)
+                for value in values
+                if value is not None
             )
-            self._has_records = self._has_records or any(lists)
+            self._has_records = self._has_records or any(filled)
         if self._too_wide is None:
             try:
                 self._width.check(values)
             except TooWideError as error:
                 self._too_wide = error
         self._plain.add(values)
-        if self._kinds & {"list", "dict"}:
-            self._without_nan.add(list(map(without_nan, values)))
+        self._without_nan.add(list(map(without_nan, filled)) if kinds & _NESTED else filled)
 
     @property
     def _are_records(self) -> bool:
@@ -140,7 +143,7 @@ class _Outline:
                 f"{self._path}: column {self._name!r} cannot be read as one type ({reason}); give its values one type"
             ) from None
         # NaN, which pandas writes for a missing value, is a number only among numbers.
-        self._as = self._as_nested if self._kinds & {"list", "dict"} else _as_text
+        self._as = self._as_nested if self._kinds & _NESTED else _as_text
 
     def _as_they_are(self, values: list[Any]) -> pa.Array:
         return pa.array(values, self._plain.type)

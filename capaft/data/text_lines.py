@@ -19,7 +19,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-_CHUNK = 2**20
+_CHUNK = 2**16
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import datasets
 import pyarrow as pa
 
 from capaft.support.errors import UsageError
@@ -18,6 +19,8 @@ MOST_LEVELS = 32
 """Lists and records within one another in a value."""
 LONGEST_NAME = 2**14
 """Characters of a column's name."""
+MOST_CLASSES = 100_000
+"""Names of classes that a column declares."""
 # Cells of a table of records that may be empty, and how many there may be to one that is not.
 _EMPTY_CELLS = 2**24
 _EMPTY_SHARE = 50
@@ -126,6 +129,22 @@ def check_schema(source: object, schema: pa.Schema) -> None:
         inner = [field.type.field(at) for at in range(field.type.num_fields)]
         open_types += [(part, level + 1) for part in inner]
     _check_number(source, number)
+
+
+def check_classes(source: object, features: datasets.Features) -> None:
+    """Make sure that no column declares too many classes, since each selection of rows copies their names.
+
+    Raises:
+        TooWideError: one does.
+    """
+    for name, feature in features.items():
+        inner = getattr(feature, "feature", feature)
+        number = len(inner.names) if isinstance(inner, datasets.ClassLabel) else 0
+        if number > MOST_CLASSES:
+            raise TooWideError(
+                f"{source}: column {name!r} declares {number:,} classes, and capaft takes at most {MOST_CLASSES:,}; "
+                "drop the names that do not occur"
+            )
 
 
 def _is_nested(value: Any) -> bool:

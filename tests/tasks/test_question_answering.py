@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,10 +31,12 @@ from transformers import (
 
 from capaft.config.parts.model import ModelSettings
 from capaft.config.train_config import TrainConfig
+from capaft.data import spool
 from capaft.model.demo import demo_model
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns
+from capaft.tasks.language import long_texts
 from capaft.tasks.question_answering import QuestionAnswering
 from capaft.tasks.spans import squad_metrics
 from capaft.tasks.spans.answers import Answer, locate_answer, read_answers
@@ -147,6 +150,31 @@ def test_windows_and_positions_are_those_of_the_tokenizer(name: str, stride: int
     assert examples.lengths.tolist() == [len(ids) for ids, *_ in expected]
     assert len(examples) > 2 * len(data)
     assert examples.truncated == 0
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_pieces_of_long_contexts_on_disk_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = " ".join(f"{CONTEXT} {number}" for number in range(9))
+    data = rows(*(("Who?", f"{blank}{long}", [("The", len(blank))]) for blank in ("", " \n")), ("Who?", "The b", []))
+    task = replace(TASK, max_length=LENGTHS[name], no_answer=True)
+    whole = task.features(base(TOKENIZERS[name]), data, COLUMNS, training=False)
+    monkeypatch.setattr(long_texts, "PIECE", 48)
+    monkeypatch.setattr(long_texts, "_NEAR", 12)
+    monkeypatch.setattr(spool, "KEPT", 0)
+    monkeypatch.setattr(spool, "KEPT_NUMBERS", 0)
+    parts = task.features(base(TOKENIZERS[name]), data, COLUMNS, training=False)
+    assert isinstance(parts.inputs["input_ids"], spool.StoredColumn)
+    assert parts.lengths.tolist() == whole.lengths.tolist()
+    for column in whole.inputs:
+        assert list(map(plain, parts.inputs[column])) == list(map(plain, whole.inputs[column]))
+    for one, another in zip(parts.references.windows, whole.references.windows, strict=True):
+        assert [plain(getattr(one, name)) for name in Window.__slots__] == [
+            plain(getattr(another, name)) for name in Window.__slots__
+        ]
+
+
+def plain(value: Any) -> Any:
+    return np.asarray(value).tolist()
 
 
 WORDS = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S")), min_size=1, max_size=9)

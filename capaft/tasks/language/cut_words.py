@@ -72,7 +72,9 @@ class CutWords:
         tokens = 0
         for some in batches(reversed(words) if is_left else words, len, PIECE):
             shorter = [part(self._tokenizer, word, self._limit) for word in some]
-            tokens += len(self._tokenizer(shorter, is_split_into_words=True, add_special_tokens=False)["input_ids"])
+            tokens += len(
+                self._tokenizer(shorter, is_split_into_words=True, add_special_tokens=False, verbose=False)["input_ids"]
+            )
             kept += shorter
             if tokens > self._limit:
                 break
