@@ -68,7 +68,7 @@ def test_an_editor_completes_the_options_of_attach() -> None:
     names = {parameter.name for parameter in parameters}
     from capaft.methods.registry import BUILT_IN, OF_ATTACH, OF_STACKS
 
-    assert names - {"model", "method_options"} == OF_STACKS | OF_ATTACH | {
+    assert names - {"model", "method_options"} == OF_STACKS - {"version"} | OF_ATTACH | {
         option.name for host in BUILT_IN for option in host.options()
     }
 

@@ -104,7 +104,8 @@ def origin_digests(job: Job) -> dict[str, str]:
 
 def settings_digest(config: TrainConfig) -> str:
     """A digest of the settings of a run that may not change, so that a checkpoint of another run is noticed."""
-    free = {*_FREE, *LENGTH, "restarts"}
+    # Model and data are compared by their content, whatever they are called.
+    free = {*_FREE, *LENGTH, *PLACES, "restarts"}
     return _digest([name, str(value)] for name, value in sorted(vars(config).items()) if name not in free)
 
 
