@@ -67,11 +67,15 @@ class LocalPaths:
         return LocalPaths.read(config.parent) if config.name == CONFIG else LocalPaths()
 
     def locate(self, setting: str, name: str) -> str:
-        """The path or hub id that a name means; a slice may follow the name."""
+        """The path or hub id that a name means; a slice may follow the name.
+
+        Where nothing is left at a path, as after a move, a name is looked up in the working directory.
+        """
         paths = self.paths.get(setting, {})
         for end in (len(name), name.rfind("[")):
-            if end > 0 and name[:end] in paths:
-                return paths[name[:end]] + name[end:]
+            if end > 0 and (path := paths.get(name[:end])):
+                has_moved = not os.path.exists(path) and os.path.exists(name[:end])
+                return name if has_moved else path + name[end:]
         return name
 
     def name_of(self, setting: str, spec: str) -> str:

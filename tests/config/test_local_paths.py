@@ -82,3 +82,11 @@ def test_what_lies_where_the_run_began_may_move_with_it(home: Path) -> None:
         "model": {"./models/bert": "../models/bert"},
         "data": {"private.csv": str(home / "private.csv")},
     }
+
+
+def test_what_has_moved_is_looked_up_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = LocalPaths({"data": {"reviews.csv": str(tmp_path / "gone" / "reviews.csv")}})
+    assert paths.locate("data", "reviews.csv[:5]") == str(tmp_path / "gone" / "reviews.csv[:5]")
+    (tmp_path / "reviews.csv").touch()
+    assert paths.locate("data", "reviews.csv[:5]") == "reviews.csv[:5]"

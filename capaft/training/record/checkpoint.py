@@ -202,7 +202,7 @@ def newest_checkpoint(directory: Path, say: Callable[[str], None] = lambda line:
         UsageError: there are checkpoints, but none can be read.
     """
     checkpoints = _all(directory)
-    for path in checkpoints:
+    for older, path in zip(reversed(range(len(checkpoints))), checkpoints, strict=True):
         try:
             state = json.loads((path / STATE).read_text(encoding="utf-8"))
             encoded = (path / TENSORS).read_bytes()
@@ -225,7 +225,7 @@ def newest_checkpoint(directory: Path, say: Callable[[str], None] = lambda line:
                 state["scaler"],
             )
         except _DAMAGED:
-            say(f"warning: the checkpoint {path} is damaged; the one before it is used")
+            say(f"warning: the checkpoint {path} is damaged{'; the one before it is used' if older else ''}")
     if checkpoints:
         raise UsageError(f"no checkpoint in {directory} can be read; start anew with --overwrite")
     return None

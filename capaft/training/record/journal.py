@@ -155,6 +155,8 @@ class Journal:
         ends = None if interval is None else list(interval)
         record = EvaluationRecord(step, round(epoch, 4), metric, value, loss, best, others, *self._pace(step), ends)
         self._write(record, record.tracked())
+        if self._progress and self._bar is not None:
+            self._progress.update(self._bar, description="")
         if not self.quiet:
             why = " by loss" if by_loss else ""
             mark = f"  best so far{why}, saved" if best else ""
