@@ -25,8 +25,8 @@ from capaft.adapter.file.header import (
     HeadRecord,
     TaskRecord,
     check_writable,
-    wrong_ext,
 )
+from capaft.adapter.file.header_schema import wrong_ext
 from capaft.adapter.file.other_head import head_shapes
 from capaft.adapter.file.site_list import SiteList
 from capaft.adapter.install import attach_plan, detach

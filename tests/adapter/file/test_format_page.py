@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from capaft.adapter.file.canonical import MAX_DEPTH, canonical_json, parse_json
 from capaft.adapter.file.envelope import MAX_JSON_BYTES
-from capaft.adapter.file.header import MAX_EXT, MAX_OPTIONS
+from capaft.adapter.file.header_schema import MAX_EXT, MAX_OPTIONS
 from capaft.adapter.file.site_list import MAX_SIDE, SiteList
 from capaft.adapter.plan import Placement, make_plan
 from capaft.config.choices import TASKS
