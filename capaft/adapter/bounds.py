@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from capaft.factors.expansion import entries_made, words_used
 from capaft.methods.host import Host
+from capaft.methods.stack import Stack
 from capaft.model.names import base_modules
 from capaft.model.site import Site
+from capaft.support.counting import counted
 from capaft.support.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 # A hidden width that anything but a trained update of a weight may have at a layer of any size.
 MAX_HIDDEN = 4096
-# Coefficients per entry of a factor. NOLA's own ViT runs have 1,024 for 768 entries.
+# Coefficients for each entry of a factor. NOLA's own ViT runs have 1,024 for 768 entries.
 MAX_COEFFICIENTS = 4
 # Random words drawn, and entries made from them, for each parameter of the base model; and the least that is allowed on
 # any model. The heaviest use that makes sense, 1,024 uniform vectors for every linear layer of RoBERTa, draws 2.7.
@@ -55,6 +57,11 @@ def largest_size(host: Host, site: Site, copies: int) -> int:
     """
     small, large = sorted((site.in_features, site.out_features))
     return min(small, large // copies) if _is_update(host, site) else max(MAX_HIDDEN, 4 * large) // copies
+
+
+def most_coefficients(stack: Stack, entries: int) -> int:
+    """The most coefficients that a factor of so many entries may have; a group of one site's own is never empty."""
+    return entries * (1 if stack.basis == "group" and stack.scope == "site" else MAX_COEFFICIENTS)
 
 
 def _is_update(host: Host, site: Site) -> bool:
@@ -94,7 +101,7 @@ def _narrow_advice(plan: Plan, narrow: dict[str, Site], option: str) -> str:
         return f"use {pattern}" if any(site.rank for site in narrow.values()) else f"use {option} {least} or less"
     takes_pattern = plan.stack.host and any(field.name == "rank_pattern" for field in plan.stack.host.options())
     # Factors of such a rank would have no room for the coefficients.
-    takes_pattern = takes_pattern and max(plan.stack.k or (0,)) <= MAX_COEFFICIENTS * least**2
+    takes_pattern = takes_pattern and max(plan.stack.k or (0,)) <= most_coefficients(plan.stack, least**2)
     choices = [*([pattern] if takes_pattern else []), f"--exclude-modules {_listed(names)}"]
     return f"use {', '.join(choices)} or {option} {least} or less"
 
@@ -129,19 +136,21 @@ def _check_widths(plan: Plan) -> None:
 
 
 def _check_coefficients(plan: Plan) -> None:
-    """Refuse more coefficients than some for each entry of a factor, all such layers in one message."""
+    """Refuse more coefficients than a few for each entry of a factor, all such layers in one message."""
     crowded: dict[str, tuple[int, str, int]] = {}
     for role, groups in plan.groups().items():
         for factor, sites in groups:
             coefficients = plan.coefficients(factor)
-            if coefficients and coefficients.k > MAX_COEFFICIENTS * factor.size:
+            if coefficients and coefficients.k > most_coefficients(plan.stack, factor.size):
                 crowded |= {site.path: (factor.size, role, coefficients.k) for site in sites}
     if crowded:
         names = _endings(crowded, [site.path for site in plan.sites if site.path not in crowded])
         size, role, k = min(crowded.values())
+        most = most_coefficients(plan.stack, size)
+        what = f"{most // size} times the" if most > size else "--basis group has room for in the"
         raise UsageError(
-            f"--k {k} is more than {MAX_COEFFICIENTS} times the {size} entries of {role} at {_places(crowded)}; use "
-            f"--k {MAX_COEFFICIENTS * size} or less, or --exclude-modules {_listed(names)}"
+            f"--k {k} is more than {what} {counted(size, 'entry', 'entries')} of {role} at {_places(crowded)}; use "
+            f"--k {most} or less, or --exclude-modules {_listed(names)}"
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from capaft.adapter.bounds import MAX_COEFFICIENTS, largest_size
+from capaft.adapter.bounds import largest_size, most_coefficients
 from capaft.adapter.plan import DEFAULT_PLACEMENT, Placement, Plan, make_plan
 from capaft.factors.rng import Streams
 from capaft.methods.head import Head
@@ -98,7 +98,7 @@ def _largest_k(plan: Plan, stack: Stack) -> int:
     """The largest number of coefficients that every factor has room for."""
     groups = replace(plan, stack=stack).groups().values()
     sizes = [factor.size for of_role in groups for factor, _ in of_role if len(factor.shape) > 1 and not factor.frozen]
-    return MAX_COEFFICIENTS * min(sizes, default=1)
+    return most_coefficients(stack, min(sizes, default=1))
 
 
 def _sizes(plan: Plan) -> dict[str, int]:

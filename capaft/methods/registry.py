@@ -62,8 +62,7 @@ def _register_installed() -> None:
             host = entry.load()
             _check(host, entry.value.partition(":")[0].partition(".")[0].lower())
         except Exception as error:  # A broken package must not keep capaft from working.
-            why = " ".join(str(error).split())
-            warnings.warn(f"the method {entry.name} of {entry.value} cannot be used: {why}", stacklevel=2)
+            warnings.warn(f"the method {entry.name} of {entry.value} cannot be used: {one_line(error)}", stacklevel=2)
             continue
         HOSTS[host.name] = host
 

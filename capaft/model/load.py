@@ -17,10 +17,10 @@ from capaft.config.parts.model import ModelSettings
 from capaft.model.checkpoint_config import check_config
 from capaft.model.checkpoint_files import check_unread_files
 from capaft.model.demo import MODEL_NAME, demo_model
-from capaft.model.load_errors import GGUF, explaining_load_errors
+from capaft.model.load_errors import explaining_load_errors
 from capaft.model.names import backbone_prefix, canonical_path
 from capaft.model.new_head import initialise_head
-from capaft.model.origin import Origin
+from capaft.model.origin import GGUF, Origin
 from capaft.support import hub
 from capaft.support.errors import UsageError
 from capaft.support.paths import named_path
@@ -119,29 +119,35 @@ def load_base_model(
         if backbone
         else set()
     )
-    others = {key for key in parameters if key in new} - in_head
     if gguf and (lost := sorted(new - in_head)):
         raise UsageError(
             f"--model {name} has no usable {lost[0]}{f' and {len(lost) - 1} other weights' if lost[1:] else ''}; it is "
             "damaged, or transformers cannot convert it; use the model's directory or hub id instead"
         )
-    if backbone and (lost := _lost(others, {canonical_path(model, key) for key in mismatched})):
-        raise UsageError(
-            f"--model {name or source}: its weights do not fit its config.json: {lost[0]}"
-            f"{f' and {len(lost) - 1} others' if lost[1:] else ''} cannot be taken from them; get config.json and the "
-            "weights again, from one checkpoint"
-        )
+    if backbone:
+        in_body = {key for key in parameters if key in new} - in_head
+        _refuse_lost(name or source, in_body, {canonical_path(model, key) for key in mismatched})
     initialise_head(model, (key for key in parameters if key in new), seed)
     head = tuple(key for key in parameters if key in (new | in_head if own_head else new))
     return BaseModel(model, processor, Origin(name or MODEL_NAME, settings.revision), head, bool(new & in_head))
 
 
-def _lost(new: set[str], mismatched: set[str]) -> list[str]:
-    """The parameters of a model's body that its checkpoint should have had, sorted.
+def _refuse_lost(name: str, new: set[str], mismatched: set[str]) -> None:
+    """Refuse a checkpoint without parameters of the model's body that it should have.
 
     Poolers and the like may be new, but no block of the body; a parameter of another shape is that of another model.
+
+    Args:
+        name: the user's name for the model.
+        new: parameters of the body that were not taken from the checkpoint.
+        mismatched: parameters that it has in another shape.
     """
-    return sorted(key for key in new if key in mismatched or _IN_BLOCK.search(key))
+    if lost := sorted(key for key in new if key in mismatched or _IN_BLOCK.search(key)):
+        raise UsageError(
+            f"--model {name}: its weights do not fit its config.json: {lost[0]}"
+            f"{f' and {len(lost) - 1} others' if lost[1:] else ''} cannot be taken from them; get config.json and the "
+            "weights again, from one checkpoint"
+        )
 
 
 def load_configuration(settings: ModelSettings) -> Any:

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from capaft.model.checkpoint_files import broken_file
+from capaft.model.origin import GGUF
 from capaft.support import hub
 from capaft.support.errors import CapaftError, UsageError, one_line
 from capaft.support.out_of_memory import report_exhaustion
 from capaft.support.printable import printable
 
-GGUF = ".gguf"
 # Errors whose message says by itself what is wrong.
 _SPOKEN = (OSError, ValueError, ImportError, RuntimeError)
 

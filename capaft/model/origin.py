@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_GGUF = ".gguf"
+GGUF = ".gguf"
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,14 @@ class Origin:
     @property
     def hub_id(self) -> str | None:
         """The name, if it is a hub id and no path."""
-        is_id = self.name is not None and _HUB_ID.fullmatch(self.name) and not self.name.endswith(_GGUF)
+        is_id = self.name is not None and _HUB_ID.fullmatch(self.name) and not self.name.endswith(GGUF)
         return self.name if is_id else None
 
 
 def loading_code(origin: Origin) -> str:
     """The arguments of `from_pretrained` in Python that load a base model."""
     name = origin.name or "path/to/the/base/model"
-    if name.endswith(_GGUF):
+    if name.endswith(GGUF):
         path = PurePosixPath(name)
         return f"{literal(str(path.parent))}, gguf_file={literal(path.name)}"
     return literal(name) + (f", revision={literal(origin.revision)}" if origin.revision else "")

@@ -69,7 +69,13 @@ def planned(model: nn.Module, method: str, targets: str = "", **options: Any) ->
             "nola",
             {"rank": 1, "k": 128},
             "gate,query",
-            "--k 128 is more than 4 times the 1 entries of up at layer.0.gate",
+            "--k 128 is more than 4 times the 1 entry of up at layer.0.gate",
+        ),
+        (
+            "nola",
+            {"k": 257, "rank": 8, "basis": "group"},
+            "query",
+            "--k 257 is more than --basis group has room for in the 256 entries of up at layer.0.query .* --k 256 or",
         ),
         (
             "nola",

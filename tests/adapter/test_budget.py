@@ -69,6 +69,14 @@ def test_k_is_the_largest_within_the_budget(copies: str, budget: int) -> None:
     assert fitted.host == stack.host
 
 
+@pytest.mark.parametrize(("basis", "per_entry"), [("hadamard", 4), ("group", 1)])
+def test_k_stops_where_a_factor_has_no_room(basis: str, per_entry: int) -> None:
+    fitted = fit_to_budget(BASE, stack_of("+nola", "plain", rank=1, k=1, basis=basis), 10**9, PLACEMENT)
+    plan = make_plan(BASE, fitted, PLACEMENT)
+    entries = min(factor.size for groups in plan.groups().values() for factor, _ in groups)
+    assert fitted.k == (per_entry * entries,) * 2
+
+
 @pytest.mark.parametrize(("parameterisation", "copies"), list(product(("", "+nola"), COPIES)))
 def test_a_budget_below_the_smallest_size(parameterisation: str, copies: str) -> None:
     stack = stack_of(parameterisation, copies)

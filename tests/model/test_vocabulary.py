@@ -5,14 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
+import naive_reader
 import pytest
 import torch
 from tiny import build
 from tiny_text import tokenizer
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
-from capaft.factors import rng
 from capaft.model.vocabulary import check_tokenizer, embedding_rows, resize_embeddings, rows_needed
 from capaft.support.errors import UsageError
 
@@ -32,7 +31,7 @@ def test_new_rows_come_from_the_seed_around_the_mean() -> None:
     model = resized(GPT2LMHeadModel, GPT2)
     assert torch.equal(torch.get_rng_state(), state)
     rows = model.get_input_embeddings().weight.detach()
-    drawn = torch.from_numpy(rng.uniform(rng.fold_in(5, "wte", "weight", "new rows"), 3 * 8).astype(np.float64))
+    drawn = torch.from_numpy(naive_reader.uniform(naive_reader.key_of(5, "wte", "weight", "new rows"), 3 * 8))
     expected = before.mean(0) + before.std(0, correction=0) * drawn.view(3, 8) * 3**0.5
     torch.testing.assert_close(rows[50:], expected.float())
     torch.testing.assert_close(rows[:50], before.float(), rtol=0, atol=0)

@@ -203,6 +203,7 @@ def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def integer(text: str) -> int:
     check(len(text) <= 20 and -(2**63) <= int(text) < 2**64, "an integer of more than 64 bits")
+    check(text != "-0", "a negative zero")
     return int(text)
 
 

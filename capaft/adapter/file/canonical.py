@@ -119,6 +119,8 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _integer(text: str) -> int:
     if len(text) > 20 or (value := int(text)) not in INTEGERS:
         raise ValueError("a number has more than 64 bits")
+    if text == "-0":
+        raise ValueError("a number is a negative zero")
     return value
 
 

@@ -1,7 +1,4 @@
-"""The header of an adapter file: its fields, canonical form and digest.
-
-A stranger's file is checked here as JSON, against a schema, before anything is made of it.
-"""
+"""The header of an adapter file: its fields, canonical form and digest."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ from typing import Any
 
 from capaft.adapter.file.canonical import canonical_json, parse_json, plain
 from capaft.adapter.file.encoding import SAVE_DTYPES
+from capaft.adapter.file.header_schema import not_plain, wrong_header, wrong_options
 from capaft.adapter.file.site_list import SiteList
 from capaft.config.choices import SaveDtype
 from capaft.factors import rng
@@ -23,24 +21,6 @@ from capaft.model.targets import Targets
 from capaft.support.errors import AdapterFileError, UsageError
 
 FORMAT = 1
-_SCHEMA: dict[str, Any] = {
-    "base": {"name": (str, None), "revision": (str, None), "weights": (str, None)},
-    "contract": int,
-    "digest": {"header": str, "streams": str, "tensors": str},
-    "ext": dict,
-    "format": int,
-    "head": (dict, None),
-    "method": dict,
-    "save_dtype": str,
-    "seed": int,
-    "sites": list,
-    "targets": {"exclude": str, "layers": str, "modules": str},
-    "task": (dict, None),
-}
-_HEAD_SCHEMA: dict[str, Any] = {"k": int, "parameters": dict, "weights": (str, None)}
-_TASK_SCHEMA: dict[str, Any] = {"labels": list, "max_length": int, "metric": str, "name": str, "options": dict}
-MAX_OPTIONS = 32
-MAX_EXT = 2**16
 
 
 @dataclass(frozen=True)
@@ -48,7 +28,7 @@ class BaseRecord:
     """The base model that an adapter was trained on.
 
     Attributes:
-        name: its directory or hub name, as the user gave it.
+        name: its hub id, or a path that names nobody's home.
         revision: its hub revision.
         weights: the base fingerprint; None where there was nothing to sample.
     """
@@ -206,8 +186,7 @@ def parse_header(path: Path, text: str) -> Header:
     if isinstance(header, dict) and isinstance(header.get("format"), int) and header["format"] > FORMAT:
         raise AdapterFileError(f"{path} has format {header['format']}, newer than this capaft reads; upgrade it")
     problem = None if is_canonical else "it is not canonical"
-    problem = problem or _mismatch(header, _SCHEMA, "header")
-    problem = problem or _wrong_task(header["task"]) or _wrong_head(header["head"]) or wrong_ext(header["ext"])
+    problem = problem or wrong_header(header)
     if not problem:
         expected = header["digest"].pop("header")
         if header_digest(header) != expected:
@@ -240,89 +219,17 @@ def parse_header(path: Path, text: str) -> Header:
     return parsed
 
 
-def _mismatch(value: Any, schema: dict[str, Any], where: str) -> str | None:
-    """The first mismatch between a record and its schema, or None."""
-    if not isinstance(value, dict) or set(value) != set(schema):
-        return f"its {where} does not have the keys {', '.join(schema)}"
-    for key, kind in schema.items():
-        if isinstance(kind, dict):
-            if problem := _mismatch(value[key], kind, key):
-                return problem
-            continue
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        if not any(value[key] is None if k is None else type(value[key]) is k for k in kinds):
-            return f"{key} in its {where} is of the wrong type"
-    return None
-
-
 def check_writable(base: Origin, task: TaskRecord | None) -> None:
     """Refuse what no file can hold, before a run is spent on it.
 
     Raises:
         UsageError: a name, a label or an option is no text, or no number that every reader has, or there are too many.
     """
-    problem = _not_plain([base.name, base.revision], "the base model's name") or (
-        task and (_not_plain(task.labels, "labels") or wrong_options(task.options))
+    problem = not_plain([base.name, base.revision], "the base model's name") or (
+        task and (not_plain(task.labels, "labels") or wrong_options(task.options))
     )
     if problem:
         raise UsageError(f"an adapter file cannot hold this: {problem}; change it")
-
-
-def wrong_options(options: dict[Any, Any]) -> str | None:
-    """The reason why a file cannot hold these options of a task, or None."""
-    if len(options) > MAX_OPTIONS:
-        return f"a task has more than {MAX_OPTIONS} options"
-    for name, value in options.items():
-        if type(name) is not str or not (value is None or type(value) in (str, int, float, bool)):
-            return f"the task's option {name} is not a text, number or truth value"
-        if problem := _not_plain(name, "the name of a task's option") or _not_plain(value, f"the task's option {name}"):
-            return problem
-    return None
-
-
-def wrong_ext(ext: Any) -> str | None:
-    """The reason why a file cannot hold this object beside its header, or None."""
-    if not isinstance(ext, dict):
-        return "ext is not an object with texts as keys"
-    # The length first, since a stranger's may be of any size.
-    try:
-        problem = f"ext takes more than {MAX_EXT:,} characters" if len(canonical_json(ext)) > MAX_EXT else None
-    except (ValueError, TypeError):
-        problem = None
-    return problem or _not_plain(ext, "ext")
-
-
-def _not_plain(value: Any, where: str) -> str | None:
-    try:
-        plain(value, where)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def _wrong_task(task: Any) -> str | None:
-    """The first thing wrong with a task, or None."""
-    if task is None:
-        return None
-    if problem := _mismatch(task, _TASK_SCHEMA, "task"):
-        return problem
-    if not all(isinstance(label, str) for label in task["labels"]):
-        return "a label is not text"
-    return wrong_options(task["options"])
-
-
-def _wrong_head(head: Any) -> str | None:
-    """The first thing wrong with a head, or None."""
-    if head is None:
-        return None
-    if problem := _mismatch(head, _HEAD_SCHEMA, "head"):
-        return problem
-    shapes = head["parameters"].values()
-    if head["k"] < 0 or not shapes:
-        return "its head has no parameters, or a negative number of coefficients"
-    if not all(type(shape) is list and [type(side) for side in shape] == [int, int] for shape in shapes):
-        return "its head has a shape that is not two whole numbers"
-    return None
 
 
 def header_digest(header: dict[str, Any]) -> str:

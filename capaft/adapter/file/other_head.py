@@ -32,7 +32,7 @@ def head_shapes(model: nn.Module, file: AdapterFile, rename: dict[str, str] | No
         AdapterFileError: they do not agree, or the file names a parameter that the model does not have.
     """
     base = {canonical_name(model, name, rename): p.shape for name, p in base_parameters(model).items()}
-    of_file = [key.removeprefix(HEAD) for key in file.tensors if key.startswith(HEAD) and not key.endswith(SCALE)]
+    of_file = [key.removeprefix(HEAD) for key in file.tensors if key.startswith(HEAD)]
     for name in (*of_file, *(file.header.head.parameters if file.header.head else ())):
         if name not in base:
             raise AdapterFileError(

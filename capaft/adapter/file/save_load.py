@@ -25,8 +25,8 @@ from capaft.adapter.file.header import (
     HeadRecord,
     TaskRecord,
     check_writable,
-    wrong_ext,
 )
+from capaft.adapter.file.header_schema import wrong_ext
 from capaft.adapter.file.other_head import head_shapes
 from capaft.adapter.file.site_list import SiteList
 from capaft.adapter.install import attach_plan, detach
@@ -94,13 +94,7 @@ def save(
         check_writable(base, task)
         heads = adapter.substitutes.tensors(model)
         samples = samples or weight_samples(model, adapter.plan, heads)
-    tensors: dict[str, Tensor] = {}
-    for key, parameter in adapter.trained(model).items():
-        stored = encode_tensor(key, parameter, dtype)
-        if not torch.isfinite(decode_tensor(key, stored, tuple(parameter.shape), dtype)).all():
-            raise TrainingError(f"{key} holds numbers that are not finite as {dtype}; {path} was not written")
-        tensors |= stored
-    plan = adapter.plan
+    plan, tensors = adapter.plan, _encoded(adapter.trained(model), dtype, path)
     header = Header(
         base=BaseRecord(base_name, base.revision, samples.base),
         contract=rng.CONTRACT_VERSION,
@@ -122,6 +116,21 @@ def save(
     content = seal(tensors, text)
     write_atomically(Path(path), content)
     return len(content)
+
+
+def _encoded(parameters: dict[str, nn.Parameter], dtype: SaveDtype, path: str | Path) -> dict[str, Tensor]:
+    """The stored tensors of all parameters.
+
+    Raises:
+        TrainingError: one of them is not finite, or is not once it is stored.
+    """
+    tensors: dict[str, Tensor] = {}
+    for key, parameter in parameters.items():
+        stored = encode_tensor(key, parameter, dtype)
+        if not torch.isfinite(decode_tensor(key, stored, tuple(parameter.shape), dtype)).all():
+            raise TrainingError(f"{key} holds numbers that are not finite as {dtype}; {path} was not written")
+        tensors |= stored
+    return tensors
 
 
 def load(

@@ -139,7 +139,10 @@ def _named(paths: list[str]) -> str:
 def _group(row: Any) -> SiteGroup:
     if not isinstance(row, list) or [type(value) for value in row] != [str, int, int, int, str]:
         raise ValueError("a group of its sites is not a template, two sides, a width and a mark")
-    template, out, wide, width, mark = row
-    if not (0 < out < MAX_SIDE and 0 < wide < MAX_SIDE and 0 <= width < MAX_SIDE) or mark not in get_args(Mark):
+    template, shape = row[0], SiteShape(*row[1:])
+    sides = (shape.out_features, shape.in_features, shape.width)
+    if not all(least <= side < MAX_SIDE for side, least in zip(sides, (1, 1, 0), strict=True)) or (
+        shape.mark not in get_args(Mark)
+    ):
         raise ValueError(f"its sites {template} have an impossible shape")
-    return SiteGroup(template, SiteShape(out, wide, width, mark))
+    return SiteGroup(template, shape)

@@ -26,9 +26,9 @@ class TensorSize(NamedTuple):
 
 def tensor_sizes(file: AdapterFile) -> dict[str, TensorSize]:
     """The sizes of a file's tensors, the largest first."""
-    each = 2 if file.header.save_dtype == "int4" else 1
+    per_value = 2 if file.header.save_dtype == "int4" else 1
     sizes = {
-        name: TensorSize(0 if name.startswith(SCALE) else each * tensor.numel(), dtype_name(tensor), tensor.nbytes)
+        name: TensorSize(0 if name.startswith(SCALE) else per_value * tensor.numel(), dtype_name(tensor), tensor.nbytes)
         for name, tensor in file.tensors.items()
     }
     return dict(sorted(sizes.items(), key=lambda size: (-size[1].bytes, size[0])))

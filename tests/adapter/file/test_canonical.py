@@ -72,6 +72,7 @@ REFUSED = {
     "a number too large": "1e999",
     "a number too small": "-1e-999",
     "negative zero": "-0.0",
+    "negative zero, whole": "-0",
     "65 bits": "18446744073709551616",
     "64 bits and a sign": "-9223372036854775809",
     "many digits": "9" * 5000,
@@ -92,7 +93,7 @@ def test_what_readers_would_not_agree_on_is_refused(kind: str, parse: Any) -> No
 OTHERWISE = ['{"b":1,"a":2}', '{ "a":1}', '"\\/"', '"\\u0041"', '"\\u00E9"', '"é"', '"\x7f"', '"\\u000a"', "1E5", "1e5"]
 
 
-@pytest.mark.parametrize("text", [*OTHERWISE, "-0", "1.50", "1e05", "0.1e1", "100000.00", "1e+15", "0.00001"])
+@pytest.mark.parametrize("text", [*OTHERWISE, "1.50", "1e05", "0.1e1", "100000.00", "1e+15", "0.00001"])
 def test_another_text_of_a_value_is_not_canonical(text: str) -> None:
     assert canonical_json(parse_json(text)) != text
 

@@ -51,7 +51,7 @@ def allowed(values: np.ndarray[Any, Any], dtype: SaveDtype) -> Any:
 
 @EVERY
 @given(values=float_arrays())
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @example(values=np.zeros((3, 5), np.float32))
 @example(values=np.full(200, 1e-44, np.float32))
 @example(values=np.array([2e-44, 1e-45, 0], np.float32))
@@ -64,7 +64,7 @@ def test_the_error_is_bounded(dtype: SaveDtype, values: Any) -> None:
 
 @EVERY
 @given(values=float_arrays())
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_layout_is_what_encode_makes(dtype: SaveDtype, values: Any) -> None:
     stored = encode_tensor("x", torch.from_numpy(values), dtype)
     layout = {name: (SAFETENSORS_NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in stored.items()}
@@ -73,7 +73,7 @@ def test_layout_is_what_encode_makes(dtype: SaveDtype, values: Any) -> None:
 
 @EVERY
 @given(values=float_arrays())
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_a_naive_reader_finds_the_same(dtype: SaveDtype, values: Any) -> None:
     stored = encode_tensor("x", torch.from_numpy(values), dtype)
     raw = {name: tensor.flatten().view(torch.uint8).numpy().tobytes() for name, tensor in stored.items()}
@@ -83,7 +83,7 @@ def test_a_naive_reader_finds_the_same(dtype: SaveDtype, values: Any) -> None:
 
 @EVERY
 @given(values=float_arrays())
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_storing_again_changes_nothing_more(dtype: SaveDtype, values: Any) -> None:
     once = there_and_back(torch.from_numpy(values), dtype)
     twice = there_and_back(once, dtype)

@@ -11,16 +11,17 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel
 
+from capaft.adapter.bounds import LEAST_ENTRIES, LEAST_WORDS, MAX_COEFFICIENTS, MAX_HIDDEN, MAX_WORDS
 from capaft.adapter.file.canonical import MAX_DEPTH, canonical_json, parse_json
 from capaft.adapter.file.envelope import MAX_JSON_BYTES
-from capaft.adapter.file.header import MAX_EXT, MAX_OPTIONS
+from capaft.adapter.file.header_schema import MAX_EXT, MAX_OPTIONS
 from capaft.adapter.file.site_list import MAX_SIDE, SiteList
 from capaft.adapter.plan import Placement, make_plan
 from capaft.config.choices import TASKS
 from capaft.methods.registry import MAX_VERSION
 from capaft.methods.stack import MAX_COPIES, parse_stack
 from capaft.model.fused_projections import PROJECTION_NAMES
-from capaft.model.targets import MAX_TARGETS, Targets
+from capaft.model.targets import MAX_PATTERN_SECONDS, MAX_TARGETS, Targets
 from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import _COMMON
 
@@ -62,6 +63,11 @@ def test_the_names_of_projections(letter: str) -> None:
         f"an integer from 1 to 2^{MAX_VERSION.bit_length() - 1} - 1",
         f"have at most {MAX_TARGETS} characters each",
         f"integer, 1 to {MAX_COPIES}",
+        f"`k` is at most {MAX_COEFFICIENTS} n,",
+        f"hidden width is at most {MAX_HIDDEN} or four times the larger side",
+        f"are at most {MAX_WORDS} P or 2^{LEAST_WORDS.bit_length() - 1}, whichever is more",
+        f"are at most P or 2^{LEAST_ENTRIES.bit_length() - 1}, whichever is more",
+        f"searched for {({0.5: 'half a second'})[MAX_PATTERN_SECONDS]} at most",
     ],
 )
 def test_the_limits(stated: str) -> None:

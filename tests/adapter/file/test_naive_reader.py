@@ -321,7 +321,7 @@ def test_updates_come_from_the_file_alone(method: str, tmp_path: Path) -> None:
     model, targets, _ = others()
     path = tmp_path / "adapter.safetensors"
     options = {"k": (7, 5)} if "nola" in method else {}
-    adapter = capaft.attach(model, method, rank=3, rank_pattern=("re:query$=2",), targets=targets, seed=5, **options)
+    adapter = capaft.attach(model, method, rank=2, rank_pattern=("re:query$=3",), targets=targets, seed=5, **options)
     fill(model, adapter)
     save(model, path)
     header, parameters = naive_reader.read(path.read_bytes())

@@ -52,7 +52,7 @@ def expanded(templates: list[str]) -> list[str]:
 
 
 @given(st.sets(PATHS, max_size=40))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @example({""})
 @example({"", "0", "a"})
 @example({f"a.{number}" for number in range(12)} | {"a.00", "a.x"})
@@ -70,7 +70,7 @@ def test_the_paths_come_back(paths: set[str]) -> None:
 
 
 @given(st.text(alphabet="a0129{},-\\.", max_size=12))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_both_readers_take_any_text_alike(template: str) -> None:
     try:
         slow = [site.path for site in naive_reader.sites_of({"sites": [[template, 1, 1, 0, ""]]})]
