@@ -111,7 +111,9 @@ def read_results(path: Path) -> Results:
         names = [field.name for field in _FIELDS if field.name in _REQUIRED or field.name in values]
         results = Results(**fitting({name: values[name] for name in names}, Results))
         if results.baseline is not None and "baseline_head" not in values:
-            return replace(results, baseline_head="fitted")
+            results = replace(results, baseline_head="fitted")
+        if results.interval is not None and len(results.interval) != 2:
+            raise ValueError("an interval has two ends")
         return results
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UsageError(f"{path} is damaged; remove it and repeat the command with --resume") from None

@@ -195,4 +195,6 @@ def _digest(entries: Iterable[Any]) -> str:
 def _as_json(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
+    if isinstance(value, LazySequence):
+        return list(value)
     return [getattr(value, field.name) for field in fields(value)]

@@ -25,6 +25,7 @@ from capaft.model.load import BaseModel, locate_model
 from capaft.model.origin import Origin
 from capaft.model.stored_dtypes import stored_dtypes
 from capaft.support.errors import AdapterFileError, UsageError
+from capaft.support.json_types import fits
 from capaft.support.printable import printable
 from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
@@ -144,8 +145,7 @@ def _task(file: AdapterFile) -> Task:
     options = {"max_length": record.max_length, **record.options}
     for name, value in options.items():
         try:
-            # A whole number may stand for a fraction, but a truth value for no number.
-            if type(value) is not types[name] and (type(value), types[name]) != (int, float):
+            if not fits(value, types[name]):
                 raise ValueError(f"must be of type {types[name].__name__}, got {value!r}")
             check_range(TaskSettings, name, value, str(value))
         except ValueError as error:

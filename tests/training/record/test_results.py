@@ -8,12 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny_job import bert, config
 from tiny_results import RESULTS
+from transformers import BertForSequenceClassification
 
+from capaft.config.train_config import TrainConfig
 from capaft.support import strict_json
 from capaft.support.errors import UsageError
 from capaft.training.record.model_card import card_text
 from capaft.training.record.results import Results, read_results, score_text
+from capaft.training.setup.job import Job
+from capaft.training.setup.prepare import prepare_job
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> tuple[Job, TrainConfig]:
+    """The job and the settings of a run that a card is written for."""
+    settings = config(bert(tmp_path_factory.mktemp("model"), BertForSequenceClassification), reviews)
+    return prepare_job(settings, lambda line: None), settings
 
 
 def write(results: Results, path: Path) -> Path:
@@ -38,7 +50,7 @@ def test_those_of_a_run(run: Path) -> None:
     assert results.record() == json.loads((run / "results.json").read_text())
 
 
-def test_results_of_an_earlier_version_lack_what_came_later(tmp_path: Path) -> None:
+def test_results_of_an_earlier_version_lack_what_came_later(made: tuple[Job, TrainConfig], tmp_path: Path) -> None:
     later = {"score_names", "baseline_head", "interval", "interval_method", "method_settings", "training_settings"}
     values = {name: value for name, value in RESULTS.record().items() if name not in later | {"machine"}}
     path = tmp_path / "results.json"
@@ -46,10 +58,10 @@ def test_results_of_an_earlier_version_lack_what_came_later(tmp_path: Path) -> N
     results = read_results(path)
     # All baselines were fitted.
     assert results == replace(RESULTS, baseline_head="fitted")
-    assert "accuracy on validation | 0.8308 |" in card_text(results, ["train"], Path("run.yaml"))
+    assert "accuracy on validation | 0.8308 |" in card_text(results, *made)
 
 
-def test_the_card_has_settings_and_uncertainty() -> None:
+def test_the_card_has_settings_and_uncertainty(made: tuple[Job, TrainConfig]) -> None:
     results = replace(
         RESULTS,
         interval=[0.43, 0.97],
@@ -66,7 +78,7 @@ def test_the_card_has_settings_and_uncertainty() -> None:
         training_settings={"lr": 0.007, "schedule": "linear", "micro_batch_size": None, "restarts": [8, 12]},
         machine={"device": "cpu", "capaft": "0.1.0"},
     )
-    card = card_text(results, ["train"], Path("run.yaml"))
+    card = card_text(results, *made)
     assert "| accuracy on validation | 0.8308 (95 % interval 0.4300 to 0.9700, binomial) |" in card
     assert "| frozen base, fitted head | 0.8154 |" in card
     assert "| method's settings | rank 8, alpha 16, k 128,128 |" in card
@@ -116,6 +128,7 @@ def test_a_score_in_words(score: float | None, text: str) -> None:
         {"next": [3]},
         {"value": "high"},
         {"seconds": None},
+        {"interval": [0.5]},
     ],
 )
 def test_values_of_another_type_are_damage(change: dict[str, object], tmp_path: Path) -> None:
