@@ -9,8 +9,9 @@ from typing import Any
 
 from capaft.support.printable import printable
 
-# Characters that have a meaning in a line of Markdown; underscores have none within a word.
-_MARKUP = re.compile(r"([\\`*\[\]()|~$@#!]|(?<!\w)_|_(?!\w)|:(?=//))")
+# Characters that have a meaning in a line of Markdown. Underscores have none within a word, and brackets of links have
+# one only beside square ones.
+_MARKUP = re.compile(r"([\\`*\[\]|~$@#!]|(?<!\w)_|_(?!\w)|:(?=//))")
 
 
 def inline(text: str) -> str:

@@ -15,7 +15,7 @@ from capaft.support.printable import printable
         ("lora+nola on glue/sst2, f1_macro", "lora+nola on glue/sst2, f1_macro"),
         ("</script><b>&", "&lt;/script&gt;&lt;b&gt;&amp;"),
         ("a | b\n---\n# c", r"a \| b\\n---\\n\# c"),
-        ("`x` *y* _z_ ~~w~~ [l](u)", r"\`x\` \*y\* \_z\_ \~\~w\~\~ \[l\]\(u\)"),
+        ("`x` *y* _z_ ~~w~~ [l](u)", r"\`x\` \*y\* \_z\_ \~\~w\~\~ \[l\](u)"),
         ("https://a.b @team $x$ ![i]", r"https\://a.b \@team \$x\$ \!\[i\]"),
         ("\x1b[2J", r"\\x1b\[2J"),
     ],
