@@ -13,7 +13,8 @@ from typing import Annotated
 
 import typer
 
-from capaft.commands.reporting import Json, loading_libraries, reporting
+from capaft.commands.libraries import loading_libraries
+from capaft.commands.reporting import Json, reporting
 from capaft.config.completion import complete_preset
 from capaft.config.local_paths import LocalPaths
 from capaft.config.presets import preset_file
@@ -22,7 +23,7 @@ from capaft.config.sources import MADE_BY, dump_settings, resolve_settings, user
 from capaft.config.train_config import TrainConfig
 from capaft.support import strict_json
 from capaft.support.activity import activity
-from capaft.support.console import is_first_process, print_line, print_result
+from capaft.support.console import is_first_process, print_line, print_result, say_nothing
 from capaft.support.errors import CapaftError, UsageError
 from capaft.support.paths import named_path
 from capaft.support.signals import unwind_from_here
@@ -54,7 +55,7 @@ def train_command(
 ) -> None:
     """Train an adapter. Without arguments: a real job on an embedded model and data set."""
     with reporting() as console:
-        say = partial(print_line, console) if is_first_process() else _say_nothing
+        say = partial(print_line, console)
         settings, labels, named = _resolve(flags, config, preset, say)
         if print_config and not dry_run:
             print_result(dump_settings(settings))
@@ -73,7 +74,7 @@ def train_command(
             for line in named:
                 say(line)
             with _naming(labels), activity(console, "planning the run"):
-                dry_run_report = describe_run(settings, lambda line: print_line(console, line), labels)
+                dry_run_report = describe_run(settings, say, labels)
             if print_config:
                 print_result(dry_run_report.config)
             else:
@@ -101,15 +102,11 @@ def _naming(labels: dict[str, str]) -> Iterator[None]:
         raise
 
 
-def _say_nothing(line: str) -> None:
-    """Print no line."""
-
-
 def _resolve(
     flags: dict[str, str | bool | list[str] | None],
     config: Path | None,
     preset: str | None,
-    say: Callable[[str], None] = _say_nothing,
+    say: Callable[[str], None] = say_nothing,
 ) -> tuple[TrainConfig, dict[str, str], list[str]]:
     """The settings, from all sources, the user's names for those that the user set, and lines about what files name.
 

@@ -30,7 +30,7 @@ from capaft.tasks.language.generation import GENERATION_OPTIONS, Generation
 from capaft.tasks.language.text_scores import TEXT_METRICS
 from capaft.training.accelerator import accelerator_for, move_model
 from capaft.training.evaluate import evaluate
-from capaft.training.interrupt import memory_guard
+from capaft.training.memory_guard import memory_guard
 from capaft.training.parallel.processes import Processes
 from capaft.training.record.named import report_named
 from capaft.training.record.saved_run import SavedRun

@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from capaft.support.console import say_nothing
 from capaft.support.errors import TrainingError, UsageError
 from capaft.support.files import flush_directory, write_atomically
 from capaft.support.json_types import fitting
@@ -185,7 +186,7 @@ def prune_checkpoints(directory: Path, step: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def newest_checkpoint(directory: Path, say: Callable[[str], None] = lambda line: None) -> Checkpoint | None:
+def newest_checkpoint(directory: Path, say: Callable[[str], None] = say_nothing) -> Checkpoint | None:
     """The last checkpoint that can be read, or None.
 
     Args:

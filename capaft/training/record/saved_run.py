@@ -24,6 +24,7 @@ from capaft.model.demo import MODEL_NAME
 from capaft.model.load import BaseModel, locate_model
 from capaft.model.origin import Origin
 from capaft.model.stored_dtypes import stored_dtypes
+from capaft.support.console import say_nothing
 from capaft.support.errors import AdapterFileError, UsageError
 from capaft.support.json_types import fits
 from capaft.support.printable import printable
@@ -62,7 +63,7 @@ class SavedRun:
 
 
 def open_run(
-    name: str, options: OpenOptions | None = None, say: Say = lambda line: None, *, as_stored: bool = False
+    name: str, options: OpenOptions | None = None, say: Say = say_nothing, *, as_stored: bool = False
 ) -> SavedRun:
     """Open a run directory or an adapter file. A stranger may have made it: only `options` permit anything.
 
