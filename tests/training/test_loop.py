@@ -24,7 +24,7 @@ from capaft.adapter.install import attach_plan
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import TrainingError, UsageError
 from capaft.tasks.base import task as tasks
-from capaft.training import loop, schedule
+from capaft.training import loop, schedule, validation
 from capaft.training.evaluate import Evaluation
 from capaft.training.parallel.processes import Processes
 from capaft.training.setup.job import Job
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:Fu
 @pytest.fixture(autouse=True)
 def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than everything else."""
-    monkeypatch.setattr(loop, "draw_losses", lambda *_: b"")
+    monkeypatch.setattr(validation, "draw_losses", lambda *_: b"")
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +308,7 @@ def scripted(values: list[float], monkeypatch: pytest.MonkeyPatch) -> list[dict[
         predictions = [np.array([0.0, value])] * len(features)
         return Evaluation({"loss": 1.0, "accuracy": value, "f1": 0.0, "matthews": 0.0}, predictions)
 
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(validation, "evaluate", evaluate)
     return seen
 
 

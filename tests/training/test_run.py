@@ -33,7 +33,7 @@ OF_THE_MACHINE = {"seconds", "examples_per_second", "peak_memory_bytes", "output
 @pytest.fixture(autouse=True)
 def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than everything else."""
-    monkeypatch.setattr(loop, "draw_losses", lambda *_: b"")
+    monkeypatch.setattr(validation, "draw_losses", lambda *_: b"")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def settings(models: Path, reviews: Path) -> TrainConfig:
 def undisturbed(settings: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of these settings without an interruption."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "draw_losses", lambda *_: b"")
+        patch.setattr(validation, "draw_losses", lambda *_: b"")
         directory = tmp_path_factory.mktemp("undisturbed") / "run"
         execute(settings, directory)
     return directory
@@ -526,7 +526,7 @@ def extended(undisturbed: Path, settings: TrainConfig, tmp_path_factory: pytest.
     directory = tmp_path_factory.mktemp("extended") / "run"
     shutil.copytree(undisturbed, directory)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "draw_losses", lambda *_: b"")
+        patch.setattr(validation, "draw_losses", lambda *_: b"")
         results = execute(replace(settings, max_steps=19), directory, resume=True)
     assert results["steps"] == 19
     return directory

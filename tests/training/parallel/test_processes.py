@@ -18,7 +18,7 @@ from transformers import BertForSequenceClassification
 
 from capaft.adapter.file import save_load
 from capaft.support.errors import PeerError, TrainingError, UsageError
-from capaft.training import loop, run
+from capaft.training import loop, run, validation
 from capaft.training.parallel.processes import Processes
 from capaft.training.trainer import Trainer
 
@@ -142,7 +142,7 @@ def test_ctrl_c_that_reaches_one_stops_all_at_the_same_step(
 
     def work(rank: int) -> None:
         monkeypatch.setattr(loop, "collate_share", collated)
-        monkeypatch.setattr(loop, "draw_losses", lambda *_: b"")
+        monkeypatch.setattr(validation, "draw_losses", lambda *_: b"")
         done = invoke(*arguments)
         (tmp_path / f"{rank}.err").write_text(done.err)
         os._exit(done.code)
@@ -209,7 +209,7 @@ def test_one_line_of_all_of_them(
 
     def work(rank: int) -> None:
         fault(rank, monkeypatch)
-        monkeypatch.setattr(loop, "draw_losses", lambda *_: b"")
+        monkeypatch.setattr(validation, "draw_losses", lambda *_: b"")
         done = invoke(*arguments)
         assert done.out == ""
         (tmp_path / f"{rank}.err").write_text(done.err)
