@@ -29,7 +29,7 @@ class Results:
         value: that score on validation; None if it is undefined.
         baseline: the same score of the frozen base; None if it was not measured.
         baseline_head: head of that base: `fitted` on its features, or the checkpoint's `own`; None without a baseline.
-        interval: lower and upper end of the 95 % interval of the score, by the number of validation examples; None if
+        interval: lower and upper end of the 95 % interval of the score, from the number of validation examples; None if
             it cannot be told.
         interval_method: `binomial` for a share of examples, else `bootstrap`; None without an interval.
         trainable_parameters: of adapter and head together.

@@ -77,11 +77,11 @@ def write_settings(directory: RunDirectory, config: TrainConfig, paths: LocalPat
         TrainingError: a file cannot be written.
     """
     if paths.paths:
-        write_atomically(directory.local, paths.text(directory.path))
+        write_atomically(directory.local, paths.text(directory.path), make_parents=False)
     else:
         directory.local.unlink(missing_ok=True)
-    write_atomically(directory.ignored, PRIVATE)
-    write_atomically(directory.config, SAVED_TITLE + dump_settings(config))
+    write_atomically(directory.ignored, PRIVATE, make_parents=False)
+    write_atomically(directory.config, SAVED_TITLE + dump_settings(config), make_parents=False)
 
 
 def _places(config: TrainConfig) -> list[tuple[str, str | None]]:
