@@ -16,7 +16,7 @@ from capaft.support.signals import interruptible
 from capaft.training import batches, schedule
 from capaft.training.accelerator import move_model, peak_memory
 from capaft.training.early_stopping import Best
-from capaft.training.evaluate import EvaluationStopped
+from capaft.training.evaluate import Evaluation, EvaluationStopped
 from capaft.training.gradients import backward, check_gradients, collate_share
 from capaft.training.memory_guard import memory_guard
 from capaft.training.optimizer import build_optimizer, parameter_groups
@@ -147,11 +147,7 @@ def train(run: Trainer, resumed: Checkpoint | None = None) -> Outcome:
 
     scores, interval = best.scores, best.interval
     if config.save_dtype != "float32":
-        with interruptible() as interrupted, memory_guard():
-            try:
-                as_saved = evaluate_as_saved(run, interrupted)
-            except EvaluationStopped:
-                raise _stopped(run, journal, best, step) from None
+        as_saved = _as_saved(run, journal, best, step)
         scores, interval = as_saved.scores, as_saved.interval
     return Outcome(
         value=scores[job.task.metric],
@@ -166,6 +162,19 @@ def train(run: Trainer, resumed: Checkpoint | None = None) -> Outcome:
         steps=step,
         bytes_per_step=processes.bytes_sent // max(1, step - progress.step),
     )
+
+
+def _as_saved(run: Trainer, journal: Journal, best: Best, step: int) -> Evaluation:
+    """The scores of the best adapter as its file rounds it.
+
+    Raises:
+        Interrupted: the run was asked to stop meanwhile.
+    """
+    with interruptible() as interrupted, memory_guard():
+        try:
+            return evaluate_as_saved(run, interrupted)
+        except EvaluationStopped:
+            raise _stopped(run, journal, best, step) from None
 
 
 def _journal(run: Trainer, progress: Progress) -> Journal:
