@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from capaft.support.activity import first_activity
+from capaft.support.activity import activity
 from capaft.support.console import print_line
 from capaft.support.printable import printable
 
@@ -22,7 +22,7 @@ def loading_libraries(console: Console) -> Iterator[None]:
         _quiet_libraries(console)
         yield
         return
-    with first_activity(console, "loading torch and transformers"):
+    with activity(console, "loading torch and transformers"):
         _quiet_libraries(console)
         yield
 

@@ -35,14 +35,5 @@ def front_matter(entries: Mapping[str, str | Iterable[str] | None]) -> str:
         for name, value in entries.items()
         if value
     }
-    # Each on its own, or a mapping of texts alone would become one line in braces.
-    lines = (
-        yaml.safe_dump(
-            {name: value},
-            default_flow_style=None if isinstance(value, list) else False,
-            allow_unicode=True,
-            width=10**6,
-        )
-        for name, value in plain.items()
-    )
-    return f"---\n{''.join(lines)}---\n"
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=10**6)
+    return f"---\n{text}---\n"

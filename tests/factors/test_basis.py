@@ -210,8 +210,3 @@ def test_uniform_gives_the_same_numbers_when_it_is_not_kept(n: int, k: int, monk
         assert drawn_again.resident is None
         assert_close(drawn_again.expand(coefficients), kept.expand(coefficients))
         assert_close(drawn_again.adjoint(gradient), kept.adjoint(gradient))
-
-
-def test_uniform_refuses_to_draw_billions_of_numbers() -> None:
-    with pytest.raises(UsageError, match="--basis hadamard"):
-        build("uniform", 2**20, 2**13, "a")

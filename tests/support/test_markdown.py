@@ -31,8 +31,7 @@ def test_code_does_not_end_its_block() -> None:
 
 def test_metadata_reads_back() -> None:
     plain = front_matter({"base_model": "org/model", "tags": ["capaft", "lora+nola"], "pipeline_tag": ""})
-    assert plain == "---\nbase_model: org/model\ntags: [capaft, lora+nola]\n---\n"
-    assert front_matter({"library_name": "x", "base_model": "y"}) == "---\nlibrary_name: x\nbase_model: y\n---\n"
+    assert plain == "---\nbase_model: org/model\ntags:\n- capaft\n- lora+nola\n---\n"
     names = ["a: b", "--- x", "no", "1e3", "x\ny: z", "\u202e\u2028", "# c", "'\"{}"]
     block = front_matter({"base_model": "x\n---\nevil: true", "tags": names})
     assert block.count("---\n") == 2

@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -199,31 +199,41 @@ def newest_checkpoint(directory: Path, say: Callable[[str], None] = say_nothing)
     checkpoints = _all(directory)
     for path in checkpoints:
         try:
-            state = json.loads((path / STATE).read_text(encoding="utf-8"))
-            encoded = (path / TENSORS).read_bytes()
-            progress = state["progress"]
-            # A directory under another's name is as wrong as its content.
-            if state.pop("digest") != _digest(encoded, state) or _path(directory, progress["step"]) != path:
-                raise ValueError("other bytes than were written")
-            fitting(progress["best"], Best)
-            fitting(progress | {"best": Best()}, Progress)
-            fitting({name: value for name, value in state.items() if name != "progress"}, Checkpoint)
-            if not all(_ENTRY.match(key) for key in state["optimizer"]):
-                raise ValueError("an optimizer's state without a parameter")
-            tensors = safetensors.torch.load(encoded)
-            return Checkpoint(
-                Progress(**progress | {"best": Best(**progress["best"])}),
-                state["made_with"],
-                state["made_from"],
-                tensors,
-                state["optimizer"],
-                state["scaler"],
-            )
+            return _read(path)
         except _DAMAGED:
             say(f"warning: the checkpoint {path} is damaged; the one before it is used")
     if checkpoints:
         raise UsageError(f"no checkpoint in {directory} can be read; start anew with --overwrite")
     return None
+
+
+def _read(path: Path) -> Checkpoint:
+    """Read one checkpoint; whatever is raised says that it is damaged."""
+    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    encoded = (path / TENSORS).read_bytes()
+    progress = state["progress"]
+    # A directory under another's name is as wrong as its content.
+    if state.pop("digest") != _digest(encoded, state) or _path(path.parent, progress["step"]) != path:
+        raise ValueError("other bytes than were written")
+    fitting(progress["best"], Best)
+    fitting(progress | {"best": Best()}, Progress)
+    fitting({name: value for name, value in state.items() if name != "progress"}, Checkpoint)
+    if not all(_ENTRY.match(key) for key in state["optimizer"]):
+        raise ValueError("an optimizer's state without a parameter")
+    return Checkpoint(
+        Progress(**progress | {"best": _best(progress["best"])}),
+        state["made_with"],
+        state["made_from"],
+        safetensors.torch.load(encoded),
+        state["optimizer"],
+        state["scaler"],
+    )
+
+
+def _best(record: dict[str, Any]) -> Best:
+    """The best evaluation, from JSON, which has lists for pairs."""
+    best = Best(**record)
+    return replace(best, interval=(best.interval[0], best.interval[1]) if best.interval else None)
 
 
 def _leaves(state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
