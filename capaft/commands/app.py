@@ -66,7 +66,7 @@ class _Commands(TyperGroup):
                 sys.exit(1)
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "capaft"
-            message = " ".join(error.format_message().split()).rstrip(".")
+            message = " ".join(error.format_message().split()).rstrip(".?")
             print_error(f"{message}; see {command} --help")
             sys.exit(UsageError.exit_code)
         if standalone_mode:

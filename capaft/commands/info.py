@@ -54,7 +54,7 @@ def describe_file(file: AdapterFile) -> list[str]:
     return [
         f"{file.path}: {counted(file.size, 'byte')}, intact",
         f"method    {header.method.method}{f' ({settings})' if settings else ''}",
-        f"base      {base.name}{f' at {base.revision}' if base.revision else ''}",
+        f"base      {base.name or 'unnamed'}{f' at {base.revision}' if base.revision else ''}",
         f"sites     {len(header.sites)} for {header.targets}" if len(header.sites) else "sites     none",
         *_at_most(_site_lines(header.sites)),
         *([_head_line(header.head)] if header.head else []),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -37,7 +37,7 @@ Line = tuple[int, list[str]]
 """The number of a line, from 1, and its fields."""
 
 
-def is_conll(lines: Sequence[str]) -> bool:
+def is_conll(lines: Iterable[str]) -> bool:
     """True if lines are words with tags in a chunking scheme, in sentences with blank lines between.
 
     The first line may name the columns.
@@ -51,7 +51,7 @@ def is_conll(lines: Sequence[str]) -> bool:
     return len(widths) == 1 and widths != {1} and tags != {"O"} and are_chunk_tags(tags)
 
 
-def read_conll(path: Path, lines: Sequence[str], reading: Reading) -> dict[str, list[list[str]]]:
+def read_conll(path: Path, lines: Iterable[str], reading: Reading) -> dict[str, list[list[str]]]:
     """The columns: `tokens`, the tags in the last column as `ner_tags` or `tags`, and those between.
 
     A few sentences with a line of another number of columns are left out.
@@ -87,7 +87,7 @@ def read_conll(path: Path, lines: Sequence[str], reading: Reading) -> dict[str, 
     return columns
 
 
-def _sentences(lines: Sequence[str]) -> Iterator[list[Line]]:
+def _sentences(lines: Iterable[str]) -> Iterator[list[Line]]:
     """The lines of each sentence."""
     tabs = [line for line in islice((line for line in lines if line.strip()), _SAMPLE) if not line.startswith("#")]
     separator = "\t" if tabs and sum("\t" in line for line in tabs) > len(tabs) / 2 else None

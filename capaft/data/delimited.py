@@ -5,17 +5,24 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from capaft.data.lazy import batches
 from capaft.data.reading import Reading
+from capaft.data.spool import Spool, StoredColumn, spooled
 from capaft.data.width import TooWideError, check_names
 from capaft.support.counting import agreeing
 from capaft.support.errors import UsageError, one_line
 
-Cells = dict[str, tuple[str, ...]]
+Cells = dict[str, StoredColumn]
 """Columns by name, each cell as it is written."""
 
 _WORDS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
@@ -30,9 +37,19 @@ class _Dialect:
     delimiter: str
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
     skip_blanks: bool = False
+    hinted: bool = False
 
 
-def read_delimited(path: Path, lines: Sequence[str], suffix: str, reading: Reading) -> Cells:
+@dataclass(frozen=True)
+class _Rows:
+    """The column names as written, the cells, and row and column of the first cell with a quote behind blanks."""
+
+    header: list[str]
+    cells: pa.Table
+    quoted: tuple[int, int] | None
+
+
+def read_delimited(path: Path, lines: Iterable[str], suffix: str, reading: Reading) -> Cells:
     """Read the cells of a file whose suffix tells what separates them: commas, or for `.tsv` tabs without quotes.
 
     A line `sep=;` tells better. Another separator is read as well if it is the only one that every line agrees on, and
@@ -42,8 +59,8 @@ def read_delimited(path: Path, lines: Sequence[str], suffix: str, reading: Readi
         UsageError: the lines differ in their numbers of cells, a quote is not closed, or there are no rows.
     """
     usual = _Dialect("\t", csv.QUOTE_NONE) if suffix == ".tsv" else _Dialect(",")
-    if hint := _HINT.fullmatch(lines[0]):
-        return _parsed(path, ["\n", *lines[1:]], _Dialect(hint[1]), reading)
+    if hint := _HINT.fullmatch(next(iter(lines))):
+        return _parsed(path, lines, _Dialect(hint[1], hinted=True), reading)
     header = next((line for line in lines if line.strip()), "").rstrip("\r\n")
     others = [_Dialect(delimiter) for delimiter in _WORDS if delimiter in header and delimiter != usual.delimiter]
     if others and usual.delimiter not in header:
@@ -54,7 +71,7 @@ def read_delimited(path: Path, lines: Sequence[str], suffix: str, reading: Readi
 
 
 def _otherwise_separated(
-    path: Path, lines: Sequence[str], usual: _Dialect, others: Sequence[_Dialect], reading: Reading
+    path: Path, lines: Iterable[str], usual: _Dialect, others: Sequence[_Dialect], reading: Reading
 ) -> Cells:
     """Read a file whose names have a separator between them, but not the usual one.
 
@@ -82,33 +99,46 @@ def _otherwise_separated(
     raise UsageError(f"{path}: the columns are separated by {words}; as its suffix says, use {_WORDS[usual.delimiter]}")
 
 
-def _parsed(path: Path, lines: Sequence[str], dialect: _Dialect, reading: Reading) -> Cells:
+def _parsed(path: Path, lines: Iterable[str], dialect: _Dialect, reading: Reading) -> Cells:
     """The cells, without the blanks that a file may have behind its separators.
 
     Raises:
         UsageError: see `read_delimited`.
     """
     try:
-        header, rows = _rows(path, lines, dialect)
+        rows = _rows(path, lines, dialect)
     except TooWideError:
         raise
     except UsageError:
-        header, rows = _without_blanks(path, lines, dialect)
+        rows = _without_blanks(path, lines, dialect)
     else:
         if dialect.quoting == csv.QUOTE_MINIMAL and not dialect.delimiter.isspace():
-            header, rows = _less_blanks(path, lines, dialect, header, rows)
-    names = _column_names(path, header)
-    if len(names) > 1 and (repeated := sum(row == header for row in rows)):
-        lines_repeat = agreeing(repeated, "line repeats", "lines repeat")
-        are = agreeing(repeated, "is", "are")
-        reading.say(f"{path}: {repeated} further {lines_repeat} the column names, and {are} left out")
-        rows = [row for row in rows if row != header]
-    if not rows:
+            rows = _less_blanks(path, lines, dialect, rows)
+    names = _column_names(path, rows.header)
+    cells = _without_headers(path, rows, reading) if len(names) > 1 else rows.cells
+    if not cells.num_rows:
         raise UsageError(f"{path}: there is a header but no rows; add rows")
-    return dict(zip(names, zip(*rows, strict=True), strict=True))
+    return {name: StoredColumn(cells.column(at)) for at, name in enumerate(names)}
 
 
-def _without_blanks(path: Path, lines: Sequence[str], dialect: _Dialect) -> tuple[list[str], list[list[str]]]:
+def _without_headers(path: Path, rows: _Rows, reading: Reading) -> pa.Table:
+    """The cells without rows that repeat the column names, as in files that were joined."""
+
+    def others(part: pa.RecordBatch) -> pa.Array:
+        repeats = [pc.equal(column, name) for column, name in zip(part.columns, rows.header, strict=True)]
+        return pc.invert(reduce(pc.and_, repeats))
+
+    parts = rows.cells.to_batches()
+    repeated = sum(len(part) - (pc.sum(others(part)).as_py() or 0) for part in parts)
+    if not repeated:
+        return rows.cells
+    lines_repeat = agreeing(repeated, "line repeats", "lines repeat")
+    are = agreeing(repeated, "is", "are")
+    reading.say(f"{path}: {repeated} further {lines_repeat} the column names, and {are} left out")
+    return spooled(pa.table(part.filter(others(part))) for part in parts)
+
+
+def _without_blanks(path: Path, lines: Iterable[str], dialect: _Dialect) -> _Rows:
     """The rows of a file that cannot be read otherwise, because quotes follow blanks.
 
     Raises:
@@ -120,52 +150,81 @@ def _without_blanks(path: Path, lines: Sequence[str], dialect: _Dialect) -> tupl
         return _rows(path, lines, dialect)
 
 
-def _less_blanks(
-    path: Path, lines: Sequence[str], dialect: _Dialect, header: list[str], rows: list[list[str]]
-) -> tuple[list[str], list[list[str]]]:
+def _less_blanks(path: Path, lines: Iterable[str], dialect: _Dialect, rows: _Rows) -> _Rows:
     """The rows without the blanks behind separators, if these are there throughout, or before quotes around a cell."""
-    quoted = next(
-        ((r, c) for r, row in enumerate(rows) for c, cell in enumerate(row) if _BLANK_QUOTE.match(cell)), None
-    )
-    throughout = len(header) > 1 and all(name[:1].isspace() for name in header[1:])
-    if quoted is None and not throughout:
-        return header, rows
+    throughout = len(rows.header) > 1 and all(name[:1].isspace() for name in rows.header[1:])
+    if rows.quoted is None and not throughout:
+        return rows
     try:
-        names, shorter = _rows(path, lines, replace(dialect, skip_blanks=True))
+        shorter = _rows(path, lines, replace(dialect, skip_blanks=True))
     except UsageError:
-        return header, rows
+        return rows
     # A blank and a quote within quotes are text.
-    if throughout or (quoted is not None and shorter[quoted[0]][quoted[1]] != rows[quoted[0]][quoted[1]]):
-        return names, shorter
-    return header, rows
+    return shorter if throughout or _differ(rows, shorter) else rows
 
 
-def _rows(path: Path, lines: Sequence[str], dialect: _Dialect) -> tuple[list[str], list[list[str]]]:
-    """The column names as written, and the rows."""
+def _differ(rows: _Rows, shorter: _Rows) -> bool:
+    """True if the first cell with a quote behind blanks is another without blanks."""
+    assert rows.quoted is not None, "else there is nothing to compare"
+    row, column = rows.quoted
+    return bool(rows.cells.column(column)[row] != shorter.cells.column(column)[row])
+
+
+def _rows(path: Path, lines: Iterable[str], dialect: _Dialect) -> _Rows:
+    """The rows, which are in memory only while they are few."""
     csv.field_size_limit(_LONGEST_CELL)
     # Strict, or else a quote that is never closed swallows the remaining file as one cell.
     reader = csv.reader(
-        lines,
+        chain(["\n"], islice(lines, 1, None)) if dialect.hinted else lines,
         delimiter=dialect.delimiter,
         quoting=dialect.quoting,
         skipinitialspace=dialect.skip_blanks,
         strict=True,
     )
-    rows: list[list[str]] = []
     try:
         header = next((row for row in reader if row), [])
         check_names(path, header)
-        for row in reader:
-            if len(row) == len(header):
-                rows.append(row)
-            elif row:
-                advice = "check its tabs" if dialect.delimiter == "\t" else f"quote text that has {_word(dialect)}"
-                raise UsageError(
-                    f"{path}: line {reader.line_num} has {len(row)} field(s), the header has {len(header)}; {advice}"
-                )
+        spool = Spool()
+        done, quoted = 0, None
+        for rows in batches(_checked(path, reader, len(header), dialect), _characters):
+            if quoted is None and (place := _quoted(rows)):
+                quoted = done + place[0], place[1]
+            spool.write(_part(rows, len(header)))
+            done += len(rows)
     except csv.Error as error:
         raise UsageError(f"{path}: line {reader.line_num} is malformed ({one_line(error)}); correct it") from None
-    return header, rows
+    return _Rows(header, spool.table() if done else _part([], len(header)), quoted)
+
+
+def _checked(path: Path, reader: Any, width: int, dialect: _Dialect) -> Iterator[list[str]]:
+    """The rows of a reader, which all have as many cells as the header.
+
+    Raises:
+        UsageError: one has not.
+    """
+    for row in reader:
+        if len(row) == width:
+            yield row
+        elif row:
+            advice = "check its tabs" if dialect.delimiter == "\t" else f"quote text that has {_word(dialect)}"
+            raise UsageError(
+                f"{path}: line {reader.line_num} has {len(row)} field(s), the header has {width}; {advice}"
+            )
+
+
+def _characters(row: list[str]) -> int:
+    return sum(map(len, row))
+
+
+def _part(rows: Sequence[list[str]], width: int) -> pa.Table:
+    columns = zip(*rows, strict=True) if rows else [()] * width
+    return pa.table([pa.array(column, pa.string()) for column in columns], names=list(map(str, range(width))))
+
+
+def _quoted(rows: Sequence[list[str]]) -> tuple[int, int] | None:
+    """The first cell that begins with blanks and a quote."""
+    places = ((r, c) for r, row in enumerate(rows) for c, cell in enumerate(row) if cell[:1].isspace())
+    return next(((r, c) for r, c in places if _BLANK_QUOTE.match(rows[r][c])), None)
 
 
 def _word(dialect: _Dialect) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from capaft.data.conll import CONLL_SUFFIXES, is_conll
@@ -32,7 +32,7 @@ def check_is_data(path: Path, content: bytes) -> None:
         raise UsageError(f"{path}: this is Git LFS's pointer to the file, not the file; fetch it with git lfs pull")
 
 
-def text_suffix(suffix: str, lines: Sequence[str]) -> str:
+def text_suffix(suffix: str, lines: Iterable[str]) -> str:
     """The suffix of the format that the lines of a text file have: its own, unless they tell another.
 
     Lines of JSON are told by the first of them, and words with tags by the blank lines between sentences.

@@ -1,11 +1,16 @@
-"""Read JSON and JSON lines to records, one a row."""
+"""Read JSON and JSON lines to records, one a row.
+
+Lines are parsed again whenever their records are read, so that no more of them is in memory than a few; a document is
+in memory as a whole.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +29,29 @@ _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _MALFORMED = (ValueError, RecursionError)
 
 
-def read_json_records(path: Path, lines: Sequence[str], suffix: str, reading: Reading) -> list[Record]:
+class _LineRecords(Collection[Record]):
+    """The records of lines that hold one each; other lines are passed over."""
+
+    def __init__(self, lines: Iterable[str], count: int, repairs: bool = False) -> None:
+        self.lines = lines
+        self._count = count
+        self._repairs = repairs
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __contains__(self, record: object) -> bool:
+        return any(record == other for other in self)
+
+    def __iter__(self) -> Iterator[Record]:
+        for line in self.lines:
+            with contextlib.suppress(*_MALFORMED):
+                record = json.loads(line) if line.strip() else None
+                if isinstance(record, dict):
+                    yield _repaired(record) if self._repairs else record
+
+
+def read_json_records(path: Path, lines: Iterable[str], suffix: str, reading: Reading) -> Collection[Record]:
     """Read one record a line, one list of records, or a document of another usual shape.
 
     A few lines that are not records are left out, but not a last line that is cut off: more than that is missing. A
@@ -33,25 +60,30 @@ def read_json_records(path: Path, lines: Sequence[str], suffix: str, reading: Re
     Raises:
         UsageError: it is not JSON, has none of these shapes, or many lines are not records.
     """
-    whole = "".join(lines)
-    filled = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    document = None
-    if whole.lstrip().startswith("["):
-        try:
-            document = json.loads(whole)
-        except _MALFORMED as error:
-            # One line may be a list where others are records.
-            if len(filled) == 1 or _is_malformed(filled[0][1]):
-                raise UsageError(f"{path}: the list is not JSON ({one_line(error)}); {_ADVICE}") from None
-    elif suffix == ".json" or _is_malformed(filled[0][1]):
-        with contextlib.suppress(*_MALFORMED):
-            document = json.loads(whole)
+    first, *others = islice((line for line in lines if line.strip()), 2)
+    is_list = first.lstrip().startswith("[")
+    # What ends in the first line is no document that goes on.
+    is_document = not others or _is_malformed(first)
+    if is_document and (is_list or suffix == ".json" or _is_malformed(first)):
+        whole = "".join(lines)
+        records = _read_document(path, whole, is_list, bool(others))
+        if records is not None:
+            return _with_repairs(path, records, bool(_ESCAPED_SURROGATE.search(whole)), reading)
+    return _read_lines(path, lines, reading)
+
+
+def _read_document(path: Path, whole: str, is_list: bool, has_lines: bool) -> list[Record] | None:
+    """The records of a file that is one document; None if its lines are to be read."""
+    try:
+        document = json.loads(whole)
+    except _MALFORMED as error:
+        if is_list:
+            raise UsageError(f"{path}: the list is not JSON ({one_line(error)}); {_ADVICE}") from None
+        return None
     records = None if document is None else records_in(path, document)
-    if records is None and document is not None and len(filled) > 1:
+    if records is None and document is not None and has_lines:
         raise UsageError(f"{path}: this is a single record; {_ADVICE}")
-    if records is None:
-        records = _read_lines(path, filled, reading)
-    return _without_halves(path, whole, records, reading)
+    return records
 
 
 def _is_malformed(line: str) -> bool:
@@ -62,29 +94,37 @@ def _is_malformed(line: str) -> bool:
     return False
 
 
-def _read_lines(path: Path, lines: Sequence[tuple[int, str]], reading: Reading) -> list[Record]:
-    records: list[Record] = []
+def _read_lines(path: Path, lines: Iterable[str], reading: Reading) -> Collection[Record]:
+    count = filled = 0
     faults: list[str] = []
-    for number, line in lines:
+    has_halves = False
+    cut_off: int | None = None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        filled += 1
+        cut_off = None
         try:
             record = json.loads(line)
         except _MALFORMED as error:
             faults.append(f"line {number} is not JSON ({one_line(error)})")
-            if number == lines[-1][0] and _is_cut_off(line, error) and records:
-                raise UsageError(
-                    f"{path}: line {number} is not JSON: this last line is cut off, so the file is incomplete; get it "
-                    "again, or delete the line"
-                ) from None
+            cut_off = number if _is_cut_off(line, error) else None
             continue
         if isinstance(record, dict):
-            records.append(record)
+            count += 1
+            has_halves = has_halves or ("\\u" in line and bool(_ESCAPED_SURROGATE.search(line)))
         else:
             faults.append(f'line {number} is not a record such as {{"text": "...", "label": 0}}')
-    if faults and not records:
+    if cut_off is not None and count:
+        raise UsageError(
+            f"{path}: line {cut_off} is not JSON: this last line is cut off, so the file is incomplete; get it again, "
+            "or delete the line"
+        )
+    if faults and not count:
         raise UsageError(f"{path}: {faults[0]}; {_ADVICE}")
     if faults:
-        leave_out(faults, len(lines), f"lines of {path}", strict=reading.strict, say=reading.say)
-    return records
+        leave_out(faults, filled, f"lines of {path}", strict=reading.strict, say=reading.say)
+    return _with_repairs(path, _LineRecords(lines, count), has_halves, reading)
 
 
 def _is_cut_off(line: str, error: Exception) -> bool:
@@ -93,20 +133,31 @@ def _is_cut_off(line: str, error: Exception) -> bool:
     return at_end or "Unterminated string" in str(error)
 
 
-def _without_halves(path: Path, written: str, records: list[Record], reading: Reading) -> list[Record]:
-    """The records with U+FFFD for each half of a character."""
-    if not _ESCAPED_SURROGATE.search(written):
+def _with_repairs(path: Path, records: Collection[Record], has_halves: bool, reading: Reading) -> Collection[Record]:
+    """The records with U+FFFD for each half of a character, if there may be any."""
+    if not has_halves:
         return records
-    repaired = [_map_text(record, lambda text: _SURROGATE.sub("\ufffd", text)) for record in records]
-    rows = [number for number, pair in enumerate(zip(records, repaired, strict=True), start=1) if pair[0] != pair[1]]
-    if rows:
-        first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-        have = agreeing(len(rows), "has", "have")
-        reading.say(
-            f"{path}: {len(rows)} of {counted(len(records), 'row')} {have} half a character "
-            f"(an unpaired surrogate like \\ud83d), which becomes U+FFFD: row {first}"
-        )
-    return repaired
+    rows = 0
+    first: list[int] = []
+    for number, record in enumerate(records, start=1):
+        if _repaired(record) != record:
+            rows += 1
+            first = [*first, number][:5]
+    if not rows:
+        return records
+    listed = ", ".join(map(str, first)) + (", ..." if rows > len(first) else "")
+    have = agreeing(rows, "has", "have")
+    reading.say(
+        f"{path}: {rows} of {counted(len(records), 'row')} {have} half a character "
+        f"(an unpaired surrogate like \\ud83d), which becomes U+FFFD: row {listed}"
+    )
+    if isinstance(records, _LineRecords):
+        return _LineRecords(records.lines, len(records), repairs=True)
+    return list(map(_repaired, records))
+
+
+def _repaired(record: Record) -> Record:
+    return _map_text(record, lambda text: _SURROGATE.sub("\ufffd", text))
 
 
 def _map_text(value: Any, change: Callable[[str], str]) -> Any:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-Columns = dict[str, list[Any]]
+Columns = Mapping[str, Collection[Any]]
 
 _ANNOTATIONS = ("annotations", "completions")
 
@@ -19,6 +19,7 @@ def unwrapped(columns: Columns) -> Columns:
     tasks = columns.get("data")
     if name is None or tasks is None or not all(isinstance(task, Mapping) for task in tasks):
         return columns
+    tasks = list(tasks)
     results = [_results(annotations) for annotations in columns[name]]
     if not _flat(results):
         return columns

@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import datasets
 
 ROWS = 1000
 """Rows that are read at a time."""
+
+_MOST = 2**22
+"""Characters, or what else a size counts, of the rows that are read at a time."""
+
+
+def batches(rows: Iterable[Any], size: Callable[[Any], int], most: int = _MOST) -> Iterator[list[Any]]:
+    """Rows in lists of `ROWS`, or of fewer that are large.
+
+    Args:
+        rows: the rows.
+        size: tells how large one is, such as its characters.
+        most: size at which a list is full.
+    """
+    batch: list[Any] = []
+    total = 0
+    for row in rows:
+        batch.append(row)
+        total += size(row)
+        if len(batch) == ROWS or total > most:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
 
 
 class LazySequence(Sequence[Any]):

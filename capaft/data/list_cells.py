@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from capaft.data.lazy import Derived
 from capaft.support.errors import UsageError
 
 # Python joins neighbouring strings, so that this would be one string in a list.
@@ -16,7 +17,7 @@ _NUMPY = re.compile(r"""\[\s*('[^']*'|"[^"]*")(\s+('[^']*'|"[^"]*"))+\s*\]""")
 _LONGEST = 100_000
 
 
-def list_cells(path: Path, name: str, cells: Sequence[str]) -> list[Any] | None:
+def list_cells(path: Path, name: str, cells: Sequence[str]) -> Sequence[Any] | None:
     """The values of a column whose cells are all lists, or all records, written as text; None for any other column.
 
     A blank cell is a missing value.
@@ -24,18 +25,27 @@ def list_cells(path: Path, name: str, cells: Sequence[str]) -> list[Any] | None:
     Raises:
         UsageError: numpy wrote them, without commas.
     """
-    filled = [cell.strip() for cell in cells if cell.strip()]
-    if not filled or not all(cell[0] + cell[-1] in ("[]", "{}") for cell in filled):
+    if not all(cell[0] + cell[-1] in ("[]", "{}") for cell in _filled(cells)):
         return None
-    if any(map(_NUMPY.fullmatch, filled)):
+    if any(map(_NUMPY.fullmatch, _filled(cells))):
         raise UsageError(
             f"{path}: column {name!r} holds lists without commas, as numpy prints arrays; write them as JSON"
         )
+    values = Derived(_value, cells)
     try:
-        values = [_parsed(cell) if cell.strip() else None for cell in cells]
+        # Each is read, and not just the first that has something in it.
+        sizes = sum(map(bool, values))
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return None
-    return values if any(values) else None
+    return values if sizes else None
+
+
+def _filled(cells: Sequence[str]) -> Iterator[str]:
+    return (bare for cell in cells if (bare := cell.strip()))
+
+
+def _value(cell: str) -> Any:
+    return _parsed(cell) if cell.strip() else None
 
 
 def _parsed(cell: str) -> Any:

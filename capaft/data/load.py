@@ -24,7 +24,7 @@ from capaft.data.reading import Reading
 from capaft.data.slices import split_off_slice
 from capaft.data.splits import BY_RULE, TRAIN, WantedSplits
 from capaft.data.tables import is_table
-from capaft.data.width import check_schema
+from capaft.data.width import check_classes, check_schema
 from capaft.support.errors import UsageError, one_line
 from capaft.support.listing import listed
 
@@ -128,6 +128,7 @@ def _open(spec: str, choice: WantedSplits, revision: str | None, reading: Readin
     splits = _read_source(source, choice, revision, reading)
     for rows in splits.values():
         check_schema(spec, rows.data.schema)
+        check_classes(spec, rows.features)
     splits = {name: _undecoded(rows) for name, rows in splits.items()}
     train, _ = choice.among(splits)
     if part is not None and train is not None:

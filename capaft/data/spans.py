@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import regex
@@ -18,7 +19,7 @@ from capaft.data.reading import Reading
 from capaft.support.counting import agreeing
 from capaft.support.faults import leave_out
 
-Columns = dict[str, list[Any]]
+Columns = Mapping[str, Collection[Any]]
 
 _TEXTS = ("text", "sentence", "content", "data", "document", "body")
 _SPANS = ("entities", "spans", "ents", "labels", "label", "ner", "tags", "annotations", "annotation")
@@ -61,13 +62,15 @@ def tag_words(source: str, columns: Columns, reading: Reading) -> Columns:
         UsageError: many rows have such spans.
     """
     columns = _accepted(source, unwrapped(columns), reading)
-    text = next((name for name in columns if name.lower() in _TEXTS and _are_texts(columns[name])), None)
     spans = next((name for name in _SPANS if name in columns and _are_spans(columns[name])), None)
-    if text is None or spans is None:
+    if spans is None:
+        return columns
+    text = next((name for name in columns if name.lower() in _TEXTS and _are_texts(columns[name])), None)
+    if text is None:
         return columns
     if any(name.lower() in _CLASSES and name != spans and any(columns[name]) for name in columns):
         return columns
-    columns = dict(columns)
+    columns = {name: list(values) for name, values in columns.items()}
     words: list[Any] = []
     tags: list[Any] = []
     faults: dict[int, str] = {}
@@ -94,15 +97,18 @@ def may_be_span(fields: Collection[str]) -> bool:
     return all(any(name in fields for name in names) for names in (_STARTS, _ENDS, _LABELS))
 
 
-def _are_texts(values: Sequence[Any]) -> bool:
+def _are_texts(values: Collection[Any]) -> bool:
     return all(value is None or isinstance(value, str) for value in values) and any(values)
 
 
-def _are_spans(values: Sequence[Any]) -> bool:
+def _are_spans(values: Collection[Any]) -> bool:
     """True if each value is a list of spans, and one has any."""
-    if not all(value is None or isinstance(value, list) for value in values) or not any(values):
-        return False
-    return all(_is_span(mark) for value in values for mark in value or ())
+    marked = False
+    for value in values:
+        if not (value is None or isinstance(value, list)) or not all(map(_is_span, value or ())):
+            return False
+        marked = marked or bool(value)
+    return marked
 
 
 def _is_span(mark: Any) -> bool:
@@ -165,12 +171,11 @@ def _tags(text: str, words: Sequence[tuple[int, int]], spans: Sequence[Span]) ->
 def _accepted(source: str, columns: Columns, reading: Reading) -> Columns:
     """The rows that an annotator accepted, where a column says so."""
     answers = columns.get("answer", [])
-    if "text" not in columns or not answers or not set(map(str, answers)) <= _ANSWERS:
+    if "text" not in columns or not answers or not all(str(answer) in _ANSWERS for answer in answers):
         return columns
     columns = {name: values for name, values in columns.items() if name != "answer"}
-    kept = [row for row, answer in enumerate(answers) if answer in _ACCEPTED]
-    if len(kept) < len(answers):
-        lost = len(answers) - len(kept)
+    accepted = [answer in _ACCEPTED for answer in answers]
+    if lost := accepted.count(False):
         are = agreeing(lost, "is", "are")
         reading.say(f"{source}: {lost} of {len(answers)} rows {are} not accepted, and {are} left out")
-    return {name: [values[row] for row in kept] for name, values in columns.items()}
+    return {name: list(compress(values, accepted)) for name, values in columns.items()}

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import mmap
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from capaft.data.lazy import ROWS, LazySequence
@@ -113,21 +116,38 @@ def in_dataset(table: pa.Table, like: datasets.Dataset, change: str) -> datasets
 class StoredColumn(LazySequence):
     """A column of a table, read entry by entry as Python values.
 
-    Args:
+    Attributes:
         column: the column.
     """
 
     def __init__(self, column: pa.ChunkedArray) -> None:
+        self.column = column
         self._parts = [_reader(chunk) for chunk in column.chunks]
-        self._ends = np.cumsum([len(chunk) for chunk in column.chunks])
+        self._ends = list(accumulate(len(chunk) for chunk in column.chunks))
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self.column)
+
+    def __iter__(self) -> Iterator[Any]:
+        for chunk, read in zip(self.column.iterchunks(), self._parts, strict=True):
+            if _is_plain(chunk):
+                yield from map(read, range(len(chunk)))
+            else:
+                for start in range(0, len(chunk), ROWS):
+                    yield from chunk.slice(start, ROWS).to_pylist()
 
     def at(self, index: int) -> Any:
         """See `LazySequence.at`."""
-        part = int(np.searchsorted(self._ends, index, side="right"))
-        return self._parts[part](index - (int(self._ends[part - 1]) if part else 0))
+        part = bisect_right(self._ends, index)
+        return self._parts[part](index - (self._ends[part - 1] if part else 0))
+
+    def largest(self) -> int:
+        """The largest of the numbers in its lists; -1 if there is none."""
+        leaves = self.column
+        while pa.types.is_list(leaves.type):
+            leaves = pc.list_flatten(leaves)
+        largest = pc.max(leaves).as_py()
+        return -1 if largest is None else int(largest)
 
 
 def stored_columns(batches: Iterable[Mapping[str, Sequence[Any]]]) -> dict[str, Sequence[Any]]:
@@ -166,6 +186,8 @@ def stored_columns(batches: Iterable[Mapping[str, Sequence[Any]]]) -> dict[str, 
 
 def lengths_of(column: Sequence[Any]) -> NDArray[np.int64]:
     """Number of entries of each list in a column, `(rows,)`."""
+    if isinstance(column, StoredColumn):
+        return pc.list_value_length(column.column).to_numpy().astype(np.int64)
     return np.fromiter(map(len, column), dtype=np.int64, count=len(column))
 
 
@@ -193,9 +215,13 @@ def _narrow_type(kind: pa.DataType) -> pa.DataType:
 
 def _reader(chunk: pa.Array) -> Callable[[int], Any]:
     """The function from a row of a chunk to its value; lists of numbers are read without Arrow's scalars."""
-    kind = chunk.type
-    is_plain = pa.types.is_list(kind) and pa.types.is_integer(kind.value_type)
-    if not is_plain or chunk.null_count or chunk.values.null_count:
+    if not _is_plain(chunk):
         return lambda row: chunk[row].as_py()
     values, offsets = chunk.values.to_numpy(), chunk.offsets.to_numpy()
     return lambda row: values[offsets[row] : offsets[row + 1]].tolist()
+
+
+def _is_plain(chunk: pa.Array) -> bool:
+    """True for lists of integers, none of them missing."""
+    is_list = pa.types.is_list(chunk.type) and pa.types.is_integer(chunk.type.value_type)
+    return bool(is_list and not chunk.null_count and not chunk.values.null_count)

@@ -1,4 +1,8 @@
-"""Read one data file into a `datasets.Dataset` in memory.
+"""Read one data file into a `datasets.Dataset`.
+
+What a table takes beyond a few megabytes is on the disk. CSV, text, JSON lines, Parquet and Arrow are read some rows at
+a time, so that memory does not grow with their number; documents of JSON, workbooks, CoNLL, and texts with spans are in
+memory as a whole while they are read.
 
 The readers are the standard library's (`csv`, `json`) and pyarrow's, not the caching builders of `datasets`: those
 keep a second copy of every file in the user's cache, and pandas beneath them turns texts such as "NA", "null" and ""
@@ -7,26 +11,29 @@ into missing values. Here text stays as written, and an error names its line.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
+from datasets.fingerprint import generate_random_fingerprint
 
-from capaft.data.compressed import COMPRESSIONS, WORKBOOK, format_suffix, read_content
+from capaft.data.column_types import column_parts, record_parts, typed_table
+from capaft.data.compressed import COMPRESSIONS, WORKBOOK, find_content, format_suffix
 from capaft.data.conll import CONLL_SUFFIXES, read_conll
 from capaft.data.delimited import read_delimited
 from capaft.data.disguise import binary_suffix, check_is_data, text_suffix
 from capaft.data.json_records import read_json_records
+from capaft.data.lazy import batches
 from capaft.data.list_cells import list_cells
 from capaft.data.parquet import plainly_typed, read_parquet
 from capaft.data.reading import QUIETLY, Reading
 from capaft.data.spans import may_be_span, tag_words
+from capaft.data.spool import StoredColumn, spooled
 from capaft.data.text_lines import text_lines
-from capaft.data.width import check_records, check_schema, check_values
+from capaft.data.width import check_records, check_schema
 from capaft.data.word_rows import gather_words
 from capaft.data.workbook import read_workbook
 from capaft.support.errors import UsageError, one_line
@@ -75,19 +82,20 @@ def read_rows(path: Path, text_columns: Collection[str] = (), reading: Reading =
     if not (is_table(path) or path.suffix.lower() == ".zip"):
         raise _unreadable(path)
     try:
-        named, content = read_content(path)
+        named, content = find_content(path)
         if named not in _SUFFIXES:
             raise _unreadable(path, f" (it holds {named or 'one without a suffix'})")
-        if not content:
+        head = content.head()
+        if not head:
             raise UsageError(f"{path}: the file is empty")
-        check_is_data(path, content)
-        suffix = binary_suffix(content) or named
+        check_is_data(path, head)
+        suffix = binary_suffix(head) or named
         if suffix in (".arrow", ".feather"):
-            table = _read_arrow(path, content)
+            table = _read_arrow(path, content.read())
         elif suffix == ".parquet":
-            table = read_parquet(path, content)
+            table = read_parquet(path, content.read())
         elif suffix == WORKBOOK:
-            table = _typed_table(path, tag_words(str(path), read_workbook(path, content), reading))
+            table = _typed_columns(path, tag_words(str(path), read_workbook(path, content.read()), reading))
         else:
             lines = text_lines(path, content)
             suffix = text_suffix(suffix, lines)
@@ -97,7 +105,9 @@ def read_rows(path: Path, text_columns: Collection[str] = (), reading: Reading =
         # A damaged file may claim rows without columns.
         if table.num_rows == 0 or table.num_columns == 0:
             raise UsageError(f"{path}: there are no rows in this file")
-        return datasets.Dataset(gather_words(str(path), _tagged(path, table, reading), reading))
+        table = gather_words(str(path), _tagged(path, table, reading), reading)
+        # Else `datasets` copies the table to hash it.
+        return datasets.Dataset(table, fingerprint=generate_random_fingerprint())
     # pyarrow raises all of these, and `datasets` a KeyError for odd metadata in a Parquet or Arrow file.
     except (OSError, ValueError, TypeError, KeyError, RecursionError, pa.ArrowException) as error:
         report_exhaustion(error, f"reading {path}")
@@ -105,7 +115,7 @@ def read_rows(path: Path, text_columns: Collection[str] = (), reading: Reading =
 
 
 def _read_text(
-    path: Path, suffix: str, lines: Sequence[str], text_columns: Collection[str], reading: Reading
+    path: Path, suffix: str, lines: Iterable[str], text_columns: Collection[str], reading: Reading
 ) -> pa.Table:
     """The table in the lines of a text file, whose format has that suffix."""
     if not any(line.strip() for line in lines):
@@ -113,12 +123,10 @@ def _read_text(
     if suffix in CONLL_SUFFIXES:
         return pa.table(read_conll(path, lines, reading))
     if suffix == TEXT:
-        return pa.table({"text": [line.rstrip("\r\n") for line in lines if line.strip()]})
+        texts = (line.rstrip("\r\n") for line in lines if line.strip())
+        return spooled(pa.table({"text": pa.array(some, pa.string())}) for some in batches(texts, len))
     if suffix in _JSON and not _is_delimited(path, lines):
-        records = read_json_records(path, lines, suffix, reading)
-        names = check_records(path, records)
-        columns = {name: [record.get(name) for record in records] for name in names}
-        return _typed_table(path, tag_words(str(path), columns, reading))
+        return _read_records(path, read_json_records(path, lines, suffix, reading), reading)
     if suffix in _JSON:
         reading.say(f"{path}: read as {_CSV}, which its content is")
     cells = read_delimited(path, lines, suffix, reading)
@@ -129,18 +137,53 @@ def _read_text(
     }
     if lists:
         reading.say(f"{path}: the cells of {', '.join(map(repr, lists))} are written as lists, and are read so")
-    tagged = tag_words(str(path), {name: list(lists.get(name, column)) for name, column in cells.items()}, reading)
+    tagged = tag_words(str(path), {**cells, **lists}, reading)
+    texts_of = {name for name, values in tagged.items() if name in cells and all(isinstance(v, str) for v in values)}
+    others = _typed_columns(path, {name: values for name, values in tagged.items() if name not in texts_of})
     return pa.table(
         {
-            name: _typed(tuple(values), name in text_columns)
-            if name in cells and all(isinstance(value, str) for value in values)
-            else _json_column(path, name, values)
+            name: _typed(_stored(values), name in text_columns) if name in texts_of else others.column(name)
             for name, values in tagged.items()
         }
     )
 
 
-def _is_delimited(path: Path, lines: Sequence[str]) -> bool:
+def _read_records(path: Path, records: Collection[Mapping[str, Any]], reading: Reading) -> pa.Table:
+    names = check_records(path, records)
+    columns = {name: _Field(records, name) for name in names}
+    tagged = tag_words(str(path), columns, reading)
+    if tagged is not columns:
+        return _typed_columns(path, tagged)
+    return typed_table(path, lambda: record_parts(records, names), list(names), len(records))
+
+
+class _Field(Collection[Any]):
+    """The values of a key of records."""
+
+    def __init__(self, records: Collection[Mapping[str, Any]], name: str) -> None:
+        self._records = records
+        self._name = name
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (record.get(self._name) for record in self._records)
+
+    def __contains__(self, value: object) -> bool:
+        return any(value == other for other in self)
+
+
+def _typed_columns(path: Path, columns: Mapping[str, Collection[Any]]) -> pa.Table:
+    rows = len(next(iter(columns.values()), ()))
+    return typed_table(path, lambda: column_parts(columns), list(columns), rows)
+
+
+def _stored(texts: Collection[str]) -> StoredColumn:
+    return texts if isinstance(texts, StoredColumn) else StoredColumn(pa.chunked_array([pa.array(texts, pa.string())]))
+
+
+def _is_delimited(path: Path, lines: Iterable[str]) -> bool:
     """True if a file that is named like JSON does not begin like it, and is a table of several columns instead."""
     if next(line for line in lines if line.strip()).lstrip()[0] in "{[":
         return False
@@ -150,10 +193,6 @@ def _is_delimited(path: Path, lines: Sequence[str]) -> bool:
         return False
 
 
-def _typed_table(path: Path, columns: Mapping[str, list[Any]]) -> pa.Table:
-    return pa.table({name: _json_column(path, name, values) for name, values in columns.items()})
-
-
 def _tagged(path: Path, table: pa.Table, reading: Reading) -> pa.Table:
     """A table of texts with spans as words with tags; any other is unchanged."""
     lists = [field.type.value_type for field in table.schema if pa.types.is_list(field.type)]
@@ -161,65 +200,22 @@ def _tagged(path: Path, table: pa.Table, reading: Reading) -> pa.Table:
         return table
     columns = {name: table.column(name).to_pylist() for name in table.column_names}
     tagged = tag_words(str(path), dict(columns), reading)
-    return table if tagged == columns else _typed_table(path, tagged)
+    return table if tagged == columns else _typed_columns(path, tagged)
 
 
-def _typed(cells: tuple[str, ...], keep_text: bool) -> pa.Array:
+def _typed(cells: StoredColumn, keep_text: bool) -> pa.ChunkedArray:
     """Convert to integers or floats if every cell that is not blank is written as one; else keep the text."""
     if not keep_text and any(cells):
         if all(_INTEGER.fullmatch(cell) for cell in cells if cell):
-            return pa.array([int(cell) if cell else None for cell in cells], pa.int64())
+            return _numbers(cells, int, pa.int64())
         if all(_NUMBER.fullmatch(cell) for cell in cells if cell):
-            return pa.array([float(cell) if cell else None for cell in cells], pa.float64())
-    return pa.array(cells, pa.string())
+            return _numbers(cells, float, pa.float64())
+    return cells.column
 
 
-def _json_column(path: Path, name: str, values: list[Any]) -> pa.Array:
-    """Build a column of one type; of text, as in CSV, if plain values have several types or too many digits.
-
-    Lists of records, such as messages, stay JSON: one type for all would give each the fields of every other.
-    """
-    check_values(path, name, [] if _are_records(values) else values)
-    try:
-        try:
-            return _records(list(map(_without_nan, values))) if _are_records(values) else pa.array(values)
-        except (ValueError, TypeError, OverflowError, pa.ArrowException):
-            # NaN, which pandas writes for a missing value, is a number only among numbers.
-            values = list(map(_without_nan, values))
-            if any(isinstance(value, list | dict) for value in values):
-                return pa.array(values)
-            texts = (value if value is None or isinstance(value, str) else json.dumps(value) for value in values)
-            return pa.array(texts, pa.string())
-    except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
-        kinds = sorted({type(value).__name__ for value in values if value is not None})
-        reason = f"it mixes {' and '.join(kinds)}" if len(kinds) > 1 else one_line(error)
-        raise UsageError(
-            f"{path}: column {name!r} cannot be read as one type ({reason}); give its values one type"
-        ) from None
-
-
-def _are_records(values: list[Any]) -> bool:
-    lists = [value for value in values if value is not None]
-    records = [record for value in lists if isinstance(value, list) for record in value]
-    return (
-        all(isinstance(value, list) for value in lists)
-        and bool(records)
-        and all(isinstance(record, dict) for record in records)
-    )
-
-
-def _records(values: list[Any]) -> pa.Array:
-    texts = [value and [json.dumps(record, ensure_ascii=False) for record in value] for value in values]
-    return pa.array(texts, pa.list_(pa.string())).cast(pa.list_(pa.json_()))
-
-
-def _without_nan(value: Any) -> Any:
-    """A JSON value with null for every NaN."""
-    if isinstance(value, list):
-        return list(map(_without_nan, value))
-    if isinstance(value, dict):
-        return {name: _without_nan(part) for name, part in value.items()}
-    return None if isinstance(value, float) and value != value else value
+def _numbers(cells: StoredColumn, read: Callable[[str], float], kind: pa.DataType) -> pa.ChunkedArray:
+    parts = batches((read(cell) if cell else None for cell in cells), lambda number: 1)
+    return spooled(pa.table({"": pa.array(part, kind)}) for part in parts).column(0)
 
 
 def _read_arrow(path: Path, content: bytes) -> pa.Table:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import datasets
 import pyarrow as pa
 
 from capaft.support.errors import UsageError
@@ -18,6 +19,8 @@ MOST_LEVELS = 32
 """Lists and records within one another in a value."""
 LONGEST_NAME = 2**14
 """Characters of a column's name."""
+MOST_CLASSES = 100_000
+"""Names of classes that a column declares."""
 # Cells of a table of records that may be empty, and how many there may be to one that is not.
 _EMPTY_CELLS = 2**24
 _EMPTY_SHARE = 50
@@ -42,7 +45,7 @@ def check_names(source: object, names: Collection[str]) -> None:
         )
 
 
-def check_records(source: object, records: Sequence[Mapping[str, Any]]) -> dict[str, None]:
+def check_records(source: object, records: Collection[Mapping[str, Any]]) -> dict[str, None]:
     """The keys of records, in their order, which are not too many for a table with a column each.
 
     Raises:
@@ -65,30 +68,46 @@ def check_records(source: object, records: Sequence[Mapping[str, Any]]) -> dict[
     return names
 
 
-def check_values(source: object, name: str, values: Sequence[Any]) -> None:
-    """Make sure that the values of a column are not nested too deeply, and have not too many different keys.
+class ValueWidth:
+    """The keys of the records in a column, which may be nested.
 
-    Raises:
-        TooWideError: they are, or they have.
+    Args:
+        source: the file, for messages.
+        name: the column.
+        rows: number of its values.
     """
-    keys: set[tuple[str, ...]] = set()
-    open_values: list[tuple[Any, tuple[str, ...], int]] = [(value, (), 0) for value in values if _is_nested(value)]
-    while open_values:
-        value, path, level = open_values.pop()
-        if level >= MOST_LEVELS:
-            raise TooWideError(
-                f"{source}: column {name!r} has more than {MOST_LEVELS} lists or records within one another; drop it"
-            )
-        if isinstance(value, dict):
-            keys.update((*path, key) for key in value)
-            open_values += [(part, (*path, key), level + 1) for key, part in value.items() if _is_nested(part)]
-        else:
-            open_values += [(part, (*path, ""), level + 1) for part in value if _is_nested(part)]
-        if len(keys) > MOST_COLUMNS or len(keys) * len(values) > _EMPTY_SHARE * _EMPTY_CELLS:
-            raise TooWideError(
-                f"{source}: the records in column {name!r} have more than {len(keys) - 1:,} different keys; drop the "
-                "column, or write each record as text"
-            )
+
+    def __init__(self, source: object, name: str, rows: int) -> None:
+        self._source = source
+        self._name = name
+        self._rows = rows
+        self._keys: set[tuple[str, ...]] = set()
+
+    def check(self, values: Sequence[Any]) -> None:
+        """Make sure that further values are not nested too deeply, and that all have not too many different keys.
+
+        Raises:
+            TooWideError: they are, or they have.
+        """
+        keys = self._keys
+        open_values: list[tuple[Any, tuple[str, ...], int]] = [(value, (), 0) for value in values if _is_nested(value)]
+        while open_values:
+            value, path, level = open_values.pop()
+            if level >= MOST_LEVELS:
+                raise TooWideError(
+                    f"{self._source}: column {self._name!r} has more than {MOST_LEVELS} lists or records within one "
+                    "another; drop it"
+                )
+            if isinstance(value, dict):
+                keys.update((*path, key) for key in value)
+                open_values += [(part, (*path, key), level + 1) for key, part in value.items() if _is_nested(part)]
+            else:
+                open_values += [(part, (*path, ""), level + 1) for part in value if _is_nested(part)]
+            if len(keys) > MOST_COLUMNS or len(keys) * self._rows > _EMPTY_SHARE * _EMPTY_CELLS:
+                raise TooWideError(
+                    f"{self._source}: the records in column {self._name!r} have more than {len(keys) - 1:,} different "
+                    "keys; drop the column, or write each record as text"
+                )
 
 
 def check_schema(source: object, schema: pa.Schema) -> None:
@@ -110,6 +129,22 @@ def check_schema(source: object, schema: pa.Schema) -> None:
         inner = [field.type.field(at) for at in range(field.type.num_fields)]
         open_types += [(part, level + 1) for part in inner]
     _check_number(source, number)
+
+
+def check_classes(source: object, features: datasets.Features) -> None:
+    """Make sure that no column declares too many classes, since each selection of rows copies their names.
+
+    Raises:
+        TooWideError: one does.
+    """
+    for name, feature in features.items():
+        inner = getattr(feature, "feature", feature)
+        number = len(inner.names) if isinstance(inner, datasets.ClassLabel) else 0
+        if number > MOST_CLASSES:
+            raise TooWideError(
+                f"{source}: column {name!r} declares {number:,} classes, and capaft takes at most {MOST_CLASSES:,}; "
+                "drop the names that do not occur"
+            )
 
 
 def _is_nested(value: Any) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from capaft.config.choices import MAX_ANSWER_LENGTH, N_BEST, NO_ANSWER_THRESHOLD, QUESTION_MAX_LENGTH, STRIDE
 from capaft.config.parts.task import TaskSettings
+from capaft.data.lazy import ColumnValues, Derived, batches
+from capaft.data.spool import lengths_of, stored_columns
 from capaft.model.load import BaseModel
 from capaft.support.counting import agreeing
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import (
     Columns,
     ask_for_column,
-    column_values,
     filled_rows,
     find_column,
     is_text,
@@ -39,7 +40,7 @@ from capaft.tasks.language.token_limit import token_limit
 from capaft.tasks.spans import squad_metrics
 from capaft.tasks.spans.answers import Answer, has_answers, holds_answers, locate_answer, read_answers
 from capaft.tasks.spans.best_span import Span, best_span
-from capaft.tasks.spans.windows import Window, cut_windows
+from capaft.tasks.spans.windows import Window, tokenise_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,6 +52,8 @@ _CONTEXTS = (("context",), ("passage", "paragraph"), ("document", "article"))
 _ANSWERS = (("answers",), ("answer",))
 # The position of an answer that is not found in the context: no term of the loss.
 _UNKNOWN = -100
+# Columns that a window is made of.
+_WINDOW = ("input_ids", "token_type_ids", "places", "characters")
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,11 @@ class Asked:
         references: texts of each row's answers; empty if its context has no answer.
     """
 
-    windows: list[Window]
-    ids: list[str]
+    windows: Sequence[Window]
+    ids: Sequence[str]
     questions: Sequence[str]
     contexts: Sequence[str]
-    references: list[list[str]]
+    references: Sequence[list[str]]
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,8 @@ class QuestionAnswering(Task):
     @classmethod
     def usable(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> NDArray[np.bool_]:
         """See `Task.usable`; an empty list of answers is a label, a missing one is not."""
-        labelled = [has_answers(value) for value in column_values(rows, str(columns.label))]
-        return filled_rows(rows, columns.text, columns.pair) & np.array(labelled, dtype=np.bool_)
+        labelled = map(has_answers, ColumnValues(rows, str(columns.label)))
+        return filled_rows(rows, columns.text, columns.pair) & np.fromiter(labelled, np.bool_, len(rows))
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, settings: TaskSettings, data: str = "") -> Self:
@@ -180,33 +183,36 @@ class QuestionAnswering(Task):
         questions, contexts = text_values(rows, columns)
         assert contexts is not None, "recognise() found them"
         answers = read_answers(rows, str(columns.label))
-        places = [_place(context, of_row) for context, of_row in zip(contexts, answers, strict=True)]
-        lost = {row for row, place in enumerate(places) if answers[row] and place is None}
         numbers = row_numbers(rows)
+        lost: list[int] = []
         limit = token_limit(base, self.max_length)
-        windows = cut_windows(base.processor, questions, contexts, limit, self.stride, numbers)
+
+        def windows() -> Iterator[tuple[Window, tuple[int, int]]]:
+            tokenised = tokenise_rows(base.processor, questions, contexts, limit, numbers)
+            for row, context, of_row in zip(tokenised, contexts, answers, strict=True):
+                place = _place(context, of_row)
+                tokens = place and row.tokens(*place)
+                is_lost = bool(of_row) and place is None
+                if is_lost:
+                    lost.append(row.row)
+                for window in row.windows(limit, self.stride, f"row {numbers[row.row]}"):
+                    if not (is_lost and training):
+                        unknown = (_UNKNOWN, _UNKNOWN) if is_lost else (window.null, window.null)
+                        yield window, window.shifted(tokens) or unknown
+
+        stored = stored_columns(_columns(some) for some in batches(windows(), lambda pair: len(pair[0].input_ids)))
         left_out = ""
         if training:
-            left_out = _left_out([numbers[row] for row in sorted(lost)], len(rows))
-            windows = [window for window in windows if window.row not in lost]
+            left_out = _left_out([numbers[row] for row in lost], len(rows))
         else:
             self._check_metric(answers)
-        positions = [
-            (_UNKNOWN, _UNKNOWN) if window.row in lost else _positions(window, places[window.row]) for window in windows
-        ]
-        inputs: dict[str, Sequence[Any]] = {
-            "input_ids": [window.input_ids for window in windows],
-            "start": [start for start, _ in positions],
-            "end": [end for _, end in positions],
-        }
-        if _takes_token_types(base):
-            inputs["token_type_ids"] = [window.token_type_ids for window in windows]
-        ids = column_values(rows, "id") if "id" in rows.column_names else numbers
-        references = [[answer.text for answer in of_row] for of_row in answers]
+        names = ["input_ids", "start", "end", *(["token_type_ids"] if _takes_token_types(base) else [])]
+        ids = Derived(str, ColumnValues(rows, "id") if "id" in rows.column_names else numbers)
+        references = Derived(lambda of_row: [answer.text for answer in of_row], answers)
         return Features(
-            inputs,
-            np.array([len(window.input_ids) for window in windows], dtype=np.int64),
-            Asked(windows, list(map(str, ids)), questions, contexts, references),
+            {name: stored[name] for name in names},
+            lengths_of(stored["input_ids"]),
+            Asked(Derived(_window, *(stored[name] for name in _WINDOW)), ids, questions, contexts, references),
             left_out=left_out,
             rows=len(rows) - len(lost) if training else len(rows),
         )
@@ -313,9 +319,32 @@ def _place(context: str, answers: Sequence[Answer]) -> tuple[int, int] | None:
     return next((place for answer in answers if (place := locate_answer(context, answer))), None)
 
 
-def _positions(window: Window, place: tuple[int, int] | None) -> tuple[int, int]:
-    """The targets of start and end: the answer, or the null token if it is not in the window."""
-    return (place and window.tokens(*place)) or (window.null, window.null)
+def _columns(windows: Sequence[tuple[Window, tuple[int, int]]]) -> dict[str, list[Any]]:
+    """Windows and their targets of start and end, as columns."""
+    cut = [window for window, _ in windows]
+    return {
+        "input_ids": [window.input_ids for window in cut],
+        "token_type_ids": [window.token_type_ids.astype(np.int32) for window in cut],
+        "start": [start for _, (start, _) in windows],
+        "end": [end for _, (_, end) in windows],
+        "places": [[window.row, window.null, window.first, window.begin, window.end] for window in cut],
+        "characters": [window.characters.ravel() for window in cut],
+    }
+
+
+def _window(ids: Any, types: Any, places: Sequence[int], characters: Any) -> Window:
+    """A window from its columns."""
+    row, null, first, begin, end = places
+    return Window(
+        row=row,
+        input_ids=np.asarray(ids, dtype=np.int32),
+        token_type_ids=np.asarray(types, dtype=np.int8),
+        null=null,
+        first=first,
+        begin=begin,
+        end=end,
+        characters=np.asarray(characters, dtype=np.int32).reshape(-1, 2),
+    )
 
 
 def _left_out(lost: Sequence[int], rows: int) -> str:

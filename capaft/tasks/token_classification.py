@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import datasets
 import numpy as np
@@ -15,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capaft.config.parts.task import TaskSettings
+from capaft.data.lazy import ColumnValues, Derived
+from capaft.data.spool import lengths_of, stored_columns
 from capaft.data.tag_scheme import are_chunk_tags
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
@@ -22,7 +23,6 @@ from capaft.tasks.base.columns import (
     Columns,
     ask_for_column,
     cell_kind,
-    column_values,
     describe_row,
     find_column,
     is_text,
@@ -32,6 +32,7 @@ from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
 from capaft.tasks.labels.problem import MAX_CLASSES, class_positions, unknown_label
 from capaft.tasks.labels.word_tags import is_tag, tag_faults, tag_feature, tag_names, words_of
+from capaft.tasks.language.cut_words import CutWords
 from capaft.tasks.language.token_limit import token_limit
 from capaft.tasks.language.token_loss import IGNORED, summed_loss
 
@@ -103,8 +104,8 @@ class TokenClassification(Task):
     @classmethod
     def usable(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> NDArray[np.bool_]:
         """See `Task.usable`; a row needs one word with a tag, and no gap among its words."""
-        words = [bool(texts) and None not in texts for texts in column_values(rows, columns.text)]
-        tags = [any(map(is_tag, of_row or ())) for of_row in column_values(rows, str(columns.label))]
+        words = [bool(texts) and None not in texts for texts in ColumnValues(rows, columns.text)]
+        tags = [any(map(is_tag, of_row or ())) for of_row in ColumnValues(rows, str(columns.label))]
         return np.array(words, dtype=np.bool_) & np.array(tags, dtype=np.bool_)
 
     @classmethod
@@ -169,31 +170,19 @@ class TokenClassification(Task):
                 f"token, and {type(tokenizer).__name__} is not one; choose another model"
             )
         words = words_of(rows, columns)
-        references = self._encoded(rows, columns)
-        encoded = tokenizer(
-            [[f" {word}" for word in row] for row in words] if _needs_space(tokenizer) else words,
-            is_split_into_words=True,
-            truncation=True,
-            max_length=token_limit(base, self.max_length),
-            return_attention_mask=False,
+        cut = CutWords(tokenizer, token_limit(base, self.max_length))
+        stored = stored_columns(
+            cut.batches(
+                zip(words, self._encoded(rows, columns), strict=True), lambda row: _no_token(rows, columns, row)
+            )
         )
-        labels: list[list[int]] = []
-        tagged: list[list[int]] = []
-        for row, classes in enumerate(references):
-            firsts = [word if word != before else None for before, word in pairwise([None, *encoded.word_ids(row)])]
-            labels.append([IGNORED if word is None else int(classes[word]) for word in firsts])
-            tagged.append([word for word in firsts if word is not None and classes[word] != IGNORED])
-            if not any(word is not None for word in firsts):
-                raise UsageError(
-                    f"{describe_row(rows, columns, row)}: the tokenizer has no token for any word in column "
-                    f"{columns.text!r}; drop the row"
-                )
+        classes = stored.pop("classes")
         return Features(
-            inputs={**encoded, "labels": labels, "tagged": tagged},
-            lengths=np.array([len(row) for row in labels], dtype=np.int64),
-            references=references,
-            truncated=sum(bool(encoding.overflowing) for encoding in encoded.encodings),
-            sources=[{"tokens": row} for row in words],
+            inputs=stored,
+            lengths=lengths_of(stored["labels"]),
+            references=Derived(lambda of_row: np.array(of_row, dtype=np.int32), classes),
+            truncated=cut.truncated,
+            sources=Derived(lambda row: {"tokens": row}, words),
         )
 
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
@@ -255,15 +244,15 @@ class TokenClassification(Task):
             for token, label in zip(tokens, labels, strict=True)
         )
 
-    def _encoded(self, rows: Dataset, columns: Columns) -> list[NDArray[np.int32]]:
-        """The class of each word, by row `(words,)`."""
+    def _encoded(self, rows: Dataset, columns: Columns) -> Sequence[list[int]]:
+        """The class of each word, by row."""
         index = class_positions(self.labels, integers=cell_kind(tag_feature(rows, columns)) == "integer")
         names = tag_names(rows, columns)
         for row, tags in enumerate(names):
             for tag in tags:
                 if tag is not None and tag not in index:
                     raise unknown_label(rows, columns, row, tag, self.labels)
-        return [np.array([IGNORED if tag is None else index[tag] for tag in tags], dtype=np.int32) for tags in names]
+        return Derived(lambda tags: [IGNORED if tag is None else index[tag] for tag in tags], names)
 
     def _entities(self, truth: Sequence[Any], predictions: Sequence[Any]) -> tuple[float, float, float]:
         """Precision, recall and F1 of entities."""
@@ -274,6 +263,13 @@ class TokenClassification(Task):
         return precision_recall_fscore_support(tags, predicted, average="micro", zero_division=0)[:3]
 
 
+def _no_token(rows: Dataset, columns: Columns, row: int) -> NoReturn:
+    raise UsageError(
+        f"{describe_row(rows, columns, row)}: the tokenizer has no token for any word in column {columns.text!r}; drop "
+        "the row"
+    )
+
+
 def _means(truth: Sequence[Any], predictions: Sequence[Any]) -> tuple[float, float, float]:
     """Precision, recall and F1, each the mean over the classes that occur."""
     from sklearn.metrics import precision_recall_fscore_support
@@ -281,16 +277,6 @@ def _means(truth: Sequence[Any], predictions: Sequence[Any]) -> tuple[float, flo
     tags, predicted = np.concatenate(truth), np.concatenate(predictions)
     occurring = np.setdiff1d(np.union1d(tags, predicted), [_NONE])
     return precision_recall_fscore_support(tags, predicted, labels=occurring, average="macro", zero_division=0)[:3]
-
-
-def _needs_space(tokenizer: Any) -> bool:
-    """True if a word in a list reads as in running text only with a space before it.
-
-    Byte-level BPE takes a word without one for the end of another word. The space does what `add_prefix_space` does in
-    RoBERTa's tokenizer, whatever the tokenizer is made of.
-    """
-    running = tokenizer("a a", add_special_tokens=False)["input_ids"]
-    return running != tokenizer(["a", "a"], is_split_into_words=True, add_special_tokens=False)["input_ids"]
 
 
 def _column(

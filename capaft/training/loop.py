@@ -24,6 +24,7 @@ from capaft.training.outcome import Outcome
 from capaft.training.parallel.processes import Processes
 from capaft.training.record.checkpoint import Checkpoint, Progress, write_checkpoint
 from capaft.training.record.journal import Journal
+from capaft.training.record.next_commands import command_to_resume
 from capaft.training.record.resume import environment, warn_of_other_environment
 from capaft.training.trainer import Trainer
 from capaft.training.validation import draw_plot, evaluate_and_keep, evaluate_as_saved, save_adapter
@@ -218,5 +219,5 @@ def _stopped(run: Trainer, journal: Journal, best: Best, step: int) -> Interrupt
         journal.check_in_place()
         save_adapter(run, run.directory.adapter)
     draw_plot(run, journal)
-    resume = f"--resume --output {run.directory.path}"
+    resume = command_to_resume(str(run.directory.path))
     return Interrupted(f"stopped at step {step} of {run.job.rates.steps}; resume with {resume}")

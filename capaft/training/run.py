@@ -31,6 +31,7 @@ from capaft.training.record.best_adapter import check_best_adapter
 from capaft.training.record.checkpoint import Checkpoint, newest_checkpoint, prune_checkpoints
 from capaft.training.record.extension import continuation, is_finished, with_restarts
 from capaft.training.record.model_card import card_text
+from capaft.training.record.next_commands import command_to_resume
 from capaft.training.record.results import Results, read_results
 from capaft.training.record.resume import (
     SETTINGS,
@@ -182,7 +183,7 @@ def _resumable(directory: RunDirectory) -> Iterator[None]:
         if not directory.has_trained:
             raise
         cause = str(stop) or "stopped"
-        raise Interrupted(f"{cause}; resume with --resume --output {directory.path}") from None
+        raise Interrupted(f"{cause}; resume with {command_to_resume(str(directory.path))}") from None
 
 
 def _chosen(config: TrainConfig, labels: Mapping[str, str] | None) -> set[str]:

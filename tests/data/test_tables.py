@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pyarrow.feather as feather
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_reading import read
 
+from capaft.data import column_types, lazy, spool, word_rows
 from capaft.data.tables import read_rows
 from capaft.support.errors import UsageError
 
@@ -170,3 +173,52 @@ def test_a_nan_among_texts_or_lists_is_missing(tmp_path: Path) -> None:
     assert rows["a"][:] == ["NaN", None, "1.5"]
     assert rows["b"][:] == [[1], None, [None]]
     assert [value == value for value in rows["c"]] == [True, False, True]
+
+
+def written_rows(path: Path, rows: int) -> None:
+    """Rows of 40 characters and a number."""
+    texts = [f"{row} {'abcdefgh ' * 4}" for row in range(rows)]
+    match path.suffix:
+        case ".csv":
+            path.write_text("text,score\n" + "".join(f"{text},{len(text)}\n" for text in texts))
+        case ".jsonl":
+            path.write_text("".join(json.dumps({"text": text, "score": len(text)}) + "\n" for text in texts))
+        case _:
+            path.write_text("".join(f"{text}\n" for text in texts))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".txt"])
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "KEPT", 2**16)
+    monkeypatch.setattr(word_rows, "_AT_A_TIME", 1_000)
+    peaks = []
+    for rows in (2_500, 6_000):
+        path = tmp_path / f"x{suffix}"
+        written_rows(path, rows)
+        tracemalloc.start()
+        read = read_rows(path)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(read) == rows
+        assert read[rows - 1]["text"].startswith(f"{rows - 1} a")
+    assert peaks[1] < peaks[0] + 60 * 3_500
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.csv", "text,score,tags\na,1,[1]\nb,2.5,[]\ntext,score,tags\nc,,\n"),
+        ("x.csv", 'a, b\n1, "x, y"\n2, "z"\n3, w\n'),
+        ("x.csv", "sep=;\na;b\n1;x\n2;y\n3;z\n"),
+        ("x.jsonl", '{"a": 1}\n\n{"a": 2.5, "b": [1]}\noops\n' + '{"a": null, "b": []}\n' * 9),
+        ("x.jsonl", '{"a": "x\\ud800"}\n{"a": 1}\n{"a": "y"}\n'),
+        ("x.json", '{"text": "a", "entities": []}\n{"text": "b c", "entities": [[0, 1, "X"]]}\n'),
+        ("x.txt", "a\n\nb\nc\n"),
+    ],
+)
+def test_parts_are_read_as_the_whole(tmp_path: Path, name: str, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = read(tmp_path / name, content)
+    monkeypatch.setattr(lazy, "ROWS", 2)
+    monkeypatch.setattr(column_types, "ROWS", 2)
+    monkeypatch.setattr(spool, "KEPT", 0)
+    assert read(tmp_path / name, content) == whole

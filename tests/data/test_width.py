@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from capaft.data.load import load_data
 from capaft.data.tables import read_rows
-from capaft.data.width import MOST_COLUMNS, check_records, check_values
+from capaft.data.width import MOST_COLUMNS, ValueWidth, check_classes, check_records
 from capaft.support.errors import UsageError
 
 NAMES = [f"c{at}" for at in range(MOST_COLUMNS + 1)]
@@ -99,7 +100,7 @@ def test_a_table_that_would_be_nearly_empty() -> None:
 def test_records_in_a_column(wrap: Callable[[Any], Any]) -> None:
     values = [wrap({f"k{row}": row}) for row in range(MOST_COLUMNS + 5)]
     with pytest.raises(UsageError, match=r"records in column 'meta' have more than .* different keys; drop the column"):
-        check_values("a.jsonl", "meta", values)
+        ValueWidth("a.jsonl", "meta", len(values)).check(values)
 
 
 @pytest.mark.parametrize("levels", [40, 900, 100_000])
@@ -134,3 +135,10 @@ def test_kilobytes_of_parquet_that_stand_for_gigabytes(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="take more than 256 MiB, too much for a Parquet file of this size"):
         read_rows(tmp_path / "a.parquet")
     assert pa.total_allocated_bytes() - before < 2**28
+
+
+def test_a_column_that_declares_endless_classes() -> None:
+    names = [str(number) for number in range(100_001)]
+    features = datasets.Features({"tags": datasets.List(datasets.ClassLabel(names=names))})
+    with pytest.raises(UsageError, match="'tags' declares 100,001 classes, and capaft takes at most 100,000"):
+        check_classes("a", features)

@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,15 +31,17 @@ from transformers import (
 
 from capaft.config.parts.model import ModelSettings
 from capaft.config.train_config import TrainConfig
+from capaft.data import spool
 from capaft.model.demo import demo_model
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns
+from capaft.tasks.language import long_texts
 from capaft.tasks.question_answering import QuestionAnswering
 from capaft.tasks.spans import squad_metrics
 from capaft.tasks.spans.answers import Answer, locate_answer, read_answers
 from capaft.tasks.spans.best_span import Span, best_span
-from capaft.tasks.spans.windows import Window, cut_windows
+from capaft.tasks.spans.windows import TokenisedRow, Window, tokenise_rows
 
 COLUMNS = Columns("question", "context", "answers")
 CONTEXT = "The Tower of London was built in 1078. William the Conqueror, a Norman, built it. " + "It still stands. " * 9
@@ -149,6 +152,31 @@ def test_windows_and_positions_are_those_of_the_tokenizer(name: str, stride: int
     assert examples.truncated == 0
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_pieces_of_long_contexts_on_disk_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = " ".join(f"{CONTEXT} {number}" for number in range(9))
+    data = rows(*(("Who?", f"{blank}{long}", [("The", len(blank))]) for blank in ("", " \n")), ("Who?", "The b", []))
+    task = replace(TASK, max_length=LENGTHS[name], no_answer=True)
+    whole = task.features(base(TOKENIZERS[name]), data, COLUMNS, training=False)
+    monkeypatch.setattr(long_texts, "PIECE", 48)
+    monkeypatch.setattr(long_texts, "_NEAR", 12)
+    monkeypatch.setattr(spool, "KEPT", 0)
+    monkeypatch.setattr(spool, "KEPT_NUMBERS", 0)
+    parts = task.features(base(TOKENIZERS[name]), data, COLUMNS, training=False)
+    assert isinstance(parts.inputs["input_ids"], spool.StoredColumn)
+    assert parts.lengths.tolist() == whole.lengths.tolist()
+    for column in whole.inputs:
+        assert list(map(plain, parts.inputs[column])) == list(map(plain, whole.inputs[column]))
+    for one, another in zip(parts.references.windows, whole.references.windows, strict=True):
+        assert [plain(getattr(one, name)) for name in Window.__slots__] == [
+            plain(getattr(another, name)) for name in Window.__slots__
+        ]
+
+
+def plain(value: Any) -> Any:
+    return np.asarray(value).tolist()
+
+
 WORDS = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S")), min_size=1, max_size=9)
 
 
@@ -167,7 +195,7 @@ def test_positions_decode_to_the_answer_and_windows_cover_the_context(words, dat
     cut = examples.references.windows
     assert [window.begin for window in cut[1:]] == [window.end - task.stride for window in cut[:-1]]
     assert cut[0].begin == 0
-    assert cut[-1].end == len(cut[0].characters)
+    assert cut[-1].end == len(tokenizer(context, add_special_tokens=False)["input_ids"])
     assert max(examples.lengths) <= task.max_length
     alone = tokenizer(text, add_special_tokens=False)["input_ids"]
     for window, ids, one, two in zip(
@@ -186,17 +214,20 @@ def test_positions_decode_to_the_answer_and_windows_cover_the_context(words, dat
 def test_spaces_that_belong_to_a_token_are_not_part_of_an_answer() -> None:
     tokenizer = Tokenizer(models.BPE({"a": 0, "Ġ": 1, "Ġa": 2, "b": 3, "Ġb": 4}, [("Ġ", "a"), ("Ġ", "b")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    cut = cut_windows(PreTrainedTokenizerFast(tokenizer_object=tokenizer), ["a"], ["a b a"], 8, 2)[0]
-    assert cut.characters.tolist() == [[0, 1], [1, 3], [3, 5]]
-    assert cut.tokens(2, 3) == (2, 2)
+    (row,) = tokenise_rows(PreTrainedTokenizerFast(tokenizer_object=tokenizer), ["a"], ["a b a"], 8)
+    assert row.characters.tolist() == [[0, 1], [1, 3], [3, 5]]
+    (cut,) = row.windows(8, 2, "row 1")
+    assert cut.shifted(row.tokens(2, 3)) == (2, 2)
     assert cut.text("a b a", 2, 2) == "b"
 
 
 def test_tokens_that_stand_for_nothing_are_no_answers() -> None:
-    nothing = Window(0, np.arange(5), np.zeros(5), 0, 1, 0, 4, np.array([[0, 0], [0, 3], [0, 0], [3, 5]]))
+    characters = np.array([[0, 0], [0, 3], [0, 0], [3, 5]])
+    nothing = Window(0, np.arange(5), np.zeros(5), 0, 1, 0, 4, characters)
     assert nothing.answerable().tolist() == [False, False, True, False, True]
-    assert nothing.tokens(0, 3) == (2, 2)
-    assert nothing.tokens(1, 5) == (2, 4)
+    row = TokenisedRow(0, np.arange(4), characters, np.zeros((2, 1)), np.zeros((2, 0)), 0, 0)
+    assert nothing.shifted(row.tokens(0, 3)) == (2, 2)
+    assert nothing.shifted(row.tokens(1, 5)) == (2, 4)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -263,7 +294,7 @@ def naive_answers(features, logits, task: QuestionAnswering) -> list[str]:
             for first in starts:
                 for last in ends:
                     if first <= last < first + task.max_answer_length:
-                        characters = window.characters[window.begin : window.end]
+                        characters = window.characters
                         text = context[characters[first - window.first, 0] : characters[last - window.first, 1]]
                         candidates.append((float(start[first] + end[last]), text))
         score, text = max(candidates, default=(-np.inf, ""))
@@ -455,7 +486,7 @@ def test_metrics_that_these_questions_do_not_have() -> None:
 
 def test_slow_tokenizers_are_refused() -> None:
     with pytest.raises(UsageError, match="fast tokenizer"):
-        cut_windows(SimpleNamespace(is_fast=False), ["Who?"], ["a"], 8, 2)
+        next(tokenise_rows(SimpleNamespace(is_fast=False), ["Who?"], ["a"], 8))
 
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}

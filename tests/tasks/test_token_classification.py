@@ -22,10 +22,12 @@ from transformers import (
 
 from capaft.config.parts.model import ModelSettings
 from capaft.config.train_config import TrainConfig
+from capaft.data import lazy, spool
 from capaft.model.load import BaseModel
 from capaft.model.origin import Origin
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns
+from capaft.tasks.language import cut_words, long_texts
 from capaft.tasks.token_classification import TokenClassification
 
 NER = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -515,3 +517,33 @@ def test_a_small_model_learns_to_find_names(tmp_path: Any) -> None:
     after = scores()
     assert losses[-1] < 0.3 * losses[0]
     assert before["f1"] < 0.5 < 0.8 < after["f1"]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("add_prefix_space", [False, True])
+def test_only_as_many_words_of_a_long_row_are_tokenised_as_are_read(
+    side: str, add_prefix_space: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = wrapped(byte_level(pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)))
+    tokenizer.truncation_side = side
+    loaded = based(tokenizer)
+    data = rows([*WORDS, [*WORDS[0] * 9, "x" * 900], WORDS[2] * 5], [*TAGS, [*TAGS[0] * 9, 1], TAGS[2] * 5])
+    task = TokenClassification(NER, max_length=20)
+    whole = task.features(loaded, data, COLUMNS, training=True)
+    for module, name, value in (
+        (cut_words, "PIECE", 48),
+        (long_texts, "PIECE", 48),
+        (long_texts, "LONGEST_PIECE", 2000),
+        (spool, "KEPT", 0),
+        (spool, "KEPT_NUMBERS", 0),
+        (lazy, "ROWS", 2),
+    ):
+        monkeypatch.setattr(module, name, value)
+    parts = task.features(loaded, data, COLUMNS, training=True)
+    assert isinstance(parts.inputs["labels"], spool.StoredColumn)
+    assert parts.truncated == whole.truncated >= 2
+    for column in whole.inputs:
+        assert list(parts.inputs[column]) == list(whole.inputs[column])
+    for one, another in zip(parts.references, whole.references, strict=True):
+        assert one.tolist() == another.tolist()
+    assert list(parts.sources) == list(whole.sources)

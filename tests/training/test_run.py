@@ -290,7 +290,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(
         done = invoke(*command(settings, tmp_path))
     assert done.code == 130, done.err
     assert done.out == ""
-    assert f"stopped at step 3 of 11; resume with --resume --output {tmp_path}" in done.err
+    assert f"stopped at step 3 of 11; resume with capaft train --resume --output {tmp_path}" in done.err
     # Before the first evaluation the present adapter is better than none.
     assert invoke("info", tmp_path).code == 0
     assert [step for step, _ in losses(tmp_path)] == [1, 2, 3]
@@ -318,7 +318,7 @@ def test_a_signal_in_an_evaluation_stops_it_and_the_run_goes_on(
         done = invoke(*command(settings, tmp_path))
     assert done.code == 130, done.err
     step = {1: 4, 3: 11}[number]
-    assert f"stopped at step {step} of 11; resume with --resume --output {tmp_path}" in done.err
+    assert f"stopped at step {step} of 11; resume with capaft train --resume --output {tmp_path}" in done.err
     assert len([record for record in records(tmp_path) if "value" in record]) == number - 1
     done = invoke("train", "--resume", "--output", tmp_path)
     assert done.code == 0, done.err

@@ -63,7 +63,8 @@ def save(
         task: the task that it was trained for; by default the labels of its head, if they are not the base model's.
         dtype: encoding of the stored parameters; `int8` and `int4` have one scale per 128 values.
         samples: sample weights of the base model, if it is sharded and can no longer be read.
-        ext: an object of JSON values for your own use, of at most 64 KiB and 16 levels; capaft keeps it and ignores it.
+        ext: an object of JSON values for your own use, of at most 64 KiB and 16 levels, which `read` gives
+            as `header.ext`; capaft ignores it, and an adapter that is loaded and saved again has none.
 
     Returns:
         Bytes written.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from capaft.data.spool import StoredColumn
 from capaft.model.load import BaseModel
 from capaft.model.vocabulary import embedding_rows, rows_needed
 from capaft.support.errors import UsageError
@@ -83,4 +84,6 @@ def largest_id(values: Any) -> int:
     """The largest number in nested sequences; -1 if there is none."""
     if isinstance(values, np.ndarray) and values.dtype != object:
         return int(values.max(initial=-1))
+    if isinstance(values, StoredColumn):
+        return values.largest()
     return max((largest_id(value) if hasattr(value, "__len__") else int(value) for value in values), default=-1)

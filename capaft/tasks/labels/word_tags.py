@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from capaft.data.lazy import ColumnValues, Derived
 from capaft.support.errors import UsageError
-from capaft.tasks.base.columns import Columns, column_values, describe_row
+from capaft.tasks.base.columns import Columns, describe_row
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,13 +23,13 @@ def is_tag(tag: Any) -> bool:
     return tag not in (None, "") and not (isinstance(tag, int) and tag < 0)
 
 
-def words_of(rows: Dataset, columns: Columns) -> list[list[str]]:
-    """The words of each row, at least one.
+def words_of(rows: Dataset, columns: Columns) -> Sequence[list[str]]:
+    """The words of each row, at least one, read when they are needed.
 
     Raises:
         UsageError: a row has none, or lacks one.
     """
-    words = column_values(rows, columns.text)
+    words = ColumnValues(rows, columns.text)
     for row, texts in enumerate(words):
         if not texts or None in texts:
             what = "a word is missing" if texts else "there are no words"
@@ -37,8 +38,8 @@ def words_of(rows: Dataset, columns: Columns) -> list[list[str]]:
     return words
 
 
-def tag_names(rows: Dataset, columns: Columns) -> list[list[str | None]]:
-    """The name of each word's tag, by row; None for no tag.
+def tag_names(rows: Dataset, columns: Columns) -> Sequence[list[str | None]]:
+    """The name of each word's tag, by row, read when they are needed; None for no tag.
 
     Raises:
         UsageError: a row cannot be used, as `words_of` and `tag_faults` say.
@@ -47,13 +48,15 @@ def tag_names(rows: Dataset, columns: Columns) -> list[list[str | None]]:
     for row, fault in tag_faults(rows, columns).items():
         raise UsageError(f"{describe_row(rows, columns, row)}: {fault}; correct it or drop the row")
     names = getattr(tag_feature(rows, columns), "names", None)
-    tags: list[list[Any]] = column_values(rows, str(columns.label))
-    return [[(names[tag] if names else str(tag)) if is_tag(tag) else None for tag in of_row] for of_row in tags]
+    return Derived(
+        lambda tags: [(names[tag] if names else str(tag)) if is_tag(tag) else None for tag in tags],
+        ColumnValues(rows, str(columns.label)),
+    )
 
 
 def tag_faults(rows: Dataset, columns: Columns) -> dict[int, str]:
     """Rows whose words and tags do not go together, or with a tag that is no class, each with what is wrong."""
-    words, tags = column_values(rows, columns.text), column_values(rows, str(columns.label))
+    words, tags = ColumnValues(rows, columns.text), ColumnValues(rows, str(columns.label))
     names = getattr(tag_feature(rows, columns), "names", None)
     pairs = enumerate(zip(words, tags, strict=True))
     return {row: fault for row, (texts, of_row) in pairs if (fault := _fault(columns, texts, of_row or (), names))}

@@ -12,6 +12,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from capaft.support.errors import UsageError
 
 PIECE = 2**15
@@ -43,6 +46,23 @@ def plain_ids(tokenizer: Any, text: str) -> list[int]:
         UsageError: a part of it cannot be tokenised by itself, and is too long.
     """
     return [token for _, ids in _pieces(tokenizer, _condensed(tokenizer, text)) for token in ids]
+
+
+def placed_pieces(tokenizer: Any, text: str) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    """The token ids of the pieces of a text, and the characters of the text that each stands for, `(tokens, 2)`.
+
+    Raises:
+        UsageError: as `plain_ids`.
+    """
+    start, before = 0, ""
+    while start < len(text):
+        end = _piece_end(tokenizer, text, start)
+        parts = [*filter(None, [before]), before + text[start:end]]
+        *context, both = tokenizer(parts, add_special_tokens=False, verbose=False).encodings
+        known = sum(len(encoding.ids) for encoding in context)
+        places = np.array(both.offsets, dtype=np.int32).reshape(-1, 2)[known:] + np.int32(start - len(before))
+        yield np.array(both.ids, dtype=np.int32)[known:], places
+        before, start = text[_near(text, end) : end], end
 
 
 def count_tokens(tokenizer: Any, text: str) -> int:
@@ -77,6 +97,27 @@ def beginning(tokenizer: Any, text: str, tokens: int) -> str:
     return text
 
 
+def ending(tokenizer: Any, text: str, tokens: int) -> str:
+    """The end of a text with more than `tokens` tokens, the last of which are those of the text, or all of it.
+
+    Raises:
+        UsageError: as `plain_ids`.
+    """
+    size = PIECE
+    text = _condensed(tokenizer, text)
+    while size < len(text):
+        start = _word_end(text, len(text) - size)
+        if start and _is_cut(tokenizer, text, start):
+            before = text[_near(text, start) : start]
+            context, both = ids_of(tokenizer, [before, before + text[start:]])
+            if len(both) - len(context) > tokens:
+                return before + text[start:]
+        if size >= LONGEST_PIECE:
+            raise UsageError(f"a text of {len(text):,} characters cannot be cut on the left; shorten it")
+        size *= 4
+    return text
+
+
 def shortened(tokenizer: Any, limit: int, first: str, second: str | None = None) -> tuple[str, str | None]:
     """Texts that are cut to the same tokens as a text, or a pair of texts, and are not much longer than these.
 
@@ -91,7 +132,7 @@ def shortened(tokenizer: Any, limit: int, first: str, second: str | None = None)
     Raises:
         UsageError: as `plain_ids`.
     """
-    part = _end if getattr(tokenizer, "truncation_side", "right") == "left" else beginning
+    part = ending if getattr(tokenizer, "truncation_side", "right") == "left" else beginning
     if second is None:
         return part(tokenizer, first, limit), None
     if max(len(first), len(second)) <= PIECE:
@@ -173,27 +214,6 @@ def _within_word(tokenizer: Any, text: str, tokens: int) -> str | None:
             return text[:size]
         size *= 4
     return None
-
-
-def _end(tokenizer: Any, text: str, tokens: int) -> str:
-    """The end of a text with more than `tokens` tokens, the last of which are those of the text, or all of it.
-
-    Raises:
-        UsageError: as `plain_ids`.
-    """
-    size = PIECE
-    text = _condensed(tokenizer, text)
-    while size < len(text):
-        start = _word_end(text, len(text) - size)
-        if start and _is_cut(tokenizer, text, start):
-            before = text[_near(text, start) : start]
-            context, both = ids_of(tokenizer, [before, before + text[start:]])
-            if len(both) - len(context) > tokens:
-                return before + text[start:]
-        if size >= LONGEST_PIECE:
-            raise UsageError(f"a text of {len(text):,} characters cannot be cut on the left; shorten it")
-        size *= 4
-    return text
 
 
 def text_batches(texts: Iterable[tuple[str, str | None]], rows: int = 1000) -> Iterator[list[tuple[str, str | None]]]:

@@ -7,13 +7,14 @@ context has no answer (SQuAD v2).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from datasets import Dataset
 
+from capaft.data.lazy import ColumnValues, Derived
 from capaft.support.errors import UsageError
-from capaft.tasks.base.columns import column_values, row_numbers
+from capaft.tasks.base.columns import row_numbers
 
 _FIELDS = {"text", "answer_start"}
 
@@ -37,15 +38,13 @@ def has_answers(value: Any) -> bool:
     return not any(text is None or (isinstance(text, list) and None in text) for text in texts)
 
 
-def read_answers(rows: Dataset, column: str) -> list[list[Answer]]:
-    """The answers of each row, without blank ones.
+def read_answers(rows: Dataset, column: str) -> Sequence[list[Answer]]:
+    """The answers of each row, without blank ones, read when they are needed.
 
     Raises:
-        UsageError: a row has no value, or a text without its start; names the row.
+        UsageError: when one is read that has no value, or a text without its start; names the row.
     """
-    return [
-        _answers(value, f"row {row}") for row, value in zip(row_numbers(rows), column_values(rows, column), strict=True)
-    ]
+    return Derived(lambda row, value: _answers(value, f"row {row}"), row_numbers(rows), ColumnValues(rows, column))
 
 
 def locate_answer(context: str, answer: Answer) -> tuple[int, int] | None:

@@ -62,7 +62,7 @@ from transformers import {", ".join(sorted([auto_class, processor]))}
 
 {kind} = {processor}.from_pretrained({loading_code(job.base.base)})
 model = {auto_class}.from_pretrained({loading_code(job.base.base)})
-capaft.load(model, {literal(directory)})"""
+capaft.load(model, {literal(directory)})  # the directory of this card, wherever it is now"""
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:

@@ -43,6 +43,11 @@ def commands_after_training(run: str, stack: Stack, *, quantised: bool) -> list[
     return [command for command in commands if command]
 
 
+def command_to_resume(run: str) -> str:
+    """The command that goes on with an interrupted run."""
+    return shlex.join(["capaft", "train", "--resume", "--output", run])
+
+
 def _command(verb: str, run: str, *arguments: str) -> str:
     """A command, quoted for a shell; no leading dash turns a RUN into an option."""
     return shlex.join(["capaft", verb, f"./{run}" if run.startswith("-") else run, *arguments])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from itertools import chain
 from typing import Any
 
@@ -181,9 +181,17 @@ def warn_of_other_environment(before: dict[str, str], now: dict[str, str], say: 
 
 
 def _features_digest(features: Features) -> str:
-    references = features.references
-    listed = references if isinstance(references, list | np.ndarray | LazySequence) else [references]
+    listed = _entries(features.references)
     return _digest(chain(features.lengths, features.inputs.get("input_ids", ()), listed))
+
+
+def _entries(references: Any) -> Iterable[Any]:
+    """The entries of references, some at a time; those of each field if they have several."""
+    if isinstance(references, list | np.ndarray | LazySequence):
+        return references
+    if is_dataclass(references):
+        return chain.from_iterable(_entries(getattr(references, field.name)) for field in fields(references))
+    return [references]
 
 
 def _digest(entries: Iterable[Any]) -> str:

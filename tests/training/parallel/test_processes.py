@@ -149,7 +149,7 @@ def test_ctrl_c_that_reaches_one_stops_all_at_the_same_step(
 
     assert together(2, work, tmp_path) == [130, 130]
     errors = [(tmp_path / f"{rank}.err").read_text() for rank in range(2)]
-    assert "stopped at step 5 of 16; resume with --resume" in errors[0]
+    assert "stopped at step 5 of 16; resume with capaft train --resume" in errors[0]
     assert "stopped" not in errors[1]
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000005"]
 
