@@ -153,7 +153,7 @@ def dry_run_text(plan: DryRun) -> str:
             f"{plan.head_parameters:,} of the head",
             f"file       {plan.tensor_bytes:,} bytes and a header under 2 KB",
             f"memory     {memory}",
-            "next: the same command without --dry-run; with --print-config it shows every setting as YAML",
+            "next: the same command without --dry-run, which trains, or with --print-config, which shows every setting",
         ]
     )
 

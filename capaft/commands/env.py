@@ -19,9 +19,11 @@ def env_command(json: Json = False) -> None:
 
         import torch
 
+        from capaft.training.accelerator import device_name
+
         facts = {"capaft": __version__, "python": platform.python_version(), "platform": platform.platform()}
         facts |= {name: version(name) for name in _PACKAGES}
-        facts["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        facts["device"] = device_name()
         facts["threads"] = str(torch.get_num_threads())
         if json:
             print_result(strict_json.document(facts))

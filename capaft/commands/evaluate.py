@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 
-from capaft.commands.reporting import Json, Run, loading_libraries, reporting, suggest
+from capaft.commands.libraries import loading_libraries
+from capaft.commands.reporting import Json, Run, reporting, suggest
 from capaft.commands.summary import evaluation_summary
 from capaft.config.open_options import EvalOptions
 from capaft.config.signature import signature
@@ -23,13 +25,13 @@ def eval_command(run: Run, json: Json = False, **flags: str | bool | list[str] |
         options, _ = resolve_settings(EvalOptions, flags=flags, environ={})
         check_writable("--predictions", options.predictions)
         with loading_libraries(console):
-            from capaft.training.record.next_commands import info_command, merge_command
+            from capaft.training.record.next_commands import command_to_describe, command_to_merge
             from capaft.training.record.saved_run import open_run
             from capaft.training.scoring import score_run
 
         unwind_from_here()
         with activity(console, "loading the base model and the adapter"):
-            saved = open_run(run, options, lambda line: print_line(console, line))
+            saved = open_run(run, options, partial(print_line, console))
         scores = score_run(saved, options, say=lambda line: print_line(console, f"data   {line}"), console=console)
         if json:
             print_result(strict_json.document(asdict(scores)))
@@ -37,4 +39,4 @@ def eval_command(run: Run, json: Json = False, **flags: str | bool | list[str] |
         print_result(evaluation_summary(scores, options.predictions))
         output = f"{saved.run.path}/merged" if saved.run else "merged"
         stack, quantised = saved.file.header.method, saved.base.is_quantised
-        suggest(console, merge_command(run, output, stack, options, quantised=quantised) or info_command(run))
+        suggest(console, command_to_merge(run, output, stack, options, quantised=quantised) or command_to_describe(run))

@@ -27,7 +27,7 @@ def info_command(run: Run, json: Json = False) -> None:
     with reporting() as console:
         with activity(console, "loading torch"):
             from capaft.adapter.file.adapter_file import read
-            from capaft.training.record.next_commands import eval_command, merge_command
+            from capaft.training.record.next_commands import command_to_merge, command_to_score
             from capaft.training.record.run_directory import find_adapter_file
 
         path, directory = find_adapter_file(run)
@@ -37,8 +37,8 @@ def info_command(run: Run, json: Json = False) -> None:
             return
         print_result("\n".join(printable(line) for line in describe_file(file)))
         # A file alone does not name its data.
-        merge = merge_command(run, "merged", file.header.method) if file.base.name and file.task else None
-        suggest(console, eval_command(run) if directory else merge)
+        merge = command_to_merge(run, "merged", file.header.method) if file.base.name and file.task else None
+        suggest(console, command_to_score(run) if directory else merge)
 
 
 def describe_file(file: AdapterFile) -> list[str]:

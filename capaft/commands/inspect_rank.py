@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capaft.commands.reporting import Json, Run, loading_libraries, reporting, suggest
+from capaft.commands.libraries import loading_libraries
+from capaft.commands.reporting import Json, Run, reporting, suggest
 from capaft.config.open_options import OpenOptions
 from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
@@ -39,12 +41,12 @@ def inspect_rank_command(
         check_writable("--plot", plot)
         with loading_libraries(console):
             from capaft.adapter.rank import inspect_ranks, summarise_ranks
-            from capaft.training.record.next_commands import info_command, inspect_command, merge_command
+            from capaft.training.record.next_commands import command_to_describe, command_to_inspect, command_to_merge
             from capaft.training.record.saved_run import open_run
 
         unwind_from_here()
         with activity(console, "loading the base model and the adapter"):
-            saved = open_run(run, options, lambda line: print_line(console, line))
+            saved = open_run(run, options, partial(print_line, console))
         with activity(console, "measuring ranks"):
             reports = inspect_ranks(saved.model)
         summary = summarise_ranks(reports)
@@ -58,9 +60,9 @@ def inspect_rank_command(
         else:
             show_ranks(reports, summary)
             stack = saved.file.header.method
-            merge = merge_command(run, "merged", stack, options, quantised=saved.base.is_quantised)
-            inspect = inspect_command(run, stack, options, plot="rank.png")
-            suggest(console, (merge or info_command(run)) if plot else inspect)
+            merge = command_to_merge(run, "merged", stack, options, quantised=saved.base.is_quantised)
+            inspect = command_to_inspect(run, stack, options, plot="rank.png")
+            suggest(console, (merge or command_to_describe(run)) if plot else inspect)
 
 
 def sparkline(spectrum: tuple[float, ...]) -> str:

@@ -8,13 +8,14 @@ import shutil
 import tempfile
 import time
 import warnings
-from json import dumps as json_text
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capaft.commands.reporting import Json, Run, loading_libraries, reporting, suggest
+from capaft.commands.libraries import loading_libraries
+from capaft.commands.reporting import Json, Run, reporting, suggest
 from capaft.config.local_paths import shared_name
 from capaft.config.open_options import MergeOptions
 from capaft.config.signature import signature
@@ -25,7 +26,7 @@ from capaft.support.console import print_line, print_result
 from capaft.support.counting import counted
 from capaft.support.errors import TrainingError, UsageError, one_line
 from capaft.support.files import make_ordinary, write_atomically
-from capaft.support.markdown import front_matter, inline
+from capaft.support.markdown import fenced, front_matter, inline
 from capaft.support.paths import named_path
 from capaft.support.signals import uninterrupted, unwind_from_here
 
@@ -46,13 +47,14 @@ def merge_command(
         options, _ = resolve_settings(MergeOptions, flags=flags, environ={})
         _check_output(output, named_path("--output", output), overwrite=overwrite)
         with loading_libraries(console):
+            from capaft.model.origin import literal
             from capaft.training.record.saved_run import open_run
 
         unwind_from_here()
         started = time.perf_counter()
         as_stored = options.base_dtype is None
         with activity(console, "loading the base model and the adapter"):
-            saved = open_run(run, options, lambda line: print_line(console, line), as_stored=as_stored)
+            saved = open_run(run, options, partial(print_line, console), as_stored=as_stored)
         with activity(console, f"merging into {output}"):
             sites = write_merged(saved, output, overwrite=overwrite, dequantise=options.dequantise, as_stored=as_stored)
         results = {"output": output, "sites": sites, "seconds": round(time.perf_counter() - started, 3)}
@@ -61,8 +63,7 @@ def merge_command(
             return
         print_result(f"merged {counted(sites, 'site') if sites else 'the trained parameters'} into {output}")
         auto_class = saved.task.auto_class_for(saved.base.model.config)
-        # A shell's single quotes go around Python's double ones.
-        directory = json_text(str(Path(output).expanduser()))
+        directory = literal(str(Path(output).expanduser()))
         loads = f"from transformers import {auto_class}; {auto_class}.from_pretrained({directory})"
         suggest(console, f"python -c {shlex.quote(loads)}")
 
@@ -189,14 +190,14 @@ def _card(saved: SavedRun) -> str:
         "base_model": saved.file.base.hub_id,
         "pipeline_tag": saved.task.pipeline_tag,
     }
+    code = f"""from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained("path/to/this/directory")"""
+    labels = f"\nLabels: {', '.join(map(inline, saved.task.labels))}.\n" if saved.task.labels else ""
     return f"""{front_matter(metadata)}
 # {name}, fine-tuned and merged
 
-The weights of {name} with a {method} adapter added by capaft. It loads with transformers alone:
+The weights of {name} with a {inline(method)} adapter added by capaft. It loads with transformers alone:
 
-```python
-from transformers import {auto_class}
-
-model = {auto_class}.from_pretrained("path/to/this/directory")
-```
-{f"{chr(10)}Labels: {', '.join(map(inline, saved.task.labels))}.{chr(10)}" if saved.task.labels else ""}"""
+{fenced(code, "python")}
+{labels}"""

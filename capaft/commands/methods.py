@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from capaft.commands.reporting import Json, loading_libraries, reporting, suggest
+from capaft.commands.libraries import loading_libraries
+from capaft.commands.reporting import Json, reporting, suggest
 from capaft.support import strict_json
 from capaft.support.console import print_result
 

@@ -1,4 +1,4 @@
-"""The frame of every verb: errors become one line and an exit code, libraries keep quiet."""
+"""The frame of every verb: errors become one line and an exit code, and the last line says what to do next."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capaft.support.activity import activity
 from capaft.support.console import is_first_process, print_error, print_line
 from capaft.support.errors import CapaftError, Interrupted, TrainingError, one_line
 from capaft.support.out_of_memory import ADVICE, is_out_of_memory
@@ -30,7 +29,8 @@ def reporting() -> Iterator[Console]:
     """Turns capaft's own errors into a line on stderr and an exit code; yields the console of stderr."""
     from rich.console import Console
 
-    console = Console(stderr=True)
+    # Where several train together, one of them speaks for all.
+    console = Console(stderr=True, quiet=not is_first_process())
     try:
         yield console
     except (Exception, KeyboardInterrupt) as raised:
@@ -67,18 +67,6 @@ def _exhaustion(raised: BaseException) -> TrainingError:
     return TrainingError(f"out of memory; {ADVICE}")
 
 
-@contextmanager
-def loading_libraries(console: Console) -> Iterator[None]:
-    """Says that the libraries are being loaded, which takes seconds, while a verb imports what it needs."""
-    if "torch" in sys.modules:
-        _quiet_libraries(console)
-        yield
-        return
-    with activity(console, "loading torch and transformers"):
-        _quiet_libraries(console)
-        yield
-
-
 def _say(console: Console, line: str) -> None:
     """Print a line that every process may print, also where no memory is left for the console's modules."""
     console.quiet = False
@@ -113,42 +101,6 @@ def escape_unprintable() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _quiet_libraries(console: Console) -> None:
-    """Keep the libraries' own reports off the screen, and show warnings as lines."""
-    import logging
-    import warnings
-
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-
-    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        if issubclass(category, UserWarning) and not issubclass(category, (FutureWarning, DeprecationWarning)):
-            print_line(console, f"warning: {message}")
-
-    warnings.showwarning = show
-    _make_logs_printable()
-    # What these have to say, as of scores over one class, is about capaft's calls and not for its users.
-    warnings.filterwarnings("ignore", module=r"(sklearn|scipy|torch\._weights_only_unpickler)\b")
-    for name in ("huggingface_hub", "datasets", "accelerate"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _make_logs_printable() -> None:
-    """Has every library's log records hold printable lines."""
-    import logging
-
-    class Record(logging.LogRecord):
-        def getMessage(self) -> str:  # noqa: N802 - a name of logging
-            # Indented, so that no further line can be taken for one of capaft's own.
-            return "\n    ".join(map(printable, super().getMessage().split("\n")))
-
-    logging.setLogRecordFactory(Record)
 
 
 def suggest(console: Console, command: str | None) -> None:

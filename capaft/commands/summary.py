@@ -48,7 +48,7 @@ def interval_lines(interval: Sequence[float] | None, method: str | None, example
     """A line about the interval of a score, if it has one."""
     if interval is None:
         return []
-    return [f"{interval_text(interval)} by {counted(examples, 'example')} ({method})"]
+    return [f"{interval_text(interval)} from {counted(examples, 'example')} ({method})"]
 
 
 def _other_scores(scores: dict[str, float | None], names: dict[str, str], *excluded: str) -> str:

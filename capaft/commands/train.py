@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from capaft.commands.reporting import Json, loading_libraries, reporting
+from capaft.commands.libraries import loading_libraries
+from capaft.commands.reporting import Json, reporting
 from capaft.config.completion import complete_preset
 from capaft.config.local_paths import LocalPaths
 from capaft.config.presets import preset_file
@@ -22,10 +23,13 @@ from capaft.config.sources import MADE_BY, dump_settings, resolve_settings, user
 from capaft.config.train_config import TrainConfig
 from capaft.support import strict_json
 from capaft.support.activity import activity
-from capaft.support.console import is_first_process, print_line, print_result
+from capaft.support.console import is_first_process, print_line, print_result, say_nothing
 from capaft.support.errors import CapaftError, UsageError
 from capaft.support.paths import named_path
 from capaft.support.signals import unwind_from_here
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @signature(TrainConfig)
@@ -54,41 +58,70 @@ def train_command(
 ) -> None:
     """Train an adapter. Without arguments: a real job on an embedded model and data set."""
     with reporting() as console:
-        say = partial(print_line, console) if is_first_process() else _say_nothing
-        settings, labels, named = _resolve(flags, config, preset, say)
-        if print_config and not dry_run:
-            print_result(dump_settings(settings))
-            return
-        if not dry_run:
+        notes: list[str] = []
+        settings, labels, named = _resolve(flags, config, preset, notes.append)
+        if not (dry_run or print_config):
             from capaft.training.parallel.launch import follow_launcher, launch_processes, should_launch
 
             if should_launch(settings.processes):
+                # The first of them says what there is to say.
                 raise typer.Exit(launch_processes(settings.processes, sys.argv[1:]))
             follow_launcher()
+        for line in notes:
+            print_line(console, line)
         if dry_run:
-            with loading_libraries(console):
-                from capaft.commands.dry_run import describe_run, dry_run_text
-
-            unwind_from_here()
-            for line in named:
-                say(line)
-            with _naming(labels), activity(console, "planning the run"):
-                dry_run_report = describe_run(settings, lambda line: print_line(console, line), labels)
-            if print_config:
-                print_result(dry_run_report.config)
-            else:
-                print_result(strict_json.document(asdict(dry_run_report)) if json else dry_run_text(dry_run_report))
-            return
-        with loading_libraries(console):
-            from capaft.commands.summary import run_summary
-            from capaft.training.run import execute_run
-
-        unwind_from_here()
-        paths = LocalPaths.beside(config) if config else None
-        with _naming(labels):
-            results = execute_run(settings, console, labels, paths, named)
+            text = _plan(console, settings, labels, named, as_json=json, as_config=print_config)
+        elif print_config:
+            text = dump_settings(settings)
+        else:
+            paths = LocalPaths.beside(config) if config else None
+            text = _train(console, settings, labels, named, paths, as_json=json)
         if is_first_process():
-            print_result(strict_json.document(results.record()) if json else run_summary(results))
+            print_result(text)
+
+
+def _plan(
+    console: Console,
+    settings: TrainConfig,
+    labels: dict[str, str],
+    named: Sequence[str],
+    *,
+    as_json: bool,
+    as_config: bool,
+) -> str:
+    """Plan a run; what to print of it."""
+    with loading_libraries(console):
+        from capaft.commands.dry_run import describe_run, dry_run_text
+
+    unwind_from_here()
+    say = partial(print_line, console)
+    for line in named:
+        say(line)
+    with _naming(labels), activity(console, "planning the run"):
+        plan = describe_run(settings, say, labels)
+    if as_config:
+        return plan.config
+    return strict_json.document(asdict(plan)) if as_json else dry_run_text(plan)
+
+
+def _train(
+    console: Console,
+    settings: TrainConfig,
+    labels: dict[str, str],
+    named: Sequence[str],
+    paths: LocalPaths | None,
+    *,
+    as_json: bool,
+) -> str:
+    """Train; what to print of the results."""
+    with loading_libraries(console):
+        from capaft.commands.summary import run_summary
+        from capaft.training.run import execute_run
+
+    unwind_from_here()
+    with _naming(labels):
+        results = execute_run(settings, console, labels, paths, named)
+    return strict_json.document(results.record()) if as_json else run_summary(results)
 
 
 @contextmanager
@@ -101,15 +134,11 @@ def _naming(labels: dict[str, str]) -> Iterator[None]:
         raise
 
 
-def _say_nothing(line: str) -> None:
-    """Print no line."""
-
-
 def _resolve(
     flags: dict[str, str | bool | list[str] | None],
     config: Path | None,
     preset: str | None,
-    say: Callable[[str], None] = _say_nothing,
+    say: Callable[[str], None] = say_nothing,
 ) -> tuple[TrainConfig, dict[str, str], list[str]]:
     """The settings, from all sources, the user's names for those that the user set, and lines about what files name.
 

@@ -1,4 +1,4 @@
-"""The command that makes settings."""
+"""The command that makes settings, and its flags."""
 
 from __future__ import annotations
 
@@ -16,15 +16,25 @@ def command_text(verb: str, settings: Settings) -> str:
         verb: the verb of capaft.
         settings: those that its flags set where they differ from the default; a permission is left to the user.
     """
-    words = ["capaft", verb]
-    for field in dataclasses.fields(settings):
+    return shlex.join(["capaft", verb, *flag_words(settings, type(settings))])
+
+
+def flag_words(settings: Settings, cls: type[Settings]) -> list[str]:
+    """The flags that set what differs from the default, as the words of a command; permissions are left out.
+
+    Args:
+        settings: the settings.
+        cls: their class, or a base of it, whose fields alone count.
+    """
+    words = []
+    for field in dataclasses.fields(cls):
         value = getattr(settings, field.name)
         if value != field.default and "permission" not in field.metadata["marks"]:
-            words += _flags(field, value)
-    return shlex.join(words)
+            words += _words(field, value)
+    return words
 
 
-def _flags(field: dataclasses.Field[Any], value: Any) -> list[str]:
+def _words(field: dataclasses.Field[Any], value: Any) -> list[str]:
     flag = flag_of(field.name)
     if isinstance(value, bool):
         return [flag if value else flag_of(f"no_{field.name}")]

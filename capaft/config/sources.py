@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from capaft.config.local_paths import PLACES, LocalPaths
 from capaft.config.settings import Settings, check_range, flag_of, setting_types
 from capaft.config.values import parse_value, required_type
+from capaft.support.console import say_nothing
 from capaft.support.errors import UsageError, did_you_mean
 
 Flags = Mapping[str, str | bool | list[str] | None]
@@ -49,7 +50,7 @@ def resolve_settings(
     preset: Path | None = None,
     begun: Path | None = None,
     prefix: str = "CAPAFT_",
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = say_nothing,
 ) -> tuple[S, dict[str, str]]:
     """Read settings from flags, else the environment, else a YAML file, else a preset, else a run, else the defaults.
 

@@ -18,6 +18,10 @@ def print_line(console: Console, line: str) -> None:
     console.print(printable(line), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
+def say_nothing(line: str) -> None:
+    """Print no line, where a function wants to say what it decides."""
+
+
 def print_note(line: str) -> None:
     """Print one line on stderr, where there is no console."""
     print(printable(line), file=sys.stderr, flush=True)

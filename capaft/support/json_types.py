@@ -8,9 +8,9 @@ from typing import Any, Literal, Union
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """True if a value is of a type: a plain one, a literal, a union, or a list or dictionary of typed values.
+    """True if a value is of a type: a plain one, a literal, a union, or a container and what is in it.
 
-    A whole number may stand for a fraction, but a truth value for no number.
+    A whole number may stand for a fraction, but a truth value for no number. A tuple is a list of its length.
     """
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:

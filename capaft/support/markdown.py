@@ -9,7 +9,8 @@ from typing import Any
 
 from capaft.support.printable import printable
 
-# Characters that have a meaning in a line of Markdown; underscores have none within a word.
+# Characters that have a meaning in a line of Markdown. Underscores have none within a word, and brackets of links have
+# one only beside square ones.
 _MARKUP = re.compile(r"([\\`*\[\]|~$@#!]|(?<!\w)_|_(?!\w)|:(?=//))")
 
 

@@ -26,11 +26,11 @@ def named_path(option: str, name: str | Path) -> Path:
         return path
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{option} {short_name(name)}: {reason}; choose another path") from None
+        raise UsageError(f"{option} {shown_path(name)}: {reason}; choose another path") from None
     return path
 
 
-def short_name(name: str | Path) -> str:
+def shown_path(name: str | Path) -> str:
     """A name as a message shows it: on one line, and not all of a very long one."""
     shown = printable(str(name))
     return shown if len(shown) <= 200 else f"{shown[:120]} ... {shown[-40:]}"

@@ -48,12 +48,17 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
     try:
         return Accelerator(**options)
     except (ImportError, ValueError) as error:
-        raise UsageError(f"Accelerate cannot be set up: {' '.join(str(error).split())}") from None
+        raise UsageError(f"Accelerate cannot be set up: {one_line(error)}") from None
     except torch.distributed.DistError as error:
         raise TrainingError(
             f"the {processes} processes of this run did not meet within {meeting} s (--timeout); start it "
             f"again ({one_line(error)})"
         ) from None
+
+
+def device_name() -> str:
+    """The name of the accelerator that a run would use, or "cpu"."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def move_model(model: Any, device: torch.device) -> nn.Module:

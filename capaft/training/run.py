@@ -7,35 +7,31 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from capaft.adapter.file.fingerprint import weight_samples
 from capaft.adapter.install import attach_plan
 from capaft.config.local_paths import LocalPaths, shared_name
-from capaft.config.settings import setting_types
 from capaft.config.train_config import TrainConfig
-from capaft.config.values import parse_value
 from capaft.methods.stack import canonical_method
 from capaft.support import strict_json
 from capaft.support.activity import activity
-from capaft.support.console import print_line
+from capaft.support.console import print_line, say_nothing
 from capaft.support.errors import Interrupted, UsageError
 from capaft.support.files import write_atomically
-from capaft.tasks.base.uncertainty import interval_method
 from capaft.training.accelerator import accelerator_for, move_model
-from capaft.training.interrupt import memory_guard
-from capaft.training.loop import Outcome, train
+from capaft.training.loop import train
+from capaft.training.memory_guard import memory_guard
 from capaft.training.optimizer import check_optimizer
+from capaft.training.outcome import results_at, results_of
 from capaft.training.parallel.processes import Processes
 from capaft.training.parallel.sharding import shard_model, sharding_requested
 from capaft.training.record.best_adapter import check_best_adapter
 from capaft.training.record.checkpoint import Checkpoint, newest_checkpoint, prune_checkpoints
-from capaft.training.record.conditions import machine, method_settings, training_settings
 from capaft.training.record.extension import continuation, is_finished, with_restarts
 from capaft.training.record.model_card import card_text
-from capaft.training.record.next_commands import commands_after_training, resume_command
+from capaft.training.record.next_commands import command_to_resume
 from capaft.training.record.results import Results, read_results
 from capaft.training.record.resume import (
     SETTINGS,
@@ -52,24 +48,19 @@ from capaft.training.record.run_directory import (
     remove_leftovers,
     replacing_run,
 )
-from capaft.training.record.shared_settings import named_job, paths_of, shared_settings, write_settings
-from capaft.training.setup.baseline import baseline_head
+from capaft.training.record.shared_settings import (
+    named_job,
+    paths_of,
+    repeatable_settings,
+    shared_settings,
+    write_settings,
+)
 from capaft.training.setup.head_start import start_head
 from capaft.training.setup.job import Job
 from capaft.training.setup.method import chosen_stack
 from capaft.training.setup.prepare import prepare_job
 from capaft.training.setup.settled import settled_config, settled_method
 from capaft.training.trainer import Trainer
-
-# Settings that say where and how a run goes on; a saved run repeats without them.
-_NOT_REPEATED: dict[str, Any] = {
-    "output": None,
-    "overwrite": False,
-    "resume": False,
-    "trust_remote_code": False,
-    "processes": 1,
-    "show": 0,
-}
 
 
 def execute_run(
@@ -116,15 +107,16 @@ def execute_run(
         # Then all that can be decided, so that a mistake costs nothing that was there before.
         chosen = _chosen(config, labels)
         has_nothing_left = finished and not changed_settings(
-            directory, _repeatable(settled_method(config, chosen_stack(config))), chosen
+            directory, repeatable_settings(settled_method(config, chosen_stack(config))), chosen
         )
-        for line in () if has_nothing_left else named:
-            say(line)
+        explain = say_nothing if has_nothing_left else say
+        for line in named:
+            explain(line)
         paths = paths_of(config, paths or LocalPaths())
         with activity(console, "reading the data and loading the model"):
-            job = prepare_job(config, _say_nothing if has_nothing_left else say, labels)
+            job = prepare_job(config, explain, labels)
         job = named_job(job, config, paths)
-        made_from, repeatable = origin_digests(job), _repeatable(settled_config(config, job))
+        made_from, repeatable = origin_digests(job), repeatable_settings(settled_config(config, job))
         made_from[SETTINGS] = settings_digest(repeatable)
         restart = continuation(directory, repeatable, job, resumed, chosen) if resumes else None
         # No process may change what another has yet to compare.
@@ -169,9 +161,9 @@ def execute_run(
             # A sharded model talks to the other processes during every forward.
             with _tracked(run, shared), processes.answered() if in_shares else nullcontext():
                 outcome = train(run, resumed)
-            results = _results(run, outcome)
+            results = results_of(run, outcome)
             if processes.is_first:
-                written = _at(results, shared_name(str(directory.path)).removeprefix("./"), job)
+                written = results_at(results, shared_name(str(directory.path)).removeprefix("./"), job)
                 write_atomically(directory.card, card_text(written, job, shared), make_parents=False)
                 document = strict_json.document(written.record(), indent=2) + "\n"
                 write_atomically(directory.results, document, make_parents=False)
@@ -191,11 +183,7 @@ def _resumable(directory: RunDirectory) -> Iterator[None]:
         if not directory.has_trained:
             raise
         cause = str(stop) or "stopped"
-        raise Interrupted(f"{cause}; resume with {resume_command(str(directory.path))}") from None
-
-
-def _say_nothing(line: str) -> None:
-    """Print no line."""
+        raise Interrupted(f"{cause}; resume with {command_to_resume(str(directory.path))}") from None
 
 
 def _chosen(config: TrainConfig, labels: Mapping[str, str] | None) -> set[str]:
@@ -232,14 +220,7 @@ def _finished(run: RunDirectory, job: Job, resumed: Checkpoint | None, say: Call
     if resumed is None:
         say(f"warning: {run.path} has no checkpoint, so that its data and base model were not compared")
     say(f"{run.path} is finished; nothing is left to do")
-    return _at(results, str(run.path), job)
-
-
-def _at(results: Results, output: str, job: Job) -> Results:
-    """The results as those of a run in a directory of this name."""
-    return replace(
-        results, output=output, next=commands_after_training(output, job.plan.stack, quantised=job.base.is_quantised)
-    )
+    return results_at(results, str(run.path), job)
 
 
 def _start_head(run: Trainer) -> float | None:
@@ -263,44 +244,7 @@ def _tracked(run: Trainer, config: TrainConfig) -> Iterator[None]:
         run.accelerator.end_training()
 
 
-def _results(run: Trainer, outcome: Outcome) -> Results:
-    job = run.job
-    return Results(
-        output=str(run.directory.path),
-        model=job.base.base.name or "",
-        data=job.data,
-        task=job.task.name,
-        method=job.plan.stack.method,
-        metric=job.task.metric,
-        baseline=run.baseline,
-        baseline_head=None if run.baseline is None else baseline_head(job.task, job.base, job.train),
-        trainable_parameters=job.adapter_parameters + job.head_parameters,
-        adapter_parameters=job.adapter_parameters,
-        head_parameters=job.head_parameters,
-        processes=run.processes.count,
-        seed=run.config.seed,
-        train_examples=job.train.examples,
-        validation_examples=job.validation.examples,
-        labels=list(job.task.labels),
-        next=commands_after_training(str(run.directory.path), job.plan.stack, quantised=job.base.is_quantised),
-        score_names=job.task.score_names(outcome.scores),
-        interval_method=None if outcome.interval is None else interval_method(job.task),
-        method_settings=method_settings(job, run.config),
-        training_settings=training_settings(job, run.config),
-        machine=machine(),
-        **vars(outcome) | {"interval": None if outcome.interval is None else list(outcome.interval)},
-    )
-
-
 def _choose(config: TrainConfig) -> Path:
     return choose_directory(
         config.output, canonical_method(config.method), overwrite=config.overwrite, resume=config.resume
     ).path
-
-
-def _repeatable(config: TrainConfig) -> TrainConfig:
-    """The settings as they read back from the run's file: a column may be called "none", a setting may not."""
-    config = replace(config, **_NOT_REPEATED)
-    kinds = setting_types(TrainConfig)
-    texts = {name: value for name, value in vars(config).items() if isinstance(value, str)}
-    return replace(config, **{name: parse_value(kinds[name], text) for name, text in texts.items()})

@@ -23,14 +23,15 @@ from capaft.support import strict_json
 from capaft.support.activity import activity
 from capaft.support.errors import UsageError, did_you_mean
 from capaft.support.files import write_atomically
+from capaft.tasks.base.features import Features
 from capaft.tasks.base.task import Task
 from capaft.tasks.base.token_ids import check_token_ids
 from capaft.tasks.base.uncertainty import interval_method
 from capaft.tasks.language.generation import GENERATION_OPTIONS, Generation
 from capaft.tasks.language.text_scores import TEXT_METRICS
 from capaft.training.accelerator import accelerator_for, move_model
-from capaft.training.evaluate import evaluate
-from capaft.training.interrupt import memory_guard
+from capaft.training.evaluate import Evaluation, evaluate
+from capaft.training.memory_guard import memory_guard
 from capaft.training.parallel.processes import Processes
 from capaft.training.record.named import report_named
 from capaft.training.record.saved_run import SavedRun
@@ -103,13 +104,8 @@ def score_run(
     check_token_ids(saved.base, features)
     for note in features.notes:
         say(note)
-    if isinstance(task, Generation) and not predictions and not task.has_targets(features):
-        also = "" if task.generates else f" and --metric {TEXT_METRICS[0]}"
-        raise UsageError(
-            "there are no targets to compare with; name their column with --label-column, or write the texts with "
-            f"--predictions FILE{also}"
-        )
-
+    if not predictions:
+        _check_targets(task, features)
     for line in _idle(task, saved, options, selection):
         say(f"{line} and is ignored")
 
@@ -131,14 +127,42 @@ def score_run(
     if predictions:
         records = task.report(features, result.predictions)
         write_atomically(predictions, strict_json.lines(records))
-    # Without targets the loss of a text is a sum of no terms.
-    has_targets = not isinstance(task, Generation) or task.has_targets(features)
-    scores = result.scores if has_targets else {}
-    names = task.score_names(scores)
-    interval = None if result.interval is None or not has_targets else list(result.interval)
-    method = None if interval is None else interval_method(task)
-    value, loss = scores.get(task.metric), scores.get("loss")
-    return Scores(task.metric, value, loss, dict(scores), features.examples, names, interval, method)
+    return _scores_of(task, features, result)
+
+
+def _check_targets(task: Task, features: Features) -> None:
+    """Make sure that there is something to compare with.
+
+    Raises:
+        UsageError: the model is to write texts, and none has a target.
+    """
+    if not _has_targets(task, features):
+        also = "" if task.generates else f" and --metric {TEXT_METRICS[0]}"
+        raise UsageError(
+            "there are no targets to compare with; name their column with --label-column, or write the texts with "
+            f"--predictions FILE{also}"
+        )
+
+
+def _has_targets(task: Task, features: Features) -> bool:
+    return not isinstance(task, Generation) or task.has_targets(features)
+
+
+def _scores_of(task: Task, features: Features, result: Evaluation) -> Scores:
+    """The scores of an evaluation: without targets none, since the loss of a text is then a sum of no terms."""
+    if not _has_targets(task, features):
+        return Scores(task.metric, None, None, {}, features.examples)
+    scores, interval = result.scores, result.interval
+    return Scores(
+        metric=task.metric,
+        value=scores.get(task.metric),
+        loss=scores.get("loss"),
+        scores=dict(scores),
+        examples=features.examples,
+        score_names=task.score_names(scores),
+        interval=None if interval is None else list(interval),
+        interval_method=None if interval is None else interval_method(task),
+    )
 
 
 def _precision(precision: Precision, base_dtype: BaseDtype) -> Precision:

@@ -50,7 +50,7 @@ def test_an_interrupted_merge_leaves_what_was_there(run: Path, tmp_path: Path, m
     (old / "config.json").write_text("{}")
     for name, raising in (("_card", stop), ("_replace", stop)):
         with monkeypatch.context() as patch:
-            patch.setattr(merge, name, raising)
+            patch.setattr(merge_verb, name, raising)
             done = invoke("merge", run, "--output", old, "--overwrite")
         assert (done.code, done.err.splitlines()[-1:]) == (130, ["stopped by Ctrl-C"])
         assert [path.name for path in tmp_path.rglob("*")] == ["merged", "config.json"]

@@ -12,7 +12,7 @@ from command_line import invoke
 
 from capaft.config.open_options import OpenOptions
 from capaft.methods.stack import Stack
-from capaft.training.record.next_commands import commands_after_training, eval_command, merge_command
+from capaft.training.record.next_commands import command_to_merge, command_to_score, commands_after_training
 
 
 def suggested(done: SimpleNamespace) -> str:
@@ -76,7 +76,7 @@ def test_json_comes_alone(verb: tuple[str, ...], run: Path) -> None:
 
 def test_the_base_that_was_named_is_named_again() -> None:
     options = OpenOptions(model="my model", rename=("a=b", "c=d"), allow_base_mismatch=True, base_dtype="bfloat16")
-    command = eval_command("-run", options)
+    command = command_to_score("-run", options)
     flags = "--model 'my model' --rename a=b --rename c=d --allow-base-mismatch --base-dtype bfloat16"
     assert command == f"capaft eval ./-run {flags}"
 
@@ -87,4 +87,4 @@ def test_only_what_a_method_can_do_comes_next() -> None:
         [line.split()[1] for line in commands_after_training("r", s, quantised=False)] for s in (nola, prefix, ia3)
     ]
     assert verbs == [["eval", "merge", "inspect-rank"], ["eval"], ["eval", "merge"]]
-    assert merge_command("r", "m", nola, quantised=True) == "capaft merge r --output m --dequantise"
+    assert command_to_merge("r", "m", nola, quantised=True) == "capaft merge r --output m --dequantise"

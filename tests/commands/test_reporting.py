@@ -60,7 +60,10 @@ def as_python_fails(*_: Any, **__: Any) -> None:
         ("transformers.AutoTokenizer.from_pretrained", ["eval", "RUN"]),
         ("capaft.adapter.file.save_load.load", ["eval", "RUN"]),
         ("capaft.tasks.text_classification.TextClassification.features", ["eval", "RUN"]),
-        ("capaft.training.setup.fitted_head.fit_heads", ["train", "--data", "DATA", "--output", "OUT"]),
+        (
+            "capaft.training.setup.fitted_head.fit_heads",
+            ["train", "--no-head-cache", "--data", "DATA", "--output", "OUT"],
+        ),
         ("capaft.training.run.attach_plan", ["train", "--data", "DATA", "--output", "OUT"]),
     ],
     ids=lambda value: value.rpartition(".")[2] if isinstance(value, str) else "",

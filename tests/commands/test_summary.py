@@ -53,11 +53,11 @@ def test_a_summary_says_how_sure_a_score_is_and_what_the_baseline_is_of() -> Non
     results = replace(RESULTS, interval=[0.43, 0.97], interval_method="binomial", baseline_head="own")
     first, second, *_ = run_summary(results).splitlines()
     assert first.startswith("accuracy 0.8308, up from 0.8154 of the base model as it is")
-    assert second == "95 % interval 0.4300 to 0.9700 by 6 examples (binomial)"
+    assert second == "95 % interval 0.4300 to 0.9700 from 6 examples (binomial)"
     scores = Scores("accuracy", 1.0, 0.5, {"loss": 0.5, "accuracy": 1.0}, 1, {}, [0.2065, 1.0], "binomial")
     assert evaluation_summary(scores, None).splitlines() == [
         "accuracy 1.0000 on 1 example  (loss 0.5000)",
-        "95 % interval 0.2065 to 1.0000 by 1 example (binomial)",
+        "95 % interval 0.2065 to 1.0000 from 1 example (binomial)",
     ]
 
 

@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from command_line import QUICK, invoke
 from safetensors.torch import load_file
+
+from capaft.training.parallel import launch
 
 TRAIN_KEYS = {
     "output",
@@ -64,3 +67,21 @@ def test_pairs_and_a_directory_of_splits(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert "premise" in done.err
     assert json.loads(invoke("eval", tmp_path / "run", "--json").out)["examples"] == 16
+
+
+def test_a_launcher_leaves_it_to_its_processes_to_say_what_is_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_text("overwrite: true\nprocesses: 2\n")
+    monkeypatch.setattr(launch, "launch_processes", lambda processes, arguments: 0)
+    done = invoke("train", "--config", tmp_path / "mine.yaml")
+    assert (done.code, done.err) == (0, "")
+    assert "overwrite is ignored" in invoke("train", "--config", tmp_path / "mine.yaml", "--print-config").err
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_one_process_speaks_for_all(rank: str, lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.yaml").write_text("overwrite: true\n")
+    monkeypatch.setenv("RANK", rank)
+    done = invoke("train", "--config", tmp_path / "mine.yaml", "--print-config")
+    assert (len(done.err.splitlines()), bool(done.out)) == (lines, rank == "0")

@@ -15,13 +15,13 @@ from transformers import BertForSequenceClassification
 
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
-from capaft.training import loop, optimizer
+from capaft.training import optimizer, validation
 from capaft.training.accelerator import accelerator_for
 
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(loop, "draw_losses", lambda *_: b"")
+    monkeypatch.setattr(validation, "draw_losses", lambda *_: b"")
     fresh_accelerate()
     yield
     fresh_accelerate()

@@ -24,7 +24,7 @@ from capaft.adapter.install import attach_plan
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import TrainingError, UsageError
 from capaft.tasks.base import task as tasks
-from capaft.training import loop, schedule
+from capaft.training import loop, schedule, validation
 from capaft.training.evaluate import Evaluation
 from capaft.training.parallel.processes import Processes
 from capaft.training.setup.job import Job
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing:Fu
 @pytest.fixture(autouse=True)
 def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than everything else."""
-    monkeypatch.setattr(loop, "draw_losses", lambda *_: b"")
+    monkeypatch.setattr(validation, "draw_losses", lambda *_: b"")
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +89,11 @@ def test_an_adapter_that_no_gradient_reaches_is_refused() -> None:
     model = tiny.bert()
     adapter = capaft.attach(model, "lora")
     tiny.logits(model).sum().backward()
-    loop._check_gradients(adapter)
+    loop.check_gradients(adapter)
     for parameter in adapter.parameters():
         parameter.grad = None
     with pytest.raises(UsageError, match=r"^no gradient reaches the adapter: the loss does not depend on the layers"):
-        loop._check_gradients(adapter)
+        loop.check_gradients(adapter)
 
 
 @pytest.mark.parametrize(("group", "rates"), [("head", {"head_lr": 1e-30}), ("adapter", {"lr": 1e-30})])
@@ -158,11 +158,11 @@ def gradients(settings: TrainConfig, indices: list[int], processes: int = 1) -> 
     shares = []
     for rank in range(processes):
         share = replace(run, processes=Processes(rank, processes))
-        shares.append((share, loop._collated(share, indices, 3)))
+        shares.append((share, loop.collate_share(share, indices, 3)))
     terms = sum(batch.terms for _, micro_batches in shares for batch, is_own in micro_batches if is_own)
     loss = 0.0
     for share, micro_batches in shares:
-        loss += float(loop._backward(share, micro_batches, terms, 3))
+        loss += float(loop.backward(share, micro_batches, terms, 3))
     return loss, {name: parameter.grad for name, parameter in parameters.items()}
 
 
@@ -308,7 +308,7 @@ def scripted(values: list[float], monkeypatch: pytest.MonkeyPatch) -> list[dict[
         predictions = [np.array([0.0, value])] * len(features)
         return Evaluation({"loss": 1.0, "accuracy": value, "f1": 0.0, "matthews": 0.0}, predictions)
 
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(validation, "evaluate", evaluate)
     return seen
 
 
@@ -385,12 +385,12 @@ def test_gradient_checkpointing_of_a_model_that_cannot(
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_good(
     still: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop._backward
+    real = loop.backward
 
     def poisoned(*args: Any) -> torch.Tensor:
         return real(*args) * (math.nan if args[-1] == 12 else 1.0)
 
-    monkeypatch.setattr(loop, "_backward", poisoned)
+    monkeypatch.setattr(loop, "backward", poisoned)
     with pytest.raises(TrainingError, match=r"the loss is nan at step 13 .*; lower --lr\. The best adapter of earlier"):
         trained(still, tmp_path)
     assert [step for step, _ in losses(tmp_path)] == list(range(1, 13))

@@ -22,7 +22,7 @@ from transformers import BertForMaskedLM, BertForSequenceClassification
 
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
-from capaft.training import evaluate, loop
+from capaft.training import evaluate, loop, validation
 from capaft.training.record import resume
 from capaft.training.record.run_directory import RunDirectory, hold_directory
 
@@ -33,7 +33,7 @@ OF_THE_MACHINE = {"seconds", "examples_per_second", "peak_memory_bytes", "output
 @pytest.fixture(autouse=True)
 def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than everything else."""
-    monkeypatch.setattr(loop, "draw_losses", lambda *_: b"")
+    monkeypatch.setattr(validation, "draw_losses", lambda *_: b"")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def settings(models: Path, reviews: Path) -> TrainConfig:
 def undisturbed(settings: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of these settings without an interruption."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "draw_losses", lambda *_: b"")
+        patch.setattr(validation, "draw_losses", lambda *_: b"")
         directory = tmp_path_factory.mktemp("undisturbed") / "run"
         execute(settings, directory)
     return directory
@@ -80,14 +80,14 @@ def killed(settings: TrainConfig, directory: Path, step: int) -> None:
     """A run whose process was killed when it was about to take a step, counted from 0."""
 
     def work() -> None:
-        real = loop._collated
+        real = loop.collate_share
 
         def collated(run: Any, indices: Any, at: int) -> Any:
             if at == step:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(run, indices, at)
 
-        loop._collated = collated
+        loop.collate_share = collated
         execute(settings, directory)
 
     assert wait(fork(work)) == -signal.SIGKILL
@@ -213,14 +213,14 @@ def test_killed_once_more_and_with_damaged_checkpoints(
 def test_two_processes_of_which_one_is_killed(settings: TrainConfig, tmp_path: Path) -> None:
     def run(directory: Path, kill: int, **changes: Any) -> list[int]:
         def work(rank: int) -> None:
-            real = loop._collated
+            real = loop.collate_share
 
             def collated(run: Any, indices: Any, at: int) -> Any:
                 if at == kill and rank == 1:
                     os.kill(os.getpid(), signal.SIGKILL)
                 return real(run, indices, at)
 
-            loop._collated = collated
+            loop.collate_share = collated
             execute(settings, directory, **changes)
 
         (tmp_path / "meeting").unlink(missing_ok=True)
@@ -278,7 +278,7 @@ def _kill_when(ready: Any, arguments: list[str]) -> bool:
 def test_ctrl_c_saves_and_the_run_goes_on(
     settings: TrainConfig, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop._collated
+    real = loop.collate_share
 
     def collated(run: Any, indices: Any, at: int) -> Any:
         if at == 2:
@@ -286,7 +286,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(
         return real(run, indices, at)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_collated", collated)
+        patch.setattr(loop, "collate_share", collated)
         done = invoke(*command(settings, tmp_path))
     assert done.code == 130, done.err
     assert done.out == ""
@@ -304,7 +304,7 @@ def test_a_signal_in_an_evaluation_stops_it_and_the_run_goes_on(
     number: int, settings: TrainConfig, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first evaluation, and the last."""
-    begun, real = 0, loop._evaluated
+    begun, real = 0, validation._evaluated
 
     def evaluated(*arguments: Any) -> Any:
         nonlocal begun
@@ -314,7 +314,7 @@ def test_a_signal_in_an_evaluation_stops_it_and_the_run_goes_on(
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_evaluated", evaluated)
+        patch.setattr(validation, "_evaluated", evaluated)
         done = invoke(*command(settings, tmp_path))
     assert done.code == 130, done.err
     step = {1: 4, 3: 11}[number]
@@ -329,7 +329,7 @@ def test_a_signal_in_an_evaluation_stops_it_and_the_run_goes_on(
 def test_a_directory_that_is_removed_ends_the_run_and_stays_away(
     moment: str, settings: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part, name = {"record": (loop, "_collated"), "evaluation": (evaluate, "move_batch")}[moment]
+    part, name = {"record": (loop, "collate_share"), "evaluation": (evaluate, "move_batch")}[moment]
     real = getattr(part, name)
 
     def removing(*arguments: Any) -> Any:
@@ -526,7 +526,7 @@ def extended(undisturbed: Path, settings: TrainConfig, tmp_path_factory: pytest.
     directory = tmp_path_factory.mktemp("extended") / "run"
     shutil.copytree(undisturbed, directory)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "draw_losses", lambda *_: b"")
+        patch.setattr(validation, "draw_losses", lambda *_: b"")
         results = execute(replace(settings, max_steps=19), directory, resume=True)
     assert results["steps"] == 19
     return directory

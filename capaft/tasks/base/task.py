@@ -1,4 +1,4 @@
-"""The base class of all tasks: the columns a task reads, its batches, its loss, and its scores.
+"""The base class of all tasks: the rows that a task reads, its model, its batches, its loss, and its scores.
 
 The training loop knows no task by name. It sorts examples by `Features.lengths`, has `collate` make batches of them,
 adds up `loss`, and has `score` compare the predictions with the truth. A new task is one new file in `capaft/tasks/`,
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -24,17 +24,15 @@ from capaft.config.parts.task import TaskSettings
 from capaft.model.load import BaseModel, load_base_model, load_configuration
 from capaft.model.vocabulary import check_tokenizer, resize_embeddings, rows_needed
 from capaft.support.errors import UsageError
-from capaft.tasks.base.columns import Columns, filled_rows
+from capaft.tasks.base.columns import Columns
 from capaft.tasks.base.features import Batch, Features
-from capaft.tasks.base.missing import BLANK
 from capaft.tasks.base.options import parse_task_options
 from capaft.tasks.base.padding import ensure_padding
+from capaft.tasks.base.task_rows import TaskRows
 from capaft.tasks.base.uncertainty import Resampler, feature_resampler
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from capaft.tasks.base.evidence import Evidence
 
 # Scores of which less is better; of all others more is.
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae", "wer", "cer"})
@@ -46,7 +44,7 @@ _SETTINGS = frozenset(field.name for field in dataclasses.fields(TaskSettings))
 
 
 @dataclass(frozen=True)
-class Task(ABC):
+class Task(TaskRows):
     """Base of all tasks. Its fields are its options, and an adapter file records them.
 
     An option is a number, a text or a truth value. It is set by the flag of its name, or where `capaft train` has none
@@ -98,37 +96,6 @@ class Task(ABC):
             raise UsageError(f"--metric must be one of {', '.join(self.metrics)} for {self.name}, got {self.metric}")
 
     @classmethod
-    def is_certain(cls, rows: Dataset, evidence: Evidence) -> bool:
-        """True if the type of a column, or a setting, leaves no doubt that rows are for this task; False by default."""
-        return False
-
-    @classmethod
-    def claims(cls, rows: Dataset, evidence: Evidence) -> bool:
-        """True if rows look like this task's, where no task is certain of them; by default only `--task` chooses it.
-
-        Raises:
-            UsageError: the rows may well be for this task, but its columns cannot be determined. The user reads this
-                if no other task claims the rows.
-        """
-        return False
-
-    @classmethod  # noqa: B027 - most tasks are claimed by columns that leave no doubt
-    def doubt(cls, rows: Dataset, evidence: Evidence) -> None:
-        """Make sure that rows which the task claims do not look like something else; by default they do not.
-
-        Raises:
-            UsageError: they do; the message says how to settle it.
-        """
-
-    @classmethod
-    def has_columns(cls, rows: Dataset, evidence: Evidence) -> bool:
-        """True if the task finds its columns, and they are those that the user named."""
-        try:
-            return evidence.agrees_with(cls.recognise(rows, evidence.named))
-        except UsageError:
-            return False
-
-    @classmethod  # noqa: B027 - most tasks have nothing to check
     def check_model(cls, config: Any) -> None:
         """Make sure that a model can do the task; by default any can.
 
@@ -138,72 +105,6 @@ class Task(ABC):
         Raises:
             UsageError: it cannot.
         """
-
-    @classmethod
-    @abstractmethod
-    def recognise(cls, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
-        """Find the columns of a split.
-
-        Args:
-            rows: the split.
-            named: the columns that the user named, by role: `text`, `pair`, `label`.
-
-        Raises:
-            UsageError: a named column is missing, or another one cannot be determined.
-        """
-
-    def find_columns(self, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
-        """Find the columns of a split to score, which may lack a target; by default as `recognise` does.
-
-        Raises:
-            UsageError: as `recognise`.
-        """
-        return self.recognise(rows, named)
-
-    @classmethod
-    def missing_texts(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> dict[str, frozenset[str]]:
-        """The texts that stand for a missing value, by column: in input and target a blank one and the user's.
-
-        They are null in the rows that every other method is called with.
-
-        Args:
-            rows: the split.
-            columns: its columns.
-            settings: those of the task.
-        """
-        names = (columns.text, columns.pair, columns.label)
-        return {name: BLANK.union(settings.missing_values) for name in names if name is not None}
-
-    @classmethod
-    def usable(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> NDArray[np.bool_]:
-        """Mask of the rows that have an input and a target, `(rows,)`: no others are trained on or scored.
-
-        The others are left out before anything is decided by them, so that no other code meets a missing value.
-
-        Args:
-            rows: the split.
-            columns: its columns.
-            settings: those of the task.
-        """
-        return filled_rows(rows, columns.text, columns.label)
-
-    @classmethod
-    def faults(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> Mapping[int, str]:
-        """The usable rows whose values are wrong, by position, each with what is wrong; none by default.
-
-        A few such rows are left out and named; many show that the data is not what it seems, and are refused.
-
-        Args:
-            rows: rows without a missing value, as `usable` has them.
-            columns: their columns.
-            settings: those of the task.
-        """
-        return {}
-
-    @classmethod
-    def classes(cls, rows: Dataset, columns: Columns) -> tuple[str, ...]:
-        """Names of the classes in the training rows; none by default."""
-        return ()
 
     @classmethod
     def decide(cls, rows: Dataset, columns: Columns, settings: TaskSettings, data: str = "") -> Self:
@@ -230,30 +131,6 @@ class Task(ABC):
         """Names of the options that `capaft train` has no flag for, and that `--task-option` sets."""
         names = (field.name for field in dataclasses.fields(cls))
         return tuple(name for name in names if name not in _SETTINGS.union(_COMMON, cls.inferred))
-
-    def check_labels(self, rows: Dataset, columns: Columns) -> None:
-        """Make sure that rows have no labels but the task's, before a model is loaded for minutes.
-
-        Raises:
-            UsageError: a row has another label; names the first.
-        """
-        self.classes_of(rows, columns)
-
-    def classes_of(self, rows: Dataset, columns: Columns) -> Sequence[int] | None:
-        """The class of each row, `(rows,)`; None where a row has no class, or several.
-
-        Raises:
-            UsageError: a row has no label, or one that the task does not have.
-        """
-        return None
-
-    def label_counts(self, rows: Dataset, columns: Columns) -> Mapping[str, int]:
-        """Number of occurrences of each label as the data spells it; none by default."""
-        return {}
-
-    def class_of_label(self, label: str) -> str | None:
-        """The class that a label in the data means; None if it is none."""
-        return label if label in self.labels else None
 
     def score_name(self, score: str) -> str:
         """The name of a score for people, which says what it is averaged over; by default the score's own."""

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from capaft.support.errors import PeerError, TrainingError
+from capaft.support.errors import PeerError, TrainingError, one_line
 from capaft.training.parallel.launch import is_launched
 
 # Words in the messages of the libraries underneath when another process has ended, or does not answer in time.
@@ -148,8 +148,9 @@ class Processes:
             return TrainingError(line) if is_reporter else PeerError()
         if is_launched():
             return PeerError()
-        reason = " ".join(str(error).split())[:200]
-        return PeerError(f"another process of this run stopped responding; see its own error above, if any ({reason})")
+        return PeerError(
+            f"another process of this run stopped responding; see its own error above, if any ({one_line(error)})"
+        )
 
     def _roll_call(self, *, is_late: bool) -> tuple[dict[int, str], bool]:
         """Find out which processes still run.

@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from capaft.support.console import say_nothing
 from capaft.support.errors import TrainingError, UsageError
 from capaft.support.files import flush_directory, write_atomically
 from capaft.support.json_types import fitting
@@ -185,13 +186,7 @@ def prune_checkpoints(directory: Path, step: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _best(record: dict[str, Any]) -> Best:
-    """The best evaluation, from JSON, which has lists for pairs."""
-    best = Best(**record)
-    return replace(best, interval=(best.interval[0], best.interval[1]) if best.interval else None)
-
-
-def newest_checkpoint(directory: Path, say: Callable[[str], None] = lambda line: None) -> Checkpoint | None:
+def newest_checkpoint(directory: Path, say: Callable[[str], None] = say_nothing) -> Checkpoint | None:
     """The last checkpoint that can be read, or None.
 
     Args:
@@ -204,31 +199,41 @@ def newest_checkpoint(directory: Path, say: Callable[[str], None] = lambda line:
     checkpoints = _all(directory)
     for older, path in zip(reversed(range(len(checkpoints))), checkpoints, strict=True):
         try:
-            state = json.loads((path / STATE).read_text(encoding="utf-8"))
-            encoded = (path / TENSORS).read_bytes()
-            progress = state["progress"]
-            # A directory under another's name is as wrong as its content.
-            if state.pop("digest") != _digest(encoded, state) or _path(directory, progress["step"]) != path:
-                raise ValueError("other bytes than were written")
-            fitting(progress["best"], Best)
-            fitting(progress | {"best": Best()}, Progress)
-            fitting({name: value for name, value in state.items() if name != "progress"}, Checkpoint)
-            if not all(_ENTRY.match(key) for key in state["optimizer"]):
-                raise ValueError("an optimizer's state without a parameter")
-            tensors = safetensors.torch.load(encoded)
-            return Checkpoint(
-                Progress(**progress | {"best": _best(progress["best"])}),
-                state["made_with"],
-                state["made_from"],
-                tensors,
-                state["optimizer"],
-                state["scaler"],
-            )
+            return _read(path)
         except _DAMAGED:
             say(f"warning: the checkpoint {path} is damaged{'; the one before it is used' if older else ''}")
     if checkpoints:
         raise UsageError(f"no checkpoint in {directory} can be read; start anew with --overwrite")
     return None
+
+
+def _read(path: Path) -> Checkpoint:
+    """Read one checkpoint; whatever is raised says that it is damaged."""
+    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    encoded = (path / TENSORS).read_bytes()
+    progress = state["progress"]
+    # A directory under another's name is as wrong as its content.
+    if state.pop("digest") != _digest(encoded, state) or _path(path.parent, progress["step"]) != path:
+        raise ValueError("other bytes than were written")
+    fitting(progress["best"], Best)
+    fitting(progress | {"best": Best()}, Progress)
+    fitting({name: value for name, value in state.items() if name != "progress"}, Checkpoint)
+    if not all(_ENTRY.match(key) for key in state["optimizer"]):
+        raise ValueError("an optimizer's state without a parameter")
+    return Checkpoint(
+        Progress(**progress | {"best": _best(progress["best"])}),
+        state["made_with"],
+        state["made_from"],
+        safetensors.torch.load(encoded),
+        state["optimizer"],
+        state["scaler"],
+    )
+
+
+def _best(record: dict[str, Any]) -> Best:
+    """The best evaluation, from JSON, which has lists for pairs."""
+    best = Best(**record)
+    return replace(best, interval=(best.interval[0], best.interval[1]) if best.interval else None)
 
 
 def _leaves(state: dict[str, Any]) -> Iterator[tuple[str, Any]]:

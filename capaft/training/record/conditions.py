@@ -7,11 +7,10 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
-import torch
-
 import capaft
 from capaft.config.restarts import parse_restarts
 from capaft.config.train_config import TrainConfig
+from capaft.training.accelerator import device_name
 from capaft.training.setup.job import Job
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets")
@@ -61,6 +60,5 @@ def training_settings(job: Job, config: TrainConfig) -> dict[str, Any]:
 
 def machine() -> dict[str, str]:
     """The device, and the versions of capaft, Python and the packages that train."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     packages = {name: version(name) for name in _PACKAGES}
-    return {"device": device, "capaft": capaft.__version__, "python": platform.python_version(), **packages}
+    return {"device": device_name(), "capaft": capaft.__version__, "python": platform.python_version(), **packages}

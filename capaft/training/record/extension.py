@@ -63,7 +63,7 @@ def continuation(
         return None
     name = "max_steps" if config.max_steps else "epochs"
     if steps < results.steps:
-        epochs = agreeing(results.epochs == 1, "epoch", "epochs")
+        epochs = agreeing(results.epochs, "epoch", "epochs")
         raise UsageError(
             f"--resume: {run.path} has done {results.epochs:g} {epochs}, {counted(results.steps, 'step')}, and "
             f"{flag_of(name)} {getattr(config, name)} is {counted(steps, 'step')}; raise it, or start anew in another "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,13 +44,12 @@ class Caption:
 
 
 def run_caption(run: Trainer) -> Caption:
-    """The caption of a run; a data set by its path's last part."""
+    """The caption of a run."""
     job, task = run.job, run.job.task
-    data = Path(job.data).name if Path(job.data).is_absolute() else job.data
     is_fitted = baseline_head(task, job.base, job.train) == "fitted"
     examples = job.validation.examples
     return Caption(
-        title=f"{job.plan.stack.method} on {data}",
+        title=f"{job.plan.stack.method} on {job.data}",
         metric=task.score_name(task.metric),
         band=f"{interval_method(task)},\n{examples:,} {agreeing(examples, 'example', 'examples')}",
         baseline=run.baseline,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
+
+from capaft.support.json_types import fitting
 
 
 @dataclass(frozen=True)
@@ -72,17 +73,6 @@ class EvaluationRecord:
 
 Record = StepRecord | EvaluationRecord
 
-# What JSON may have for a field of a type; a whole number may stand for a fraction.
-_JSON_TYPES: dict[str, Any] = {
-    "int": int,
-    "float": int | float,
-    "float | None": int | float | None,
-    "str": str,
-    "bool": bool,
-    "dict[str, float | None]": dict,
-    "list[float] | None": list | None,
-}
-
 
 def parse_record(values: Any) -> Record:
     """The record that a line of `metrics.jsonl` holds; what another version added to it is left out.
@@ -90,15 +80,12 @@ def parse_record(values: Any) -> Record:
     Raises:
         ValueError: it holds none.
     """
-    if not isinstance(values, Mapping):
-        raise ValueError("must be a record")
-    kind = StepRecord if "loss" in values else EvaluationRecord
-    present = {field.name: values[field.name] for field in fields(kind) if field.name in values}
-    for field in fields(kind):
-        is_missing = field.name not in present and field.default is MISSING
-        if is_missing or not isinstance(present.get(field.name), _JSON_TYPES[str(field.type)]):
-            raise ValueError(f"must have {field.name} of type {field.type}")
-    interval = present.get("interval")
-    if interval is not None and not (len(interval) == 2 and all(isinstance(end, int | float) for end in interval)):
-        raise ValueError("must have an interval of two numbers")
-    return kind(**present)
+    try:
+        kind = StepRecord if "loss" in values else EvaluationRecord
+        values = fitting(values, kind)
+        record = kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})
+    except TypeError as error:
+        raise ValueError(f"must be a record: {error}") from None
+    if isinstance(record, EvaluationRecord) and record.interval is not None and len(record.interval) != 2:
+        raise ValueError("must have an interval with two ends")
+    return record

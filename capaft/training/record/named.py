@@ -33,7 +33,7 @@ def report_named(setting: str, spec: str | None, file: Path, say: Callable[[str]
     else:
         is_near, origin = hub.is_cached(spec, is_data=setting == "data"), " from the Hugging Face hub"
     if not is_near:
-        say(printable(f"{_WORDS[setting]} {spec} that {file.name} names{origin}"))
+        say(printable(f"{_WORDS[setting]} {spec}{origin}, as {file.name} says"))
 
 
 def report_settings(

@@ -29,7 +29,7 @@ class Results:
         value: that score on validation; None if it is undefined.
         baseline: the same score of the frozen base; None if it was not measured.
         baseline_head: head of that base: `fitted` on its features, or the checkpoint's `own`; None without a baseline.
-        interval: lower and upper end of the 95 % interval of the score, by the number of validation examples; None if
+        interval: lower and upper end of the 95 % interval of the score, from the number of validation examples; None if
             it cannot be told.
         interval_method: `binomial` for a share of examples, else `bootstrap`; None without an interval.
         trainable_parameters: of adapter and head together.
@@ -111,7 +111,9 @@ def read_results(path: Path) -> Results:
         names = [field.name for field in _FIELDS if field.name in _REQUIRED or field.name in values]
         results = Results(**fitting({name: values[name] for name in names}, Results))
         if results.baseline is not None and "baseline_head" not in values:
-            return replace(results, baseline_head="fitted")
+            results = replace(results, baseline_head="fitted")
+        if results.interval is not None and len(results.interval) != 2:
+            raise ValueError("an interval has two ends")
         return results
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UsageError(f"{path} is damaged; remove it and repeat the command with --resume") from None

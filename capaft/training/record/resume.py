@@ -25,6 +25,7 @@ from capaft.config.train_config import SIZES, TrainConfig
 from capaft.data.lazy import LazySequence
 from capaft.support.errors import UsageError
 from capaft.tasks.base.features import Features
+from capaft.training.accelerator import device_name
 from capaft.training.early_stopping import Best
 from capaft.training.parallel.processes import Processes
 from capaft.training.record.run_directory import RunDirectory
@@ -167,7 +168,7 @@ def environment(config: TrainConfig, processes: Processes) -> dict[str, str]:
         "transformers": transformers.__version__,
         "threads": str(torch.get_num_threads()),
         "processes": str(processes.count),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": device_name(),
         "--micro-batch-size": str(config.micro_batch_size),
         "--gradient-checkpointing": str(config.gradient_checkpointing),
     }
@@ -204,4 +205,6 @@ def _digest(entries: Iterable[Any]) -> str:
 def _as_json(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
+    if isinstance(value, LazySequence):
+        return list(value)
     return [getattr(value, field.name) for field in fields(value)]

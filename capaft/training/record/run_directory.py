@@ -12,7 +12,7 @@ from pathlib import Path
 from capaft.adapter.file.adapter_file import ADAPTER, find_adapter
 from capaft.config.local_paths import CONFIG, LOCAL
 from capaft.support.errors import UsageError, did_you_mean
-from capaft.support.paths import named_path, short_name
+from capaft.support.paths import named_path, shown_path
 
 LAST = "last.safetensors"
 RUNS = Path("runs")
@@ -305,5 +305,5 @@ def find_adapter_file(name: str) -> tuple[Path, RunDirectory | None]:
     runs = [str(file.parent) for file in sorted(RUNS.glob(f"*/{ADAPTER}"))]
     hint = did_you_mean(str(path), runs)
     raise UsageError(
-        f"there is no run or adapter file {short_name(name)}{hint or '; give a run directory or an adapter file'}"
+        f"there is no run or adapter file {shown_path(name)}{hint or '; give a run directory or an adapter file'}"
     )

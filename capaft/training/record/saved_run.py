@@ -24,7 +24,9 @@ from capaft.model.demo import MODEL_NAME
 from capaft.model.load import BaseModel, locate_model
 from capaft.model.origin import Origin
 from capaft.model.stored_dtypes import stored_dtypes
+from capaft.support.console import say_nothing
 from capaft.support.errors import AdapterFileError, UsageError
+from capaft.support.json_types import fits
 from capaft.support.printable import printable
 from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
@@ -61,7 +63,7 @@ class SavedRun:
 
 
 def open_run(
-    name: str, options: OpenOptions | None = None, say: Say = lambda line: None, *, as_stored: bool = False
+    name: str, options: OpenOptions | None = None, say: Say = say_nothing, *, as_stored: bool = False
 ) -> SavedRun:
     """Open a run directory or an adapter file. A stranger may have made it: only `options` permit anything.
 
@@ -144,8 +146,7 @@ def _task(file: AdapterFile) -> Task:
     options = {"max_length": record.max_length, **record.options}
     for name, value in options.items():
         try:
-            # A whole number may stand for a fraction, but a truth value for no number.
-            if type(value) is not types[name] and (type(value), types[name]) != (int, float):
+            if not fits(value, types[name]):
                 raise ValueError(f"must be of type {types[name].__name__}, got {value!r}")
             check_range(TaskSettings, name, value, str(value))
         except ValueError as error:

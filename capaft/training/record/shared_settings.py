@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from capaft.config.local_paths import PLACES, LocalPaths
+from capaft.config.settings import setting_types
 from capaft.config.sources import SAVED_TITLE, dump_settings
 from capaft.config.train_config import TrainConfig
+from capaft.config.values import parse_value
 from capaft.model.origin import Origin
 from capaft.support.files import write_atomically
 from capaft.training.record.run_directory import PRIVATE, RunDirectory
 from capaft.training.setup.job import Job
+
+# Settings that say where and how a run goes on; a saved run repeats without them.
+_NOT_REPEATED: dict[str, Any] = {
+    "output": None,
+    "overwrite": False,
+    "resume": False,
+    "trust_remote_code": False,
+    "processes": 1,
+    "show": 0,
+}
+
+
+def repeatable_settings(config: TrainConfig) -> TrainConfig:
+    """The settings as they read back from the run's file: a column may be called "none", a setting may not."""
+    config = replace(config, **_NOT_REPEATED)
+    kinds = setting_types(TrainConfig)
+    texts = {name: value for name, value in vars(config).items() if isinstance(value, str)}
+    return replace(config, **{name: parse_value(kinds[name], text) for name, text in texts.items()})
 
 
 def paths_of(config: TrainConfig, known: LocalPaths) -> LocalPaths:
@@ -56,11 +77,11 @@ def write_settings(directory: RunDirectory, config: TrainConfig, paths: LocalPat
         TrainingError: a file cannot be written.
     """
     if paths.paths:
-        write_atomically(directory.local, paths.text(directory.path))
+        write_atomically(directory.local, paths.text(directory.path), make_parents=False)
     else:
         directory.local.unlink(missing_ok=True)
-    write_atomically(directory.ignored, PRIVATE)
-    write_atomically(directory.config, SAVED_TITLE + dump_settings(config))
+    write_atomically(directory.ignored, PRIVATE, make_parents=False)
+    write_atomically(directory.config, SAVED_TITLE + dump_settings(config), make_parents=False)
 
 
 def _places(config: TrainConfig) -> list[tuple[str, str | None]]:

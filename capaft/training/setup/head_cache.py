@@ -29,6 +29,7 @@ from capaft.support.errors import TrainingError
 from capaft.support.files import write_atomically
 from capaft.tasks.base.features import Features
 from capaft.tasks.base.task import Task
+from capaft.training.accelerator import device_name
 from capaft.training.setup.fitted_head import FittedHead
 
 # A few kilobytes each; beyond this many, the oldest are removed.
@@ -70,7 +71,7 @@ def start_key(task: Task, base: BaseModel, examples: Iterable[Features], setting
         "scikit-learn": metadata.version("scikit-learn"),
         "numpy": np.__version__,
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": device_name(),
     }
     model, processor = base.model, base.processor
     digest = hashlib.blake2b(digest_size=16)

@@ -18,7 +18,7 @@ from transformers import BertForSequenceClassification
 
 import capaft
 from capaft.support.errors import UsageError
-from capaft.training import loop
+from capaft.training import validation
 from capaft.training.parallel import launch
 from capaft.training.parallel.launch import launch_processes, should_launch
 
@@ -241,7 +241,7 @@ def test_two_processes_train_as_one_does(
     # Only the first process prints.
     results = json.loads(done.stdout)
     assert done.stderr.count("epoch 1  accuracy") == 1
-    monkeypatch.setattr(loop, "draw_losses", lambda *_: b"")
+    monkeypatch.setattr(validation, "draw_losses", lambda *_: b"")
     alone = execute(settings, tmp_path / "one")
     expected = losses(tmp_path / "one")
     assert len(expected) == 8

@@ -18,7 +18,7 @@ from transformers import BertForSequenceClassification
 
 from capaft.adapter.file import save_load
 from capaft.support.errors import PeerError, TrainingError, UsageError
-from capaft.training import loop, run
+from capaft.training import loop, run, validation
 from capaft.training.parallel.processes import Processes
 from capaft.training.trainer import Trainer
 
@@ -133,7 +133,7 @@ def test_ctrl_c_that_reaches_one_stops_all_at_the_same_step(
 ) -> None:
     model = bert(tmp_path / "bert", BertForSequenceClassification)
     arguments = command(config(model, reviews, head_init="seeded"), tmp_path / "run")
-    real = loop._collated
+    real = loop.collate_share
 
     def collated(run: Trainer, indices: Any, step: int) -> Any:
         if step == 4 and run.processes.rank == 1:
@@ -141,8 +141,8 @@ def test_ctrl_c_that_reaches_one_stops_all_at_the_same_step(
         return real(run, indices, step)
 
     def work(rank: int) -> None:
-        monkeypatch.setattr(loop, "_collated", collated)
-        monkeypatch.setattr(loop, "draw_losses", lambda *_: b"")
+        monkeypatch.setattr(loop, "collate_share", collated)
+        monkeypatch.setattr(validation, "draw_losses", lambda *_: b"")
         done = invoke(*arguments)
         (tmp_path / f"{rank}.err").write_text(done.err)
         os._exit(done.code)
@@ -162,12 +162,12 @@ def _killed(rank: int, patch: pytest.MonkeyPatch) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     if rank == 1:
-        patch.setattr(loop, "_collated", die)
+        patch.setattr(loop, "collate_share", die)
 
 
 def _loss_is_nan(rank: int, patch: pytest.MonkeyPatch) -> None:
-    real = loop._backward
-    patch.setattr(loop, "_backward", lambda *arguments: real(*arguments) * float("nan"))
+    real = loop.backward
+    patch.setattr(loop, "backward", lambda *arguments: real(*arguments) * float("nan"))
 
 
 def _full_disk(rank: int, patch: pytest.MonkeyPatch) -> None:
@@ -209,7 +209,7 @@ def test_one_line_of_all_of_them(
 
     def work(rank: int) -> None:
         fault(rank, monkeypatch)
-        monkeypatch.setattr(loop, "draw_losses", lambda *_: b"")
+        monkeypatch.setattr(validation, "draw_losses", lambda *_: b"")
         done = invoke(*arguments)
         assert done.out == ""
         (tmp_path / f"{rank}.err").write_text(done.err)

@@ -57,6 +57,7 @@ def test_what_is_not_finite_reads_back_as_none() -> None:
         asdict(STEP) | {"step": "1"},
         asdict(STEP) | {"loss": "x"},
         asdict(EVALUATION) | {"scores": 3},
+        asdict(EVALUATION) | {"interval": [0.5]},
     ],
 )
 def test_other_values_are_no_record(values: Any) -> None:

@@ -221,7 +221,7 @@ def test_a_strangers_run_runs_no_code(verb: str, file: str, project: Path, stran
     assert done.code == 2
     lines = done.err.splitlines()
     assert re.fullmatch(r".*run\.yaml:\d+: trust_remote_code is ignored; set --trust-remote-code yourself.*", lines[0])
-    named_line = f"loading the base model {tmp_path / 'evil'} that run.yaml names"
+    named_line = f"loading the base model {tmp_path / 'evil'}, as run.yaml says"
     assert named_line in lines
     assert lines.index(named_line) < len(lines) - 1
     assert "needs Python code of its own" in lines[-1]
@@ -266,7 +266,7 @@ def test_two_base_models_are_both_named(project: Path, tmp_path: Path, monkeypat
     assert done.err.splitlines()[:-1] == [
         f"warning: {run}/run.yaml names the base model {project}/models/small, and {run}/adapter.safetensors "
         "./models/small",
-        f"loading the base model {project}/models/small that run.yaml names",
+        f"loading the base model {project}/models/small, as run.yaml says",
     ]
 
 
@@ -275,11 +275,11 @@ def test_data_and_hub_ids_that_files_name_are_said(project: Path, tmp_path: Path
     text = re.sub(r"(?m)^data: .*", f"data: {project}/data/reviews.csv", (run / "run.yaml").read_text())
     (run / "run.yaml").write_text(text)
     done = invoke("eval", run, "--model", project / "models/small")
-    assert f"data   reading the data {project}/data/reviews.csv that run.yaml names" in done.err.splitlines()
+    assert f"data   reading the data {project}/data/reviews.csv, as run.yaml says" in done.err.splitlines()
     (run / "run.yaml").write_text(re.sub(r"(?m)^model: .*", "model: nobody/evil", text))
     done = invoke("inspect-rank", run)
     assert done.code == 2
-    assert "loading the base model nobody/evil that run.yaml names from the Hugging Face hub" in done.err.splitlines()
+    assert "loading the base model nobody/evil from the Hugging Face hub, as run.yaml says" in done.err.splitlines()
 
 
 def test_a_file_replaces_no_run(project: Path, tmp_path: Path) -> None:

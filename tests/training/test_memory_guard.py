@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from capaft.support.errors import PeerError, TrainingError
-from capaft.training.interrupt import memory_guard
+from capaft.training.memory_guard import memory_guard
 
 
 @pytest.mark.parametrize(
