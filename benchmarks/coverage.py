@@ -182,9 +182,10 @@ def _check_capaft(pair: Pair, ready: Runnable, method: str, options: dict[str, A
     host = parse_stack(method).host
     assert host is not None
     targets = _targets(model) if host.default_targets else ""
+    exclude = _too_narrow(model, targets, options.get("rank", 1)) if targets else ""
     modules = {name: module._forward_hooks.copy() for name, module in model.named_modules()}
     try:
-        adapter = capaft.attach(model, method, targets=targets, head=head, **options)
+        adapter = capaft.attach(model, method, targets=targets, exclude=exclude, head=head, **options)
     except UsageError as error:
         if modules != {name: dict(module._forward_hooks) for name, module in model.named_modules()}:
             raise CheckError("a refusal changes the model") from None
@@ -223,6 +224,12 @@ def _check_places(pair: Pair, ready: Runnable, method: str, sites: tuple[str, ..
     model = model_of(pair, ready.rules).train(ready.training)
     check_placement(model, method, lambda: logits(model(**ready.inputs)))
     _PLACED.add((pair.model_type, method, sites))
+
+
+def _too_narrow(model: nn.Module, targets: str, rank: int) -> str:
+    """The layers that have no room for a rank, such as gates with one output, as names to leave out."""
+    sites = find_weight_sites(model, Targets(targets))
+    return ",".join(sorted({s.path.rsplit(".", 1)[-1] for s in sites if min(s.out_features, s.in_features) < rank}))
 
 
 def _targets(model: nn.Module) -> str:

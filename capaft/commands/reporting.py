@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capaft.support.activity import first_activity
+from capaft.support.activity import activity
 from capaft.support.console import is_first_process, print_error, print_line
 from capaft.support.errors import CapaftError, Interrupted, TrainingError, one_line
 from capaft.support.out_of_memory import ADVICE, is_out_of_memory
@@ -74,7 +74,7 @@ def loading_libraries(console: Console) -> Iterator[None]:
         _quiet_libraries(console)
         yield
         return
-    with first_activity(console, "loading torch and transformers"):
+    with activity(console, "loading torch and transformers"):
         _quiet_libraries(console)
         yield
 

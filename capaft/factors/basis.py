@@ -241,7 +241,7 @@ class Group(Basis):
                     f"{self.site}; choose a smaller --k (for a head: --head-k) or another --basis"
                 )
             for groups, scales, key in zip(self.groups, self.scales, self.keys, strict=True):
-                groups[torch.from_numpy(rng.order(key, self.n))] = torch.arange(self.n) % self.k
+                groups[torch.from_numpy(rng.order(key, self.n))] = torch.arange(self.n, device="cpu") % self.k
                 scales.copy_(_inverse_roots(np.bincount(groups.numpy(), minlength=self.k)))
             return
         sharing = [basis for basis in bases if isinstance(basis, Group)]

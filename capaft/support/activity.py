@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from capaft.support.console import print_line
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -36,12 +34,3 @@ def activity(console: Console, text: str, *, total: int | None = None) -> Iterat
     with Progress(*columns, console=console, transient=True, expand=total is not None) as progress:
         task = progress.add_task(text, total=total)
         yield lambda parts: progress.advance(task, parts)
-
-
-@contextmanager
-def first_activity(console: Console, text: str) -> Iterator[None]:
-    """Show what a command begins with: a line of its own where there is no terminal, so that it is never mute."""
-    if not console.is_terminal:
-        print_line(console, f"start  {text}")
-    with activity(console, text):
-        yield

@@ -8,7 +8,7 @@ from typing import Any, Literal, Union
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """True if a value is of a type: a plain one, a literal, a union, or a list or dictionary with types for what is in it.
+    """True if a value is of a type: a plain one, a literal, a union, or a list or dictionary of typed values.
 
     A whole number may stand for a fraction, but a truth value for no number.
     """
@@ -21,6 +21,8 @@ def fits(value: Any, kind: Any) -> bool:
         return any(fits(value, part) for part in parts)
     if origin is list:
         return isinstance(value, list) and all(fits(entry, parts[0]) for entry in value)
+    if origin is tuple:
+        return isinstance(value, list) and len(value) == len(parts) and all(map(fits, value, parts))
     if origin is dict:
         return isinstance(value, dict) and all(fits(entry, parts[1]) for entry in value.values())
     return type(value) is kind or (kind is float and type(value) is int)

@@ -10,7 +10,7 @@ from typing import Any
 from capaft.support.printable import printable
 
 # Characters that have a meaning in a line of Markdown; underscores have none within a word.
-_MARKUP = re.compile(r"([\\`*\[\]()|~$@#!]|(?<!\w)_|_(?!\w)|:(?=//))")
+_MARKUP = re.compile(r"([\\`*\[\]|~$@#!]|(?<!\w)_|_(?!\w)|:(?=//))")
 
 
 def inline(text: str) -> str:
@@ -34,5 +34,5 @@ def front_matter(entries: Mapping[str, str | Iterable[str] | None]) -> str:
         for name, value in entries.items()
         if value
     }
-    text = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, allow_unicode=True, width=10**6)
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=10**6)
     return f"---\n{text}---\n"

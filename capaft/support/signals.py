@@ -142,12 +142,17 @@ def _noting() -> Iterator[_Requests]:
 
 
 def _listen(requests: _Requests) -> dict[signal.Signals, Any]:
-    """Have requests answer the signals that are not ignored; the handlers before."""
-    return {
-        number: signal.signal(number, requests.receive)
-        for number in SIGNALS
-        if signal.getsignal(number) != signal.SIG_IGN
-    }
+    """Have requests answer the signals; the handlers before."""
+    return {number: signal.signal(number, requests.receive) for number in answered_signals()}
+
+
+def answered_signals() -> list[signal.Signals]:
+    """The signals that this process answers: all, but for the hang-up that `nohup` has it ignore.
+
+    A shell has the commands that it starts in the background ignore SIGINT, but whoever sends them one means it.
+    """
+    is_kept = getattr(signal, "SIGHUP", None)
+    return [number for number in SIGNALS if number != is_kept or signal.getsignal(number) != signal.SIG_IGN]
 
 
 def _leave(cause: str) -> NoReturn:

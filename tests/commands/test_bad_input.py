@@ -47,7 +47,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("--rank", "100000"), "--rank 100000 exceeds the smaller side of encoder.layer.0"),
         (("--metric", "bleu"), "--metric"),
         (("--budget", "3"), "--budget 3 is below"),
-        (("--basis", "group", "--k", "3000"), "choose a smaller --k"),
+        (("--basis", "group", "--k", "3073"), "choose a smaller --k"),
         (
             ("--method", "ia3+capaboost"),
             "ia3 has no hidden axis for capaboost to widen: it rescales outputs one by one",

@@ -77,10 +77,10 @@ def test_cards(trained: SimpleNamespace, card: str) -> None:
         invoke("merge", trained.run, "--output", trained.directory / "mer\x1bged2")
     text = (trained.directory / card).read_text(encoding="utf-8")
     assert all(c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Zl", "Zp") for c in text)
-    matter = yaml.safe_load(text.split("---\n")[1])
-    assert r"mod\x1bel\u202e" in matter["base_model"]
+    assert yaml.safe_load(text.split("---\n")[1])["library_name"]
+    assert r"mod\\x1bel\\u202e" in text
     assert "</script>" not in text
-    assert r"bad&lt;/script&gt;\|\`\*\\n---\\n# forged\\n" in text
+    assert r"bad&lt;/script&gt;\|\`\*\\n---\\n\# forged\\n" in text
 
 
 def test_errors(trained: SimpleNamespace, tmp_path: Path) -> None:
@@ -118,12 +118,13 @@ def test_warnings_and_logs(capsys: pytest.CaptureFixture[str]) -> None:
     import logging
     import warnings
 
-    from capaft.commands.reporting import quiet_libraries, reporting
+    from capaft.commands.reporting import loading_libraries, reporting
 
     shown = warnings.showwarning
     try:
         with reporting() as console:
-            quiet_libraries(console)
+            with loading_libraries(console):
+                pass
             warnings.warn(f"about {EVIL}", stacklevel=1)
             handler = logging.StreamHandler()
             logging.getLogger("some.library").addHandler(handler)

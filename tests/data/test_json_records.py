@@ -54,7 +54,7 @@ def test_half_a_character(tmp_path: Path, name: str) -> None:
     content = json.dumps(rows) if name == "x.json" else "\n".join(map(json.dumps, rows))
     read_rows, (said,) = read(tmp_path / name, content)
     assert read_rows == [{"text": "a\ufffd b", "more": [{"deep": "\ufffd"}]}, {"text": "\U0001f600", "more": []}]
-    assert "1 of 2 rows have half a character" in said
+    assert "1 of 2 rows has half a character" in said
     assert said.endswith("becomes U+FFFD: row 1")
 
 

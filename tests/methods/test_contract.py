@@ -261,7 +261,7 @@ def all_equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:
 
 def test_every_registered_implementation_has_a_naive_twin() -> None:
     assert set(naive.HOSTS) == set(HOSTS)
-    assert set(naive.BASES) == set(BASES)
+    assert set(naive.BASES) - {"shared group"} == set(BASES)
 
 
 @pytest.mark.parametrize("cell", [c for c in MAIN if c.unfit], ids=str)

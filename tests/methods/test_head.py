@@ -406,7 +406,7 @@ def test_a_head_of_another_shape_is_noticed(tmp_path: Path) -> None:
     other.classifier.dense = nn.Linear(32, 40)
     with pytest.raises(AdapterFileError, match="a head of other shapes than RobertaForSequenceClassification has"):
         capaft.load(other, tmp_path / "adapter")
-    with pytest.raises(AdapterFileError, match=r"has no parameter classifier\.dense\.bias"):
+    with pytest.raises(AdapterFileError, match=r"has no parameter classifier\."):
         capaft.load(base("bert"), tmp_path / "adapter")
 
 

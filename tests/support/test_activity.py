@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from capaft.support.activity import activity, first_activity
+from capaft.support.activity import activity
 
 
 def shown(console: Console) -> str:
@@ -27,11 +27,11 @@ def test_a_terminal_shows_what_goes_on_and_how_far_it_is() -> None:
     assert "25%" in shown(console)
 
 
-def test_without_a_terminal_only_the_first_is_a_line() -> None:
+def test_without_a_terminal_it_shows_nothing() -> None:
     console = Console(file=io.StringIO(), width=60)
-    with first_activity(console, "loading"), activity(console, "reading", total=3) as advance:
+    with activity(console, "loading"), activity(console, "reading", total=3) as advance:
         advance(3)
-    assert shown(console) == "start  loading\n"
+    assert shown(console) == ""
 
 
 def test_it_ends_with_what_it_is_about() -> None:

@@ -15,7 +15,7 @@ from capaft.support.printable import printable
         ("lora+nola on glue/sst2, f1_macro", "lora+nola on glue/sst2, f1_macro"),
         ("</script><b>&", "&lt;/script&gt;&lt;b&gt;&amp;"),
         ("a | b\n---\n# c", r"a \| b\\n---\\n\# c"),
-        ("`x` *y* _z_ ~~w~~ [l](u)", r"\`x\` \*y\* \_z\_ \~\~w\~\~ \[l\]\(u\)"),
+        ("`x` *y* _z_ ~~w~~ [l](u)", r"\`x\` \*y\* \_z\_ \~\~w\~\~ \[l\](u)"),
         ("https://a.b @team $x$ ![i]", r"https\://a.b \@team \$x\$ \!\[i\]"),
         ("\x1b[2J", r"\\x1b\[2J"),
     ],
@@ -31,7 +31,7 @@ def test_code_does_not_end_its_block() -> None:
 
 def test_metadata_reads_back() -> None:
     plain = front_matter({"base_model": "org/model", "tags": ["capaft", "lora+nola"], "pipeline_tag": ""})
-    assert plain == "---\nbase_model: org/model\ntags: [capaft, lora+nola]\n---\n"
+    assert plain == "---\nbase_model: org/model\ntags:\n- capaft\n- lora+nola\n---\n"
     names = ["a: b", "--- x", "no", "1e3", "x\ny: z", "\u202e\u2028", "# c", "'\"{}"]
     block = front_matter({"base_model": "x\n---\nevil: true", "tags": names})
     assert block.count("---\n") == 2

@@ -60,6 +60,17 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_an_interrupt_reaches_a_command_in_the_background() -> None:
+    """A shell has it ignored there."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruptible() as asked:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert asked()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_what_must_not_be_cut_is_finished_first() -> None:
     done = []
 

@@ -337,7 +337,7 @@ def test_a_directory_that_is_removed_ends_the_run_and_stays_away(
         return real(*arguments)
 
     monkeypatch.setattr(part, name, removing)
-    done = invoke(*command(settings, tmp_path / "run"))
+    done = invoke(*command(replace(settings, baseline=False), tmp_path / "run"))
     assert done.code == 1
     assert "run/metrics.jsonl was removed, moved or replaced" in done.err.splitlines()[-1]
     assert "epoch" not in done.err

@@ -17,7 +17,7 @@ from pathlib import Path
 import capaft
 from capaft.support.console import print_error, print_note
 from capaft.support.errors import UsageError
-from capaft.support.signals import SAME_REQUEST_SECONDS, SIGNALS, STOPPED
+from capaft.support.signals import SAME_REQUEST_SECONDS, SIGNALS, STOPPED, answered_signals
 
 # Launchers set this for their processes; where it is set, a launcher has started this one.
 _STARTED = "WORLD_SIZE"
@@ -93,11 +93,7 @@ def launch_processes(processes: int, arguments: Sequence[str]) -> int:
         port = probe.getsockname()[1]
     running: list[subprocess.Popen[bytes]] = []
     received: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, _: received.append(number))
-        for number in SIGNALS
-        if signal.getsignal(number) != signal.SIG_IGN
-    }
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in answered_signals()}
     try:
         # They inherit the block, until they can answer.
         with _blocked_signals():

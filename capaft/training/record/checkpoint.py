@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +185,12 @@ def prune_checkpoints(directory: Path, step: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _best(record: dict[str, Any]) -> Best:
+    """The best evaluation, from JSON, which has lists for pairs."""
+    best = Best(**record)
+    return replace(best, interval=(best.interval[0], best.interval[1]) if best.interval else None)
+
+
 def newest_checkpoint(directory: Path, say: Callable[[str], None] = lambda line: None) -> Checkpoint | None:
     """The last checkpoint that can be read, or None.
 
@@ -211,7 +217,7 @@ def newest_checkpoint(directory: Path, say: Callable[[str], None] = lambda line:
                 raise ValueError("an optimizer's state without a parameter")
             tensors = safetensors.torch.load(encoded)
             return Checkpoint(
-                Progress(**progress | {"best": Best(**progress["best"])}),
+                Progress(**progress | {"best": _best(progress["best"])}),
                 state["made_with"],
                 state["made_from"],
                 tensors,

@@ -6,14 +6,28 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from tiny_results import RESULTS
 
+from capaft.config.train_config import TrainConfig
+from capaft.model.origin import Origin
 from capaft.support import strict_json
 from capaft.support.errors import UsageError
+from capaft.tasks.text_classification import TextClassification
 from capaft.training.record.model_card import card_text
 from capaft.training.record.results import Results, read_results, score_text
+from capaft.training.setup.job import Job
+
+
+def card(results: Results) -> str:
+    """The card of a run with these results."""
+    task = TextClassification(("no", "yes"))
+    model = SimpleNamespace(config=None)
+    job = SimpleNamespace(task=task, base=SimpleNamespace(base=Origin("tiny"), model=model))
+    return card_text(results, cast(Job, job), TrainConfig())
 
 
 def write(results: Results, path: Path) -> Path:
@@ -46,7 +60,7 @@ def test_results_of_an_earlier_version_lack_what_came_later(tmp_path: Path) -> N
     results = read_results(path)
     # All baselines were fitted.
     assert results == replace(RESULTS, baseline_head="fitted")
-    assert "accuracy on validation | 0.8308 |" in card_text(results, ["train"], Path("run.yaml"))
+    assert "accuracy on validation | 0.8308 |" in card(results)
 
 
 def test_the_card_has_settings_and_uncertainty() -> None:
@@ -66,14 +80,14 @@ def test_the_card_has_settings_and_uncertainty() -> None:
         training_settings={"lr": 0.007, "schedule": "linear", "micro_batch_size": None, "restarts": [8, 12]},
         machine={"device": "cpu", "capaft": "0.1.0"},
     )
-    card = card_text(results, ["train"], Path("run.yaml"))
-    assert "| accuracy on validation | 0.8308 (95 % interval 0.4300 to 0.9700, binomial) |" in card
-    assert "| frozen base, fitted head | 0.8154 |" in card
-    assert "| method's settings | rank 8, alpha 16, k 128,128 |" in card
-    assert "| adapted layers | modules qv: 1 site |" in card
+    text = card(results)
+    assert "| accuracy on validation | 0.8308 (95 % interval 0.4300 to 0.9700, binomial) |" in text
+    assert "| frozen base, fitted head | 0.8154 |" in text
+    assert "| method's settings | rank 8, alpha 16, k 128,128 |" in text
+    assert "| adapted layers | modules qv: 1 site |" in text
     anew = "warm-up and schedule started anew at step 8, 12"
-    assert f"| settings of training | lr 0.007, schedule linear; {anew} |" in card
-    assert "| made with | device cpu, capaft 0.1.0 |" in card
+    assert f"| settings of training | lr 0.007, schedule linear; {anew} |" in text
+    assert "| made with | device cpu, capaft 0.1.0 |" in text
 
 
 def test_a_newer_file_may_have_more_keys(tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def test_two_base_models_are_both_named(project: Path, tmp_path: Path, monkeypat
     (run / "run.yaml").write_text(text)
     done = invoke("inspect-rank", run)
     assert done.code == 0
-    assert done.err.splitlines() == [
+    assert done.err.splitlines()[:-1] == [
         f"warning: {run}/run.yaml names the base model {project}/models/small, and {run}/adapter.safetensors "
         "./models/small",
         f"loading the base model {project}/models/small that run.yaml names",

@@ -16,7 +16,7 @@ def test_names_and_counts() -> None:
     assert list(class_lines(TextClassification(problem="regression"), {}, None)) == []
     many = TextClassification(tuple(f"c{n}" for n in range(1000)))
     (line, *_) = class_lines(many, {f"c{n}": 7 for n in range(1000)}, None)
-    assert line == f"1000 classes: {', '.join(f'c{n} (7)' for n in range(10))}, and 990 more"
+    assert line == f"1,000 classes: {', '.join(f'c{n} (7)' for n in range(10))}, and 990 more"
 
 
 def test_small_classes() -> None:

@@ -138,10 +138,8 @@ def test_a_second_run_takes_the_head_and_ends_with_the_same_bytes(
         second = invoke(*command(reviews, tmp_path / "second"))
         assert second.code == 0
         assert "by an earlier run (--no-head-cache fits it anew)" in second.err
-        with pytest.raises(AssertionError, match="fitted again"):
-            invoke(*command(reviews, tmp_path / "third", "--no-head-cache"))
-        with pytest.raises(AssertionError, match="fitted again"):
-            invoke(*command(reviews, tmp_path / "fourth", "--seed", "5"))
+        for flags in (("--no-head-cache",), ("--seed", "5")):
+            assert "fitted again" in invoke(*command(reviews, tmp_path / flags[0], *flags)).err
     for name in ("adapter.safetensors", "predictions.jsonl"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
