@@ -76,20 +76,26 @@ class Hadamard(Basis):
     """`G[i, j] = e_i * (-1)^popcount(i AND col_j) / sqrt(3k)`, computed as a fast transform.
 
     With N the smallest power of two >= max(n, 2k), a Hadamard matrix factors as `H_N = H_a (x) H_b`, so `H_N x` is
-    `H_a X H_b` with X = x reshaped to (a, b). Columns are distinct modulo N/2: two columns that differ only in the top
-    bit would coincide up to sign on the first N/2 rows, and rank would be lost when n is close to N/2.
+    `H_a X H_b` with X = x reshaped to (a, b). A long vector has a third side, since the time grows with the sum of the
+    sides. Columns are distinct modulo N/2: two columns that differ only in the top bit would coincide up to sign on the
+    first N/2 rows, and rank would be lost when n is close to N/2.
     """
 
     columns: Tensor
     signs: Tensor
     left: Tensor
     right: Tensor
+    outer: Tensor | None
+
+    TWO_SIDES = 2**20
+    """The longest vector that is transformed as two sides."""
 
     def __init__(self, streams: Sequence[Streams], n: int, k: int) -> None:
         super().__init__(streams, n, k)
         size = self.transform_size(n, k)
         log2 = size.bit_length() - 1
-        self.sides = (1 << (log2 + 1) // 2, 1 << log2 // 2)
+        bits = log2 // 3 if size > self.TWO_SIDES else 0
+        self.sides = (1 << bits, 1 << (log2 - bits + 1) // 2, 1 << (log2 - bits) // 2)
         columns, signs = [], []
         for site in streams:
             low = rng.permutation(site.key("hadamard.columns"), size // 2, k)
@@ -98,8 +104,10 @@ class Hadamard(Basis):
             signs.append(rng.signs(site.key("hadamard.signs"), n))
         self.register_buffer("columns", torch.from_numpy(np.stack(columns)), persistent=False)
         self.register_buffer("signs", torch.from_numpy(np.stack(signs)), persistent=False)
-        self.register_buffer("left", _sylvester(self.sides[0]), persistent=False)
-        self.register_buffer("right", _sylvester(self.sides[1]), persistent=False)
+        outer, left, right = self.sides
+        self.register_buffer("outer", _sylvester(outer) if outer > 1 else None, persistent=False)
+        self.register_buffer("left", _sylvester(left), persistent=False)
+        self.register_buffer("right", _sylvester(right), persistent=False)
         self.scale = 1.0 / math.sqrt(3 * k)
 
     @staticmethod
@@ -123,18 +131,21 @@ class Hadamard(Basis):
 
     def expand(self, coefficients: Tensor) -> Tensor:
         """See `Basis.expand`."""
-        spread = coefficients.new_zeros(len(coefficients), self.left.shape[0] * self.right.shape[0])
+        spread = coefficients.new_zeros(len(coefficients), math.prod(self.sides))
         spread.scatter_(1, self.columns, coefficients * self.scale)
         return self._transform(spread)[:, : self.n] * self.signs
 
     def adjoint(self, gradient: Tensor) -> Tensor:
         """See `Basis.adjoint`. A Hadamard matrix is symmetric, so the transform is its own adjoint."""
-        padded = nn.functional.pad(gradient * self.signs, (0, self.left.shape[0] * self.right.shape[0] - self.n))
+        padded = nn.functional.pad(gradient * self.signs, (0, math.prod(self.sides) - self.n))
         return self._transform(padded).gather(1, self.columns) * self.scale
 
     def _transform(self, vectors: Tensor) -> Tensor:
-        square = vectors.view(-1, *self.sides)
-        return (self.left @ square @ self.right).view(vectors.shape)
+        outer, left, right = self.sides
+        transformed = self.left @ vectors.view(-1, left, right) @ self.right
+        if self.outer is not None:
+            transformed = self.outer @ transformed.view(-1, outer, left * right)
+        return transformed.view(vectors.shape)
 
 
 class Uniform(Basis):

@@ -107,12 +107,28 @@ def order(key: Key, n: int, m: int | None = None) -> NDArray[np.int64]:
     """Ascending argsort of words `0 .. n - 1`, ties by index; the first m of it, or all. Shape `(n,)` or `(m,)`."""
     drawn = words(key, n)
     if m is None or m >= n:
-        return np.argsort(drawn, kind="stable").astype(np.int64, copy=False)
+        return _argsort(drawn)
     if m == 0:
         return np.empty(0, dtype=np.int64)
     # Finding the m smallest takes a hundredth of the time of sorting millions.
     candidates = np.flatnonzero(drawn <= np.partition(drawn, m - 1)[m - 1])
     return candidates[np.argsort(drawn[candidates], kind="stable")][:m].astype(np.int64, copy=False)
+
+
+def _argsort(drawn: Words) -> NDArray[np.int64]:
+    """Ascending argsort, ties by index, of fewer than 2**32 words.
+
+    Sorting words whose low bits have made room for their indices takes a fraction of the time of a stable argsort.
+    """
+    low = np.uint64((1 << max(len(drawn) - 1, 0).bit_length()) - 1)
+    packed = drawn & ~low | np.arange(len(drawn), dtype=np.uint64)
+    packed.sort()
+    indices = (packed & low).astype(np.int64)
+    # Words that agree in their high bits stand by index so far.
+    alike = np.flatnonzero((packed[1:] ^ packed[:-1]) <= low)
+    places = np.union1d(alike, alike + 1)
+    indices[places] = indices[places][np.argsort(drawn[indices[places]], kind="stable")]
+    return indices
 
 
 def permutation(key: Key, n: int, m: int | None = None) -> NDArray[np.int64]:

@@ -53,6 +53,17 @@ class _Dispensable(io.FileIO):
             return len(data)
 
 
+def hold_standard_streams() -> None:
+    """Point standard streams that were closed at nothing, so that no file that is opened later gets their numbers."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            handle = os.open(os.devnull, os.O_RDWR)
+            if handle != number:
+                os.dup2(handle, number)
+                os.close(handle)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))
+
+
 def outlive_stderr() -> None:
     """Have this process go on when nobody can read its stderr any more."""
     if sys.stderr is not None and sys.stderr.fileno() == 2:

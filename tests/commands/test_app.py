@@ -167,3 +167,21 @@ def test_every_host_trains_repeats_scores_and_merges_or_says_why_not(
         assert json.loads(merged.out)["sites"] > 0, merged.err
     inspected = invoke("inspect-rank", tmp_path / "a", "--json")
     assert inspected.code == (2 if host in ("prefix", "ia3", "bitfit") else 0), inspected.err
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_are_in_nobodys_way(closed: str) -> None:
+    command = f"exec '{sys.executable}' -m capaft --version {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    """Whatever is printed would go into it."""
+    code = (
+        "import os; from capaft.support.console import hold_standard_streams as hold; hold(); "
+        "print('lost', flush=True); raise SystemExit(os.open('file', os.O_CREAT | os.O_WRONLY))"
+    )
+    command = f"exec '{sys.executable}' -c \"{code}\" <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path).returncode > 2
+    assert (tmp_path / "file").read_bytes() == b""

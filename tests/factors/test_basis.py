@@ -65,6 +65,22 @@ def test_expand_is_the_sum_over_basis_vectors(kind: str, n: int, k: int) -> None
         assert_close(expanded[row], total)
 
 
+@pytest.mark.parametrize(("n", "k"), [(100, 9), (120, 64), (128, 3), (250, 7)])
+def test_long_vectors_are_transformed_as_well(n: int, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    short, coefficients, gradient = build("hadamard", n, k, *SITES), random(3, k), random(3, n)
+    monkeypatch.setattr(Hadamard, "TWO_SIDES", 64)
+    long = build("hadamard", n, k, *SITES)
+    assert_close(long.expand(coefficients), short.expand(coefficients))
+    assert_close(long.adjoint(gradient), short.adjoint(gradient))
+
+
+def test_the_sides_of_a_long_vector_stay_short() -> None:
+    """A kilobyte of a file can ask for a vector as long as a model's embedding."""
+    basis = build("hadamard", 2**21 + 1, 4, "a")
+    assert isinstance(basis, Hadamard)
+    assert max(basis.left.shape) == 256
+
+
 @EVERY
 @given(n=st.integers(1, 80), k=st.integers(1, 24))
 @settings(max_examples=40)

@@ -161,6 +161,13 @@ def test_ties_go_by_index(monkeypatch: pytest.MonkeyPatch) -> None:
         assert np.flatnonzero(rng.subset(GOLDEN, 5, m)).tolist() == sorted([4, 1, 3, 0, 2][:m])
 
 
+@given(st.lists(st.sampled_from([0, 1, 2, 63, 64, 2**40, 2**40 + 1, 2**63, 2**64 - 1]), max_size=70))
+def test_words_that_agree_in_their_high_bits_are_in_order(drawn: list[int]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rng, "words", lambda key, n: np.array(drawn, dtype=np.uint64))
+        assert rng.order(GOLDEN, len(drawn)).tolist() == sorted(range(len(drawn)), key=drawn.__getitem__)
+
+
 @given(KEYS, st.data())
 def test_subset(key: Key, data: st.DataObject) -> None:
     n = data.draw(st.integers(0, 120))
