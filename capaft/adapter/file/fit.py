@@ -85,8 +85,8 @@ def check_head(
                     or f"{file.path} holds {name} as {tuple(shape)}, and {type(model).__name__} has it as "
                     f"{tuple(heads[name])}; pass the --model it was trained on"
                 )
-    # A head that is the model's own has to be one of the file's labels.
-    if not stored and not shapes and file.task and file.task.labels and (line := _other_labels(model, file)):
+    # A head with as many outputs as the model's own has to be one of the file's labels.
+    if not shapes and file.task and file.task.labels and (line := _other_labels(model, file)):
         outputs = len((Labels.of(model) or Labels.numbered(0)).id2label)
         layers = {name.rpartition(".")[0]: p.shape[0] for name, p in parameters.items() if p.ndim}
         if any(count == outputs and in_head(model, path) for path, count in layers.items() if path):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import build
+from tiny_files import forged
 from transformers import BertConfig, BertForSequenceClassification
 
 import capaft
@@ -48,6 +49,18 @@ def test_a_model_of_another_number_of_labels(settings: dict[str, Any], tmp_path:
         capaft.load(model, tmp_path / "six")
     assert capaft.adapters(model) == {}
     assert capaft.load(_labelled(6), tmp_path / "six").enabled
+
+
+@pytest.mark.parametrize("labels", [["a"], [str(n) for n in range(50)]])
+def test_labels_that_are_not_those_of_the_stored_head(labels: list[str], tmp_path: Path) -> None:
+    _six_labels(tmp_path / "six", head=HEAD)
+
+    def renamed(header: dict[str, Any], _: Any) -> None:
+        header["task"]["labels"] = labels
+
+    (tmp_path / "other").write_bytes(forged((tmp_path / "six").read_bytes(), renamed))
+    with pytest.raises(AdapterFileError, match=rf"the file has {len(labels)} labels?, the model 6"):
+        capaft.load(_labelled(6), tmp_path / "other")
 
 
 def test_a_head_that_is_not_what_its_configuration_says(tmp_path: Path) -> None:
