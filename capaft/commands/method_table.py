@@ -26,6 +26,7 @@ from capaft.methods.stack import (
 from capaft.support.printable import printable
 
 WIDTH = 100
+WIDE = 80
 INDENT = 11
 
 
@@ -70,7 +71,7 @@ def method_rows(model: nn.Module | None = None) -> list[dict[str, Any]]:
 def methods_text(model: nn.Module | None = None) -> str:
     """The records as lines for people."""
     rows = method_rows(model)
-    lines = ["A stack is host[+nola][+capaboost]; head and full stand alone.", ""]
+    lines = [*textwrap.wrap("A stack is host[+nola][+capaboost]; head and full stand alone.", _width()), ""]
     for row in rows:
         lines += _method_lines(row)
     if model is not None:
@@ -166,15 +167,21 @@ def _count_lines(counts: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
         yield f"{stack:<{width}}  {count['sites']:>6,}  {parameters}"
 
 
+def _width() -> int:
+    """Characters of a line: `WIDTH`, or what a narrower terminal shows."""
+    return min(WIDTH, shutil.get_terminal_size((WIDTH, 0)).columns)
+
+
 def _wrapped(words: str, name: str = "", label: str = "", indent: int = INDENT) -> list[str]:
     """Words in lines of at most `WIDTH` characters: the first follows a name and a label, the others align.
 
     A narrower terminal gets shorter lines.
     """
     first = f"{name + ' ':<{indent}}{label}" if name else " " * indent + label
+    # What belongs together stays so where there is room.
     lines = textwrap.wrap(
-        words,
-        min(WIDTH, shutil.get_terminal_size((WIDTH, 0)).columns),
+        words if _width() >= WIDE else words.replace("\xa0", " "),
+        _width(),
         initial_indent=first,
         subsequent_indent=" " * len(first),
         break_on_hyphens=False,

@@ -125,6 +125,8 @@ def execute_run(
             check_same_origin(resumed.made_from, made_from, directory.path, resumed.made_with)
             check_same_scale(resumed.progress.best, directory.path)
         if finished and not restart:
+            if processes.is_first:
+                remove_leftovers(directory)
             return _finished(directory, job, resumed, say)
         if restart:
             say(

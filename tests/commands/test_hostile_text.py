@@ -118,7 +118,8 @@ def test_warnings_and_logs(capsys: pytest.CaptureFixture[str]) -> None:
     import logging
     import warnings
 
-    from capaft.commands.reporting import loading_libraries, reporting
+    from capaft.commands.libraries import loading_libraries
+    from capaft.commands.reporting import reporting
 
     shown = warnings.showwarning
     try:

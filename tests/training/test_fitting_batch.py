@@ -71,6 +71,7 @@ def test_other_errors_are_not_tried_again() -> None:
     assert len(calls) == 1
 
 
+@pytest.mark.slow  # It depends on what earlier tests have left of the memory.
 def test_a_batch_that_truly_exhausts_memory(tmp_path: Path) -> None:
     # 64 texts of 8 tokens over a real vocabulary have 100 MB of logits.
     vocabulary = 49152

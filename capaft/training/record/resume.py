@@ -182,8 +182,9 @@ def warn_of_other_environment(before: dict[str, str], now: dict[str, str], say: 
 
 
 def _features_digest(features: Features) -> str:
-    listed = _entries(features.references)
-    return _digest(chain(features.lengths, features.inputs.get("input_ids", ()), listed))
+    # Images and recordings are too many to read; their labels and lengths have to do.
+    inputs = chain.from_iterable(features.inputs.get(name, ()) for name in ("input_ids", "labels", "start", "end"))
+    return _digest(chain(features.lengths, inputs, _entries(features.references)))
 
 
 def _entries(references: Any) -> Iterable[Any]:
