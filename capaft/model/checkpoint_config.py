@@ -14,6 +14,31 @@ _SIZES = {
     "vocab_size": (1, 2**28),
 }
 
+MOST_LABELS = 10**6
+"""Labels of a configuration; transformers makes a name for each when it reads one."""
+
+
+def check_label_count(source: str, name: str, **options: Any) -> None:
+    """Refuse a configuration of more labels than memory may hold, before transformers makes anything of it.
+
+    Args:
+        source: directory or hub id.
+        name: the user's name for the model.
+        **options: those of `from_pretrained`.
+
+    Raises:
+        UsageError: it has too many labels.
+    """
+    from transformers import PretrainedConfig
+
+    raw, _ = PretrainedConfig.get_config_dict(source, **options)
+    for part in (raw, *(value for value in raw.values() if isinstance(value, dict))):
+        count = part.get("num_labels")
+        if isinstance(count, int) and count > MOST_LABELS:
+            raise UsageError(
+                f"--model {name}: its config.json gives num_labels as {count}, more than {MOST_LABELS:,}; get it again"
+            )
+
 
 def check_config(config: Any, name: str) -> None:
     """Refuse sizes and names that no model has.

@@ -14,7 +14,7 @@ from torch import nn
 
 from capaft.config.choices import BaseDtype
 from capaft.config.parts.model import ModelSettings
-from capaft.model.checkpoint_config import check_config
+from capaft.model.checkpoint_config import check_config, check_label_count
 from capaft.model.checkpoint_files import check_unread_files
 from capaft.model.demo import MODEL_NAME, demo_model
 from capaft.model.load_errors import explaining_load_errors
@@ -98,6 +98,8 @@ def load_base_model(
         check_unread_files(path)
     # No option turns off the progress bar of the reader of GGUF files.
     with explaining_load_errors(name or source, source), redirect_stderr(io.StringIO()) if gguf else nullcontext():
+        if not gguf:
+            check_label_count(source, name or source, **common)
         processor = processor_class.from_pretrained(str(path.parent) if gguf else source, **common)
         model, report = auto_class.from_pretrained(
             str(path.parent) if gguf else source,
@@ -172,6 +174,8 @@ def load_configuration(settings: ModelSettings) -> Any:
     elif not path.is_dir():
         common["local_files_only"] = hub.offline()
     with explaining_load_errors(name or source, source):
+        if not gguf:
+            check_label_count(source, name or source, **common)
         config = AutoConfig.from_pretrained(str(path.parent) if gguf else source, **common)
     check_config(config, name or source)
     return config
@@ -191,6 +195,7 @@ def load_skeleton(name: str) -> nn.Module:
     source = locate_model(name)
     common = {} if Path(source).is_dir() else {"local_files_only": hub.offline()}
     with explaining_load_errors(name, source):
+        check_label_count(source, name, **common)
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **common)
         check_config(config, name)
         architecture = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], None)
