@@ -109,6 +109,8 @@ def load_base_model(
             **common,
             **config,
         )
+    # Outputs are read by name, whatever the checkpoint's authors preferred.
+    model.config.return_dict = True
     if gguf:
         # The title in the file is not a path, and does not belong in a plain configuration.
         vars(model.config).pop("_model_name_or_path", None)
