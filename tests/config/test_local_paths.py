@@ -16,7 +16,7 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The home of Alice, beside that of Bob, with a project in which she works."""
     home = tmp_path / "home" / "alice"
-    for directory in ("project/models/bert", "shared", "../bob/models"):
+    for directory in ("project/models/bert", "common", "../bob/models"):
         (home / directory).mkdir(parents=True)
     (home / "project" / "x.csv").touch()
     (home / "private.csv").touch()
@@ -35,8 +35,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("./models/../models/bert/", "./models/bert"),
         ("{home}/project/models/bert", "./models/bert"),
         ("~/project/x.csv[:10]", "x.csv[:10]"),
-        ("../shared", "../shared"),
-        ("{home}/shared", "./shared"),
+        ("../common", "../common"),
+        ("{home}/common", "./common"),
         ("~/private.csv", "private.csv"),
         ("~/private.csv[1:]", "private.csv[1:]"),
         ("../../bob/models", "./models"),
@@ -56,7 +56,7 @@ def test_a_name_tells_no_home_from_the_root(home: Path, monkeypatch: pytest.Monk
             assert shared_name(str(spec)) == "private.csv"
 
 
-@pytest.mark.parametrize("spec", ["models/bert", "~/shared", "../shared", "x.csv[:10]", "gpt2"])
+@pytest.mark.parametrize("spec", ["models/bert", "~/common", "../common", "x.csv[:10]", "gpt2"])
 def test_a_name_leads_back_from_everywhere(
     spec: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -231,8 +231,14 @@ def _read(path: Path) -> Checkpoint:
 
 
 def _best(record: dict[str, Any]) -> Best:
-    """The best evaluation, from JSON, which has lists for pairs."""
+    """The best evaluation, from JSON, which has lists for pairs.
+
+    Raises:
+        ValueError: its score is none of its scores.
+    """
     best = Best(**record)
+    if best.value is not None and best.value not in best.scores.values():
+        raise ValueError("a best score that no evaluation gave")
     return replace(best, interval=(best.interval[0], best.interval[1]) if best.interval else None)
 
 

@@ -10,7 +10,6 @@ from capaft.config.local_paths import PLACES, is_path
 from capaft.config.settings import Settings
 from capaft.model.demo import MODEL_NAME
 from capaft.support import hub
-from capaft.support.printable import printable
 
 _WORDS = {"model": "loading the base model", "data": "reading the data"}
 
@@ -33,7 +32,7 @@ def report_named(setting: str, spec: str | None, file: Path, say: Callable[[str]
     else:
         is_near, origin = hub.is_cached(spec, is_data=setting == "data"), " from the Hugging Face hub"
     if not is_near:
-        say(printable(f"{_WORDS[setting]} {spec}{origin}, as {file.name} says"))
+        say(f"{_WORDS[setting]} {spec}{origin}, as {file.name} says")
 
 
 def report_settings(

@@ -27,7 +27,6 @@ from capaft.model.stored_dtypes import stored_dtypes
 from capaft.support.console import say_nothing
 from capaft.support.errors import AdapterFileError, UsageError
 from capaft.support.json_types import fits
-from capaft.support.printable import printable
 from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
 from capaft.training.record.named import report_named
@@ -114,14 +113,14 @@ def _named_base(file: AdapterFile, run: RunDirectory | None, config: TrainConfig
         named = name and LocalPaths.read(run.path).locate("model", name)
         name, source = config.model, run.config
         if named and not same_place(named, name or MODEL_NAME):
-            say(printable(f"warning: {source} names the base model {name or MODEL_NAME}, and {file.path} {named}"))
+            say(f"warning: {source} names the base model {name or MODEL_NAME}, and {file.path} {named}")
     elif name is None:
         raise UsageError(f"{file.path} does not name its base model; pass --model")
     try:
         if name is not None:
             locate_model(name)
     except UsageError:
-        raise UsageError(printable(f"{source} names the base model {name}, which is not here; pass --model")) from None
+        raise UsageError(f"{source} names the base model {name}, which is not here; pass --model") from None
     report_named("model", name, source, say)
     return name
 

@@ -313,6 +313,7 @@ def test_killed_at_any_moment_of_a_write_there_is_always_one_to_go_on_from(tmp_p
         {"optimizer": {"a": 1}},
         {"progress": {"step": "3", "best": {}}},
         {"progress": {"step": 3, "best": {"scores": []}}},
+        {"progress": {"step": 1, "best": {"value": 0.9, "scores": {"loss": 1.0}}}},
         {"progress": {"seconds": None, "best": {}}},
     ],
 )
