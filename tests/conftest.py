@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from command_line import QUICK, invoke, write_reviews
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Under `nohup` SIGHUP is ignored, by the tests' own processes too, which are to answer it.
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Files that runs cache for later runs stay within one test process.
 _ASSETS = tempfile.TemporaryDirectory()
 os.environ["HF_ASSETS_CACHE"] = _ASSETS.name

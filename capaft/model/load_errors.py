@@ -12,6 +12,7 @@ from capaft.model.origin import GGUF
 from capaft.support import hub
 from capaft.support.errors import CapaftError, UsageError, one_line
 from capaft.support.out_of_memory import report_exhaustion
+from capaft.support.printable import printable
 
 # Errors whose message says by itself what is wrong.
 _SPOKEN = (OSError, ValueError, ImportError, RuntimeError)
@@ -43,7 +44,7 @@ def explaining_load_errors(name: str, source: str) -> Iterator[None]:
 def explain_load_error(name: str, source: str, error: Exception) -> str:
     """One-line message for a checkpoint that failed to load."""
     path = Path(source)
-    reason = one_line(error) if isinstance(error, _SPOKEN) else f"{type(error).__name__}: {one_line(error)}"
+    reason = printable(one_line(error) if isinstance(error, _SPOKEN) else f"{type(error).__name__}: {one_line(error)}")
     if "trust_remote_code" in str(error):
         return (
             f"--model {name} needs Python code of its own; read its .py files, and set --trust-remote-code yourself if "

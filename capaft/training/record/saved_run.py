@@ -27,6 +27,7 @@ from capaft.model.stored_dtypes import stored_dtypes
 from capaft.support.console import say_nothing
 from capaft.support.errors import AdapterFileError, UsageError
 from capaft.support.json_types import fits
+from capaft.support.printable import printable
 from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
 from capaft.training.record.named import report_named
@@ -120,7 +121,7 @@ def _named_base(file: AdapterFile, run: RunDirectory | None, config: TrainConfig
         if name is not None:
             locate_model(name)
     except UsageError:
-        raise UsageError(f"{source} names the base model {name}, which is not here; pass --model") from None
+        raise UsageError(printable(f"{source} names the base model {name}, which is not here; pass --model")) from None
     report_named("model", name, source, say)
     return name
 
