@@ -24,6 +24,11 @@ PAGES = (
     "docs/adapter-format.md",
     "docs/tasks.md",
     "docs/training.md",
+    "docs/using.md",
+    "docs/merging.md",
+    "docs/exchange.md",
+    "docs/bank.md",
+    "docs/serving.md",
     "docs/presets.md",
 )
 

@@ -1,0 +1,1 @@
+"""Using a finished adapter: predictions, texts, and many adapters over one base."""
