@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from capaft.adapter.install import detach
     from capaft.adapter.merge import merge
     from capaft.adapter.module import Adapter, adapters
+    from capaft.inference.bank.bank import Bank
     from capaft.methods.stack import Stack
     from capaft.support.errors import AdapterFileError, CapaftError, Interrupted, TrainingError, UsageError
 
@@ -32,6 +33,7 @@ _HOME = {
     "Adapter": "adapter.module",
     "AdapterFile": "adapter.file.adapter_file",
     "AdapterFileError": "support.errors",
+    "Bank": "inference.bank.bank",
     "CapaftError": "support.errors",
     "Interrupted": "support.errors",
     "Stack": "methods.stack",
@@ -51,6 +53,7 @@ __all__ = [
     "Adapter",
     "AdapterFile",
     "AdapterFileError",
+    "Bank",
     "CapaftError",
     "Interrupted",
     "Stack",
