@@ -22,7 +22,7 @@ from capaft.adapter import attach as undecorated
 from capaft.support.errors import with_keywords
 
 FUNCTIONS = ("adapters", "attach", "detach", "disabled", "load", "merge", "read", "save", "switch")
-CLASSES = ("Adapter", "AdapterFile", "Stack")
+CLASSES = ("Adapter", "AdapterFile", "Bank", "Stack")
 ERRORS = ("AdapterFileError", "CapaftError", "Interrupted", "TrainingError", "UsageError")
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from capaft.support.errors import UsageError
+
 EXAMPLES = 3
 _CACHES = ("past_key_values", "past_key_value", "cache_params")
 
@@ -39,13 +41,16 @@ def probe_inputs(
         args: the batch's inputs by position.
         kwargs: those by name.
         count: number of examples that the batch names.
+
+    Raises:
+        UsageError: no input has rows that divide among the examples.
     """
-    sizes = Counter(
-        value.shape[0]
-        for value in (*args, *kwargs.values())
-        if isinstance(value, Tensor) and value.ndim and value.shape[0] and value.shape[0] % count == 0
-    )
-    size = max(sizes, key=lambda size: sizes[size]) if sizes else 0
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim]
+    sizes = Counter(len(value) for value in tensors if len(value) and len(value) % count == 0)
+    if not sizes:
+        rows = f"{len(tensors[0])} rows" if tensors else "no tensor with a row for each example"
+        raise UsageError(f"the batch names {count} adapters, but the model got {rows}; name one for each example")
+    size = max(sizes, key=lambda size: sizes[size])
 
     def taken(name: str, value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.ndim or value.shape[0] != size:
