@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from capaft import __version__
 from capaft.commands.env import env_command
 from capaft.commands.evaluate import eval_command
+from capaft.commands.generate import generate_command
 from capaft.commands.help_text import WIDTH, Verb, examples_text, write_verbs
 from capaft.commands.info import info_command
 from capaft.commands.inspect_rank import inspect_rank_command
@@ -122,6 +123,11 @@ _VERBS: tuple[tuple[str, Callable[..., None], tuple[str, ...]], ...] = (
         "eval",
         eval_command,
         ("capaft eval runs/lora+nola-1", "capaft eval adapter.safetensors --data test.csv"),
+    ),
+    (
+        "generate",
+        generate_command,
+        ('capaft generate runs/chat "Who are you?"', "capaft generate runs/chat --compare --do-sample"),
     ),
     ("merge", merge_command, ("capaft merge runs/lora+nola-1 --output merged",)),
     ("inspect-rank", inspect_rank_command, ("capaft inspect-rank runs/lora+nola-1 --plot rank.png",)),
