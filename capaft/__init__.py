@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from capaft.adapter.install import detach
     from capaft.adapter.merge import merge
     from capaft.adapter.module import Adapter, adapters
+    from capaft.inference.opened import Opened, open
     from capaft.methods.stack import Stack
     from capaft.support.errors import AdapterFileError, CapaftError, Interrupted, TrainingError, UsageError
 
@@ -34,6 +35,7 @@ _HOME = {
     "AdapterFileError": "support.errors",
     "CapaftError": "support.errors",
     "Interrupted": "support.errors",
+    "Opened": "inference.opened",
     "Stack": "methods.stack",
     "TrainingError": "support.errors",
     "UsageError": "support.errors",
@@ -43,6 +45,7 @@ _HOME = {
     "disabled": "adapter.activation",
     "load": "adapter.file.save_load",
     "merge": "adapter.merge",
+    "open": "inference.opened",
     "read": "adapter.file.adapter_file",
     "save": "adapter.file.save_load",
     "switch": "adapter.activation",
@@ -53,6 +56,7 @@ __all__ = [
     "AdapterFileError",
     "CapaftError",
     "Interrupted",
+    "Opened",
     "Stack",
     "TrainingError",
     "UsageError",
@@ -63,6 +67,7 @@ __all__ = [
     "disabled",
     "load",
     "merge",
+    "open",
     "read",
     "save",
     "switch",

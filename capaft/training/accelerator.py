@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration
 from torch import nn
 
+from capaft.config.choices import BaseDtype
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import TrainingError, UsageError, one_line
 
@@ -54,6 +56,24 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
             f"the {processes} processes of this run did not meet within {meeting} s (--timeout); start it "
             f"again ({one_line(error)})"
         ) from None
+
+
+def accelerator_for_scoring(config: TrainConfig, base_dtype: BaseDtype | None) -> Accelerator:
+    """The accelerator for a finished adapter: the precision of its training, unless something here needs another.
+
+    Args:
+        config: the settings of the training.
+        base_dtype: dtype of the base weights, if it is not that of the training.
+
+    Raises:
+        UsageError: as `accelerator_for`.
+    """
+    dtype = base_dtype or config.base_dtype
+    precision = config.precision
+    # An adapter that was trained in float16 on an accelerator can be scored without one.
+    if (precision == "fp16" and not torch.cuda.is_available()) or (precision == "fp32" and dtype != "float32"):
+        precision = "bf16"
+    return accelerator_for(replace(config, tracker=None, precision=precision, base_dtype=dtype))
 
 
 def device_name() -> str:
