@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from datasets import Dataset
 from torch import nn
 
+from capaft.config.choices import BaseDtype
 from capaft.config.open_options import OpenOptions
-from capaft.config.settings import setting_types
 from capaft.config.train_config import TrainConfig
 from capaft.inference.answers import Answerer
 from capaft.inference.rows import RowSource, check_kept, find_inputs, input_names, windows_of
 from capaft.inference.values import rows_of_values
 from capaft.inference.written import answered
 from capaft.support.console import say_nothing
-from capaft.support.errors import UsageError, did_you_mean, in_python
-from capaft.support.json_types import fits
+from capaft.support.errors import UsageError, in_python
 from capaft.tasks.base.task import Task
 from capaft.tasks.base.task_answers import Record
 from capaft.training.accelerator import accelerator_for_scoring, move_model
@@ -134,20 +132,42 @@ def _listed(inputs: Any) -> list[Any]:
     return [inputs] if is_one or hasattr(inputs, "getbands") else list(inputs)
 
 
-def open(run: str | os.PathLike[str], **options: Any) -> Opened:
+def open(
+    run: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str] | None = None,
+    rename: Mapping[str, str] | None = None,
+    trust_remote_code: bool = False,
+    allow_base_mismatch: bool = False,
+    resize_embeddings: bool = False,
+    base_dtype: BaseDtype | None = None,
+) -> Opened:
     """Open a finished adapter on its base model, to predict with it or to use its model.
 
     Args:
         run: what the command line takes for a RUN: a run directory, an adapter file, or a directory with one.
-        **options: as `capaft eval` has flags: `model`, `rename` (a mapping from old names to new ones),
-            `trust_remote_code`, `allow_base_mismatch`, `resize_embeddings`, `base_dtype`.
+        model: the base model, if it is not the one that the run or the file names.
+        rename: modules that changed their names since training, as `{old: new}`.
+        trust_remote_code: run Python code from the repository of the base model.
+        allow_base_mismatch: use the adapter although the base weights differ.
+        resize_embeddings: add rows to the embedding, if the run did not say so.
+        base_dtype: dtype of the base weights; by default as in the run, else `float32`.
 
     Raises:
-        UsageError: nothing is called so, or an option is unknown or has another type.
+        UsageError: nothing is called so, or the base model cannot be loaded.
         AdapterFileError: the file is damaged, or belongs to another model.
     """
-    settings = _open_options(options)
-    return opened(open_run(os.fspath(run), settings), settings)
+    if base_dtype not in (None, *get_args(BaseDtype)):
+        raise UsageError(f"--base-dtype must be one of {', '.join(get_args(BaseDtype))}, got {base_dtype!r:.100}")
+    options = OpenOptions(
+        model=None if model is None else os.fspath(model),
+        rename=None if rename is None else tuple(f"{old}={new}" for old, new in rename.items()),
+        trust_remote_code=trust_remote_code,
+        allow_base_mismatch=allow_base_mismatch,
+        resize_embeddings=resize_embeddings,
+        base_dtype=base_dtype,
+    )
+    return opened(open_run(os.fspath(run), options), options)
 
 
 def opened(saved: SavedRun, options: OpenOptions | None = None) -> Opened:
@@ -159,30 +179,3 @@ def opened(saved: SavedRun, options: OpenOptions | None = None) -> Opened:
     options = options or OpenOptions()
     accelerator = accelerator_for_scoring(saved.config or TrainConfig(), options.base_dtype)
     return Opened(saved, move_model(saved.model, accelerator.device), accelerator.autocast)
-
-
-def _open_options(options: Mapping[str, Any]) -> OpenOptions:
-    """The settings that keywords stand for.
-
-    Raises:
-        UsageError: one is unknown, or its value does not fit.
-    """
-    kinds = setting_types(OpenOptions)
-    values = dict(options)
-    if isinstance(values.get("rename"), Mapping):
-        values["rename"] = [f"{old}={new}" for old, new in values["rename"].items()]
-    for name, value in values.items():
-        if name not in kinds:
-            raise UsageError(f"there is no option {name}{did_you_mean(name, list(kinds))}")
-        value = (
-            list(value) if isinstance(value, tuple) else os.fspath(value) if isinstance(value, os.PathLike) else value
-        )
-        if name == "rename" and isinstance(value, list):
-            values[name] = tuple(map(str, value))
-        elif fits(value, kinds[name]):
-            values[name] = value
-        else:
-            raise UsageError(f"{name} cannot be {value!r:.100}")
-    return OpenOptions(
-        **{field.name: values[field.name] for field in dataclasses.fields(OpenOptions) if field.name in values}
-    )

@@ -67,12 +67,12 @@ def input_names(saved: SavedRun, *, paired: bool = False) -> tuple[str, str | No
 
     Args:
         saved: the opened run.
-        paired: rows have two inputs, even if the training does not say so.
+        paired: the rows have two inputs; it counts where nobody knows how many the training had.
     """
     text, *others = saved.task.input_names
-    pair = others[0] if others else "pair" if paired else None
+    pair = others[0] if others else None
     if saved.config is None:
-        return text, pair
+        return text, pair or ("pair" if paired else None)
     return saved.config.text_column or text, saved.config.pair_column or pair
 
 

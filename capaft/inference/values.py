@@ -74,7 +74,7 @@ def _record(value: Any, names: tuple[str, str | None]) -> dict[str, Any]:
         return {first: value} if second is None else {first: value, second: None}
     if len(value) != 2 or second is None:
         takes = "one input" if second is None else "two inputs"
-        raise UsageError(f"inputs: this adapter takes {takes} a row, got a tuple of {len(value)}")
+        raise UsageError(f"this adapter takes {takes} a row, and these rows have {len(value)}")
     return {first: value[0], second: value[1]}
 
 
