@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from capaft.adapter.install import detach
     from capaft.adapter.merge import merge
     from capaft.adapter.module import Adapter, adapters
+    from capaft.exchange.peft_export import export_peft
     from capaft.inference.opened import Opened, open
     from capaft.methods.stack import Stack
     from capaft.support.errors import AdapterFileError, CapaftError, Interrupted, TrainingError, UsageError
@@ -43,6 +44,7 @@ _HOME = {
     "attach": "adapter.attach",
     "detach": "adapter.install",
     "disabled": "adapter.activation",
+    "export_peft": "exchange.peft_export",
     "load": "adapter.file.save_load",
     "merge": "adapter.merge",
     "open": "inference.opened",
@@ -65,6 +67,7 @@ __all__ = [
     "attach",
     "detach",
     "disabled",
+    "export_peft",
     "load",
     "merge",
     "open",

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from capaft.config.choices import BaseDtype
+from capaft.config.choices import BaseDtype, ExportFormat
 from capaft.config.pairs import parse_pairs
 from capaft.config.settings import Settings, setting
 from capaft.config.values import Text
@@ -17,6 +17,7 @@ _data = partial(setting, panel="Data")
 _scores = partial(setting, panel="Scores")
 _answers = partial(setting, panel="Answers")
 _AT_LEAST_1 = ("at least 1", lambda value: value >= 1)
+_form = partial(setting, panel="Form")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,16 @@ class MergeOptions(OpenOptions):
     """Options of `capaft merge`."""
 
     dequantise: bool = _base(False, "Turn quantised layers into plain ones, and merge into those.")
+
+
+@dataclass(frozen=True)
+class ExportOptions(OpenOptions):
+    """Options of `capaft export`."""
+
+    to: ExportFormat = _form("peft", "The tool whose form to write.")
+    pad_rank: int | None = _form(
+        None, "Rank of all layers, filled up with zeros.", check=("at least 1", lambda value: value >= 1)
+    )
 
 
 @dataclass(frozen=True)
