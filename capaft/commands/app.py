@@ -18,6 +18,7 @@ from capaft import __version__
 from capaft.commands.env import env_command
 from capaft.commands.evaluate import eval_command
 from capaft.commands.export import export_command
+from capaft.commands.generate import generate_command
 from capaft.commands.help_text import WIDTH, Verb, examples_text, write_verbs
 from capaft.commands.info import info_command
 from capaft.commands.inspect_rank import inspect_rank_command
@@ -133,6 +134,11 @@ _VERBS: tuple[tuple[str, Callable[..., None], tuple[str, ...]], ...] = (
             'capaft predict runs/reviews --text "What a film!" --top 3',
             "grep ERROR app.log | capaft predict runs/logs --data -",
         ),
+    ),
+    (
+        "generate",
+        generate_command,
+        ('capaft generate runs/chat "Who are you?"', "capaft generate runs/chat --compare --do-sample"),
     ),
     ("merge", merge_command, ("capaft merge runs/lora+nola-1 --output merged",)),
     ("export", export_command, ("capaft export runs/lora+nola-1 --to peft --output peft",)),

@@ -22,7 +22,7 @@ from capaft.support.console import say_nothing
 from capaft.support.errors import UsageError, in_python
 from capaft.tasks.base.task import Task
 from capaft.tasks.base.task_answers import Record
-from capaft.training.accelerator import accelerator_for_scoring, move_model
+from capaft.training.accelerator import accelerator_to_use, move_model
 from capaft.training.memory_guard import memory_guard
 from capaft.training.record.saved_run import SavedRun, open_run
 
@@ -177,5 +177,5 @@ def opened(saved: SavedRun, options: OpenOptions | None = None) -> Opened:
         UsageError: the dtype of the base is not available here.
     """
     options = options or OpenOptions()
-    accelerator = accelerator_for_scoring(saved.config or TrainConfig(), options.base_dtype)
+    accelerator = accelerator_to_use(saved.config or TrainConfig(), options.base_dtype)
     return Opened(saved, move_model(saved.model, accelerator.device), accelerator.autocast)

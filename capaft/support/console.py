@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,12 @@ def print_records(records: Iterable[Any]) -> None:
 
     sys.stdout.write(strict_json.shown_lines(records, sys.stdout.encoding or "utf-8"))
     sys.stdout.flush()
+
+
+def print_piece(text: str) -> None:
+    """Print a part of a text on stdout at once, with its line breaks and tabs, and other control characters escaped."""
+    shown = re.sub(r"[^\n\t]+", lambda run: printable(run.group()), text)
+    print(shown, end="", flush=True)
 
 
 def is_first_process() -> bool:

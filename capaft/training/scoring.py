@@ -27,7 +27,7 @@ from capaft.tasks.base.token_ids import check_token_ids
 from capaft.tasks.base.uncertainty import interval_method
 from capaft.tasks.language.generation import GENERATION_OPTIONS, Generation
 from capaft.tasks.language.text_scores import TEXT_METRICS
-from capaft.training.accelerator import accelerator_for_scoring, move_model
+from capaft.training.accelerator import accelerator_to_use, move_model
 from capaft.training.evaluate import Evaluation, evaluate
 from capaft.training.memory_guard import memory_guard
 from capaft.training.parallel.processes import Processes
@@ -107,7 +107,7 @@ def score_run(
     for line in _idle(task, saved, options, selection):
         say(f"{line} and is ignored")
 
-    accelerator = accelerator_for_scoring(config, options.base_dtype)
+    accelerator = accelerator_to_use(config, options.base_dtype)
     console = console or Console(quiet=True)
     with memory_guard(), activity(console, "scoring", total=len(features)) as advance:
         result = evaluate(
