@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from capaft.adapter.module import Adapter, adapters
     from capaft.exchange.peft_export import export_peft
     from capaft.inference.bank.bank import Bank
+    from capaft.inference.opened import Opened, open
     from capaft.methods.stack import Stack
     from capaft.support.errors import AdapterFileError, CapaftError, Interrupted, TrainingError, UsageError
 
@@ -37,6 +38,7 @@ _HOME = {
     "Bank": "inference.bank.bank",
     "CapaftError": "support.errors",
     "Interrupted": "support.errors",
+    "Opened": "inference.opened",
     "Stack": "methods.stack",
     "TrainingError": "support.errors",
     "UsageError": "support.errors",
@@ -47,6 +49,7 @@ _HOME = {
     "export_peft": "exchange.peft_export",
     "load": "adapter.file.save_load",
     "merge": "adapter.merge",
+    "open": "inference.opened",
     "read": "adapter.file.adapter_file",
     "save": "adapter.file.save_load",
     "switch": "adapter.activation",
@@ -58,6 +61,7 @@ __all__ = [
     "Bank",
     "CapaftError",
     "Interrupted",
+    "Opened",
     "Stack",
     "TrainingError",
     "UsageError",
@@ -69,6 +73,7 @@ __all__ = [
     "export_peft",
     "load",
     "merge",
+    "open",
     "read",
     "save",
     "switch",

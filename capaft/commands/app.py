@@ -24,6 +24,7 @@ from capaft.commands.info import info_command
 from capaft.commands.inspect_rank import inspect_rank_command
 from capaft.commands.merge import merge_command
 from capaft.commands.methods import methods_command
+from capaft.commands.predict import predict_command
 from capaft.commands.presets import presets_command
 from capaft.commands.reporting import escape_unprintable, unexpected
 from capaft.commands.train import train_command
@@ -124,6 +125,15 @@ _VERBS: tuple[tuple[str, Callable[..., None], tuple[str, ...]], ...] = (
         "eval",
         eval_command,
         ("capaft eval runs/lora+nola-1", "capaft eval adapter.safetensors --data test.csv"),
+    ),
+    (
+        "predict",
+        predict_command,
+        (
+            "capaft predict runs/reviews --data new.csv --output predictions.csv",
+            'capaft predict runs/reviews --text "What a film!" --top 3',
+            "grep ERROR app.log | capaft predict runs/logs --data -",
+        ),
     ),
     (
         "generate",

@@ -79,7 +79,7 @@ def score_run(
     options = options or EvalOptions()
     # Mistakes in the options are reported before any data are read.
     config = saved.config or TrainConfig()
-    task = _changed(saved.task, options.metric, options.task_options)
+    task = changed_task(saved.task, options.metric, options.task_options)
     predictions, max_examples = options.predictions, options.max_examples
     if predictions and not task.reports:
         raise UsageError(
@@ -192,7 +192,7 @@ def _selected(saved: SavedRun, options: EvalOptions, say: Say) -> Selection:
     return select_for_scoring(saved.task, source, config, options.columns, say, is_requested=split is not None)
 
 
-def _changed(task: Task, metric: str | None, options: Mapping[str, str]) -> Task:
+def changed_task(task: Task, metric: str | None, options: Mapping[str, str]) -> Task:
     """The task with another metric, or other options, parsed from text.
 
     Raises:

@@ -34,6 +34,8 @@ class TaskAnswers(ABC):
     """Base of `Task`: how a task answers rows without a target."""
 
     name: ClassVar[str]
+    input_names: ClassVar[tuple[str, ...]] = ("text",)
+    """Usual names of the columns of its inputs, for rows that have no columns, such as lines: one, or two for pairs."""
 
     def answer_fields(self, top: int | None = None) -> tuple[str, ...]:
         """Names of the fields of an answer, in their order; by default none, and the task does not answer.
