@@ -12,6 +12,7 @@ from torch import nn
 
 from capaft.adapter.file import save_load
 from capaft.adapter.file.adapter_file import AdapterFile, read
+from capaft.adapter.file.header import TaskRecord
 from capaft.adapter.file.other_head import HEAD
 from capaft.config.choices import TASKS
 from capaft.config.local_paths import LocalPaths, same_place
@@ -94,7 +95,33 @@ def open_run(
     """
     options = options or OpenOptions()
     file, run, config = adapter = read_run(name, say)
-    task = _task(file)
+    task, base, settings = open_base(adapter, options, say, as_stored=as_stored)
+    parameters = base.named_parameters()
+    for key in (key.removeprefix(HEAD) for key in file.tensors):
+        if key in parameters:
+            # Trained as float32 beside a base of fewer bits.
+            parameters[key].data = parameters[key].data.float()
+    save_load.load(base.model, file, rename=options.renames, allow_base_mismatch=options.allow_base_mismatch)
+    base.model.eval()
+    return SavedRun(file, run, config, task, base, settings)
+
+
+def open_base(
+    adapter: AdapterOfRun, options: OpenOptions, say: Say = say_nothing, *, as_stored: bool = False
+) -> tuple[Task, BaseModel, ModelSettings]:
+    """The task and the base model of an adapter, which is not on it yet, and the settings that it was loaded with.
+
+    Args:
+        adapter: the adapter, read.
+        options: see `open_run`.
+        say: see `open_run`.
+        as_stored: see `open_run`.
+
+    Raises:
+        UsageError: the adapter has no task, or the base model cannot be loaded.
+    """
+    file, _, config = adapter
+    task = task_of_record(file.task, file.path)
     settings = ModelSettings(
         model=options.model or named_base(adapter, say),
         revision=None if options.model else file.base.revision,
@@ -105,15 +132,7 @@ def open_run(
     if as_stored and options.base_dtype is None and settings.base_dtype not in ("8bit", "4bit"):
         stored = stored_dtypes(Origin(settings.model, settings.revision))
         settings = replace(settings, base_dtype=(stored and stored.base_dtype) or settings.base_dtype)
-    base = task.load_model(settings, seed=file.header.seed)
-    parameters = base.named_parameters()
-    for key in (key.removeprefix(HEAD) for key in file.tensors):
-        if key in parameters:
-            # Trained as float32 beside a base of fewer bits.
-            parameters[key].data = parameters[key].data.float()
-    save_load.load(base.model, file, rename=options.renames, allow_base_mismatch=options.allow_base_mismatch)
-    base.model.eval()
-    return SavedRun(file, run, config, task, base, settings)
+    return task, task.load_model(settings, seed=file.header.seed), settings
 
 
 def read_run(name: str, say: Say = say_nothing) -> AdapterOfRun:
@@ -155,22 +174,25 @@ def named_base(adapter: AdapterOfRun, say: Say) -> str | None:
     return name
 
 
-def _task(file: AdapterFile) -> Task:
+def task_of_record(record: TaskRecord | None, path: Path) -> Task:
     """The task that a file records.
+
+    Args:
+        record: the file's entry for its task.
+        path: the file, for messages.
 
     Raises:
         UsageError: it records no task, or one that this capaft does not have.
         AdapterFileError: it records options that are unknown or out of range.
     """
-    record = file.task
     if record is None or record.name not in TASKS:
-        raise UsageError(f"{file.path} was not trained for a task of this capaft; open it with capaft.load in Python")
+        raise UsageError(f"{path} was not trained for a task of this capaft; open it with capaft.load in Python")
     kind = task_class(record.name)
     types = typing.get_type_hints(kind)
     option_names = {field.name for field in fields(kind)} - {"labels", "max_length", "metric"}
     if unknown := sorted(record.options.keys() - option_names):
         raise AdapterFileError(
-            f"{file.path}: its task has an option {unknown[0]} that this capaft does not know; upgrade capaft"
+            f"{path}: its task has an option {unknown[0]} that this capaft does not know; upgrade capaft"
         )
     options = {"max_length": record.max_length, **record.options}
     for name, value in options.items():
@@ -179,11 +201,11 @@ def _task(file: AdapterFile) -> Task:
                 raise ValueError(f"must be of type {types[name].__name__}, got {value!r}")
             check_range(TaskSettings, name, value, str(value))
         except ValueError as error:
-            raise AdapterFileError(f"{file.path}: its task's option {name} {error}; get the file again") from None
+            raise AdapterFileError(f"{path}: its task's option {name} {error}; get the file again") from None
     try:
         return kind(record.labels, metric=record.metric, **options)
     except UsageError as error:
-        raise AdapterFileError(f"{file.path}: its task is invalid: {error}") from None
+        raise AdapterFileError(f"{path}: its task is invalid: {error}") from None
 
 
 def settings_of_run(path: Path, say: Say = say_nothing) -> TrainConfig:
