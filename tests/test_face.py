@@ -37,6 +37,7 @@ FUNCTIONS = (
 CLASSES = (
     "Adapter",
     "AdapterFile",
+    "Bank",
     "Opened",
     "Stack",
 )
