@@ -103,7 +103,7 @@ def escape_unprintable() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def suggest(console: Console, command: str | None) -> None:
-    """Say on stderr what to do next, as a command to paste."""
-    if command:
+def suggest(console: Console, *commands: str | None) -> None:
+    """Say on stderr what to do next, as commands to paste."""
+    for command in filter(None, commands):
         print_line(console, f"next: {command}")
