@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from capaft.adapter.install import detach
     from capaft.adapter.merge import merge
     from capaft.adapter.module import Adapter, adapters
+    from capaft.exchange.peft_import import import_peft
     from capaft.methods.stack import Stack
     from capaft.support.errors import AdapterFileError, CapaftError, Interrupted, TrainingError, UsageError
 
@@ -41,6 +42,7 @@ _HOME = {
     "attach": "adapter.attach",
     "detach": "adapter.install",
     "disabled": "adapter.activation",
+    "import_peft": "exchange.peft_import",
     "load": "adapter.file.save_load",
     "merge": "adapter.merge",
     "read": "adapter.file.adapter_file",
@@ -61,6 +63,7 @@ __all__ = [
     "attach",
     "detach",
     "disabled",
+    "import_peft",
     "load",
     "merge",
     "read",

@@ -18,6 +18,7 @@ from capaft import __version__
 from capaft.commands.env import env_command
 from capaft.commands.evaluate import eval_command
 from capaft.commands.help_text import WIDTH, Verb, examples_text, write_verbs
+from capaft.commands.import_peft import import_command
 from capaft.commands.info import info_command
 from capaft.commands.inspect_rank import inspect_rank_command
 from capaft.commands.merge import merge_command
@@ -126,6 +127,7 @@ _VERBS: tuple[tuple[str, Callable[..., None], tuple[str, ...]], ...] = (
     ("merge", merge_command, ("capaft merge runs/lora+nola-1 --output merged",)),
     ("inspect-rank", inspect_rank_command, ("capaft inspect-rank runs/lora+nola-1 --plot rank.png",)),
     ("info", info_command, ("capaft info runs/lora+nola-1",)),
+    ("import", import_command, ("capaft import peft_dir --output adapter.safetensors",)),
     ("methods", methods_command, ("capaft methods", "capaft methods --model ./dir")),
     ("presets", presets_command, ("capaft train --preset nola-glue-rte --print-config",)),
     ("env", env_command, ("capaft env",)),
