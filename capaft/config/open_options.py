@@ -32,7 +32,9 @@ class OpenOptions(Settings):
     resize_embeddings: bool = _base(False, "Add rows to the embedding as the training did (default: as in the run).")
     base_dtype: BaseDtype | None = _base(None, "Dtype of the base weights (default: as in the run, else float32).")
     labels: tuple[str, ...] | None = _task(
-        None, "Names of the labels of a PEFT adapter, which keeps none (default: those of its base).", metavar="name,..."
+        None,
+        "Names of the labels of a PEFT adapter, which keeps none (default: those of its base).",
+        metavar="name,...",
     )
 
     @property

@@ -101,7 +101,7 @@ def read_config(path: Path) -> PeftConfig:
     method = record.get("peft_type")
     if method != "LORA":
         raise AdapterFileError(
-            f"{path}: its method is {method}, and only PEFT's LORA can be taken over; merge it in PEFT, or train it anew"
+            f"{path}: its method is {method}, and only PEFT's LORA can be taken over; merge it in PEFT instead"
         )
     _refuse(path, record)
     auto = record.get("auto_mapping") or {}

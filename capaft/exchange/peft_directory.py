@@ -7,7 +7,6 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,8 +23,8 @@ _PREFIX = "base_model.model."
 _DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8}
 _FLOATS = frozenset(["F64", "F32", "F16", "BF16"])
 
-Part = Literal["down", "up", "bias", "magnitude"]
-_PARTS: dict[str, Part] = {
+# The part of a LoRA by the end of its tensor's name.
+_PARTS = {
     "lora_A.weight": "down",
     "lora_B.weight": "up",
     "lora_B.bias": "bias",
@@ -61,12 +60,12 @@ class StoredPair:
     Attributes:
         module: path of the module in PEFT's base model.
         depth: wrappers between the module and this LoRA, of which a module with several parameters has several.
-        parts: its tensors.
+        parts: its tensors: `down`, `up`, `bias`, `magnitude`.
     """
 
     module: str
     depth: int
-    parts: dict[Part, StoredTensor] = field(default_factory=dict)
+    parts: dict[str, StoredTensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def read_peft(path: Path) -> PeftDirectory:
         if not stat.S_ISREG(status.st_mode):
             raise AdapterFileError(f"{weights} is not a file; get it again")
         with weights.open("rb") as stream:
-            described, _ = read_layout(weights, stream, status.st_size, _DTYPE_BYTES)
+            described = read_layout(weights, stream, status.st_size, _DTYPE_BYTES)
     except OSError as error:
         raise AdapterFileError(f"cannot read {weights}: {error.strerror or error}") from None
     pairs: dict[tuple[str, int], StoredPair] = {}

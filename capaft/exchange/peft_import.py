@@ -16,7 +16,7 @@ from capaft.adapter.install import attach_plan, detach
 from capaft.adapter.module import Adapter, carrier
 from capaft.adapter.plan import Placement, Plan, make_plan
 from capaft.exchange.peft_directory import PeftDirectory, StoredTensor, read_peft
-from capaft.exchange.peft_updates import Changes, Update, changes_on
+from capaft.exchange.peft_updates import Update, changes_on
 from capaft.exchange.replaced_weights import replaced_weights
 from capaft.exchange.site_names import most_common, rank_pattern_of, targets_of
 from capaft.methods.dora import Dora
@@ -49,6 +49,14 @@ def import_peft(
     Raises:
         AdapterFileError: the directory is damaged, does not fit the model, or holds what no capaft adapter computes.
         UsageError: the model already has an adapter of this name, or an argument is of the wrong type.
+
+    Example:
+        >>> import copy
+        >>> from peft import LoraConfig, get_peft_model
+        >>> of_peft = get_peft_model(copy.deepcopy(model), LoraConfig(r=4, target_modules=["query", "value"]))
+        >>> of_peft.save_pretrained(path.parent / "peft")
+        >>> capaft.import_peft(model, path.parent / "peft")
+        Adapter(lora, rank 4, 4 sites, 1,024 trainable parameters, seed 0)
     """
     check_type("model", model, nn.Module, "a torch module")
     check_type("directory", directory, str | os.PathLike | PeftDirectory, "a directory")

@@ -28,9 +28,7 @@ _BY_TYPE = {
     "CAUSAL_LM": ("causal-lm",),
     "SEQ_2_SEQ_LM": ("seq2seq", "speech-recognition"),
 }
-_LABELLED = frozenset(
-    {"text-classification", "token-classification", "image-classification", "audio-classification"}
-)
+_LABELLED = frozenset({"text-classification", "token-classification", "image-classification", "audio-classification"})
 # A number of labels that no other side of a model has.
 _PROBE = 7919
 _PROBLEMS = {
@@ -85,9 +83,8 @@ def _inferred(peft: PeftDirectory, config: Any) -> tuple[str, str]:
     """
     kind = peft.config.task_type
     if kind in _BY_TYPE:
-        names = _BY_TYPE[kind]
-        fitting = [name for name in names if _is_mapped(name, config)]
-        return (fitting or list(names))[0], f", since its task_type is {kind}"
+        fitting = [name for name in _BY_TYPE[kind] if _is_mapped(name, config)]
+        return [*fitting, *_BY_TYPE[kind]][0], f", since its task_type is {kind}"
     candidates = [peft.config.model_class, *(getattr(config, "architectures", None) or [])]
     for architecture in filter(None, candidates):
         if names := [name for name in TASKS if architecture in _classes(name, config)]:
@@ -134,7 +131,9 @@ def _label_count(peft: PeftDirectory, kind: type[Task], config: Any, trust_remot
     stored = {canonical_path(model, name): tensor for name, tensor in peft.parameters.items()}
     counts = {stored[name].shape[0] for name in names if name in stored and stored[name].shape}
     if len(counts) > 1 or any(count > MOST_LABELS for count in counts):
-        raise AdapterFileError(f"{peft.path}: its head has {' and '.join(map(str, sorted(counts)))} outputs; get it again")
+        raise AdapterFileError(
+            f"{peft.path}: its head has {' and '.join(map(str, sorted(counts)))} outputs; get it again"
+        )
     return next(iter(counts), None)
 
 
@@ -152,7 +151,7 @@ def _labels(count: int | None, config: Any, named: Sequence[str]) -> tuple[tuple
     return tuple(f"LABEL_{index}" for index in range(count)), "PEFT keeps no names; --labels gives some"
 
 
-def _problem(kind: type[Task], config: Any, wish: ImportOptions, count: int) -> dict[str, str]:
+def _problem(kind: type[Task], config: Any, wish: ImportOptions, count: int) -> dict[str, Any]:
     """The option of a task for the kind of its labels, if it has one."""
     if "problem" not in {field.name for field in fields(kind)}:
         return {}

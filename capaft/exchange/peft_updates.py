@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from typing import Any
 
 from torch import nn
 
@@ -84,7 +86,7 @@ def changes_on(model: nn.Module, peft: PeftDirectory, rename: dict[str, str] | N
     with shared_pattern_time():
         reader = _Reader(model, peft, rename)
         updates = sorted((reader.update(pair) for pair in peft.pairs), key=lambda update: update.path)
-    for one, other in zip(updates, updates[1:], strict=False):
+    for one, other in pairwise(updates):
         if (one.path, one.experts) == (other.path, other.experts):
             raise reader.error(f"{one.path} has two LoRAs, of which the file does not tell which is for what")
     tokens, indices = reader.tokens()
@@ -147,13 +149,17 @@ class _Reader:
                 "--rename old=new if modules were renamed"
             )
         if missing := {"down", "up"} - pair.parts.keys():
-            raise self.error(f"the LoRA of {pair.module} has no {' and no '.join(sorted(missing))} matrix; get it again")
-        layer = self.model.get_submodule(module)
+            raise self.error(
+                f"the LoRA of {pair.module} has no {' and no '.join(sorted(missing))} matrix; get it again"
+            )
+        layer: Any = self.model.get_submodule(module)
         if packs_experts(layer):
             return self._of_experts(pair, path, module)
         kind = layer_kind(layer)
         if kind is None:
-            raise self.error(f"{pair.module} ({type(layer).__name__}) is no layer that a capaft adapter can stand beside")
+            raise self.error(
+                f"{pair.module} ({type(layer).__name__}) is no layer that a capaft adapter can stand beside"
+            )
         self._refuse_other_convolutions(pair.module, layer)
         rank = pair.parts["down"].shape[0] if pair.parts["down"].shape else 0
         wide_in, wide_out = layer_widths(layer)
@@ -176,10 +182,14 @@ class _Reader:
     def _refuse_other_convolutions(self, name: str, layer: nn.Module) -> None:
         """Refuse convolutions beside which PEFT computes something else than an update of their weight."""
         if getattr(layer, "groups", 1) != 1:
-            raise self.error(f"{name} is a convolution in groups, and PEFT's LoRA beside it is not an update of its weight")
+            raise self.error(
+                f"{name} is a convolution in groups, and PEFT's LoRA beside it is not an update of its weight"
+            )
         dilation = getattr(layer, "dilation", 1)
         if layer_kind(layer) == "conv" and (set(dilation) != {1} or layer.padding_mode != "zeros"):  # type: ignore[arg-type]
-            raise self.error(f"{name} is a convolution with dilation or padding that PEFT's LoRA beside it does not have")
+            raise self.error(
+                f"{name} is a convolution with dilation or padding that PEFT's LoRA beside it does not have"
+            )
 
     def _of_experts(self, pair: StoredPair, path: str, module: str) -> Update:
         """The update of a packed stack of experts: by its shape, since the file does not name the parameter."""
@@ -196,7 +206,7 @@ class _Reader:
                 matching.append((name, count))
         if len(matching) != 1:
             raise self.error(
-                f"the LoRA of {pair.module} fits {'several' if matching else 'none'} of its parameters; merge it in PEFT"
+                f"the LoRA of {pair.module} fits {'several' if matching else 'none'} of its weights; merge it in PEFT"
             )
         ((name, count),) = matching
         rank = down[0] // count
@@ -204,7 +214,9 @@ class _Reader:
         self._check(pair, {"down": down, "up": up}, rank, full)
         scale = self.peft.config.scale_of(full, rank)
         parameter_name = self.shared.get(f"{path}.{name}", f"{path}.{name}")
-        return Update(path, module, parameter_name, "experts", rank, scale, dict(pair.parts), (up[0], down[1]), (name, count))
+        return Update(
+            path, module, parameter_name, "experts", rank, scale, dict(pair.parts), (up[0], down[1]), (name, count)
+        )
 
     def _check(self, pair: StoredPair, expected: Mapping[str, tuple[int, ...]], rank: int, name: str) -> None:
         """Compare the shapes of a pair with the layer's, and its rank with that of the settings."""
@@ -215,11 +227,13 @@ class _Reader:
                 raise self.error(f"{stored.key}: experts have no {part} in PEFT; get it again")
             if stored.shape != expected[part]:
                 raise self.error(
-                    f"{stored.key} has the shape {stored.shape}, and {type(self.model).__name__} needs {expected[part]}; "
-                    "pass the --model that it was trained on"
+                    f"{stored.key} has the shape {stored.shape}, and {type(self.model).__name__} needs "
+                    f"{expected[part]}; pass the --model that it was trained on"
                 )
         if rank < 1 or rank != self.peft.config.rank_of(name):
-            raise self.error(f"{name} has rank {rank}, and the settings say {self.peft.config.rank_of(name)}; get it again")
+            raise self.error(
+                f"{name} has rank {rank}, and the settings say {self.peft.config.rank_of(name)}; get it again"
+            )
         if self.peft.config.dora != ("magnitude" in pair.parts):
             raise self.error(f"{name} has a magnitude or lacks one, unlike what use_dora says; get it again")
 
@@ -240,7 +254,8 @@ class _Reader:
                 )
             if name is None:
                 raise self.error(
-                    f"{type(self.model).__name__} has no parameter {stored_name}; pass the --model that it was trained on"
+                    f"{type(self.model).__name__} has no parameter {stored_name}; pass the --model that it was trained "
+                    "on"
                 )
             if stored.shape != self.shapes[name] or not stored.is_float:
                 raise self.error(self._other_shape(stored_name, stored, self.shapes[name]))

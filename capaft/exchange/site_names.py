@@ -148,4 +148,3 @@ def _group(items: str) -> str:
         match = re.fullmatch(r"(\d+)-(\d+)", item)
         words += map(str, range(int(match[1]), int(match[2]) + 1)) if match else [re.escape(item)]
     return f"(?:{'|'.join(words)})"
-

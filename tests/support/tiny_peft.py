@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +84,12 @@ def edit_config(directory: Path, **entries: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
 
-def edit_tensors(directory: Path, **changes: Any) -> None:
-    """Change tensors of a PEFT directory by functions, each for the names that end in a key; None leaves them out."""
+def edit_tensors(directory: Path, ending: str, change: Callable[[torch.Tensor], torch.Tensor] | None) -> None:
+    """Change the tensors of a PEFT directory whose names end so, or leave them out."""
     path = directory / "adapter_model.safetensors"
     tensors = load_file(path)
-    for name in list(tensors):
-        for ending, change in changes.items():
-            if name.replace(".", "_").endswith(ending):
-                tensors[name] = change(tensors[name]).contiguous() if change else tensors.pop(name)
-                if change is None:
-                    del tensors[name]
+    for name in [name for name in tensors if name.endswith(ending)]:
+        values = tensors.pop(name)
+        if change:
+            tensors[name] = change(values).contiguous()
     save_file(tensors, path, {"format": "pt"})

@@ -71,7 +71,7 @@ class SavedRun:
 def open_run(
     name: str, options: OpenOptions | None = None, say: Say = say_nothing, *, as_stored: bool = False
 ) -> SavedRun:
-    """Open a run directory, an adapter file or a PEFT directory. A stranger may have made it: only `options` permit anything.
+    """Open what a RUN names. A stranger may have made it: only `options` permit anything.
 
     Args:
         name: a run directory, a directory with one adapter file, an adapter file, or the directory of a PEFT LoRA.
@@ -116,7 +116,9 @@ def _open_peft(directory: Path, options: OpenOptions, say: Say, *, as_stored: bo
     say(f"{directory} is a PEFT adapter: {line}")
     base = task.load_model(settings, seed=0)
     if base.new_head and not set(base.head) & set(map(partial(canonical_path, base.model), peft.parameters)):
-        raise UsageError(f"{directory} holds no head, and {named} has none for {task.name}; pass the --model with its head")
+        raise UsageError(
+            f"{directory} holds no head, and {named} has none for {task.name}; pass the --model with its head"
+        )
     _train_as_float32(base, map(partial(canonical_path, base.model), peft.parameters))
     import_peft(base.model, peft, rename=options.renames)
     base.model.eval()
