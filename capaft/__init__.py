@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from capaft.adapter.install import detach
     from capaft.adapter.merge import merge
     from capaft.adapter.module import Adapter, adapters
+    from capaft.exchange.peft_export import export_peft
     from capaft.exchange.peft_import import import_peft
+    from capaft.inference.opened import Opened, open
     from capaft.methods.stack import Stack
     from capaft.support.errors import AdapterFileError, CapaftError, Interrupted, TrainingError, UsageError
 
@@ -35,6 +37,7 @@ _HOME = {
     "AdapterFileError": "support.errors",
     "CapaftError": "support.errors",
     "Interrupted": "support.errors",
+    "Opened": "inference.opened",
     "Stack": "methods.stack",
     "TrainingError": "support.errors",
     "UsageError": "support.errors",
@@ -42,9 +45,11 @@ _HOME = {
     "attach": "adapter.attach",
     "detach": "adapter.install",
     "disabled": "adapter.activation",
+    "export_peft": "exchange.peft_export",
     "import_peft": "exchange.peft_import",
     "load": "adapter.file.save_load",
     "merge": "adapter.merge",
+    "open": "inference.opened",
     "read": "adapter.file.adapter_file",
     "save": "adapter.file.save_load",
     "switch": "adapter.activation",
@@ -55,6 +60,7 @@ __all__ = [
     "AdapterFileError",
     "CapaftError",
     "Interrupted",
+    "Opened",
     "Stack",
     "TrainingError",
     "UsageError",
@@ -63,9 +69,11 @@ __all__ = [
     "attach",
     "detach",
     "disabled",
+    "export_peft",
     "import_peft",
     "load",
     "merge",
+    "open",
     "read",
     "save",
     "switch",

@@ -88,7 +88,8 @@ class PeftConfig:
         """True if it has its own copy of a module, or of one around it."""
         pieces = module.split(".")
         paths = [".".join(pieces[:length]) for length in range(1, len(pieces) + 1)]
-        return any(path == name or path.endswith(f".{name}") for path in paths for name in self.saved_modules)
+        # Letter by letter, as PEFT compares: `classifier` is also `pre_classifier`.
+        return any(path.endswith(name) for path in paths for name in self.saved_modules)
 
 
 def read_config(path: Path) -> PeftConfig:

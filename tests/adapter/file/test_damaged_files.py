@@ -189,7 +189,10 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "header of another type": (envelope({"__metadata__": {"capaft": {}}}), "not a capaft adapter"),
     "not UTF-8": (envelope(b'{"\xff\xfe": 1}'), "damaged or is not an adapter"),
     "UTF-16": (envelope('{"__metadata__":{"capaft":"{}"}}'.encode("utf-16")), "damaged or is not an adapter"),
-    "UTF-8 with a mark": (envelope('{"__metadata__":{"capaft":"{}"}}'.encode("utf-8-sig")), "damaged or is not an adapter"),
+    "UTF-8 with a mark": (
+        envelope('{"__metadata__":{"capaft":"{}"}}'.encode("utf-8-sig")),
+        "damaged or is not an adapter",
+    ),
     "a number of many digits": (envelope(b'{"a":' + b"9" * 100_000 + b"}"), "damaged or is not an adapter"),
     "a length beyond the end": (struct.pack("<Q", 2**63) + b"{}", "truncated or is not an adapter"),
     "a header of a gigabyte": (struct.pack("<Q", 2**30) + b"{}", "truncated or is not an adapter"),
