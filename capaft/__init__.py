@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from capaft.adapter.merge import merge
     from capaft.adapter.module import Adapter, adapters
     from capaft.exchange.peft_export import export_peft
+<<<<<<< HEAD
     from capaft.exchange.peft_import import import_peft
+=======
+    from capaft.inference.bank.bank import Bank
+>>>>>>> main
     from capaft.inference.opened import Opened, open
     from capaft.methods.stack import Stack
     from capaft.support.errors import AdapterFileError, CapaftError, Interrupted, TrainingError, UsageError
@@ -35,6 +39,7 @@ _HOME = {
     "Adapter": "adapter.module",
     "AdapterFile": "adapter.file.adapter_file",
     "AdapterFileError": "support.errors",
+    "Bank": "inference.bank.bank",
     "CapaftError": "support.errors",
     "Interrupted": "support.errors",
     "Opened": "inference.opened",
@@ -58,6 +63,7 @@ __all__ = [
     "Adapter",
     "AdapterFile",
     "AdapterFileError",
+    "Bank",
     "CapaftError",
     "Interrupted",
     "Opened",

@@ -38,6 +38,7 @@ FUNCTIONS = (
 CLASSES = (
     "Adapter",
     "AdapterFile",
+    "Bank",
     "Opened",
     "Stack",
 )

@@ -16,6 +16,7 @@ VERBS = [
     "train",
     "eval",
     "predict",
+    "generate",
     "merge",
     "export",
     "inspect-rank",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 
@@ -40,6 +41,20 @@ from capaft.training.record.named import report_named
 from capaft.training.record.run_directory import RunDirectory, find_adapter_file, find_peft
 
 Say = Callable[[str], None]
+
+
+class AdapterOfRun(NamedTuple):
+    """An adapter that has been read.
+
+    Attributes:
+        file: the adapter file, read and verified.
+        run: the run directory it lies in, if any.
+        config: the run's configuration, if it lies in a run directory.
+    """
+
+    file: AdapterFile
+    run: RunDirectory | None = None
+    config: TrainConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +99,7 @@ def open_run(
         AdapterFileError: the file is damaged, or belongs to another model.
     """
     options = options or OpenOptions()
+<<<<<<< HEAD
     if directory := find_peft(name):
         return _open_peft(directory, options, say, as_stored=as_stored)
     path, run = find_adapter_file(name)
@@ -136,6 +152,13 @@ def _base_settings(
     settings = ModelSettings(
         model=named.name,
         revision=None if options.model else named.revision,
+=======
+    file, run, config = adapter = read_run(name, say)
+    task = _task(file)
+    settings = ModelSettings(
+        model=options.model or named_base(adapter, say),
+        revision=None if options.model else file.base.revision,
+>>>>>>> main
         trust_remote_code=options.trust_remote_code,
         resize_embeddings=options.resize_embeddings or (config.resize_embeddings if config else False),
         base_dtype=options.base_dtype or (config.base_dtype if config else "float32"),
@@ -154,12 +177,28 @@ def _train_as_float32(base: BaseModel, names: Iterable[str]) -> None:
             parameters[name].data = parameters[name].data.float()
 
 
-def _named_base(file: AdapterFile, run: RunDirectory | None, config: TrainConfig | None, say: Say) -> str | None:
+def read_run(name: str, say: Say = say_nothing) -> AdapterOfRun:
+    """Read the adapter that RUN means, and the settings of its run: the one way from a name to an adapter.
+
+    Args:
+        name: a run directory, a directory with one adapter file, or an adapter file.
+        say: called with a line for what its files claim.
+
+    Raises:
+        UsageError: nothing is called so.
+        AdapterFileError: the file is damaged.
+    """
+    path, run = find_adapter_file(name)
+    return AdapterOfRun(read(path), run, settings_of_run(run.config, say) if run else None)
+
+
+def named_base(adapter: AdapterOfRun, say: Say) -> str | None:
     """The base model that a run's settings name, or else the adapter file; None for the demo's.
 
     Raises:
         UsageError: none is named, or it is not here.
     """
+    file, run, config = adapter
     name, source = file.base.name, file.path
     if run and config:
         named = name and LocalPaths.read(run.path).locate("model", name)
@@ -217,5 +256,14 @@ def _task(file: AdapterFile) -> Task:
         raise AdapterFileError(f"{file.path}: its task is invalid: {error}") from None
 
 
-def _config(path: Path, say: Say) -> TrainConfig:
+def settings_of_run(path: Path, say: Say = say_nothing) -> TrainConfig:
+    """The settings that a run has recorded.
+
+    Args:
+        path: its file of them.
+        say: called with a line for each permission that it claims.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
     return resolve_settings(TrainConfig, flags={}, environ={}, file=path, say=say)[0]
