@@ -24,11 +24,8 @@ if TYPE_CHECKING:
     from capaft.adapter.merge import merge
     from capaft.adapter.module import Adapter, adapters
     from capaft.exchange.peft_export import export_peft
-<<<<<<< HEAD
     from capaft.exchange.peft_import import import_peft
-=======
     from capaft.inference.bank.bank import Bank
->>>>>>> main
     from capaft.inference.opened import Opened, open
     from capaft.methods.stack import Stack
     from capaft.support.errors import AdapterFileError, CapaftError, Interrupted, TrainingError, UsageError

@@ -99,16 +99,13 @@ def open_run(
         AdapterFileError: the file is damaged, or belongs to another model.
     """
     options = options or OpenOptions()
-<<<<<<< HEAD
     if directory := find_peft(name):
         return _open_peft(directory, options, say, as_stored=as_stored)
-    path, run = find_adapter_file(name)
     if options.labels:
         raise UsageError("--labels names those of a PEFT adapter, and this adapter has names of its own; drop it")
-    file = read(path)
+    file, run, config = adapter = read_run(name, say)
     task = _task(file)
-    config = _config(run.config, say) if run else None
-    named = options.model or _named_base(file, run, config, say)
+    named = options.model or named_base(adapter, say)
     settings = _base_settings(options, Origin(named, file.base.revision), config, as_stored=as_stored)
     base = task.load_model(settings, seed=file.header.seed)
     _train_as_float32(base, (key.removeprefix(HEAD) for key in file.tensors))
@@ -152,13 +149,6 @@ def _base_settings(
     settings = ModelSettings(
         model=named.name,
         revision=None if options.model else named.revision,
-=======
-    file, run, config = adapter = read_run(name, say)
-    task = _task(file)
-    settings = ModelSettings(
-        model=options.model or named_base(adapter, say),
-        revision=None if options.model else file.base.revision,
->>>>>>> main
         trust_remote_code=options.trust_remote_code,
         resize_embeddings=options.resize_embeddings or (config.resize_embeddings if config else False),
         base_dtype=options.base_dtype or (config.base_dtype if config else "float32"),
