@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from capaft.adapter.merge import merge
     from capaft.adapter.module import Adapter, adapters
     from capaft.exchange.peft_export import export_peft
+    from capaft.exchange.peft_import import import_peft
+    from capaft.inference.bank.bank import Bank
     from capaft.inference.opened import Opened, open
     from capaft.methods.stack import Stack
     from capaft.support.errors import AdapterFileError, CapaftError, Interrupted, TrainingError, UsageError
@@ -34,6 +36,7 @@ _HOME = {
     "Adapter": "adapter.module",
     "AdapterFile": "adapter.file.adapter_file",
     "AdapterFileError": "support.errors",
+    "Bank": "inference.bank.bank",
     "CapaftError": "support.errors",
     "Interrupted": "support.errors",
     "Opened": "inference.opened",
@@ -45,6 +48,7 @@ _HOME = {
     "detach": "adapter.install",
     "disabled": "adapter.activation",
     "export_peft": "exchange.peft_export",
+    "import_peft": "exchange.peft_import",
     "load": "adapter.file.save_load",
     "merge": "adapter.merge",
     "open": "inference.opened",
@@ -56,6 +60,7 @@ __all__ = [
     "Adapter",
     "AdapterFile",
     "AdapterFileError",
+    "Bank",
     "CapaftError",
     "Interrupted",
     "Opened",
@@ -68,6 +73,7 @@ __all__ = [
     "detach",
     "disabled",
     "export_peft",
+    "import_peft",
     "load",
     "merge",
     "open",

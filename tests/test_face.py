@@ -27,6 +27,7 @@ FUNCTIONS = (
     "detach",
     "disabled",
     "export_peft",
+    "import_peft",
     "load",
     "merge",
     "open",
@@ -37,6 +38,7 @@ FUNCTIONS = (
 CLASSES = (
     "Adapter",
     "AdapterFile",
+    "Bank",
     "Opened",
     "Stack",
 )
