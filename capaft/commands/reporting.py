@@ -20,7 +20,7 @@ from capaft.support.signals import unwinding
 if TYPE_CHECKING:
     from rich.console import Console
 
-Run = Annotated[str, typer.Argument(help="A run directory or an adapter file.", metavar="RUN")]
+Run = Annotated[str, typer.Argument(help="A run directory, an adapter file or a PEFT directory.", metavar="RUN")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
