@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from capaft.config.choices import BaseDtype, ExportFormat
+from capaft.config.choices import TASKS, BaseDtype, ExportFormat, ProblemName, SaveDtype
 from capaft.config.pairs import parse_pairs
 from capaft.config.settings import Settings, setting
 from capaft.config.values import Text
 
 _base = partial(setting, panel="Base model")
 _data = partial(setting, panel="Data")
+_task = partial(setting, panel="Adapter")
 _scores = partial(setting, panel="Scores")
 _answers = partial(setting, panel="Answers")
 _AT_LEAST_1 = ("at least 1", lambda value: value >= 1)
@@ -34,6 +35,11 @@ class OpenOptions(Settings):
     allow_base_mismatch: bool = _base(False, "Use the adapter although the base weights differ.")
     resize_embeddings: bool = _base(False, "Add rows to the embedding as the training did (default: as in the run).")
     base_dtype: BaseDtype | None = _base(None, "Dtype of the base weights (default: as in the run, else float32).")
+    labels: tuple[str, ...] | None = _task(
+        None,
+        "Names of the labels of a PEFT adapter, which keeps none (default: those of its base).",
+        metavar="name,...",
+    )
 
     @property
     def renames(self) -> dict[str, str]:
@@ -50,6 +56,17 @@ class MergeOptions(OpenOptions):
     """Options of `capaft merge`."""
 
     dequantise: bool = _base(False, "Turn quantised layers into plain ones, and merge into those.")
+
+
+@dataclass(frozen=True)
+class ImportOptions(OpenOptions):
+    """Options of `capaft import`."""
+
+    task: str = _task(
+        "auto", "Task of the adapter (auto: as its own settings and its base tell).", choices=("auto", *TASKS)
+    )
+    problem: ProblemName = _task("auto", "Kind of its labels (auto: as the base's config.json says).")
+    save_dtype: SaveDtype = _task("float32", "Number format of the adapter file.")
 
 
 @dataclass(frozen=True)
@@ -104,6 +121,10 @@ class PredictOptions(OpenOptions):
         None, "Rows to answer, or - for a text a line from stdin (the default).", metavar="path|id|-"
     )
     split: str | None = _data(None, "Split of the data, such as test.", metavar="name")
+    bank: Path | None = _data(
+        None, "Directory of adapters, in place of RUN: each row names the one that answers it.", metavar="path"
+    )
+    adapter_column: str = _data("adapter", "Column of the name of each row's adapter, with --bank.")
     text: tuple[str, ...] | None = _data(None, "A text to answer; may be repeated.", metavar="text", repeated=True)
     pair_text: tuple[str, ...] | None = _data(
         None, "The second text of each --text, for pairs.", metavar="text", repeated=True

@@ -1,4 +1,4 @@
-"""Rows that name their adapters, answered in joint batches: one forward, and each row's answer by its adapter's task."""
+"""Rows that name their adapters, answered in joint batches: one forward, and each answer by its own adapter's task."""
 
 from __future__ import annotations
 
@@ -126,5 +126,3 @@ def _positions(tasks: Sequence[Task]) -> dict[Task, list[int]]:
 def _rows(value: Any, rows: torch.Tensor, count: int) -> Any:
     is_batch = isinstance(value, torch.Tensor) and value.ndim and len(value) == count
     return value.index_select(0, rows.to(value.device)) if is_batch else value
-
-
