@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,7 +44,11 @@ class Listed:
         name = path.name.removesuffix(SUFFIX)
         size = 0
         try:
-            size = path.stat().st_size
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                # Opening a named pipe would wait for somebody to write to it.
+                return Listed(name, error=f"{path} is not a file")
+            size = status.st_size
             with path.open("rb") as stream:
                 header = parse_json(open_safetensors(path, stream, size)[1])
             task = header["task"] or {"name": "", "labels": []}

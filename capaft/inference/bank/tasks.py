@@ -56,13 +56,13 @@ class JointTask:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._lead, name)
 
-    def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
+    def answer_features(self, base: BaseModel, rows: Dataset, columns: Columns) -> Features:
         """The features of rows, with the names of their adapters.
 
         Raises:
             UsageError: features are not rows, and the rows are of several adapters.
         """
-        made = self._lead.features(base, rows, columns, training=training)
+        made = self._lead.answer_features(base, rows, columns)
         names = [str(name) for name in rows[self._column]]
         if len(made) != len(names):
             if len(set(names)) > 1:
