@@ -33,6 +33,7 @@ FUNCTIONS = (
     "read",
     "save",
     "switch",
+    "train",
 )
 CLASSES = (
     "Adapter",
@@ -40,6 +41,7 @@ CLASSES = (
     "Bank",
     "Opened",
     "Stack",
+    "Trained",
 )
 ERRORS = ("AdapterFileError", "CapaftError", "Interrupted", "TrainingError", "UsageError")
 
