@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from capaft.adapter.install import detach
     from capaft.adapter.merge import merge
     from capaft.adapter.module import Adapter, adapters
+    from capaft.exchange.gguf_export import export_gguf
+    from capaft.exchange.peft_export import export_peft
     from capaft.methods.stack import Stack
     from capaft.support.errors import AdapterFileError, CapaftError, Interrupted, TrainingError, UsageError
 
@@ -41,6 +43,8 @@ _HOME = {
     "attach": "adapter.attach",
     "detach": "adapter.install",
     "disabled": "adapter.activation",
+    "export_gguf": "exchange.gguf_export",
+    "export_peft": "exchange.peft_export",
     "load": "adapter.file.save_load",
     "merge": "adapter.merge",
     "read": "adapter.file.adapter_file",
@@ -61,6 +65,8 @@ __all__ = [
     "attach",
     "detach",
     "disabled",
+    "export_gguf",
+    "export_peft",
     "load",
     "merge",
     "read",

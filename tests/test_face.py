@@ -21,7 +21,19 @@ import capaft
 from capaft.adapter import attach as undecorated
 from capaft.support.errors import with_keywords
 
-FUNCTIONS = ("adapters", "attach", "detach", "disabled", "load", "merge", "read", "save", "switch")
+FUNCTIONS = (
+    "adapters",
+    "attach",
+    "detach",
+    "disabled",
+    "export_gguf",
+    "export_peft",
+    "load",
+    "merge",
+    "read",
+    "save",
+    "switch",
+)
 CLASSES = ("Adapter", "AdapterFile", "Stack")
 ERRORS = ("AdapterFileError", "CapaftError", "Interrupted", "TrainingError", "UsageError")
 

@@ -17,6 +17,8 @@ from typer.core import TyperGroup
 from capaft import __version__
 from capaft.commands.env import env_command
 from capaft.commands.evaluate import eval_command
+from capaft.commands.export import export_command
+from capaft.commands.generate import generate_command
 from capaft.commands.help_text import WIDTH, Verb, examples_text, write_verbs
 from capaft.commands.info import info_command
 from capaft.commands.inspect_rank import inspect_rank_command
@@ -123,7 +125,13 @@ _VERBS: tuple[tuple[str, Callable[..., None], tuple[str, ...]], ...] = (
         eval_command,
         ("capaft eval runs/lora+nola-1", "capaft eval adapter.safetensors --data test.csv"),
     ),
+    (
+        "generate",
+        generate_command,
+        ('capaft generate runs/chat "Who are you?"', "capaft generate runs/chat --compare --do-sample"),
+    ),
     ("merge", merge_command, ("capaft merge runs/lora+nola-1 --output merged",)),
+    ("export", export_command, ("capaft export runs/lora+nola-1 --to peft --output peft",)),
     ("inspect-rank", inspect_rank_command, ("capaft inspect-rank runs/lora+nola-1 --plot rank.png",)),
     ("info", info_command, ("capaft info runs/lora+nola-1",)),
     ("methods", methods_command, ("capaft methods", "capaft methods --model ./dir")),

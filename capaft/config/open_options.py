@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from capaft.config.choices import BaseDtype
+from capaft.config.choices import BaseDtype, ExportFormat, GgufDtype
 from capaft.config.pairs import parse_pairs
 from capaft.config.settings import Settings, setting
 
 _base = partial(setting, panel="Base model")
 _data = partial(setting, panel="Data")
 _scores = partial(setting, panel="Scores")
+_form = partial(setting, panel="Form")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,17 @@ class MergeOptions(OpenOptions):
     """Options of `capaft merge`."""
 
     dequantise: bool = _base(False, "Turn quantised layers into plain ones, and merge into those.")
+
+
+@dataclass(frozen=True)
+class ExportOptions(OpenOptions):
+    """Options of `capaft export`."""
+
+    to: ExportFormat = _form("peft", "The tool whose form to write.")
+    pad_rank: int | None = _form(
+        None, "Rank of all layers, filled up with zeros (peft).", check=("at least 1", lambda value: value >= 1)
+    )
+    dtype: GgufDtype | None = _form(None, "Dtype of the tensors (gguf; default: float32).")
 
 
 @dataclass(frozen=True)

@@ -106,5 +106,4 @@ LAYOUTS: dict[str, Layout] = {
     "starcoder2": Layout("starcoder2"),
     "t5": Layout("t5"),
     "mt5": Layout("t5"),
-    "umt5": Layout("t5"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,12 @@ def print_error(line: str) -> None:
 def print_result(text: str) -> None:
     """Print lines on stdout, with control characters as escapes."""
     print("\n".join(map(printable, text.rstrip("\n").split("\n"))))
+
+
+def print_piece(text: str) -> None:
+    """Print a part of a text on stdout at once, with its line breaks and tabs, and other control characters escaped."""
+    shown = re.sub(r"[^\n\t]+", lambda run: printable(run.group()), text)
+    print(shown, end="", flush=True)
 
 
 def is_first_process() -> bool:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import datasets
 import numpy as np
-import torch
 
 from capaft.config.choices import MAX_SECONDS
 from capaft.config.parts.model import ModelSettings
@@ -76,4 +75,4 @@ class AudioClassification(MediaClassification):
             UsageError: a recording cannot be read; names the row and, if it has one, the file.
         """
         inputs = extracted(base.processor, features, indices, self.max_seconds)
-        return Batch(inputs, {"labels": torch.from_numpy(features.references[list(indices)])}, len(indices))
+        return Batch(inputs, features.targets(indices), len(indices))

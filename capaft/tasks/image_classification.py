@@ -116,7 +116,7 @@ class ImageClassification(MediaClassification):
             raise UsageError(
                 f"rows {rows}: the model's image processor cannot prepare these images ({one_line(error)})"
             ) from None
-        return Batch(dict(inputs), {"labels": torch.from_numpy(features.references[list(indices)])}, len(indices))
+        return Batch(dict(inputs), features.targets(indices), len(indices))
 
 
 class _ProcessorOfPillow:
