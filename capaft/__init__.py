@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from capaft.adapter.merge import merge
     from capaft.adapter.module import Adapter, adapters
     from capaft.exchange.peft_export import export_peft
+    from capaft.exchange.peft_import import import_peft
+    from capaft.inference.bank.bank import Bank
+    from capaft.inference.opened import Opened, open
     from capaft.methods.stack import Stack
     from capaft.support.errors import AdapterFileError, CapaftError, Interrupted, TrainingError, UsageError
 
@@ -33,8 +36,10 @@ _HOME = {
     "Adapter": "adapter.module",
     "AdapterFile": "adapter.file.adapter_file",
     "AdapterFileError": "support.errors",
+    "Bank": "inference.bank.bank",
     "CapaftError": "support.errors",
     "Interrupted": "support.errors",
+    "Opened": "inference.opened",
     "Stack": "methods.stack",
     "TrainingError": "support.errors",
     "UsageError": "support.errors",
@@ -43,8 +48,10 @@ _HOME = {
     "detach": "adapter.install",
     "disabled": "adapter.activation",
     "export_peft": "exchange.peft_export",
+    "import_peft": "exchange.peft_import",
     "load": "adapter.file.save_load",
     "merge": "adapter.merge",
+    "open": "inference.opened",
     "read": "adapter.file.adapter_file",
     "save": "adapter.file.save_load",
     "switch": "adapter.activation",
@@ -53,8 +60,10 @@ __all__ = [
     "Adapter",
     "AdapterFile",
     "AdapterFileError",
+    "Bank",
     "CapaftError",
     "Interrupted",
+    "Opened",
     "Stack",
     "TrainingError",
     "UsageError",
@@ -64,8 +73,10 @@ __all__ = [
     "detach",
     "disabled",
     "export_peft",
+    "import_peft",
     "load",
     "merge",
+    "open",
     "read",
     "save",
     "switch",
