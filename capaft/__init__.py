@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from capaft.adapter.module import Adapter, adapters
     from capaft.exchange.gguf_export import export_gguf
     from capaft.exchange.peft_export import export_peft
+    from capaft.exchange.peft_import import import_peft
+    from capaft.inference.bank.bank import Bank
+    from capaft.inference.opened import Opened, open
     from capaft.methods.stack import Stack
     from capaft.support.errors import AdapterFileError, CapaftError, Interrupted, TrainingError, UsageError
 
@@ -34,8 +37,10 @@ _HOME = {
     "Adapter": "adapter.module",
     "AdapterFile": "adapter.file.adapter_file",
     "AdapterFileError": "support.errors",
+    "Bank": "inference.bank.bank",
     "CapaftError": "support.errors",
     "Interrupted": "support.errors",
+    "Opened": "inference.opened",
     "Stack": "methods.stack",
     "TrainingError": "support.errors",
     "UsageError": "support.errors",
@@ -45,8 +50,10 @@ _HOME = {
     "disabled": "adapter.activation",
     "export_gguf": "exchange.gguf_export",
     "export_peft": "exchange.peft_export",
+    "import_peft": "exchange.peft_import",
     "load": "adapter.file.save_load",
     "merge": "adapter.merge",
+    "open": "inference.opened",
     "read": "adapter.file.adapter_file",
     "save": "adapter.file.save_load",
     "switch": "adapter.activation",
@@ -55,8 +62,10 @@ __all__ = [
     "Adapter",
     "AdapterFile",
     "AdapterFileError",
+    "Bank",
     "CapaftError",
     "Interrupted",
+    "Opened",
     "Stack",
     "TrainingError",
     "UsageError",
@@ -67,8 +76,10 @@ __all__ = [
     "disabled",
     "export_gguf",
     "export_peft",
+    "import_peft",
     "load",
     "merge",
+    "open",
     "read",
     "save",
     "switch",

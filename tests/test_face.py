@@ -28,13 +28,21 @@ FUNCTIONS = (
     "disabled",
     "export_gguf",
     "export_peft",
+    "import_peft",
     "load",
     "merge",
+    "open",
     "read",
     "save",
     "switch",
 )
-CLASSES = ("Adapter", "AdapterFile", "Stack")
+CLASSES = (
+    "Adapter",
+    "AdapterFile",
+    "Bank",
+    "Opened",
+    "Stack",
+)
 ERRORS = ("AdapterFileError", "CapaftError", "Interrupted", "TrainingError", "UsageError")
 
 

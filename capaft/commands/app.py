@@ -20,10 +20,12 @@ from capaft.commands.evaluate import eval_command
 from capaft.commands.export import export_command
 from capaft.commands.generate import generate_command
 from capaft.commands.help_text import WIDTH, Verb, examples_text, write_verbs
+from capaft.commands.import_peft import import_command
 from capaft.commands.info import info_command
 from capaft.commands.inspect_rank import inspect_rank_command
 from capaft.commands.merge import merge_command
 from capaft.commands.methods import methods_command
+from capaft.commands.predict import predict_command
 from capaft.commands.presets import presets_command
 from capaft.commands.reporting import escape_unprintable, unexpected
 from capaft.commands.train import train_command
@@ -126,6 +128,15 @@ _VERBS: tuple[tuple[str, Callable[..., None], tuple[str, ...]], ...] = (
         ("capaft eval runs/lora+nola-1", "capaft eval adapter.safetensors --data test.csv"),
     ),
     (
+        "predict",
+        predict_command,
+        (
+            "capaft predict runs/reviews --data new.csv --output predictions.csv",
+            'capaft predict runs/reviews --text "What a film!" --top 3',
+            "grep ERROR app.log | capaft predict runs/logs --data -",
+        ),
+    ),
+    (
         "generate",
         generate_command,
         ('capaft generate runs/chat "Who are you?"', "capaft generate runs/chat --compare --do-sample"),
@@ -134,6 +145,7 @@ _VERBS: tuple[tuple[str, Callable[..., None], tuple[str, ...]], ...] = (
     ("export", export_command, ("capaft export runs/lora+nola-1 --to peft --output peft",)),
     ("inspect-rank", inspect_rank_command, ("capaft inspect-rank runs/lora+nola-1 --plot rank.png",)),
     ("info", info_command, ("capaft info runs/lora+nola-1",)),
+    ("import", import_command, ("capaft import peft_dir --output adapter.safetensors",)),
     ("methods", methods_command, ("capaft methods", "capaft methods --model ./dir")),
     ("presets", presets_command, ("capaft train --preset nola-glue-rte --print-config",)),
     ("env", env_command, ("capaft env",)),

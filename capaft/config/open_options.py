@@ -7,13 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from capaft.config.choices import BaseDtype, ExportFormat, GgufDtype
+from capaft.config.choices import TASKS, BaseDtype, ExportFormat, GgufDtype, ProblemName, SaveDtype
 from capaft.config.pairs import parse_pairs
 from capaft.config.settings import Settings, setting
+from capaft.config.values import Text
 
 _base = partial(setting, panel="Base model")
 _data = partial(setting, panel="Data")
+_task = partial(setting, panel="Adapter")
 _scores = partial(setting, panel="Scores")
+_answers = partial(setting, panel="Answers")
+_AT_LEAST_1 = ("at least 1", lambda value: value >= 1)
 _form = partial(setting, panel="Form")
 
 
@@ -31,6 +35,11 @@ class OpenOptions(Settings):
     allow_base_mismatch: bool = _base(False, "Use the adapter although the base weights differ.")
     resize_embeddings: bool = _base(False, "Add rows to the embedding as the training did (default: as in the run).")
     base_dtype: BaseDtype | None = _base(None, "Dtype of the base weights (default: as in the run, else float32).")
+    labels: tuple[str, ...] | None = _task(
+        None,
+        "Names of the labels of a PEFT adapter, which keeps none (default: those of its base).",
+        metavar="name,...",
+    )
 
     @property
     def renames(self) -> dict[str, str]:
@@ -47,6 +56,17 @@ class MergeOptions(OpenOptions):
     """Options of `capaft merge`."""
 
     dequantise: bool = _base(False, "Turn quantised layers into plain ones, and merge into those.")
+
+
+@dataclass(frozen=True)
+class ImportOptions(OpenOptions):
+    """Options of `capaft import`."""
+
+    task: str = _task(
+        "auto", "Task of the adapter (auto: as its own settings and its base tell).", choices=("auto", *TASKS)
+    )
+    problem: ProblemName = _task("auto", "Kind of its labels (auto: as the base's config.json says).")
+    save_dtype: SaveDtype = _task("float32", "Number format of the adapter file.")
 
 
 @dataclass(frozen=True)
@@ -69,9 +89,7 @@ class EvalOptions(OpenOptions):
     text_column: str | None = _data(None, "Column of the text.")
     pair_column: str | None = _data(None, "Column of the second text.")
     label_column: str | None = _data(None, "Column of the label.")
-    max_examples: int | None = _data(
-        None, "Number of examples to score at most (default: all).", check=("at least 1", lambda value: value >= 1)
-    )
+    max_examples: int | None = _data(None, "Number of examples to score at most (default: all).", check=_AT_LEAST_1)
     metric: str | None = _scores(None, "Metric (default: that of the training).")
     set: tuple[str, ...] | None = _scores(
         None,
@@ -85,6 +103,57 @@ class EvalOptions(OpenOptions):
     def columns(self) -> dict[str, str | None]:
         """The named columns, by role."""
         return {"text": self.text_column, "pair": self.pair_column, "label": self.label_column}
+
+    @property
+    def task_options(self) -> dict[str, str]:
+        """`set` as `{name: value}`.
+
+        Raises:
+            UsageError: an entry is not NAME=VALUE.
+        """
+        return parse_pairs(self.set or (), "--set NAME=VALUE")
+
+
+@dataclass(frozen=True)
+class PredictOptions(OpenOptions):
+    """Options of `capaft predict`."""
+
+    data: str | None = _data(
+        None, "Rows to answer, or - for a text a line from stdin (the default).", metavar="path|id|-"
+    )
+    split: str | None = _data(None, "Split of the data, such as test.", metavar="name")
+    text: tuple[str, ...] | None = _data(None, "A text to answer; may be repeated.", metavar="text", repeated=True)
+    pair_text: tuple[str, ...] | None = _data(
+        None, "The second text of each --text, for pairs.", metavar="text", repeated=True
+    )
+    text_column: str | None = _data(None, "Column of the text.")
+    pair_column: str | None = _data(None, "Column of the second text.")
+    keep: tuple[Text, ...] | None = _answers(
+        None, "Columns of the data that the records hold (default: all).", metavar="name,..."
+    )
+    top: int | None = _answers(
+        None, "Number of the likeliest classes to list with their probabilities.", check=_AT_LEAST_1
+    )
+    output: Path | None = _answers(None, "File to write to: .csv, else JSON lines (default: stdout).")
+    batch_size: int | None = _answers(
+        None, "Examples in a forward at most (default: as in the run's evaluations).", check=_AT_LEAST_1
+    )
+    set: tuple[str, ...] | None = _answers(
+        None,
+        "Option of the task to change, such as max_length=64; may be repeated.",
+        metavar="name=value",
+        repeated=True,
+    )
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """The named columns, by role."""
+        return {"text": self.text_column, "pair": self.pair_column}
+
+    @property
+    def kept(self) -> tuple[str, ...] | None:
+        """The columns to pass on: all if None."""
+        return None if self.keep is None else tuple(filter(None, self.keep))
 
     @property
     def task_options(self) -> dict[str, str]:

@@ -42,6 +42,7 @@ class AudioClassification(MediaClassification):
     processor: ClassVar[str] = "AutoFeatureExtractor"
     cut_by: ClassVar[str] = "--max-seconds"
     medium: ClassVar[str] = AUDIO
+    input_names: ClassVar[tuple[str, ...]] = (AUDIO,)
     usual_names: ClassVar[tuple[tuple[str, ...], ...]] = AUDIO_NAMES
     feature_type: ClassVar[type] = datasets.Audio
     precedence: ClassVar[int] = 20

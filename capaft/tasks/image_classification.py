@@ -44,6 +44,7 @@ class ImageClassification(MediaClassification):
     auto_class: ClassVar[str] = "AutoModelForImageClassification"
     processor: ClassVar[str] = "AutoImageProcessor"
     medium: ClassVar[str] = "image"
+    input_names: ClassVar[tuple[str, ...]] = (medium,)
     usual_names: ClassVar[tuple[tuple[str, ...], ...]] = (
         ("image", "img"),
         ("picture", "photo", "imagepath", "imagefile", "imagefilename", "filename", "filepath", "file", "path"),

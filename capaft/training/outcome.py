@@ -44,8 +44,14 @@ class Outcome:
     bytes_per_step: int
 
 
-def results_of(run: Trainer, outcome: Outcome) -> Results:
-    """The results of a run in its own directory."""
+def results_of(run: Trainer, outcome: Outcome, init_from: str | None = None) -> Results:
+    """The results of a run in its own directory.
+
+    Args:
+        run: the run.
+        outcome: its end.
+        init_from: the shared name of the adapter that it carried on.
+    """
     job = run.job
     return Results(
         output=str(run.directory.path),
@@ -64,18 +70,29 @@ def results_of(run: Trainer, outcome: Outcome) -> Results:
         train_examples=job.train.examples,
         validation_examples=job.validation.examples,
         labels=list(job.task.labels),
-        next=commands_after_training(str(run.directory.path), job.plan.stack, quantised=job.base.is_quantised),
+        next=_next_commands(str(run.directory.path), job),
         score_names=job.task.score_names(outcome.scores),
         interval_method=None if outcome.interval is None else interval_method(job.task),
         method_settings=method_settings(job, run.config),
         training_settings=training_settings(job, run.config),
         machine=machine(),
+        init_from=_origin(job, init_from),
         **vars(outcome) | {"interval": None if outcome.interval is None else list(outcome.interval)},
     )
 
 
+def _origin(job: Job, name: str | None) -> dict[str, str]:
+    """The name and the digest of the adapter that a job carries on."""
+    if job.carried is None:
+        return {}
+    return {"run": name or job.origin, "digest": job.carried.predecessor.digest}
+
+
 def results_at(results: Results, output: str, job: Job) -> Results:
     """The results as those of a run in a directory of this name."""
-    return replace(
-        results, output=output, next=commands_after_training(output, job.plan.stack, quantised=job.base.is_quantised)
-    )
+    return replace(results, output=output, next=_next_commands(output, job))
+
+
+def _next_commands(output: str, job: Job) -> list[str]:
+    quantised = job.base.is_quantised
+    return commands_after_training(output, job.plan.stack, quantised=quantised, task=job.task, columns=job.columns)

@@ -21,6 +21,7 @@ from capaft.support import strict_json
 from capaft.support.activity import activity
 from capaft.support.errors import UsageError, did_you_mean
 from capaft.support.files import write_atomically
+from capaft.tasks.base.columns import MissingLabelsError
 from capaft.tasks.base.features import Features
 from capaft.tasks.base.task import Task
 from capaft.tasks.base.token_ids import check_token_ids
@@ -32,6 +33,7 @@ from capaft.training.evaluate import Evaluation, evaluate
 from capaft.training.memory_guard import memory_guard
 from capaft.training.parallel.processes import Processes
 from capaft.training.record.named import report_named
+from capaft.training.record.next_commands import command_to_predict
 from capaft.training.record.saved_run import SavedRun
 from capaft.training.setup.selection import load_splits, select_for_scoring, select_for_training
 from capaft.training.setup.usable_rows import Selection
@@ -79,7 +81,7 @@ def score_run(
     options = options or EvalOptions()
     # Mistakes in the options are reported before any data are read.
     config = saved.config or TrainConfig()
-    task = _changed(saved.task, options.metric, options.task_options)
+    task = changed_task(saved.task, options.metric, options.task_options)
     predictions, max_examples = options.predictions, options.max_examples
     if predictions and not task.reports:
         raise UsageError(
@@ -94,7 +96,14 @@ def score_run(
     # The examples, and their targets, are checked before the forwards, which take long.
     if options.data is None and options.split is None:
         max_examples = max_examples or config.max_eval_examples
-    selection = _selected(saved, options, say)
+    try:
+        selection = _selected(saved, options, say)
+    except MissingLabelsError as error:
+        if options.data is None or not task.answer_fields():
+            raise
+        path = saved.run.path if saved.run else saved.file.path
+        predict = command_to_predict(str(path), options.data, options)
+        raise UsageError(f"{error}; to answer rows without labels: {predict}") from None
     rows = selection.rows
     if max_examples and max_examples < len(rows):
         rows = sample_rows(rows, max_examples, config.seed)
@@ -192,7 +201,7 @@ def _selected(saved: SavedRun, options: EvalOptions, say: Say) -> Selection:
     return select_for_scoring(saved.task, source, config, options.columns, say, is_requested=split is not None)
 
 
-def _changed(task: Task, metric: str | None, options: Mapping[str, str]) -> Task:
+def changed_task(task: Task, metric: str | None, options: Mapping[str, str]) -> Task:
     """The task with another metric, or other options, parsed from text.
 
     Raises:

@@ -34,6 +34,8 @@ class TaskAnswers(ABC):
     """Base of `Task`: how a task answers rows without a target."""
 
     name: ClassVar[str]
+    input_names: ClassVar[tuple[str, ...]] = ("text",)
+    """Usual names of the columns of its inputs, for rows that have no columns, such as lines: one, or two for pairs."""
 
     def answer_fields(self, top: int | None = None) -> tuple[str, ...]:
         """Names of the fields of an answer, in their order; by default none, and the task does not answer.
@@ -85,6 +87,23 @@ class TaskAnswers(ABC):
                 lacking = np.flatnonzero(~filled_rows(rows, name)).tolist()
                 wrong |= dict.fromkeys(lacking, f"there is nothing in column {name!r}")
         return wrong
+
+    @abstractmethod
+    def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
+        """See `Task.features`."""
+
+    def answer_features(self, base: BaseModel, rows: Dataset, columns: Columns) -> Features:
+        """The rows as features without references; by default those of `features`.
+
+        Args:
+            base: the base model.
+            rows: the rows.
+            columns: their columns, without a label.
+
+        Raises:
+            UsageError: nothing can be made of a row.
+        """
+        return self.features(base, rows, columns, training=False)
 
     @abstractmethod
     def predict(
