@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import replace
 from itertools import product
 
 import torch
@@ -15,6 +13,7 @@ from torch import nn
 from capaft.adapter.activation import active_names, disabled, get_adapter
 from capaft.adapter.dequantise import dequantise as dequantise_layers
 from capaft.adapter.install import detach
+from capaft.adapter.merged_weight import Rounding, Update, add_updates
 from capaft.adapter.module import Adapter, adapters, carrier
 from capaft.model.names import base_parameters, canonical_name
 from capaft.model.site import is_quantised
@@ -67,7 +66,7 @@ def merge(model: nn.Module, name: str | None = None, *, dequantise: bool = False
         rounded = dequantise_layers(model, touched) if dequantise else {}
     rounded |= _unrounded(model, {path for path, count in Counter(touched).items() if len(merged) > 1 and count > 1})
     for name in merged:
-        _warn_of_rounding(*_merge(model, name))
+        warn_of_rounding(_merge(model, name), stacklevel=3)
     for parameter, dtype in rounded.items():
         parameter.data = parameter.data.to(dtype)
     if others := [name for name in present if name not in merged]:
@@ -125,45 +124,28 @@ def _check(model: nn.Module, adapter: Adapter, *, dequantise: bool) -> None:
             raise UsageError(f"{names} are one tied weight; load the base model untied to merge into it")
 
 
-def _merge(model: nn.Module, name: str) -> tuple[float, torch.dtype]:
-    """Merge one adapter; the error of rounding, relative to the size of the update, and the coarsest dtype."""
-    adapter = get_adapter(model, name)
-    changed, lost, coarsest = 0.0, 0.0, torch.float64
+def _merge(model: nn.Module, name: str) -> Rounding:
+    """Merge one adapter; the cost of rounding."""
+    adapter, rounding = get_adapter(model, name), Rounding()
     # An autocast around the call would round the products.
     with disabled(model), torch.no_grad(), torch.autocast(device_of(model).type, enabled=False):
         _keep_heads_of_others(model, adapter)
         adapter.give(model)
         for (host, site), factors in zip(adapter.plan.placed, adapter.expand(), strict=True):
-            weight, bias = site.stored(model), model.get_submodule(site.module)._parameters.get("bias")
-            if site.index is not None:
-                weight, site = weight[site.index], replace(site, index=None)
-            exact = torch.promote_types(weight.dtype, torch.float32)
-            whole = weight.to(exact, copy=True)
-            old_bias = None if bias is None else (site.rows.take(bias, 0) if site.rows else bias).to(exact)
-            before = site.matrix(whole)
-            matrix, new_bias = host.merged(
-                site, before, old_bias, tuple(factor.to(weight.device, exact) for factor in factors)
-            )
-            changed += float((matrix - before).square().sum())
-            weight.copy_(site.replaced(whole, matrix))
-            if weight.dtype != exact:
-                lost += float((site.matrix(weight.to(exact)) - matrix).square().sum())
-                coarsest = max(coarsest, weight.dtype, key=lambda dtype: torch.finfo(dtype).eps)
-            if bias is not None and new_bias is not old_bias and new_bias is not None:
-                target = site.rows.view(bias, 0) if site.rows else bias
-                target.copy_(new_bias.view(target.shape))
+            bias = model.get_submodule(site.module)._parameters.get("bias")
+            add_updates(site.stored(model), bias, [Update(host, site, factors)], rounding)
         detach(model, name)
-    return math.sqrt(lost / changed) if changed else 0.0, coarsest
+    return rounding
 
 
-def _warn_of_rounding(error: float, dtype: torch.dtype) -> None:
+def warn_of_rounding(rounding: Rounding, stacklevel: int = 2) -> None:
     """Say what rounding costs where that is much."""
-    if error > MOST_ROUNDING:
-        coarse = str(dtype).removeprefix("torch.")
+    if rounding.error > MOST_ROUNDING:
+        coarse = str(rounding.coarsest).removeprefix("torch.")
         warnings.warn(
-            f"the update is rounded to {coarse} with the weights, an error of {error:.0%} of its size; a base model "
-            "loaded in float32 would keep it whole",
-            stacklevel=4,
+            f"the update is rounded to {coarse} with the weights, an error of {rounding.error:.0%} of its size; a base "
+            "model loaded in float32 would keep it whole",
+            stacklevel=stacklevel + 1,
         )
 
 
