@@ -163,6 +163,19 @@ class Adapter(Bystander):
                     factors[position].append(factor)
         return [tuple(of_place) for of_place in factors]
 
+    @torch.no_grad()
+    def factors_of_place(self, index: int) -> Factors:
+        """The factors of one place, float32, without gradient and without those of the other places in memory."""
+        factors: list[Tensor] = []
+        for role, spans in self._spans.items():
+            flat = self.role_parameters[role].view(-1) if role in self.role_parameters else NO_PARAMETERS
+            for expansion, (span, positions) in zip(self._maps(role), spans, strict=True):
+                if index in positions:
+                    assert isinstance(expansion, Expansion)
+                    parameters = flat[span].view(expansion.parameters_shape)
+                    factors.append(expansion.expand_site(parameters, positions.index(index)))
+        return tuple(factors)
+
     def _maps(self, role: str) -> nn.ModuleList:
         maps = self.expansions[role]
         assert isinstance(maps, nn.ModuleList)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from capaft.adapter.file import save_load
@@ -20,10 +21,14 @@ from capaft.config.parts.task import TaskSettings
 from capaft.config.settings import check_range
 from capaft.config.sources import resolve_settings
 from capaft.config.train_config import TrainConfig
+from capaft.model.checkpoint_tensors import checkpoint_tensors
 from capaft.model.demo import MODEL_NAME
 from capaft.model.load import BaseModel, locate_model
+from capaft.model.names import base_parameters, canonical_name, canonical_path
 from capaft.model.origin import Origin
+from capaft.model.skeleton import NeedsWeights, SkeletonSettings, give_memory, readable
 from capaft.model.stored_dtypes import stored_dtypes
+from capaft.model.stored_form import StoredForm
 from capaft.support.console import say_nothing
 from capaft.support.errors import AdapterFileError, UsageError
 from capaft.support.json_types import fits
@@ -47,6 +52,7 @@ class SavedRun:
         task: the task it was trained for.
         base: the base model, with the adapter attached.
         settings: those that the base model was loaded with.
+        form: the tensors of the base model's checkpoint, if the model was opened without its weights.
     """
 
     file: AdapterFile
@@ -55,6 +61,7 @@ class SavedRun:
     task: Task
     base: BaseModel
     settings: ModelSettings
+    form: StoredForm | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -63,7 +70,12 @@ class SavedRun:
 
 
 def open_run(
-    name: str, options: OpenOptions | None = None, say: Say = say_nothing, *, as_stored: bool = False
+    name: str,
+    options: OpenOptions | None = None,
+    say: Say = say_nothing,
+    *,
+    as_stored: bool = False,
+    on_disk: bool = False,
 ) -> SavedRun:
     """Open a run directory or an adapter file. A stranger may have made it: only `options` permit anything.
 
@@ -72,8 +84,10 @@ def open_run(
         options: the base model to put it on, if it is not the one that the run or the file names.
         say: called with a line for what its files claim, and for what they name and lies elsewhere.
         as_stored: load the base in the dtype of its checkpoint, unless the options name one, or the run quantised it.
+        on_disk: leave the weights of the base on disk, but for what the adapter trains directly.
 
     Raises:
+        NeedsWeights: they cannot be left there.
         UsageError: nothing is called so, or the base model cannot be loaded.
         AdapterFileError: the file is damaged, or belongs to another model.
     """
@@ -92,15 +106,77 @@ def open_run(
     if as_stored and options.base_dtype is None and settings.base_dtype not in ("8bit", "4bit"):
         stored = stored_dtypes(Origin(settings.model, settings.revision))
         settings = replace(settings, base_dtype=(stored and stored.base_dtype) or settings.base_dtype)
+    if on_disk:
+        base, form = _skeleton(task, settings, file)
+        attach_on_disk(form, file, options, "default")
+        base.model.eval()
+        return SavedRun(file, run, config, task, base, settings, form)
     base = task.load_model(settings, seed=file.header.seed)
-    parameters = base.named_parameters()
-    for key in (key.removeprefix(HEAD) for key in file.tensors):
-        if key in parameters:
-            # Trained as float32 beside a base of fewer bits.
-            parameters[key].data = parameters[key].data.float()
+    _keep_exact(base.model, file)
     save_load.load(base.model, file, rename=options.renames, allow_base_mismatch=options.allow_base_mismatch)
     base.model.eval()
     return SavedRun(file, run, config, task, base, settings)
+
+
+def _keep_exact(model: nn.Module, file: AdapterFile) -> None:
+    """Hold in float32 what a file has values for, since it was trained so beside a base of fewer bits."""
+    parameters = {canonical_path(model, name): parameter for name, parameter in model.named_parameters()}
+    for key in (key.removeprefix(HEAD) for key in file.tensors):
+        if key in parameters:
+            parameters[key].data = parameters[key].data.float()
+
+
+def _skeleton(task: Task, settings: ModelSettings, file: AdapterFile) -> tuple[BaseModel, StoredForm]:
+    """The base model without its weights, and the tensors of its checkpoint.
+
+    Raises:
+        NeedsWeights: it has to be loaded with its weights, or they cannot be read tensor by tensor.
+    """
+    if file.header.method.method == "full":
+        raise NeedsWeights("the adapter has values for all of it")
+    if settings.base_dtype in ("8bit", "4bit"):
+        raise NeedsWeights("it is quantised as it is loaded")
+    origin = Origin(settings.model, settings.revision)
+    locate_model(settings.model)
+    stored = stored_dtypes(origin)
+    tensors = None if stored is None else checkpoint_tensors(origin)
+    if stored is None or tensors is None:
+        raise NeedsWeights("its weights are not in safetensors files")
+    if stored.has_codes:
+        raise NeedsWeights("its weights are quantised")
+    base = task.load_model(SkeletonSettings(**vars(settings)), seed=file.header.seed)
+    return base, StoredForm.of(base.model, tensors)
+
+
+def attach_on_disk(form: StoredForm, file: AdapterFile, options: OpenOptions, adapter: str) -> None:
+    """Attach the adapter of a file to a model whose weights are on disk.
+
+    What the adapter trains directly is in memory from then on.
+
+    Args:
+        form: the model and the tensors of its checkpoint.
+        file: the adapter.
+        options: how it is opened.
+        adapter: its name on the model.
+
+    Raises:
+        AdapterFileError: the file belongs to another model.
+    """
+    model = form.model
+    own = {canonical_name(model, name, options.renames): name for name in base_parameters(model)}
+    keys = (key.removeprefix(HEAD) for key in file.tensors if key.startswith(HEAD))
+    heads = {own[key] for key in (*keys, *(file.header.head.parameters if file.header.head else ())) if key in own}
+    heads = {name for name in heads if model.get_parameter(name).is_meta}
+    give_memory(model, {canonical_path(model, name) for name in heads})
+    with torch.no_grad():
+        for name in heads:
+            if (values := form.look(name)) is not None:
+                model.get_parameter(name).copy_(values)
+    _keep_exact(model, file)
+    with readable(model, form.look):
+        save_load.load(
+            model, file, name=adapter, rename=options.renames, allow_base_mismatch=options.allow_base_mismatch
+        )
 
 
 def _named_base(file: AdapterFile, run: RunDirectory | None, config: TrainConfig | None, say: Say) -> str | None:
