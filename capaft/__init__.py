@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from capaft.adapter.install import detach
     from capaft.adapter.merge import merge
     from capaft.adapter.module import Adapter, adapters
+    from capaft.exchange.peft_export import export_peft
+    from capaft.inference.bank.bank import Bank
+    from capaft.inference.opened import Opened, open
     from capaft.methods.stack import Stack
     from capaft.support.errors import AdapterFileError, CapaftError, Interrupted, TrainingError, UsageError
 
@@ -32,8 +35,10 @@ _HOME = {
     "Adapter": "adapter.module",
     "AdapterFile": "adapter.file.adapter_file",
     "AdapterFileError": "support.errors",
+    "Bank": "inference.bank.bank",
     "CapaftError": "support.errors",
     "Interrupted": "support.errors",
+    "Opened": "inference.opened",
     "Stack": "methods.stack",
     "TrainingError": "support.errors",
     "UsageError": "support.errors",
@@ -41,8 +46,10 @@ _HOME = {
     "attach": "adapter.attach",
     "detach": "adapter.install",
     "disabled": "adapter.activation",
+    "export_peft": "exchange.peft_export",
     "load": "adapter.file.save_load",
     "merge": "adapter.merge",
+    "open": "inference.opened",
     "read": "adapter.file.adapter_file",
     "save": "adapter.file.save_load",
     "switch": "adapter.activation",
@@ -51,8 +58,10 @@ __all__ = [
     "Adapter",
     "AdapterFile",
     "AdapterFileError",
+    "Bank",
     "CapaftError",
     "Interrupted",
+    "Opened",
     "Stack",
     "TrainingError",
     "UsageError",
@@ -61,8 +70,10 @@ __all__ = [
     "attach",
     "detach",
     "disabled",
+    "export_peft",
     "load",
     "merge",
+    "open",
     "read",
     "save",
     "switch",

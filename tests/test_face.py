@@ -21,8 +21,26 @@ import capaft
 from capaft.adapter import attach as undecorated
 from capaft.support.errors import with_keywords
 
-FUNCTIONS = ("adapters", "attach", "detach", "disabled", "load", "merge", "read", "save", "switch")
-CLASSES = ("Adapter", "AdapterFile", "Stack")
+FUNCTIONS = (
+    "adapters",
+    "attach",
+    "detach",
+    "disabled",
+    "export_peft",
+    "load",
+    "merge",
+    "open",
+    "read",
+    "save",
+    "switch",
+)
+CLASSES = (
+    "Adapter",
+    "AdapterFile",
+    "Bank",
+    "Opened",
+    "Stack",
+)
 ERRORS = ("AdapterFileError", "CapaftError", "Interrupted", "TrainingError", "UsageError")
 
 

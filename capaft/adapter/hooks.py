@@ -26,6 +26,30 @@ def parametrised(host: Host, site: Site) -> bool:
     return site.parametrised or (bool(site.parameter) and site.kind not in (*host.kinds, "bias"))
 
 
+def adapted_output(
+    host: Host, site: Site, module: nn.Module, inputs: Tensor, output: Tensor, factors: Factors
+) -> Tensor:
+    """A module's output with the part of one of its sites.
+
+    Args:
+        host: the method.
+        site: the site, of the whole module or of some rows of a fused projection.
+        module: the base module.
+        inputs: what the site takes, in the output's dtype unless they are indices.
+        output: the module's output so far.
+        factors: the site's factors.
+    """
+    if site.rows is None:
+        return host.forward(site, module, inputs, output, factors)
+    part = host.forward(site, module, inputs, site.rows.take(output, -1), factors)
+    if site.rows.groups == 1:
+        return output.slice_scatter(part, -1, site.rows.start, site.rows.start + site.rows.block)
+    rows = site.rows
+    runs = output.unflatten(-1, (rows.groups, rows.stride))
+    part = part.unflatten(-1, (rows.groups, rows.block))
+    return runs.slice_scatter(part, -1, rows.start, rows.start + rows.block).flatten(-2)
+
+
 class SiteAdapter(Bystander):
     """A child of one base module that changes its input, its output, or its weight as it is read.
 
@@ -115,15 +139,7 @@ class SiteAdapter(Bystander):
             inputs = inputs.to(output.dtype)
             if (dropout := self.owner[0].dropout) and module.training:
                 inputs = nn.functional.dropout(inputs, dropout)
-        if site.rows is None:
-            return self.host.forward(site, module, inputs, output, factors)
-        part = self.host.forward(site, module, inputs, site.rows.take(output, -1), factors)
-        if site.rows.groups == 1:
-            return output.slice_scatter(part, -1, site.rows.start, site.rows.start + site.rows.block)
-        rows = site.rows
-        runs = output.unflatten(-1, (rows.groups, rows.stride))
-        part = part.unflatten(-1, (rows.groups, rows.block))
-        return runs.slice_scatter(part, -1, rows.start, rows.start + rows.block).flatten(-2)
+        return adapted_output(self.host, site, module, inputs, output, factors)
 
     def changed(self, weight: Tensor) -> Tensor:
         """The value that the model reads for a parameter, or for the site's own matrix of packed ones."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,22 @@ def adapters(model: nn.Module) -> dict[str, Adapter]:
         for child, module in carrier(model).named_children()
         if isinstance(module, Adapter)
     }
+
+
+class RoleMap(NamedTuple):
+    """One map from a role's parameters to the factors of some places.
+
+    Attributes:
+        role: the role.
+        expansion: the map.
+        span: the part of the role's parameters, flat, that it takes.
+        positions: its places, by their positions in `Plan.placed`.
+    """
+
+    role: str
+    expansion: Expansion
+    span: slice
+    positions: list[int]
 
 
 class Adapter(Bystander):
@@ -152,34 +168,34 @@ class Adapter(Bystander):
     def expand(self, dtype: torch.dtype = torch.float32) -> list[Factors]:
         """The factors of every place, in the order of `Plan.placed`, differentiable in `role_parameters`."""
         factors: list[list[Tensor]] = [[] for _ in self.plan.placed]
-        for role, spans in self._spans.items():
+        for role, expansion, span, positions in self.maps():
             flat = self.role_parameters[role].view(-1) if role in self.role_parameters else NO_PARAMETERS
-            for expansion, (span, positions) in zip(self._maps(role), spans, strict=True):
-                assert isinstance(expansion, Expansion)
-                wide = expansion(flat[span].view(expansion.parameters_shape))
-                # A factor that all sites share is cast once and stays one tensor.
-                wide = wide[:1].to(dtype).expand(wide.shape) if wide.stride(0) == 0 else wide.to(dtype)
-                for position, factor in zip(positions, wide.unbind(0), strict=True):
-                    factors[position].append(factor)
+            wide = expansion(flat[span].view(expansion.parameters_shape))
+            # A factor that all sites share is cast once and stays one tensor.
+            wide = wide[:1].to(dtype).expand(wide.shape) if wide.stride(0) == 0 else wide.to(dtype)
+            for position, factor in zip(positions, wide.unbind(0), strict=True):
+                factors[position].append(factor)
         return [tuple(of_place) for of_place in factors]
 
     @torch.no_grad()
     def factors_of_place(self, index: int) -> Factors:
         """The factors of one place, float32, without gradient and without those of the other places in memory."""
         factors: list[Tensor] = []
-        for role, spans in self._spans.items():
-            flat = self.role_parameters[role].view(-1) if role in self.role_parameters else NO_PARAMETERS
-            for expansion, (span, positions) in zip(self._maps(role), spans, strict=True):
-                if index in positions:
-                    assert isinstance(expansion, Expansion)
-                    parameters = flat[span].view(expansion.parameters_shape)
-                    factors.append(expansion.expand_site(parameters, positions.index(index)))
+        for role, expansion, span, positions in self.maps():
+            if index in positions:
+                flat = self.role_parameters[role].view(-1) if role in self.role_parameters else NO_PARAMETERS
+                parameters = flat[span].view(expansion.parameters_shape)
+                factors.append(expansion.expand_site(parameters, positions.index(index)))
         return tuple(factors)
 
-    def _maps(self, role: str) -> nn.ModuleList:
-        maps = self.expansions[role]
-        assert isinstance(maps, nn.ModuleList)
-        return maps
+    def maps(self) -> Iterator[RoleMap]:
+        """Every map, in the order in which a place gets its factors."""
+        for role, spans in self._spans.items():
+            maps = self.expansions[role]
+            assert isinstance(maps, nn.ModuleList)
+            for expansion, (span, positions) in zip(maps, spans, strict=True):
+                assert isinstance(expansion, Expansion)
+                yield RoleMap(role, expansion, span, positions)
 
     def factors_of_sites(self) -> Iterator[tuple[Site, Factors]]:
         """Each site with its float32 factors, without gradient; nothing for `head` and `full`."""

@@ -17,11 +17,14 @@ from typer.core import TyperGroup
 from capaft import __version__
 from capaft.commands.env import env_command
 from capaft.commands.evaluate import eval_command
+from capaft.commands.export import export_command
+from capaft.commands.generate import generate_command
 from capaft.commands.help_text import WIDTH, Verb, examples_text, write_verbs
 from capaft.commands.info import info_command
 from capaft.commands.inspect_rank import inspect_rank_command
 from capaft.commands.merge import merge_command
 from capaft.commands.methods import methods_command
+from capaft.commands.predict import predict_command
 from capaft.commands.presets import presets_command
 from capaft.commands.reporting import escape_unprintable, unexpected
 from capaft.commands.train import train_command
@@ -123,7 +126,22 @@ _VERBS: tuple[tuple[str, Callable[..., None], tuple[str, ...]], ...] = (
         eval_command,
         ("capaft eval runs/lora+nola-1", "capaft eval adapter.safetensors --data test.csv"),
     ),
+    (
+        "predict",
+        predict_command,
+        (
+            "capaft predict runs/reviews --data new.csv --output predictions.csv",
+            'capaft predict runs/reviews --text "What a film!" --top 3',
+            "grep ERROR app.log | capaft predict runs/logs --data -",
+        ),
+    ),
+    (
+        "generate",
+        generate_command,
+        ('capaft generate runs/chat "Who are you?"', "capaft generate runs/chat --compare --do-sample"),
+    ),
     ("merge", merge_command, ("capaft merge runs/lora+nola-1 --output merged",)),
+    ("export", export_command, ("capaft export runs/lora+nola-1 --to peft --output peft",)),
     ("inspect-rank", inspect_rank_command, ("capaft inspect-rank runs/lora+nola-1 --plot rank.png",)),
     ("info", info_command, ("capaft info runs/lora+nola-1",)),
     ("methods", methods_command, ("capaft methods", "capaft methods --model ./dir")),

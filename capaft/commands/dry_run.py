@@ -12,7 +12,7 @@ from capaft.adapter.file.encoding import DTYPE_BYTES, encoded_layout
 from capaft.adapter.file.path_templates import path_templates
 from capaft.adapter.install import attach_plan
 from capaft.config.sources import dump_settings
-from capaft.config.train_config import TrainConfig
+from capaft.config.train_config import TrainConfig, chosen_settings
 from capaft.methods.stack import canonical_method
 from capaft.training import batches
 from capaft.training.accelerator import accelerator_for
@@ -21,6 +21,7 @@ from capaft.training.optimizer import check_optimizer
 from capaft.training.parallel.sharding import sharding_requested
 from capaft.training.record.run_directory import choose_directory
 from capaft.training.setup.job import Job
+from capaft.training.setup.predecessor import with_predecessor
 from capaft.training.setup.prepare import prepare_job
 from capaft.training.setup.settled import settled_config
 
@@ -72,10 +73,11 @@ def describe_run(config: TrainConfig, say: Callable[[str], None], labels: Mappin
     check_optimizer(config.optimizer)
     sharding_requested()
     accelerator_for(config)
+    config, predecessor = with_predecessor(config, chosen_settings(config, labels), say)
     directory = choose_directory(
         config.output, canonical_method(config.method), overwrite=config.overwrite, resume=config.resume
     )
-    job = prepare_job(config, say, labels)
+    job = prepare_job(config, say, labels, predecessor)
     return DryRun(
         output=str(directory.path),
         config=dump_settings(settled_config(config, job)),

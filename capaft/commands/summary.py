@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def run_summary(results: Results) -> str:
     """The score of a run, its size and cost, and what to do next."""
-    base = "of the base model as it is" if results.baseline_head == "own" else "with the base frozen"
+    base = (
+        f"of {results.baseline_name}" if results.baseline_head == "own" or results.init_from else "with the base frozen"
+    )
     before = "" if results.baseline is None else _comparison(results.value, results.baseline, base)
     others = _other_scores(results.scores, results.score_names, results.metric, "loss")
     metric = results.score_names.get(results.metric, results.metric)

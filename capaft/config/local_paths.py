@@ -17,7 +17,7 @@ from capaft.support.errors import UsageError
 
 CONFIG = "run.yaml"
 LOCAL = "local.json"
-PLACES = ("model", "data")
+PLACES = ("model", "data", "init_from")
 """The settings whose values are paths or hub ids."""
 
 _MOST_BYTES = 2**16
@@ -95,16 +95,22 @@ class LocalPaths:
             return LocalPaths(paths)
         return LocalPaths({**paths, setting: {self.name_of(setting, spec).removesuffix(part): path}})
 
+    def with_copy(self, setting: str, spec: str, copy: Path) -> LocalPaths:
+        """These paths, with that of a copy behind the name of a setting's value."""
+        return LocalPaths({**self.paths, setting: {self.name_of(setting, spec): os.path.abspath(copy)}})
+
     def text(self, directory: Path) -> str:
         """The content of the file in a run's directory.
 
-        A path is relative if it lies, as the directory does, where the run began, so that both can be moved together.
+        A path is relative if it lies in the directory, or where the run began as the directory does, so that both can
+        be moved together.
         """
         start, home = os.path.realpath(os.curdir), os.path.realpath(directory)
 
         def written(path: str) -> str:
             real = os.path.realpath(path)
-            return os.path.relpath(real, home) if _is_inside(real, start) and _is_inside(home, start) else path
+            moves_along = _is_inside(real, home) or (_is_inside(real, start) and _is_inside(home, start))
+            return os.path.relpath(real, home) if moves_along else path
 
         entries = {
             setting: {name: written(path) for name, path in names.items()} for setting, names in self.paths.items()

@@ -7,14 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from capaft.config.choices import BaseDtype, FloatDtype, Quantised
+from capaft.config.choices import BaseDtype, ExportFormat, FloatDtype, Quantised
 from capaft.config.pairs import parse_pairs
 from capaft.config.settings import Settings, setting
+from capaft.config.values import Text
 
 _base = partial(setting, panel="Base model")
 _data = partial(setting, panel="Data")
 _merged = partial(setting, panel="Merged model")
 _scores = partial(setting, panel="Scores")
+_answers = partial(setting, panel="Answers")
+_AT_LEAST_1 = ("at least 1", lambda value: value >= 1)
+_form = partial(setting, panel="Form")
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,16 @@ class MergeOptions(OpenOptions):
 
 
 @dataclass(frozen=True)
+class ExportOptions(OpenOptions):
+    """Options of `capaft export`."""
+
+    to: ExportFormat = _form("peft", "The tool whose form to write.")
+    pad_rank: int | None = _form(
+        None, "Rank of all layers, filled up with zeros.", check=("at least 1", lambda value: value >= 1)
+    )
+
+
+@dataclass(frozen=True)
 class EvalOptions(OpenOptions):
     """Options of `capaft eval`."""
 
@@ -67,9 +81,7 @@ class EvalOptions(OpenOptions):
     text_column: str | None = _data(None, "Column of the text.")
     pair_column: str | None = _data(None, "Column of the second text.")
     label_column: str | None = _data(None, "Column of the label.")
-    max_examples: int | None = _data(
-        None, "Number of examples to score at most (default: all).", check=("at least 1", lambda value: value >= 1)
-    )
+    max_examples: int | None = _data(None, "Number of examples to score at most (default: all).", check=_AT_LEAST_1)
     metric: str | None = _scores(None, "Metric (default: that of the training).")
     set: tuple[str, ...] | None = _scores(
         None,
@@ -83,6 +95,57 @@ class EvalOptions(OpenOptions):
     def columns(self) -> dict[str, str | None]:
         """The named columns, by role."""
         return {"text": self.text_column, "pair": self.pair_column, "label": self.label_column}
+
+    @property
+    def task_options(self) -> dict[str, str]:
+        """`set` as `{name: value}`.
+
+        Raises:
+            UsageError: an entry is not NAME=VALUE.
+        """
+        return parse_pairs(self.set or (), "--set NAME=VALUE")
+
+
+@dataclass(frozen=True)
+class PredictOptions(OpenOptions):
+    """Options of `capaft predict`."""
+
+    data: str | None = _data(
+        None, "Rows to answer, or - for a text a line from stdin (the default).", metavar="path|id|-"
+    )
+    split: str | None = _data(None, "Split of the data, such as test.", metavar="name")
+    text: tuple[str, ...] | None = _data(None, "A text to answer; may be repeated.", metavar="text", repeated=True)
+    pair_text: tuple[str, ...] | None = _data(
+        None, "The second text of each --text, for pairs.", metavar="text", repeated=True
+    )
+    text_column: str | None = _data(None, "Column of the text.")
+    pair_column: str | None = _data(None, "Column of the second text.")
+    keep: tuple[Text, ...] | None = _answers(
+        None, "Columns of the data that the records hold (default: all).", metavar="name,..."
+    )
+    top: int | None = _answers(
+        None, "Number of the likeliest classes to list with their probabilities.", check=_AT_LEAST_1
+    )
+    output: Path | None = _answers(None, "File to write to: .csv, else JSON lines (default: stdout).")
+    batch_size: int | None = _answers(
+        None, "Examples in a forward at most (default: as in the run's evaluations).", check=_AT_LEAST_1
+    )
+    set: tuple[str, ...] | None = _answers(
+        None,
+        "Option of the task to change, such as max_length=64; may be repeated.",
+        metavar="name=value",
+        repeated=True,
+    )
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """The named columns, by role."""
+        return {"text": self.text_column, "pair": self.pair_column}
+
+    @property
+    def kept(self) -> tuple[str, ...] | None:
+        """The columns to pass on: all if None."""
+        return None if self.keep is None else tuple(filter(None, self.keep))
 
     @property
     def task_options(self) -> dict[str, str]:

@@ -30,10 +30,11 @@ _MALFORMED = (ValueError, RecursionError)
 
 
 class _LineRecords(Collection[Record]):
-    """The records of lines that hold one each; other lines are passed over."""
+    """The records of lines that hold one each; other lines are passed over, or stand for an empty record."""
 
-    def __init__(self, lines: Iterable[str], count: int, repairs: bool = False) -> None:
+    def __init__(self, lines: Iterable[str], count: int, *, repairs: bool = False, keeps: bool = False) -> None:
         self.lines = lines
+        self.keeps = keeps
         self._count = count
         self._repairs = repairs
 
@@ -44,11 +45,14 @@ class _LineRecords(Collection[Record]):
         return any(record == other for other in self)
 
     def __iter__(self) -> Iterator[Record]:
-        for line in self.lines:
+        for line in filter(str.strip, self.lines):
+            record = None
             with contextlib.suppress(*_MALFORMED):
-                record = json.loads(line) if line.strip() else None
-                if isinstance(record, dict):
-                    yield _repaired(record) if self._repairs else record
+                record = json.loads(line)
+            if isinstance(record, dict):
+                yield _repaired(record) if self._repairs else record
+            elif self.keeps:
+                yield {}
 
 
 def read_json_records(path: Path, lines: Iterable[str], suffix: str, reading: Reading) -> Collection[Record]:
@@ -97,6 +101,7 @@ def _is_malformed(line: str) -> bool:
 def _read_lines(path: Path, lines: Iterable[str], reading: Reading) -> Collection[Record]:
     count = filled = 0
     faults: list[str] = []
+    kept = reading.kept_faults
     has_halves = False
     cut_off: int | None = None
     for number, line in enumerate(lines, start=1):
@@ -109,22 +114,27 @@ def _read_lines(path: Path, lines: Iterable[str], reading: Reading) -> Collectio
         except _MALFORMED as error:
             faults.append(f"line {number} is not JSON ({one_line(error)})")
             cut_off = number if _is_cut_off(line, error) else None
+            if kept is not None:
+                kept[filled - 1] = faults[-1]
             continue
         if isinstance(record, dict):
             count += 1
             has_halves = has_halves or ("\\u" in line and bool(_ESCAPED_SURROGATE.search(line)))
         else:
             faults.append(f'line {number} is not a record such as {{"text": "...", "label": 0}}')
-    if cut_off is not None and count:
+            if kept is not None:
+                kept[filled - 1] = faults[-1]
+    if cut_off is not None and count and kept is None:
         raise UsageError(
             f"{path}: line {cut_off} is not JSON: this last line is cut off, so the file is incomplete; get it again, "
             "or delete the line"
         )
     if faults and not count:
         raise UsageError(f"{path}: {faults[0]}; {_ADVICE}")
-    if faults:
+    if faults and kept is None:
         leave_out(faults, filled, f"lines of {path}", strict=reading.strict, say=reading.say)
-    return _with_repairs(path, _LineRecords(lines, count), has_halves, reading)
+    keeps = kept is not None
+    return _with_repairs(path, _LineRecords(lines, filled if keeps else count, keeps=keeps), has_halves, reading)
 
 
 def _is_cut_off(line: str, error: Exception) -> bool:
@@ -152,7 +162,7 @@ def _with_repairs(path: Path, records: Collection[Record], has_halves: bool, rea
         f"(an unpaired surrogate like \\ud83d), which becomes U+FFFD: row {listed}"
     )
     if isinstance(records, _LineRecords):
-        return _LineRecords(records.lines, len(records), repairs=True)
+        return _LineRecords(records.lines, len(records), repairs=True, keeps=records.keeps)
     return list(map(_repaired, records))
 
 

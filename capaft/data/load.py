@@ -86,6 +86,7 @@ def load_evaluation_data(
     say: Say,
     revision: str | None = None,
     strict: bool = False,
+    kept_faults: dict[int, str] | None = None,
 ) -> Splits:
     """Load a data set to score a model on: its validation split, its training rows, or its only split.
 
@@ -95,11 +96,12 @@ def load_evaluation_data(
         say: as in `load_data`.
         revision: as in `load_data`.
         strict: as in `load_data`.
+        kept_faults: as in `Reading`, for a source that is one file.
 
     Raises:
         UsageError: there is no such source or split, it cannot be read, or none of its several splits is to be scored.
     """
-    available = _open(spec, choice, revision, Reading(say, strict))
+    available = _open(spec, choice, revision, Reading(say, strict, kept_faults))
     splits = choose_splits(available, choice)
     if splits.train is None and splits.evaluation is None:
         if len(available) > 1:

@@ -17,10 +17,13 @@ class Reading:
     Attributes:
         say: called with one line for each thing that is decided, repaired or left out.
         strict: refuse a file of which a part would be left out.
+        kept_faults: where given, a row that cannot be read is kept as an empty one, and stands here by its position
+            with what is wrong.
     """
 
     say: Callable[[str], None] = _ignore
     strict: bool = False
+    kept_faults: dict[int, str] | None = None
 
 
 QUIETLY = Reading()

@@ -6,6 +6,7 @@ d * r, and the slices of a fused projection follow one another, each with zeros 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from capaft.adapter.activation import get_adapter
 from capaft.methods.host import Host
-from capaft.model.site import Site
+from capaft.model.site import Rows, Site
 from capaft.support.errors import UsageError
 
 
@@ -63,16 +64,25 @@ def low_rank_pairs(model: nn.Module, name: str = "default") -> tuple[LowRankPair
     host = adapter.plan.stack.host
     if host is None:
         raise UsageError(f"the method {adapter.plan.stack.method} has no low-rank update; merge the adapter instead")
+    return whole_pairs((site, *_product(host, site, factors)) for site, factors in adapter.factors_of_sites())
+
+
+def whole_pairs(products: Iterable[tuple[Site, Tensor, Tensor]]) -> tuple[LowRankPair, ...]:
+    """The sums of products on one weight each, in the order of the weights' canonical names.
+
+    Args:
+        products: of each site an up factor, `(out, hidden)`, and a down factor, `(hidden, in)`.
+    """
     pairs: dict[str, LowRankPair] = {}
-    for site, factors in adapter.factors_of_sites():
-        pair = _pair(host, site, tuple(factor.cpu() for factor in factors))
+    for product in products:
+        pair = _pair(*product)
         before = pairs.get(pair.site.path)
         pairs[pair.site.path] = pair if before is None else _sum(before, pair)
     return tuple(pairs[path] for path in sorted(pairs))
 
 
-def _pair(host: Host, site: Site, factors: tuple[Tensor, ...]) -> LowRankPair:
-    """The update of one site, as an update of the whole weight that it is a part of.
+def _product(host: Host, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """The up and the down factor of a site.
 
     Raises:
         UsageError: the method adds something else to the weight.
@@ -82,14 +92,29 @@ def _pair(host: Host, site: Site, factors: tuple[Tensor, ...]) -> LowRankPair:
     if product is None:
         reason = host.unmergeable or "its update is more than a product of two factors that is added to a weight"
         raise UsageError(f"{host.name} has no pair of factors for each weight: {reason}")
-    up, down = (factor.detach().float().contiguous() for factor in product)
+    return product
+
+
+def _pair(site: Site, up: Tensor, down: Tensor) -> LowRankPair:
+    """The update of one site, as an update of the whole weight that it is a part of."""
+    up, down = (factor.detach().cpu().float().contiguous() for factor in (up, down))
+    return LowRankPair(whole_site(site), down, up if site.rows is None else spread(site.rows, up))
+
+
+def whole_site(site: Site) -> Site:
+    """The weight that a site is a part of: a fused projection in place of a slice of it."""
     if site.rows is None:
-        return LowRankPair(site, down, up)
-    rows, path = site.rows, site.path.partition("#")[0]
-    whole = up.new_zeros(rows.groups * rows.stride, up.shape[1])
+        return site
+    width = site.rows.groups * site.rows.stride
+    return replace(site, path=site.path.partition("#")[0], out_features=width, rows=None)
+
+
+def spread(rows: Rows, values: Tensor) -> Tensor:
+    """Values of some rows of a fused projection, `(rows, ...)`, among zeros for the others."""
+    whole = values.new_zeros(rows.groups * rows.stride, *values.shape[1:])
     target = rows.view(whole, 0)
-    target.copy_(up.view(target.shape))
-    return LowRankPair(replace(site, path=path, out_features=len(whole), rows=None), down, whole)
+    target.copy_(values.view(target.shape))
+    return whole
 
 
 def _sum(one: LowRankPair, other: LowRankPair) -> LowRankPair:

@@ -80,12 +80,14 @@ class MaskedCopies(nn.Module):
         self.scale = scale
         sites, copies, _ = masks.shape
         # The axis of the copies comes just before the hidden axis, so that widening is a view and not a transposition.
-        self.axis = 1 + factor.hidden_axis
-        shaped = torch.from_numpy(masks).view(sites, copies, *factor.shape).movedim(1, self.axis)
+        axis = 1 + factor.hidden_axis
+        shaped = torch.from_numpy(masks).view(sites, copies, *factor.shape).movedim(1, axis)
+        # Counted from the end, since adapters of one seed may have an axis in front.
+        self.axis = axis - shaped.ndim
         self.register_buffer("masks", shaped.contiguous(), persistent=False)
 
     def expand(self, factors: Tensor) -> Tensor:
-        """`(S, .., r, ..) -> (S, .., d*r, ..)`."""
+        """`(..., S, .., r, ..) -> (..., S, .., d*r, ..)`."""
         wide = (factors.unsqueeze(self.axis) * self.masks).flatten(self.axis, self.axis + 1)
         return wide if self.scale == 1 else wide * self.scale
 

@@ -120,7 +120,7 @@ class Expansion(nn.Module):
         return _Expand.apply(parameters, self)
 
     def expand(self, parameters: Tensor) -> Tensor:
-        """The map itself."""
+        """The map itself, of one adapter, or of many with an axis for them in front: `(..., *parameters shape)`."""
         factors = self.source.expand(parameters, self.shape)
         return self.copies.expand(factors) if self.copies else factors
 
@@ -156,11 +156,13 @@ class Dense(nn.Module):
         self.register_buffer("kept", kept, persistent=False)
 
     def expand(self, parameters: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """`(total,) -> (S, *factor shape)`."""
+        """`(..., total) -> (..., S, *factor shape)`."""
+        adapters = parameters.shape[:-1]
         if self.kept is None:
             # Not a view: a cached factor must neither change nor become unusable at an optimizer step.
-            return parameters.view(shape).clone()
-        return parameters.new_zeros(math.prod(shape)).scatter_(0, self.kept, parameters).view(shape)
+            return parameters.view(*adapters, *shape).clone()
+        whole = parameters.new_zeros(*adapters, math.prod(shape))
+        return whole.scatter_(-1, self.kept.expand(parameters.shape), parameters).view(*adapters, *shape)
 
     def expand_site(self, parameters: Tensor, index: int, shape: tuple[int, ...]) -> Tensor:
         """The factor of one of the sites alone: `(total,) -> (1, *factor shape)`."""

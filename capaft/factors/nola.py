@@ -47,9 +47,10 @@ class Seeded(nn.Module):
         self.register_buffer("theta0", theta0, persistent=False)
 
     def expand(self, coefficients: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """`(S, k) -> (S, *factor shape)`, or from `(1, k)` if `c` is shared."""
-        combined = self.basis.expand(coefficients.expand(shape[0], -1))
-        return (combined if self.theta0 is None else combined + self.theta0).view(shape)
+        """`(..., S, k) -> (..., S, *factor shape)`, or from `(..., 1, k)` if `c` is shared."""
+        adapters = coefficients.shape[:-2]
+        combined = self.basis.expand(coefficients.expand(*adapters, shape[0], -1))
+        return (combined if self.theta0 is None else combined + self.theta0).view(*adapters, *shape)
 
     def of_site(self, index: int) -> Seeded:
         """The map of one of the sites alone."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from capaft.adapter.file.adapter_file import read
+from capaft.adapter.file.on_disk import attach_on_disk
 from capaft.adapter.file.save_load import load
 from capaft.adapter.merge import merge as merge_in_memory
 from capaft.adapter.module import adapters
@@ -23,8 +23,7 @@ from capaft.model.skeleton import NeedsWeights
 from capaft.model.stored_dtypes import stored_dtypes
 from capaft.support.console import say_nothing
 from capaft.support.errors import UsageError
-from capaft.training.record.run_directory import find_adapter_file
-from capaft.training.record.saved_run import SavedRun, attach_on_disk, open_run
+from capaft.training.record.saved_run import SavedRun, open_run, read_run
 
 Say = Callable[[str], None]
 
@@ -129,7 +128,7 @@ def _on_disk(runs: Sequence[str], options: MergeOptions, weights: Mapping[str, f
     saved = open_run(runs[0], opening, say, as_stored=True, on_disk=True)
     assert saved.form is not None
     for run, name in zip(runs[1:], list(weights)[1:], strict=True):
-        attach_on_disk(saved.form, read(find_adapter_file(run)[0]), options, name)
+        attach_on_disk(saved.form, read_run(run, say).file, options, name)
     _say_whose_head(saved.model, runs, weights, say)
     stored = stored_dtypes(saved.base.base)
     assert stored is not None
@@ -140,7 +139,7 @@ def _on_disk(runs: Sequence[str], options: MergeOptions, weights: Mapping[str, f
 def _in_memory(runs: Sequence[str], options: MergeOptions, weights: Mapping[str, float], say: Say) -> Merge:
     saved = open_run(runs[0], _exactly(options), say, as_stored=True)
     for run, name in zip(runs[1:], list(weights)[1:], strict=True):
-        file = read(find_adapter_file(run)[0])
+        file = read_run(run, say).file
         load(saved.model, file, name=name, rename=options.renames, allow_base_mismatch=options.allow_base_mismatch)
     _say_whose_head(saved.model, runs, weights, say)
     return Merge(saved, options, weights)

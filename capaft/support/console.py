@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from capaft.support.printable import printable
@@ -35,6 +37,20 @@ def print_error(line: str) -> None:
 def print_result(text: str) -> None:
     """Print lines on stdout, with control characters as escapes."""
     print("\n".join(map(printable, text.rstrip("\n").split("\n"))))
+
+
+def print_records(records: Iterable[Any]) -> None:
+    """Print records on stdout, a line of JSON each, at once: whoever reads them may be waiting."""
+    from capaft.support import strict_json
+
+    sys.stdout.write(strict_json.shown_lines(records, sys.stdout.encoding or "utf-8"))
+    sys.stdout.flush()
+
+
+def print_piece(text: str) -> None:
+    """Print a part of a text on stdout at once, with its line breaks and tabs, and other control characters escaped."""
+    shown = re.sub(r"[^\n\t]+", lambda run: printable(run.group()), text)
+    print(shown, end="", flush=True)
 
 
 def is_first_process() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from capaft.support.errors import TrainingError, UsageError
@@ -66,6 +67,79 @@ def write_atomically(path: Path, content: bytes | str, *, make_parents: bool = T
         if temporary:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def growing_file(path: Path, interrupted: Callable[[Path], None]) -> Iterator[Callable[[str], None]]:
+    """Write a file piece by piece that has its name only once it is whole.
+
+    If the writing breaks off, what there is gets the name with `.part` behind it, and a file of the name itself is
+    unchanged. What is no file, such as a named pipe, is written to as it is.
+
+    Args:
+        path: the file.
+        interrupted: called with the name of the part, if the writing breaks off and there is one.
+
+    Yields:
+        A function that takes the next piece.
+
+    Raises:
+        TrainingError: the disk is full or the directory cannot be written.
+    """
+    is_special = path.exists() and not path.is_file()
+    temporary: str | None = None
+    written = False
+
+    def failed(error: OSError) -> TrainingError:
+        return TrainingError(f"cannot write {path}: {error.strerror or error}; any file there is unchanged")
+
+    try:
+        if is_special:
+            stream = path.open("wb")
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
+            stream = os.fdopen(handle, "wb")
+    except OSError as error:
+        raise failed(error) from None
+
+    def write(piece: str) -> None:
+        nonlocal written
+        try:
+            stream.write(piece.encode(errors="backslashreplace"))
+            stream.flush()
+        except OSError as error:
+            raise failed(error) from None
+        written = True
+
+    try:
+        yield write
+        if temporary:
+            try:
+                os.fsync(stream.fileno())
+                stream.close()
+                make_ordinary(Path(temporary))
+                os.replace(temporary, path)
+                temporary = None
+                flush_directory(path.parent)
+            except OSError as error:
+                raise failed(error) from None
+    finally:
+        with contextlib.suppress(OSError):
+            stream.close()
+        if temporary:
+            _keep_part(Path(temporary), path.with_name(f"{path.name}.part"), interrupted if written else None)
+
+
+def _keep_part(temporary: Path, part: Path, interrupted: Callable[[Path], None] | None) -> None:
+    """Give what was written of a file its name, or remove it if that is nothing."""
+    with contextlib.suppress(OSError):
+        if interrupted is None:
+            temporary.unlink()
+            return
+        make_ordinary(temporary)
+        temporary.replace(part)
+        interrupted(part)
 
 
 def make_ordinary(path: Path) -> None:

@@ -125,6 +125,44 @@ def uninterrupted() -> Iterator[None]:
 
 
 @contextmanager
+def answering() -> Iterator[Callable[[], bool]]:
+    """Turns Ctrl-C into a question that can be asked, and that is forgotten when the context ends.
+
+    What it stops is one answer of a conversation, which goes on. A later Ctrl-C insists.
+    """
+    pressed: list[float] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if pressed and time.monotonic() - pressed[0] >= SAME_REQUEST_SECONDS and callable(before):
+            before(number, frame)
+        pressed.append(time.monotonic())
+
+    with _ctrl_c(note):
+        yield lambda: bool(pressed)
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Has Ctrl-C raise `KeyboardInterrupt` while a line is typed, which is nothing that has to end."""
+    with _ctrl_c(signal.default_int_handler):
+        yield
+
+
+@contextmanager
+def _ctrl_c(handler: Any) -> Iterator[None]:
+    # Only the main thread may take over signals.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def _noting() -> Iterator[_Requests]:
     # Only the main thread may take over signals; elsewhere they stay with the caller.
     if threading.current_thread() is not threading.main_thread():

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import datasets
 import numpy as np
-import torch
 
 from capaft.config.choices import MAX_SECONDS
 from capaft.config.parts.model import ModelSettings
@@ -43,6 +42,7 @@ class AudioClassification(MediaClassification):
     processor: ClassVar[str] = "AutoFeatureExtractor"
     cut_by: ClassVar[str] = "--max-seconds"
     medium: ClassVar[str] = AUDIO
+    input_names: ClassVar[tuple[str, ...]] = (AUDIO,)
     usual_names: ClassVar[tuple[tuple[str, ...], ...]] = AUDIO_NAMES
     feature_type: ClassVar[type] = datasets.Audio
     precedence: ClassVar[int] = 20
@@ -76,4 +76,4 @@ class AudioClassification(MediaClassification):
             UsageError: a recording cannot be read; names the row and, if it has one, the file.
         """
         inputs = extracted(base.processor, features, indices, self.max_seconds)
-        return Batch(inputs, {"labels": torch.from_numpy(features.references[list(indices)])}, len(indices))
+        return Batch(inputs, features.targets(indices), len(indices))

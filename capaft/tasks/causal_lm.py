@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from torch import nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from capaft.config.choices import CHAT_TEMPLATE, PACKING
@@ -36,7 +36,7 @@ from capaft.tasks.language.chat_columns import (
     usual_chat,
 )
 from capaft.tasks.language.chat_template import has_template, turn_ends
-from capaft.tasks.language.example import Example, shortened_prompt
+from capaft.tasks.language.example import Example, plain_prompts, shortened_prompt
 from capaft.tasks.language.formatted import SEPARATOR, pair_examples
 from capaft.tasks.language.framing import frame, tokenise_rows
 from capaft.tasks.language.generation import GENERATION_OPTIONS, Generation
@@ -225,7 +225,7 @@ class CausalLM(Generation):
         limit = token_limit(base, self.max_length)
         if self.layout == TEXT:
             return self._plain(base.processor, rows, columns, limit)
-        room = min(limit, model_positions(base) - self._new_tokens(base))
+        room = min(limit, model_positions(base) - self.new_tokens(base))
         writes = self.generates and not training
         notes, prompts = Notes(), []
         truncated = fitting = referred = 0
@@ -278,17 +278,29 @@ class CausalLM(Generation):
             labels = labels[:, places]
         return Batch(inputs, {"labels": labels}, int((labels != IGNORED).sum()))
 
-    def written(
-        self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch
-    ) -> list[str]:
-        """The model's continuations of the prompts, which are padded on the left so that all end at one place."""
+    def prompts(self, base: BaseModel, rows: Dataset, columns: Columns) -> Features:
+        """See `Generation.prompts`; of plain texts, what follows them is written."""
+        self._check_layout(rows, columns)
+        if self.layout != TEXT:
+            return super().prompts(base, rows, columns)
+        room = min(token_limit(base, self.max_length), model_positions(base) - self.new_tokens(base))
+        return plain_prompts(base.processor, rows, columns, room)
+
+    def prompt_inputs(self, base: BaseModel, features: Features, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The prompts, padded on the left so that all end at one place."""
         prompts = [features.inputs["prompt_ids"][i] for i in indices]
-        device = batch.inputs["input_ids"].device
-        ids = pad_rows(prompts, base.processor.pad_token_id, left=True)
-        mask = pad_rows(([1] * len(tokens) for tokens in prompts), 0, left=True)
-        stops = turn_ends(base.processor)
-        new = self._new_tokens(base)
-        return self.generated(base, model, new, stops, input_ids=ids.to(device), attention_mask=mask.to(device))
+        return {
+            "input_ids": pad_rows(prompts, base.processor.pad_token_id, left=True),
+            "attention_mask": pad_rows(([1] * len(tokens) for tokens in prompts), 0, left=True),
+        }
+
+    def stops(self, base: BaseModel) -> set[int]:
+        """See `Generation.stops`: the token after a turn; plain text ends with its own."""
+        return {end_of_text_token(base.processor)} if self.layout == TEXT else turn_ends(base.processor)
+
+    def new_tokens(self, base: BaseModel) -> int:
+        """See `Generation.new_tokens`: half of the model's positions are the prompt's."""
+        return min(self.max_new_tokens, model_positions(base) // 2)
 
     def idle_options(self, base: BaseModel) -> dict[str, str]:
         """See `Task.idle_options`."""
@@ -310,10 +322,6 @@ class CausalLM(Generation):
         ids = features.inputs["input_ids"][index]
         labels = features.inputs.get("labels", features.inputs["input_ids"])[index]
         return mark_tokens(base.processor, ids, (label != IGNORED for label in labels))
-
-    def _new_tokens(self, base: BaseModel) -> int:
-        """Largest number of tokens to generate: half of the model's positions are the prompt's."""
-        return min(self.max_new_tokens, model_positions(base) // 2)
 
     @classmethod
     def _has_completions(cls, rows: Dataset, evidence: Evidence) -> bool:

@@ -44,6 +44,7 @@ class ImageClassification(MediaClassification):
     auto_class: ClassVar[str] = "AutoModelForImageClassification"
     processor: ClassVar[str] = "AutoImageProcessor"
     medium: ClassVar[str] = "image"
+    input_names: ClassVar[tuple[str, ...]] = (medium,)
     usual_names: ClassVar[tuple[tuple[str, ...], ...]] = (
         ("image", "img"),
         ("picture", "photo", "imagepath", "imagefile", "imagefilename", "filename", "filepath", "file", "path"),
@@ -116,7 +117,7 @@ class ImageClassification(MediaClassification):
             raise UsageError(
                 f"rows {rows}: the model's image processor cannot prepare these images ({one_line(error)})"
             ) from None
-        return Batch(dict(inputs), {"labels": torch.from_numpy(features.references[list(indices)])}, len(indices))
+        return Batch(dict(inputs), features.targets(indices), len(indices))
 
 
 class _ProcessorOfPillow:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor
 
 from capaft.config.choices import MAX_TARGET_LENGTH
 from capaft.config.parts.task import TaskSettings
@@ -139,12 +139,8 @@ class Seq2Seq(Generation):
 
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
         """Sources `(batch, longest)`; targets `(batch, longest)`, which one place later are the decoder's inputs."""
-        ids = [features.inputs["input_ids"][i] for i in indices]
+        inputs = self.prompt_inputs(base, features, indices)
         labels = pad_rows((features.inputs["labels"][i] for i in indices), IGNORED)
-        inputs = {
-            "input_ids": pad_rows(ids, base.processor.pad_token_id),
-            "attention_mask": pad_rows(([1] * len(tokens) for tokens in ids), 0),
-        }
         if hasattr(base.model, "prepare_decoder_input_ids_from_labels"):
             inputs["decoder_input_ids"] = base.model.prepare_decoder_input_ids_from_labels(labels=labels)
         else:
@@ -157,12 +153,17 @@ class Seq2Seq(Generation):
         targets = np.array([len(ids) for ids in features.inputs["labels"]], dtype=np.int64)
         return targets * vocabulary_size(base)
 
-    def written(
-        self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch
-    ) -> list[str]:
-        """The texts that the model generates from the sources."""
-        sources = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
-        return self.generated(base, model, min(self.max_new_tokens, model_positions(base) - 1), set(), **sources)
+    def prompt_inputs(self, base: BaseModel, features: Features, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The sources, padded on the right."""
+        ids = [features.inputs["input_ids"][i] for i in indices]
+        return {
+            "input_ids": pad_rows(ids, base.processor.pad_token_id),
+            "attention_mask": pad_rows(([1] * len(tokens) for tokens in ids), 0),
+        }
+
+    def new_tokens(self, base: BaseModel) -> int:
+        """See `Generation.new_tokens`; the decoder starts with a token of its own."""
+        return min(self.max_new_tokens, model_positions(base) - 1)
 
     def show(self, base: BaseModel, features: Features, index: int) -> str:
         """The source, and the target in ⟦brackets⟧."""

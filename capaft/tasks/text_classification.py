@@ -8,7 +8,6 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -26,7 +25,8 @@ from capaft.tasks.base.doubts import refuse_doubtful_text
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.missing import BLANK
 from capaft.tasks.base.task import Task
-from capaft.tasks.labels.columns import recognise_labelled_texts
+from capaft.tasks.base.task_answers import Record
+from capaft.tasks.labels.columns import recognise_labelled_texts, recognise_texts
 from capaft.tasks.labels.glue import official_metric
 from capaft.tasks.labels.kind import problem_of
 from capaft.tasks.labels.labelled import Labelled
@@ -185,7 +185,8 @@ class TextClassification(Labelled, Task):
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
         """Tokenise a split. References are the targets, `(rows, ...)`; sources the texts, by `text` and `pair`."""
-        targets = self._problem.encode(rows, columns, self.labels)
+        has_labels = columns.label is not None or bool(columns.choices)
+        targets = self._problem.encode(rows, columns, self.labels) if has_labels else None
         first, second = text_values(rows, columns)
         tokenizer = base.processor
         around = frame(tokenizer, *surrounding_tokens(tokenizer))
@@ -207,8 +208,7 @@ class TextClassification(Labelled, Task):
         """Inputs `(batch, tokens)`, padded to the longest, and `labels`, `(batch, ...)`."""
         picked = {name: [column[i] for i in indices] for name, column in features.inputs.items()}
         padded = base.processor.pad(picked, return_tensors="pt")
-        targets = torch.from_numpy(features.references[list(indices)])
-        return Batch(dict(padded), {"labels": targets}, len(indices))
+        return Batch(dict(padded), features.targets(indices), len(indices))
 
     def idle_options(self, base: BaseModel) -> dict[str, str]:
         """See `Task.idle_options`."""
@@ -245,6 +245,18 @@ class TextClassification(Labelled, Task):
             {**source, "label": self._named(truth), "predicted": self._named(answer)}
             for source, truth, answer in zip(features.sources, features.references, predicted, strict=True)
         ]
+
+    def find_inputs(self, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
+        """See `recognise_texts`."""
+        return recognise_texts(rows, named)
+
+    def answer_fields(self, top: int | None = None) -> tuple[str, ...]:
+        """See `Problem.answer_fields`."""
+        return self._problem.answer_fields(top)
+
+    def answer(self, features: Features, predictions: Sequence[Any], top: int | None = None) -> list[Record]:
+        """See `Problem.answer`."""
+        return [self._problem.answer(logits, self.labels, top) for logits in predictions]
 
     def show(self, base: BaseModel, features: Features, index: int) -> str:
         """The text as the model reads it, and its label."""

@@ -44,8 +44,14 @@ class Outcome:
     bytes_per_step: int
 
 
-def results_of(run: Trainer, outcome: Outcome) -> Results:
-    """The results of a run in its own directory."""
+def results_of(run: Trainer, outcome: Outcome, init_from: str | None = None) -> Results:
+    """The results of a run in its own directory.
+
+    Args:
+        run: the run.
+        outcome: its end.
+        init_from: the shared name of the adapter that it carried on.
+    """
     job = run.job
     return Results(
         output=str(run.directory.path),
@@ -70,8 +76,16 @@ def results_of(run: Trainer, outcome: Outcome) -> Results:
         method_settings=method_settings(job, run.config),
         training_settings=training_settings(job, run.config),
         machine=machine(),
+        init_from=_origin(job, init_from),
         **vars(outcome) | {"interval": None if outcome.interval is None else list(outcome.interval)},
     )
+
+
+def _origin(job: Job, name: str | None) -> dict[str, str]:
+    """The name and the digest of the adapter that a job carries on."""
+    if job.carried is None:
+        return {}
+    return {"run": name or job.origin, "digest": job.carried.predecessor.digest}
 
 
 def results_at(results: Results, output: str, job: Job) -> Results:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
+from capaft.adapter.file.adapter_file import write_file
 from capaft.adapter.file.fingerprint import weight_samples
 from capaft.adapter.install import attach_plan
 from capaft.config.local_paths import LocalPaths, shared_name
-from capaft.config.train_config import TrainConfig
+from capaft.config.restarts import Restart
+from capaft.config.train_config import TrainConfig, chosen_settings
 from capaft.methods.stack import canonical_method
 from capaft.support import strict_json
 from capaft.support.activity import activity
@@ -58,9 +60,63 @@ from capaft.training.record.shared_settings import (
 from capaft.training.setup.head_start import start_head
 from capaft.training.setup.job import Job
 from capaft.training.setup.method import chosen_stack
+from capaft.training.setup.predecessor import with_predecessor
 from capaft.training.setup.prepare import prepare_job
 from capaft.training.setup.settled import settled_config, settled_method
 from capaft.training.trainer import Trainer
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """What an earlier start has left in a run's directory.
+
+    Attributes:
+        resumes: there is a run, and it is to go on.
+        resumed: its last checkpoint, if it has one.
+        finished: it has reached its end.
+    """
+
+    resumes: bool
+    resumed: Checkpoint | None
+    finished: bool
+
+    @staticmethod
+    def of(directory: RunDirectory, config: TrainConfig, processes: Processes, say: Say) -> _Earlier:
+        """Look into a run's directory.
+
+        Raises:
+            UsageError: nothing there can be read, or the processes do not see the same.
+        """
+        resumes = config.resume and directory.config.exists()
+        resumed = newest_checkpoint(directory.checkpoints, say) if resumes else None
+        finished = resumes and is_finished(directory)
+        _check_shared(directory, (resumes, finished, resumed.progress.step if resumed else 0), processes)
+        if resumed:
+            check_best_adapter(directory, resumed.progress)
+        return _Earlier(resumes, resumed, finished)
+
+
+@dataclass(frozen=True)
+class _Decided:
+    """Everything that is decided before the first step.
+
+    Attributes:
+        config: the settings.
+        job: the job, its model and data by the names that files may tell.
+        made_from: digests of what the run is made from.
+        shared: the settings, every choice filled in, as the run's directory tells them.
+        paths: the paths behind their names.
+        restart: the point at which a finished run trains on.
+    """
+
+    config: TrainConfig
+    job: Job
+    made_from: dict[str, str]
+    shared: TrainConfig
+    paths: LocalPaths
+    restart: Restart | None
 
 
 def execute_run(
@@ -87,89 +143,138 @@ def execute_run(
     """
     # First what this machine may lack: it is refused before a directory is made or data are read.
     check_optimizer(config.optimizer)
-    in_shares = sharding_requested()
+    sharding_requested()
     accelerator = accelerator_for(config)
     processes = Processes.here(config.timeout)
     console.quiet = console.quiet or not processes.is_first
     say = partial(print_line, console)
+    config, predecessor = with_predecessor(config, chosen_settings(config, labels), say)
     # The first process chooses the directory: the others look when it has already made it.
     directory = RunDirectory(processes.from_first(_choose(config) if processes.is_first else None))
     with hold_directory(directory) if processes.is_first else nullcontext():
-        resumes = config.resume and directory.config.exists()
-        resumed = newest_checkpoint(directory.checkpoints, say) if resumes else None
-        finished = resumes and is_finished(directory)
-        _check_shared(directory, (resumes, finished, resumed.progress.step if resumed else 0), processes)
-        if resumed:
-            check_best_adapter(directory, resumed.progress)
-        if resumes:
+        earlier = _Earlier.of(directory, config, processes, say)
+        if earlier.resumes:
             config, paths = with_restarts(config, directory), LocalPaths.read(directory.path)
-
-        # Then all that can be decided, so that a mistake costs nothing that was there before.
-        chosen = _chosen(config, labels)
-        has_nothing_left = finished and not changed_settings(
-            directory, repeatable_settings(settled_method(config, chosen_stack(config))), chosen
-        )
-        explain = say_nothing if has_nothing_left else say
+        # All that can be decided, so that a mistake costs nothing that was there before.
+        chosen = chosen_settings(config, labels)
+        explain = say_nothing if _has_nothing_left(config, directory, earlier, chosen) else say
         for line in named:
             explain(line)
-        paths = paths_of(config, paths or LocalPaths())
         with activity(console, "reading the data and loading the model"):
-            job = prepare_job(config, explain, labels)
-        job = named_job(job, config, paths)
-        made_from, repeatable = origin_digests(job), repeatable_settings(settled_config(config, job))
-        made_from[SETTINGS] = settings_digest(repeatable)
-        restart = continuation(directory, repeatable, job, resumed, chosen) if resumes else None
+            job = prepare_job(config, explain, labels, predecessor)
+        decided = _decide(config, job, paths_of(config, paths or LocalPaths()), directory, earlier, chosen)
         # No process may change what another has yet to compare.
-        processes.gather([restart])
-        if resumed:
-            check_same_origin(resumed.made_from, made_from, directory.path, resumed.made_with)
-            check_same_scale(resumed.progress.best, directory.path)
-        if finished and not restart:
+        processes.gather([decided.restart])
+        if earlier.resumed:
+            check_same_origin(earlier.resumed.made_from, decided.made_from, directory.path, earlier.resumed.made_with)
+            check_same_scale(earlier.resumed.progress.best, directory.path)
+        if earlier.finished and not decided.restart:
             if processes.is_first:
                 remove_leftovers(directory)
-            return _finished(directory, job, resumed, say)
-        if restart:
-            say(
-                f"{directory.path} is extended from {restart.step} to {job.rates.steps} steps; the schedule starts "
-                f"anew at step {restart.step}"
-            )
-            restarts = (*(config.restarts or ()), str(restart))
-            config, repeatable = replace(config, restarts=restarts), replace(repeatable, restarts=restarts)
-        shared = shared_settings(repeatable, paths)
-        run = Trainer(job, config, directory, console, accelerator, processes, made_from=made_from)
+            return _finished(directory, decided.job, earlier.resumed, say)
+        decided = _restarted(decided, directory, say)
+        run = Trainer(
+            decided.job, decided.config, directory, console, accelerator, processes, made_from=decided.made_from
+        )
+        return _carry_out(_ready(run, earlier.resumed), decided, earlier.resumed)
 
+
+def _has_nothing_left(config: TrainConfig, directory: RunDirectory, earlier: _Earlier, chosen: Collection[str]) -> bool:
+    """True if a run is finished and the settings, as far as they can be told without its data, leave it so."""
+    if not earlier.finished:
+        return False
+    return not changed_settings(directory, repeatable_settings(settled_method(config, chosen_stack(config))), chosen)
+
+
+def _decide(
+    config: TrainConfig,
+    job: Job,
+    paths: LocalPaths,
+    directory: RunDirectory,
+    earlier: _Earlier,
+    chosen: Collection[str],
+) -> _Decided:
+    """Decide what the files tell, and whether and where a run goes on.
+
+    Raises:
+        UsageError: it is another run than the one in its directory.
+    """
+    job = named_job(job, config, paths)
+    made_from, repeatable = origin_digests(job), repeatable_settings(settled_config(config, job))
+    made_from[SETTINGS] = settings_digest(repeatable)
+    restart = continuation(directory, repeatable, job, earlier.resumed, chosen) if earlier.resumes else None
+    shared = shared_settings(repeatable, paths)
+    if config.init_from:
+        # A run goes on, and is repeated, from the copy of its start, whatever becomes of the other run.
+        paths = paths.with_copy("init_from", config.init_from, directory.start)
+    return _Decided(config, job, made_from, shared, paths, restart)
+
+
+def _restarted(decided: _Decided, directory: RunDirectory, say: Say) -> _Decided:
+    """The decisions with the restart, if there is one, among the settings."""
+    restart = decided.restart
+    if restart is None:
+        return decided
+    say(
+        f"{directory.path} is extended from {restart.step} to {decided.job.rates.steps} steps; the schedule starts "
+        f"anew at step {restart.step}"
+    )
+    restarts = (*(decided.config.restarts or ()), str(restart))
+    config, shared = replace(decided.config, restarts=restarts), replace(decided.shared, restarts=restarts)
+    return replace(decided, config=config, shared=shared)
+
+
+def _ready(run: Trainer, resumed: Checkpoint | None) -> Trainer:
+    """The run with its head fitted and its adapter attached, and the score before the first step."""
+    job, config = run.job, run.config
+    if not sharding_requested():
+        move_model(run.model, run.accelerator.device)
+
+    def attached(run: Trainer) -> Trainer:
+        adapter = attach_plan(job.base.model, job.plan, dropout=config.dropout, in_place=True)
+        return replace(run, adapter=adapter)
+
+    if resumed:
+        return attached(replace(run, baseline=resumed.progress.baseline))
+    if job.carried is None:
         # The head is fitted before the adapter is attached: on the frozen base alone.
-        if not in_shares:
-            move_model(run.model, accelerator.device)
-        run = replace(run, baseline=resumed.progress.baseline if resumed else _start_head(run))
-        run = replace(run, adapter=attach_plan(job.base.model, job.plan, dropout=config.dropout, in_place=True))
+        return attached(replace(run, baseline=_start_head(run)))
+    run = attached(run)
+    job.carried.fill(run.trained)
+    return replace(run, baseline=_start_head(run))
 
-        # Only now an old run gives way; it is put back if the new one leaves nothing.
-        if processes.is_first and resumed:
-            remove_leftovers(directory)
-            prune_checkpoints(directory.checkpoints, resumed.progress.step)
-        with (
-            replacing_run(directory, say) if processes.is_first and not resumed else nullcontext(),
-            _resumable(directory),
-        ):
-            if processes.is_first:
-                write_settings(directory, shared, paths)
-                # Only now: a run that is extended is not finished once its settings say so.
-                directory.results.unlink(missing_ok=True)
-            if in_shares and processes.count > 1:
-                # No process can read all weights afterwards.
-                run = replace(run, samples=weight_samples(run.model, job.plan))
-                shard_model(run.model, run.trained.values(), accelerator.device)
-            # A sharded model talks to the other processes during every forward.
-            with _tracked(run, shared), processes.answered() if in_shares else nullcontext():
-                outcome = train(run, resumed)
-            results = results_of(run, outcome)
-            if processes.is_first:
-                written = results_at(results, shared_name(str(directory.path)).removeprefix("./"), job)
-                write_atomically(directory.card, card_text(written, job, shared), make_parents=False)
-                document = strict_json.document(written.record(), indent=2) + "\n"
-                write_atomically(directory.results, document, make_parents=False)
-        return results
+
+def _carry_out(run: Trainer, decided: _Decided, resumed: Checkpoint | None) -> Results:
+    """Train, and leave the files of the run."""
+    directory, processes, job, in_shares = run.directory, run.processes, run.job, sharding_requested()
+    # Only now an old run gives way; it is put back if the new one leaves nothing.
+    if processes.is_first and resumed:
+        remove_leftovers(directory)
+        prune_checkpoints(directory.checkpoints, resumed.progress.step)
+    with (
+        replacing_run(directory, run.say) if processes.is_first and not resumed else nullcontext(),
+        _resumable(directory),
+    ):
+        if processes.is_first:
+            if job.carried and not resumed:
+                write_file(job.carried.predecessor.file, directory.start)
+            write_settings(directory, decided.shared, decided.paths)
+            # Only now: a run that is extended is not finished once its settings say so.
+            directory.results.unlink(missing_ok=True)
+        if in_shares and processes.count > 1:
+            # No process can read all weights afterwards.
+            run = replace(run, samples=weight_samples(run.model, job.plan))
+            shard_model(run.model, run.trained.values(), run.accelerator.device)
+        # A sharded model talks to the other processes during every forward.
+        with _tracked(run, decided.shared), processes.answered() if in_shares else nullcontext():
+            outcome = train(run, resumed)
+        results = results_of(run, outcome, decided.shared.init_from)
+        if processes.is_first:
+            written = results_at(results, shared_name(str(directory.path)).removeprefix("./"), job)
+            write_atomically(directory.card, card_text(written, job, decided.shared), make_parents=False)
+            document = strict_json.document(written.record(), indent=2) + "\n"
+            write_atomically(directory.results, document, make_parents=False)
+    return results
 
 
 @contextmanager
@@ -186,13 +291,6 @@ def _resumable(directory: RunDirectory) -> Iterator[None]:
             raise
         cause = str(stop) or "stopped"
         raise Interrupted(f"{cause}; resume with {command_to_resume(str(directory.path))}") from None
-
-
-def _chosen(config: TrainConfig, labels: Mapping[str, str] | None) -> set[str]:
-    """Names of the settings that the user set; without labels, of those that are not the default."""
-    if labels is not None:
-        return set(labels)
-    return {field.name for field in fields(config) if getattr(config, field.name) != field.default}
 
 
 def _check_shared(directory: RunDirectory, seen: tuple[bool, bool, int], processes: Processes) -> None:

@@ -7,10 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from capaft.config.choices import BaseDtype, Precision
 from capaft.config.open_options import EvalOptions
 from capaft.config.parts.task import TaskSettings
 from capaft.config.settings import check_range
@@ -29,7 +27,7 @@ from capaft.tasks.base.token_ids import check_token_ids
 from capaft.tasks.base.uncertainty import interval_method
 from capaft.tasks.language.generation import GENERATION_OPTIONS, Generation
 from capaft.tasks.language.text_scores import TEXT_METRICS
-from capaft.training.accelerator import accelerator_for, move_model
+from capaft.training.accelerator import accelerator_to_use, move_model
 from capaft.training.evaluate import Evaluation, evaluate
 from capaft.training.memory_guard import memory_guard
 from capaft.training.parallel.processes import Processes
@@ -81,7 +79,7 @@ def score_run(
     options = options or EvalOptions()
     # Mistakes in the options are reported before any data are read.
     config = saved.config or TrainConfig()
-    task = _changed(saved.task, options.metric, options.task_options)
+    task = changed_task(saved.task, options.metric, options.task_options)
     predictions, max_examples = options.predictions, options.max_examples
     if predictions and not task.reports:
         raise UsageError(
@@ -109,9 +107,7 @@ def score_run(
     for line in _idle(task, saved, options, selection):
         say(f"{line} and is ignored")
 
-    base_dtype = options.base_dtype or config.base_dtype
-    precision = _precision(config.precision, base_dtype)
-    accelerator = accelerator_for(replace(config, tracker=None, precision=precision, base_dtype=base_dtype))
+    accelerator = accelerator_to_use(config, options.base_dtype)
     console = console or Console(quiet=True)
     with memory_guard(), activity(console, "scoring", total=len(features)) as advance:
         result = evaluate(
@@ -165,17 +161,6 @@ def _scores_of(task: Task, features: Features, result: Evaluation) -> Scores:
     )
 
 
-def _precision(precision: Precision, base_dtype: BaseDtype) -> Precision:
-    """The precision of the training, unless the base's dtype or this machine needs another."""
-    # An adapter that was trained in float16 on an accelerator can be scored without one.
-    if precision == "fp16" and not torch.cuda.is_available():
-        return "bf16"
-    # The adapter is in float32; without autocast its products with a base of fewer bits fail.
-    if precision == "fp32" and base_dtype != "float32":
-        return "bf16"
-    return precision
-
-
 def _idle(task: Task, saved: SavedRun, options: EvalOptions, selection: Selection) -> Iterator[str]:
     """The options that have no effect on the scores, each with the cause."""
     idle = task.idle_options(saved.base)
@@ -207,7 +192,7 @@ def _selected(saved: SavedRun, options: EvalOptions, say: Say) -> Selection:
     return select_for_scoring(saved.task, source, config, options.columns, say, is_requested=split is not None)
 
 
-def _changed(task: Task, metric: str | None, options: Mapping[str, str]) -> Task:
+def changed_task(task: Task, metric: str | None, options: Mapping[str, str]) -> Task:
     """The task with another metric, or other options, parsed from text.
 
     Raises:

@@ -12,7 +12,18 @@ from capaft.commands.app import app
 from capaft.config.settings import flag_of
 from capaft.config.train_config import TrainConfig
 
-VERBS = ["train", "eval", "merge", "inspect-rank", "info", "methods", "presets", "env"]
+VERBS = [
+    "train",
+    "eval",
+    "predict",
+    "merge",
+    "export",
+    "inspect-rank",
+    "info",
+    "methods",
+    "presets",
+    "env",
+]
 
 
 def help_text(*verb: str, columns: int = 60) -> str:

@@ -48,7 +48,6 @@ def test_the_result_is_that_of_merging_in_memory(name: str, tmp_path: Path) -> N
     assert len(list((tmp_path / "merged").glob("*.safetensors"))) == len(list(base.glob("*.safetensors")))
     # A task says in the configuration which loss it has.
     expected_config, config = (
-        json.loads((tmp_path / name / "config.json").read_text())
-        for name in ("expected", "merged")
+        json.loads((tmp_path / name / "config.json").read_text()) for name in ("expected", "merged")
     )
     assert config | {"problem_type": expected_config.get("problem_type")} == expected_config | {"problem_type": None}

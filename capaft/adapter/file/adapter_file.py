@@ -15,11 +15,13 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
-from capaft.adapter.file.envelope import open_safetensors
+from capaft.adapter.file.canonical import canonical_json
+from capaft.adapter.file.envelope import open_safetensors, seal
 from capaft.adapter.file.fingerprint import tensors_digest
 from capaft.adapter.file.header import Header, TaskRecord, parse_header
 from capaft.model.origin import Origin
 from capaft.support.errors import AdapterFileError, check_type
+from capaft.support.files import write_atomically
 from capaft.support.out_of_memory import pass_on_exhaustion
 
 ADAPTER = "adapter.safetensors"
@@ -129,3 +131,12 @@ def read(path: str | Path) -> AdapterFile:
     if tensors_digest(tensors) != header.digest.tensors:
         raise AdapterFileError(f"{path} is damaged: its tensors do not match their digest; copy it again")
     return AdapterFile(path, header, tensors, len(data))
+
+
+def write_file(file: AdapterFile, path: Path) -> None:
+    """Write a file that was read, byte for byte, to another place.
+
+    Raises:
+        TrainingError: it cannot be written.
+    """
+    write_atomically(path, seal(file.tensors, canonical_json(file.header.record())), make_parents=False)

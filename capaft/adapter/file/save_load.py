@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from capaft.adapter.file.other_head import head_shapes
 from capaft.adapter.file.site_list import SiteList
 from capaft.adapter.install import attach_plan, detach
 from capaft.adapter.module import Adapter, carrier
+from capaft.adapter.plan import Plan
 from capaft.config.choices import SaveDtype
 from capaft.config.local_paths import shared_name
 from capaft.factors import rng
@@ -170,8 +172,48 @@ def load(
     check_type("rename", rename, dict | None, "a dictionary")
     refuse_distributed(model, "load onto")
     file = path if isinstance(path, AdapterFile) else read(path)
+    model = carrier(model)
+    fit = fit_file(model, file, rename, allow_base_mismatch)
+    adapter = attach_plan(model, fit.plan, name=name, start=fit.start, labels=fit.labels, trains=False)
+    adapter.task = file.task
+    try:
+        _fill(adapter, model, file)
+    except BaseException:
+        detach(model, name)
+        raise
+    return adapter
+
+
+class Fit(NamedTuple):
+    """An adapter's file as it fits a model.
+
+    Attributes:
+        plan: every decision about the adapter.
+        start: values of the head's parameters that are not the model's, by canonical name.
+        labels: the labels of its head; None if they are the model's.
+        shapes: shapes of the parameters of the head that are not the model's, by canonical name.
+    """
+
+    plan: Plan
+    start: dict[str, Tensor]
+    labels: Labels | None
+    shapes: dict[str, torch.Size]
+
+
+def fit_file(model: nn.Module, file: AdapterFile, rename: dict[str, str] | None, allow_base_mismatch: bool) -> Fit:
+    """Check that an adapter was trained on a model, which is left as it is.
+
+    Args:
+        model: the model that would carry the adapter.
+        file: the file, read.
+        rename: `{old: new}` pieces of module paths, if this model names its modules differently.
+        allow_base_mismatch: let the base weights differ from those it was trained on.
+
+    Raises:
+        AdapterFileError: the file is damaged, or belongs to another model.
+        UsageError: a rename does not concern the model.
+    """
     with disabled(model):
-        model = carrier(model)
         check_renames(model, rename)
         shapes = head_shapes(model, file, rename)
         plan = plan_on(model, file, rename, shapes)
@@ -185,14 +227,7 @@ def load(
             f"{file.path}: its random streams come out differently here than where it was written; the random "
             "generator of this installation is at fault, so the adapter cannot be used here"
         )
-    adapter = attach_plan(model, plan, name=name, start=start, labels=labels, trains=False)
-    adapter.task = file.task
-    try:
-        _fill(adapter, model, file)
-    except BaseException:
-        detach(model, name)
-        raise
-    return adapter
+    return Fit(plan, start, labels, shapes)
 
 
 def restore_parameters(model: nn.Module, path: str | Path, *, name: str = "default") -> None:
@@ -209,19 +244,29 @@ def restore_parameters(model: nn.Module, path: str | Path, *, name: str = "defau
 
 def _fill(adapter: Adapter, model: nn.Module, file: AdapterFile) -> None:
     """Copy a file's parameters into an adapter, all or nothing."""
-    dtype = file.header.save_dtype
     trained = adapter.trained(model)
-    expected: dict[str, Any] = {}
-    for key, parameter in trained.items():
-        expected |= encoded_layout(key, tuple(parameter.shape), dtype)
-    if expected != {key: (dtype_name(t), tuple(t.shape)) for key, t in file.tensors.items()}:
-        raise AdapterFileError(f"{file.path} is damaged: its tensors are not what its header describes")
-    stored = {key: decode_tensor(key, file.tensors, tuple(p.shape), dtype) for key, p in trained.items()}
-    if not all(torch.isfinite(values).all() for values in stored.values()):
-        raise AdapterFileError(f"{file.path} is damaged: it holds numbers that are not finite")
+    stored = stored_values(file, {key: tuple(parameter.shape) for key, parameter in trained.items()})
     with torch.no_grad():
         for key, parameter in trained.items():
             parameter.copy_(stored[key])
+
+
+def stored_values(file: AdapterFile, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The float32 values of a file's parameters of these shapes, by name.
+
+    Raises:
+        AdapterFileError: the file holds others, or numbers that are not finite.
+    """
+    dtype = file.header.save_dtype
+    expected: dict[str, Any] = {}
+    for key, shape in shapes.items():
+        expected |= encoded_layout(key, shape, dtype)
+    if expected != {key: (dtype_name(t), tuple(t.shape)) for key, t in file.tensors.items()}:
+        raise AdapterFileError(f"{file.path} is damaged: its tensors are not what its header describes")
+    stored = {key: decode_tensor(key, file.tensors, shape, dtype) for key, shape in shapes.items()}
+    if not all(torch.isfinite(values).all() for values in stored.values()):
+        raise AdapterFileError(f"{file.path} is damaged: it holds numbers that are not finite")
+    return stored
 
 
 def _labels_record(model: nn.Module, adapter: Adapter) -> TaskRecord | None:

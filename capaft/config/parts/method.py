@@ -116,6 +116,15 @@ class MethodSettings(Settings):
         "Total of trainable parameters, such as 50k; sets k with NOLA, else the rank or width.",
         check=at_least(1),
     )
+    init_from: str | None = _setting(
+        None,
+        "Run or adapter file to carry on: its trained parameters are the start, its method, layers and seed are used "
+        "(default: start from the seed).",
+        metavar="run",
+    )
+    allow_base_mismatch: bool = _setting(
+        False, "Start from --init-from although its base weights differ from those of this model."
+    )
     seed: int = _setting(
         0,
         "Seed of everything random; gives the same adapter on every machine.",

@@ -70,16 +70,42 @@ def read_media_folder(path: Path, tree: Tree, choice: WantedSplits) -> dict[str,
         UsageError: images and recordings are mixed, a class is missing from the train split, or a name is not UTF-8.
     """
     splits = {name: tree[name] for name in choice.among(tree) if name is not None}
-    files = [file for classes in splits.values() for group in classes.values() for file in group]
+    kind = _only_kind(path, (file for classes in splits.values() for group in classes.values() for file in group))
+    names = sorted(next(iter(splits.values())))
+    for classes in splits.values():
+        _check_known(classes, names)
+    return {split: _dataset(kind, classes, names) for split, classes in splits.items()}
+
+
+def read_unlabelled_media(path: Path) -> datasets.Dataset | None:
+    """An image or a recording, or all below a directory in the order of their paths; None if there are none.
+
+    Raises:
+        UsageError: images and recordings are mixed, or a name is not UTF-8.
+    """
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if not _is_hidden(file, path))
+    media = [file for file in files if file.suffix.lower() in MEDIA_KINDS]
+    if not media:
+        return None
+    kind = _only_kind(path, media)
+    paths = [os.path.abspath(file) for file in media]
+    _check_names(paths)
+    return datasets.Dataset(
+        pa.table({kind: files_at(paths)}), datasets.DatasetInfo(features=datasets.Features({kind: feature_of(kind)}))
+    )
+
+
+def _is_hidden(file: Path, directory: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(directory).parts)
+
+
+def _only_kind(path: Path, files: Iterable[Path]) -> str:
     kinds = {_kind(file): file for file in files}
     if len(kinds) > 1:
         raise UsageError(
             f"{path}: holds images and recordings ({' and '.join(map(str, kinds.values()))}); separate them"
         )
-    names = sorted(next(iter(splits.values())))
-    for classes in splits.values():
-        _check_known(classes, names)
-    return {split: _dataset(next(iter(kinds)), classes, names) for split, classes in splits.items()}
+    return next(iter(kinds))
 
 
 def _look(path: Path) -> _Directory:
@@ -144,13 +170,17 @@ def _check_known(classes: dict[str, list[Path]], names: list[str]) -> None:
 def _dataset(kind: str, classes: dict[str, list[Path]], names: list[str]) -> datasets.Dataset:
     rows = [(os.path.abspath(file), names.index(name)) for name in sorted(classes) for file in classes[name]]
     paths, labels = zip(*rows, strict=True)
+    _check_names(paths)
+    table = pa.table({kind: files_at(paths), "label": pa.array(labels, pa.int64())})
+    features = datasets.Features({kind: feature_of(kind), "label": datasets.ClassLabel(names=names)})
+    return datasets.Dataset(table, datasets.DatasetInfo(features=features))
+
+
+def _check_names(paths: Iterable[str]) -> None:
     for path in paths:
         # Python's stand-ins for bytes that are not UTF-8; Arrow cannot hold them.
         if any("\ud800" <= character <= "\udfff" for character in path):
             raise UsageError(f"{path!r}: the name of this file is not UTF-8; rename it")
-    table = pa.table({kind: files_at(paths), "label": pa.array(labels, pa.int64())})
-    features = datasets.Features({kind: feature_of(kind), "label": datasets.ClassLabel(names=names)})
-    return datasets.Dataset(table, datasets.DatasetInfo(features=features))
 
 
 def feature_of(kind: str) -> datasets.Image | datasets.Audio:

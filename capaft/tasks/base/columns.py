@@ -231,11 +231,11 @@ def text_values(dataset: datasets.Dataset, columns: Columns) -> tuple[Sequence[s
     return first, next(iter(others), None)
 
 
-def with_row_numbers(dataset: datasets.Dataset) -> datasets.Dataset:
-    """Number the rows from 1; they keep these numbers in any later selection."""
+def with_row_numbers(dataset: datasets.Dataset, first: int = 1) -> datasets.Dataset:
+    """Number the rows, from 1 or another number on; they keep these numbers in any later selection."""
     if _ROW_NUMBER in dataset.column_names:
         return dataset
-    return gathered(dataset).add_column(_ROW_NUMBER, np.arange(1, len(dataset) + 1))
+    return gathered(dataset).add_column(_ROW_NUMBER, np.arange(first, first + len(dataset)))
 
 
 def row_numbers(dataset: datasets.Dataset) -> list[int]:

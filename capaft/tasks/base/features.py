@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,7 +21,8 @@ class Features:
     Attributes:
         inputs: columns that `collate` pads and stacks, by name, each with one entry a feature.
         lengths: the order of batches, `(features,)`: mostly numbers of tokens.
-        references: the truth that `score` compares predictions with, in whatever form the task likes.
+        references: the truth that `score` compares predictions with, in whatever form the task likes; None for rows
+            without a target.
         truncated: number of rows that lost a part to the maximum length.
         sources: the inputs as people read them, by feature: a text, or several by name; may be empty.
         left_out: a note on rows that could not be used; empty if all could.
@@ -44,6 +46,12 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def targets(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The references of some features as `labels`, where they are an array; nothing without references."""
+        if self.references is None:
+            return {}
+        return {"labels": torch.from_numpy(self.references[list(indices)])}
 
     def at(self, rows: NDArray[np.int64]) -> Features:
         """Some features, by their positions; references have one entry a feature, if there are any."""

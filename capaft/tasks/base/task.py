@@ -28,6 +28,7 @@ from capaft.tasks.base.columns import Columns
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.options import parse_task_options
 from capaft.tasks.base.padding import ensure_padding
+from capaft.tasks.base.task_answers import TaskAnswers
 from capaft.tasks.base.task_rows import TaskRows
 from capaft.tasks.base.uncertainty import Resampler, feature_resampler
 
@@ -44,7 +45,7 @@ _SETTINGS = frozenset(field.name for field in dataclasses.fields(TaskSettings))
 
 
 @dataclass(frozen=True)
-class Task(TaskRows):
+class Task(TaskRows, TaskAnswers):
     """Base of all tasks. Its fields are its options, and an adapter file records them.
 
     An option is a number, a text or a truth value. It is set by the flag of its name, or where `capaft train` has none
@@ -224,7 +225,7 @@ class Task(TaskRows):
         Args:
             base: the base model, for its processor and configuration.
             rows: the split.
-            columns: its columns.
+            columns: its columns; where a task answers rows, they may have no label, and the features no references.
             training: prepare it for training, not for evaluation.
 
         Raises:
@@ -233,7 +234,7 @@ class Task(TaskRows):
 
     @abstractmethod
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
-        """One batch, padded to its longest feature.
+        """One batch, padded to its longest feature; without references it has no targets.
 
         Randomness in training (masked tokens, augmentation) comes from torch's global generator, which the loop seeds
         for every batch; in evaluation nothing is random.
@@ -275,21 +276,6 @@ class Task(TaskRows):
         outputs = model(**batch.inputs)
         loss = self.loss(outputs, batch.targets, 0.0)
         return loss, self.predict(base, model, features, indices, batch, outputs)
-
-    @abstractmethod
-    def predict(
-        self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch, outputs: Any
-    ) -> list[Any]:
-        """The predictions of an evaluation batch, one a feature, as `score` reads them: small, on the CPU, picklable.
-
-        Args:
-            base: the base model.
-            model: the model to call, or to generate with.
-            features: all features.
-            indices: those in the batch.
-            batch: the batch, on the model's device.
-            outputs: of the model for the batch.
-        """
 
     @abstractmethod
     def score(self, features: Features, predictions: Sequence[Any]) -> dict[str, float]:

@@ -83,16 +83,43 @@ def recognise_labelled_texts(rows: Dataset, named: Mapping[str, str | None]) -> 
     text = find_column(rows, "text", text, (), is_text, "text", taken)
     pair = find_column(rows, "pair", pair, (), is_text, "text", (*taken, text))
     if text is None:
-        taken = (*taken, pair)
-        words = [n for n, feature in rows.features.items() if is_text(feature) and n not in taken and not is_id(n)]
-        unsure = label is None and not choices
-        sure = [n for n in words if not (unsure and plain_name(n) in _REPLIES and _like_classes(rows, n))]
-        text, pair = _pair_by_name(sure, pair)
-        text = text or find_column(rows, "text", None, _TEXTS, is_text, "text", taken) or _text_by_type(rows, words)
+        text, pair = _unnamed_texts(rows, pair, (*taken, pair), unsure=label is None and not choices)
     if label is None and not choices:
         label = _label_by_type(rows, (text, pair))
         refuse_headless(rows, text, [label])
     return Columns(text, pair, label, choices)
+
+
+def recognise_texts(rows: Dataset, named: Mapping[str, str | None]) -> Columns:
+    """Find the columns of texts to classify, of which nobody knows the labels, in the same way.
+
+    Args:
+        rows: the rows.
+        named: the columns that the user, or the training, names, by role.
+
+    Raises:
+        UsageError: a named column is missing or not usable, or several could be the text.
+    """
+    text = find_column(rows, "text", named.get("text"), (), is_text, "text")
+    pair = find_column(rows, "pair", named.get("pair"), (), is_text, "text", (text,))
+    return Columns(text, pair) if text else Columns(*_unnamed_texts(rows, pair, (pair,), unsure=False))
+
+
+def _unnamed_texts(
+    rows: Dataset, pair: str | None, taken: Sequence[str | None], *, unsure: bool
+) -> tuple[str, str | None]:
+    """The column of the text, and that of its pair if there is one, where nobody named the first.
+
+    Args:
+        rows: the split.
+        pair: the named column of the second text, if any.
+        taken: columns that have another role.
+        unsure: the label may be among the texts.
+    """
+    words = [n for n, feature in rows.features.items() if is_text(feature) and n not in taken and not is_id(n)]
+    sure = [n for n in words if not (unsure and plain_name(n) in _REPLIES and _like_classes(rows, n))]
+    text, pair = _pair_by_name(sure, pair)
+    return text or find_column(rows, "text", None, _TEXTS, is_text, "text", taken) or _text_by_type(rows, words), pair
 
 
 def _is_flag(feature: Any) -> bool:

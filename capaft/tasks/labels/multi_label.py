@@ -16,11 +16,13 @@ from torch.nn import functional as F
 
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns, cell_kind, column_values, describe_row, filled_rows
+from capaft.tasks.base.task_answers import Record
 from capaft.tasks.labels.problem import (
     MAX_CLASSES,
     Problem,
     class_positions,
     label_values,
+    likeliest,
     missing_label,
     unknown_label,
 )
@@ -150,6 +152,18 @@ class MultiLabel(Problem):
     def score_name(self, score: str) -> str:
         """See `Task.score_name`."""
         return {"f1": "micro F1", "f1_macro": "macro F1"}.get(score, score)
+
+    def answer_fields(self, top: int | None) -> tuple[str, ...]:
+        """The classes that apply, and their probabilities, or those of the `top` likeliest classes."""
+        return ("labels", "probabilities")
+
+    def _answered(self, logits: NDArray[np.float64], labels: Sequence[str], top: int | None) -> Record:
+        probabilities = np.exp(-np.logaddexp(0, -logits))
+        applying = self.named(self.predicted(logits), labels)
+        return {
+            "labels": applying,
+            "probabilities": likeliest(probabilities, labels, len(applying) if top is None else top),
+        }
 
     def named(self, target: Any, labels: Sequence[str]) -> list[str]:
         """The classes that apply."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from capaft.data.lazy import ColumnValues
 from capaft.support.errors import UsageError, did_you_mean
 from capaft.tasks.base.columns import Columns, cell_kind, describe_row, filled_rows
+from capaft.tasks.base.task_answers import ERROR, Record
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -88,8 +89,39 @@ class Problem(ABC):
         return score
 
     @abstractmethod
+    def answer_fields(self, top: int | None) -> tuple[str, ...]:
+        """See `TaskAnswers.answer_fields`."""
+
+    def answer(self, logits: NDArray[Any], labels: Sequence[str], top: int | None) -> Record:
+        """What is predicted for one example, or an error if the model's output is not finite.
+
+        Args:
+            logits: those of the example, `(outputs,)`.
+            labels: names of the classes.
+            top: number of the likeliest classes that are listed; None if nobody asked for them.
+        """
+        if not np.isfinite(logits).all():
+            return {ERROR: "the model's output is not finite"}
+        return self._answered(logits.astype(np.float64), labels, top)
+
+    @abstractmethod
+    def _answered(self, logits: NDArray[np.float64], labels: Sequence[str], top: int | None) -> Record:
+        """See `answer`."""
+
+    @abstractmethod
     def named(self, target: Any, labels: Sequence[str]) -> Any:
         """One example's target in readable form."""
+
+
+def rounded(number: Any) -> float:
+    """A number with the digits that a float32 has."""
+    return float(f"{float(number):.7g}")
+
+
+def likeliest(probabilities: NDArray[np.float64], labels: Sequence[str], number: int) -> dict[str, float]:
+    """The likeliest classes with their probabilities, in descending order; of two alike the first."""
+    order = np.argsort(-probabilities, kind="stable")[:number]
+    return {labels[at]: rounded(probabilities[at]) for at in order.tolist()}
 
 
 def label_values(rows: Dataset, columns: Columns) -> Sequence[Any]:

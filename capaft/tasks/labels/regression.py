@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns, cell_kind, column_values, describe_row, list_columns
+from capaft.tasks.base.task_answers import Record
 from capaft.tasks.labels.numbers import is_number, plain_number
-from capaft.tasks.labels.problem import Problem, label_values, missing_label
+from capaft.tasks.labels.problem import Problem, label_values, missing_label, rounded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,6 +74,13 @@ class Regression(Problem):
             "mse": float(mean_squared_error(truth, predicted)),
             "mae": float(mean_absolute_error(truth, predicted)),
         }
+
+    def answer_fields(self, top: int | None) -> tuple[str, ...]:
+        """The number."""
+        return ("value",)
+
+    def _answered(self, logits: NDArray[np.float64], labels: Sequence[str], top: int | None) -> Record:
+        return {"value": rounded(logits[0])}
 
     def named(self, target: Any, labels: Sequence[str]) -> float:
         """The number."""

@@ -16,13 +16,16 @@ from torch.nn import functional as F
 from capaft.data.lazy import ColumnValues
 from capaft.support.errors import UsageError, did_you_mean
 from capaft.tasks.base.columns import Columns, cell_kind, describe_row, is_text, list_columns
+from capaft.tasks.base.task_answers import Record
 from capaft.tasks.labels.numbers import whole_number
 from capaft.tasks.labels.problem import (
     MAX_CLASSES,
     Problem,
     class_positions,
     label_values,
+    likeliest,
     missing_label,
+    rounded,
     unknown_label,
 )
 from capaft.tasks.labels.spelling import label_finder, merged_labels
@@ -157,6 +160,17 @@ class SingleLabel(Problem):
         if outputs <= _TOP:
             return {}
         return {"top5": float(top_k_accuracy_score(truth, logits, k=_TOP, labels=np.arange(outputs)))}
+
+    def answer_fields(self, top: int | None) -> tuple[str, ...]:
+        """The class and its probability, and those of the `top` likeliest classes."""
+        return ("label", "probability") if top is None else ("label", "probability", "probabilities")
+
+    def _answered(self, logits: NDArray[np.float64], labels: Sequence[str], top: int | None) -> Record:
+        shares = np.exp(logits - logits.max())
+        shares /= shares.sum()
+        best = int(shares.argmax())
+        answer = {"label": labels[best], "probability": rounded(shares[best])}
+        return answer if top is None else {**answer, "probabilities": likeliest(shares, labels, top)}
 
     def named(self, target: Any, labels: Sequence[str]) -> str:
         """The class."""

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from capaft.tasks.base.columns import Columns, text_values
+from capaft.tasks.base.features import Features
 from capaft.tasks.language.framing import frame
 from capaft.tasks.language.plain_text import end_of_text_token, special_tokens, surrounding_tokens, tokenise_plain
 from capaft.tasks.language.text_pairs import Pair
 from capaft.tasks.language.token_loss import IGNORED
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,24 @@ def shortened_prompt(tokenizer: Any, prompt: list[int], room: int) -> list[int]:
         return prompt
     lead = list(takewhile(special_tokens(tokenizer).__contains__, prompt))[: room // 2]
     return lead + prompt[len(prompt) - room + len(lead) :]
+
+
+def plain_prompts(tokenizer: Any, rows: Dataset, columns: Columns, room: int) -> Features:
+    """Plain texts to go on with: the tokens that begin a text, and it, in at most `room` tokens.
+
+    An empty text is the end token, after which a text begins, as in GPT-2.
+
+    Raises:
+        UsageError: a row has no text.
+    """
+    lead, end = surrounding_tokens(tokenizer)[0], end_of_text_token(tokenizer)
+    around = frame(tokenizer, lead)
+    texts = list(text_values(rows, columns)[0])
+    whole = [[*lead, *ids] or [end] for ids in tokenise_plain(tokenizer, list(map(around.strip, texts)))]
+    prompts = [shortened_prompt(tokenizer, ids, room) for ids in whole]
+    truncated = sum(len(ids) > room for ids in whole)
+    lengths = np.array([len(ids) for ids in prompts], dtype=np.int64)
+    return Features({"input_ids": prompts, "prompt_ids": prompts}, lengths, truncated=truncated, sources=texts)
 
 
 def plain_examples(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -132,23 +134,60 @@ class Generation(Task):
         Raises:
             UsageError: the model's own settings do not let it write.
         """
-        try:
+        with refusing_to_write(base, "check its generation_config.json, or choose a --metric that needs no texts"):
             texts = self.written(base, model, features, indices, batch) if self.generates else [None] * len(losses)
-        except (ValueError, TypeError, AttributeError, LookupError) as error:
-            raise UsageError(
-                f"--model {base.base.name} cannot write texts ({one_line(error)}); check its generation_config.json, "
-                "or choose a --metric that needs no texts"
-            ) from error
         return [(*loss, text) for loss, text in zip(losses, texts, strict=True)]
 
+    def prompts(self, base: BaseModel, rows: Dataset, columns: Columns) -> Features:
+        """Rows to write from, put as in the training; `prompt_inputs` makes batches of them.
+
+        Args:
+            base: the base model.
+            rows: prompts, whatever else they hold.
+            columns: their columns; a label is not read.
+
+        Raises:
+            UsageError: a row has no prompt.
+        """
+        writing = dataclasses.replace(self, metric=TEXT_METRICS[0])
+        return writing.features(base, rows, dataclasses.replace(columns, label=None), training=False)
+
     @abstractmethod
+    def prompt_inputs(self, base: BaseModel, features: Features, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The model's inputs that it writes from, each `(batch, tokens)`."""
+
+    def stops(self, base: BaseModel) -> set[int]:
+        """Tokens that end a text, besides those of the checkpoint."""
+        return set()
+
+    @abstractmethod
+    def new_tokens(self, base: BaseModel) -> int:
+        """Maximum number of tokens to write: at most those that the model has positions for."""
+
     def written(
         self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch
-    ) -> Sequence[str]:
+    ) -> list[str]:
         """The model's texts for some features."""
+        device = batch.inputs["input_ids"].device
+        inputs = {name: tensor.to(device) for name, tensor in self.prompt_inputs(base, features, indices).items()}
+        return self.generated(base, model, self.new_tokens(base), self.stops(base), **inputs)
 
     def generated(self, base: BaseModel, model: Any, new_tokens: int, ends: set[int], **inputs: Tensor) -> list[str]:
         """The model's continuations, or decoder outputs, of `input_ids` `(batch, tokens)`, without special tokens.
+
+        Args:
+            base: the base model, for its tokenizer.
+            model: the model that generates.
+            new_tokens: maximum number of new tokens.
+            ends: tokens that end a text, besides the checkpoint's.
+            **inputs: arguments of the model's forward.
+        """
+        tokens = model.generate(**inputs, **self.decoding(base, model, new_tokens, ends))
+        start = 0 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        return [decoded(base.processor, row) for row in tokens[:, start:].tolist()]
+
+    def decoding(self, base: BaseModel, model: Any, new_tokens: int, ends: set[int]) -> dict[str, Any]:
+        """Arguments of `generate`.
 
         The checkpoint's own generation settings (sampling, penalties, lengths) are switched off: only the task's fields
         decide.
@@ -158,31 +197,24 @@ class Generation(Task):
             model: the model that generates.
             new_tokens: maximum number of new tokens.
             ends: tokens that end a text, besides the checkpoint's.
-            **inputs: arguments of the model's forward.
         """
         checkpoint_ends = model.generation_config.eos_token_id
         stops = ends | set(checkpoint_ends if isinstance(checkpoint_ends, list) else [checkpoint_ends]) - {None}
-        tokens = model.generate(
-            **inputs,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            repetition_penalty=1.0,
-            min_length=0,
-            max_length=None,
-            max_new_tokens=new_tokens,
-            num_beams=self.num_beams,
-            length_penalty=self.length_penalty,
-            no_repeat_ngram_size=self.no_repeat_ngram_size,
-            eos_token_id=sorted(stops) or None,
-            pad_token_id=base.processor.pad_token_id,
-        )
-        start = 0 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        texts = base.processor.batch_decode(
-            tokens[:, start:], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return [str(text).strip() for text in texts]
+        return {
+            "do_sample": False,
+            "temperature": None,
+            "top_p": None,
+            "top_k": None,
+            "repetition_penalty": 1.0,
+            "min_length": 0,
+            "max_length": None,
+            "max_new_tokens": new_tokens,
+            "num_beams": self.num_beams,
+            "length_penalty": self.length_penalty,
+            "no_repeat_ngram_size": self.no_repeat_ngram_size,
+            "eos_token_id": sorted(stops) or None,
+            "pad_token_id": base.processor.pad_token_id,
+        }
 
     def score(self, features: Features, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Perplexity, loss and accuracy of the tokens, and the text scores if there are texts and references."""
@@ -217,3 +249,22 @@ class Generation(Task):
             for source, (*_, text), references in zip(features.sources, predictions, features.references, strict=True)
             if text is not None
         ]
+
+
+def decoded(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """The text of new tokens: without special ones, and without the white space around it."""
+    text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return str(text).strip()
+
+
+@contextmanager
+def refusing_to_write(base: BaseModel, advice: str) -> Iterator[None]:
+    """Turns what transformers says of a checkpoint's own settings into one line.
+
+    Raises:
+        UsageError: they do not let the model write.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise UsageError(f"--model {base.base.name} cannot write texts ({one_line(error)}); {advice}") from error

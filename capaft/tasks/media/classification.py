@@ -17,6 +17,7 @@ from capaft.model.load import BaseModel
 from capaft.tasks.base.columns import Columns, cell_kind, filled_rows, find_column, row_numbers
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
+from capaft.tasks.base.task_answers import Record
 from capaft.tasks.labels.labelled import Labelled
 from capaft.tasks.labels.single_label import SingleLabel, check_scoring
 from capaft.tasks.labels.spelling import label_finder
@@ -86,11 +87,15 @@ class MediaClassification(Labelled, Task):
         Raises:
             UsageError: a named column is missing or not usable, or another one cannot be determined.
         """
-        refuse_pair(cls.name, cls.medium, named)
-        text = media_column(rows, named, cls.medium, cls.usual_names, cls.fits, cls.feature_type)
+        text = cls._input_columns(rows, named).text
         label = find_column(rows, "label", named.get("label"), CLASS_NAMES, _is_class, "one class a row", (text,))
         label = label or only_column(rows, "label", datasets.ClassLabel)
         return Columns(text, None, label)
+
+    @classmethod
+    def _input_columns(cls, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
+        refuse_pair(cls.name, cls.medium, named)
+        return Columns(media_column(rows, named, cls.medium, cls.usual_names, cls.fits, cls.feature_type))
 
     @classmethod
     def classes(cls, rows: Dataset, columns: Columns) -> tuple[str, ...]:
@@ -117,7 +122,7 @@ class MediaClassification(Labelled, Task):
         return self._problem.encode(rows, columns, self.labels).tolist()
 
     def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
-        """The column unchanged, and the class of each row as `references`, `(rows,)`.
+        """The column unchanged, and the class of each row as `references`, `(rows,)`, if there are labels.
 
         Raises:
             UsageError: a row has no input or no label, or a label that the task does not have.
@@ -128,7 +133,7 @@ class MediaClassification(Labelled, Task):
         return Features(
             inputs={self.medium: rows[columns.text], "row": row_numbers(rows)},
             lengths=np.ones(len(rows), dtype=np.int64),
-            references=self._problem.encode(rows, columns, self.labels),
+            references=None if columns.label is None else self._problem.encode(rows, columns, self.labels),
             sources=media_names(rows, columns.text),
         )
 
@@ -160,6 +165,18 @@ class MediaClassification(Labelled, Task):
             {self.medium: source, "predicted": self.labels[logits.argmax()], "label": self.labels[label]}
             for source, logits, label in zip(features.sources, predictions, features.references, strict=True)
         ]
+
+    def find_inputs(self, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
+        """See `TaskAnswers.find_inputs`: the column of the files, as `recognise` finds it."""
+        return self._input_columns(rows, named)
+
+    def answer_fields(self, top: int | None = None) -> tuple[str, ...]:
+        """See `Problem.answer_fields`."""
+        return self._problem.answer_fields(top)
+
+    def answer(self, features: Features, predictions: Sequence[Any], top: int | None = None) -> list[Record]:
+        """See `Problem.answer`."""
+        return [self._problem.answer(logits, self.labels, top) for logits in predictions]
 
     def show(self, base: BaseModel, features: Features, index: int) -> str:
         """The file or number, and the class."""

@@ -16,8 +16,9 @@ from capaft.support.counting import agreeing, counted
 from capaft.support.errors import UsageError
 from capaft.training.record.checkpoint import Checkpoint
 from capaft.training.record.results import read_results
-from capaft.training.record.resume import LENGTH, changed_settings, check_same_settings, saved_settings
+from capaft.training.record.resume import LENGTH, changed_settings, check_same_settings
 from capaft.training.record.run_directory import RunDirectory
+from capaft.training.record.saved_run import settings_of_run
 from capaft.training.setup.job import Job
 
 
@@ -29,13 +30,13 @@ def is_finished(run: RunDirectory) -> bool:
     """
     if not run.results.exists():
         return False
-    restarts = parse_restarts(saved_settings(run).restarts or ())
+    restarts = parse_restarts(settings_of_run(run.config).restarts or ())
     return not restarts or read_results(run.results).steps > restarts[-1].step
 
 
 def with_restarts(config: TrainConfig, run: RunDirectory) -> TrainConfig:
     """The settings with the restarts of a run, which no command repeats."""
-    return config if config.restarts else replace(config, restarts=saved_settings(run).restarts)
+    return config if config.restarts else replace(config, restarts=settings_of_run(run.config).restarts)
 
 
 def continuation(
@@ -73,6 +74,6 @@ def continuation(
         raise UsageError(
             f"--resume: {run.path} has no checkpoint of its last step to go on from; start anew in another --output"
         )
-    saved = saved_settings(run)
+    saved = settings_of_run(run.config)
     planned = saved.max_steps or (saved.epochs or 1) * math.ceil(len(job.train) / saved.batch_size)
     return Restart(results.steps, max(planned, results.steps))

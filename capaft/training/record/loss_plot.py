@@ -53,7 +53,7 @@ def run_caption(run: Trainer) -> Caption:
         metric=task.score_name(task.metric),
         band=f"{interval_method(task)},\n{examples:,} {agreeing(examples, 'example', 'examples')}",
         baseline=run.baseline,
-        baseline_name="frozen base, fitted head" if is_fitted else "base model as it is",
+        baseline_name="frozen base, fitted head" if is_fitted else "start" if job.carried else "base model as it is",
         restarts=tuple(restart.step for restart in parse_restarts(run.config.restarts or ())),
     )
 

@@ -72,6 +72,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     return [
         ("base model", results.model),
         ("data", results.data),
+        *([("started from", f"{origin['run']} (digest {origin['digest']})")] if (origin := results.init_from) else []),
         ("method", results.method),
         *_settings(results),
         (f"{names.get(results.metric, results.metric)} on validation", score_text(results.value) + _interval(results)),
@@ -113,5 +114,4 @@ def _baseline(results: Results) -> tuple[str, str]:
     """The row about the frozen base."""
     if results.baseline is None:
         return "baseline", "not measured"
-    head = "the base model as it is" if results.baseline_head == "own" else "frozen base, fitted head"
-    return head, score_text(results.baseline)
+    return results.baseline_name, score_text(results.baseline)

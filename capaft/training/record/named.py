@@ -11,14 +11,14 @@ from capaft.config.settings import Settings
 from capaft.model.demo import MODEL_NAME
 from capaft.support import hub
 
-_WORDS = {"model": "loading the base model", "data": "reading the data"}
+_WORDS = {"model": "loading the base model", "data": "reading the data", "init_from": "starting from the adapter"}
 
 
 def report_named(setting: str, spec: str | None, file: Path, say: Callable[[str], None]) -> None:
     """Say what a file names, if it lies outside the file's directory and the working directory, or is not here yet.
 
     Args:
-        setting: `model` or `data`.
+        setting: `model`, `data` or `init_from`.
         spec: the path or hub id; None and the demo's name are part of capaft.
         file: the file that names it.
         say: called with the line.

@@ -53,6 +53,7 @@ class Results:
         score_names: names for people of scores whose own name leaves open what they are averaged over.
         method_settings: options of the method stack, `targets`, number of `sites`, and how the head is trained.
         training_settings: rates, planned length, batches, optimizer, schedule and number formats.
+        init_from: name of the `run` whose trained parameters were the start, and the `digest` of its file.
         machine: `device`, and the versions of capaft, Python and the packages that train.
     """
 
@@ -89,6 +90,15 @@ class Results:
     method_settings: dict[str, Any] = field(default_factory=dict)
     training_settings: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, str] = field(default_factory=dict)
+    init_from: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def baseline_name(self) -> str:
+        """The model and the head that the baseline is the score of."""
+        origin = self.init_from.get("run")
+        if self.baseline_head == "own":
+            return origin or "the base model as it is"
+        return f"{origin or 'frozen base'}, fitted head"
 
     def record(self) -> dict[str, Any]:
         """The results as plain values, by the keys of `results.json`."""

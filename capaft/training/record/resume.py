@@ -20,7 +20,6 @@ import capaft
 from capaft.adapter.file.fingerprint import weight_samples
 from capaft.config.local_paths import PLACES, may_be_same_place
 from capaft.config.settings import flag_of
-from capaft.config.sources import resolve_settings
 from capaft.config.train_config import SIZES, TrainConfig
 from capaft.data.lazy import LazySequence
 from capaft.support.errors import UsageError
@@ -29,23 +28,20 @@ from capaft.training.accelerator import device_name
 from capaft.training.early_stopping import Best
 from capaft.training.parallel.processes import Processes
 from capaft.training.record.run_directory import RunDirectory
+from capaft.training.record.saved_run import settings_of_run
 from capaft.training.setup.job import Job
 
-# Settings that may differ from those that the run began with: they fit it to the machine, or only report it.
+# Settings that may differ from those that the run began with: they fit it to the machine, or only report it. The
+# adapter that it started from is compared by its content.
 _FREE = frozenset(
     ["micro_batch_size", "eval_batch_size", "gradient_checkpointing", "checkpoint_seconds", "tracker", "head_cache"]
-).union(["trust_remote_code", "timeout"])
+).union(["trust_remote_code", "timeout", "init_from", "allow_base_mismatch"])
 
 
 # Settings of the length, which is the one thing that may be another once a run is finished.
 LENGTH = {"epochs", "max_steps"}
 # The name of `settings_digest` among the digests of a checkpoint.
 SETTINGS = "settings"
-
-
-def saved_settings(run: RunDirectory) -> TrainConfig:
-    """The settings that a run has recorded."""
-    return resolve_settings(TrainConfig, flags={}, environ={}, file=run.config)[0]
 
 
 def check_same_settings(run: RunDirectory, config: TrainConfig, chosen: Collection[str] = ()) -> None:
@@ -82,9 +78,9 @@ def changed_settings(
     A choice that both leave to capaft is the same, although earlier versions did not record all that they made, and so
     is a path that is gone and one that is called the same: what they change shows in `origin_digests`.
     """
-    saved = saved_settings(run)
+    saved = settings_of_run(run.config)
     pairs = {name: (before, getattr(config, name)) for name, before in vars(saved).items() if name not in _FREE}
-    places = {name for name in PLACES if all(pairs[name]) and may_be_same_place(*pairs[name])}
+    places = {name for name in pairs.keys() & set(PLACES) if all(pairs[name]) and may_be_same_place(*pairs[name])}
     left_open = {name for name, (before, _) in pairs.items() if before is None and name not in chosen}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in left_open | places}
 

@@ -15,6 +15,7 @@ from capaft.support.errors import UsageError, did_you_mean
 from capaft.support.paths import named_path, shown_path
 
 LAST = "last.safetensors"
+START = "start.safetensors"
 RUNS = Path("runs")
 PRIVATE = f"checkpoints/\n{LOCAL}\npredictions.jsonl\ntrackers/\n"
 """What git and the Hugging Face hub leave out of a run: it holds texts, paths and names of this machine."""
@@ -35,6 +36,11 @@ class RunDirectory:
     def last(self) -> Path:
         """The adapter of the last evaluation."""
         return self.path / LAST
+
+    @property
+    def start(self) -> Path:
+        """A copy of the adapter that the run started from, with `--init-from`."""
+        return self.path / START
 
     @property
     def checkpoints(self) -> Path:
@@ -92,6 +98,7 @@ class RunDirectory:
             self.results,
             self.adapter,
             self.last,
+            self.start,
             self.metrics,
             self.predictions,
             self.plot,

@@ -6,13 +6,13 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from capaft.adapter.file import save_load
 from capaft.adapter.file.adapter_file import AdapterFile, read
-from capaft.adapter.file.other_head import HEAD
+from capaft.adapter.file.on_disk import attach_on_disk, keep_exact, skeleton_of
 from capaft.config.choices import TASKS
 from capaft.config.local_paths import LocalPaths, same_place
 from capaft.config.open_options import OpenOptions
@@ -21,12 +21,9 @@ from capaft.config.parts.task import TaskSettings
 from capaft.config.settings import check_range
 from capaft.config.sources import resolve_settings
 from capaft.config.train_config import TrainConfig
-from capaft.model.checkpoint_tensors import checkpoint_tensors
 from capaft.model.demo import MODEL_NAME
 from capaft.model.load import BaseModel, locate_model
-from capaft.model.names import base_parameters, canonical_name, canonical_path
 from capaft.model.origin import Origin
-from capaft.model.skeleton import NeedsWeights, SkeletonSettings, give_memory, readable
 from capaft.model.stored_dtypes import stored_dtypes
 from capaft.model.stored_form import StoredForm
 from capaft.support.console import say_nothing
@@ -39,6 +36,20 @@ from capaft.training.record.named import report_named
 from capaft.training.record.run_directory import RunDirectory, find_adapter_file
 
 Say = Callable[[str], None]
+
+
+class AdapterOfRun(NamedTuple):
+    """An adapter that has been read.
+
+    Attributes:
+        file: the adapter file, read and verified.
+        run: the run directory it lies in, if any.
+        config: the run's configuration, if it lies in a run directory.
+    """
+
+    file: AdapterFile
+    run: RunDirectory | None = None
+    config: TrainConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -92,12 +103,10 @@ def open_run(
         AdapterFileError: the file is damaged, or belongs to another model.
     """
     options = options or OpenOptions()
-    path, run = find_adapter_file(name)
-    file = read(path)
+    file, run, config = adapter = read_run(name, say)
     task = _task(file)
-    config = _config(run.config, say) if run else None
     settings = ModelSettings(
-        model=options.model or _named_base(file, run, config, say),
+        model=options.model or named_base(adapter, say),
         revision=None if options.model else file.base.revision,
         trust_remote_code=options.trust_remote_code,
         resize_embeddings=options.resize_embeddings or (config.resize_embeddings if config else False),
@@ -107,84 +116,39 @@ def open_run(
         stored = stored_dtypes(Origin(settings.model, settings.revision))
         settings = replace(settings, base_dtype=(stored and stored.base_dtype) or settings.base_dtype)
     if on_disk:
-        base, form = _skeleton(task, settings, file)
+        base, form = skeleton_of(task, settings, file)
         attach_on_disk(form, file, options, "default")
         base.model.eval()
         return SavedRun(file, run, config, task, base, settings, form)
     base = task.load_model(settings, seed=file.header.seed)
-    _keep_exact(base.model, file)
+    keep_exact(base.model, file)
     save_load.load(base.model, file, rename=options.renames, allow_base_mismatch=options.allow_base_mismatch)
     base.model.eval()
     return SavedRun(file, run, config, task, base, settings)
 
 
-def _keep_exact(model: nn.Module, file: AdapterFile) -> None:
-    """Hold in float32 what a file has values for, since it was trained so beside a base of fewer bits."""
-    parameters = {canonical_path(model, name): parameter for name, parameter in model.named_parameters()}
-    for key in (key.removeprefix(HEAD) for key in file.tensors):
-        if key in parameters:
-            parameters[key].data = parameters[key].data.float()
-
-
-def _skeleton(task: Task, settings: ModelSettings, file: AdapterFile) -> tuple[BaseModel, StoredForm]:
-    """The base model without its weights, and the tensors of its checkpoint.
-
-    Raises:
-        NeedsWeights: it has to be loaded with its weights, or they cannot be read tensor by tensor.
-    """
-    if file.header.method.method == "full":
-        raise NeedsWeights("the adapter has values for all of it")
-    if settings.base_dtype in ("8bit", "4bit"):
-        raise NeedsWeights("it is quantised as it is loaded")
-    origin = Origin(settings.model, settings.revision)
-    locate_model(settings.model)
-    stored = stored_dtypes(origin)
-    tensors = None if stored is None else checkpoint_tensors(origin)
-    if stored is None or tensors is None:
-        raise NeedsWeights("its weights are not in safetensors files")
-    if stored.has_codes:
-        raise NeedsWeights("its weights are quantised")
-    base = task.load_model(SkeletonSettings(**vars(settings)), seed=file.header.seed)
-    return base, StoredForm.of(base.model, tensors)
-
-
-def attach_on_disk(form: StoredForm, file: AdapterFile, options: OpenOptions, adapter: str) -> None:
-    """Attach the adapter of a file to a model whose weights are on disk.
-
-    What the adapter trains directly is in memory from then on.
+def read_run(name: str, say: Say = say_nothing) -> AdapterOfRun:
+    """Read the adapter that RUN means, and the settings of its run: the one way from a name to an adapter.
 
     Args:
-        form: the model and the tensors of its checkpoint.
-        file: the adapter.
-        options: how it is opened.
-        adapter: its name on the model.
+        name: a run directory, a directory with one adapter file, or an adapter file.
+        say: called with a line for what its files claim.
 
     Raises:
-        AdapterFileError: the file belongs to another model.
+        UsageError: nothing is called so.
+        AdapterFileError: the file is damaged.
     """
-    model = form.model
-    own = {canonical_name(model, name, options.renames): name for name in base_parameters(model)}
-    keys = (key.removeprefix(HEAD) for key in file.tensors if key.startswith(HEAD))
-    heads = {own[key] for key in (*keys, *(file.header.head.parameters if file.header.head else ())) if key in own}
-    heads = {name for name in heads if model.get_parameter(name).is_meta}
-    give_memory(model, {canonical_path(model, name) for name in heads})
-    with torch.no_grad():
-        for name in heads:
-            if (values := form.look(name)) is not None:
-                model.get_parameter(name).copy_(values)
-    _keep_exact(model, file)
-    with readable(model, form.look):
-        save_load.load(
-            model, file, name=adapter, rename=options.renames, allow_base_mismatch=options.allow_base_mismatch
-        )
+    path, run = find_adapter_file(name)
+    return AdapterOfRun(read(path), run, settings_of_run(run.config, say) if run else None)
 
 
-def _named_base(file: AdapterFile, run: RunDirectory | None, config: TrainConfig | None, say: Say) -> str | None:
+def named_base(adapter: AdapterOfRun, say: Say) -> str | None:
     """The base model that a run's settings name, or else the adapter file; None for the demo's.
 
     Raises:
         UsageError: none is named, or it is not here.
     """
+    file, run, config = adapter
     name, source = file.base.name, file.path
     if run and config:
         named = name and LocalPaths.read(run.path).locate("model", name)
@@ -233,5 +197,14 @@ def _task(file: AdapterFile) -> Task:
         raise AdapterFileError(f"{file.path}: its task is invalid: {error}") from None
 
 
-def _config(path: Path, say: Say) -> TrainConfig:
+def settings_of_run(path: Path, say: Say = say_nothing) -> TrainConfig:
+    """The settings that a run has recorded.
+
+    Args:
+        path: its file of them.
+        say: called with a line for each permission that it claims.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
     return resolve_settings(TrainConfig, flags={}, environ={}, file=path, say=say)[0]

@@ -35,7 +35,7 @@ def repeatable_settings(config: TrainConfig) -> TrainConfig:
 
 
 def paths_of(config: TrainConfig, known: LocalPaths) -> LocalPaths:
-    """The paths of the model and the data of a run, by the names that its files tell.
+    """The paths of what a run reads, by the names that its files tell.
 
     Args:
         config: the settings.
@@ -60,9 +60,9 @@ def named_job(job: Job, config: TrainConfig, paths: LocalPaths) -> Job:
 
 
 def shared_settings(config: TrainConfig, paths: LocalPaths) -> TrainConfig:
-    """The settings with the names of model and data that files may tell."""
-    model, data = (spec and paths.name_of(setting, spec) for setting, spec in _places(config))
-    return replace(config, model=model, data=data)
+    """The settings with the names of model, data and start that files may tell."""
+    names: dict[str, Any] = {setting: spec and paths.name_of(setting, spec) for setting, spec in _places(config)}
+    return replace(config, **names)
 
 
 def write_settings(directory: RunDirectory, config: TrainConfig, paths: LocalPaths) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from capaft.factors import rng
 from capaft.model.load import BaseModel
-from capaft.model.names import backbone_prefix
+from capaft.model.names import CHILD_PREFIX, backbone_prefix
 from capaft.model.weights import device_of
 from capaft.support.errors import UsageError
 from capaft.tasks.base.features import Batch, Features
@@ -229,7 +229,9 @@ def _heads(model: nn.Module) -> list[nn.Module]:
     backbone = backbone_prefix(model).removesuffix(".")
     if not backbone:
         return []
-    children = [child for name, child in model.named_children() if name != backbone]
+    # A run that carries an adapter on has it attached.
+    named = ((name, child) for name, child in model.named_children() if not name.startswith(CHILD_PREFIX))
+    children = [child for name, child in named if name != backbone]
     return [child for child in children if any(True for _ in child.parameters())]
 
 

@@ -51,10 +51,11 @@ def _score_own(run: Trainer) -> float | None:
             job.task, job.base, run.model, job.validation, run.config.eval_batch_size, processes=run.processes
         )
     except TrainingError:
-        run.say("before not measured: the loss of the base model on the validation data is not finite")
+        run.say("before not measured: the loss on the validation data is not finite before training")
         return None
     value = evaluation.scores[job.task.metric]
-    run.say(f"before {job.task.score_name(job.task.metric)} {value:.4f} of the base model as it is")
+    whose = job.origin if job.carried else "the base model as it is"
+    run.say(f"before {job.task.score_name(job.task.metric)} {value:.4f} of {whose}")
     return value
 
 
@@ -70,7 +71,7 @@ def _fit_and_install(run: Trainer, starts: bool) -> float | None:
     key = _cache_key(run)
     start = head_cache.cached_start(key) if key else None
     origin = ", by an earlier run (--no-head-cache fits it anew)" if start else ""
-    run.say(f"head   fitted on {count} examples' features of the frozen base, as {aim}{origin}")
+    run.say(f"head   fitted on {count} examples' features of {job.origin}, as {aim}{origin}")
     started = time.perf_counter()
     if start is None:
         start = _fit(run)
@@ -81,7 +82,7 @@ def _fit_and_install(run: Trainer, starts: bool) -> float | None:
     if start.baseline is not None:
         seconds = "" if origin else f" ({time.perf_counter() - started:.0f} s)"
         metric = job.task.score_name(job.task.metric)
-        run.say(f"before {metric} {start.baseline:.4f} with a head fitted on the frozen base{seconds}")
+        run.say(f"before {metric} {start.baseline:.4f} with a head fitted on {job.origin}{seconds}")
     if starts:
         start.head.install(job.base)
     return start.baseline
@@ -103,7 +104,8 @@ def _fit(run: Trainer) -> Start | None:
 def _cache_key(run: Trainer) -> str | None:
     """The key of this start in the cache, or None if the cache may not be used."""
     job, config = run.job, run.config
-    if not config.head_cache or config.trust_remote_code:
+    if not config.head_cache or config.trust_remote_code or job.carried:
+        # The features of an adapter are of no use to another run.
         return None
     examples = [job.train, job.validation] if job.baseline else [job.train]
     settings = {name: getattr(config, name) for name in ("seed", "eval_batch_size", "precision")}

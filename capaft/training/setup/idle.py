@@ -29,7 +29,7 @@ ALWAYS = (
     | frozenset(["method", "method_option", "dropout", "budget", "seed", "max_steps", "batch_size"])
     | frozenset(["micro_batch_size", "optimizer", "warmup", "schedule", "restarts", "clip", "eval_steps"])
     | frozenset(["eval_batch_size", "precision", "gradient_checkpointing", "output", "checkpoint_seconds", "resume"])
-    | frozenset(["tracker", "save_dtype", "overwrite"])
+    | frozenset(["tracker", "save_dtype", "overwrite", "init_from"])
 )
 
 
@@ -191,7 +191,12 @@ def _timeout(job: Job, config: TrainConfig) -> str:
     return "" if int(os.environ.get("WORLD_SIZE") or config.processes) > 1 else "a single process"
 
 
+def _allow_base_mismatch(job: Job, config: TrainConfig) -> str:
+    return "" if config.init_from else " without --init-from and is ignored"
+
+
 RULES: dict[str, Rule] = {
+    "allow_base_mismatch": _allow_base_mismatch,
     "revision": _revision,
     "pair_column": _pair_column,
     "label_column": _label_column,

@@ -10,6 +10,7 @@ from capaft.model.load import BaseModel
 from capaft.tasks.base.columns import Columns
 from capaft.tasks.base.features import Features
 from capaft.tasks.base.task import Task
+from capaft.training.setup.carried import Carried
 from capaft.training.setup.recipe import Rates
 
 
@@ -29,6 +30,7 @@ class Job:
         rates: length and learning rates of the run.
         baseline: True if the frozen base is to be scored first.
         held_out: True if the validation rows were set aside from the training rows.
+        carried: the start that it takes over from another adapter; None without one.
     """
 
     task: Task
@@ -42,12 +44,18 @@ class Job:
     rates: Rates
     baseline: bool
     held_out: bool
+    carried: Carried | None = None
 
     @property
     def head_parameters(self) -> int:
         """Number of trainable parameters that are the model's own: the head's, or all for `full`."""
         sizes = {name: p.numel() for name, p in self.base.named_parameters().items()}
         return sum(sizes[name] for name in self.plan.trained) + self.plan.head.count
+
+    @property
+    def origin(self) -> str:
+        """The model that the run starts from, for people."""
+        return self.carried.predecessor.name if self.carried else "the frozen base"
 
     @property
     def head_names(self) -> set[str]:

@@ -7,6 +7,7 @@ minutes of loading.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from capaft.adapter.budget import count_trainable
@@ -19,16 +20,23 @@ from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.task import Task
 from capaft.training.setup.baseline import measures_baseline
+from capaft.training.setup.carried import carry_parameters, saved_modules
 from capaft.training.setup.examples import make_examples, sample_examples
 from capaft.training.setup.job import Job
 from capaft.training.setup.method import chosen_stack, plan_adapter
+from capaft.training.setup.predecessor import Predecessor
 from capaft.training.setup.recipe import choose_rates
 from capaft.training.setup.report import describe_job
 from capaft.training.setup.selection import DEMO, load_splits
 from capaft.training.setup.task_choice import choose_task
 
 
-def prepare_job(config: TrainConfig, say: Callable[[str], None], labels: Mapping[str, str] | None = None) -> Job:
+def prepare_job(
+    config: TrainConfig,
+    say: Callable[[str], None],
+    labels: Mapping[str, str] | None = None,
+    predecessor: Predecessor | None = None,
+) -> Job:
     """Prepare a run. Nothing is written and nothing is trained.
 
     Args:
@@ -36,6 +44,7 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None], labels: Mapping
         say: called with a line for each decision worth reading.
         labels: by name of each setting that the user set, the user's name for it; None counts those
             that are not the default.
+        predecessor: the adapter that the run carries on; its settings are among them.
 
     Raises:
         UsageError: something cannot be used as given.
@@ -43,7 +52,7 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None], labels: Mapping
     stack = chosen_stack(config)
     check_dropout(stack, config.dropout)
     splits = load_splits(config, lambda line: say(f"data   {line}"))
-    choice = sample_examples(choose_task(config, splits, say), config, say)
+    choice = sample_examples(choose_task(config, splits, say, predecessor), config, say)
     base = load_base(choice.task, config)
     if stack.method == "head" and not base.head:
         raise UsageError(
@@ -56,7 +65,15 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None], labels: Mapping
         for line in others:
             # Indented, so that no line of an example can be taken for one of capaft's own.
             say(f"    {line}")
+    if predecessor and config.modules_to_save is None:
+        config = replace(config, modules_to_save=saved_modules(predecessor, base))
     plan = plan_adapter(base, stack, config)
+    carried = None
+    if predecessor:
+        mismatch = config.allow_base_mismatch
+        carried = carry_parameters(predecessor, base, plan, choice.task, allow_base_mismatch=mismatch)
+        # A head that goes on has been trained.
+        base = replace(base, new_head=base.new_head and not carried.has_head)
     adapter_parameters = count_trainable(plan)
     rates = choose_rates(plan.stack, adapter_parameters or _trained_directly(base, plan), len(train), config)
     job = Job(
@@ -71,6 +88,7 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None], labels: Mapping
         rates=rates,
         baseline=measures_baseline(choice.task, base, train, config),
         held_out=choice.held_out,
+        carried=carried,
     )
     if config.restarts and parse_restarts(config.restarts)[-1].step >= rates.steps:
         raise UsageError(

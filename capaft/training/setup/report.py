@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from capaft.config.train_config import TrainConfig
 from capaft.support.counting import counted
+from capaft.support.listing import listed
+from capaft.training.setup.carried import Carried
 from capaft.training.setup.idle import idle_settings
 from capaft.training.setup.job import Job
 
@@ -41,9 +43,26 @@ def _described(job: Job, config: TrainConfig) -> Iterator[str]:
         yield f"method {stack.method}"
     if stack.method != "full" and job.head_parameters:
         yield f"       and {job.head_parameters:,} of the head"
+    if job.carried:
+        yield from _carried(job.carried)
     of_head = f", {rates.head_lr:g} for the head" if job.base.head and rates.head_lr != rates.lr else ""
     steps, examples = counted(rates.steps, "step"), counted(config.batch_size, "example")
     yield f"rate   {rates.lr:g} at its peak{of_head}; {steps} of {examples}"
+
+
+def _carried(carried: Carried) -> Iterator[str]:
+    """The lines about the adapter that a job carries on: what is taken over, and which labels are new."""
+    predecessor = carried.predecessor
+    dtype = predecessor.file.header.save_dtype
+    stored = f", dequantised from {dtype}" if dtype in ("int8", "int4") else ""
+    yield f"start  from the trained parameters of {predecessor.name}{stored}"
+    if not carried.has_head:
+        cause = (
+            "none of its labels is among the data's" if carried.new and predecessor.labels else "it is of another task"
+        )
+        yield f"       but its head, which starts anew: {cause}"
+    elif carried.new and predecessor.labels:
+        yield f"       and the outputs of {counted(len(carried.known), 'label')}; new: {listed(carried.new)}"
 
 
 def _warnings(job: Job, config: TrainConfig, labels: Mapping[str, str] | None) -> Iterator[str]:

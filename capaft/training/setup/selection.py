@@ -22,6 +22,7 @@ from capaft.tasks.base.columns import is_text, plain_name
 from capaft.tasks.base.task import Task
 from capaft.tasks.language.generation import Generation
 from capaft.training.setup.column_hints import ColumnHints, column_settings, given_columns, present_columns
+from capaft.training.setup.predecessor import Predecessor
 from capaft.training.setup.usable_rows import Selection, usable_rows
 
 if TYPE_CHECKING:
@@ -63,7 +64,12 @@ def load_splits(settings: DataSettings, say: Say) -> Splits:
 
 
 def select_for_training(
-    kind: type[Task], source: Splits, config: TrainConfig, say: Say, task: Task | None = None
+    kind: type[Task],
+    source: Splits,
+    config: TrainConfig,
+    say: Say,
+    task: Task | None = None,
+    before: Predecessor | None = None,
 ) -> RunSelections:
     """Select the training rows and the validation rows, which are set aside if the source has no split for them.
 
@@ -73,6 +79,7 @@ def select_for_training(
         config: the settings.
         say: called with a line for each decision.
         task: the task, if it was decided before.
+        before: the adapter that the run carries on, if any.
 
     Raises:
         UsageError: the columns cannot be determined, no row is left, or the rows decide no task.
@@ -82,6 +89,7 @@ def select_for_training(
     columns = kind.recognise(source.train, named)
     train = usable_rows(kind, source.train, columns, config, "training rows", say)
     task = task or kind.decide(train.rows, columns, config, config.data or "")
+    task = before.labelled(task, train.rows, columns) if before else task
     # Few validation rows would decide differently.
     config = with_task_options(config, task)
     if source.evaluation is not None:

@@ -33,6 +33,7 @@ def settled_config(config: TrainConfig, job: Job) -> TrainConfig:
         pair_column=columns.get("pair", config.pair_column),
         label_column=columns.get("label", config.label_column),
         target_modules=job.plan.targets.modules or None,
+        modules_to_save=config.modules_to_save or (job.carried.modules_to_save if job.carried else None),
     )
 
 

@@ -13,6 +13,7 @@ from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
 from capaft.training.setup.class_report import class_lines
 from capaft.training.setup.column_hints import given_columns
+from capaft.training.setup.predecessor import Predecessor
 from capaft.training.setup.selection import select_for_training
 from capaft.training.setup.usable_rows import Selection
 
@@ -34,13 +35,16 @@ class TaskChoice:
     held_out: bool = False
 
 
-def choose_task(config: TrainConfig, splits: Splits, say: Callable[[str], None]) -> TaskChoice:
+def choose_task(
+    config: TrainConfig, splits: Splits, say: Callable[[str], None], predecessor: Predecessor | None = None
+) -> TaskChoice:
     """Choose the task, the user's or the one that data and model suggest, and the rows for it.
 
     Args:
         config: the resolved settings.
         splits: the data set.
         say: called with a line for each decision worth reading.
+        predecessor: the adapter that the run carries on.
 
     Raises:
         UsageError: no task fits, its columns cannot be determined, or a label is wrong.
@@ -55,7 +59,7 @@ def choose_task(config: TrainConfig, splits: Splits, say: Callable[[str], None])
     say(f"task   {name}{origin}")
     kind = task_class(name)
     kind.check_model(model_config)
-    selections = select_for_training(kind, splits, config, lambda line: say(f"data   {line}"))
+    selections = select_for_training(kind, splits, config, lambda line: say(f"data   {line}"), before=predecessor)
     train, validation, task, held_out = selections
     # A wrong label is reported before minutes of loading.
     task.check_labels(validation.rows, validation.columns)

@@ -1,0 +1,42 @@
+"""`capaft predict`: the answers of a finished adapter to rows without labels."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from capaft.commands.libraries import loading_libraries
+from capaft.commands.reporting import Run, reporting
+from capaft.config.open_options import PredictOptions
+from capaft.config.signature import signature
+from capaft.config.sources import resolve_settings
+from capaft.support.activity import activity
+from capaft.support.console import print_line, print_result
+from capaft.support.counting import agreeing, counted
+from capaft.support.errors import TrainingError
+from capaft.support.files import check_writable
+from capaft.support.signals import unwind_from_here
+
+
+@signature(PredictOptions)
+def predict_command(run: Run, **flags: str | bool | list[str] | None) -> None:
+    """Answer rows without labels: a record each, as JSON lines or CSV."""
+    with reporting() as console:
+        options, _ = resolve_settings(PredictOptions, flags=flags, environ={})
+        check_writable("--output", options.output)
+        with loading_libraries(console):
+            from capaft.inference.predicting import check_rows, predict_run
+            from capaft.training.record.saved_run import open_run
+
+        check_rows(options)
+        unwind_from_here()
+        with activity(console, "loading the base model and the adapter"):
+            saved = open_run(run, options, partial(print_line, console))
+        result = predict_run(saved, options, say=lambda line: print_line(console, f"data   {line}"), console=console)
+        if options.output:
+            print_result(f"{counted(result.rows, 'record')} in {options.output}")
+        if result.errors:
+            have, their = agreeing(result.errors, "has", "have"), agreeing(result.errors, "its", "their")
+            raise TrainingError(
+                f"{result.errors} of {counted(result.rows, 'row')} {have} no answer ({result.first_error}); "
+                f"{their} {agreeing(result.errors, 'record says', 'records say')} why in `error`"
+            )

@@ -1,0 +1,111 @@
+"""The layers of a model as PEFT adapts them: what it can add an update to, and in which of its forms."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from capaft.model.layers import CONVOLUTIONS, is_plain, is_transposed, layer_kinds, layer_widths, read_without_calling
+from capaft.model.names import CHILD_PREFIX, base_modules, without_wrappers
+from capaft.model.site import Site
+from capaft.support.errors import UsageError
+
+# `parameter` is a change of the weight while its module is called, which PEFT calls `target_parameters`.
+Form = Literal["linear", "conv", "embedding", "parameter"]
+
+
+@dataclass(frozen=True)
+class PeftLayers:
+    """The modules of a model, by the paths that PEFT knows them by: without wrappers.
+
+    Attributes:
+        model: the model.
+    """
+
+    model: nn.Module
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules by path, each once."""
+        return {without_wrappers(path): module for path, module in base_modules(self.model)}
+
+    @cached_property
+    def places(self) -> dict[str, nn.Module]:
+        """The modules by every path that they have; one that two others share has several."""
+        return dict(_walk(self.model, ""))
+
+    def adaptable(self) -> list[str]:
+        """Paths of the layers that PEFT can add an update to."""
+        kinds = {without_wrappers(path): kind for path, kind in layer_kinds(self.model).items()}
+        return [path for path in kinds if not self._obstacle(path)]
+
+    def site(self, path: str) -> Site:
+        """A layer as a site."""
+        module = self.modules[path]
+        wide_in, wide_out = layer_widths(module)
+        kind = "embedding" if isinstance(module, nn.Embedding) else "linear"
+        kind = "conv" if isinstance(module, CONVOLUTIONS) else kind
+        return Site(path, path, wide_in, wide_out, kind, transposed=is_transposed(module))  # type: ignore[arg-type]
+
+    def form(self, site: Site) -> Form:
+        """The form in which PEFT can change the weight of a site.
+
+        Raises:
+            UsageError: there is none.
+        """
+        for path in map(without_wrappers, site.modules):
+            if self._owners[id(self.modules[path])] > 1:
+                raise UsageError(
+                    f"{path} has several places in the model, and PEFT would adapt it in one of them; merge the run"
+                )
+            if path in self._read:
+                raise UsageError(
+                    f"the model reads the weight of {path} without calling it, which PEFT's adapters do not see; merge "
+                    "the run"
+                )
+            if site.kind != "experts" and (obstacle := self._obstacle(path)) and site.kind == "conv":
+                raise UsageError(f"PEFT has no LoRA for {path}: {obstacle}; merge the run")
+        module = self.modules[without_wrappers(site.module)]
+        if site.kind == "experts" or self._obstacle(without_wrappers(site.module)):
+            return "parameter"
+        return "conv" if site.kind == "conv" else "embedding" if isinstance(module, nn.Embedding) else "linear"
+
+    @cached_property
+    def _read(self) -> set[str]:
+        return {without_wrappers(path) for path in read_without_calling(self.model)}
+
+    @cached_property
+    def _owners(self) -> Counter[int]:
+        """The number of places that hold each module, by its identity."""
+        modules = list(base_modules(self.model))
+        return Counter(id(child) for _, module in modules for child in module._modules.values() if child is not None)
+
+    def _obstacle(self, path: str) -> str:
+        """The reason why PEFT cannot add to the output of a layer; empty if it can."""
+        module: Any = self.modules[path]
+        if isinstance(module, CONVOLUTIONS):
+            if not is_plain(module):
+                return "it is a convolution in groups, padded by its own values, or more than a convolution"
+            return "" if set(module.dilation) == {1} else "PEFT leaves out the dilation of a convolution"
+        if isinstance(module, nn.Embedding) and module.max_norm is None and hasattr(module, "embed_scale"):
+            return ""  # PEFT multiplies its addition by the same scale.
+        return "" if path not in self._read and is_plain(module) else "it is more than a product with a weight"
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """True for a layer whose weight is `(in, out)`, which PEFT calls `fan_in_fan_out`."""
+    return isinstance(module, Conv1D)
+
+
+def _walk(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    """A module and all in it, again in every place; not those of adapters."""
+    yield without_wrappers(path), module
+    for name, child in module._modules.items():
+        if child is not None and not name.startswith(CHILD_PREFIX):
+            yield from _walk(child, f"{path}.{name}" if path else name)

@@ -1,0 +1,181 @@
+"""A finished adapter in Python: opened in one line, asked in another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from datasets import Dataset
+from torch import nn
+
+from capaft.config.choices import BaseDtype
+from capaft.config.open_options import OpenOptions
+from capaft.config.train_config import TrainConfig
+from capaft.inference.answers import Answerer
+from capaft.inference.rows import RowSource, check_kept, find_inputs, input_names, windows_of
+from capaft.inference.values import rows_of_values
+from capaft.inference.written import answered
+from capaft.support.console import say_nothing
+from capaft.support.errors import UsageError, in_python
+from capaft.tasks.base.task import Task
+from capaft.tasks.base.task_answers import Record
+from capaft.training.accelerator import accelerator_to_use, move_model
+from capaft.training.memory_guard import memory_guard
+from capaft.training.record.saved_run import SavedRun, open_run
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A finished adapter on its base model, ready to be asked; `capaft.open` makes one.
+
+    Attributes:
+        saved: its file, its run and their settings.
+        model: the transformers model with the adapter attached, in evaluation mode, on the accelerator if there is one.
+        autocast: makes the context that forwards run in.
+    """
+
+    saved: SavedRun
+    model: nn.Module
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    @property
+    def task(self) -> Task:
+        """The task that the adapter was trained for, with its labels and options."""
+        return self.saved.task
+
+    @property
+    def processor(self) -> Any:
+        """The tokenizer, image processor or feature extractor of the inputs."""
+        return self.saved.base.processor
+
+    @in_python
+    def predict(
+        self,
+        inputs: Any,
+        *,
+        top: int | None = None,
+        batch_size: int | None = None,
+        keep: Sequence[str] | None = (),
+        text_column: str | None = None,
+        pair_column: str | None = None,
+    ) -> list[Record]:
+        """The answers to some inputs, one record each, in their order.
+
+        A record has the fields of the task: `label` and `probability`, `labels` and `probabilities`, `value`, ...; one
+        that cannot be answered has `error`.
+
+        Args:
+            inputs: texts; tuples of two texts for pairs; images and recordings as paths, bytes, PIL images or arrays;
+                mappings from columns to values; or a `datasets.Dataset`. A single one counts as a list of one.
+            top: list this many of the likeliest classes, with their probabilities.
+            batch_size: examples in a forward at most; by default as in the run's evaluations.
+            keep: columns of mappings and data sets that the records hold; None for all, by default none.
+            text_column: column of the input, if it is not that of the training.
+            pair_column: column of the second input, if it is not that of the training.
+
+        Raises:
+            UsageError: the inputs are of no such form, or their columns cannot be determined.
+            TrainingError: memory ran out.
+
+        Example:
+            m = capaft.open("runs/reviews")
+            m.predict(["What a film!"])  # [{"label": "good", "probability": 0.98}]
+        """
+        if top is not None and top < 1:
+            raise UsageError(f"--top must be at least 1, got {top}")
+        named = {"text": text_column, "pair": pair_column}
+        source = self._source(inputs, named, keep)
+        if source is None:
+            return []
+        answerer = self.answerer(top=top, batch_size=batch_size)
+        with memory_guard():
+            return [record for records in answered(answerer, source, keep) for record in records]
+
+    def answerer(self, *, task: Task | None = None, top: int | None = None, batch_size: int | None = None) -> Answerer:
+        """What answers the rows of this adapter.
+
+        Args:
+            task: the task, if it is not the trained one as it is.
+            top: as in `predict`.
+            batch_size: as in `predict`.
+
+        Raises:
+            UsageError: the task does not answer rows.
+        """
+        task = task or self.task
+        task.check_answers()
+        size = batch_size or (self.saved.config or TrainConfig()).eval_batch_size
+        return Answerer(task, self.saved.base, self.model, size, top, self.autocast)
+
+    def _source(self, inputs: Any, named: Mapping[str, str | None], keep: Sequence[str] | None) -> RowSource | None:
+        """The rows that inputs stand for; None for no inputs."""
+        rows: Dataset = inputs
+        faults: dict[int, str] = {}
+        if not isinstance(inputs, Dataset):
+            values = _listed(inputs)
+            if not values:
+                return None
+            has_pairs = any(isinstance(value, tuple) for value in values)
+            names = input_names(self.saved, paired=has_pairs)
+            rows, faults = rows_of_values(values, names, getattr(self.task, "medium", None))
+        check_kept(keep, rows)
+        rows, columns = find_inputs(self.saved, rows, named, say_nothing)
+        return RowSource(columns, windows_of(rows, faults), tuple(rows.column_names), len(rows))
+
+
+def _listed(inputs: Any) -> list[Any]:
+    """The inputs as a list; a text, a path, an image, a mapping or a tuple is one of them."""
+    is_one = isinstance(inputs, str | bytes | os.PathLike | Mapping | tuple) or not isinstance(inputs, Iterable)
+    return [inputs] if is_one or hasattr(inputs, "getbands") else list(inputs)
+
+
+def open(
+    run: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str] | None = None,
+    rename: Mapping[str, str] | None = None,
+    trust_remote_code: bool = False,
+    allow_base_mismatch: bool = False,
+    resize_embeddings: bool = False,
+    base_dtype: BaseDtype | None = None,
+) -> Opened:
+    """Open a finished adapter on its base model, to predict with it or to use its model.
+
+    Args:
+        run: what the command line takes for a RUN: a run directory, an adapter file, or a directory with one.
+        model: the base model, if it is not the one that the run or the file names.
+        rename: modules that changed their names since training, as `{old: new}`.
+        trust_remote_code: run Python code from the repository of the base model.
+        allow_base_mismatch: use the adapter although the base weights differ.
+        resize_embeddings: add rows to the embedding, if the run did not say so.
+        base_dtype: dtype of the base weights; by default as in the run, else `float32`.
+
+    Raises:
+        UsageError: nothing is called so, or the base model cannot be loaded.
+        AdapterFileError: the file is damaged, or belongs to another model.
+    """
+    if base_dtype not in (None, *get_args(BaseDtype)):
+        raise UsageError(f"--base-dtype must be one of {', '.join(get_args(BaseDtype))}, got {base_dtype!r:.100}")
+    options = OpenOptions(
+        model=None if model is None else os.fspath(model),
+        rename=None if rename is None else tuple(f"{old}={new}" for old, new in rename.items()),
+        trust_remote_code=trust_remote_code,
+        allow_base_mismatch=allow_base_mismatch,
+        resize_embeddings=resize_embeddings,
+        base_dtype=base_dtype,
+    )
+    return opened(open_run(os.fspath(run), options), options)
+
+
+def opened(saved: SavedRun, options: OpenOptions | None = None) -> Opened:
+    """A run that `open_run` opened, on the accelerator.
+
+    Raises:
+        UsageError: the dtype of the base is not available here.
+    """
+    options = options or OpenOptions()
+    accelerator = accelerator_to_use(saved.config or TrainConfig(), options.base_dtype)
+    return Opened(saved, move_model(saved.model, accelerator.device), accelerator.autocast)

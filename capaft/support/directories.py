@@ -1,0 +1,80 @@
+"""Writing directories whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from capaft.support.errors import TrainingError, UsageError
+from capaft.support.files import make_ordinary
+from capaft.support.paths import named_path
+from capaft.support.signals import uninterrupted
+
+
+def check_output(output: str | Path, mark: str, what: str, *, overwrite: bool = False) -> None:
+    """Make sure that the directory that `--output` names may be written.
+
+    Args:
+        output: the directory.
+        mark: the file by which a directory of the kind is known.
+        what: such a directory's content, in a message.
+        overwrite: such a directory may be replaced.
+
+    Raises:
+        UsageError: it is a file, or holds something that is not to be replaced.
+    """
+    path = named_path("--output", output)
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--output {output} is a file; name a directory that is new or empty")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not (path / mark).exists():
+        raise UsageError(f"--output {output} holds something else; name a directory that is new or empty")
+    if not overwrite:
+        raise UsageError(f"--output {output} holds {what}; name another directory, or replace it with --overwrite")
+
+
+@contextmanager
+def written_whole(output: str | Path) -> Iterator[Path]:
+    """A new directory to write to, which takes the place of another when the context ends, and only then.
+
+    Raises:
+        TrainingError: the disk is full or cannot be written.
+    """
+    path = named_path("--output", output)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = None
+        try:
+            with uninterrupted():
+                aside = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
+            yield aside
+            make_ordinary(aside)
+            with uninterrupted():
+                replace_directory(path, aside)
+        finally:
+            if aside:
+                shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise TrainingError(f"cannot write {output}: {error.strerror or error}; nothing was left there") from None
+
+
+def replace_directory(path: Path, aside: Path) -> None:
+    """Put a directory in the place of another, which is moved away first and only then removed.
+
+    Raises:
+        OSError: it cannot be moved; the other is where it was.
+    """
+    old = aside.with_name(f"{aside.name}.old")
+    if path.exists():
+        path.rename(old)
+    try:
+        aside.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
