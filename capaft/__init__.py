@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from capaft.adapter.merge import merge
     from capaft.adapter.module import Adapter, adapters
     from capaft.exchange.peft_export import export_peft
+    from capaft.exchange.peft_import import import_peft
     from capaft.inference.bank.bank import Bank
     from capaft.inference.opened import Opened, open
     from capaft.methods.stack import Stack
@@ -47,6 +48,7 @@ _HOME = {
     "detach": "adapter.install",
     "disabled": "adapter.activation",
     "export_peft": "exchange.peft_export",
+    "import_peft": "exchange.peft_import",
     "load": "adapter.file.save_load",
     "merge": "adapter.merge",
     "open": "inference.opened",
@@ -71,6 +73,7 @@ __all__ = [
     "detach",
     "disabled",
     "export_peft",
+    "import_peft",
     "load",
     "merge",
     "open",

@@ -27,6 +27,7 @@ FUNCTIONS = (
     "detach",
     "disabled",
     "export_peft",
+    "import_peft",
     "load",
     "merge",
     "open",

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from capaft.config.choices import BaseDtype, ExportFormat, FloatDtype, Quantised
+from capaft.config.choices import TASKS, BaseDtype, ExportFormat, FloatDtype, ProblemName, Quantised, SaveDtype
 from capaft.config.pairs import parse_pairs
 from capaft.config.settings import Settings, setting
 from capaft.config.values import Text
@@ -15,6 +15,7 @@ from capaft.config.values import Text
 _base = partial(setting, panel="Base model")
 _data = partial(setting, panel="Data")
 _merged = partial(setting, panel="Merged model")
+_task = partial(setting, panel="Adapter")
 _scores = partial(setting, panel="Scores")
 _answers = partial(setting, panel="Answers")
 _AT_LEAST_1 = ("at least 1", lambda value: value >= 1)
@@ -35,6 +36,11 @@ class OpenOptions(Settings):
     allow_base_mismatch: bool = _base(False, "Use the adapter although the base weights differ.")
     resize_embeddings: bool = _base(False, "Add rows to the embedding as the training did (default: as in the run).")
     base_dtype: BaseDtype | None = _base(None, "Dtype of the base weights (default: as in the run, else float32).")
+    labels: tuple[str, ...] | None = _task(
+        None,
+        "Names of the labels of a PEFT adapter, which keeps none (default: those of its base).",
+        metavar="name,...",
+    )
 
     @property
     def renames(self) -> dict[str, str]:
@@ -60,6 +66,17 @@ class MergeOptions(OpenOptions):
     weights: tuple[float, ...] | None = _merged(
         None, "Factor of each run's update, such as 0.7,0.3 (default: 1 for each).", metavar="x,x"
     )
+
+
+@dataclass(frozen=True)
+class ImportOptions(OpenOptions):
+    """Options of `capaft import`."""
+
+    task: str = _task(
+        "auto", "Task of the adapter (auto: as its own settings and its base tell).", choices=("auto", *TASKS)
+    )
+    problem: ProblemName = _task("auto", "Kind of its labels (auto: as the base's config.json says).")
+    save_dtype: SaveDtype = _task("float32", "Number format of the adapter file.")
 
 
 @dataclass(frozen=True)

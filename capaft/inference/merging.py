@@ -17,12 +17,14 @@ from capaft.adapter.module import adapters
 from capaft.config.open_options import MergeOptions
 from capaft.exchange.checkpoint_files import parse_size
 from capaft.exchange.merged_directory import MergedModel, write_merged
+from capaft.exchange.peft_import import import_peft
 from capaft.exchange.streamed_merge import StreamedMerge, plan_merge
 from capaft.model.site import is_quantised
 from capaft.model.skeleton import NeedsWeights
 from capaft.model.stored_dtypes import stored_dtypes
 from capaft.support.console import say_nothing
 from capaft.support.errors import UsageError
+from capaft.training.record.run_directory import find_peft
 from capaft.training.record.saved_run import SavedRun, open_run, read_run
 
 Say = Callable[[str], None]
@@ -128,6 +130,8 @@ def _on_disk(runs: Sequence[str], options: MergeOptions, weights: Mapping[str, f
     saved = open_run(runs[0], opening, say, as_stored=True, on_disk=True)
     assert saved.form is not None
     for run, name in zip(runs[1:], list(weights)[1:], strict=True):
+        if find_peft(run):
+            raise NeedsWeights(f"{run} is a PEFT adapter")
         attach_on_disk(saved.form, read_run(run, say).file, options, name)
     _say_whose_head(saved.model, runs, weights, say)
     stored = stored_dtypes(saved.base.base)
@@ -139,6 +143,9 @@ def _on_disk(runs: Sequence[str], options: MergeOptions, weights: Mapping[str, f
 def _in_memory(runs: Sequence[str], options: MergeOptions, weights: Mapping[str, float], say: Say) -> Merge:
     saved = open_run(runs[0], _exactly(options), say, as_stored=True)
     for run, name in zip(runs[1:], list(weights)[1:], strict=True):
+        if directory := find_peft(run):
+            import_peft(saved.model, directory, name=name, rename=options.renames)
+            continue
         file = read_run(run, say).file
         load(saved.model, file, name=name, rename=options.renames, allow_base_mismatch=options.allow_base_mismatch)
     _say_whose_head(saved.model, runs, weights, say)

@@ -52,6 +52,10 @@ class Dora(Host):
         assert self.alpha is not None
         return self.alpha / self.rank
 
+    def scale_at(self, site: Site) -> float:
+        """The scale of one site, which is that of all."""
+        return self.scale
+
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
         """See `Host.sites`.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -20,12 +22,17 @@ from capaft.model.stored_form import StoredForm
 from capaft.tasks.base.task import Task
 
 
-def keep_exact(model: nn.Module, file: AdapterFile) -> None:
-    """Hold in float32 what a file has values for, since it was trained so beside a base of fewer bits."""
+def keep_exact(model: nn.Module, names: Iterable[str]) -> None:
+    """Hold parameters in float32 that an adapter trained directly, beside a base of fewer bits.
+
+    Args:
+        model: the model.
+        names: canonical names of the parameters; others are passed over.
+    """
     parameters = {canonical_path(model, name): parameter for name, parameter in model.named_parameters()}
-    for key in (key.removeprefix(HEAD) for key in file.tensors):
-        if key in parameters:
-            parameters[key].data = parameters[key].data.float()
+    for name in names:
+        if name in parameters:
+            parameters[name].data = parameters[name].data.float()
 
 
 def skeleton_of(task: Task, settings: ModelSettings, file: AdapterFile) -> tuple[BaseModel, StoredForm]:
@@ -73,6 +80,6 @@ def attach_on_disk(form: StoredForm, file: AdapterFile, options: OpenOptions, ad
         for name in heads:
             if (values := form.look(name)) is not None:
                 model.get_parameter(name).copy_(values)
-    keep_exact(model, file)
+    keep_exact(model, (key.removeprefix(HEAD) for key in file.tensors))
     with readable(model, form.look):
         load(model, file, name=adapter, rename=options.renames, allow_base_mismatch=options.allow_base_mismatch)
