@@ -7,7 +7,7 @@ from typing import get_args
 
 from torch import nn
 
-from capaft.config.choices import GgufDtype
+from capaft.config.choices import FloatDtype
 from capaft.exchange.gguf_file import check_gguf_output, write_gguf
 from capaft.exchange.gguf_lora import GgufLora, gguf_lora
 from capaft.model.names import unwrapped_model
@@ -21,7 +21,7 @@ def export_gguf(
     name: str = "default",
     *,
     base: Origin | None = None,
-    dtype: GgufDtype = "float32",
+    dtype: FloatDtype = "float32",
     overwrite: bool = False,
 ) -> GgufLora:
     """Write an adapter as a LoRA that llama.cpp loads beside its base model, whole or not at all.
@@ -43,8 +43,8 @@ def export_gguf(
             something else is there.
         TrainingError: the file cannot be written; one that was there is unchanged.
     """
-    if dtype not in get_args(GgufDtype):
-        raise UsageError(f"dtype must be one of {', '.join(get_args(GgufDtype))}, got {dtype}")
+    if dtype not in get_args(FloatDtype):
+        raise UsageError(f"dtype must be one of {', '.join(get_args(FloatDtype))}, got {dtype}")
     check_gguf_output(output, overwrite=overwrite)
     lora = gguf_lora(model, name)
     write_gguf(lora, output, dtype, base or Origin(getattr(unwrapped_model(model), "name_or_path", None) or None))

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capaft.config.choices import GgufDtype
+from capaft.config.choices import FloatDtype
 from capaft.model.origin import Origin
 from capaft.support.errors import TrainingError, UsageError
 from capaft.support.files import check_writable, flush_directory, make_ordinary
@@ -40,7 +40,7 @@ def check_gguf_output(output: str | Path, *, overwrite: bool = False) -> None:
         raise UsageError(f"--output {output} is there; name another file, or replace it with --overwrite")
 
 
-def write_gguf(lora: GgufLora, output: str | Path, dtype: GgufDtype, base: Origin) -> None:
+def write_gguf(lora: GgufLora, output: str | Path, dtype: FloatDtype, base: Origin) -> None:
     """Write a LoRA as a file.
 
     Raises:
@@ -65,7 +65,7 @@ def write_gguf(lora: GgufLora, output: str | Path, dtype: GgufDtype, base: Origi
                 os.unlink(temporary)
 
 
-def _write(lora: GgufLora, path: Path, dtype: GgufDtype, base: Origin) -> None:
+def _write(lora: GgufLora, path: Path, dtype: FloatDtype, base: Origin) -> None:
     """Write a file, and flush it to the disk.
 
     Raises:
