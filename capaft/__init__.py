@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from capaft.adapter.install import detach
     from capaft.adapter.merge import merge
     from capaft.adapter.module import Adapter, adapters
+    from capaft.exchange.gguf_export import export_gguf
     from capaft.exchange.peft_export import export_peft
+    from capaft.exchange.peft_import import import_peft
     from capaft.inference.bank.bank import Bank
     from capaft.inference.opened import Opened, open
     from capaft.inference.trained import Trained, train
@@ -48,7 +50,9 @@ _HOME = {
     "attach": "adapter.attach",
     "detach": "adapter.install",
     "disabled": "adapter.activation",
+    "export_gguf": "exchange.gguf_export",
     "export_peft": "exchange.peft_export",
+    "import_peft": "exchange.peft_import",
     "load": "adapter.file.save_load",
     "merge": "adapter.merge",
     "open": "inference.opened",
@@ -74,7 +78,9 @@ __all__ = [
     "attach",
     "detach",
     "disabled",
+    "export_gguf",
     "export_peft",
+    "import_peft",
     "load",
     "merge",
     "open",

@@ -94,7 +94,7 @@ def _narrow_advice(plan: Plan, narrow: dict[str, Site], option: str) -> str:
     """The end of the message about layers that are narrower than the rank: what to type."""
     least = min(min(site.in_features, site.out_features) for site in narrow.values())
     wide = [site.path for site in plan.sites if site.path not in narrow]
-    names = _endings(narrow, wide)
+    names = unique_endings(narrow, wide)
     sides = {name: min(min(narrow[p].in_features, narrow[p].out_features) for p in names[name]) for name in names}
     pattern = f"--rank-pattern {_listed([f'{name}={side}' for name, side in sides.items()])}"
     if not wide:
@@ -144,7 +144,7 @@ def _check_coefficients(plan: Plan) -> None:
             if coefficients and coefficients.k > most_coefficients(plan.stack, factor.size):
                 crowded |= {site.path: (factor.size, role, coefficients.k) for site in sites}
     if crowded:
-        names = _endings(crowded, [site.path for site in plan.sites if site.path not in crowded])
+        names = unique_endings(crowded, [site.path for site in plan.sites if site.path not in crowded])
         size, role, k = min(crowded.values())
         most = most_coefficients(plan.stack, size)
         what = f"{most // size} times the" if most > size else "--basis group has room for in the"
@@ -196,7 +196,7 @@ def _tensors(model: nn.Module) -> Iterable[Tensor]:
     return held.values()
 
 
-def _endings(paths: Iterable[str], others: Iterable[str]) -> dict[str, list[str]]:
+def unique_endings(paths: Iterable[str], others: Iterable[str]) -> dict[str, list[str]]:
     """Names to type for layers, each with the paths it stands for: the shortest ending that no other layer has."""
     taken = {ending for path in others for ending in _endings_of(path)}
     names: dict[str, list[str]] = {}

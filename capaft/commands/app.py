@@ -20,6 +20,7 @@ from capaft.commands.evaluate import eval_command
 from capaft.commands.export import export_command
 from capaft.commands.generate import generate_command
 from capaft.commands.help_text import WIDTH, Verb, examples_text, write_verbs
+from capaft.commands.import_peft import import_command
 from capaft.commands.info import info_command
 from capaft.commands.inspect_rank import inspect_rank_command
 from capaft.commands.merge import merge_command
@@ -144,6 +145,7 @@ _VERBS: tuple[tuple[str, Callable[..., None], tuple[str, ...]], ...] = (
     ("export", export_command, ("capaft export runs/lora+nola-1 --to peft --output peft",)),
     ("inspect-rank", inspect_rank_command, ("capaft inspect-rank runs/lora+nola-1 --plot rank.png",)),
     ("info", info_command, ("capaft info runs/lora+nola-1",)),
+    ("import", import_command, ("capaft import peft_dir --output adapter.safetensors",)),
     ("methods", methods_command, ("capaft methods", "capaft methods --model ./dir")),
     ("presets", presets_command, ("capaft train --preset nola-glue-rte --print-config",)),
     ("env", env_command, ("capaft env",)),

@@ -25,7 +25,7 @@ def eval_command(run: Run, json: Json = False, **flags: str | bool | list[str] |
         options, _ = resolve_settings(EvalOptions, flags=flags, environ={})
         check_writable("--predictions", options.predictions)
         with loading_libraries(console):
-            from capaft.training.record.next_commands import command_to_describe, command_to_merge
+            from capaft.training.record.next_commands import command_to_describe, command_to_merge, command_to_try
             from capaft.training.record.saved_run import open_run
             from capaft.training.scoring import score_run
 
@@ -39,4 +39,9 @@ def eval_command(run: Run, json: Json = False, **flags: str | bool | list[str] |
         print_result(evaluation_summary(scores, options.predictions))
         output = f"{saved.run.path}/merged" if saved.run else "merged"
         stack, quantised = saved.file.header.method, saved.base.is_quantised
-        suggest(console, command_to_merge(run, output, stack, options, quantised=quantised) or command_to_describe(run))
+        has_pairs = bool(saved.config and saved.config.pair_column)
+        suggest(
+            console,
+            command_to_try(run, saved.task, options, has_pairs=has_pairs),
+            command_to_merge(run, output, stack, options, quantised=quantised) or command_to_describe(run),
+        )

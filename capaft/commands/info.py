@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from capaft.commands.reporting import Json, Run, reporting, suggest
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from capaft.adapter.file.header import HeadRecord
     from capaft.adapter.file.site_list import SiteList
     from capaft.adapter.file.sizes import TensorSize
+    from capaft.exchange.peft_directory import PeftDirectory
 
 # Of the sites, and of the tensors, for people; `--json` has all of them.
 MOST_LINES = 12
@@ -27,9 +29,14 @@ def info_command(run: Run, json: Json = False) -> None:
     with reporting() as console:
         with activity(console, "loading torch"):
             from capaft.adapter.file.adapter_file import read
+            from capaft.exchange.peft_directory import read_peft
             from capaft.training.record.next_commands import command_to_merge, command_to_score
-            from capaft.training.record.run_directory import find_adapter_file
+            from capaft.training.record.run_directory import find_adapter_file, find_peft
 
+        if peft_directory := find_peft(run):
+            _show_peft(read_peft(peft_directory), json=json)
+            suggest(console, f"capaft import {run} --output adapter.safetensors")
+            return
         path, directory = find_adapter_file(run)
         file = read(path)
         if json:
@@ -66,6 +73,43 @@ def describe_file(file: AdapterFile) -> list[str]:
         *([f"options   {options}"] if options else []),
         *([f"ext       {', '.join(header.ext)}"] if header.ext else []),
     ]
+
+
+def _show_peft(peft: PeftDirectory, *, json: bool) -> None:
+    """Describe a PEFT adapter on stdout, whose files do not say enough to verify it without its base model."""
+    tensors = [tensor for pair in peft.pairs for tensor in pair.parts.values()]
+    tensors += [*peft.tokens.values(), *peft.parameters.values()]
+    config, parameters = peft.config, sum(prod(tensor.shape) for tensor in tensors)
+    record = {
+        "path": str(peft.path),
+        "bytes": peft.size,
+        "format": "peft",
+        "method": "dora" if config.dora else "lora",
+        "rank": config.rank,
+        "alpha": config.alpha,
+        "rslora": config.rslora,
+        "base": config.base,
+        "revision": config.revision,
+        "task_type": config.task_type,
+        "layers": [pair.module for pair in peft.pairs],
+        "copies": sorted({*peft.parameters, *peft.tokens}),
+        "parameters": parameters,
+    }
+    if json:
+        print_result(strict_json.document(record))
+        return
+    patterns = " and patterns" if config.rank_pattern or config.alpha_pattern else ""
+    lines = [
+        f"{peft.path}: a PEFT adapter, {counted(peft.size, 'byte')}",
+        f"method    {record['method']} (rank {config.rank}, alpha {config.alpha:g}{patterns})",
+        f"base      {config.base or 'unnamed'}{f' at {config.revision}' if config.revision else ''}",
+        f"layers    {len(peft.pairs)}",
+        *_at_most([f"          {pair.module}" for pair in peft.pairs]),
+        f"tensors   {len(tensors)}, {parameters:,} parameters",
+        *_at_most([f"          {name}, a copy" for name in sorted({*peft.parameters, *peft.tokens})]),
+        f"task      {config.task_type or 'none named'}",
+    ]
+    print_result("\n".join(map(printable, lines)))
 
 
 def _record(file: AdapterFile) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from capaft.support.signals import unwinding
 if TYPE_CHECKING:
     from rich.console import Console
 
-Run = Annotated[str, typer.Argument(help="A run directory or an adapter file.", metavar="RUN")]
+Run = Annotated[str, typer.Argument(help="A run directory, an adapter file or a PEFT directory.", metavar="RUN")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
@@ -103,7 +103,7 @@ def escape_unprintable() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def suggest(console: Console, command: str | None) -> None:
-    """Say on stderr what to do next, as a command to paste."""
-    if command:
+def suggest(console: Console, *commands: str | None) -> None:
+    """Say on stderr what to do next, as commands to paste."""
+    for command in filter(None, commands):
         print_line(console, f"next: {command}")

@@ -7,13 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from capaft.config.choices import BaseDtype, ExportFormat
+from capaft.config.choices import TASKS, BaseDtype, ExportFormat, FloatDtype, ProblemName, Quantised, SaveDtype
 from capaft.config.pairs import parse_pairs
 from capaft.config.settings import Settings, setting
 from capaft.config.values import Text
 
 _base = partial(setting, panel="Base model")
 _data = partial(setting, panel="Data")
+_merged = partial(setting, panel="Merged model")
+_task = partial(setting, panel="Adapter")
 _scores = partial(setting, panel="Scores")
 _answers = partial(setting, panel="Answers")
 _AT_LEAST_1 = ("at least 1", lambda value: value >= 1)
@@ -34,6 +36,11 @@ class OpenOptions(Settings):
     allow_base_mismatch: bool = _base(False, "Use the adapter although the base weights differ.")
     resize_embeddings: bool = _base(False, "Add rows to the embedding as the training did (default: as in the run).")
     base_dtype: BaseDtype | None = _base(None, "Dtype of the base weights (default: as in the run, else float32).")
+    labels: tuple[str, ...] | None = _task(
+        None,
+        "Names of the labels of a PEFT adapter, which keeps none (default: those of its base).",
+        metavar="name,...",
+    )
 
     @property
     def renames(self) -> dict[str, str]:
@@ -49,7 +56,27 @@ class OpenOptions(Settings):
 class MergeOptions(OpenOptions):
     """Options of `capaft merge`."""
 
-    dequantise: bool = _base(False, "Turn quantised layers into plain ones, and merge into those.")
+    quantised: Quantised = _base(
+        "refuse", "What to do with a quantised base: refuse it, or dequantise it and merge into plain weights."
+    )
+    dtype: FloatDtype | None = _merged(None, "Dtype of the merged weights (default: that of each in the checkpoint).")
+    max_shard_size: str | None = _merged(
+        None, "Size of a file of weights at most, such as 5GB (default: the files of the base).", metavar="size"
+    )
+    weights: tuple[float, ...] | None = _merged(
+        None, "Factor of each run's update, such as 0.7,0.3 (default: 1 for each).", metavar="x,x"
+    )
+
+
+@dataclass(frozen=True)
+class ImportOptions(OpenOptions):
+    """Options of `capaft import`."""
+
+    task: str = _task(
+        "auto", "Task of the adapter (auto: as its own settings and its base tell).", choices=("auto", *TASKS)
+    )
+    problem: ProblemName = _task("auto", "Kind of its labels (auto: as the base's config.json says).")
+    save_dtype: SaveDtype = _task("float32", "Number format of the adapter file.")
 
 
 @dataclass(frozen=True)
@@ -58,8 +85,9 @@ class ExportOptions(OpenOptions):
 
     to: ExportFormat = _form("peft", "The tool whose form to write.")
     pad_rank: int | None = _form(
-        None, "Rank of all layers, filled up with zeros.", check=("at least 1", lambda value: value >= 1)
+        None, "Rank of all layers, filled up with zeros (peft).", check=("at least 1", lambda value: value >= 1)
     )
+    dtype: FloatDtype | None = _form(None, "Dtype of the tensors (gguf; default: float32).")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from capaft.support.errors import UsageError
 
 _MODES = ("1", "L", "LA", "RGB", "RGBA")
 _SOURCE = Path("inputs")
+# What a mapping has that is an image or a recording.
+_FILE = frozenset({"bytes", "path", "array", "sampling_rate"})
 
 
 class ValueRows(NamedTuple):
@@ -46,7 +48,7 @@ def rows_of_values(values: Sequence[Any], names: tuple[str, str | None], medium:
     Raises:
         UsageError: the values are not of one form, or have two inputs where one is expected.
     """
-    records = [_record(value, names) for value in values]
+    records = [_record({names[0]: value} if medium and _is_file(value) else value, names) for value in values]
     faults: dict[int, str] = {}
     if medium is None:
         return ValueRows(_table(records), faults)
@@ -76,6 +78,11 @@ def _record(value: Any, names: tuple[str, str | None]) -> dict[str, Any]:
         takes = "one input" if second is None else "two inputs"
         raise UsageError(f"this adapter takes {takes} a row, and these rows have {len(value)}")
     return {first: value[0], second: value[1]}
+
+
+def _is_file(value: Any) -> bool:
+    """True for a mapping that is one image or recording, as `datasets` has them, and no row of columns."""
+    return isinstance(value, Mapping) and value.keys() <= _FILE and bool(value.keys() & {"bytes", "array", "path"})
 
 
 def _table(records: Sequence[Mapping[str, Any]]) -> Dataset:

@@ -52,6 +52,10 @@ class Dora(Host):
         assert self.alpha is not None
         return self.alpha / self.rank
 
+    def scale_at(self, site: Site) -> float:
+        """The scale of one site, which is that of all."""
+        return self.scale
+
     def sites(self, model: nn.Module, targets: Targets, rename: dict[str, str] | None) -> tuple[Site, ...]:
         """See `Host.sites`.
 
@@ -93,6 +97,11 @@ class Dora(Host):
         """See `Host.merged`."""
         down, up, _ = factors
         return self._ratio(weight, factors)[:, None].to(weight.dtype) * weight.addmm(up, down, alpha=self.scale), bias
+
+    def rows_of(self, site: Site, factors: tuple[Tensor, ...], start: int, stop: int) -> tuple[Tensor, ...]:
+        """See `Host.rows_of`."""
+        down, up, magnitude = factors
+        return down, up[start:stop], magnitude[start:stop]
 
     def product(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """See `Host.product`. This is the update of the direction, before normalisation."""

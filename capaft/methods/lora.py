@@ -85,9 +85,18 @@ class Lora(LowRank):
             Factor("up", (site.out_features, rank), 1),
         )
 
-    def update(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, float]:
-        """See `LowRank.update`. The scale does not depend on the number of copies."""
+    def rows_of(self, site: Site, factors: tuple[Tensor, ...], start: int, stop: int) -> tuple[Tensor, ...]:
+        """See `Host.rows_of`."""
         down, up = factors
+        return down, up[start:stop]
+
+    def update(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, float]:
+        """See `LowRank.update`."""
+        down, up = factors
+        return up, down, self.scale_at(site)
+
+    def scale_at(self, site: Site) -> float:
+        """The scale of the update of one site, whatever the number of copies."""
         rank = self.rank_at(site)
         assert self.alpha is not None
-        return up, down, self.alpha / (math.sqrt(rank) if self.rslora else rank)
+        return self.alpha / (math.sqrt(rank) if self.rslora else rank)

@@ -70,7 +70,7 @@ def results_of(run: Trainer, outcome: Outcome, init_from: str | None = None) -> 
         train_examples=job.train.examples,
         validation_examples=job.validation.examples,
         labels=list(job.task.labels),
-        next=commands_after_training(str(run.directory.path), job.plan.stack, quantised=job.base.is_quantised),
+        next=_next_commands(str(run.directory.path), job),
         score_names=job.task.score_names(outcome.scores),
         interval_method=None if outcome.interval is None else interval_method(job.task),
         method_settings=method_settings(job, run.config),
@@ -90,6 +90,9 @@ def _origin(job: Job, name: str | None) -> dict[str, str]:
 
 def results_at(results: Results, output: str, job: Job) -> Results:
     """The results as those of a run in a directory of this name."""
-    return replace(
-        results, output=output, next=commands_after_training(output, job.plan.stack, quantised=job.base.is_quantised)
-    )
+    return replace(results, output=output, next=_next_commands(output, job))
+
+
+def _next_commands(output: str, job: Job) -> list[str]:
+    quantised = job.base.is_quantised
+    return commands_after_training(output, job.plan.stack, quantised=quantised, task=job.task, columns=job.columns)

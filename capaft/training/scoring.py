@@ -21,6 +21,7 @@ from capaft.support import strict_json
 from capaft.support.activity import activity
 from capaft.support.errors import UsageError, did_you_mean
 from capaft.support.files import write_atomically
+from capaft.tasks.base.columns import MissingLabelsError
 from capaft.tasks.base.features import Features
 from capaft.tasks.base.task import Task
 from capaft.tasks.base.token_ids import check_token_ids
@@ -32,6 +33,7 @@ from capaft.training.evaluate import Evaluation, evaluate
 from capaft.training.memory_guard import memory_guard
 from capaft.training.parallel.processes import Processes
 from capaft.training.record.named import report_named
+from capaft.training.record.next_commands import command_to_predict
 from capaft.training.record.saved_run import SavedRun
 from capaft.training.setup.selection import load_splits, select_for_scoring, select_for_training
 from capaft.training.setup.usable_rows import Selection
@@ -94,7 +96,14 @@ def score_run(
     # The examples, and their targets, are checked before the forwards, which take long.
     if options.data is None and options.split is None:
         max_examples = max_examples or config.max_eval_examples
-    selection = _selected(saved, options, say)
+    try:
+        selection = _selected(saved, options, say)
+    except MissingLabelsError as error:
+        if options.data is None or not task.answer_fields():
+            raise
+        path = saved.run.path if saved.run else saved.file.path
+        predict = command_to_predict(str(path), options.data, options)
+        raise UsageError(f"{error}; to answer rows without labels: {predict}") from None
     rows = selection.rows
     if max_examples and max_examples < len(rows):
         rows = sample_rows(rows, max_examples, config.seed)

@@ -59,6 +59,10 @@ class Columns:
         return f"input from {self.text!r}{pair}{choices}{label}"
 
 
+class MissingLabelsError(UsageError):
+    """Rows that are to be trained on, or scored, have no labels."""
+
+
 def find_column(
     dataset: datasets.Dataset,
     role: str,
@@ -112,9 +116,8 @@ def ask_for_column(dataset: datasets.Dataset, role: str, why: str) -> NoReturn:
         UsageError: always.
     """
     option = "--text-column (and --pair-column for pairs)" if role == "text" else f"--{role}-column"
-    raise UsageError(
-        f"cannot tell which column is the {role} ({why}); choose with {option} among {list_columns(dataset)}"
-    )
+    kind = MissingLabelsError if role == "label" else UsageError
+    raise kind(f"cannot tell which column is the {role} ({why}); choose with {option} among {list_columns(dataset)}")
 
 
 def cell_kind(feature: Any) -> CellKind:

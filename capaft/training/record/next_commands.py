@@ -8,6 +8,8 @@ from capaft.config.command_line import flag_words
 from capaft.config.open_options import OpenOptions
 from capaft.methods.host import Host
 from capaft.methods.stack import Stack
+from capaft.tasks.base.columns import Columns
+from capaft.tasks.base.task import Task
 
 
 def command_to_describe(run: str) -> str:
@@ -20,13 +22,28 @@ def command_to_score(run: str, options: OpenOptions | None = None) -> str:
     return _command("eval", run, *_flags(options))
 
 
+def command_to_predict(run: str, data: str, options: OpenOptions | None = None) -> str:
+    """The command that answers the rows of a data set."""
+    return _command("predict", run, "--data", data, *_flags(options))
+
+
+def command_to_try(run: str, task: Task, options: OpenOptions | None = None, *, has_pairs: bool = False) -> str | None:
+    """The command that answers one text, or one pair; None for a task that gives no answers, or reads no texts."""
+    if not task.answer_fields() or task.processor != "AutoTokenizer":
+        return None
+    pair = ["--pair-text", "its second one"] if has_pairs else []
+    return _command("predict", run, "--text", "your text", *pair, *_flags(options))
+
+
 def command_to_merge(
     run: str, output: str, stack: Stack, options: OpenOptions | None = None, *, quantised: bool = False
 ) -> str | None:
     """The command that merges a run into a directory; None if its method cannot be merged."""
     if stack.host is not None and stack.host.unmergeable:
         return None
-    return _command("merge", run, "--output", output, *(["--dequantise"] if quantised else []), *_flags(options))
+    return _command(
+        "merge", run, "--output", output, *(["--quantised", "dequantise"] if quantised else []), *_flags(options)
+    )
 
 
 def command_to_inspect(run: str, stack: Stack, options: OpenOptions | None = None, plot: str = "") -> str | None:
@@ -36,10 +53,13 @@ def command_to_inspect(run: str, stack: Stack, options: OpenOptions | None = Non
     return _command("inspect-rank", run, *(["--plot", plot] if plot else []), *_flags(options))
 
 
-def commands_after_training(run: str, stack: Stack, *, quantised: bool) -> list[str]:
-    """What to do with a finished run."""
+def commands_after_training(
+    run: str, stack: Stack, *, quantised: bool, task: Task | None = None, columns: Columns | None = None
+) -> list[str]:
+    """What to do with a finished run of a task whose rows have these columns."""
     merge = command_to_merge(run, f"{run}/merged", stack, quantised=quantised)
-    commands = [command_to_score(run), merge, command_to_inspect(run, stack)]
+    predict = task and command_to_try(run, task, has_pairs=columns is not None and columns.pair is not None)
+    commands = [command_to_score(run), predict, merge, command_to_inspect(run, stack)]
     return [command for command in commands if command]
 
 

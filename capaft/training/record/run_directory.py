@@ -11,6 +11,7 @@ from pathlib import Path
 
 from capaft.adapter.file.adapter_file import ADAPTER, find_adapter
 from capaft.config.local_paths import CONFIG, LOCAL
+from capaft.exchange.peft_config import CONFIG as PEFT_CONFIG
 from capaft.support.errors import UsageError, did_you_mean
 from capaft.support.paths import named_path, shown_path
 
@@ -292,6 +293,18 @@ def _unwritable(run: RunDirectory, error: OSError) -> UsageError:
     return UsageError(f"--output {run.path} cannot be written: {error.strerror or error}")
 
 
+def find_peft(name: str) -> Path | None:
+    """The directory of a PEFT adapter that RUN means, if it means one: it has no adapter file of capaft's.
+
+    Raises:
+        UsageError: nothing can have this name.
+    """
+    path = named_path("RUN", name)
+    if not (path / PEFT_CONFIG).is_file() or (path / ADAPTER).is_file():
+        return None
+    return path
+
+
 def find_adapter_file(name: str) -> tuple[Path, RunDirectory | None]:
     """The adapter file that RUN means, and its run directory if it has one.
 
@@ -305,6 +318,8 @@ def find_adapter_file(name: str) -> tuple[Path, RunDirectory | None]:
     run = RunDirectory(path)
     if run.config.is_file() and not run.adapter.exists():
         raise UsageError(f"{name} holds no {ADAPTER}; give the directory of a finished run, or an adapter file")
+    if find_peft(name):
+        raise UsageError(f"{name} is a PEFT adapter; make it an adapter file with capaft import {name} --output FILE")
     path = find_adapter(path)
     if path.is_file():
         run = RunDirectory(path.parent)

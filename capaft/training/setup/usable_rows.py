@@ -12,7 +12,7 @@ from capaft.data.load import Say
 from capaft.support.counting import agreeing
 from capaft.support.errors import UsageError
 from capaft.support.faults import leave_out
-from capaft.tasks.base.columns import Columns, row_numbers, with_row_numbers
+from capaft.tasks.base.columns import Columns, MissingLabelsError, filled_rows, row_numbers, with_row_numbers
 from capaft.tasks.base.missing import spellings, with_nulls
 from capaft.tasks.base.task import Task
 from capaft.tasks.language.generation import Generation
@@ -56,7 +56,8 @@ def usable_rows(
     spelt = spellings(rows.select(np.flatnonzero(~usable)), needed)
     written = f" ({spelt})" if spelt else ""
     if len(rows) and not usable.any():
-        raise UsageError(
+        kind_of_error = MissingLabelsError if labels and filled_rows(filled, columns.text).any() else UsageError
+        raise kind_of_error(
             f"none of the {len(rows)} {description} has a value in {' and '.join(map(repr, names))}{written} (withheld "
             "labels are -1); choose other columns with --text-column and --label-column, or other rows"
         )
