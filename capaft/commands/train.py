@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,12 +25,14 @@ from capaft.config.train_config import TrainConfig
 from capaft.support import strict_json
 from capaft.support.activity import activity
 from capaft.support.console import is_first_process, print_line, print_result, say_nothing
-from capaft.support.errors import CapaftError, UsageError
+from capaft.support.errors import CapaftError, TrainingError, UsageError
 from capaft.support.paths import named_path
 from capaft.support.signals import unwind_from_here
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from capaft.exchange.hub_names import HubName
 
 
 @signature(TrainConfig)
@@ -44,6 +47,11 @@ def train_command(
             autocompletion=complete_preset,
         ),
     ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", help="Upload the finished run to this repository of the hub.", metavar="<user/name>"),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository of --push private.")] = False,
     json: Json = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Resolve everything, train nothing, and summarise the plan.")
@@ -59,6 +67,7 @@ def train_command(
     """Train an adapter. Without arguments: a real job on an embedded model and data set."""
     with reporting() as console:
         notes: list[str] = []
+        repository = _repository(push, private=private, only_named=dry_run or print_config)
         settings, labels, named = _resolve(flags, config, preset, notes.append)
         if not (dry_run or print_config):
             from capaft.training.parallel.launch import follow_launcher, launch_processes, should_launch
@@ -75,9 +84,11 @@ def train_command(
             text = dump_settings(settings)
         else:
             paths = LocalPaths.beside(config) if config else None
-            text = _train(console, settings, labels, named, paths, as_json=json)
+            text, output = _train(console, settings, labels, named, paths, as_json=json)
         if is_first_process():
             print_result(text)
+            if repository and not (dry_run or print_config):
+                _push(console, output, repository, private=private)
 
 
 def _plan(
@@ -112,8 +123,8 @@ def _train(
     paths: LocalPaths | None,
     *,
     as_json: bool,
-) -> str:
-    """Train; what to print of the results."""
+) -> tuple[str, str]:
+    """Train; what to print of the results, and the run's directory."""
     with loading_libraries(console):
         from capaft.commands.summary import run_summary
         from capaft.training.run import execute_run
@@ -121,7 +132,34 @@ def _train(
     unwind_from_here()
     with _naming(labels):
         results = execute_run(settings, console, labels, paths, named)
-    return strict_json.document(results.record()) if as_json else run_summary(results)
+    return strict_json.document(results.record()) if as_json else run_summary(results), results.output
+
+
+def _repository(push: str | None, *, private: bool, only_named: bool) -> HubName | None:
+    """The repository of `--push`, before a run is spent on it.
+
+    Raises:
+        UsageError: it is no name of one, or nothing can be pushed now.
+    """
+    if push is None:
+        if private:
+            raise UsageError("--private is for the repository of --push; name one, or drop it")
+        return None
+    from capaft.exchange.hub_upload import check_name, check_pushable
+
+    return check_name(push, "--push") if only_named or not is_first_process() else check_pushable(push)
+
+
+def _push(console: Console, output: str, repository: HubName, *, private: bool) -> None:
+    """Upload a finished run, and say how to do it again if that fails."""
+    from capaft.commands.push import push, pushed_line
+
+    try:
+        pushed = push(console, output, repository, private=private)
+    except CapaftError as error:
+        again = f"capaft push {shlex.quote(output)} {repository}{' --private' if private else ''}"
+        raise TrainingError(f"the run is complete, but {error}; then push it with: {again}") from None
+    print_line(console, pushed_line(pushed))
 
 
 @contextmanager
