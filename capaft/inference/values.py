@@ -90,6 +90,10 @@ def _table(records: Sequence[Mapping[str, Any]]) -> Dataset:
     plain = [{name: _plain(value) for name, value in record.items()} for record in records]
     names = check_records(_SOURCE, plain)
     table = typed_table(_SOURCE, lambda: record_parts(plain, names), list(names), len(plain))
+    for at, field in enumerate(table.schema):
+        # Rows of which none has a second text, say, lack it one by one.
+        if pa.types.is_null(field.type):
+            table = table.set_column(at, field.name, table.column(at).cast(pa.string()))
     return Dataset(table)
 
 
