@@ -135,13 +135,18 @@ def _span(mark: Any) -> Span:
     return Span(start, end, str(label))
 
 
+def word_places(text: str) -> list[tuple[int, int]]:
+    """Start and end of each word of a text: letters and digits, or a single other character."""
+    return [word.span() for word in _WORD.finditer(text)]
+
+
 def _words(text: str, tokens: Any) -> list[tuple[int, int]]:
     """Start and end of each word: the tool's own tokens, where a row has them with their places."""
     if isinstance(tokens, list) and tokens and all(isinstance(token, Mapping) for token in tokens):
         places = [(token.get("start"), token.get("end")) for token in tokens]
         if all(isinstance(start, int) and isinstance(end, int) for start, end in places):
             return [(start, end) for start, end in places if text[start:end].strip()]
-    return [match.span() for match in _WORD.finditer(text)]
+    return word_places(text)
 
 
 def _tags(text: str, words: Sequence[tuple[int, int]], spans: Sequence[Span]) -> list[str]:

@@ -6,6 +6,7 @@ others go on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -30,6 +31,9 @@ from capaft.training.evaluate import move_batch
 from capaft.training.fitting_batch import FittingBatch
 
 Advance = Callable[[int], None]
+
+# The number of a row, and perhaps the beginning of its text.
+_PLACE = re.compile(r"^row \d+( \(.*?\))?: ")
 
 
 def _ignore(rows: int) -> None:
@@ -76,7 +80,7 @@ class Answerer:
         """
         if not len(rows):
             return []
-        inputs = [name for name in (columns.text, columns.pair) if name is not None]
+        inputs = [name for name in (columns.text, columns.pair, *columns.choices) if name is not None]
         numbered = with_row_numbers(with_nulls(rows, dict.fromkeys(inputs, BLANK)), first)
         wrong = self.task.unanswerable(numbered, columns)
         records: dict[int, Record] = {row: {ERROR: reason} for row, reason in wrong.items()}
@@ -90,7 +94,7 @@ class Answerer:
     def _answered(self, rows: Dataset, columns: Columns, advance: Advance) -> list[Record]:
         """The answers to rows that have inputs: those that nothing can be made of are found by halving the rows."""
         try:
-            features = self.task.features(self.base, rows, columns, training=False)
+            features = self.task.answer_features(self.base, rows, columns)
             check_token_ids(self.base, features)
             answers = self._answers_of(features, len(rows), advance)
         except UsageError as error:
@@ -153,5 +157,4 @@ class Answerer:
 
 def _without_place(message: str) -> str:
     """A message without the number of the row that it begins with, which the place of the record tells."""
-    place, _, reason = message.partition(": ")
-    return reason if place.removeprefix("row ").isdecimal() else message
+    return _PLACE.sub("", message)

@@ -34,6 +34,7 @@ from capaft.tasks.language.chat_columns import (
     only_chat,
     recognise_exchange,
     usual_chat,
+    waiting_chats,
 )
 from capaft.tasks.language.chat_template import has_template, turn_ends
 from capaft.tasks.language.example import Example, plain_prompts, shortened_prompt
@@ -278,8 +279,22 @@ class CausalLM(Generation):
             labels = labels[:, places]
         return Batch(inputs, {"labels": labels}, int((labels != IGNORED).sum()))
 
+    def find_inputs(self, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
+        """See `TaskAnswers.find_inputs`; a run on chats takes a text for what the user says.
+
+        Raises:
+            UsageError: also if the rows hold chats, and the training rows did not.
+        """
+        if self.layout == MESSAGES and not (is_chat(rows, str(named.get("text"))) or chat_columns(rows)):
+            return recognise_plain_text(rows, named)
+        columns = super().find_inputs(rows, named)
+        self._check_layout(rows, columns)
+        return columns
+
     def prompts(self, base: BaseModel, rows: Dataset, columns: Columns) -> Features:
         """See `Generation.prompts`; of plain texts, what follows them is written."""
+        if self.layout == MESSAGES:
+            rows, columns = waiting_chats(rows, columns)
         self._check_layout(rows, columns)
         if self.layout != TEXT:
             return super().prompts(base, rows, columns)

@@ -20,7 +20,9 @@ from capaft.tasks.base.columns import Columns
 from capaft.tasks.base.doubts import refuse_doubtful_text, refuse_unread_columns
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
+from capaft.tasks.base.task_answers import Record
 from capaft.tasks.base.token_ids import check_tokens
+from capaft.tasks.language.filled_masks import Filled, filled, filled_record, masked_texts
 from capaft.tasks.language.framing import frame, tokenise_rows
 from capaft.tasks.language.plain_text import (
     end_of_text_token,
@@ -96,14 +98,10 @@ class MaskedLM(Task):
                 masked in evaluation.
         """
         tokenizer = base.processor
-        if tokenizer.mask_token_id is None:
-            raise UsageError("the tokenizer has no mask token, which masked-lm needs; try --task causal-lm")
+        room = self._room(base)
         # Some words are replaced by any token.
         check_tokens(base, [rows_needed(tokenizer) - 1])
         before, after = surrounding_tokens(tokenizer)
-        room = token_limit(base, self.max_length) - len(before) - len(after)
-        if room < 1:
-            raise UsageError(f"--max-length {self.max_length} leaves no room for words beside special tokens; raise it")
         needed = None if self.packing else room
         whole, notes = tokenise_rows(tokenizer, rows, columns, frame(tokenizer, before, after), needed)
         truncated = 0
@@ -129,13 +127,12 @@ class MaskedLM(Task):
 
         In evaluation a feature's masks depend on its index alone.
         """
+        if "masks" in features.inputs:
+            # Rows to answer hide words of their own.
+            return Batch(_padded(base, [features.inputs["input_ids"][i] for i in indices]), {}, len(indices))
         pairs = [self._masked(base, features, i, training=training) for i in indices]
         labels = pad_rows((targets for _, targets in pairs), IGNORED)
-        inputs = {
-            "input_ids": pad_rows((ids for ids, _ in pairs), base.processor.pad_token_id),
-            "attention_mask": pad_rows(([1] * len(ids) for ids, _ in pairs), 0),
-        }
-        return Batch(inputs, {"labels": labels}, int((labels != IGNORED).sum()))
+        return Batch(_padded(base, [ids for ids, _ in pairs]), {"labels": labels}, int((labels != IGNORED).sum()))
 
     def logits(self, base: BaseModel, features: Features) -> NDArray[np.int64] | None:
         """See `Task.logits`: those of all tokens, masked or not."""
@@ -155,6 +152,45 @@ class MaskedLM(Task):
         """Perplexity, loss and accuracy of the masked tokens."""
         return score_tokens(predictions)
 
+    def answer_fields(self, top: int | None = None) -> tuple[str, ...]:
+        """The text with its masks filled, the tokens there with their probabilities, and the likeliest ones."""
+        fields = ("text", "tokens", "probabilities")
+        return fields if top is None else (*fields, "candidates")
+
+    def answer_features(self, base: BaseModel, rows: Dataset, columns: Columns) -> Features:
+        """See `masked_texts`: nothing is hidden but what the rows hide."""
+        return masked_texts(base.processor, rows, columns, self._room(base))
+
+    def answer_batch(
+        self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch
+    ) -> list[Filled]:
+        """The likeliest tokens for the masks of each text."""
+        logits = model(**batch.inputs).logits
+        return [
+            filled(base.processor, of_text[features.inputs["masks"][index]])
+            for index, of_text in zip(indices, logits, strict=True)
+        ]
+
+    def answer(self, features: Features, predictions: Sequence[Any], top: int | None = None) -> list[Record]:
+        """See `filled_record`."""
+        return [
+            filled_record(source, prediction, top)
+            for source, prediction in zip(features.sources, predictions, strict=True)
+        ]
+
+    def _room(self, base: BaseModel) -> int:
+        """Number of tokens of a text beside the special ones around it.
+
+        Raises:
+            UsageError: there is none, or nothing stands for a hidden word.
+        """
+        if base.processor.mask_token_id is None:
+            raise UsageError("the tokenizer has no mask token, which masked-lm needs; try --task causal-lm")
+        room = token_limit(base, self.max_length) - sum(map(len, surrounding_tokens(base.processor)))
+        if room < 1:
+            raise UsageError(f"--max-length {self.max_length} leaves no room for words beside special tokens; raise it")
+        return room
+
     def show(self, base: BaseModel, features: Features, index: int) -> str:
         """The text, with ⟦brackets⟧ around the tokens that evaluation would mask."""
         _, targets = self._masked(base, features, index, training=False)
@@ -168,6 +204,13 @@ class MaskedLM(Task):
             self.mlm_probability,
             generator,
         )
+
+
+def _padded(base: BaseModel, rows: Sequence[Any]) -> dict[str, Tensor]:
+    return {
+        "input_ids": pad_rows(rows, base.processor.pad_token_id),
+        "attention_mask": pad_rows(([1] * len(ids) for ids in rows), 0),
+    }
 
 
 def mask(

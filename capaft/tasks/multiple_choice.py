@@ -28,10 +28,11 @@ from capaft.tasks.base.columns import (
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.missing import BLANK
 from capaft.tasks.base.task import Task
-from capaft.tasks.choices.columns import recognise_choices
+from capaft.tasks.base.task_answers import Record
+from capaft.tasks.choices.columns import recognise_choices, recognise_undecided
 from capaft.tasks.choices.labels import are_texts, count_from_one, labels_of, place_of
 from capaft.tasks.choices.rows import choices_of, fault_of, listed_choices
-from capaft.tasks.labels.problem import missing_label
+from capaft.tasks.labels.problem import missing_label, rounded
 from capaft.tasks.language.token_limit import token_limit
 from capaft.tasks.language.truncation import CutRows, Inputs
 
@@ -135,7 +136,7 @@ class MultipleChoice(Task):
         Raises:
             UsageError: a row has no context, fewer than two choices, or a label that is none of them.
         """
-        labels = self._encoded(rows, columns)
+        labels = None if columns.label is None else self._encoded(rows, columns)
         contexts, starts = text_values(rows, columns)
         choices = Derived(itemgetter(0), choices_of(rows, columns))
         cut = CutRows(base.processor, token_limit(base, self.max_length))
@@ -166,9 +167,11 @@ class MultipleChoice(Task):
                 flat[name] += rows[index] + rows[index][:1] * (most - len(rows[index]))
         padded = base.processor.pad(flat, return_attention_mask=True, return_tensors="pt")
         inputs = {name: tensor.view(len(indices), most, -1) for name, tensor in padded.items()}
-        labels = torch.tensor([features.references[index] for index in indices], device="cpu")
         present = torch.arange(most, device="cpu") < torch.tensor(sizes, device="cpu")[:, None]
-        return Batch(inputs, {"labels": labels, "present": present}, len(indices))
+        targets = {"present": present}
+        if features.references is not None:
+            targets["labels"] = torch.tensor([features.references[index] for index in indices], device="cpu")
+        return Batch(inputs, targets, len(indices))
 
     def loss(self, outputs: Any, targets: Mapping[str, Tensor], smoothing: float) -> Tensor:
         """The sum of the cross-entropy over the rows; smoothing spreads over the choices of a row."""
@@ -196,6 +199,32 @@ class MultipleChoice(Task):
             {**source, "label": source["choices"][truth], "predicted": source["choices"][predicted]}
             for source, truth, predicted in zip(features.sources, features.references, predictions, strict=True)
         ]
+
+    def find_inputs(self, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
+        """See `recognise_undecided`."""
+        return recognise_undecided(rows, named)
+
+    def answer_fields(self, top: int | None = None) -> tuple[str, ...]:
+        """The likeliest choice, its place among the row's from 0, its probability, and those of all choices."""
+        return ("choice", "index", "probability", "probabilities")
+
+    def answer_batch(
+        self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch
+    ) -> list[list[float]]:
+        """The probability of each choice of a row."""
+        present = batch.targets["present"]
+        shares = _among(model(**batch.inputs).logits, present).softmax(-1)
+        return [row[mask].tolist() for row, mask in zip(shares.cpu(), present.cpu(), strict=True)]
+
+    def answer(self, features: Features, predictions: Sequence[Any], top: int | None = None) -> list[Record]:
+        """The choice of each row, and the probabilities in the order of its choices."""
+        answers = []
+        for source, shares in zip(features.sources, predictions, strict=True):
+            best = int(np.argmax(shares))
+            numbers = [rounded(share) for share in shares]
+            fields = (source["choices"][best], best, numbers[best], numbers)
+            answers.append(dict(zip(self.answer_fields(), fields, strict=True)))
+        return answers
 
     def show(self, base: BaseModel, features: Features, index: int) -> str:
         """Each choice as the model reads it, on a line of its own; a star marks the right one."""

@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -35,11 +36,13 @@ from capaft.tasks.base.columns import (
 )
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
+from capaft.tasks.base.task_answers import Record
 from capaft.tasks.base.uncertainty import Resampler, mean_resampler
 from capaft.tasks.language.token_limit import token_limit
 from capaft.tasks.spans import squad_metrics
 from capaft.tasks.spans.answers import Answer, has_answers, holds_answers, locate_answer, read_answers
 from capaft.tasks.spans.best_span import Span, best_span
+from capaft.tasks.spans.likeliest_answers import Candidates, answer_record, candidates
 from capaft.tasks.spans.windows import Window, tokenise_rows
 
 if TYPE_CHECKING:
@@ -100,6 +103,7 @@ class QuestionAnswering(Task):
     )
     inferred: ClassVar[tuple[str, ...]] = ("no_answer",)
     precedence: ClassVar[int] = 60
+    input_names: ClassVar[tuple[str, ...]] = ("question", "context")
 
     max_length: int = QUESTION_MAX_LENGTH
     stride: int = STRIDE
@@ -120,19 +124,12 @@ class QuestionAnswering(Task):
         Raises:
             UsageError: a named column is missing or not usable, or another one cannot be determined.
         """
-        text, pair, label = named.get("text"), named.get("pair"), named.get("label")
+        label = named.get("label")
         label = find_column(rows, "label", label, _ANSWERS, holds_answers, "answers (text and answer_start)")
-        text = find_column(rows, "text", text, _QUESTIONS, is_text, "text", (pair, label))
-        pair = find_column(rows, "pair", pair, _CONTEXTS, is_text, "text", (text, label))
-        roles = {
-            "text": (text, "questions"),
-            "pair": (pair, "contexts"),
-            "label": (label, "answers with their starts"),
-        }
-        for role, (name, what) in roles.items():
-            if name is None:
-                ask_for_column(rows, role, f"no column of a usual name holds {what}")
-        return Columns(str(text), pair, label)
+        columns = _inputs(rows, named, label)
+        if label is None:
+            ask_for_column(rows, "label", "no column of a usual name holds answers with their starts")
+        return dataclasses.replace(columns, label=label)
 
     @classmethod
     def missing_texts(cls, rows: Dataset, columns: Columns, settings: TaskSettings) -> dict[str, frozenset[str]]:
@@ -179,10 +176,11 @@ class QuestionAnswering(Task):
         Raises:
             UsageError: a value is missing or cannot be used (names the row), or the metric does not apply to the rows.
         """
-        self.check_labels(rows, columns)
+        if columns.label is not None:
+            self.check_labels(rows, columns)
         questions, contexts = text_values(rows, columns)
         assert contexts is not None, "recognise() found them"
-        answers = read_answers(rows, str(columns.label))
+        answers = [[]] * len(rows) if columns.label is None else read_answers(rows, columns.label)
         numbers = row_numbers(rows)
         lost: list[int] = []
         limit = token_limit(base, self.max_length)
@@ -204,7 +202,7 @@ class QuestionAnswering(Task):
         left_out = ""
         if training:
             left_out = _left_out([numbers[row] for row in lost], len(rows))
-        else:
+        elif columns.label is not None:
             self._check_metric(answers)
         names = ["input_ids", "start", "end", *(["token_type_ids"] if _takes_token_types(base) else [])]
         ids = Derived(str, ColumnValues(rows, "id") if "id" in rows.column_names else numbers)
@@ -284,6 +282,40 @@ class QuestionAnswering(Task):
         columns = (asked.ids, asked.questions, self._answers(asked, predictions), asked.references)
         return [dict(zip(names, record, strict=True)) for record in zip(*columns, strict=True)]
 
+    def find_inputs(self, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
+        """See `TaskAnswers.find_inputs`: questions and contexts."""
+        return _inputs(rows, named, None)
+
+    def answer_fields(self, top: int | None = None) -> tuple[str, ...]:
+        """The answer, its score, and its place in the context; and the `top` best answers, likewise."""
+        fields = ("answer", "score", "start", "end")
+        return fields if top is None else (*fields, "answers")
+
+    def answer_batch(
+        self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch
+    ) -> list[Candidates]:
+        """The candidates in each window."""
+        outputs = model(**batch.inputs)
+        start, end = outputs.start_logits.float().cpu(), outputs.end_logits.float().cpu()
+        padding = _padding(batch.inputs["attention_mask"].cpu()).tolist()
+        return [
+            candidates(
+                start[row, shift:],
+                end[row, shift:],
+                features.references.windows[at],
+                self.n_best,
+                self.max_answer_length,
+            )
+            for row, (at, shift) in enumerate(zip(indices, padding, strict=True))
+        ]
+
+    def answer(self, features: Features, predictions: Sequence[Any], top: int | None = None) -> list[Record]:
+        """See `answer_record`; a row's windows follow one another."""
+        asked: Asked = features.references
+        margin = self.no_answer_threshold if self.no_answer else None
+        rows = groupby(zip(asked.windows, predictions, strict=True), key=lambda pair: pair[0].row)
+        return [answer_record(asked.contexts[row], list(windows), margin, top) for row, windows in rows]
+
     def show(self, base: BaseModel, features: Features, index: int) -> str:
         """The decoded window, and the answer from start to end."""
         ids, start, end = (features.inputs[name][index] for name in ("input_ids", "start", "end"))
@@ -312,6 +344,21 @@ class QuestionAnswering(Task):
                 best[row] = (span.score, text)
         silent = {row for row in best if self.no_answer and null[row] - best[row][0] > self.no_answer_threshold}
         return ["" if row in silent else best[row][1] for row in sorted(best)]
+
+
+def _inputs(rows: Dataset, named: Mapping[str, str | None], label: str | None) -> Columns:
+    """The columns of the questions and the contexts, none of which is the label's.
+
+    Raises:
+        UsageError: a named column is missing or not usable, or another one cannot be determined.
+    """
+    text, pair = named.get("text"), named.get("pair")
+    text = find_column(rows, "text", text, _QUESTIONS, is_text, "text", (pair, label))
+    pair = find_column(rows, "pair", pair, _CONTEXTS, is_text, "text", (text, label))
+    for role, name, what in (("text", text, "questions"), ("pair", pair, "contexts")):
+        if name is None:
+            ask_for_column(rows, role, f"no column of a usual name holds {what}")
+    return Columns(str(text), pair)
 
 
 def _place(context: str, answers: Sequence[Answer]) -> tuple[int, int] | None:

@@ -59,6 +59,7 @@ class Seq2Seq(Generation):
     cut_by: ClassVar[str] = "--max-length, --max-target-length"
     own_head: ClassVar[bool] = False
     precedence: ClassVar[int] = 70
+    input_names: ClassVar[tuple[str, ...]] = ("source",)
 
     max_target_length: int = MAX_TARGET_LENGTH
 

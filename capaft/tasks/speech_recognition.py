@@ -30,6 +30,7 @@ from capaft.tasks.base.columns import (
 )
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
+from capaft.tasks.base.task_answers import Record
 from capaft.tasks.language.token_limit import vocabulary_size
 from capaft.tasks.language.token_loss import IGNORED, pad_rows
 from capaft.tasks.language.words import check_language
@@ -82,6 +83,8 @@ class SpeechRecognition(Task):
     cut_by: ClassVar[str] = "--max-seconds"
     own_head: ClassVar[bool] = False
     precedence: ClassVar[int] = 15
+    medium: ClassVar[str] = AUDIO
+    input_names: ClassVar[tuple[str, ...]] = (AUDIO,)
 
     max_seconds: float = MAX_SPEECH_SECONDS
     language: str = ""
@@ -187,9 +190,7 @@ class SpeechRecognition(Task):
             UsageError: a recording cannot be read, no recording is short enough to train on, or the model's vocabulary
                 is of another script.
         """
-        rows = rows.with_format(None)
-        if isinstance(rows.features[columns.text], datasets.Audio):
-            rows = rows.cast_column(columns.text, datasets.Audio(decode=False))
+        rows = _undecoded(rows, columns)
         transcripts = self._transcriber(base.model.config).transcripts(base, _transcripts(rows, columns))
         seconds = recording_seconds(_recordings(rows, columns))
         is_long, can_write = seconds > self.max_seconds, np.array([bool(ids) for ids in transcripts.ids])
@@ -223,6 +224,8 @@ class SpeechRecognition(Task):
             UsageError: a recording cannot be read; names the row and, if it has one, the file.
         """
         recordings = extracted(base.processor.feature_extractor, features, indices, self.max_seconds)
+        if "labels" not in features.inputs:
+            return Batch(recordings, {}, len(indices))
         labels = pad_rows((features.inputs["labels"][at] for at in indices), IGNORED)
         return self._transcriber(base.model.config).batch(recordings, labels, int((labels != IGNORED).sum()))
 
@@ -233,7 +236,11 @@ class SpeechRecognition(Task):
 
     def logits(self, base: BaseModel, features: Features) -> NDArray[np.int64] | None:
         """See `Task.logits`."""
-        tokens = np.array([len(ids) for ids in features.inputs["labels"]], dtype=np.int64)
+        if "labels" in features.inputs:
+            tokens = np.array([len(ids) for ids in features.inputs["labels"]], dtype=np.int64)
+        else:
+            # A decoder writes one token after the other.
+            tokens = np.ones(len(features), dtype=np.int64)
         return self._transcriber(base.model.config).positions(base, features.lengths, tokens) * vocabulary_size(base)
 
     def evaluate_batch(
@@ -266,6 +273,35 @@ class SpeechRecognition(Task):
             for source, text, reference in zip(features.sources, predictions, features.references, strict=True)
         ]
 
+    def find_inputs(self, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
+        """See `TaskAnswers.find_inputs`: the column of the recordings, as `recognise` finds it."""
+        refuse_pair(self.name, "recording", named)
+        return Columns(media_column(rows, named, AUDIO, AUDIO_NAMES, holds_recordings, datasets.Audio))
+
+    def answer_fields(self, top: int | None = None) -> tuple[str, ...]:
+        """The words spoken."""
+        return ("text",)
+
+    def answer_features(self, base: BaseModel, rows: Dataset, columns: Columns) -> Features:
+        """See `TaskAnswers.answer_features`; recordings are read once for their lengths."""
+        features = _recordings(_undecoded(rows, columns), columns)
+        seconds = recording_seconds(features)
+        rate = base.processor.feature_extractor.sampling_rate
+        lengths = (np.minimum(seconds, self.max_seconds) * rate).astype(np.int64)
+        return dataclasses.replace(features, lengths=lengths, truncated=int((seconds > self.max_seconds).sum()))
+
+    def answer_batch(
+        self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch
+    ) -> list[str]:
+        """The model's texts; a decoder needs no forward of its own."""
+        writes = _transcriber_class(base.model.config) is DecoderTranscriber
+        outputs = None if writes else model(**batch.inputs)
+        return self._transcriber(base.model.config).written(base, model, batch, outputs)
+
+    def answer(self, features: Features, predictions: Sequence[Any], top: int | None = None) -> list[Record]:
+        """The text of each recording."""
+        return [{"text": text} for text in predictions]
+
     def show(self, base: BaseModel, features: Features, index: int) -> str:
         """The file or number, and the transcript as the model writes it."""
         return f"{features.sources[index]} -> {features.references[index]}"
@@ -291,6 +327,14 @@ def _recordings(rows: Dataset, columns: Columns) -> Features:
     """The recordings of rows, still in their files."""
     inputs: dict[str, Sequence[Any]] = {AUDIO: rows[columns.text], "row": row_numbers(rows)}
     return Features(inputs, np.ones(len(rows), dtype=np.int64), sources=media_names(rows, columns.text))
+
+
+def _undecoded(rows: Dataset, columns: Columns) -> Dataset:
+    """The rows with recordings still in their files."""
+    rows = rows.with_format(None)
+    if isinstance(rows.features[columns.text], datasets.Audio):
+        return rows.cast_column(columns.text, datasets.Audio(decode=False))
+    return rows
 
 
 def _transcripts(rows: Dataset, columns: Columns) -> list[str]:

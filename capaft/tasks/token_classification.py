@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import datasets
@@ -30,9 +30,12 @@ from capaft.tasks.base.columns import (
 )
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
+from capaft.tasks.base.task_answers import Record
 from capaft.tasks.labels.problem import MAX_CLASSES, class_positions, unknown_label
+from capaft.tasks.labels.tagged_spans import as_iobes, read_words, tagged_words
 from capaft.tasks.labels.word_tags import is_tag, tag_faults, tag_feature, tag_names, words_of
 from capaft.tasks.language.cut_words import CutWords
+from capaft.tasks.language.plain_text import recognise_plain_text
 from capaft.tasks.language.token_limit import token_limit
 from capaft.tasks.language.token_loss import IGNORED, summed_loss
 
@@ -54,8 +57,6 @@ _TAGS = (
     ("xpos",),
     ("chunktags",),
 )
-# The other schemes in the letters of IOBES.
-_AS_IOBES = str.maketrans("LUMW", "ESIS")
 # The class predicted for a word that the model has not read.
 _NONE = -1
 
@@ -163,27 +164,29 @@ class TokenClassification(Task):
             UsageError: a row has no words, not as many tags as words, a tag that the task does not have, or no word
                 with a token; or the tokenizer does not know the words of its tokens.
         """
+        words = words_of(rows, columns)
+        features, classes = self._tokenised(base, rows, columns, zip(words, self._encoded(rows, columns), strict=True))
+        references = Derived(lambda of_row: np.array(of_row, dtype=np.int32), classes)
+        return replace(features, references=references, sources=Derived(lambda row: {"tokens": row}, words))
+
+    def _tokenised(
+        self, base: BaseModel, rows: Dataset, columns: Columns, words: Iterable[tuple[list[str], list[int]]]
+    ) -> tuple[Features, Sequence[Any]]:
+        """Features of the words of each row with their classes, and the classes again.
+
+        Raises:
+            UsageError: as `features`.
+        """
         tokenizer = base.processor
         if not tokenizer.is_fast:
             raise UsageError(
                 f"--model {base.base.name}: {self.name} needs a fast tokenizer, which knows the word of each "
                 f"token, and {type(tokenizer).__name__} is not one; choose another model"
             )
-        words = words_of(rows, columns)
         cut = CutWords(tokenizer, token_limit(base, self.max_length))
-        stored = stored_columns(
-            cut.batches(
-                zip(words, self._encoded(rows, columns), strict=True), lambda row: _no_token(rows, columns, row)
-            )
-        )
+        stored = stored_columns(cut.batches(words, lambda row: _no_token(rows, columns, row)))
         classes = stored.pop("classes")
-        return Features(
-            inputs=stored,
-            lengths=lengths_of(stored["labels"]),
-            references=Derived(lambda of_row: np.array(of_row, dtype=np.int32), classes),
-            truncated=cut.truncated,
-            sources=Derived(lambda row: {"tokens": row}, words),
-        )
+        return Features(stored, lengths_of(stored["labels"]), truncated=cut.truncated), classes
 
     def collate(self, base: BaseModel, features: Features, indices: Sequence[int], *, training: bool) -> Batch:
         """Inputs `(batch, tokens)`, and `labels`, `(batch, tokens)`: -100 except at the first tokens of words."""
@@ -235,6 +238,47 @@ class TokenClassification(Task):
             report.append({**source, **dict(zip(("label", "predicted"), rows, strict=True))})
         return report
 
+    def find_inputs(self, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
+        """See `TaskAnswers.find_inputs`: lists of words, or texts."""
+        if named.get("pair"):
+            raise UsageError(f"--pair-column {named['pair']}: {self.name} takes no second text; drop it")
+        text = find_column(rows, "text", named.get("text"), (), _holds_words_or_text, "lists of words, or text")
+        if text is None and any(map(_holds_words, rows.features.values())):
+            text = _column(rows, "text", None, _WORDS, _holds_words, "lists of words", None)
+        return Columns(text) if text else recognise_plain_text(rows, {})
+
+    def answer_fields(self, top: int | None = None) -> tuple[str, ...]:
+        """The words, the tag of each, and the spans that the tags make."""
+        return ("words", "tags", "spans")
+
+    def answer_features(self, base: BaseModel, rows: Dataset, columns: Columns) -> Features:
+        """See `TaskAnswers.answer_features`; sources are the words, and where they stand."""
+        sources = read_words(rows, columns)
+        # Any class would do: it shows which words have a token.
+        words = ((source.words, [0] * len(source.words)) for source in sources)
+        return replace(self._tokenised(base, rows, columns, words)[0], sources=sources)
+
+    def answer_batch(
+        self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch
+    ) -> list[dict[int, tuple[str, float]]]:
+        """The tag of each word that has a token, with its probability, by position."""
+        logits = model(**batch.inputs).logits
+        answers = []
+        for index, row, labels in zip(indices, logits, batch.targets["labels"], strict=True):
+            shares, classes = row[labels != IGNORED].float().softmax(-1).max(-1)
+            tags = [self.labels[at] for at in classes.tolist()]
+            answers.append(
+                dict(zip(features.inputs["tagged"][index], zip(tags, shares.tolist(), strict=True), strict=True))
+            )
+        return answers
+
+    def answer(self, features: Features, predictions: Sequence[Any], top: int | None = None) -> list[Record]:
+        """See `tagged_words`."""
+        return [
+            tagged_words(source, tags, entities=self._has_entities)
+            for source, tags in zip(features.sources, predictions, strict=True)
+        ]
+
     def show(self, base: BaseModel, features: Features, index: int) -> str:
         """The tokens, and after a slash the tags of those that count."""
         tokens = base.processor.convert_ids_to_tokens(features.inputs["input_ids"][index])
@@ -258,7 +302,7 @@ class TokenClassification(Task):
         """Precision, recall and F1 of entities."""
         from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 
-        names = {at: name[0].translate(_AS_IOBES) + name[1:] for at, name in enumerate(self.labels)} | {_NONE: "O"}
+        names = {at: as_iobes(name) for at, name in enumerate(self.labels)} | {_NONE: "O"}
         tags, predicted = ([[names[int(index)] for index in row] for row in rows] for rows in (truth, predictions))
         return precision_recall_fscore_support(tags, predicted, average="micro", zero_division=0)[:3]
 
@@ -299,6 +343,10 @@ def _column(
 
 def _holds_words(feature: Any) -> bool:
     return cell_kind(feature) == "list" and is_text(feature.feature)
+
+
+def _holds_words_or_text(feature: Any) -> bool:
+    return _holds_words(feature) or is_text(feature)
 
 
 def _holds_tags(feature: Any) -> bool:

@@ -89,6 +89,23 @@ class TaskAnswers(ABC):
         return wrong
 
     @abstractmethod
+    def features(self, base: BaseModel, rows: Dataset, columns: Columns, *, training: bool) -> Features:
+        """See `Task.features`."""
+
+    def answer_features(self, base: BaseModel, rows: Dataset, columns: Columns) -> Features:
+        """The rows as features without references; by default those of `features`.
+
+        Args:
+            base: the base model.
+            rows: the rows.
+            columns: their columns, without a label.
+
+        Raises:
+            UsageError: nothing can be made of a row.
+        """
+        return self.features(base, rows, columns, training=False)
+
+    @abstractmethod
     def predict(
         self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch, outputs: Any
     ) -> list[Any]:

@@ -43,13 +43,34 @@ def recognise_choices(rows: Dataset, named: Mapping[str, str | None]) -> Columns
     Raises:
         UsageError: a named column is missing or not usable, or another one cannot be determined.
     """
-    lists = find_column(rows, "choices", None, _LISTS, _holds_lists, "lists of choices")
-    choices = (lists,) if lists else _numbered(rows)
+    choices = _choices(rows)
     text, pair, label = named.get("text"), named.get("pair"), named.get("label")
     label = find_column(rows, "label", label, _LABELS, _holds_label, "numbers or letters", (text, pair, *choices))
+    columns = _context(rows, named, choices, label)
+    if label is None:
+        ask_for_column(rows, "label", "no column has a usual name")
+    return columns
+
+
+def recognise_undecided(rows: Dataset, named: Mapping[str, str | None]) -> Columns:
+    """Find the columns in the same way where nobody knows the right choices.
+
+    Raises:
+        UsageError: a named column is missing or not usable, or another one cannot be determined.
+    """
+    return _context(rows, named, _choices(rows), None)
+
+
+def _choices(rows: Dataset) -> tuple[str, ...]:
+    lists = find_column(rows, "choices", None, _LISTS, _holds_lists, "lists of choices")
+    return (lists,) if lists else _numbered(rows)
+
+
+def _context(rows: Dataset, named: Mapping[str, str | None], choices: tuple[str, ...], label: str | None) -> Columns:
+    text, pair = named.get("text"), named.get("pair")
     text = find_column(rows, "text", text, _CONTEXTS, is_text, "text", (pair, label, *choices))
-    if text is None or label is None:
-        ask_for_column(rows, "text" if text is None else "label", "no column has a usual name")
+    if text is None:
+        ask_for_column(rows, "text", "no column has a usual name")
     if pair or not named.get("text"):
         pair = find_column(rows, "pair", pair, _STARTS, is_text, "text", (text, label, *choices))
     return Columns(text, pair, label, choices)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import datasets
 
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns, cell_kind, column_values, find_column, is_text, plain_name, row_numbers
@@ -13,6 +16,7 @@ from capaft.tasks.language.messages import (
     SPEAKERS,
     SYSTEM,
     TEXTS,
+    USER,
     Message,
     is_answer,
     is_learnt,
@@ -132,6 +136,34 @@ def recognise_exchange(rows: Dataset, user_columns: Mapping[str, str | None]) ->
     text = find_column(chats, "text", text, (("prompt",),), bool, "messages", (label,))
     label = find_column(chats, "label", label, _COMPLETIONS, bool, "messages", (text,))
     return None if text is None or label is None else Columns(text, None, label)
+
+
+def waiting_chats(rows: Dataset, columns: Columns) -> tuple[Dataset, Columns]:
+    """Chats that wait for their last answer, which is left out where they have it; a text is the user's only message.
+
+    Returns:
+        The rows, with their chats as JSON in a column `prompt`, and that column.
+
+    Raises:
+        UsageError: a row holds no list of messages, or none is left; names the row.
+    """
+    has_chats, prompts = is_chat(rows, columns.text), []
+    for number, cell in zip(row_numbers(rows), _cells(rows, columns.text), strict=True):
+        try:
+            chat = _plain(cell) if has_chats else [{"role": USER, "content": cell}]
+        except ValueError as error:
+            raise UsageError(f"row {number}: {error}") from None
+        if not isinstance(chat, list) or not all(isinstance(message, dict) for message in chat):
+            raise UsageError(f"row {number}: it is not a list of messages")
+        while chat and is_answer(chat[-1]):
+            chat = chat[:-1]
+        if not chat:
+            raise UsageError(f"row {number}: there is no message to answer")
+        prompts.append(json.dumps(chat, ensure_ascii=False, default=str))
+    others = rows.remove_columns([name for name in {"prompt", columns.text} if name in rows.column_names])
+    if not others.column_names:
+        return datasets.Dataset.from_dict({"prompt": prompts}), Columns("prompt")
+    return others.add_column("prompt", prompts), Columns("prompt")
 
 
 def further_columns(rows: Dataset) -> dict[str, str]:

@@ -26,6 +26,7 @@ from capaft.support.errors import UsageError, one_line
 from capaft.tasks.base.columns import Columns, cell_kind
 from capaft.tasks.base.features import Batch, Features
 from capaft.tasks.base.task import Task
+from capaft.tasks.base.task_answers import Record
 from capaft.tasks.base.uncertainty import Resampler
 from capaft.tasks.language.text_scores import TEXT_METRICS, score_texts, text_resampler
 from capaft.tasks.language.token_limit import vocabulary_size
@@ -137,6 +138,33 @@ class Generation(Task):
         with refusing_to_write(base, "check its generation_config.json, or choose a --metric that needs no texts"):
             texts = self.written(base, model, features, indices, batch) if self.generates else [None] * len(losses)
         return [(*loss, text) for loss, text in zip(losses, texts, strict=True)]
+
+    def answer_fields(self, top: int | None = None) -> tuple[str, ...]:
+        """The text that the model writes."""
+        return ("text",)
+
+    def unanswerable(self, rows: Dataset, columns: Columns) -> Mapping[int, str]:
+        """See `TaskAnswers.unanswerable`; the further text of a source may be missing."""
+        return super().unanswerable(rows, dataclasses.replace(columns, pair=None))
+
+    def answer_features(self, base: BaseModel, rows: Dataset, columns: Columns) -> Features:
+        """See `prompts`."""
+        return self.prompts(base, rows, columns)
+
+    def answer_batch(
+        self, base: BaseModel, model: nn.Module, features: Features, indices: Sequence[int], batch: Batch
+    ) -> list[str]:
+        """The texts.
+
+        Raises:
+            UsageError: the model's own settings do not let it write.
+        """
+        with refusing_to_write(base, "check its generation_config.json"):
+            return self.written(base, model, features, indices, batch)
+
+    def answer(self, features: Features, predictions: Sequence[Any], top: int | None = None) -> list[Record]:
+        """The text of each row."""
+        return [{"text": text} for text in predictions]
 
     def prompts(self, base: BaseModel, rows: Dataset, columns: Columns) -> Features:
         """Rows to write from, put as in the training; `prompt_inputs` makes batches of them.

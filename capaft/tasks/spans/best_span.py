@@ -33,6 +33,11 @@ def best_span(start: Tensor, end: Tensor, window: Window, n_best: int, max_lengt
     Returns:
         The span; its score is -inf if no start and end go together.
     """
+    return best_spans(start, end, window, n_best, max_length, 1)[0]
+
+
+def best_spans(start: Tensor, end: Tensor, window: Window, n_best: int, max_length: int, count: int) -> list[Span]:
+    """The `count` best of a window's answers, the best first, or fewer; see `best_span`."""
     null = float(start[window.null] + end[window.null])
     places = torch.from_numpy(np.flatnonzero(window.answerable()))
     firsts, lasts = (
@@ -42,6 +47,10 @@ def best_span(start: Tensor, end: Tensor, window: Window, n_best: int, max_lengt
     scores = start[firsts] + end[lasts]
     scores = scores.masked_fill((lasts < firsts) | (lasts - firsts >= max_length), -torch.inf)
     if not scores.numel():
-        return Span(0, 0, -np.inf, null)
-    first, last = divmod(int(scores.argmax()), scores.shape[1])
-    return Span(int(firsts[first, 0]), int(lasts[0, last]), float(scores[first, last]), null)
+        return [Span(0, 0, -np.inf, null)]
+    spans = []
+    # Of equal scores the first is the best, as argmax has it.
+    for at in scores.flatten().argsort(descending=True, stable=True)[:count].tolist():
+        first, last = divmod(at, scores.shape[1])
+        spans.append(Span(int(firsts[first, 0]), int(lasts[0, last]), float(scores[first, last]), null))
+    return [spans[0], *(span for span in spans[1:] if np.isfinite(span.score))]

@@ -54,7 +54,14 @@ class Window:
 
     def text(self, context: str, first: int, last: int) -> str:
         """Text of the tokens from `first` to `last`, without white space around it."""
-        return context[self.characters[first - self.first, 0] : self.characters[last - self.first, 1]].strip()
+        return context[slice(*self.place(context, first, last))]
+
+    def place(self, context: str, first: int, last: int) -> tuple[int, int]:
+        """Place in the context of that text: its first character, and the one behind its last."""
+        start, end = int(self.characters[first - self.first, 0]), int(self.characters[last - self.first, 1])
+        text = context[start:end]
+        start += len(text) - len(text.lstrip())
+        return start, start + len(text.strip())
 
     def answerable(self) -> NDArray[np.bool_]:
         """Mask of the tokens that stand for characters of the context, `(tokens,)`."""
