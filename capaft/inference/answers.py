@@ -114,7 +114,7 @@ class Answerer:
         """
         predictions = self._predictions(features, rows, advance)
         lost = {at: reason for at, reason in enumerate(predictions) if isinstance(reason, _Unanswered)}
-        if lost and len(features) != rows:
+        if lost and features.rows is not None:
             raise UsageError(next(iter(lost.values())))
         kept = [at for at in range(len(features)) if at not in lost]
         records: dict[int, Record] = {at: {ERROR: str(reason)} for at, reason in lost.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping, Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from capaft.data.column_types import record_parts, typed_table
+from capaft.data.json_records import whole_characters
 from capaft.data.media.decode import open_audio, open_image
 from capaft.data.media.folder import feature_of
 from capaft.data.width import check_records
@@ -98,7 +100,11 @@ def _table(records: Sequence[Mapping[str, Any]]) -> Dataset:
 
 
 def _plain(value: Any) -> Any:
-    """A value without the types of numpy and of paths."""
+    """A value without the types of numpy, of paths and of dates, and without half characters."""
+    if isinstance(value, str):
+        return whole_characters(value)
+    if isinstance(value, date | time):
+        return value.isoformat()
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, tuple | list):
