@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from capaft.adapter.install import detach
     from capaft.adapter.merge import merge
     from capaft.adapter.module import Adapter, adapters
+    from capaft.exchange.gguf_export import export_gguf
     from capaft.exchange.peft_export import export_peft
     from capaft.exchange.peft_import import import_peft
     from capaft.inference.bank.bank import Bank
     from capaft.inference.opened import Opened, open
+    from capaft.inference.trained import Trained, train
     from capaft.methods.stack import Stack
     from capaft.support.errors import AdapterFileError, CapaftError, Interrupted, TrainingError, UsageError
 
@@ -41,12 +43,14 @@ _HOME = {
     "Interrupted": "support.errors",
     "Opened": "inference.opened",
     "Stack": "methods.stack",
+    "Trained": "inference.trained",
     "TrainingError": "support.errors",
     "UsageError": "support.errors",
     "adapters": "adapter.module",
     "attach": "adapter.attach",
     "detach": "adapter.install",
     "disabled": "adapter.activation",
+    "export_gguf": "exchange.gguf_export",
     "export_peft": "exchange.peft_export",
     "import_peft": "exchange.peft_import",
     "load": "adapter.file.save_load",
@@ -55,6 +59,7 @@ _HOME = {
     "read": "adapter.file.adapter_file",
     "save": "adapter.file.save_load",
     "switch": "adapter.activation",
+    "train": "inference.trained",
 }
 __all__ = [
     "Adapter",
@@ -65,6 +70,7 @@ __all__ = [
     "Interrupted",
     "Opened",
     "Stack",
+    "Trained",
     "TrainingError",
     "UsageError",
     "__version__",
@@ -72,6 +78,7 @@ __all__ = [
     "attach",
     "detach",
     "disabled",
+    "export_gguf",
     "export_peft",
     "import_peft",
     "load",
@@ -80,6 +87,7 @@ __all__ = [
     "read",
     "save",
     "switch",
+    "train",
 ]
 
 
