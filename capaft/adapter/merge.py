@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 from itertools import product
+from typing import get_args
 
 import torch
 from torch import nn
@@ -15,8 +15,11 @@ from torch import nn
 from capaft.adapter.activation import active_names, disabled, get_adapter
 from capaft.adapter.dequantise import dequantise as dequantise_layers
 from capaft.adapter.install import detach
+from capaft.adapter.merged_weight import Rounding, Update, add_updates
 from capaft.adapter.module import Adapter, adapters, carrier
-from capaft.model.names import base_parameters, canonical_name
+from capaft.config.choices import Quantised
+from capaft.methods.head import Head
+from capaft.model.names import base_parameters, canonical_name, in_head
 from capaft.model.site import is_quantised
 from capaft.model.weights import device_of, weight_owners
 from capaft.support.errors import UsageError
@@ -25,7 +28,13 @@ from capaft.support.errors import UsageError
 MOST_ROUNDING = 0.1
 
 
-def merge(model: nn.Module, name: str | None = None, *, dequantise: bool = False) -> int:
+def merge(
+    model: nn.Module,
+    name: str | None = None,
+    *,
+    quantised: Quantised = "refuse",
+    weights: Mapping[str, float] | None = None,
+) -> int:
     """Add an adapter's update to the base weights, make its head and labels the model's own, and take it off.
 
     The sum is taken in float32 (or the weight's own precision, if higher) and rounded once.
@@ -33,16 +42,19 @@ def merge(model: nn.Module, name: str | None = None, *, dequantise: bool = False
     Args:
         model: a model with an adapter; changed in place.
         name: the adapter's name; without it, all active adapters.
-        dequantise: first turn every quantised layer of the model into a plain one, with the weight that it computes
-            with.
+        quantised: `dequantise` first turns every quantised layer of the model into a plain one, with the weight that it
+            computes with.
+        weights: several adapters by name, each with a factor for its update: their exact sum is added, and the head and
+            the labels are those of the first.
 
     Returns:
         Number of merged sites, not counting the head's parameters.
 
     Raises:
-        UsageError: the model has no such adapter, its method does not change weights, a layer has been replaced, or a
-            weight is quantised (and is to stay so, or cannot be told), offloaded, computed from other parameters, or
-            shared with another module, which the update would reach as well. Nothing was changed.
+        UsageError: the model has no such adapter, its method does not change weights or its updates do not add up, a
+            layer has been replaced, or a weight is quantised (and is to stay so, or cannot be told), offloaded,
+            computed from other parameters, or shared with another module, which the update would reach as well. Nothing
+            was changed.
 
     Example:
         >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
@@ -51,23 +63,32 @@ def merge(model: nn.Module, name: str | None = None, *, dequantise: bool = False
         >>> capaft.adapters(model)
         {}
     """
+    if quantised not in get_args(Quantised):
+        raise UsageError(f"--quantised must be one of {', '.join(get_args(Quantised))}, got {quantised!r:.200}")
     present = adapters(model)
     names = [name] if name is not None else active_names(model) if present else ["default"]
+    if weights is not None:
+        if name is not None:
+            raise UsageError("name and weights cannot be given together; name the adapters in weights")
+        names = list(weights)
     if not names:
         raise UsageError(f"no adapter is active; name the one to merge: {', '.join(present)}")
     merged = {name: get_adapter(model, name) for name in names}
     model = carrier(model)
     with disabled(model):
         for adapter in merged.values():
-            _check(model, adapter, dequantise=dequantise)
+            check_mergeable(model, adapter, quantised=quantised)
+        if weights is not None:
+            check_sum(model, merged, weights)
         for index, adapter in enumerate(merged.values()):
             earlier = list(merged)[:index]
             _refuse_order(adapter, {n: a for n, a in adapters(model).items() if n not in earlier})
         touched = [site.module for adapter in merged.values() for site in adapter.plan.sites]
-        rounded = dequantise_layers(model, touched) if dequantise else {}
+        rounded = dequantise_layers(model, touched) if quantised == "dequantise" else {}
     rounded |= _unrounded(model, {path for path, count in Counter(touched).items() if len(merged) > 1 and count > 1})
-    for name in merged:
-        _warn_of_rounding(*_merge(model, name))
+    for index, name in enumerate(merged):
+        with_head = weights is None or index == 0
+        warn_of_rounding(_merge(model, name, (weights or {}).get(name, 1.0), with_head=with_head), stacklevel=3)
     for parameter, dtype in rounded.items():
         parameter.data = parameter.data.to(dtype)
     if others := [name for name in present if name not in merged]:
@@ -78,6 +99,42 @@ def merge(model: nn.Module, name: str | None = None, *, dequantise: bool = False
             stacklevel=3,
         )
     return sum(len(adapter.plan.sites) for adapter in merged.values())
+
+
+def check_sum(model: nn.Module, merged: Mapping[str, Adapter], weights: Mapping[str, float]) -> None:
+    """Refuse adapters whose weighted updates do not add up to one.
+
+    Args:
+        model: the model.
+        merged: the adapters by name.
+        weights: the factor of each.
+
+    Raises:
+        UsageError: the update of one depends on the base weights, or one trains a part of the model's body directly.
+    """
+    for index, (name, adapter) in enumerate(merged.items()):
+        weight, host = weights[name], adapter.plan.stack.host
+        if not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise UsageError(f"--weights must be finite numbers, got {weight!r:.50}")
+        if len(merged) == 1 and weight == 1:
+            return
+        if host is not None and not host.additive:
+            raise UsageError(
+                f"{host.name} cannot be merged in a weighted sum: its update depends on the weights that it is added "
+                "to; merge it alone"
+            )
+        for parameter in adapter.plan.trained if index else ():
+            if not in_head(model, _module_of(model, adapter, parameter)):
+                raise UsageError(
+                    f"{name} trained {parameter} directly, which cannot be added to what the others have there; put it "
+                    "first, or merge it alone"
+                )
+
+
+def _module_of(model: nn.Module, adapter: Adapter, parameter: str) -> str:
+    """Path of the module that holds a parameter of an adapter, by its canonical name."""
+    names = {canonical_name(model, name, adapter.plan.rename): name for name in base_parameters(model)}
+    return names[parameter].rpartition(".")[0]
 
 
 def _unrounded(model: nn.Module, paths: Collection[str]) -> dict[nn.Parameter, torch.dtype]:
@@ -92,8 +149,16 @@ def _unrounded(model: nn.Module, paths: Collection[str]) -> dict[nn.Parameter, t
     return dtypes
 
 
-def _check(model: nn.Module, adapter: Adapter, *, dequantise: bool) -> None:
+def check_mergeable(
+    model: nn.Module, adapter: Adapter, *, quantised: Quantised = "refuse", on_disk: bool = False
+) -> None:
     """Refuse an adapter that cannot be merged.
+
+    Args:
+        model: the model.
+        adapter: an adapter of it.
+        quantised: what is to become of quantised layers.
+        on_disk: the model's weights are on disk, and are not missed here.
 
     Raises:
         UsageError: its method does not change weights, or a weight cannot be changed.
@@ -103,67 +168,57 @@ def _check(model: nn.Module, adapter: Adapter, *, dequantise: bool) -> None:
     if host is not None and host.unmergeable:
         raise UsageError(f"{host.name} cannot be merged: {host.unmergeable}; keep the adapter beside the base model")
     # By memory: the update is written in place, and reaches every parameter that shares it.
-    owners = weight_owners(model, key=lambda parameter: parameter.data_ptr())
+    key = id if on_disk else torch.Tensor.data_ptr
+    owners = weight_owners(model, key=key)
     for _, site in adapter.plan.placed:
         if site.is_quantised(model):
-            if dequantise:
+            if quantised == "dequantise":
                 continue
             raise UsageError(
-                f"{site.module} is quantised; load the base model unquantised to merge into it, or pass --dequantise"
+                f"{site.module} is quantised; load the base model unquantised to merge into it, or pass --quantised "
+                "dequantise"
             )
         weight = site.stored(model)
-        if weight.is_meta:
+        if weight.is_meta and not on_disk:
             raise UsageError(f"{site.module} is offloaded; load the base model without offloading to merge into it")
         if site.is_computed(model):
             raise UsageError(
                 f"{site.module} computes its {site.parameter} from other parameters, so nothing can be added to it; "
                 "remove its parametrisation before attaching, to merge"
             )
-        shared = owners[weight.data_ptr()]
+        shared = owners[key(weight)]
         if len(shared) > len(site.modules):
             names = " and ".join(map(".".join, shared))
             raise UsageError(f"{names} are one tied weight; load the base model untied to merge into it")
 
 
-def _merge(model: nn.Module, name: str) -> tuple[float, torch.dtype]:
-    """Merge one adapter; the error of rounding, relative to the size of the update, and the coarsest dtype."""
-    adapter = get_adapter(model, name)
-    changed, lost, coarsest = 0.0, 0.0, torch.float64
+def _merge(model: nn.Module, name: str, factor: float, *, with_head: bool) -> Rounding:
+    """Merge one adapter, its update times a factor; the cost of rounding."""
+    adapter, rounding = get_adapter(model, name), Rounding()
     # An autocast around the call would round the products.
     with disabled(model), torch.no_grad(), torch.autocast(device_of(model).type, enabled=False):
         _keep_heads_of_others(model, adapter)
-        adapter.give(model)
-        for (host, site), factors in zip(adapter.plan.placed, adapter.expand(), strict=True):
-            weight, bias = site.stored(model), model.get_submodule(site.module)._parameters.get("bias")
-            if site.index is not None:
-                weight, site = weight[site.index], replace(site, index=None)
-            exact = torch.promote_types(weight.dtype, torch.float32)
-            whole = weight.to(exact, copy=True)
-            old_bias = None if bias is None else (site.rows.take(bias, 0) if site.rows else bias).to(exact)
-            before = site.matrix(whole)
-            matrix, new_bias = host.merged(
-                site, before, old_bias, tuple(factor.to(weight.device, exact) for factor in factors)
-            )
-            changed += float((matrix - before).square().sum())
-            weight.copy_(site.replaced(whole, matrix))
-            if weight.dtype != exact:
-                lost += float((site.matrix(weight.to(exact)) - matrix).square().sum())
-                coarsest = max(coarsest, weight.dtype, key=lambda dtype: torch.finfo(dtype).eps)
-            if bias is not None and new_bias is not old_bias and new_bias is not None:
-                target = site.rows.view(bias, 0) if site.rows else bias
-                target.copy_(new_bias.view(target.shape))
+        if with_head:
+            adapter.give(model)
+        for index, (host, site) in enumerate(adapter.plan.placed):
+            if isinstance(host, Head) and not with_head:
+                continue
+            bias = model.get_submodule(site.module)._parameters.get("bias")
+            weight = 1.0 if isinstance(host, Head) else factor
+            update = Update(host, site, adapter.factors_of_place(index), weight)
+            add_updates(site.stored(model), bias, [update], rounding)
         detach(model, name)
-    return math.sqrt(lost / changed) if changed else 0.0, coarsest
+    return rounding
 
 
-def _warn_of_rounding(error: float, dtype: torch.dtype) -> None:
+def warn_of_rounding(rounding: Rounding, stacklevel: int = 2) -> None:
     """Say what rounding costs where that is much."""
-    if error > MOST_ROUNDING:
-        coarse = str(dtype).removeprefix("torch.")
+    if rounding.error > MOST_ROUNDING:
+        coarse = str(rounding.coarsest).removeprefix("torch.")
         warnings.warn(
-            f"the update is rounded to {coarse} with the weights, an error of {error:.0%} of its size; a base model "
-            "loaded in float32 would keep it whole",
-            stacklevel=4,
+            f"the update is rounded to {coarse} with the weights, an error of {rounding.error:.0%} of its size; a base "
+            "model loaded in float32 would keep it whole",
+            stacklevel=stacklevel + 1,
         )
 
 

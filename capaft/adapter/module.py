@@ -177,6 +177,17 @@ class Adapter(Bystander):
                 factors[position].append(factor)
         return [tuple(of_place) for of_place in factors]
 
+    @torch.no_grad()
+    def factors_of_place(self, index: int) -> Factors:
+        """The factors of one place, float32, without gradient and without those of the other places in memory."""
+        factors: list[Tensor] = []
+        for role, expansion, span, positions in self.maps():
+            if index in positions:
+                flat = self.role_parameters[role].view(-1) if role in self.role_parameters else NO_PARAMETERS
+                parameters = flat[span].view(expansion.parameters_shape)
+                factors.append(expansion.expand_site(parameters, positions.index(index)))
+        return tuple(factors)
+
     def maps(self) -> Iterator[RoleMap]:
         """Every map, in the order in which a place gets its factors."""
         for role, spans in self._spans.items():

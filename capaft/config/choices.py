@@ -30,6 +30,8 @@ Schedule = Literal["linear", "cosine", "constant", "polynomial", "inverse-sqrt",
 
 Precision = Literal["fp32", "bf16", "fp16"]
 BaseDtype = Literal["float32", "bfloat16", "float16", "8bit", "4bit"]
+FloatDtype = Literal["float32", "bfloat16", "float16"]
+Quantised = Literal["refuse", "dequantise"]
 SaveDtype = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 ExportFormat = Literal["peft"]
 

@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from capaft.config.choices import TASKS, BaseDtype, ExportFormat, ProblemName, SaveDtype
+from capaft.config.choices import TASKS, BaseDtype, ExportFormat, FloatDtype, ProblemName, Quantised, SaveDtype
 from capaft.config.pairs import parse_pairs
 from capaft.config.settings import Settings, setting
 from capaft.config.values import Text
 
 _base = partial(setting, panel="Base model")
 _data = partial(setting, panel="Data")
+_merged = partial(setting, panel="Merged model")
 _task = partial(setting, panel="Adapter")
 _scores = partial(setting, panel="Scores")
 _answers = partial(setting, panel="Answers")
@@ -55,7 +56,16 @@ class OpenOptions(Settings):
 class MergeOptions(OpenOptions):
     """Options of `capaft merge`."""
 
-    dequantise: bool = _base(False, "Turn quantised layers into plain ones, and merge into those.")
+    quantised: Quantised = _base(
+        "refuse", "What to do with a quantised base: refuse it, or dequantise it and merge into plain weights."
+    )
+    dtype: FloatDtype | None = _merged(None, "Dtype of the merged weights (default: that of each in the checkpoint).")
+    max_shard_size: str | None = _merged(
+        None, "Size of a file of weights at most, such as 5GB (default: the files of the base).", metavar="size"
+    )
+    weights: tuple[float, ...] | None = _merged(
+        None, "Factor of each run's update, such as 0.7,0.3 (default: 1 for each).", metavar="x,x"
+    )
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def _code(model: nn.Module, config: Mapping[str, Any], base: Origin, labels: tup
     head = []
     if labels:
         head.append(f"labels = [{', '.join(map(literal, labels))}]")
-        arguments.append("id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}")
+        arguments += ["id2label=dict(enumerate(labels))", "label2id={label: n for n, label in enumerate(labels)}"]
     pad = getattr(bare.config, "pad_token_id", None) if hasattr(bare, "config") else None
     if pad is not None and _LAST_TOKEN in (config["modules_to_save"] or ()):
         arguments.append(f"pad_token_id={pad}")
@@ -69,7 +69,9 @@ def _code(model: nn.Module, config: Mapping[str, Any], base: Origin, labels: tup
         f"from transformers import {task_class}",
         "",
         *head,
-        f"model = {task_class}.from_pretrained({', '.join(arguments)})",
+        f"model = {task_class}.from_pretrained(",
+        *(f"    {argument}," for argument in arguments),
+        ")",
         *([f"model.resize_token_embeddings({rows})"] if resized else []),
         'model = PeftModel.from_pretrained(model, "path/to/this/directory")',
     ]

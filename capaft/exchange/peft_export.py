@@ -89,7 +89,13 @@ def peft_adapter(
     }
     if saved.task_type is None:
         config["auto_mapping"] = {"base_model_class": type(bare).__name__, "parent_library": type(bare).__module__}
-    return PeftAdapter(config, tensors, tuple(cautions(config, tensors)))
+    lines = list(cautions(config))
+    if read := layers.sometimes_read(method.targets):
+        lines.append(
+            f"the model can be set to read the weight of {read[0]}{f' and {len(read) - 1} more' if read[1:] else ''} "
+            "without calling the layer, as under tensor parallelism; PEFT's adapter has no effect there"
+        )
+    return PeftAdapter(config, tensors, tuple(lines))
 
 
 def export_peft(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -11,13 +11,24 @@ from typing import Any, Literal
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from capaft.model.layers import CONVOLUTIONS, is_plain, is_transposed, layer_kinds, layer_widths, read_without_calling
-from capaft.model.names import CHILD_PREFIX, base_modules, without_wrappers
+from capaft.model.layers import (
+    CONVOLUTIONS,
+    is_plain,
+    is_transposed,
+    layer_kinds,
+    layer_widths,
+    packs_experts,
+    read_without_calling,
+)
+from capaft.model.names import CHILD_PREFIX, base_modules, unwrapped_model, without_wrappers
 from capaft.model.site import Site
 from capaft.support.errors import UsageError
 
 # `parameter` is a change of the weight while its module is called, which PEFT calls `target_parameters`.
 Form = Literal["linear", "conv", "embedding", "parameter"]
+# Names that were those of experts before transformers packed them. Where there are packed experts, PEFT takes them for
+# experts still, and leaves layers alone that have them.
+_ONCE_EXPERTS = frozenset(["gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"])
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ class PeftLayers:
     def adaptable(self) -> list[str]:
         """Paths of the layers that PEFT can add an update to."""
         kinds = {without_wrappers(path): kind for path, kind in layer_kinds(self.model).items()}
-        return [path for path in kinds if not self._obstacle(path)]
+        return [path for path in kinds if self._is_known(path) and not self._obstacle(path)]
 
     def site(self, path: str) -> Site:
         """A layer as a site."""
@@ -69,22 +80,41 @@ class PeftLayers:
                     f"the model reads the weight of {path} without calling it, which PEFT's adapters do not see; merge "
                     "the run"
                 )
-            if site.kind != "experts" and (obstacle := self._obstacle(path)) and site.kind == "conv":
+            if site.kind == "conv" and (obstacle := self._obstacle(path)):
                 raise UsageError(f"PEFT has no LoRA for {path}: {obstacle}; merge the run")
+            if site.kind == "linear" and not self._is_known(path):
+                raise UsageError(f"PEFT has no LoRA for {path}, a {type(self.modules[path]).__name__}; merge the run")
         module = self.modules[without_wrappers(site.module)]
-        if site.kind == "experts" or self._obstacle(without_wrappers(site.module)):
+        is_taken_for_expert = self._has_packed_experts and site.module.rpartition(".")[2] in _ONCE_EXPERTS
+        if site.kind == "experts" or is_taken_for_expert or self._obstacle(without_wrappers(site.module)):
             return "parameter"
         return "conv" if site.kind == "conv" else "embedding" if isinstance(module, nn.Embedding) else "linear"
 
+    def _is_known(self, path: str) -> bool:
+        """True for a layer of a class that PEFT adapts; of those that quantisers make, it knows most."""
+        module: Any = self.modules[path]
+        known = (nn.Linear, Conv1D, nn.Embedding, *CONVOLUTIONS)
+        return isinstance(module, known) or hasattr(unwrapped_model(self.model), "hf_quantizer")
+
     @cached_property
     def _read(self) -> set[str]:
-        return {without_wrappers(path) for path in read_without_calling(self.model)}
+        """Paths of the modules whose weights the model only ever reads."""
+        return {without_wrappers(path) for path in read_without_calling(self.model, always=True)}
+
+    def sometimes_read(self, paths: Iterable[str]) -> list[str]:
+        """Those of some paths whose weights the model reads without calling them under some condition."""
+        sometimes = {without_wrappers(path) for path in read_without_calling(self.model)}
+        return sorted(sometimes.intersection(paths) - self._read)
 
     @cached_property
     def _owners(self) -> Counter[int]:
         """The number of places that hold each module, by its identity."""
         modules = list(base_modules(self.model))
         return Counter(id(child) for _, module in modules for child in module._modules.values() if child is not None)
+
+    @cached_property
+    def _has_packed_experts(self) -> bool:
+        return any(map(packs_experts, self.modules.values()))
 
     def _obstacle(self, path: str) -> str:
         """The reason why PEFT cannot add to the output of a layer; empty if it can."""

@@ -73,7 +73,7 @@ def lora(layers: PeftLayers, adapter: Adapter, name: str, least_rank: int) -> Pe
     called = [pair for pair in pairs if forms[pair.site.path] != "parameter"]
     changed = [pair for pair in pairs if forms[pair.site.path] == "parameter"]
     if changed and is_dora:
-        raise UsageError(f"PEFT's DoRA cannot change {changed[0].site.module}, which is no plain layer; merge the run")
+        raise UsageError(f"PEFT's DoRA does not reach {changed[0].site.module}, as its LoRA does; merge the run")
     modules = _of_modules(layers, called, rank, _magnitudes(layers.model, adapter) if is_dora else None)
     parameters = _of_parameters(layers, changed, rank) if changed else None
     transposed = any(is_conv1d(layers.modules[path]) for path in modules.targets)

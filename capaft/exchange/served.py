@@ -6,20 +6,17 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor
-
 # Values of vLLM's `--max-lora-rank`.
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # Heads that vLLM takes from an adapter.
 CLASSIFIERS = frozenset(["classifier", "score"])
 
 
-def cautions(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[str]:
+def cautions(config: Mapping[str, Any]) -> Iterator[str]:
     """Lines on what vLLM and its like would not take.
 
     Args:
         config: the configuration of an adapter.
-        tensors: its tensors.
     """
     if config["peft_type"] != "LORA":
         yield "vLLM and SGLang serve LoRA only; PEFT itself loads this adapter"

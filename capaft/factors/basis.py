@@ -16,10 +16,12 @@ buffers are never saved.
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -38,12 +40,20 @@ class Basis(nn.Module, ABC):
         streams: the seeded streams of each site's factor, length S.
         n: number of entries in a factor.
         k: number of coefficients.
+
+    Attributes:
+        by_site: names of the buffers whose first axis is that of the sites.
+        keys: keys of the sites' streams, if they are read again.
     """
+
+    by_site: ClassVar[frozenset[str]]
+    keys: list[rng.Key]
 
     def __init__(self, streams: Sequence[Streams], n: int, k: int) -> None:
         super().__init__()
         self.n = n
         self.k = k
+        self.keys = []
 
     @staticmethod
     @abstractmethod
@@ -63,6 +73,16 @@ class Basis(nn.Module, ABC):
         """
         return
 
+    def of_site(self, index: int) -> Self:
+        """The basis of one of the sites alone."""
+        basis = copy.copy(self)
+        basis._buffers = {
+            name: held[index : index + 1] if name in self.by_site and held is not None else held
+            for name, held in self._buffers.items()
+        }
+        basis.keys = self.keys[index : index + 1]
+        return basis
+
     @abstractmethod
     def expand(self, coefficients: Tensor) -> Tensor:
         """`G c` for each site: `(..., S, k) -> (..., S, n)`, float32; axes in front are adapters of one seed."""
@@ -80,6 +100,8 @@ class Hadamard(Basis):
     sides. Columns are distinct modulo N/2: two columns that differ only in the top bit would coincide up to sign on the
     first N/2 rows, and rank would be lost when n is close to N/2.
     """
+
+    by_site: ClassVar[frozenset[str]] = frozenset(["columns", "signs"])
 
     columns: Tensor
     signs: Tensor
@@ -155,6 +177,8 @@ class Uniform(Basis):
     vectors at a time.
     """
 
+    by_site: ClassVar[frozenset[str]] = frozenset(["resident"])
+
     RESIDENT_BYTES = 256 * 2**20
     BLOCK_ENTRIES = 2**22
 
@@ -216,6 +240,8 @@ class Group(Basis):
     The groups of a site with coefficients of its own are balanced, so that none is empty. Those of sites that share
     coefficients fill independently of one another.
     """
+
+    by_site: ClassVar[frozenset[str]] = frozenset(["groups", "signs", "scales"])
 
     groups: Tensor
     signs: Tensor

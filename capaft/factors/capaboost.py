@@ -91,6 +91,11 @@ class MaskedCopies(nn.Module):
         wide = (factors.unsqueeze(self.axis) * self.masks).flatten(self.axis, self.axis + 1)
         return wide if self.scale == 1 else wide * self.scale
 
+    def expand_site(self, factor: Tensor, index: int) -> Tensor:
+        """The same for one of the sites: `(1, .., r, ..) -> (1, .., d*r, ..)`."""
+        wide = (factor.unsqueeze(self.axis) * self.masks[index : index + 1]).flatten(self.axis, self.axis + 1)
+        return wide if self.scale == 1 else wide * self.scale
+
     def adjoint(self, gradient: Tensor) -> Tensor:
         """`(S, .., d*r, ..) -> (S, .., r, ..)`."""
         narrow = (gradient.reshape(self.masks.shape) * self.masks).sum(self.axis)

@@ -124,6 +124,19 @@ class Expansion(nn.Module):
         factors = self.source.expand(parameters, self.shape)
         return self.copies.expand(factors) if self.copies else factors
 
+    def expand_site(self, parameters: Tensor, index: int) -> Tensor:
+        """The factor of one of the sites alone, from the parameters of all, without gradient: the widened shape."""
+        shape, source = (1, *self.shape[1:]), self.source
+        match source:
+            case Seeded():
+                own = parameters if source.shared else parameters[index : index + 1]
+                factor = source.of_site(index).expand(own, shape)
+            case Dense():
+                factor = source.expand_site(parameters, index, shape)
+            case Frozen():
+                factor = source.expand(parameters, shape)
+        return (self.copies.expand_site(factor, index) if self.copies else factor)[0]
+
     def adjoint(self, gradient: Tensor) -> Tensor:
         """The adjoint of the map's linear part."""
         return self.source.adjoint(self.copies.adjoint(gradient) if self.copies else gradient)
@@ -150,6 +163,16 @@ class Dense(nn.Module):
             return parameters.view(*adapters, *shape).clone()
         whole = parameters.new_zeros(*adapters, math.prod(shape))
         return whole.scatter_(-1, self.kept.expand(parameters.shape), parameters).view(*adapters, *shape)
+
+    def expand_site(self, parameters: Tensor, index: int, shape: tuple[int, ...]) -> Tensor:
+        """The factor of one of the sites alone: `(total,) -> (1, *factor shape)`."""
+        size = math.prod(shape)
+        if self.kept is None:
+            return parameters[index * size : (index + 1) * size].view(shape).clone()
+        # The positions ascend, so that those of a site are a run.
+        start, stop = torch.searchsorted(self.kept, self.kept.new_tensor([index * size, (index + 1) * size])).tolist()
+        own = parameters.new_zeros(size)
+        return own.scatter_(0, self.kept[start:stop] - index * size, parameters[start:stop]).view(shape)
 
     def adjoint(self, gradient: Tensor) -> Tensor:
         """`(S, *factor shape) -> (total,)`."""

@@ -52,6 +52,11 @@ class Seeded(nn.Module):
         combined = self.basis.expand(coefficients.expand(*adapters, shape[0], -1))
         return (combined if self.theta0 is None else combined + self.theta0).view(*adapters, *shape)
 
+    def of_site(self, index: int) -> Seeded:
+        """The map of one of the sites alone."""
+        theta0 = None if self.theta0 is None else self.theta0[index : index + 1]
+        return Seeded(self.basis.of_site(index), theta0, self.shared)
+
     def adjoint(self, gradient: Tensor) -> Tensor:
         """`(S, *factor shape) -> (S, k)`, or to `(1, k)` if `c` is shared."""
         by_site = self.basis.adjoint(gradient.reshape(len(gradient), -1))

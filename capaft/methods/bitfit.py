@@ -67,3 +67,7 @@ class Bitfit(Host):
     ) -> tuple[Tensor, Tensor | None]:
         """See `Host.merged`. The site's weight is the bias itself, as a matrix of one column."""
         return weight + factors[0][:, None], bias
+
+    def rows_of(self, site: Site, factors: tuple[Tensor, ...], start: int, stop: int) -> tuple[Tensor, ...]:
+        """See `Host.rows_of`."""
+        return (factors[0][start:stop],)

@@ -98,6 +98,11 @@ class Dora(Host):
         down, up, _ = factors
         return self._ratio(weight, factors)[:, None].to(weight.dtype) * weight.addmm(up, down, alpha=self.scale), bias
 
+    def rows_of(self, site: Site, factors: tuple[Tensor, ...], start: int, stop: int) -> tuple[Tensor, ...]:
+        """See `Host.rows_of`."""
+        down, up, magnitude = factors
+        return down, up[start:stop], magnitude[start:stop]
+
     def product(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """See `Host.product`. This is the update of the direction, before normalisation."""
         down, up, _ = factors

@@ -117,6 +117,10 @@ class Head(Host):
         """See `Host.merged`."""
         return weight + factors[0], bias
 
+    def rows_of(self, site: Site, factors: tuple[Tensor, ...], start: int, stop: int) -> tuple[Tensor, ...]:
+        """See `Host.rows_of`."""
+        return (factors[0][start:stop],)
+
 
 def _name(site: Site) -> str:
     """The canonical name of a site's parameter."""

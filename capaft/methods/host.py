@@ -102,6 +102,14 @@ class Host(ABC):
         """The weight `(out, in)` and bias `(out,)` of a plain layer that equals layer and adapter together."""
         raise UsageError(f"{self.name} cannot be merged: {self.unmergeable}")
 
+    def rows_of(self, site: Site, factors: tuple[Tensor, ...], start: int, stop: int) -> tuple[Tensor, ...] | None:
+        """The factors that `merged` needs for the outputs from `start` to `stop` alone.
+
+        None, by default, for a method whose outputs cannot be merged one by one: its weights are merged whole, which
+        takes more memory.
+        """
+        return None
+
     def product(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor] | None:
         """The update as `dW = left @ right`, scale included: `left` is `(out, hidden)`, `right` `(hidden, in)`.
 

@@ -99,6 +99,10 @@ class Ia3(Host):
             return weight * scale, bias
         return weight * scale[:, None], None if bias is None else bias * scale
 
+    def rows_of(self, site: Site, factors: tuple[Tensor, ...], start: int, stop: int) -> tuple[Tensor, ...]:
+        """See `Host.rows_of`."""
+        return factors if site.scales == "input" else (factors[0][start:stop],)
+
 
 def _blocks(model: nn.Module, may_be_empty: bool) -> list[Block]:
     """The model's blocks; none, if there may be none."""

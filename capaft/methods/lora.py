@@ -85,6 +85,11 @@ class Lora(LowRank):
             Factor("up", (site.out_features, rank), 1),
         )
 
+    def rows_of(self, site: Site, factors: tuple[Tensor, ...], start: int, stop: int) -> tuple[Tensor, ...]:
+        """See `Host.rows_of`."""
+        down, up = factors
+        return down, up[start:stop]
+
     def update(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, float]:
         """See `LowRank.update`."""
         down, up = factors

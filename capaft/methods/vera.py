@@ -52,6 +52,11 @@ class Vera(LowRank):
             Factor("outer", (site.out_features,), None),
         )
 
+    def rows_of(self, site: Site, factors: tuple[Tensor, ...], start: int, stop: int) -> tuple[Tensor, ...]:
+        """See `Host.rows_of`."""
+        down, up, inner, outer = factors
+        return down, up[start:stop], inner, outer[start:stop]
+
     def update(self, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, float]:
         """See `LowRank.update`."""
         down, up, inner, outer = factors

@@ -19,8 +19,9 @@ from capaft.model.checkpoint_files import check_unread_files
 from capaft.model.demo import MODEL_NAME, demo_model
 from capaft.model.load_errors import explaining_load_errors
 from capaft.model.names import backbone_prefix, canonical_path
-from capaft.model.new_head import initialise_head
+from capaft.model.new_head import initial_values, initialise_head
 from capaft.model.origin import GGUF, Origin
+from capaft.model.skeleton import NeedsWeights, SkeletonSettings, give_memory, skeleton_options
 from capaft.support import hub
 from capaft.support.errors import UsageError
 from capaft.support.paths import named_path
@@ -93,7 +94,7 @@ def load_base_model(
         common["gguf_file"] = path.name
     elif not path.is_dir():
         common["local_files_only"] = hub.offline()
-    dtype_options = _dtype_options(settings.base_dtype)
+    dtype_options = _dtype_options(settings.base_dtype) | skeleton_options(settings)
     if path.is_dir():
         check_unread_files(path)
     # No option turns off the progress bar of the reader of GGUF files.
@@ -131,9 +132,24 @@ def load_base_model(
     if backbone:
         in_body = {key for key in parameters if key in new} - in_head
         _refuse_lost(name or source, in_body, {canonical_path(model, key) for key in mismatched})
+    if isinstance(settings, SkeletonSettings):
+        _place_new(model, new, seed)
     initialise_head(model, (key for key in parameters if key in new), seed)
     head = tuple(key for key in parameters if key in (new | in_head if own_head else new))
     return BaseModel(model, processor, Origin(name or MODEL_NAME, settings.revision), head, bool(new & in_head))
+
+
+def _place_new(model: nn.Module, new: set[str], seed: int) -> None:
+    """Give memory to the new parameters of a model without weights.
+
+    Raises:
+        NeedsWeights: a new parameter keeps the values that transformers gives it.
+    """
+    for path, parameter in model.named_parameters():
+        name = canonical_path(model, path)
+        if name in new and parameter.is_meta and initial_values(name, parameter.shape, seed) is None:
+            raise NeedsWeights(f"the checkpoint does not have {name}")
+    give_memory(model, new)
 
 
 def _refuse_lost(name: str, new: set[str], mismatched: set[str]) -> None:

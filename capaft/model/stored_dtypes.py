@@ -24,7 +24,7 @@ from capaft.support.out_of_memory import pass_on_exhaustion
 # In the order in which transformers looks for them.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 # As safetensors calls them. A checkpoint's other tensors are counters, or codes that mean nothing without a scale.
-_NAMES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+NAMES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,19 @@ def stored_dtypes(base: Origin) -> StoredDtypes | None:
 
 def _tensors(source: str, revision: str | None) -> Iterator[tuple[str, torch.dtype | None, int]]:
     """Name, dtype (if it holds values) and size of each tensor of a checkpoint."""
-    first = next(filter(None, (_file(source, revision, name) for name in _WEIGHTS)))
-    files = [first]
-    if first.endswith(".json"):
-        index = json.loads(Path(first).read_text(encoding="utf-8"))["weight_map"]
-        files = [_file(source, revision, name) or "" for name in sorted(set(index.values()))]
-    for file in files:
+    for file in weight_files(source, revision):
         yield from _in_safetensors(file) if file.endswith(".safetensors") else _in_pickle(file)
+
+
+def weight_files(source: str, revision: str | None) -> list[str]:
+    """The files that hold a checkpoint's weights, as transformers finds them; none if there are none."""
+    first = next(filter(None, (_file(source, revision, name) for name in _WEIGHTS)), None)
+    if first is None:
+        return []
+    if not first.endswith(".json"):
+        return [first]
+    index = json.loads(Path(first).read_text(encoding="utf-8"))["weight_map"]
+    return [_file(source, revision, name) or "" for name in sorted(set(index.values()))]
 
 
 def _in_safetensors(file: str) -> Iterator[tuple[str, torch.dtype | None, int]]:
@@ -122,7 +128,7 @@ def _in_safetensors(file: str) -> Iterator[tuple[str, torch.dtype | None, int]]:
     with safe_open(file, framework="pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
             part = tensors.get_slice(name)
-            yield name, _NAMES.get(part.get_dtype()), torch.Size(part.get_shape()).numel()
+            yield name, NAMES.get(part.get_dtype()), torch.Size(part.get_shape()).numel()
 
 
 def _in_pickle(file: str) -> Iterator[tuple[str, torch.dtype | None, int]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from capaft.factors import rng
 from capaft.model.names import canonical_path, input_embeddings
+from capaft.model.skeleton import NeedsWeights
 from capaft.support.errors import UsageError, one_line
 from capaft.support.printable import printable
 
@@ -63,10 +64,15 @@ def resize_embeddings(model: Any, size: int, seed: int) -> None:
         model: the model, changed in place.
         size: number of rows; a larger embedding is left as it is.
         seed: of the new rows.
+
+    Raises:
+        NeedsWeights: rows are missing, and the model is one without weights.
     """
     before = embedding_rows(model)
     if before >= size:
         return
+    if model.get_input_embeddings().weight.is_meta:
+        raise NeedsWeights("rows are added to its embedding")
     # Its own new rows come from the global generator, and are replaced.
     with torch.random.fork_rng(devices=[]):
         model.resize_token_embeddings(size, mean_resizing=False)

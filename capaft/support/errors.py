@@ -16,7 +16,6 @@ R = TypeVar("R")
 _FLAG = re.compile(r"(?<![^\s(])--([a-z]+(?:-[a-z]+)*)(?![\w-])")
 _KEYWORDS = {
     "allow-base-mismatch": "allow_base_mismatch=True",
-    "dequantise": "dequantise=True",
     "exclude-modules": "exclude",
     "head": "head_mode",
     "save-dtype": "dtype",
@@ -114,4 +113,5 @@ def in_python(function: Callable[P, R]) -> Callable[P, R]:
 def with_keywords(message: str) -> str:
     """A message that names the keywords of Python instead of the flags of the command line."""
     message = message.replace("--rename old=new", 'rename={"old": "new"}')
+    message = message.replace("--quantised dequantise", 'quantised="dequantise"')
     return _FLAG.sub(lambda flag: _KEYWORDS.get(flag[1], flag[1].replace("-", "_")), message)

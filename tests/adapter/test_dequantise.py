@@ -30,10 +30,12 @@ def test_merged_equals_unmerged(make: Make, method: str) -> None:
         parameter.data *= 1 if method.startswith("lora") else 10
     expected = tiny.logits(model)
     effect = (expected - tiny.logits(quantise(tiny.bert(), make))).abs().max()
-    with pytest.raises(UsageError, match=r"is quantised; load the base model unquantised .* or pass dequantise=True$"):
+    with pytest.raises(
+        UsageError, match=r"is quantised; load the base model unquantised .* or pass quantised=\"dequantise\"$"
+    ):
         capaft.merge(model)
     assert torch.equal(tiny.logits(model), expected)
-    capaft.merge(model, dequantise=True)
+    capaft.merge(model, quantised="dequantise")
     assert (tiny.logits(model) - expected).abs().max() < 0.05 * effect
     linear = [module for path, module in model.named_modules() if path.endswith(("query", "key", "dense"))]
     assert {type(module) for module in linear} == {nn.Linear}
@@ -46,7 +48,7 @@ def test_the_sum_is_rounded_once() -> None:
         model = quantise(tiny.bert(), coded)
         model.bert.embeddings.to(dtype)
         tiny.scramble(capaft.attach(model, "lora", targets="query"))
-        capaft.merge(model, dequantise=True)
+        capaft.merge(model, quantised="dequantise")
         merged.append(model.state_dict())
     for name, weight in merged[0].items():
         if "attention.self" in name:
@@ -71,7 +73,7 @@ def test_another_adapter_and_hooks_stay() -> None:
     calls: list[int] = []
     handle = model.bert.encoder.layer[0].attention.self.key.register_forward_hook(lambda *_: calls.append(1))
     expected = tiny.logits(model)
-    capaft.merge(model, "default", dequantise=True)
+    capaft.merge(model, "default", quantised="dequantise")
     torch.testing.assert_close(tiny.logits(model), expected, **TOLERANCE)
     handle.remove()
     tiny.logits(model)
@@ -92,7 +94,7 @@ def test_a_layer_whose_weight_cannot_be_told_is_refused_by_name_and_nothing_is_c
     with pytest.raises(
         UsageError, match=r"0\.attention\.self\.key \(Squared\) is quantised, and the weight .* told; load"
     ):
-        capaft.merge(model, dequantise=True)
+        capaft.merge(model, quantised="dequantise")
     assert torch.equal(tiny.logits(model), expected)
     assert list(capaft.adapters(model)) == ["default"]
     assert isinstance(model.bert.encoder.layer[0].attention.self.query, Packed)
@@ -101,7 +103,7 @@ def test_a_layer_whose_weight_cannot_be_told_is_refused_by_name_and_nothing_is_c
 def test_a_layer_that_gradients_do_not_pass_can_be_merged(tmp_path) -> None:  # type: ignore[no-untyped-def]
     packed, _ = loaded_on_codes(tmp_path)
     expected = tiny.logits(packed)
-    capaft.merge(packed, dequantise=True)
+    capaft.merge(packed, quantised="dequantise")
     torch.testing.assert_close(tiny.logits(packed), expected, rtol=0, atol=2e-2)
 
 
@@ -124,7 +126,7 @@ def test_embeddings_and_kernels_become_plain_too() -> None:
     coded(model.out)
     tiny.scramble(capaft.attach(model, "lora", targets="out"))
     expected = tiny.logits(model)
-    capaft.merge(model, dequantise=True)
+    capaft.merge(model, quantised="dequantise")
     assert type(model.words) is nn.Embedding
     torch.testing.assert_close(tiny.logits(model), expected, **TOLERANCE)
 
@@ -135,7 +137,7 @@ def test_the_weights_take_the_dtype_of_the_others_and_the_model_is_no_longer_mar
     model.config = SimpleNamespace(**vars(model.config), quantization_config={"bits": 4})
     model.is_quantized, model.hf_quantizer, model.quantization_method = True, object(), "gptq"
     tiny.scramble(capaft.attach(model, "lora"))
-    capaft.merge(model, dequantise=True)
+    capaft.merge(model, quantised="dequantise")
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert not hasattr(model.config, "quantization_config")
     assert not {"is_quantized", "hf_quantizer", "quantization_method"} & set(vars(model))
@@ -145,7 +147,7 @@ def test_a_plain_model_is_merged_as_ever() -> None:
     model, other = tiny.bert(), tiny.bert()
     for one in (model, other):
         tiny.scramble(capaft.attach(one, "lora"))
-    assert capaft.merge(model, dequantise=True) == capaft.merge(other) == 4
+    assert capaft.merge(model, quantised="dequantise") == capaft.merge(other) == 4
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
@@ -154,7 +156,7 @@ def test_an_offloaded_layer_is_refused() -> None:
     tiny.scramble(capaft.attach(model, "lora"))
     model.bert.encoder.layer[1].attention.self.key.to("meta")
     with pytest.raises(UsageError, match=r"1\.attention\.self\.key is offloaded; load"):
-        capaft.merge(model, dequantise=True)
+        capaft.merge(model, quantised="dequantise")
 
 
 def test_layers_are_in_the_mode_that_was_asked_for() -> None:
@@ -179,5 +181,5 @@ def test_layers_are_in_the_mode_that_was_asked_for() -> None:
     capaft.detach(twin)
     assert all(module.training for module in twin.modules())
     capaft.detach(model, "second")
-    capaft.merge(model, dequantise=True)
+    capaft.merge(model, quantised="dequantise")
     assert all(module.training for module in model.modules())

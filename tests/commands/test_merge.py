@@ -18,7 +18,7 @@ from tiny_job import bert, config, execute
 from transformers import BertForSequenceClassification
 
 from capaft.adapter.merge import merge
-from capaft.commands import merge as merge_verb
+from capaft.exchange import merged_directory
 from capaft.training.record.saved_run import open_run
 
 
@@ -50,17 +50,17 @@ def test_an_interrupted_merge_leaves_what_was_there(run: Path, tmp_path: Path, m
     (old / "config.json").write_text("{}")
     for name, raising in (("_card", stop), ("_replace", stop)):
         with monkeypatch.context() as patch:
-            patch.setattr(merge_verb, name, raising)
+            patch.setattr(merged_directory, name, raising)
             done = invoke("merge", run, "--output", old, "--overwrite")
         assert (done.code, done.err.splitlines()[-1:]) == (130, ["stopped by Ctrl-C"])
         assert [path.name for path in tmp_path.rglob("*")] == ["merged", "config.json"]
-    real = merge_verb._replace
+    real = merged_directory._replace
 
     def asked(*paths: Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         real(*paths)
 
-    monkeypatch.setattr(merge_verb, "_replace", asked)
+    monkeypatch.setattr(merged_directory, "_replace", asked)
     done = invoke("merge", run, "--output", old, "--overwrite")
     assert (done.code, done.err.splitlines()[-1:]) == (130, ["stopped by SIGTERM"])
     assert (old / "model.safetensors").exists()
@@ -68,7 +68,7 @@ def test_an_interrupted_merge_leaves_what_was_there(run: Path, tmp_path: Path, m
 
 
 def test_a_plain_model_is_merged_the_same_with_dequantise(run: Path, tmp_path: Path) -> None:
-    for name, flags in (("plain", ()), ("dequantised", ("--dequantise",))):
+    for name, flags in (("plain", ()), ("dequantised", ("--quantised", "dequantise"))):
         done = invoke("merge", run, "--output", tmp_path / name, *flags)
         assert done.code == 0, done.err
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "dequantised")]
@@ -114,7 +114,7 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
 @pytest.mark.parametrize(("dtype", "norms"), [(BF16, BF16), (FP16, FP16), (BF16, FP32), (FP32, FP32)])
-@pytest.mark.parametrize("flags", [(), ("--dequantise",)])
+@pytest.mark.parametrize("flags", [(), ("--quantised", "dequantise")])
 def test_each_tensor_keeps_the_dtype_of_the_checkpoint(
     dtype: torch.dtype, norms: torch.dtype, flags: tuple[str, ...], bases: Any, tmp_path: Path
 ) -> None:

@@ -87,4 +87,4 @@ def test_only_what_a_method_can_do_comes_next() -> None:
         [line.split()[1] for line in commands_after_training("r", s, quantised=False)] for s in (nola, prefix, ia3)
     ]
     assert verbs == [["eval", "merge", "inspect-rank"], ["eval"], ["eval", "merge"]]
-    assert command_to_merge("r", "m", nola, quantised=True) == "capaft merge r --output m --dequantise"
+    assert command_to_merge("r", "m", nola, quantised=True) == "capaft merge r --output m --quantised dequantise"

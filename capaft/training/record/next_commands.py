@@ -41,7 +41,9 @@ def command_to_merge(
     """The command that merges a run into a directory; None if its method cannot be merged."""
     if stack.host is not None and stack.host.unmergeable:
         return None
-    return _command("merge", run, "--output", output, *(["--dequantise"] if quantised else []), *_flags(options))
+    return _command(
+        "merge", run, "--output", output, *(["--quantised", "dequantise"] if quantised else []), *_flags(options)
+    )
 
 
 def command_to_inspect(run: str, stack: Stack, options: OpenOptions | None = None, plot: str = "") -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import nn
 
 from capaft.adapter.file import save_load
 from capaft.adapter.file.adapter_file import ADAPTER, AdapterFile, read
+from capaft.adapter.file.on_disk import attach_on_disk, keep_exact, skeleton_of
 from capaft.adapter.file.other_head import HEAD
 from capaft.config.choices import TASKS
 from capaft.config.local_paths import LocalPaths, same_place
@@ -30,7 +31,9 @@ from capaft.model.demo import MODEL_NAME
 from capaft.model.load import BaseModel, load_configuration, locate_model
 from capaft.model.names import canonical_path
 from capaft.model.origin import Origin
+from capaft.model.skeleton import NeedsWeights
 from capaft.model.stored_dtypes import stored_dtypes
+from capaft.model.stored_form import StoredForm
 from capaft.support.console import say_nothing
 from capaft.support.errors import AdapterFileError, UsageError
 from capaft.support.json_types import fits
@@ -68,6 +71,7 @@ class SavedRun:
         task: the task it was trained for.
         base: the base model, with the adapter attached.
         settings: those that the base model was loaded with.
+        form: the tensors of the base model's checkpoint, if the model was opened without its weights.
     """
 
     file: AdapterFile
@@ -76,6 +80,7 @@ class SavedRun:
     task: Task
     base: BaseModel
     settings: ModelSettings
+    form: StoredForm | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -84,7 +89,12 @@ class SavedRun:
 
 
 def open_run(
-    name: str, options: OpenOptions | None = None, say: Say = say_nothing, *, as_stored: bool = False
+    name: str,
+    options: OpenOptions | None = None,
+    say: Say = say_nothing,
+    *,
+    as_stored: bool = False,
+    on_disk: bool = False,
 ) -> SavedRun:
     """Open what a RUN names. A stranger may have made it: only `options` permit anything.
 
@@ -93,13 +103,17 @@ def open_run(
         options: the base model to put it on, if it is not the one that the run or the file names.
         say: called with a line for what its files claim, and for what they name and lies elsewhere.
         as_stored: load the base in the dtype of its checkpoint, unless the options name one, or the run quantised it.
+        on_disk: leave the weights of the base on disk, but for what the adapter trains directly.
 
     Raises:
+        NeedsWeights: they cannot be left there.
         UsageError: nothing is called so, or the base model cannot be loaded.
         AdapterFileError: the file is damaged, or belongs to another model.
     """
     options = options or OpenOptions()
     if directory := find_peft(name):
+        if on_disk:
+            raise NeedsWeights(f"{directory} is a PEFT adapter")
         return _open_peft(directory, options, say, as_stored=as_stored)
     if options.labels:
         raise UsageError("--labels names those of a PEFT adapter, and this adapter has names of its own; drop it")
@@ -107,8 +121,13 @@ def open_run(
     task = _task(file)
     named = options.model or named_base(adapter, say)
     settings = _base_settings(options, Origin(named, file.base.revision), config, as_stored=as_stored)
+    if on_disk:
+        base, form = skeleton_of(task, settings, file)
+        attach_on_disk(form, file, options, "default")
+        base.model.eval()
+        return SavedRun(file, run, config, task, base, settings, form)
     base = task.load_model(settings, seed=file.header.seed)
-    _train_as_float32(base, (key.removeprefix(HEAD) for key in file.tensors))
+    keep_exact(base.model, (key.removeprefix(HEAD) for key in file.tensors))
     save_load.load(base.model, file, rename=options.renames, allow_base_mismatch=options.allow_base_mismatch)
     base.model.eval()
     return SavedRun(file, run, config, task, base, settings)
@@ -132,7 +151,7 @@ def _open_peft(directory: Path, options: OpenOptions, say: Say, *, as_stored: bo
         raise UsageError(
             f"{directory} holds no head, and {named} has none for {task.name}; pass the --model with its head"
         )
-    _train_as_float32(base, map(partial(canonical_path, base.model), peft.parameters))
+    keep_exact(base.model, map(partial(canonical_path, base.model), peft.parameters))
     import_peft(base.model, peft, rename=options.renames)
     base.model.eval()
     with tempfile.TemporaryDirectory() as scratch:
@@ -157,14 +176,6 @@ def _base_settings(
         stored = stored_dtypes(Origin(settings.model, settings.revision))
         settings = replace(settings, base_dtype=(stored and stored.base_dtype) or settings.base_dtype)
     return settings
-
-
-def _train_as_float32(base: BaseModel, names: Iterable[str]) -> None:
-    """Make parameters float32 that an adapter trains directly, beside a base of fewer bits."""
-    parameters = base.named_parameters()
-    for name in names:
-        if name in parameters:
-            parameters[name].data = parameters[name].data.float()
 
 
 def read_run(name: str, say: Say = say_nothing) -> AdapterOfRun:

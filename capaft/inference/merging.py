@@ -1,0 +1,182 @@
+"""Finished adapters merged into their base: tensor by tensor from its files where that can be, else in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from capaft.adapter.file.on_disk import attach_on_disk
+from capaft.adapter.file.save_load import load
+from capaft.adapter.merge import merge as merge_in_memory
+from capaft.adapter.module import adapters
+from capaft.config.open_options import MergeOptions
+from capaft.exchange.checkpoint_files import parse_size
+from capaft.exchange.merged_directory import MergedModel, write_merged
+from capaft.exchange.peft_import import import_peft
+from capaft.exchange.streamed_merge import StreamedMerge, plan_merge
+from capaft.model.site import is_quantised
+from capaft.model.skeleton import NeedsWeights
+from capaft.model.stored_dtypes import stored_dtypes
+from capaft.support.console import say_nothing
+from capaft.support.errors import UsageError
+from capaft.training.record.run_directory import find_peft
+from capaft.training.record.saved_run import SavedRun, open_run, read_run
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Merge:
+    """Adapters that are about to be merged.
+
+    Attributes:
+        saved: the first of them on its base, which gives head, labels and task.
+        options: how they are merged.
+        weights: the names of all on the model, each with the factor of its update.
+        streamed: the decided merge, if the weights of the base are on disk; None if they are in memory.
+    """
+
+    saved: SavedRun
+    options: MergeOptions
+    weights: Mapping[str, float]
+    streamed: StreamedMerge | None = None
+
+    @staticmethod
+    def open(runs: Sequence[str], options: MergeOptions, say: Say = say_nothing) -> Merge:
+        """Open runs to merge them, the weights of their base on disk if it can be.
+
+        Args:
+            runs: run directories or adapter files, the first of which gives the head.
+            options: how they are opened and merged.
+            say: called with a line for what is noteworthy.
+
+        Raises:
+            UsageError: a run or the base cannot be opened, or the adapters cannot be merged.
+            AdapterFileError: a file is damaged, or belongs to another model.
+        """
+        if options.max_shard_size is not None:
+            parse_size(options.max_shard_size)
+        factors = options.weights or (1.0,) * len(runs)
+        if len(factors) != len(runs):
+            raise UsageError(f"--weights has {len(factors)} entries for {len(runs)} runs; give one for each")
+        names = ["default", *(f"run{index + 1}" for index in range(1, len(runs)))]
+        weights = dict(zip(names, factors, strict=True))
+        if options.base_dtype in ("float32", "bfloat16", "float16") and options.dtype is None:
+            options = replace(options, dtype=options.base_dtype, base_dtype=None)
+        try:
+            return _on_disk(runs, options, weights, say)
+        except NeedsWeights as reason:
+            say(f"the whole base model is read into memory: {reason}")
+        return _in_memory(runs, options, weights, say)
+
+    @property
+    def auto_class(self) -> str:
+        """The transformers class that loads the merged model."""
+        return self.saved.task.auto_class_for(self.saved.base.model.config)
+
+    def write(self, output: str, path: Path, *, overwrite: bool = False) -> int:
+        """Merge, and write a plain model directory.
+
+        Args:
+            output: the directory as the user names it.
+            path: the directory.
+            overwrite: replace the model in that directory.
+
+        Returns:
+            Number of merged sites.
+
+        Raises:
+            UsageError: the directory holds something else, or the adapters cannot be merged.
+            TrainingError: the disk is full or cannot be written.
+        """
+        if (streamed := self.streamed) is not None:
+            limit = self.options.max_shard_size and parse_size(self.options.max_shard_size)
+            description = replace(self._description(), dtype=streamed.dtype)
+            write_merged(
+                output, path, description, lambda aside: streamed.write(aside, limit or None), overwrite=overwrite
+            )
+            return streamed.sites
+        sites, dtype = _merged_in_memory(self.saved, self.options, self.weights)
+        description, model = replace(self._description(), dtype=dtype), self.saved.base.model
+        size = {"max_shard_size": self.options.max_shard_size} if self.options.max_shard_size else {}
+        write_merged(output, path, description, lambda aside: model.save_pretrained(aside, **size), overwrite=overwrite)
+        return sites
+
+    def _description(self) -> MergedModel:
+        saved = self.saved
+        return MergedModel(
+            base=saved.base,
+            settings=saved.settings,
+            origin=saved.file.base,
+            method=saved.file.header.method.method,
+            auto_class=self.auto_class,
+            pipeline_tag=saved.task.pipeline_tag,
+            labels=saved.task.labels,
+        )
+
+
+def _on_disk(runs: Sequence[str], options: MergeOptions, weights: Mapping[str, float], say: Say) -> Merge:
+    """Open runs whose base stays on disk, and decide how every tensor is merged.
+
+    Raises:
+        NeedsWeights: it cannot stay there.
+    """
+    opening = _exactly(options)
+    saved = open_run(runs[0], opening, say, as_stored=True, on_disk=True)
+    assert saved.form is not None
+    for run, name in zip(runs[1:], list(weights)[1:], strict=True):
+        if find_peft(run):
+            raise NeedsWeights(f"{run} is a PEFT adapter")
+        attach_on_disk(saved.form, read_run(run, say).file, options, name)
+    _say_whose_head(saved.model, runs, weights, say)
+    stored = stored_dtypes(saved.base.base)
+    assert stored is not None
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    return Merge(saved, options, weights, plan_merge(saved.form, stored, weights, dtype))
+
+
+def _in_memory(runs: Sequence[str], options: MergeOptions, weights: Mapping[str, float], say: Say) -> Merge:
+    saved = open_run(runs[0], _exactly(options), say, as_stored=True)
+    for run, name in zip(runs[1:], list(weights)[1:], strict=True):
+        if directory := find_peft(run):
+            import_peft(saved.model, directory, name=name, rename=options.renames)
+            continue
+        file = read_run(run, say).file
+        load(saved.model, file, name=name, rename=options.renames, allow_base_mismatch=options.allow_base_mismatch)
+    _say_whose_head(saved.model, runs, weights, say)
+    return Merge(saved, options, weights)
+
+
+def _exactly(options: MergeOptions) -> MergeOptions:
+    """The options that open the base in a dtype that holds all sums, if the merged weights are to have one dtype."""
+    return replace(options, base_dtype=options.base_dtype or "float32") if options.dtype else options
+
+
+def _say_whose_head(model: nn.Module, runs: Sequence[str], weights: Mapping[str, float], say: Say) -> None:
+    """Say which head the merged model has, if there are several."""
+    others = [adapters(model)[name].plan for name in weights][1:]
+    if any(plan.trained or plan.head.parameters for plan in others):
+        say(f"head   that of {runs[0]}; those of the other runs are left out")
+
+
+def _merged_in_memory(saved: SavedRun, options: MergeOptions, weights: Mapping[str, float]) -> tuple[int, str | None]:
+    """Merge into a model in memory; the number of sites, and the dtype that its configuration is to name."""
+    model: Any = saved.model
+    stored = stored_dtypes(saved.base.base) if options.dtype is None and options.base_dtype is None else None
+    if stored and options.quantised == "refuse":
+        # Exact, since these values were stored so; what is merged into them is then rounded once.
+        stored.restore(model)
+    plain = list(weights.values()) == [1.0]
+    sites = merge_in_memory(model, quantised=options.quantised, weights=None if plain else weights)
+    if stored:
+        stored.restore(model)
+    if options.dtype:
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point() and not is_quantised(tensor):
+                tensor.data = tensor.data.to(getattr(torch, options.dtype))
+    return sites, options.dtype or (stored.config if stored else None)
