@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from capaft.adapter.install import detach
     from capaft.adapter.merge import merge
     from capaft.adapter.module import Adapter, adapters
+    from capaft.exchange.gguf_export import export_gguf
     from capaft.exchange.peft_export import export_peft
     from capaft.exchange.peft_import import import_peft
     from capaft.inference.bank.bank import Bank
@@ -47,6 +48,7 @@ _HOME = {
     "attach": "adapter.attach",
     "detach": "adapter.install",
     "disabled": "adapter.activation",
+    "export_gguf": "exchange.gguf_export",
     "export_peft": "exchange.peft_export",
     "import_peft": "exchange.peft_import",
     "load": "adapter.file.save_load",
@@ -72,6 +74,7 @@ __all__ = [
     "attach",
     "detach",
     "disabled",
+    "export_gguf",
     "export_peft",
     "import_peft",
     "load",

@@ -26,6 +26,7 @@ FUNCTIONS = (
     "attach",
     "detach",
     "disabled",
+    "export_gguf",
     "export_peft",
     "import_peft",
     "load",
