@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from capaft.exchange.peft_import import import_peft
     from capaft.inference.bank.bank import Bank
     from capaft.inference.opened import Opened, open
+    from capaft.inference.trained import Trained, train
     from capaft.methods.stack import Stack
     from capaft.support.errors import AdapterFileError, CapaftError, Interrupted, TrainingError, UsageError
 
@@ -42,6 +43,7 @@ _HOME = {
     "Interrupted": "support.errors",
     "Opened": "inference.opened",
     "Stack": "methods.stack",
+    "Trained": "inference.trained",
     "TrainingError": "support.errors",
     "UsageError": "support.errors",
     "adapters": "adapter.module",
@@ -57,6 +59,7 @@ _HOME = {
     "read": "adapter.file.adapter_file",
     "save": "adapter.file.save_load",
     "switch": "adapter.activation",
+    "train": "inference.trained",
 }
 __all__ = [
     "Adapter",
@@ -67,6 +70,7 @@ __all__ = [
     "Interrupted",
     "Opened",
     "Stack",
+    "Trained",
     "TrainingError",
     "UsageError",
     "__version__",
@@ -83,6 +87,7 @@ __all__ = [
     "read",
     "save",
     "switch",
+    "train",
 ]
 
 

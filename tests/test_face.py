@@ -35,6 +35,7 @@ FUNCTIONS = (
     "read",
     "save",
     "switch",
+    "train",
 )
 CLASSES = (
     "Adapter",
@@ -42,6 +43,7 @@ CLASSES = (
     "Bank",
     "Opened",
     "Stack",
+    "Trained",
 )
 ERRORS = ("AdapterFileError", "CapaftError", "Interrupted", "TrainingError", "UsageError")
 

@@ -23,6 +23,9 @@ KEPT_FOR_TASK = {
     "QUESTION_ANS": ("qa_outputs",),
 }
 
+# What PEFT does not keep, since nobody calls it.
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
 
 @dataclass(frozen=True, eq=False)
 class SavedModules:
@@ -101,11 +104,11 @@ def _holders(layers: PeftLayers, adapter: Adapter) -> set[str]:
     for path in holders:
         while parent := path.rpartition(".")[0]:
             inside = {key for key, paths in held.items() if any(f"{p}.".startswith(f"{parent}.") for p in paths)}
-            if not inside <= wanted:
+            if not inside <= wanted or isinstance(layers.places[parent], _CONTAINERS):
                 break
             path = parent
         widened.add(path)
-    return widened
+    return {path for path in widened if not any(path.startswith(f"{other}.") for other in widened)}
 
 
 def _state(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -268,7 +268,7 @@ def test_embeddings_with_rows_that_the_checkpoint_lacks(make: Callable[[], Any],
 
 def test_a_trained_tied_weight_is_saved_in_all_its_places(tmp_path: Path) -> None:
     config = exported(tiny.gpt2, tmp_path / "peft", "lora", rank=8, modules_to_save="wte,ln_f")
-    assert config["modules_to_save"] == ["ln_f", "lm_head", "wte"]
+    assert config["modules_to_save"] == ["lm_head", "ln_f", "wte"]
 
 
 def test_weights_that_are_tied_are_adapted_in_all_their_places(tmp_path: Path) -> None:
@@ -304,6 +304,7 @@ class Sometimes(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.words, self.query, self.exact = nn.Embedding(64, 16), nn.Linear(16, 16), False
+        self.dummy_inputs = {"input_ids": tiny.IDS}
 
     def forward(self, input_ids: Tensor) -> Any:
         hidden = self.words(input_ids)
@@ -341,6 +342,10 @@ def test_a_layer_that_may_be_read_instead_of_called(tmp_path: Path) -> None:
     exported(make, tmp_path / "peft", "lora", rank=8, targets="query")
     (line,) = peft_adapter(adapted(make, "lora", rank=8, targets="query")[0]).cautions
     assert "can be set to read the weight of query without calling the layer" in line
+    model, _ = adapted(make, "lora", rank=8, targets="query")
+    model.exact = True
+    with pytest.raises(UsageError, match="reads the weight of query without calling it"):
+        capaft.export_peft(model, tmp_path / "other")
 
 
 @pytest.mark.parametrize(

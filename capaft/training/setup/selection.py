@@ -10,10 +10,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from capaft.config.local_paths import PASSED
 from capaft.config.parts.data import DataSettings
 from capaft.config.train_config import TrainConfig
 from capaft.data.demo import demo_examples
-from capaft.data.load import Say, Splits, choose_splits, load_data
+from capaft.data.load import Say, Splits, choose_splits, load_data, training_splits
 from capaft.data.sampling import hold_out
 from capaft.data.splits import VALIDATION, WantedSplits, split_role
 from capaft.support.counting import agreeing, counted
@@ -51,8 +52,13 @@ class RunSelections(NamedTuple):
     held_out: bool = False
 
 
-def load_splits(settings: DataSettings, say: Say) -> Splits:
+def load_splits(settings: DataSettings, say: Say, rows: Mapping[str, Dataset] | None = None) -> Splits:
     """Load the configured data set, or the embedded one.
+
+    Args:
+        settings: the data set and its splits.
+        say: called with a line for each decision.
+        rows: the data set, by the names of its splits, if a program hands it over.
 
     Raises:
         UsageError: it cannot be read.
@@ -60,6 +66,10 @@ def load_splits(settings: DataSettings, say: Say) -> Splits:
     names = WantedSplits(settings.train_split, settings.eval_split)
     if settings.data is None or (settings.data == DEMO and not Path(DEMO).exists()):
         return choose_splits(demo_examples(), names)
+    if rows is not None:
+        return training_splits(settings.data, rows, names)
+    if settings.data == PASSED:
+        raise UsageError("the rows of this run were passed in Python; name the data with --data")
     return load_data(settings.data, names, say=say, strict=settings.strict)
 
 
