@@ -27,6 +27,7 @@ from capaft.commands.merge import merge_command
 from capaft.commands.methods import methods_command
 from capaft.commands.predict import predict_command
 from capaft.commands.presets import presets_command
+from capaft.commands.push import push_command
 from capaft.commands.reporting import escape_unprintable, unexpected
 from capaft.commands.train import train_command
 from capaft.support.console import print_error, print_result
@@ -145,6 +146,7 @@ _VERBS: tuple[tuple[str, Callable[..., None], tuple[str, ...]], ...] = (
     ("export", export_command, ("capaft export runs/lora+nola-1 --to peft --output peft",)),
     ("inspect-rank", inspect_rank_command, ("capaft inspect-rank runs/lora+nola-1 --plot rank.png",)),
     ("info", info_command, ("capaft info runs/lora+nola-1",)),
+    ("push", push_command, ("capaft push runs/lora+nola-1 user/name", "capaft eval user/name")),
     ("import", import_command, ("capaft import peft_dir --output adapter.safetensors",)),
     ("methods", methods_command, ("capaft methods", "capaft methods --model ./dir")),
     ("presets", presets_command, ("capaft train --preset nola-glue-rte --print-config",)),
