@@ -66,6 +66,10 @@ class Answerer:
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     fitting: FittingBatch = field(default_factory=FittingBatch)
 
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields that an answer may have, in their order."""
+        return self.task.answer_fields(self.top)
+
     def answer(self, rows: Dataset, columns: Columns, first: int = 1, advance: Advance = _ignore) -> list[Record]:
         """The answers to some rows, one record a row in their order; a row without an answer has `error`.
 
