@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,12 +23,14 @@ from capaft.config.train_config import TrainConfig
 from capaft.support import strict_json
 from capaft.support.activity import activity
 from capaft.support.console import is_first_process, print_line, print_result
-from capaft.support.errors import CapaftError
+from capaft.support.errors import CapaftError, TrainingError, UsageError
 from capaft.support.signals import unwind_from_here
 from capaft.training.setup.resolved_run import ResolvedRun, resolve_run
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from capaft.exchange.hub_names import HubName
 
 
 @signature(TrainConfig)
@@ -42,6 +45,11 @@ def train_command(
             autocompletion=complete_preset,
         ),
     ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", help="Upload the finished run to this repository of the hub.", metavar="<user/name>"),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository of --push private.")] = False,
     json: Json = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Resolve everything, train nothing, and summarise the plan.")
@@ -57,6 +65,7 @@ def train_command(
     """Train an adapter. Without arguments: a real job on an embedded model and data set."""
     with reporting() as console:
         notes: list[str] = []
+        repository = _repository(push, private=private, only_named=dry_run or print_config)
         resolved = resolve_run(flags, os.environ, config, preset, notes.append)
         settings = resolved.settings
         if not (dry_run or print_config):
@@ -73,9 +82,11 @@ def train_command(
         elif print_config:
             text = dump_settings(settings)
         else:
-            text = _train(console, resolved, as_json=json)
+            text, output = _train(console, resolved, as_json=json)
         if is_first_process():
             print_result(text)
+            if repository and not (dry_run or print_config):
+                _push(console, output, repository, private=private)
 
 
 def _plan(console: Console, resolved: ResolvedRun, *, as_json: bool, as_config: bool) -> str:
@@ -94,8 +105,8 @@ def _plan(console: Console, resolved: ResolvedRun, *, as_json: bool, as_config: 
     return strict_json.document(asdict(plan)) if as_json else dry_run_text(plan)
 
 
-def _train(console: Console, resolved: ResolvedRun, *, as_json: bool) -> str:
-    """Train; what to print of the results."""
+def _train(console: Console, resolved: ResolvedRun, *, as_json: bool) -> tuple[str, str]:
+    """Train; what to print of the results, and the run's directory."""
     with loading_libraries(console):
         from capaft.commands.summary import run_summary
         from capaft.training.run import execute_run
@@ -103,7 +114,34 @@ def _train(console: Console, resolved: ResolvedRun, *, as_json: bool) -> str:
     unwind_from_here()
     with _naming(resolved.labels):
         results = execute_run(resolved, console)
-    return strict_json.document(results.record()) if as_json else run_summary(results)
+    return strict_json.document(results.record()) if as_json else run_summary(results), results.output
+
+
+def _repository(push: str | None, *, private: bool, only_named: bool) -> HubName | None:
+    """The repository of `--push`, before a run is spent on it.
+
+    Raises:
+        UsageError: it is no name of one, or nothing can be pushed now.
+    """
+    if push is None:
+        if private:
+            raise UsageError("--private is for the repository of --push; name one, or drop it")
+        return None
+    from capaft.exchange.hub_upload import check_name, check_pushable
+
+    return check_name(push, "--push") if only_named or not is_first_process() else check_pushable(push)
+
+
+def _push(console: Console, output: str, repository: HubName, *, private: bool) -> None:
+    """Upload a finished run, and say how to do it again if that fails."""
+    from capaft.commands.push import push, pushed_line
+
+    try:
+        pushed = push(console, output, repository, private=private)
+    except CapaftError as error:
+        again = f"capaft push {shlex.quote(output)} {repository}{' --private' if private else ''}"
+        raise TrainingError(f"the run is complete, but {error}; then push it with: {again}") from None
+    print_line(console, pushed_line(pushed))
 
 
 @contextmanager
