@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--adapters", type=int, default=64)
     parser.add_argument("--requests", type=int, default=256)
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 16, 32])
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 16])
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
