@@ -21,6 +21,7 @@ from capaft.exchange.peft_directory import WEIGHTS
 from capaft.exchange.peft_ia3 import ia3
 from capaft.exchange.peft_layers import PeftLayers
 from capaft.exchange.peft_lora import PREFIX, PeftMethod, lora
+from capaft.exchange.peft_renames import renamed_key
 from capaft.exchange.peft_saved import saved_modules
 from capaft.exchange.served import cautions
 from capaft.methods.bottleneck import Bottleneck
@@ -91,6 +92,10 @@ def peft_adapter(
     }
     if saved.task_type is None:
         config["auto_mapping"] = {"base_model_class": type(bare).__name__, "parent_library": type(bare).__module__}
+    if key := renamed_key(bare, tensors):
+        raise UsageError(
+            f"PEFT would rename {key} while it loads it, as if it were of an older checkpoint; merge the run"
+        )
     lines = list(cautions(config))
     if read := layers.sometimes_read(method.targets):
         lines.append(
