@@ -43,10 +43,10 @@ def export_command(
         options, _ = resolve_settings(ExportOptions, flags=flags, environ={})
         check, write = _FORMATS[options.to]
         _check_options(options)
-        check(output, overwrite)
         with loading_libraries(console):
             from capaft.training.record.saved_run import open_run
 
+            check(output, overwrite)
         unwind_from_here()
         started = time.perf_counter()
         with activity(console, "loading the base model and the adapter"):
@@ -73,9 +73,9 @@ def _check_options(options: ExportOptions) -> None:
 
 
 def _check_peft(output: str, overwrite: bool) -> None:
-    from capaft.support.directories import check_output
+    from capaft.exchange.peft_export import check_peft_output
 
-    check_output(output, "adapter_config.json", "an adapter", overwrite=overwrite)
+    check_peft_output(output, named_path("--output", output), overwrite=overwrite)
 
 
 def _write_peft(saved: SavedRun, output: str, options: ExportOptions, overwrite: bool) -> dict[str, Any]:

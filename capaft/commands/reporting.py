@@ -20,10 +20,11 @@ from capaft.support.signals import unwinding
 if TYPE_CHECKING:
     from rich.console import Console
 
-Run = Annotated[
-    str,
-    typer.Argument(help="A run directory, an adapter file, a PEFT directory, or USER/NAME on the hub.", metavar="RUN"),
-]
+_RUN = typer.Argument(
+    help="A run directory, an adapter file, a PEFT directory, or USER/NAME on the hub.", metavar="RUN"
+)
+Run = Annotated[str, _RUN]
+OptionalRun = Annotated[str | None, _RUN]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 

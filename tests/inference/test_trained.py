@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 import transformers
@@ -22,6 +23,7 @@ from tiny_job import bert, fresh_accelerate
 from transformers import BertModel
 
 import capaft
+from capaft.inference.passed_rows import splits_of
 from capaft.training import validation
 from capaft.training.record.metrics import EvaluationRecord, StepRecord
 
@@ -67,7 +69,6 @@ FORMS: dict[str, Callable[[Path], Any]] = {
     "path": lambda files: files,
     "lists": lambda files: {"train": ROWS, "test": TEST},
     "datasets": lambda files: DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(TEST)),
-    "frames": lambda files: {"train": pd.DataFrame(ROWS), "test": pd.DataFrame(TEST)},
 }
 
 
@@ -83,6 +84,20 @@ def test_the_same_job_to_the_same_bytes(
     }
     out = capfd.readouterr()
     assert (out.out, out.err) == ("", "")
+
+
+def test_every_form_has_the_rows_of_a_file() -> None:
+    frames = {"train": pd.DataFrame(ROWS), "test": pd.DataFrame(TEST)}
+    columns = {name: [row[name] for row in ROWS] for name in ("text", "label")}
+    assert {name: rows.to_list() for name, rows in splits_of(frames).items()} == {"train": ROWS, "test": TEST}
+    for form in (columns, pa.Table.from_pylist(ROWS), pd.DataFrame(ROWS, index=range(5, 25)), ROWS):
+        assert {name: rows.to_list() for name, rows in splits_of(form).items()} == {"train": ROWS}
+    # A number among texts is a text, as it is in a file of JSON.
+    assert splits_of([{"label": "a"}, {"label": 3}])["train"]["label"][:] == ["a", "3"]
+    streamed = Dataset.from_list(ROWS).to_iterable_dataset()
+    for wrong in (streamed, {"text": ["a", "b"], "label": ["c"]}, pd.DataFrame(), 3, [1, 2], {}):
+        with pytest.raises(capaft.UsageError, match=r"^--data"):
+            splits_of(wrong)
 
 
 def test_rows_without_splits_and_what_remains_of_them(model: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from capaft.data.sampling import hold_out
 from capaft.data.splits import VALIDATION, WantedSplits, split_role
 from capaft.support.counting import agreeing, counted
 from capaft.support.errors import UsageError
-from capaft.tasks.base.columns import is_text, plain_name
+from capaft.tasks.base.columns import Columns, is_text, plain_name
 from capaft.tasks.base.task import Task
 from capaft.tasks.language.generation import Generation
 from capaft.training.setup.column_hints import ColumnHints, column_settings, given_columns, present_columns
@@ -96,7 +96,7 @@ def select_for_training(
     """
     assert source.train is not None
     named = given_columns(config)
-    columns = kind.recognise(source.train, named)
+    columns = _training_columns(kind, source.train, named, before)
     train = usable_rows(kind, source.train, columns, config, "training rows", say)
     task = task or kind.decide(train.rows, columns, config, config.data or "")
     task = before.labelled(task, train.rows, columns) if before else task
@@ -123,6 +123,19 @@ def select_for_training(
     are = agreeing(len(aside), "is", "are")
     say(f"there is no validation split; {len(aside)} of {len(train.rows)} training rows {are} set aside")
     return RunSelections(Selection(kept, columns), Selection(aside, columns), task, held_out=True)
+
+
+def _training_columns(
+    kind: type[Task], rows: Dataset, named: Mapping[str, str | None], before: Predecessor | None
+) -> Columns:
+    """The columns of the training rows: those that the adapter which is carried on was trained on, if rows have them.
+
+    Raises:
+        UsageError: they cannot be determined.
+    """
+    if before is None or before.config is None or not before.does(kind):
+        return kind.recognise(rows, named)
+    return ColumnHints(kind.recognise, given_columns(before.config), named, inputs=(None, None)).recognise(rows)
 
 
 def select_for_scoring(
