@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from capaft.commands.libraries import loading_libraries
-from capaft.commands.reporting import Json, reporting, suggest
+from capaft.commands.reporting import Json, Runs, reporting, suggest
 from capaft.config.open_options import MergeOptions
 from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
@@ -21,10 +21,6 @@ from capaft.support.console import print_line, print_result
 from capaft.support.counting import counted
 from capaft.support.paths import named_path
 from capaft.support.signals import unwind_from_here
-
-Runs = Annotated[
-    list[str], typer.Argument(help="A run directory or an adapter file; several are added up.", metavar="RUN...")
-]
 
 
 @signature(MergeOptions)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Run = Annotated[str, typer.Argument(help="A run directory, an adapter file or a PEFT directory.", metavar="RUN")]
+Runs = Annotated[
+    list[str], typer.Argument(help="Run directories, adapter files or PEFT directories.", metavar="RUN...")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 

@@ -69,6 +69,20 @@ class MergeOptions(OpenOptions):
 
 
 @dataclass(frozen=True)
+class AverageOptions(Settings):
+    """Options of `capaft average`."""
+
+    nullable: ClassVar[bool] = False
+
+    weights: tuple[float, ...] | None = setting(
+        None,
+        "Weight of each adapter, such as 3,1; only their ratio counts (default: all alike).",
+        panel="Average",
+        metavar="x,x",
+    )
+
+
+@dataclass(frozen=True)
 class ImportOptions(OpenOptions):
     """Options of `capaft import`."""
 
