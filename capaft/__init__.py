@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from capaft.adapter.install import detach
     from capaft.adapter.merge import merge
     from capaft.adapter.module import Adapter, adapters
+    from capaft.exchange.gguf_export import export_gguf
     from capaft.exchange.peft_export import export_peft
     from capaft.exchange.peft_import import import_peft
     from capaft.inference.bank.bank import Bank
     from capaft.inference.opened import Opened, open
+    from capaft.inference.trained import Trained, train
     from capaft.methods.stack import Stack
     from capaft.support.errors import AdapterFileError, CapaftError, Interrupted, TrainingError, UsageError
 
@@ -42,6 +44,7 @@ _HOME = {
     "Interrupted": "support.errors",
     "Opened": "inference.opened",
     "Stack": "methods.stack",
+    "Trained": "inference.trained",
     "TrainingError": "support.errors",
     "UsageError": "support.errors",
     "adapters": "adapter.module",
@@ -49,6 +52,7 @@ _HOME = {
     "average": "adapter.file.average",
     "detach": "adapter.install",
     "disabled": "adapter.activation",
+    "export_gguf": "exchange.gguf_export",
     "export_peft": "exchange.peft_export",
     "import_peft": "exchange.peft_import",
     "load": "adapter.file.save_load",
@@ -57,6 +61,7 @@ _HOME = {
     "read": "adapter.file.adapter_file",
     "save": "adapter.file.save_load",
     "switch": "adapter.activation",
+    "train": "inference.trained",
 }
 __all__ = [
     "Adapter",
@@ -67,6 +72,7 @@ __all__ = [
     "Interrupted",
     "Opened",
     "Stack",
+    "Trained",
     "TrainingError",
     "UsageError",
     "__version__",
@@ -75,6 +81,7 @@ __all__ = [
     "average",
     "detach",
     "disabled",
+    "export_gguf",
     "export_peft",
     "import_peft",
     "load",
@@ -83,6 +90,7 @@ __all__ = [
     "read",
     "save",
     "switch",
+    "train",
 ]
 
 

@@ -26,6 +26,7 @@ FUNCTIONS = (
     "attach",
     "detach",
     "disabled",
+    "export_gguf",
     "export_peft",
     "import_peft",
     "load",
@@ -34,6 +35,7 @@ FUNCTIONS = (
     "read",
     "save",
     "switch",
+    "train",
 )
 CLASSES = (
     "Adapter",
@@ -41,6 +43,7 @@ CLASSES = (
     "Bank",
     "Opened",
     "Stack",
+    "Trained",
 )
 ERRORS = ("AdapterFileError", "CapaftError", "Interrupted", "TrainingError", "UsageError")
 

@@ -12,15 +12,15 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from capaft import __version__
 from capaft.commands.average import average_command
+from capaft.commands.bank import bank_app
 from capaft.commands.env import env_command
 from capaft.commands.evaluate import eval_command
 from capaft.commands.export import export_command
 from capaft.commands.generate import generate_command
-from capaft.commands.help_text import WIDTH, Verb, examples_text, write_verbs
+from capaft.commands.help_text import WIDTH, Verb, VerbGroup, examples_text
 from capaft.commands.import_peft import import_command
 from capaft.commands.info import info_command
 from capaft.commands.inspect_rank import inspect_rank_command
@@ -28,22 +28,16 @@ from capaft.commands.merge import merge_command
 from capaft.commands.methods import methods_command
 from capaft.commands.predict import predict_command
 from capaft.commands.presets import presets_command
+from capaft.commands.push import push_command
 from capaft.commands.reporting import escape_unprintable, unexpected
+from capaft.commands.serve import serve_command
 from capaft.commands.train import train_command
 from capaft.support.console import print_error, print_result
 from capaft.support.errors import UsageError
 
 
-class _Commands(TyperGroup):
+class _Commands(VerbGroup):
     """The verbs: listed in plain text, and a wrong command line reported in one line."""
-
-    def format_help(self, *args: Any) -> None:
-        # Drawing panels takes as long as the rest of `--help`.
-        self.rich_markup_mode = None
-        super().format_help(*args)
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        write_verbs(formatter, {name: self.get_command(ctx, name) for name in self.list_commands(ctx)})
 
     def main(self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any) -> Any:  # type: ignore[override] # the rest is passed by name
         escape_unprintable()
@@ -154,11 +148,14 @@ _VERBS: tuple[tuple[str, Callable[..., None], tuple[str, ...]], ...] = (
     ("export", export_command, ("capaft export runs/lora+nola-1 --to peft --output peft",)),
     ("inspect-rank", inspect_rank_command, ("capaft inspect-rank runs/lora+nola-1 --plot rank.png",)),
     ("info", info_command, ("capaft info runs/lora+nola-1",)),
+    ("push", push_command, ("capaft push runs/lora+nola-1 user/name", "capaft eval user/name")),
     ("import", import_command, ("capaft import peft_dir --output adapter.safetensors",)),
     ("methods", methods_command, ("capaft methods", "capaft methods --model ./dir")),
     ("presets", presets_command, ("capaft train --preset nola-glue-rte --print-config",)),
+    ("serve", serve_command, ("capaft serve adapters",)),
     ("env", env_command, ("capaft env",)),
 )
 
+app.add_typer(bank_app, name="bank")
 for _name, _command, _examples in _VERBS:
     app.command(_name, cls=Verb, epilog=examples_text(_examples))(_command)

@@ -12,7 +12,7 @@ from capaft.adapter.file.encoding import DTYPE_BYTES, encoded_layout
 from capaft.adapter.file.path_templates import path_templates
 from capaft.adapter.install import attach_plan
 from capaft.config.sources import dump_settings
-from capaft.config.train_config import TrainConfig, chosen_settings
+from capaft.config.train_config import TrainConfig
 from capaft.methods.stack import canonical_method
 from capaft.training import batches
 from capaft.training.accelerator import accelerator_for
@@ -23,6 +23,7 @@ from capaft.training.record.run_directory import choose_directory
 from capaft.training.setup.job import Job
 from capaft.training.setup.predecessor import with_predecessor
 from capaft.training.setup.prepare import prepare_job
+from capaft.training.setup.resolved_run import chosen_settings
 from capaft.training.setup.settled import settled_config
 
 MOST_TEMPLATES = 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 from capaft.commands.libraries import loading_libraries
 from capaft.commands.reporting import Json, Run, reporting, suggest
@@ -37,7 +38,7 @@ def eval_command(run: Run, json: Json = False, **flags: str | bool | list[str] |
             print_result(strict_json.document(asdict(scores)))
             return
         print_result(evaluation_summary(scores, options.predictions))
-        output = f"{saved.run.path}/merged" if saved.run else "merged"
+        output = f"{saved.run.path}/merged" if saved.run and Path(run).expanduser().exists() else "merged"
         stack, quantised = saved.file.header.method, saved.base.is_quantised
         has_pairs = bool(saved.config and saved.config.pair_column)
         suggest(

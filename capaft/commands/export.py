@@ -18,6 +18,8 @@ from capaft.config.sources import resolve_settings
 from capaft.support import strict_json
 from capaft.support.activity import activity
 from capaft.support.console import print_line, print_result
+from capaft.support.errors import UsageError
+from capaft.support.paths import named_path
 from capaft.support.signals import unwind_from_here
 
 if TYPE_CHECKING:
@@ -40,10 +42,11 @@ def export_command(
     with reporting() as console:
         options, _ = resolve_settings(ExportOptions, flags=flags, environ={})
         check, write = _FORMATS[options.to]
-        check(output, overwrite)
+        _check_options(options)
         with loading_libraries(console):
             from capaft.training.record.saved_run import open_run
 
+            check(output, overwrite)
         unwind_from_here()
         started = time.perf_counter()
         with activity(console, "loading the base model and the adapter"):
@@ -58,10 +61,21 @@ def export_command(
         print_result(f"exported to {output}: {record['summary']}")
 
 
-def _check_peft(output: str, overwrite: bool) -> None:
-    from capaft.support.directories import check_output
+def _check_options(options: ExportOptions) -> None:
+    """Refuse options of another form.
 
-    check_output(output, "adapter_config.json", "an adapter", overwrite=overwrite)
+    Raises:
+        UsageError: one is set that has no effect.
+    """
+    for form, option, value in (("peft", "--pad-rank", options.pad_rank), ("gguf", "--dtype", options.dtype)):
+        if value is not None and options.to != form:
+            raise UsageError(f"{option} belongs to --to {form}, and has no effect with --to {options.to}")
+
+
+def _check_peft(output: str, overwrite: bool) -> None:
+    from capaft.exchange.peft_export import check_peft_output
+
+    check_peft_output(output, named_path("--output", output), overwrite=overwrite)
 
 
 def _write_peft(saved: SavedRun, output: str, options: ExportOptions, overwrite: bool) -> dict[str, Any]:
@@ -71,19 +85,13 @@ def _write_peft(saved: SavedRun, output: str, options: ExportOptions, overwrite:
         UsageError: PEFT cannot hold the adapter exactly.
     """
     from capaft.exchange.peft_export import export_peft
-    from capaft.model.load import load_configuration
-    from capaft.model.vocabulary import embedding_rows
 
-    resized = False
-    if saved.settings.resize_embeddings:
-        rows = load_configuration(saved.settings).get_text_config().vocab_size
-        resized = embedding_rows(saved.model) != rows
     peft = export_peft(
         saved.model,
         output,
         base=saved.base.base,
         pad_rank=options.pad_rank or 0,
-        embeddings=resized,
+        embeddings=_has_other_rows(saved),
         overwrite=overwrite,
     )
     size = sum(tensor.nbytes for tensor in peft.tensors.values())
@@ -98,4 +106,46 @@ def _write_peft(saved: SavedRun, output: str, options: ExportOptions, overwrite:
     }
 
 
-_FORMATS: dict[ExportFormat, tuple[Check, Writer]] = {"peft": (_check_peft, _write_peft)}
+def _check_gguf(output: str, overwrite: bool) -> None:
+    from capaft.exchange.gguf_file import check_gguf_output
+
+    check_gguf_output(output, overwrite=overwrite)
+
+
+def _write_gguf(saved: SavedRun, output: str, options: ExportOptions, overwrite: bool) -> dict[str, Any]:
+    """Write a LoRA of llama.cpp.
+
+    Raises:
+        UsageError: llama.cpp cannot hold the adapter exactly.
+    """
+    from capaft.exchange.gguf_export import export_gguf
+    from capaft.exchange.gguf_lora import INSTEAD
+
+    if _has_other_rows(saved):
+        raise UsageError(f"{output}: the training added rows to the embedding, which a LoRA cannot bring; {INSTEAD}")
+    lora = export_gguf(saved.model, output, base=saved.base.base, dtype=options.dtype or "float32", overwrite=overwrite)
+    size = named_path("--output", output).stat().st_size
+    rank = int(lora.alpha)
+    return {
+        "architecture": lora.architecture,
+        "rank": rank,
+        "tensors": len(lora.tensors),
+        "bytes": size,
+        "summary": f"a LoRA of rank {rank} for {lora.architecture}, {len(lora.tensors)} tensors, {size:,} bytes",
+    }
+
+
+def _has_other_rows(saved: SavedRun) -> bool:
+    """True if the model's embedding has rows that its checkpoint does not have."""
+    from capaft.model.load import load_configuration
+    from capaft.model.vocabulary import embedding_rows
+
+    if not saved.settings.resize_embeddings:
+        return False
+    return embedding_rows(saved.model) != int(load_configuration(saved.settings).get_text_config().vocab_size)
+
+
+_FORMATS: dict[ExportFormat, tuple[Check, Writer]] = {
+    "peft": (_check_peft, _write_peft),
+    "gguf": (_check_gguf, _write_gguf),
+}

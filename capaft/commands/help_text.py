@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 WIDTH = 100
 """Characters of a line at most; text in longer lines is hard to read."""
@@ -31,6 +31,20 @@ class Verb(TyperCommand):
         for panel, records in panels.items():
             with formatter.section(panel):
                 formatter.write_dl(records)
+
+
+class VerbGroup(TyperGroup):
+    """Verbs under one name, listed in plain text."""
+
+    def format_help(self, *args: Any) -> None:
+        """Write the help without drawing."""
+        # Drawing panels takes as long as the rest of `--help`.
+        self.rich_markup_mode = None
+        super().format_help(*args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the list of verbs."""
+        write_verbs(formatter, {name: self.get_command(ctx, name) for name in self.list_commands(ctx)})
 
 
 def examples_text(commands: Sequence[str]) -> str:

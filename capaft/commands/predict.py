@@ -5,20 +5,20 @@ from __future__ import annotations
 from functools import partial
 
 from capaft.commands.libraries import loading_libraries
-from capaft.commands.reporting import Run, reporting
+from capaft.commands.reporting import OptionalRun, reporting
 from capaft.config.open_options import PredictOptions
 from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
 from capaft.support.activity import activity
 from capaft.support.console import print_line, print_result
 from capaft.support.counting import agreeing, counted
-from capaft.support.errors import TrainingError
+from capaft.support.errors import TrainingError, UsageError
 from capaft.support.files import check_writable
 from capaft.support.signals import unwind_from_here
 
 
 @signature(PredictOptions)
-def predict_command(run: Run, **flags: str | bool | list[str] | None) -> None:
+def predict_command(run: OptionalRun = None, **flags: str | bool | list[str] | None) -> None:
     """Answer rows without labels: a record each, as JSON lines or CSV."""
     with reporting() as console:
         options, _ = resolve_settings(PredictOptions, flags=flags, environ={})
@@ -27,11 +27,22 @@ def predict_command(run: Run, **flags: str | bool | list[str] | None) -> None:
             from capaft.inference.predicting import check_rows, predict_run
             from capaft.training.record.saved_run import open_run
 
+        if (run is None) is (options.bank is None):
+            raise UsageError("name one RUN, or a directory of adapters with --bank")
         check_rows(options)
         unwind_from_here()
-        with activity(console, "loading the base model and the adapter"):
-            saved = open_run(run, options, partial(print_line, console))
-        result = predict_run(saved, options, say=lambda line: print_line(console, f"data   {line}"), console=console)
+
+        def say(line: str) -> None:
+            print_line(console, f"data   {line}")
+
+        if run is None:
+            from capaft.inference.bank.asking import predict_bank
+
+            result = predict_bank(options, say=say, console=console)
+        else:
+            with activity(console, "loading the base model and the adapter"):
+                saved = open_run(run, options, partial(print_line, console))
+            result = predict_run(saved, options, say=say, console=console)
         if options.output:
             print_result(f"{counted(result.rows, 'record')} in {options.output}")
         if result.errors:

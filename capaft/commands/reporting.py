@@ -20,9 +20,14 @@ from capaft.support.signals import unwinding
 if TYPE_CHECKING:
     from rich.console import Console
 
-Run = Annotated[str, typer.Argument(help="A run directory, an adapter file or a PEFT directory.", metavar="RUN")]
+_RUN = typer.Argument(
+    help="A run directory, an adapter file, a PEFT directory, or USER/NAME on the hub.", metavar="RUN"
+)
+Run = Annotated[str, _RUN]
+OptionalRun = Annotated[str | None, _RUN]
 Runs = Annotated[
-    list[str], typer.Argument(help="Run directories, adapter files or PEFT directories.", metavar="RUN...")
+    list[str],
+    typer.Argument(help="Run directories, adapter files, PEFT directories, or USER/NAME on the hub.", metavar="RUN..."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 

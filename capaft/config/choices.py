@@ -33,7 +33,7 @@ BaseDtype = Literal["float32", "bfloat16", "float16", "8bit", "4bit"]
 FloatDtype = Literal["float32", "bfloat16", "float16"]
 Quantised = Literal["refuse", "dequantise"]
 SaveDtype = Literal["float32", "bfloat16", "float16", "int8", "int4"]
-ExportFormat = Literal["peft"]
+ExportFormat = Literal["peft", "gguf"]
 
 RANK = 8
 VERA_RANK = 256

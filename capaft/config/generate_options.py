@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from capaft.config.open_options import OpenOptions
 from capaft.config.ranges import POSITIVE, at_least
-from capaft.config.settings import Check, flag_of, setting
-from capaft.config.values import Text
+from capaft.config.settings import Check, check_range, flag_of, setting, setting_types
+from capaft.config.values import Text, required_type
+from capaft.support.errors import UsageError, did_you_mean
+from capaft.support.json_types import fits
 
 _text = partial(setting, panel="Text")
 _decoding = partial(setting, panel="Decoding")
@@ -75,6 +77,30 @@ class GenerateOptions(OpenOptions):
                 f"--min-new-tokens {self.min_new_tokens} is more than --max-new-tokens {self.max_new_tokens}; lower it"
             )
         return conflicts
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """The options of some values by name, as Python has them.
+
+        Raises:
+            UsageError: one is unknown, of another type or out of range, or they contradict one another.
+        """
+        kinds = {name: required_type(kind) for name, kind in setting_types(cls).items()}
+        for name, value in values.items():
+            if name not in kinds:
+                raise UsageError(f"{flag_of(name)}: there is no such option{did_you_mean(name, list(kinds))}")
+            if value is None:
+                continue
+            if kinds[name] in (int, float, bool) and not fits(value, kinds[name]):
+                raise UsageError(f"{flag_of(name)} must be of type {kinds[name].__name__}, got {value!r:.100}")
+            try:
+                check_range(cls, name, value, str(value))
+            except ValueError as error:
+                raise UsageError(f"{flag_of(name)} {error}") from None
+        options = cls(**values)
+        if conflicts := options.conflicts({}):
+            raise UsageError(*conflicts)
+        return options
 
     def given(self, *names: str) -> dict[str, Any]:
         """Those of some options that were given, by name."""

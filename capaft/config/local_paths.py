@@ -19,6 +19,8 @@ CONFIG = "run.yaml"
 LOCAL = "local.json"
 PLACES = ("model", "data", "init_from")
 """The settings whose values are paths or hub ids."""
+PASSED = "rows passed in Python"
+"""The name of a data set that a program hands over."""
 
 _MOST_BYTES = 2**16
 # A checkpoint in the cache of the Hugging Face hub.

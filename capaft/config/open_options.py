@@ -100,8 +100,9 @@ class ExportOptions(OpenOptions):
 
     to: ExportFormat = _form("peft", "The tool whose form to write.")
     pad_rank: int | None = _form(
-        None, "Rank of all layers, filled up with zeros.", check=("at least 1", lambda value: value >= 1)
+        None, "Rank of all layers, filled up with zeros (peft).", check=("at least 1", lambda value: value >= 1)
     )
+    dtype: FloatDtype | None = _form(None, "Dtype of the tensors (gguf; default: float32).")
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,10 @@ class PredictOptions(OpenOptions):
         None, "Rows to answer, or - for a text a line from stdin (the default).", metavar="path|id|-"
     )
     split: str | None = _data(None, "Split of the data, such as test.", metavar="name")
+    bank: Path | None = _data(
+        None, "Directory of adapters, in place of RUN: each row names the one that answers it.", metavar="path"
+    )
+    adapter_column: str = _data("adapter", "Column of the name of each row's adapter, with --bank.")
     text: tuple[str, ...] | None = _data(None, "A text to answer; may be repeated.", metavar="text", repeated=True)
     pair_text: tuple[str, ...] | None = _data(
         None, "The second text of each --text, for pairs.", metavar="text", repeated=True

@@ -69,13 +69,6 @@ class TrainConfig(
         return conflicts
 
 
-def chosen_settings(config: TrainConfig, labels: Mapping[str, str] | None) -> set[str]:
-    """Names of the settings that the user set; without labels, of those that are not the default."""
-    if labels is not None:
-        return set(labels)
-    return {field.name for field in fields(config) if getattr(config, field.name) != field.default}
-
-
 SIZES = frozenset(["k", "rank", "bottleneck", "prefix_length"])
 """Settings that a budget picks."""
 

@@ -65,9 +65,11 @@ class Content:
 
     Attributes:
         open: opens them at their start.
+        path: the file, if they are all that it holds.
     """
 
     open: Callable[[], BinaryIO]
+    path: Path | None = None
 
     def head(self) -> bytes:
         """The first bytes, as many as tell a format."""
@@ -78,6 +80,10 @@ class Content:
         """All of them."""
         with self.open() as stream:
             return stream.read()
+
+    def file(self) -> pa.NativeFile:
+        """A file of Arrow that has them: in memory only where they have to be unpacked."""
+        return pa.BufferReader(self.read()) if self.path is None else pa.OSFile(str(self.path))
 
 
 def find_content(path: Path) -> tuple[str, Content]:
@@ -93,7 +99,7 @@ def find_content(path: Path) -> tuple[str, Content]:
         head = file.read(6)
         if not head.startswith((_ZIP, *_OPENERS)) or (head.startswith(b"BZh") and not head[3:4].isdigit()):
             if path.is_file():
-                return format_suffix(path), Content(lambda: path.open("rb"))
+                return format_suffix(path), Content(lambda: path.open("rb"), path)
             # A pipe can be read but once.
             whole = head + file.read()
             return format_suffix(path), Content(lambda: io.BytesIO(whole))

@@ -109,8 +109,8 @@ def _parsed(path: Path, lines: Iterable[str], dialect: _Dialect, reading: Readin
         rows = _rows(path, lines, dialect)
     except TooWideError:
         raise
-    except UsageError:
-        rows = _without_blanks(path, lines, dialect)
+    except UsageError as error:
+        rows = _otherwise_read(path, lines, dialect, reading, error)
     else:
         if dialect.quoting == csv.QUOTE_MINIMAL and not dialect.delimiter.isspace():
             rows = _less_blanks(path, lines, dialect, rows)
@@ -136,6 +136,26 @@ def _without_headers(path: Path, rows: _Rows, reading: Reading) -> pa.Table:
     are = agreeing(repeated, "is", "are")
     reading.say(f"{path}: {repeated} further {lines_repeat} the column names, and {are} left out")
     return spooled(pa.table(part.filter(others(part))) for part in parts)
+
+
+def _otherwise_read(path: Path, lines: Iterable[str], dialect: _Dialect, reading: Reading, error: UsageError) -> _Rows:
+    """The rows of a file that cannot be read as it is: without blanks, or with the few faulty lines as empty rows.
+
+    Raises:
+        UsageError: neither is possible.
+    """
+    try:
+        return _without_blanks(path, lines, dialect)
+    except UsageError:
+        if reading.kept_faults is None:
+            raise
+    faults: dict[int, str] = {}
+    rows = _rows(path, lines, dialect, faults)
+    # Where most lines are faulty, the file is something else.
+    if 2 * len(faults) > rows.cells.num_rows:
+        raise error
+    reading.kept_faults.update(faults)
+    return rows
 
 
 def _without_blanks(path: Path, lines: Iterable[str], dialect: _Dialect) -> _Rows:
@@ -170,8 +190,8 @@ def _differ(rows: _Rows, shorter: _Rows) -> bool:
     return bool(rows.cells.column(column)[row] != shorter.cells.column(column)[row])
 
 
-def _rows(path: Path, lines: Iterable[str], dialect: _Dialect) -> _Rows:
-    """The rows, which are in memory only while they are few."""
+def _rows(path: Path, lines: Iterable[str], dialect: _Dialect, faults: dict[int, str] | None = None) -> _Rows:
+    """The rows, which are in memory only while they are few; if `faults` is given, faulty ones are empty and named."""
     csv.field_size_limit(_LONGEST_CELL)
     # Strict, or else a quote that is never closed swallows the remaining file as one cell.
     reader = csv.reader(
@@ -186,7 +206,7 @@ def _rows(path: Path, lines: Iterable[str], dialect: _Dialect) -> _Rows:
         check_names(path, header)
         spool = Spool()
         done, quoted = 0, None
-        for rows in batches(_checked(path, reader, len(header), dialect), _characters):
+        for rows in batches(_checked(path, reader, len(header), dialect, faults), _characters):
             if quoted is None and (place := _quoted(rows)):
                 quoted = done + place[0], place[1]
             spool.write(_part(rows, len(header)))
@@ -196,20 +216,26 @@ def _rows(path: Path, lines: Iterable[str], dialect: _Dialect) -> _Rows:
     return _Rows(header, spool.table() if done else _part([], len(header)), quoted)
 
 
-def _checked(path: Path, reader: Any, width: int, dialect: _Dialect) -> Iterator[list[str]]:
+def _checked(
+    path: Path, reader: Any, width: int, dialect: _Dialect, faults: dict[int, str] | None
+) -> Iterator[list[str]]:
     """The rows of a reader, which all have as many cells as the header.
 
     Raises:
-        UsageError: one has not.
+        UsageError: one has not, and no faults are kept.
     """
+    number = 0
     for row in reader:
         if len(row) == width:
             yield row
         elif row:
             advice = "check its tabs" if dialect.delimiter == "\t" else f"quote text that has {_word(dialect)}"
-            raise UsageError(
-                f"{path}: line {reader.line_num} has {len(row)} field(s), the header has {width}; {advice}"
-            )
+            fault = f"line {reader.line_num} has {len(row)} field(s), the header has {width}; {advice}"
+            if faults is None:
+                raise UsageError(f"{path}: {fault}")
+            faults[number] = fault
+            yield [""] * width
+        number += bool(row)
 
 
 def _characters(row: list[str]) -> int:

@@ -167,7 +167,12 @@ def _with_repairs(path: Path, records: Collection[Record], has_halves: bool, rea
 
 
 def _repaired(record: Record) -> Record:
-    return _map_text(record, lambda text: _SURROGATE.sub("\ufffd", text))
+    return _map_text(record, whole_characters)
+
+
+def whole_characters(text: str) -> str:
+    """A text with U+FFFD for each half of a character."""
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
 def _map_text(value: Any, change: Callable[[str], str]) -> Any:

@@ -68,7 +68,24 @@ def load_data(
     Raises:
         UsageError: there is no such source or split, it cannot be read, or it has no split to train on.
     """
-    available = _open(spec, choice, revision, Reading(say, strict))
+    return _to_train(spec, _open(spec, choice, revision, Reading(say, strict)), choice)
+
+
+def training_splits(name: str, splits: Mapping[str, datasets.Dataset], choice: WantedSplits = BY_RULE) -> Splits:
+    """Take rows that a program hands over to train on, as `load_data` takes those of a source.
+
+    Args:
+        name: names them in messages.
+        splits: the rows, by the names of their splits.
+        choice: as in `load_data`.
+
+    Raises:
+        UsageError: they have too many columns or classes, no rows, or no split to train on.
+    """
+    return _to_train(name, _checked(name, splits), choice)
+
+
+def _to_train(spec: str, available: Mapping[str, datasets.Dataset], choice: WantedSplits) -> Splits:
     splits = choose_splits(available, choice)
     if splits.train is None:
         names = listed(available)
@@ -127,11 +144,7 @@ def _open(spec: str, choice: WantedSplits, revision: str | None, reading: Readin
         source, part = spec, None
     else:
         source, part = split_off_slice(spec)
-    splits = _read_source(source, choice, revision, reading)
-    for rows in splits.values():
-        check_schema(spec, rows.data.schema)
-        check_classes(spec, rows.features)
-    splits = {name: _undecoded(rows) for name, rows in splits.items()}
+    splits = _checked(spec, _read_source(source, choice, revision, reading))
     train, _ = choice.among(splits)
     if part is not None and train is not None:
         chosen = part.rows(len(splits[train]))
@@ -140,6 +153,14 @@ def _open(spec: str, choice: WantedSplits, revision: str | None, reading: Readin
         reading.say(f"{spec}: {len(chosen)} of {len(splits[train])} training rows")
         splits[train] = splits[train].select(chosen)
     return splits
+
+
+def _checked(spec: str, splits: Mapping[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
+    """Splits of bounded width, their images and recordings as encoded files."""
+    for rows in splits.values():
+        check_schema(spec, rows.data.schema)
+        check_classes(spec, rows.features)
+    return {name: _undecoded(rows) for name, rows in splits.items()}
 
 
 def _read_source(

@@ -15,27 +15,34 @@ from capaft.data.spool import spooled
 from capaft.data.width import MOST_COLUMNS, MOST_LEVELS, TooWideError, check_schema, too_wide
 from capaft.support.errors import UsageError
 
+# Bytes of a column that are read at a time.
+_PAGES = 2**20
 
-def read_parquet(path: Path, content: bytes) -> pa.Table:
+
+def read_parquet(path: Path, source: pa.NativeFile) -> pa.Table:
     """The table in a Parquet file, on the disk if it is large.
+
+    Args:
+        path: the file, for messages.
+        source: its content, of which no more is in memory than a few pages of each column.
 
     Raises:
         UsageError: it unpacks to more than such a file can hold, or has too many columns.
         pa.ArrowException: it is damaged.
     """
-    metadata = pq.read_metadata(pa.BufferReader(content))
+    metadata = pq.read_metadata(source)
     if metadata.num_columns > MOST_COLUMNS:
         raise too_wide(path, metadata.num_columns)
     columns = [metadata.schema.column(at) for at in range(metadata.num_columns)]
     if any(column.max_definition_level > 2 * MOST_LEVELS for column in columns):
         raise TooWideError(f"{path}: a column has more than {MOST_LEVELS} lists or records within one another; drop it")
-    limit = most_unpacked(len(content))
+    limit = most_unpacked(source.size())
     groups = (metadata.row_group(at) for at in range(metadata.num_row_groups))
     if sum(group.total_byte_size for group in groups) > limit:
         raise _too_large(path, limit)
     # Texts that a file holds once for many rows stay so until their size is known.
     texts = [field.name for field in metadata.schema.to_arrow_schema() if _is_text(field.type)]
-    file = pq.ParquetFile(pa.BufferReader(content), read_dictionary=texts)
+    file = pq.ParquetFile(source, read_dictionary=texts, buffer_size=_PAGES, pre_buffer=False)
     check_schema(path, file.schema_arrow)
     if not metadata.num_rows:
         return plainly_typed(file.read())

@@ -93,7 +93,7 @@ def read_rows(path: Path, text_columns: Collection[str] = (), reading: Reading =
         if suffix in (".arrow", ".feather"):
             table = _read_arrow(path, content.read())
         elif suffix == ".parquet":
-            table = read_parquet(path, content.read())
+            table = read_parquet(path, content.file())
         elif suffix == WORKBOOK:
             table = _typed_columns(path, tag_words(str(path), read_workbook(path, content.read()), reading))
         else:

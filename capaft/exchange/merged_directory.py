@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +15,10 @@ from capaft.model.load import BaseModel, locate_model
 from capaft.model.modalities import has_towers
 from capaft.model.origin import Origin
 from capaft.support import hub
-from capaft.support.errors import TrainingError, UsageError, one_line
-from capaft.support.files import flush_directory, make_ordinary, write_atomically
+from capaft.support.directories import check_directory, written_whole
+from capaft.support.errors import one_line
+from capaft.support.files import write_atomically
 from capaft.support.markdown import fenced, front_matter, inline
-from capaft.support.signals import uninterrupted
 
 
 @dataclass(frozen=True)
@@ -55,14 +52,7 @@ def check_output(output: str, path: Path, *, overwrite: bool) -> None:
     Raises:
         UsageError: it is a file, or holds a model that is not to be replaced, or something else.
     """
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"--output {output} is a file; name a directory that is new or empty")
-    if not path.is_dir() or not any(path.iterdir()):
-        return
-    if not (path / "config.json").exists():
-        raise UsageError(f"--output {output} holds something else; name a directory that is new or empty")
-    if not overwrite:
-        raise UsageError(f"--output {output} holds a model; name another directory, or replace it with --overwrite")
+    check_directory(output, path, "config.json", "a model", overwrite=overwrite)
 
 
 def write_merged(
@@ -82,21 +72,14 @@ def write_merged(
         TrainingError: the disk is full or cannot be written.
     """
     check_output(output, path, overwrite=overwrite)
-    try:
-        with _aside(path) as aside:
-            write_weights(aside)
-            if merged.dtype:
-                _name_dtype(aside / "config.json", merged.dtype)
-            if has_towers(merged.base.model):
-                _write_processors(merged.settings, aside)
-            merged.base.processor.save_pretrained(aside)
-            write_atomically(aside / "README.md", _card(merged))
-            make_ordinary(aside)
-            flush_directory(aside)
-            with uninterrupted():
-                _replace(path, aside)
-    except OSError as error:
-        raise TrainingError(f"cannot write {output}: {error.strerror or error}; nothing was left there") from None
+    with written_whole(output, path) as aside:
+        write_weights(aside)
+        if merged.dtype:
+            _name_dtype(aside / "config.json", merged.dtype)
+        if has_towers(merged.base.model):
+            _write_processors(merged.settings, aside)
+        merged.base.processor.save_pretrained(aside)
+        write_atomically(aside / "README.md", _card(merged))
 
 
 def write_configuration(model: Any, directory: Path) -> None:
@@ -104,35 +87,6 @@ def write_configuration(model: Any, directory: Path) -> None:
     model.save_pretrained(directory, state_dict={})
     for file in directory.glob("*.safetensors*"):
         file.unlink()
-
-
-@contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """Gives a directory beside another one, which is gone afterwards unless it was renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = None
-    try:
-        with uninterrupted():
-            aside = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
-        yield aside
-    finally:
-        if aside:
-            shutil.rmtree(aside, ignore_errors=True)
-
-
-def _replace(path: Path, aside: Path) -> None:
-    """Put a directory in the place of another, which is moved away first and only then removed."""
-    old = aside.with_name(f"{aside.name}.old")
-    if path.exists():
-        path.rename(old)
-    try:
-        aside.rename(path)
-    except OSError:
-        if old.exists():
-            old.rename(path)
-        raise
-    flush_directory(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _name_dtype(file: Path, dtype: str) -> None:

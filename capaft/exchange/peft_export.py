@@ -16,20 +16,23 @@ from capaft.adapter.activation import activate, active_names, get_adapter
 from capaft.adapter.module import Adapter
 from capaft.config.local_paths import shared_name
 from capaft.exchange.peft_card import card
+from capaft.exchange.peft_config import CONFIG
+from capaft.exchange.peft_directory import WEIGHTS
 from capaft.exchange.peft_ia3 import ia3
 from capaft.exchange.peft_layers import PeftLayers
 from capaft.exchange.peft_lora import PREFIX, PeftMethod, lora
+from capaft.exchange.peft_renames import renamed_key
 from capaft.exchange.peft_saved import saved_modules
 from capaft.exchange.served import cautions
 from capaft.methods.bottleneck import Bottleneck
 from capaft.methods.ia3 import Ia3
 from capaft.model.names import input_embeddings, unwrapped_model, without_wrappers
 from capaft.model.origin import Origin
-from capaft.support.directories import check_output, written_whole
+from capaft.support.directories import check_directory, written_whole
 from capaft.support.errors import UsageError
 from capaft.support.files import write_atomically
+from capaft.support.paths import named_path
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 INSTEAD = "use it with capaft"
 
 
@@ -89,6 +92,10 @@ def peft_adapter(
     }
     if saved.task_type is None:
         config["auto_mapping"] = {"base_model_class": type(bare).__name__, "parent_library": type(bare).__module__}
+    if key := renamed_key(bare, tensors):
+        raise UsageError(
+            f"PEFT would rename {key} while it loads it, as if it were of an older checkpoint; merge the run"
+        )
     lines = list(cautions(config))
     if read := layers.sometimes_read(method.targets):
         lines.append(
@@ -129,9 +136,10 @@ def export_peft(
         UsageError: there is no such adapter, PEFT cannot hold it exactly, or the directory holds something else.
         TrainingError: the directory cannot be written.
     """
-    check_output(output, CONFIG, "an adapter", overwrite=overwrite)
+    path = named_path("--output", output)
+    check_peft_output(output, path, overwrite=overwrite)
     peft = peft_adapter(model, name, base=base, pad_rank=pad_rank, embeddings=embeddings)
-    with written_whole(output) as directory:
+    with written_whole(output, path) as directory:
         save_file(dict(peft.tensors), directory / WEIGHTS, {"format": "pt"})
         text = json.dumps(peft.config, indent=2, sort_keys=True) + "\n"
         write_atomically(directory / CONFIG, text)
@@ -139,6 +147,15 @@ def export_peft(
             directory / "README.md", card(model, get_adapter(model, name), peft.config, resized=embeddings)
         )
     return peft
+
+
+def check_peft_output(output: str | Path, path: Path, *, overwrite: bool) -> None:
+    """Make sure that an adapter may be written to a directory.
+
+    Raises:
+        UsageError: it is a file, or holds an adapter that is not to be replaced, or something else.
+    """
+    check_directory(output, path, CONFIG, "an adapter", overwrite=overwrite)
 
 
 def _method(layers: PeftLayers, adapter: Adapter, name: str, pad_rank: int) -> PeftMethod:

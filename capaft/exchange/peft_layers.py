@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from capaft.adapter.activation import disabled
 from capaft.model.layers import (
     CONVOLUTIONS,
     is_plain,
@@ -22,6 +25,7 @@ from capaft.model.layers import (
 )
 from capaft.model.names import CHILD_PREFIX, base_modules, unwrapped_model, without_wrappers
 from capaft.model.site import Site
+from capaft.model.weights import device_of
 from capaft.support.errors import UsageError
 
 # `parameter` is a change of the weight while its module is called, which PEFT calls `target_parameters`.
@@ -29,6 +33,10 @@ Form = Literal["linear", "conv", "embedding", "parameter"]
 # Names that were those of experts before transformers packed them. Where there are packed experts, PEFT takes them for
 # experts still, and leaves layers alone that have them.
 _ONCE_EXPERTS = frozenset(["gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"])
+
+# Kinds of model that PEFT knows to read these layers in kernels of their own.
+_STATE_SPACES = frozenset(["falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"])
+_UNREACHED = frozenset(["out_proj", "conv1d"])
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,11 @@ class PeftLayers:
                 )
             if site.kind == "conv" and (obstacle := self._obstacle(path)):
                 raise UsageError(f"PEFT has no LoRA for {path}: {obstacle}; merge the run")
+            kind = getattr(getattr(unwrapped_model(self.model), "config", None), "model_type", "")
+            if kind in _STATE_SPACES and path.rpartition(".")[2] in _UNREACHED:
+                raise UsageError(
+                    f"PEFT refuses to adapt {path} of a {kind} model, whose kernels read it; merge the run"
+                )
             if site.kind == "linear" and not self._is_known(path):
                 raise UsageError(f"PEFT has no LoRA for {path}, a {type(self.modules[path]).__name__}; merge the run")
         module = self.modules[without_wrappers(site.module)]
@@ -98,13 +111,32 @@ class PeftLayers:
 
     @cached_property
     def _read(self) -> set[str]:
-        """Paths of the modules whose weights the model only ever reads."""
-        return {without_wrappers(path) for path in read_without_calling(self.model, always=True)}
+        """Paths of the modules whose weights the model reads without calling them, always or as it is set now."""
+        read = {without_wrappers(path) for path in read_without_calling(self.model)}
+        always = {without_wrappers(path) for path in read_without_calling(self.model, always=True)}
+        return always | (read - self._called(read - always) if read - always else set())
 
     def sometimes_read(self, paths: Iterable[str]) -> list[str]:
-        """Those of some paths whose weights the model reads without calling them under some condition."""
+        """Those of some paths whose weights the model reads without calling them if it is set so."""
         sometimes = {without_wrappers(path) for path in read_without_calling(self.model)}
         return sorted(sometimes.intersection(paths) - self._read)
+
+    def _called(self, paths: set[str]) -> set[str]:
+        """Those of some modules that a forward calls; none if the model does not run on transformers' own example."""
+        called: set[str] = set()
+        hooks = [
+            self.modules[path].register_forward_hook(lambda *_, path=path: called.add(path)) for path in sorted(paths)
+        ]
+        example = getattr(unwrapped_model(self.model), "dummy_inputs", None)
+        device = device_of(self.model)
+        try:
+            # A model may raise anything at inputs that are not meant for it.
+            with suppress(Exception), torch.no_grad(), torch.random.fork_rng(), disabled(self.model):
+                self.model(**{name: value.to(device) for name, value in (example or {}).items()})
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return called
 
     @cached_property
     def _owners(self) -> Counter[int]:

@@ -109,7 +109,9 @@ def _of_modules(
             site = pair.site
             size = magnitudes.get(site.path, _row_norms(site, layers.modules[path]))
             shape = (1, -1, *[1] * (stored_parameter(layers.modules[path], "weight").ndim - 2))
-            tensors[f"{PREFIX}{path}.lora_magnitude_vector"] = size.view(shape) if site.kind == "conv" else size
+            tensors[f"{PREFIX}{path}.lora_magnitude_vector"] = (
+                size.view(shape) if site.kind == "conv" else size
+            ).clone()
     return PeftMethod({"target_modules": list(names.names)}, tensors, names.modules)
 
 

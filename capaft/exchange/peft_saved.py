@@ -23,6 +23,9 @@ KEPT_FOR_TASK = {
     "QUESTION_ANS": ("qa_outputs",),
 }
 
+# What PEFT does not keep, since nobody calls it.
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
 
 @dataclass(frozen=True, eq=False)
 class SavedModules:
@@ -31,7 +34,7 @@ class SavedModules:
     Attributes:
         names: their names in the configuration.
         tensors: the tensors of all modules that these names mean, by key.
-        task_type: PEFT's name for the task; None where PEFT would keep modules for it that hold targets.
+        task_type: PEFT's name for the task; None where the modules that PEFT would keep for it are in the way.
     """
 
     names: tuple[str, ...]
@@ -67,12 +70,13 @@ def saved_modules(
             )
     names = saved_names(modules, layers.places, targets)
     forced = KEPT_FOR_TASK.get(task_type or "", ())
-    if any(excludes(name, targets) for name in forced):
-        task_type, forced = None, ()
+    kept = saved_by({*names, *forced}, layers.places)
+    if any(excludes(name, targets) for name in forced) or _are_nested(kept):
+        task_type, kept = None, saved_by(names, layers.places)
     if lost := [path for name in names for path in excludes(name, targets)]:
         raise UsageError(f"PEFT would not adapt {lost[0]}, since {name_of(names, lost[0])} is also a module to save")
     tensors: dict[str, Tensor] = {}
-    for path in sorted(saved_by({*names, *forced}, layers.places)):
+    for path in sorted(kept):
         for leaf, value in _state(layers.places[path]):
             # Each a copy: a file of tensors does not take one twice.
             tensors[f"{PREFIX}{path}.{leaf}"] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -101,11 +105,20 @@ def _holders(layers: PeftLayers, adapter: Adapter) -> set[str]:
     for path in holders:
         while parent := path.rpartition(".")[0]:
             inside = {key for key, paths in held.items() if any(f"{p}.".startswith(f"{parent}.") for p in paths)}
-            if not inside <= wanted:
+            if not inside <= wanted or isinstance(layers.places[parent], _CONTAINERS):
                 break
             path = parent
         widened.add(path)
-    return widened
+    return {path for path in widened if not _is_inside(path, widened)}
+
+
+def _is_inside(path: str, others: Collection[str]) -> bool:
+    return any(path.startswith(f"{other}.") for other in others)
+
+
+def _are_nested(paths: Collection[str]) -> bool:
+    """True if one of some modules is inside another, of which PEFT would make copies of copies."""
+    return any(_is_inside(path, paths) for path in paths)
 
 
 def _state(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -66,6 +66,10 @@ class Answerer:
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     fitting: FittingBatch = field(default_factory=FittingBatch)
 
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields that an answer may have, in their order."""
+        return self.task.answer_fields(self.top)
+
     def answer(self, rows: Dataset, columns: Columns, first: int = 1, advance: Advance = _ignore) -> list[Record]:
         """The answers to some rows, one record a row in their order; a row without an answer has `error`.
 
@@ -96,7 +100,7 @@ class Answerer:
         try:
             features = self.task.answer_features(self.base, rows, columns)
             check_token_ids(self.base, features)
-            answers = self._answers_of(features, len(rows))
+            answers = self._answers_of(features, len(rows), advance)
         except UsageError as error:
             if len(rows) == 1:
                 advance(1)
@@ -104,18 +108,17 @@ class Answerer:
             middle = len(rows) // 2
             halves = (range(middle), range(middle, len(rows)))
             return [record for half in halves for record in self._answered(rows.select(half), columns, advance)]
-        advance(len(rows))
         return answers
 
-    def _answers_of(self, features: Features, rows: int) -> list[Record]:
+    def _answers_of(self, features: Features, rows: int, advance: Advance) -> list[Record]:
         """The answers to the rows of some features.
 
         Raises:
             UsageError: there is none for one of them, and features are not rows.
         """
-        predictions = self._predictions(features)
+        predictions = self._predictions(features, rows, advance)
         lost = {at: reason for at, reason in enumerate(predictions) if isinstance(reason, _Unanswered)}
-        if lost and len(features) != rows:
+        if lost and features.rows is not None:
             raise UsageError(next(iter(lost.values())))
         kept = [at for at in range(len(features)) if at not in lost]
         records: dict[int, Record] = {at: {ERROR: str(reason)} for at, reason in lost.items()}
@@ -128,9 +131,10 @@ class Answerer:
         records |= zip(kept, answers, strict=True)
         return [records[at] for at in range(rows)]
 
-    def _predictions(self, features: Features) -> list[Any]:
-        """The prediction of each feature, or the reason why there is none."""
+    def _predictions(self, features: Features, rows: int, advance: Advance) -> list[Any]:
+        """The prediction of each feature of some rows, or the reason why there is none."""
         predictions: list[Any] = [None] * len(features)
+        done = 0
         logits = self.task.logits(self.base, features)
         device = device_of(self.model)
 
@@ -149,6 +153,9 @@ class Answerer:
                 for indices, answers in self.fitting.in_parts(batch, forward):
                     for index, answer in zip(indices, answers, strict=True):
                         predictions[index] = answer
+                    # A row may have several features.
+                    advance((done + len(indices)) * rows // len(features) - done * rows // len(features))
+                    done += len(indices)
         return predictions
 
 

@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch import nn
 
 from capaft.config.choices import BaseDtype
+from capaft.config.generate_options import GenerateOptions
 from capaft.config.open_options import OpenOptions
 from capaft.config.train_config import TrainConfig
 from capaft.inference.answers import Answerer
@@ -93,6 +94,39 @@ class Opened:
         answerer = self.answerer(top=top, batch_size=batch_size)
         with memory_guard():
             return [record for records in answered(answerer, source, keep) for record in records]
+
+    @in_python
+    def generate(
+        self,
+        prompt: str | Sequence[Mapping[str, str]],
+        *,
+        adapted: bool = True,
+        show: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> str:
+        """What the model writes after a prompt, which is put as the run's training data were.
+
+        Args:
+            prompt: a text, or the messages of a chat as `{"role", "content"}`.
+            adapted: leave the adapter on.
+            show: called with each piece of the text as soon as it is written.
+            **options: those of `capaft generate`, by transformers' names: `max_new_tokens`, `do_sample`, `temperature`,
+                `top_p`, `num_beams`, `seed`, `system`, ...
+
+        Raises:
+            UsageError: the task writes no texts, or an option is unknown or out of range.
+            TrainingError: memory ran out.
+
+        Example:
+            m = capaft.open("runs/chat")
+            m.generate("Who are you?", do_sample=True, temperature=0.7, seed=1)
+        """
+        from capaft.inference.prompts import user_message
+        from capaft.inference.writing import Writer
+
+        writer = Writer(self.saved, GenerateOptions.of(options))
+        messages = [user_message(prompt)] if isinstance(prompt, str) else [dict(message) for message in prompt]
+        return writer.answer([*writer.opening(), *messages], adapted=adapted, show=show).text
 
     def answerer(self, *, task: Task | None = None, top: int | None = None, batch_size: int | None = None) -> Answerer:
         """What answers the rows of this adapter.

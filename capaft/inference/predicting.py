@@ -21,7 +21,7 @@ from capaft.inference.rows import (
     windows_of,
 )
 from capaft.inference.values import rows_of_values
-from capaft.inference.written import answered, record_fields
+from capaft.inference.written import Answers, answered, record_fields
 from capaft.support.activity import activity
 from capaft.support.errors import UsageError
 from capaft.tasks.base.task import Task
@@ -69,10 +69,26 @@ def predict_run(saved: SavedRun, options: PredictOptions, *, say: Say, console: 
     answerer = run.answerer(top=options.top, batch_size=options.batch_size)
     if options.top is not None and not _lists(task, options.top):
         say(f"--top has no effect with {task.name}, which lists no classes here, and is ignored")
-    result = Predicted()
     source = _source(run.saved, options, say)
-    if source is None:
-        return result
+    return Predicted() if source is None else write_answers(answerer, source, options, say=say, console=console)
+
+
+def write_answers(
+    answerer: Answers, source: RowSource, options: PredictOptions, *, say: Say, console: Console
+) -> Predicted:
+    """Answer the rows of a source and write the records.
+
+    Args:
+        answerer: what answers them.
+        source: the rows.
+        options: the columns to pass on, and the file to write to.
+        say: called with a line if the writing breaks off.
+        console: where a bar shows how far it is.
+
+    Raises:
+        TrainingError: the records cannot be written, or memory ran out.
+    """
+    result = Predicted()
     fields = record_fields(answerer, source, options.kept)
 
     def interrupted(part: object) -> None:

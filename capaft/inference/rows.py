@@ -126,14 +126,19 @@ def find_inputs(saved: SavedRun, rows: Dataset, named: Mapping[str, str | None],
     Raises:
         UsageError: the columns cannot be determined.
     """
+    writes = isinstance(saved.task, Generation)
     first, second = input_names(saved) if saved.config else (None, None)
+    _check_second(rows, input_names(saved)[1], named, is_optional=writes)
     expected = {"text": first, "pair": second}
     rows = _as_texts(rows, [*present_columns(rows, expected).values(), *named.values()])
     # The training alone tells whether there are two inputs; what a task usually takes does not.
     second = saved.config.pair_column if saved.config else None
+    if writes and second not in rows.column_names:
+        # The further text of a source is one that many rows lack.
+        second = None
     hints = ColumnHints(saved.task.find_inputs, expected, named, (first, second))
     columns = hints.recognise(rows.select(range(min(len(rows), _HEAD))))
-    is_single = saved.config is not None and second is None and not isinstance(saved.task, Generation)
+    is_single = saved.config is not None and second is None and not writes
     if is_single and columns.pair is not None and columns.pair != expected["pair"]:
         raise UsageError(
             f"the training data had one input, {first!r}, and these rows would be read as two, {columns.text!r} and "
@@ -144,10 +149,25 @@ def find_inputs(saved: SavedRun, rows: Dataset, named: Mapping[str, str | None],
     return rows, columns
 
 
+def _check_second(rows: Dataset, name: str | None, named: Mapping[str, str | None], *, is_optional: bool) -> None:
+    """Make sure that texts come in pairs where the adapter takes pairs.
+
+    Raises:
+        UsageError: no row has a second text.
+    """
+    if not is_optional and not named.get("pair") and rows.features.get(name) == Value("null"):
+        raise UsageError(
+            f"this adapter takes two texts a row, and the second, {name!r}, is missing: give it with --pair-text, "
+            "after a tab in a line, or name its column with --pair-column"
+        )
+
+
 def _as_texts(rows: Dataset, names: list[str | None]) -> Dataset:
     """The rows with texts in place of numbers in some columns, which in few rows may all look like numbers."""
     for name in dict.fromkeys(names):
-        if name in rows.column_names and cell_kind(rows.features[name]) in ("integer", "float", "bool"):
+        if name not in rows.column_names:
+            continue
+        if cell_kind(rows.features[name]) in ("integer", "float", "bool") or rows.features[name] == Value("null"):
             rows = rows.cast_column(name, Value("string"))
     return rows
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping, Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from capaft.data.column_types import record_parts, typed_table
+from capaft.data.json_records import whole_characters
 from capaft.data.media.decode import open_audio, open_image
 from capaft.data.media.folder import feature_of
 from capaft.data.width import check_records
@@ -90,11 +92,19 @@ def _table(records: Sequence[Mapping[str, Any]]) -> Dataset:
     plain = [{name: _plain(value) for name, value in record.items()} for record in records]
     names = check_records(_SOURCE, plain)
     table = typed_table(_SOURCE, lambda: record_parts(plain, names), list(names), len(plain))
+    for at, field in enumerate(table.schema):
+        # Rows of which none has a second text, say, lack it one by one.
+        if pa.types.is_null(field.type):
+            table = table.set_column(at, field.name, table.column(at).cast(pa.string()))
     return Dataset(table)
 
 
 def _plain(value: Any) -> Any:
-    """A value without the types of numpy and of paths."""
+    """A value without the types of numpy, of paths and of dates, and without half characters."""
+    if isinstance(value, str):
+        return whole_characters(value)
+    if isinstance(value, date | time):
+        return value.isoformat()
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, tuple | list):

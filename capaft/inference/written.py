@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
-from capaft.inference.answers import Answerer
+from datasets import Dataset
+
 from capaft.inference.records import passed_names, passed_values
 from capaft.inference.rows import RowSource
+from capaft.tasks.base.columns import Columns
 from capaft.tasks.base.task_answers import ERROR, Record
 
 
-def record_fields(answerer: Answerer, source: RowSource, keep: Sequence[str] | None) -> list[str]:
+class Answers(Protocol):
+    """What answers rows: an `Answerer`, or several behind one."""
+
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields that an answer may have, in their order."""
+
+    def answer(self, rows: Dataset, columns: Columns, first: int, advance: Callable[[int], None]) -> list[Record]:
+        """See `Answerer.answer`."""
+
+
+def record_fields(answerer: Answers, source: RowSource, keep: Sequence[str] | None) -> list[str]:
     """Names of all fields that a record may have, in their order."""
-    fields = answerer.task.answer_fields(answerer.top)
+    fields = answerer.fields()
     return [*passed_names(source.names, keep, fields).values(), *fields, ERROR]
 
 
 def answered(
-    answerer: Answerer,
+    answerer: Answers,
     source: RowSource,
     keep: Sequence[str] | None,
     advance: Callable[[int], None] = lambda rows: None,
@@ -33,7 +46,7 @@ def answered(
     Raises:
         TrainingError: memory ran out with a single row.
     """
-    shown = passed_names(source.names, keep, answerer.task.answer_fields(answerer.top))
+    shown = passed_names(source.names, keep, answerer.fields())
     for window in source.windows:
         answers = answerer.answer(window.rows, source.columns, window.first, advance)
         for at, reason in window.faults.items():

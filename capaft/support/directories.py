@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from capaft.support.errors import TrainingError, UsageError
-from capaft.support.files import make_ordinary
-from capaft.support.paths import named_path
+from capaft.support.files import flush_directory, make_ordinary
 from capaft.support.signals import uninterrupted
 
 
-def check_output(output: str | Path, mark: str, what: str, *, overwrite: bool = False) -> None:
+def check_directory(output: str | Path, path: Path, mark: str, what: str, *, overwrite: bool = False) -> None:
     """Make sure that the directory that `--output` names may be written.
 
     Args:
-        output: the directory.
+        output: the directory as the user names it.
+        path: the directory.
         mark: the file by which a directory of the kind is known.
         what: such a directory's content, in a message.
         overwrite: such a directory may be replaced.
@@ -26,7 +26,6 @@ def check_output(output: str | Path, mark: str, what: str, *, overwrite: bool = 
     Raises:
         UsageError: it is a file, or holds something that is not to be replaced.
     """
-    path = named_path("--output", output)
     if path.exists() and not path.is_dir():
         raise UsageError(f"--output {output} is a file; name a directory that is new or empty")
     if not path.is_dir() or not any(path.iterdir()):
@@ -38,13 +37,16 @@ def check_output(output: str | Path, mark: str, what: str, *, overwrite: bool = 
 
 
 @contextmanager
-def written_whole(output: str | Path) -> Iterator[Path]:
+def written_whole(output: str | Path, path: Path) -> Iterator[Path]:
     """A new directory to write to, which takes the place of another when the context ends, and only then.
+
+    Args:
+        output: the other directory as the user names it.
+        path: the other directory, whether or not it is there.
 
     Raises:
         TrainingError: the disk is full or cannot be written.
     """
-    path = named_path("--output", output)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = None
@@ -53,6 +55,7 @@ def written_whole(output: str | Path) -> Iterator[Path]:
                 aside = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
             yield aside
             make_ordinary(aside)
+            flush_directory(aside)
             with uninterrupted():
                 replace_directory(path, aside)
         finally:
@@ -77,4 +80,5 @@ def replace_directory(path: Path, aside: Path) -> None:
         if old.exists():
             old.rename(path)
         raise
+    flush_directory(path.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -176,7 +176,9 @@ def _noting() -> Iterator[_Requests]:
     finally:
         requests.answer = answer
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # One that C has installed is None here, and cannot be put back.
+            if handler is not None:
+                signal.signal(number, handler)
 
 
 def _listen(requests: _Requests) -> dict[signal.Signals, Any]:

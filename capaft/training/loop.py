@@ -187,6 +187,7 @@ def _journal(run: Trainer, progress: Progress) -> Journal:
         done=progress.step,
         seconds=progress.seconds,
         quiet=not run.processes.is_first,
+        notify=run.progress,
         track=(lambda values, step: run.accelerator.log(values, step=step)) if run.config.tracker else None,
     )
 

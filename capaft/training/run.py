@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from datasets import Dataset
 from rich.console import Console
 
 from capaft.adapter.file.adapter_file import write_file
@@ -15,7 +16,7 @@ from capaft.adapter.file.fingerprint import weight_samples
 from capaft.adapter.install import attach_plan
 from capaft.config.local_paths import LocalPaths, shared_name
 from capaft.config.restarts import Restart
-from capaft.config.train_config import TrainConfig, chosen_settings
+from capaft.config.train_config import TrainConfig
 from capaft.methods.stack import canonical_method
 from capaft.support import strict_json
 from capaft.support.activity import activity
@@ -32,6 +33,7 @@ from capaft.training.parallel.sharding import shard_model, sharding_requested
 from capaft.training.record.best_adapter import check_best_adapter
 from capaft.training.record.checkpoint import Checkpoint, newest_checkpoint, prune_checkpoints
 from capaft.training.record.extension import continuation, is_finished, with_restarts
+from capaft.training.record.metrics import Record
 from capaft.training.record.model_card import card_text
 from capaft.training.record.next_commands import command_to_resume
 from capaft.training.record.results import Results, read_results
@@ -62,10 +64,24 @@ from capaft.training.setup.job import Job
 from capaft.training.setup.method import chosen_stack
 from capaft.training.setup.predecessor import with_predecessor
 from capaft.training.setup.prepare import prepare_job
+from capaft.training.setup.resolved_run import ResolvedRun, chosen_settings
 from capaft.training.setup.settled import settled_config, settled_method
 from capaft.training.trainer import Trainer
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Caller:
+    """What a program that starts a run hands over beside its settings.
+
+    Attributes:
+        rows: the data set, by the names of its splits; None if the settings name it.
+        progress: called with the record of every step and every evaluation.
+    """
+
+    rows: Mapping[str, Dataset] | None = None
+    progress: Callable[[Record], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -119,28 +135,21 @@ class _Decided:
     restart: Restart | None
 
 
-def execute_run(
-    config: TrainConfig,
-    console: Console,
-    labels: Mapping[str, str] | None = None,
-    paths: LocalPaths | None = None,
-    named: Sequence[str] = (),
-) -> Results:
+def execute_run(wanted: ResolvedRun | TrainConfig, console: Console, caller: Caller | None = None) -> Results:
     """Train, and write the run directory; or go on with a run that was interrupted, or extend a finished one.
 
     Args:
-        config: the resolved settings.
+        wanted: the resolved settings.
         console: where people read.
-        labels: by name of each setting that the user set, the user's name for it; None counts those that are not the
-            default.
-        paths: those of the run that this one repeats, which goes by the same names.
-        named: lines about what files name, said before it is loaded, unless nothing is left to do.
+        caller: what a program hands over beside them.
 
     Raises:
         UsageError: the settings or the data cannot be used; nothing was written.
         TrainingError: the run could not go on; the best adapter so far is on disk.
         Interrupted: Ctrl-C; the run can be resumed.
     """
+    wanted = wanted if isinstance(wanted, ResolvedRun) else ResolvedRun(wanted)
+    caller, config, labels, paths = caller or Caller(), wanted.settings, wanted.labels, wanted.paths
     # First what this machine may lack: it is refused before a directory is made or data are read.
     check_optimizer(config.optimizer)
     sharding_requested()
@@ -148,7 +157,7 @@ def execute_run(
     processes = Processes.here(config.timeout)
     console.quiet = console.quiet or not processes.is_first
     say = partial(print_line, console)
-    config, predecessor = with_predecessor(config, chosen_settings(config, labels), say)
+    config, predecessor = with_predecessor(config, wanted.chosen, say)
     # The first process chooses the directory: the others look when it has already made it.
     directory = RunDirectory(processes.from_first(_choose(config) if processes.is_first else None))
     with hold_directory(directory) if processes.is_first else nullcontext():
@@ -158,25 +167,32 @@ def execute_run(
         # All that can be decided, so that a mistake costs nothing that was there before.
         chosen = chosen_settings(config, labels)
         explain = say_nothing if _has_nothing_left(config, directory, earlier, chosen) else say
-        for line in named:
+        for line in wanted.named:
             explain(line)
         with activity(console, "reading the data and loading the model"):
-            job = prepare_job(config, explain, labels, predecessor)
-        decided = _decide(config, job, paths_of(config, paths or LocalPaths()), directory, earlier, chosen)
+            job = prepare_job(config, explain, labels, predecessor, caller.rows)
+        decided = _decide(config, job, paths_of(config, paths), directory, earlier, chosen)
         # No process may change what another has yet to compare.
         processes.gather([decided.restart])
-        if earlier.resumed:
-            check_same_origin(earlier.resumed.made_from, decided.made_from, directory.path, earlier.resumed.made_with)
-            check_same_scale(earlier.resumed.progress.best, directory.path)
+        if (resumed := earlier.resumed) is not None:
+            check_same_origin(resumed.made_from, decided.made_from, directory.path, resumed.made_with)
+            check_same_scale(resumed.progress.best, directory.path)
         if earlier.finished and not decided.restart:
             if processes.is_first:
                 remove_leftovers(directory)
-            return _finished(directory, decided.job, earlier.resumed, say)
+            return _finished(directory, decided.job, resumed, say)
         decided = _restarted(decided, directory, say)
         run = Trainer(
-            decided.job, decided.config, directory, console, accelerator, processes, made_from=decided.made_from
+            decided.job,
+            decided.config,
+            directory,
+            console,
+            accelerator,
+            processes,
+            made_from=decided.made_from,
+            progress=caller.progress,
         )
-        return _carry_out(_ready(run, earlier.resumed), decided, earlier.resumed)
+        return _carry_out(_ready(run, resumed), decided, resumed)
 
 
 def _has_nothing_left(config: TrainConfig, directory: RunDirectory, earlier: _Earlier, chosen: Collection[str]) -> bool:

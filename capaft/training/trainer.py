@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from accelerate import Accelerator
@@ -14,6 +15,7 @@ from capaft.config.train_config import TrainConfig
 from capaft.support.console import print_line
 from capaft.training.fitting_batch import FittingBatch
 from capaft.training.parallel.processes import Processes
+from capaft.training.record.metrics import Record
 from capaft.training.record.run_directory import RunDirectory
 from capaft.training.setup.job import Job
 
@@ -33,6 +35,7 @@ class Trainer:
         baseline: score of the frozen base; None if it was not measured.
         samples: sample weights of the base model, taken before it was sharded; None if it is whole.
         fitting: the number of examples that fit into memory in an evaluation.
+        progress: called with every record, in the first process; None if nobody listens.
         made_from: digests of the data and the base model; see `origin_digests` in `record/resume.py`.
     """
 
@@ -47,6 +50,7 @@ class Trainer:
     samples: WeightSamples | None = None
     fitting: FittingBatch = field(default_factory=FittingBatch)
     made_from: dict[str, str] = field(default_factory=dict)
+    progress: Callable[[Record], None] | None = None
 
     @property
     def model(self) -> nn.Module:

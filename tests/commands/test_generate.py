@@ -21,10 +21,12 @@ from tiny_checkpoints import save
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
+import capaft
 from capaft.commands.app import app
 from capaft.commands.chat import Chat
 from capaft.config.generate_options import GenerateOptions
 from capaft.inference.writing import Writer
+from capaft.support.errors import UsageError
 from capaft.training.record.saved_run import open_run
 
 CHAT = [
@@ -233,6 +235,34 @@ def test_other_tasks_predict(run: Path) -> None:
         2,
         "error: this run is for text-classification, which writes no texts; use capaft predict",
     )
+
+
+@pytest.mark.parametrize("kind", ["chat", "pairs", "seq2seq"])
+def test_rows_and_prompts_in_python_get_the_texts_of_the_command(kind: str, runs: Any, tmp_path: Path) -> None:
+    prompts = ["hi", "a longer prompt, of more tokens"]
+    expected = [record(runs(kind), prompt)["text"] for prompt in prompts]
+    opened = capaft.open(runs(kind))
+    assert [opened.generate(prompt) for prompt in prompts] == expected
+    assert opened.predict(prompts) == [{"text": text} for text in expected]
+    output = tmp_path / "texts.jsonl"
+    done = invoke("predict", runs(kind), "--text", prompts[0], "--text", prompts[1], "--output", output)
+    assert done.code == 0, done.err
+    assert [json.loads(line)["text"] for line in output.read_text().splitlines()] == expected
+
+
+def test_options_in_python_are_checked_too(runs: Any) -> None:
+    opened = capaft.open(runs("pairs"))
+    pieces: list[str] = []
+    drawn = record(runs("pairs"), "hi", "--do-sample", "--seed", 4, "--top-k", 9)["text"]
+    assert opened.generate("hi", do_sample=True, seed=4, top_k=9, show=pieces.append) == drawn == "".join(pieces)
+    assert opened.generate("hi", adapted=False) == record(runs("pairs"), "hi", "--base")["text"]
+    for options, message in (
+        ({"temprature": 1.0}, r"temprature: there is no such option; did you mean temperature\?"),
+        ({"top_p": 2.0}, r"top_p must be in \(0, 1\], got 2.0"),
+        ({"num_beams": "4"}, "num_beams must be of type int, got '4'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            opened.generate("hi", **options)
 
 
 class Terminal:

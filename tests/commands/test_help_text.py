@@ -21,6 +21,7 @@ VERBS = [
     "export",
     "inspect-rank",
     "info",
+    "push",
     "import",
     "methods",
     "presets",

@@ -19,6 +19,7 @@ from transformers import BertForSequenceClassification
 
 from capaft.adapter.merge import merge
 from capaft.exchange import merged_directory
+from capaft.support import directories
 from capaft.training.record.saved_run import open_run
 
 
@@ -50,19 +51,19 @@ def test_an_interrupted_merge_leaves_what_was_there(run: Path, tmp_path: Path, m
     old = tmp_path / "merged"
     old.mkdir()
     (old / "config.json").write_text("{}")
-    for name, raising in (("_card", stop), ("_replace", stop)):
+    for module, name in ((merged_directory, "_card"), (directories, "replace_directory")):
         with monkeypatch.context() as patch:
-            patch.setattr(merged_directory, name, raising)
+            patch.setattr(module, name, stop)
             done = invoke("merge", run, "--output", old, "--overwrite")
         assert (done.code, done.err.splitlines()[-1:]) == (130, ["stopped by Ctrl-C"])
         assert [path.name for path in tmp_path.rglob("*")] == ["merged", "config.json"]
-    real = merged_directory._replace
+    real = directories.replace_directory
 
     def asked(*paths: Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         real(*paths)
 
-    monkeypatch.setattr(merged_directory, "_replace", asked)
+    monkeypatch.setattr(directories, "replace_directory", asked)
     done = invoke("merge", run, "--output", old, "--overwrite")
     assert (done.code, done.err.splitlines()[-1:]) == (130, ["stopped by SIGTERM"])
     assert (old / "model.safetensors").exists()

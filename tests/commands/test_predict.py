@@ -104,6 +104,11 @@ def test_a_bad_row_is_a_record_with_its_error(run: Path, expected: list[dict[str
         "",
         "line 6 is not JSON (Unter",
     ]
+    (tmp_path / "a.csv").write_text("id,text\n" + "".join(f"{at},A film{',' * (at == 2)}\n" for at in range(5)))
+    done = invoke("predict", run, "--data", tmp_path / "a.csv", "--keep", "id")
+    assert done.code == 1
+    assert [record["id"] for record in records(done.out)] == [0, 1, None, 3, 4]
+    assert records(done.out)[2]["error"] == "line 4 has 3 field(s), the header has 2; quote text that has commas"
     done = piped(b"A superb film\ncaf\xe9\n", "predict", run)
     assert done.exit_code == 1
     assert [record.get("error") for record in records(done.stdout)] == [None, "the line is not UTF-8"]

@@ -51,6 +51,7 @@ def test_inputs_of_every_form(opened: Opened) -> None:
     whole = opened.predict([{"text": TEXTS[0], "label": "bad"}], keep=None)
     assert whole == [{"text": TEXTS[0], "input_label": "bad", **expected[0]}]
     assert opened.predict([]) == []
+    assert opened.predict(["A \ud83d film"]) == opened.predict(["A \ufffd film"])
     assert [record.get("error") for record in opened.predict([TEXTS[0], None, "", "  "])][1:] == [
         "there is nothing in column 'text'"
     ] * 3

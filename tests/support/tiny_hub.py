@@ -1,14 +1,20 @@
 """A Hugging Face hub on this machine: directories, served over HTTP to the real clients.
 
-It answers only what `huggingface_hub`, `transformers` and `datasets` ask for when they read. A name without an owner is
-redirected to the repository of that name with an owner, as the hub does with `glue` and `roberta-base`.
+It answers only what `huggingface_hub`, `transformers` and `datasets` ask for when they read, and what `huggingface_hub`
+sends when it makes a repository, a branch or a commit, with regular files and those of Git LFS. A name without an owner
+is redirected to the repository of that name with an owner, as the hub does with `glue` and `roberta-base`.
+
+A request to write needs the token of the repository's owner, `hf_<owner>`; `private.txt` beside the revisions of a
+repository marks it private, and `log.jsonl` there holds its commits.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +22,13 @@ from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 MAIN = "main"
 _API = re.compile(r"/api/(models|datasets)/(.+?)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?")
+_WRITE = re.compile(r"/api/models/(.+?)/(preupload|commit|branch)/([^/]+)")
+_LFS = re.compile(r"/(.+?)\.git/info/lfs/objects/batch")
+_BLOB = re.compile(r"/lfs-upload/([0-9a-f]{64})")
 _FILE = re.compile(r"/(datasets/)?(.+?)/resolve/([^/]+)/(.+)")
 
 
@@ -48,9 +57,11 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self._body()
         # A slash inside a revision is quoted.
         path = urlsplit(self.path).path
+        if self.command in ("POST", "PUT") and self._written(path, body):
+            return
         if match := _API.fullmatch(path):
             kind, name, query, revision, below = (unquote(part or "") for part in match.groups())
             if self._redirected(kind, name, path):
@@ -64,7 +75,119 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._missing("Entry")
 
-    do_HEAD = do_POST = do_GET  # noqa: N815 # the names that http.server looks for
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 # the names that http.server looks for
+
+    def _body(self) -> bytes:
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def _written(self, path: str, body: bytes) -> bool:
+        """Answer a request that writes; False if it is none."""
+        if path == "/api/repos/create":
+            self._create(json.loads(body))
+        elif path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        elif match := _WRITE.fullmatch(path):
+            name, what, revision = map(unquote, match.groups())
+            repository = self.directory / "models" / name
+            if not repository.is_dir():
+                self._missing("Repo")
+            elif self._may_write(name):
+                {"preupload": self._preupload, "commit": self._commit_files, "branch": self._branch}[what](
+                    repository, revision, body
+                )
+        elif match := _LFS.fullmatch(path):
+            objects = [
+                {**asked, "actions": {"upload": {"href": f"{self._address()}/lfs-upload/{asked['oid']}"}}}
+                for asked in json.loads(body)["objects"]
+            ]
+            self._json({"transfer": "basic", "objects": objects})
+        elif match := _BLOB.fullmatch(path):
+            assert hashlib.sha256(body).hexdigest() == match[1]
+            (self.directory / "lfs").mkdir(exist_ok=True)
+            (self.directory / "lfs" / match[1]).write_bytes(body)
+            self._json({})
+        else:
+            return False
+        return True
+
+    def _address(self) -> str:
+        return f"http://{self.headers['Host']}"
+
+    def _owner(self) -> str | None:
+        """The user that the request's token belongs to."""
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        return token.removeprefix("hf_") if token.startswith("hf_") else None
+
+    def _may_write(self, name: str) -> bool:
+        """True if the request's user owns a repository; sends the hub's answer if not."""
+        if self._owner() is None:
+            self._answer(401, b"{}", message="Invalid credentials in Authorization header")
+        elif name.partition("/")[0] != self._owner():
+            self._answer(403, b"{}", message="you do not have the required permissions")
+        else:
+            return True
+        return False
+
+    def _create(self, asked: dict[str, Any]) -> None:
+        name = f"{asked.get('organization') or self._owner()}/{asked['name']}"
+        if not self._may_write(name):
+            return
+        repository = self.directory / "models" / name
+        url = {"url": f"{self._address()}/{name}", "name": name}
+        if repository.is_dir():
+            self._answer(409, json.dumps(url).encode(), kind="application/json")
+            return
+        (repository / MAIN).mkdir(parents=True)
+        if asked.get("private") or asked.get("visibility") == "private":
+            (repository / "private.txt").touch()
+        self._json(url)
+
+    def _branch(self, repository: Path, revision: str, body: bytes) -> None:
+        directory = repository / quote(revision, safe="")
+        if directory.is_dir():
+            self._answer(409, b"{}")
+        else:
+            shutil.copytree(repository / MAIN, directory)
+            self._json({})
+
+    def _preupload(self, repository: Path, revision: str, body: bytes) -> None:
+        files = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["path"].endswith((".safetensors", ".png")) else "regular",
+                "shouldIgnore": False,
+            }
+            for file in json.loads(body)["files"]
+        ]
+        self._json({"files": files})
+
+    def _commit_files(self, repository: Path, revision: str, body: bytes) -> None:
+        directory = repository / quote(revision, safe="")
+        header, *operations = [json.loads(line) for line in body.splitlines()]
+        for operation in operations:
+            value = operation["value"]
+            if operation["key"] == "file":
+                content = base64.b64decode(value["content"])
+            else:
+                assert operation["key"] == "lfsFile"
+                content = (self.directory / "lfs" / value["oid"]).read_bytes()
+                assert len(content) == value["size"]
+            target = directory / value["path"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        record = {"summary": header["value"]["summary"], "files": [each["value"]["path"] for each in operations]}
+        with (repository / "log.jsonl").open("a") as log:
+            log.write(json.dumps(record) + "\n")
+        commit = _sha(directory)
+        name = repository.relative_to(self.directory / "models").as_posix()
+        self._json({"commitUrl": f"{self._address()}/{name}/commit/{commit}", "commitOid": commit})
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -79,8 +202,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _commit(self, kind: str, name: str, revision: str) -> Path | None:
         """Directory of a revision, named as such or by its commit; None, and an error is sent, if it is missing."""
         repository = self.directory / kind / name
+        if (repository / "private.txt").exists() and name.partition("/")[0] != self._owner():
+            self._missing("Repo")
+            return None
         for commit in repository.iterdir() if repository.is_dir() else ():
-            if revision in (unquote(commit.name), _sha(commit)):
+            if commit.is_dir() and revision in (unquote(commit.name), _sha(commit)):
                 return commit
         self._missing("Revision" if repository.is_dir() else "Repo")
         return None
@@ -116,7 +242,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(404, b"{}", commit, error=f"{kind}NotFound")
 
     def _answer(
-        self, code: int, body: bytes, commit: str = "", kind: str = "text/plain", error: str = "", location: str = ""
+        self,
+        code: int,
+        body: bytes,
+        commit: str = "",
+        kind: str = "text/plain",
+        error: str = "",
+        location: str = "",
+        message: str = "",
     ) -> None:
         headers = Message()
         start, end = _range(self.headers.get("Range", ""), len(body))
@@ -127,6 +260,8 @@ class _Handler(BaseHTTPRequestHandler):
             headers["X-Repo-Commit"] = commit
         if error:
             headers["X-Error-Code"] = error
+        if message:
+            headers["X-Error-Message"] = message
         if location:
             headers["Location"] = location
         if code == 200 and end - start < len(body):
@@ -152,7 +287,10 @@ def _entry(commit: Path, name: str) -> dict[str, Any]:
 
 
 def _sha(commit: Path) -> str:
-    return _digest(f"{commit.parent.name}/{commit.name}".encode())
+    """The hash of a revision: of its name, and of the last commit if there was one."""
+    log = commit.parent / "log.jsonl"
+    commits = log.read_bytes() if log.is_file() else b""
+    return _digest(f"{commit.parent.name}/{commit.name}".encode() + commits)
 
 
 def _digest(content: bytes) -> str:

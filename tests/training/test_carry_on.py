@@ -21,7 +21,7 @@ from capaft.config.open_options import EvalOptions
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import UsageError
 from capaft.training import loop, validation
-from capaft.training.record.saved_run import open_run
+from capaft.training.record.saved_run import open_run, settings_of_run
 from capaft.training.scoring import score_run
 
 WORDS = {"bad": "poor", "good": "great", "odd": "strange"}
@@ -127,14 +127,11 @@ def killed(settings: TrainConfig, directory: Path, step: int) -> None:
     assert wait(fork(work)) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("step", [0, 2])
-def test_a_killed_run_goes_on_to_the_same_bytes_without_the_other_one(
-    step: int, first: Path, three: Path, tmp_path: Path
-) -> None:
+def test_a_killed_run_goes_on_to_the_same_bytes_without_the_other_one(first: Path, three: Path, tmp_path: Path) -> None:
     other = shutil.copytree(first, tmp_path / "other")
     settings = carrying(other, three)
     execute(settings, tmp_path / "whole")
-    killed(settings, tmp_path / "killed", step)
+    killed(settings, tmp_path / "killed", 2)
     shutil.rmtree(other)
     done = invoke("train", "--resume", "--output", tmp_path / "killed")
     assert done.code == 0, done.err
@@ -226,3 +223,26 @@ def test_a_new_head_is_fitted_on_what_the_adapter_makes_of_the_texts(first: Path
     assert f"examples' features of {first}, as start and baseline" in done.err
     assert json.loads((tmp_path / "run" / "results.json").read_text())["labels"] == ["no", "yes"]
     assert records(tmp_path / "run")
+
+
+def test_the_columns_are_those_of_the_other_run_where_the_rows_have_them(
+    model: Path, two: Path, tmp_path: Path
+) -> None:
+    def wide(directory: Path) -> Path:
+        """Rows with another text, which would be taken for the input."""
+        directory.mkdir()
+        for split in ("train", "validation"):
+            with (two / f"{split}.csv").open() as source, (directory / f"{split}.csv").open("w") as target:
+                read = enumerate(csv.DictReader(source))
+                rows = [{"text": f"no {n}", "remark": row["text"], "label": row["label"]} for n, row in read]
+                writer = csv.DictWriter(target, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+        return directory
+
+    data = wide(tmp_path / "wide")
+    execute(config(model, data, text_column="remark", epochs=1), tmp_path / "first")
+    execute(carrying(tmp_path / "first", data), tmp_path / "second")
+    execute(carrying(tmp_path / "first", two), tmp_path / "third")
+    columns = [settings_of_run(tmp_path / run / "run.yaml").text_column for run in ("second", "third")]
+    assert columns == ["remark", "text"]

@@ -37,6 +37,7 @@ class Journal:
         seconds: seconds spent on those steps.
         quiet: record, but show nothing and write nothing (all processes but the first).
         track: called with the numbers of every record, and its step.
+        notify: called with every record once it is written, unless quiet.
     """
 
     # A plain line roughly this often where there is no terminal to draw on.
@@ -54,6 +55,7 @@ class Journal:
         seconds: float = 0.0,
         quiet: bool = False,
         track: Callable[[dict[str, Any], int], None] | None = None,
+        notify: Callable[[Record], None] | None = None,
     ) -> None:
         self.console = console
         self.steps = steps
@@ -62,6 +64,7 @@ class Journal:
         self._done = done
         self._before = seconds
         self._track = track
+        self._notify = None if quiet else notify
         self._file = file
         self._stream: TextIO | None = None
         self._started = self._spoke = time.perf_counter()
@@ -201,6 +204,8 @@ class Journal:
             with _writing(self._file):
                 self._stream.write(strict_json.lines([asdict(record)]))
                 self._stream.flush()
+        if self._notify:
+            self._notify(record)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from capaft.config.command_line import command_text
+from capaft.config.local_paths import PASSED
 from capaft.config.train_config import TrainConfig
 from capaft.methods.stack import settings_text
 from capaft.model.origin import literal, loading_code
@@ -28,6 +29,7 @@ def card_text(results: Results, job: Job, settings: TrainConfig) -> str:
     }
     labels = f"Labels: {', '.join(map(inline, results.labels))}.\n\n" if results.labels else ""
     several = f" --processes {results.processes}" if results.processes > 1 else ""
+    passed = ", with its rows, which were passed in Python, as the data" if settings.data == PASSED else ""
     table = "\n".join(f"| {inline(name)} | {inline(value)} |" for name, value in _facts(results))
     return f"""{front_matter(metadata)}
 # {inline(results.method)} on {inline(results.data)}
@@ -47,7 +49,7 @@ The adapter goes onto its base model; labels and head come from the file.
 
 ## Repeat
 
-This command repeats the run where it began, byte for byte on the same machine and versions:
+This command repeats the run where it began{passed}, byte for byte on the same machine and versions:
 
 {fenced(command_text("train", settings) + several)}
 """

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from capaft.config.local_paths import PLACES, is_path
+from capaft.config.local_paths import PASSED, PLACES, is_path
 from capaft.config.settings import Settings
 from capaft.model.demo import MODEL_NAME
 from capaft.support import hub
@@ -19,11 +19,12 @@ def report_named(setting: str, spec: str | None, file: Path, say: Callable[[str]
 
     Args:
         setting: `model`, `data` or `init_from`.
-        spec: the path or hub id; None and the demo's name are part of capaft.
+        spec: the path or hub id; None and the demo's name are part of capaft, and rows come from a
+            program.
         file: the file that names it.
         say: called with the line.
     """
-    if spec is None or spec in (MODEL_NAME, "demo"):
+    if spec is None or spec in (MODEL_NAME, "demo", PASSED):
         return
     if is_path(spec):
         real = Path(os.path.realpath(os.path.expanduser(spec)))

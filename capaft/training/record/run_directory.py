@@ -11,7 +11,10 @@ from pathlib import Path
 
 from capaft.adapter.file.adapter_file import ADAPTER, find_adapter
 from capaft.config.local_paths import CONFIG, LOCAL
+from capaft.exchange.hub_download import fetch_adapter
+from capaft.exchange.hub_names import HubName
 from capaft.exchange.peft_config import CONFIG as PEFT_CONFIG
+from capaft.support import hub
 from capaft.support.errors import UsageError, did_you_mean
 from capaft.support.paths import named_path, shown_path
 
@@ -92,6 +95,11 @@ class RunDirectory:
     def card(self) -> Path:
         """The model card."""
         return self.path / "README.md"
+
+    def shared(self) -> tuple[Path, ...]:
+        """The files that make a run useful to others, and that hold nothing of this machine or of its data."""
+        files = (self.adapter, self.card, self.config, self.results, self.plot)
+        return tuple(path for path in files if path.exists())
 
     def files(self) -> tuple[Path, ...]:
         """Every file that a run writes, beside its checkpoints; the one that marks it as a run comes last."""
@@ -299,22 +307,41 @@ def find_peft(name: str) -> Path | None:
     Raises:
         UsageError: nothing can have this name.
     """
+    path = run_path(name)
+    return path if (path / PEFT_CONFIG).is_file() and not (path / ADAPTER).is_file() else None
+
+
+def run_path(name: str) -> Path:
+    """The path that RUN means: the name itself, or what the hub has under it.
+
+    Args:
+        name: a path, or `user/name[@revision]` of the hub if there is nothing of that name here.
+
+    Raises:
+        UsageError: nothing can have this name, or the hub has no such adapter.
+        TrainingError: the download fails.
+    """
     path = named_path("RUN", name)
-    if not (path / PEFT_CONFIG).is_file() or (path / ADAPTER).is_file():
-        return None
-    return path
+    on_hub = _name_on_hub(name)
+    return (fetch_adapter(on_hub) if on_hub else None) or path
+
+
+def _name_on_hub(name: str) -> HubName | None:
+    """The repository that a name means, if it can be no path: with its first directory here, it is misspelt."""
+    return None if Path(name.partition("/")[0]).exists() else HubName.parse(name)
 
 
 def find_adapter_file(name: str) -> tuple[Path, RunDirectory | None]:
     """The adapter file that RUN means, and its run directory if it has one.
 
     Args:
-        name: a run directory, a directory with one adapter file, or an adapter file.
+        name: a run directory, a directory with one adapter file, an adapter file, or `user/name[@revision]` of the hub.
 
     Raises:
         UsageError: it is none of these.
+        TrainingError: a download fails.
     """
-    path = named_path("RUN", name)
+    path = run_path(name)
     run = RunDirectory(path)
     if run.config.is_file() and not run.adapter.exists():
         raise UsageError(f"{name} holds no {ADAPTER}; give the directory of a finished run, or an adapter file")
@@ -326,6 +353,8 @@ def find_adapter_file(name: str) -> tuple[Path, RunDirectory | None]:
         return path, run if path.name in (ADAPTER, LAST) and run.config.is_file() else None
     runs = [str(file.parent) for file in sorted(RUNS.glob(f"*/{ADAPTER}"))]
     hint = did_you_mean(str(path), runs)
+    if not hint and _name_on_hub(name) and hub.offline():
+        hint = ", and the hub, which may have it, cannot be reached; give a run directory or an adapter file"
     raise UsageError(
         f"there is no run or adapter file {shown_path(name)}{hint or '; give a run directory or an adapter file'}"
     )

@@ -14,6 +14,7 @@ from torch import nn
 
 from capaft.adapter.file import save_load
 from capaft.adapter.file.adapter_file import ADAPTER, AdapterFile, read
+from capaft.adapter.file.header import TaskRecord
 from capaft.adapter.file.on_disk import attach_on_disk, keep_exact, skeleton_of
 from capaft.adapter.file.other_head import HEAD
 from capaft.config.choices import TASKS
@@ -118,19 +119,45 @@ def open_run(
     if options.labels:
         raise UsageError("--labels names those of a PEFT adapter, and this adapter has names of its own; drop it")
     file, run, config = adapter = read_run(name, say)
-    task = _task(file)
-    named = options.model or named_base(adapter, say)
-    settings = _base_settings(options, Origin(named, file.base.revision), config, as_stored=as_stored)
     if on_disk:
+        task, settings = _task_and_settings(adapter, options, say, as_stored=as_stored)
         base, form = skeleton_of(task, settings, file)
         attach_on_disk(form, file, options, "default")
         base.model.eval()
         return SavedRun(file, run, config, task, base, settings, form)
-    base = task.load_model(settings, seed=file.header.seed)
+    task, base, settings = open_base(adapter, options, say, as_stored=as_stored)
     keep_exact(base.model, (key.removeprefix(HEAD) for key in file.tensors))
     save_load.load(base.model, file, rename=options.renames, allow_base_mismatch=options.allow_base_mismatch)
     base.model.eval()
     return SavedRun(file, run, config, task, base, settings)
+
+
+def open_base(
+    adapter: AdapterOfRun, options: OpenOptions, say: Say = say_nothing, *, as_stored: bool = False
+) -> tuple[Task, BaseModel, ModelSettings]:
+    """The task and the base model of an adapter, which is not on it yet, and the settings that it was loaded with.
+
+    Args:
+        adapter: the adapter, read.
+        options: see `open_run`.
+        say: see `open_run`.
+        as_stored: see `open_run`.
+
+    Raises:
+        UsageError: the adapter has no task, or the base model cannot be loaded.
+    """
+    task, settings = _task_and_settings(adapter, options, say, as_stored=as_stored)
+    return task, task.load_model(settings, seed=adapter.file.header.seed), settings
+
+
+def _task_and_settings(
+    adapter: AdapterOfRun, options: OpenOptions, say: Say, *, as_stored: bool
+) -> tuple[Task, ModelSettings]:
+    """The task of an adapter, and the settings to load its base model with."""
+    file, _, config = adapter
+    task = task_of_record(file.task, file.path)
+    named = options.model or named_base(adapter, say)
+    return task, _base_settings(options, Origin(named, file.base.revision), config, as_stored=as_stored)
 
 
 def _open_peft(directory: Path, options: OpenOptions, say: Say, *, as_stored: bool) -> SavedRun:
@@ -226,22 +253,25 @@ def _present_base(name: str | None, source: Path, say: Say, *, optional: bool = 
     return name
 
 
-def _task(file: AdapterFile) -> Task:
+def task_of_record(record: TaskRecord | None, path: Path) -> Task:
     """The task that a file records.
+
+    Args:
+        record: the file's entry for its task.
+        path: the file, for messages.
 
     Raises:
         UsageError: it records no task, or one that this capaft does not have.
         AdapterFileError: it records options that are unknown or out of range.
     """
-    record = file.task
     if record is None or record.name not in TASKS:
-        raise UsageError(f"{file.path} was not trained for a task of this capaft; open it with capaft.load in Python")
+        raise UsageError(f"{path} was not trained for a task of this capaft; open it with capaft.load in Python")
     kind = task_class(record.name)
     types = typing.get_type_hints(kind)
     option_names = {field.name for field in fields(kind)} - {"labels", "max_length", "metric"}
     if unknown := sorted(record.options.keys() - option_names):
         raise AdapterFileError(
-            f"{file.path}: its task has an option {unknown[0]} that this capaft does not know; upgrade capaft"
+            f"{path}: its task has an option {unknown[0]} that this capaft does not know; upgrade capaft"
         )
     options = {"max_length": record.max_length, **record.options}
     for name, value in options.items():
@@ -250,11 +280,11 @@ def _task(file: AdapterFile) -> Task:
                 raise ValueError(f"must be of type {types[name].__name__}, got {value!r}")
             check_range(TaskSettings, name, value, str(value))
         except ValueError as error:
-            raise AdapterFileError(f"{file.path}: its task's option {name} {error}; get the file again") from None
+            raise AdapterFileError(f"{path}: its task's option {name} {error}; get the file again") from None
     try:
         return kind(record.labels, metric=record.metric, **options)
     except UsageError as error:
-        raise AdapterFileError(f"{file.path}: its task is invalid: {error}") from None
+        raise AdapterFileError(f"{path}: its task is invalid: {error}") from None
 
 
 def settings_of_run(path: Path, say: Say = say_nothing) -> TrainConfig:

@@ -28,10 +28,12 @@ class Predecessor:
     Attributes:
         name: the user's name for it.
         file: the adapter file, read and verified.
+        config: the settings of its run, if it lies in a run directory.
     """
 
     name: str
     file: AdapterFile
+    config: TrainConfig | None = None
 
     @property
     def digest(self) -> str:
@@ -43,7 +45,7 @@ class Predecessor:
         """The labels of its outputs, if it has any."""
         return self.file.task.labels if self.file.task else ()
 
-    def does(self, task: Task) -> bool:
+    def does(self, task: Task | type[Task]) -> bool:
         """True if it was trained for a task, or for none that is known."""
         return self.file.task is None or self.file.task.name in ("", task.name)
 
@@ -89,7 +91,7 @@ def with_predecessor(
     if config.init_from is None:
         return config, None
     adapter = read_run(config.init_from, say)
-    return carried_settings(config, adapter, chosen, say), Predecessor(config.init_from, adapter.file)
+    return carried_settings(config, adapter, chosen, say), Predecessor(config.init_from, adapter.file, adapter.config)
 
 
 def _resumed(config: TrainConfig, run: RunDirectory, chosen: Collection[str]) -> Predecessor | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from capaft.adapter.budget import count_trainable
 from capaft.adapter.dropout import check_dropout
@@ -30,12 +30,16 @@ from capaft.training.setup.report import describe_job
 from capaft.training.setup.selection import DEMO, load_splits
 from capaft.training.setup.task_choice import choose_task
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 
 def prepare_job(
     config: TrainConfig,
     say: Callable[[str], None],
     labels: Mapping[str, str] | None = None,
     predecessor: Predecessor | None = None,
+    rows: Mapping[str, Dataset] | None = None,
 ) -> Job:
     """Prepare a run. Nothing is written and nothing is trained.
 
@@ -45,13 +49,14 @@ def prepare_job(
         labels: by name of each setting that the user set, the user's name for it; None counts those
             that are not the default.
         predecessor: the adapter that the run carries on; its settings are among them.
+        rows: the data set, by the names of its splits, if a program hands it over.
 
     Raises:
         UsageError: something cannot be used as given.
     """
     stack = chosen_stack(config)
     check_dropout(stack, config.dropout)
-    splits = load_splits(config, lambda line: say(f"data   {line}"))
+    splits = load_splits(config, lambda line: say(f"data   {line}"), rows)
     choice = sample_examples(choose_task(config, splits, say, predecessor), config, say)
     base = load_base(choice.task, config)
     if stack.method == "head" and not base.head:

@@ -10,15 +10,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from capaft.config.local_paths import PASSED
 from capaft.config.parts.data import DataSettings
 from capaft.config.train_config import TrainConfig
 from capaft.data.demo import demo_examples
-from capaft.data.load import Say, Splits, choose_splits, load_data
+from capaft.data.load import Say, Splits, choose_splits, load_data, training_splits
 from capaft.data.sampling import hold_out
 from capaft.data.splits import VALIDATION, WantedSplits, split_role
 from capaft.support.counting import agreeing, counted
 from capaft.support.errors import UsageError
-from capaft.tasks.base.columns import is_text, plain_name
+from capaft.tasks.base.columns import Columns, is_text, plain_name
 from capaft.tasks.base.task import Task
 from capaft.tasks.language.generation import Generation
 from capaft.training.setup.column_hints import ColumnHints, column_settings, given_columns, present_columns
@@ -51,8 +52,13 @@ class RunSelections(NamedTuple):
     held_out: bool = False
 
 
-def load_splits(settings: DataSettings, say: Say) -> Splits:
+def load_splits(settings: DataSettings, say: Say, rows: Mapping[str, Dataset] | None = None) -> Splits:
     """Load the configured data set, or the embedded one.
+
+    Args:
+        settings: the data set and its splits.
+        say: called with a line for each decision.
+        rows: the data set, by the names of its splits, if a program hands it over.
 
     Raises:
         UsageError: it cannot be read.
@@ -60,6 +66,10 @@ def load_splits(settings: DataSettings, say: Say) -> Splits:
     names = WantedSplits(settings.train_split, settings.eval_split)
     if settings.data is None or (settings.data == DEMO and not Path(DEMO).exists()):
         return choose_splits(demo_examples(), names)
+    if rows is not None:
+        return training_splits(settings.data, rows, names)
+    if settings.data == PASSED:
+        raise UsageError("the rows of this run were passed in Python; name the data with --data")
     return load_data(settings.data, names, say=say, strict=settings.strict)
 
 
@@ -86,7 +96,7 @@ def select_for_training(
     """
     assert source.train is not None
     named = given_columns(config)
-    columns = kind.recognise(source.train, named)
+    columns = _training_columns(kind, source.train, named, before)
     train = usable_rows(kind, source.train, columns, config, "training rows", say)
     task = task or kind.decide(train.rows, columns, config, config.data or "")
     task = before.labelled(task, train.rows, columns) if before else task
@@ -113,6 +123,19 @@ def select_for_training(
     are = agreeing(len(aside), "is", "are")
     say(f"there is no validation split; {len(aside)} of {len(train.rows)} training rows {are} set aside")
     return RunSelections(Selection(kept, columns), Selection(aside, columns), task, held_out=True)
+
+
+def _training_columns(
+    kind: type[Task], rows: Dataset, named: Mapping[str, str | None], before: Predecessor | None
+) -> Columns:
+    """The columns of the training rows: those that the adapter which is carried on was trained on, if rows have them.
+
+    Raises:
+        UsageError: they cannot be determined.
+    """
+    if before is None or before.config is None or not before.does(kind):
+        return kind.recognise(rows, named)
+    return ColumnHints(kind.recognise, given_columns(before.config), named, inputs=(None, None)).recognise(rows)
 
 
 def select_for_scoring(

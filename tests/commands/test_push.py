@@ -1,0 +1,220 @@
+"""Runs on the hub: pushed by the real client to a hub on this machine, and read back by their ids."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from command_line import invoke, invoke_apart, write_reviews
+from tiny_hub import MAIN, serving
+from tiny_job import bert
+from transformers import BertModel
+
+SHARED = ["README.md", "adapter.safetensors", "loss.png", "results.json", "run.yaml"]
+TRAIN = (
+    "train --model base --data reviews.csv --epochs 1 --batch-size 8 --k 16 --rank 2 --max-length 32 --no-baseline "
+    "--output new --json --push user/new --private"
+)
+PUSH = "push run user/name --json"
+BRANCH = "push run/adapter.safetensors user/name@v2 --commit-message Files"
+EVAL = "eval user/name --json"
+INFO = "info user/name --json"
+MERGE = "merge user/name@v2 --output merged"
+WRONG = {
+    "push run other/name": (2, "other/name cannot be pushed to: your token has no permission for it"),
+    "push linked user/linked": (2, "README.md is a link or no file, and is not pushed"),
+    "push damaged user/damaged": (2, "damaged"),
+    "push run/nothing user/name": (2, "there is no run or adapter file run/nothing"),
+    "eval user/nothing": (2, "user/nothing cannot be read from the hub: there is no such repository"),
+    "eval user/name@v9": (2, "user/name has no revision v9"),
+    "eval other/private": (2, "it is private and not yours"),
+    "eval user/model": (2, "user/model holds no adapter: neither adapter.safetensors nor adapter_model.safetensors"),
+    "eval user/pickled": (2, "user/pickled holds adapter_model.bin and no adapter_model.safetensors: it is pickled"),
+    "eval user/large": (2, "user/large has a run.yaml of 5,000,000 bytes, and at most 4,194,304 are downloaded"),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, run: Path) -> Path:
+    """A directory with a run that holds private files, one with a link, one that is damaged, and a hub."""
+    place = tmp_path_factory.mktemp("work")
+    for name in ("run", "linked", "damaged"):
+        shutil.copytree(run, place / name)
+    assert {"local.json", "checkpoints"} <= set(os.listdir(place / "run"))
+    (place / "linked" / "README.md").unlink()
+    (place / "linked" / "README.md").symlink_to("/etc/hostname")
+    (place / "damaged" / "adapter.safetensors").write_bytes(b"nothing")
+    write_reviews(place / "reviews.csv")
+    bert(place / "base", BertModel)
+    models = place / "hub" / "models"
+    for name, file in (
+        ("other/private", "run.yaml"),
+        ("user/model", "config.json"),
+        ("user/pickled", "adapter_model.bin"),
+    ):
+        (models / name / MAIN).mkdir(parents=True)
+        (models / name / MAIN / file).write_text("{}")
+    (models / "other" / "private" / "private.txt").touch()
+    shutil.copytree(run, models / "user" / "large" / MAIN)
+    (models / "user" / "large" / MAIN / "run.yaml").write_text("#" * 5_000_000)
+    return place
+
+
+@pytest.fixture(scope="module")
+def online(place: Path) -> dict[str, SimpleNamespace]:
+    commands = [TRAIN, PUSH, BRANCH, EVAL, INFO, MERGE, *WRONG]
+    with serving(place / "hub") as address:
+        return _invoke(place, address, commands, offline=False)
+
+
+@pytest.fixture(scope="module")
+def offline(place: Path, online: dict[str, SimpleNamespace]) -> dict[str, SimpleNamespace]:
+    return _invoke(place, "http://127.0.0.1:9", [INFO, "info user/new", "push run user/name"], offline=True)
+
+
+def _invoke(place: Path, hub: str, commands: list[str], *, offline: bool) -> dict[str, SimpleNamespace]:
+    environ = {"HF_ENDPOINT": hub, "HF_HOME": str(place / "cache"), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_user"}
+    done = invoke_apart([command.split() for command in commands], place, environ, offline=offline)
+    return dict(zip(commands, done, strict=True))
+
+
+def _log(place: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (place / "hub" / "models" / name / "log.jsonl").read_text().splitlines()]
+
+
+def test_one_commit_has_what_others_need_and_nothing_else(online: dict[str, SimpleNamespace], place: Path) -> None:
+    done = online[PUSH]
+    assert done.code == 0, done.err
+    record = json.loads(done.out)
+    assert (record["repository"], record["files"]) == ("user/name", SHARED)
+    assert record["url"].endswith(f"/user/name/commit/{record['commit']}")
+    pushed = place / "hub" / "models" / "user" / "name" / MAIN
+    assert sorted(os.listdir(pushed)) == SHARED
+    assert all((pushed / file).read_bytes() == (place / "run" / file).read_bytes() for file in SHARED)
+    assert not [file for file in pushed.iterdir() if str(place).encode() in file.read_bytes()]
+    assert _log(place, "user/name")[0]["summary"] == (
+        "Upload a lora+nola adapter for sentence-transformers/all-MiniLM-L6-v2"
+    )
+
+
+def test_a_run_is_pushed_when_it_is_complete(online: dict[str, SimpleNamespace], place: Path) -> None:
+    done = online[TRAIN]
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["output"] == "new"
+    assert "pushed README.md, adapter.safetensors, " in done.err
+    assert "push" not in (place / "new" / "run.yaml").read_text()
+    assert len(_log(place, "user/new")) == 1
+    assert (place / "hub" / "models" / "user" / "new" / "private.txt").exists()
+
+
+def test_a_branch_and_a_message(online: dict[str, SimpleNamespace], place: Path) -> None:
+    assert online[BRANCH].code == 0, online[BRANCH].err
+    record = _log(place, "user/name")[1]
+    assert (record["summary"], sorted(record["files"])) == ("Files", SHARED)
+
+
+def test_ids_of_the_hub_are_runs(online: dict[str, SimpleNamespace], place: Path) -> None:
+    assert online[EVAL].code == 0, online[EVAL].err
+    assert (
+        json.loads(online[EVAL].out)["examples"]
+        == json.loads((place / "run/results.json").read_text())["validation_examples"]
+    )
+    assert online[MERGE].code == 0, online[MERGE].err
+    assert (place / "merged" / "model.safetensors").exists()
+    cached = [path.name for path in (place / "cache" / "hub" / "models--user--name").rglob("*.*")]
+    assert "results.json" not in cached
+    assert "adapter.safetensors" in cached
+
+
+def test_what_is_cached_is_read_without_a_network(
+    offline: dict[str, SimpleNamespace], online: dict[str, SimpleNamespace]
+) -> None:
+    assert offline[INFO].code == 0, offline[INFO].err
+    assert json.loads(offline[INFO].out) == json.loads(online[INFO].out)
+    missing = offline["info user/new"]
+    assert missing.code == 2
+    assert "there is no run or adapter file user/new, and the hub, which may have it, cannot be reached" in missing.err
+    assert (offline["push run user/name"].code, "HF_HUB_OFFLINE is set" in offline["push run user/name"].err) == (
+        2,
+        True,
+    )
+
+
+@pytest.mark.parametrize("command", WRONG)
+def test_what_the_hub_does_not_give_is_one_line(command: str, online: dict[str, SimpleNamespace]) -> None:
+    code, message = WRONG[command]
+    done = online[command]
+    assert (done.code, done.out) == (code, "")
+    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.err
+    assert message in errors[0]
+    assert "hf_user" not in done.err
+
+
+def test_names_that_are_none_are_refused_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("user", "a/b/c", "../x", "user/name@", "-a/b", "user/na--me", "u\x1b/x", "user/" + "n" * 97):
+        done = invoke("train", "--push", name, "--dry-run")
+        assert (done.code, "is no name of a repository on the hub; give USER/NAME" in done.err) == (2, True), name
+        assert "\x1b" not in done.err
+    done = invoke("train", "--private", "--dry-run")
+    assert (done.code, "--private is for the repository of --push" in done.err) == (2, True)
+
+
+def test_who_is_not_logged_in_is_told_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    from capaft.support import hub
+
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(hub, "offline", lambda: False)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    done = invoke("train", "--push", "user/name")
+    assert (done.code, done.err.strip()) == (
+        2,
+        "error: --push user/name: you are not logged in to the hub; log in with `hf auth login`, or set HF_TOKEN",
+    )
+    monkeypatch.setattr(hub, "offline", lambda: True)
+    assert "the hub cannot be reached; push it when there is a network" in invoke("push", "x", "user/name").err
+
+
+def test_a_failed_push_leaves_the_run_and_says_how_to_go_on(
+    reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from capaft.exchange import hub_upload
+    from capaft.exchange.hub_names import HubName
+    from capaft.support.errors import TrainingError
+    from capaft.training.record import push
+
+    def fail(*_: object, **__: object) -> None:
+        raise TrainingError("user/name cannot be pushed to: the hub answered 500; try again later")
+
+    monkeypatch.setattr(hub_upload, "check_pushable", lambda *_: HubName("user/name"))
+    monkeypatch.setattr(push, "push_files", fail)
+    base, output = bert(tmp_path / "base", BertModel), tmp_path / "run"
+    quick = ("--epochs", "1", "--batch-size", "8", "--k", "16", "--rank", "2", "--no-baseline")
+    done = invoke("train", "--model", base, "--data", reviews, "--output", output, *quick, "--push", "user/name")
+    assert done.code == 1
+    assert "error: the run is complete, but user/name cannot be pushed to: the hub answered 500; " in done.err
+    assert f"then push it with: capaft push {output} user/name" in done.err
+    assert (output / "results.json").exists()
+    assert done.out
+
+
+def test_a_directory_of_that_name_wins(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from capaft.training.record import run_directory
+
+    def fetch(name: object) -> None:
+        raise AssertionError(name)
+
+    monkeypatch.setattr(run_directory, "fetch_adapter", fetch)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "user").mkdir()
+    (tmp_path / "user" / "name").symlink_to(run)
+    assert invoke("info", "user/name").code == 0
+    # A misspelt name in a directory that is there is not asked of the hub.
+    assert "there is no run or adapter file user/nam;" in invoke("info", "user/nam").err
