@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from capaft.support import strict_json
@@ -47,9 +47,8 @@ def test_texts_stay_readable() -> None:
     assert strict_json.lines([{"text": "é日", "scores": (1.0, math.nan)}]) == '{"text": "é日", "scores": [1.0, null]}\n'
 
 
-@settings(max_examples=20)
-@given(st.lists(plain))
-def test_a_line_for_a_screen_is_the_same_record(records: list[Any]) -> None:
+@given(st.lists(st.text(), max_size=3))
+def test_a_line_for_a_screen_is_the_same_record(records: list[str]) -> None:
     shown = strict_json.shown_lines(records, "ascii")
     assert shown.isascii()
     assert [character for character in shown if not character.isprintable()] == ["\n"] * len(records)
