@@ -29,6 +29,7 @@ from capaft.commands.predict import predict_command
 from capaft.commands.presets import presets_command
 from capaft.commands.push import push_command
 from capaft.commands.reporting import escape_unprintable, unexpected
+from capaft.commands.serve import serve_command
 from capaft.commands.train import train_command
 from capaft.support.console import print_error, print_result
 from capaft.support.errors import UsageError
@@ -142,6 +143,7 @@ _VERBS: tuple[tuple[str, Callable[..., None], tuple[str, ...]], ...] = (
     ("import", import_command, ("capaft import peft_dir --output adapter.safetensors",)),
     ("methods", methods_command, ("capaft methods", "capaft methods --model ./dir")),
     ("presets", presets_command, ("capaft train --preset nola-glue-rte --print-config",)),
+    ("serve", serve_command, ("capaft serve adapters",)),
     ("env", env_command, ("capaft env",)),
 )
 

@@ -31,6 +31,9 @@ class GenerateOptions(OpenOptions):
     base: bool = _text(False, "Answer with the adapter off.")
     compare: bool = _text(False, "Answer with the adapter off, then with it.")
     system: Text | None = _text(None, "System text of the chat.", metavar="text")
+    chat_template: bool | None = _text(
+        None, "Put prompts into the checkpoint's chat template, or leave them as they are (default: as in the run)."
+    )
     max_new_tokens: int | None = _decoding(
         None, "Tokens generated at most (default: as in the run).", check=at_least(1)
     )

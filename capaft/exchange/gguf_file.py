@@ -34,10 +34,15 @@ def check_gguf_output(output: str | Path, *, overwrite: bool = False) -> None:
     check_writable("--output", path)
     if not path.exists():
         return
-    if not (path.is_file() and path.read_bytes()[:4] == b"GGUF"):
+    if not (path.is_file() and _begins(path) == b"GGUF"):
         raise UsageError(f"--output {output} is something else; name a file that is new")
     if not overwrite:
         raise UsageError(f"--output {output} is there; name another file, or replace it with --overwrite")
+
+
+def _begins(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(4)
 
 
 def write_gguf(lora: GgufLora, output: str | Path, dtype: FloatDtype, base: Origin) -> None:

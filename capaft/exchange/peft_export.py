@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,11 +26,12 @@ from capaft.exchange.peft_renames import renamed_key
 from capaft.exchange.peft_saved import saved_modules
 from capaft.exchange.served import cautions
 from capaft.methods.bottleneck import Bottleneck
+from capaft.methods.host import check_whole
 from capaft.methods.ia3 import Ia3
 from capaft.model.names import input_embeddings, unwrapped_model, without_wrappers
 from capaft.model.origin import Origin
 from capaft.support.directories import check_directory, written_whole
-from capaft.support.errors import UsageError
+from capaft.support.errors import UsageError, check_type
 from capaft.support.files import write_atomically
 from capaft.support.paths import named_path
 
@@ -55,7 +57,7 @@ def peft_adapter(
     model: nn.Module,
     name: str = "default",
     *,
-    base: Origin | None = None,
+    base: Origin | str | None = None,
     pad_rank: int = 0,
     embeddings: bool = False,
 ) -> PeftAdapter:
@@ -64,17 +66,21 @@ def peft_adapter(
     Args:
         model: a model with the adapter, which need not be active.
         name: the adapter's name.
-        base: name and revision of the base model; None for those that transformers loaded it by.
+        base: name of the base model, or name and revision; None for the name that transformers loaded it by.
         pad_rank: a rank to fill up to with zeros; 0 for that of the adapter.
         embeddings: bring the model's own embeddings, whose number of rows is not the checkpoint's.
 
     Raises:
         UsageError: there is no such adapter, or PEFT cannot hold it exactly.
     """
+    check_type("model", model, nn.Module, "a torch module")
+    check_type("base", base, Origin | str | None, "the name of a model")
+    check_whole("pad-rank", pad_rank, 0)
     adapter = get_adapter(model, name)
     adapter.check_places(model)
     bare: Any = unwrapped_model(model)
-    base = base or Origin(getattr(bare, "name_or_path", None) or None)
+    base = base or getattr(bare, "name_or_path", None) or None
+    origin = base if isinstance(base, Origin) else Origin(base)
     with _alone(model, name):
         layers = PeftLayers(model)
         method = _method(layers, adapter, name, pad_rank)
@@ -85,8 +91,8 @@ def peft_adapter(
     config = {
         **method.config,
         "task_type": saved.task_type,
-        "base_model_name_or_path": shared_name(base.name) if base.name else None,
-        "revision": base.revision,
+        "base_model_name_or_path": shared_name(origin.name) if origin.name else None,
+        "revision": origin.revision,
         "modules_to_save": list(saved.names) or None,
         "inference_mode": True,
     }
@@ -110,7 +116,7 @@ def export_peft(
     output: str | Path,
     name: str = "default",
     *,
-    base: Origin | None = None,
+    base: Origin | str | None = None,
     pad_rank: int = 0,
     embeddings: bool = False,
     overwrite: bool = False,
@@ -124,7 +130,7 @@ def export_peft(
         model: a model with the adapter, which need not be active; it is not changed.
         output: the directory, which must be new or empty.
         name: the adapter's name.
-        base: name and revision of the base model; None for those that transformers loaded it by.
+        base: name of the base model, or name and revision; None for the name that transformers loaded it by.
         pad_rank: a rank to fill up to with zeros, for servers that take only some; 0 for that of the adapter.
         embeddings: bring the model's own embeddings, whose number of rows is not the checkpoint's.
         overwrite: replace an adapter that the directory holds.
@@ -135,7 +141,13 @@ def export_peft(
     Raises:
         UsageError: there is no such adapter, PEFT cannot hold it exactly, or the directory holds something else.
         TrainingError: the directory cannot be written.
+
+    Example:
+        >>> adapter = capaft.attach(model, "nola", k=16, rank=2, seed=7)
+        >>> capaft.export_peft(model, path.parent / "exported").config["target_modules"]
+        ['query', 'value']
     """
+    check_type("output", output, str | os.PathLike, "a path")
     path = named_path("--output", output)
     check_peft_output(output, path, overwrite=overwrite)
     peft = peft_adapter(model, name, base=base, pad_rank=pad_rank, embeddings=embeddings)

@@ -192,6 +192,13 @@ def _magnitudes(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
 
 
 def _row_norms(site: Site, module: nn.Module) -> Tensor:
-    """The norm of the weights of each output, `(out,)`, float32."""
-    weight = stored_parameter(module, site.parameter).detach().cpu().float()
+    """The norm of the weights of each output, `(out,)`, float32.
+
+    Raises:
+        UsageError: the weight is offloaded.
+    """
+    weight = stored_parameter(module, site.parameter).detach()
+    if weight.is_meta:
+        raise UsageError(f"{site.module} is offloaded; load the base model without offloading to export its norms")
+    weight = weight.cpu().float()
     return torch.linalg.vector_norm(replace(site, rows=None).matrix(weight), dim=1)

@@ -78,6 +78,8 @@ def saved_modules(
     tensors: dict[str, Tensor] = {}
     for path in sorted(kept):
         for leaf, value in _state(layers.places[path]):
+            if value.is_meta:
+                raise UsageError(f"{path} is offloaded; load the base model without offloading to export it")
             # Each a copy: a file of tensors does not take one twice.
             tensors[f"{PREFIX}{path}.{leaf}"] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
     return SavedModules(names, tensors, task_type)

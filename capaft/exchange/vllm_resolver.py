@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capaft.support.errors import CapaftError, UsageError, one_line
+from capaft.support.errors import UsageError, one_line
 from capaft.support.printable import printable
 
 if TYPE_CHECKING:
@@ -38,10 +38,13 @@ def register() -> None:
     if not (directory := os.environ.get(ADAPTERS)):
         return
     try:
-        expander = Expander.from_environment(Path(directory).expanduser(), os.environ)
-    except CapaftError as error:
-        _log.warning("capaft serves no adapters: %s", error)
-        return
+        _register(Expander.from_environment(Path(directory).expanduser(), os.environ))
+    # Any: vLLM would not start.
+    except Exception as error:
+        _log.warning("capaft serves no adapters: %s", printable(one_line(error)))
+
+
+def _register(expander: Expander) -> None:
     from vllm.lora.request import LoRARequest
     from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
@@ -87,7 +90,7 @@ class Expander:
         self.base = base
         self._lock = threading.Lock()
         self._loaded: tuple[str, nn.Module] | None = None
-        self._offloaded = tempfile.TemporaryDirectory(prefix="capaft-", ignore_cleanup_errors=True)
+        self._offloaded: tempfile.TemporaryDirectory[str] | None = None
 
     @staticmethod
     def from_environment(adapters: Path, environ: Any) -> Expander:
@@ -118,15 +121,14 @@ class Expander:
             if file is None:
                 return None
             base = self.base or base_model_name
-            key = f"{_FORM}\0{base}\0".encode(errors="backslashreplace")
-            digest = hashlib.blake2b(key + file.read_bytes(), digest_size=16)
-            return self.cache.get(digest.hexdigest(), lambda output: self._write(file, base, output))
+            key = _key(file, base)
+            return self.cache.get(key, lambda output: self._write(file, base, key, output))
         # Any: an exception would end the request with an error of the server.
         except Exception as error:
             _log.warning("adapter %s is not served: %s", printable(name[:100]), printable(one_line(error)))
             return None
 
-    def _write(self, file: Path, base: str, output: Path) -> None:
+    def _write(self, file: Path, base: str, key: str, output: Path) -> None:
         """Write an adapter as a PEFT directory.
 
         Raises:
@@ -141,6 +143,8 @@ class Expander:
         from capaft.model.origin import Origin
 
         adapter = read(file)
+        if _key(file, base) != key:
+            raise UsageError(f"{file} changed while it was read; ask again")
         if others := sorted(
             key.removeprefix(HEAD) for key in stored_parameters(adapter.tensors) if key.startswith(HEAD)
         ):
@@ -165,8 +169,16 @@ class Expander:
         from capaft.model.offloaded import load_offloaded_writer
 
         if self._loaded is None or self._loaded[0] != base:
+            self._offloaded = tempfile.TemporaryDirectory(prefix="capaft-", ignore_cleanup_errors=True)
             self._loaded = (base, load_offloaded_writer(base, Path(self._offloaded.name)))
         return self._loaded[1]
+
+
+def _key(file: Path, base: str) -> str:
+    """The key of an adapter file's content, expanded for a base."""
+    start = hashlib.blake2b(f"{_FORM}\0{base}\0".encode(errors="backslashreplace"), digest_size=16)
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: start).hexdigest()
 
 
 def adapter_file(root: Path, name: str) -> Path | None:

@@ -12,10 +12,11 @@ from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns
 from capaft.tasks.base.features import Features
-from capaft.tasks.causal_lm import MESSAGES, PROMPT, CausalLM
+from capaft.tasks.causal_lm import MESSAGES, PROMPT, TEXT, CausalLM
 from capaft.tasks.language.chat_template import has_template
 from capaft.tasks.language.generation import Generation
 from capaft.tasks.language.messages import USER, Message
+from capaft.tasks.language.token_loss import TOKEN_METRICS
 
 # The training cut examples for the sake of its memory; a prompt may be as long as the model allows.
 UNLIMITED = sys.maxsize
@@ -24,6 +25,29 @@ UNLIMITED = sys.maxsize
 def user_message(text: str) -> Message:
     """A message of the user."""
     return {"role": USER, "content": text}
+
+
+def in_template(task: Generation, base: BaseModel, is_wanted: bool | None) -> Generation:
+    """The task with prompts in the checkpoint's chat template or not, whatever the run was trained on.
+
+    Args:
+        task: one that writes.
+        base: its base model.
+        is_wanted: True to put prompts into the template, False to leave them out; None to leave the task as it is.
+
+    Raises:
+        UsageError: the checkpoint has no template, or the task takes none.
+    """
+    if is_wanted is None or is_wanted == takes_chats(task, base):
+        return task
+    if not isinstance(task, CausalLM) or not has_template(base.processor):
+        if not is_wanted:
+            return task
+        raise UsageError("--chat-template needs a causal language model whose tokenizer has a chat template; drop it")
+    if task.layout == PROMPT:
+        return dataclasses.replace(task, chat_template=is_wanted)
+    # Only metrics that compare no texts go with plain text.
+    return dataclasses.replace(task, layout=MESSAGES if is_wanted else TEXT, metric=TOKEN_METRICS[0])
 
 
 def takes_chats(task: Generation, base: BaseModel) -> bool:

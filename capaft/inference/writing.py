@@ -15,7 +15,7 @@ import torch
 from capaft.adapter.activation import disabled
 from capaft.config.generate_options import PENALTIES, SAMPLING, GenerateOptions
 from capaft.config.train_config import TrainConfig
-from capaft.inference.prompts import UNLIMITED, prompt_features, takes_chats
+from capaft.inference.prompts import UNLIMITED, in_template, prompt_features, takes_chats
 from capaft.inference.streaming import PieceStreamer, StopRequest
 from capaft.model.load import BaseModel
 from capaft.support.console import say_nothing
@@ -73,15 +73,16 @@ class Writer:
         if not isinstance(saved.task, Generation):
             raise UsageError(f"this run is for {saved.task.name}, which writes no texts; use capaft predict")
         kept = options.given("max_new_tokens", "num_beams", "length_penalty", "no_repeat_ngram_size")
-        self.task: Generation = dataclasses.replace(saved.task, max_length=UNLIMITED, **kept)
+        task = dataclasses.replace(saved.task, max_length=UNLIMITED, **kept)
         self.base: BaseModel = saved.base
+        self.task: Generation = in_template(task, self.base, options.chat_template)
         self.chats = takes_chats(self.task, self.base)
         self.seed = (secrets.randbits(32) if options.seed is None else options.seed) if options.do_sample else None
         self._options, self._say = options, say
         self._accelerator = accelerator_to_use(saved.config or TrainConfig(), options.base_dtype)
         self._model: Any = move_model(saved.model, self._accelerator.device)
         if options.system is not None and not self.chats:
-            raise UsageError("--system needs a run on chats, or on prompts in the model's chat template; drop it")
+            raise UsageError("--system needs the chat template; say --chat-template, or drop it")
         for line in options.idle(self.task.num_beams):
             say(line)
         if self.task.new_tokens(self.base) < (options.max_new_tokens or 0):
@@ -119,6 +120,8 @@ class Writer:
             UsageError: the prompt cannot be used, or the checkpoint's settings do not let it write.
             TrainingError: memory ran out, or the model's probabilities are not finite.
         """
+        if len(messages) > 1 and not self.chats:
+            raise UsageError("this run takes single prompts; --chat-template has it take chats")
         features = prompt_features(self.task, self.base, messages)
         self._tell(features)
         inputs = self.task.prompt_inputs(self.base, features, [0])
@@ -155,6 +158,9 @@ class Writer:
         options, task = self._options, self.task
         arguments = task.decoding(self.base, self._model, task.new_tokens(self.base), task.stops(self.base))
         arguments |= options.given(*PENALTIES)
+        if options.min_new_tokens is not None:
+            # transformers warns of two limits.
+            arguments.pop("min_length")
         if options.do_sample:
             sampling = [name for name in SAMPLING if name != "seed"]
             arguments = {name: value for name, value in arguments.items() if name not in sampling}

@@ -194,6 +194,21 @@ def test_system_text_goes_into_the_template(runs: Any) -> None:
     assert text == tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
 
+def test_the_template_can_be_had_and_left_out_whatever_the_run(runs: Any) -> None:
+    model, tokenizer = merged(runs("chat"))
+    tokens = greedy(model, torch.tensor([tokenizer("hi")["input_ids"]]), {tokenizer.eos_token_id}, 9)
+    plain = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    assert record(runs("chat"), "hi", "--no-chat-template")["text"] == plain
+    assert record(runs("chat"), "hi", "--chat-template")["text"] == record(runs("chat"), "hi")["text"]
+    model, tokenizer = merged(runs("templated"))
+    tokens = greedy(model, torch.tensor([tokenizer("say: hi\n")["input_ids"]]), {tokenizer.eos_token_id, 5}, 9)
+    plain = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    assert record(runs("templated"), "hi", "--no-chat-template")["text"] == plain
+    done = invoke("generate", runs("pairs"), "hi", "--chat-template")
+    assert done.code == 2
+    assert "--chat-template needs a causal language model whose tokenizer has a chat template" in done.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -207,7 +222,7 @@ def test_system_text_goes_into_the_template(runs: Any) -> None:
         (("-",), 'there is no prompt: give one, or pipe it in; for a text without one, give ""'),
         (
             ("hi", "--system", "be kind"),
-            "--system needs a run on chats, or on prompts in the model's chat template; drop it",
+            "--system needs the chat template; say --chat-template, or drop it",
         ),
     ],
 )

@@ -369,6 +369,19 @@ def test_a_layer_that_may_be_read_instead_of_called(tmp_path: Path) -> None:
         capaft.export_peft(model, tmp_path / "other")
 
 
+def test_the_base_by_name_and_a_model_inside_wrappers(tmp_path: Path) -> None:
+    model, _ = adapted(tiny.bert, "lora", rank=8, head=HEAD)
+    expected = outputs(model)
+    capaft.export_peft(torch.compile(model), tmp_path / "peft", base="org/name")
+    config = json.loads((tmp_path / "peft" / CONFIG).read_text())
+    assert (config["base_model_name_or_path"], config["modules_to_save"]) == ("org/name", ["classifier"])
+    assert "base_model: org/name" in (tmp_path / "peft" / "README.md").read_text()
+    torch.testing.assert_close(outputs(loaded(tiny.bert, tmp_path / "peft")), expected, rtol=0, atol=1e-6)
+    for wrong in ({"base": 3}, {"pad_rank": -1}, {"pad_rank": "8"}, {"name": "other"}):
+        with pytest.raises(UsageError):
+            capaft.export_peft(model, tmp_path / "other", **wrong)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("make", "method", "options", "reason"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import shutil
 import sys
 import tomllib
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import capaft
+from capaft.adapter.file import adapter_file
 from capaft.exchange import vllm_resolver
 from capaft.model.offloaded import load_offloaded_writer
 
@@ -176,6 +178,25 @@ def test_what_cannot_be_served_is_none_with_one_line(
     assert resolve(found, base, "good")[0] is not None
 
 
+def test_a_file_that_changes_while_it_is_read(
+    registry: Registry, adapters: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its directory would be that of the old content for good."""
+    adapted(base, adapters / "reviews.safetensors", seed=1)
+    adapted(base, tmp_path / "new.safetensors", seed=2)
+    read = adapter_file.read
+
+    def changing(path: Path) -> Any:
+        shutil.copy(tmp_path / "new.safetensors", path)
+        return read(path)
+
+    found = resolver(registry)
+    with monkeypatch.context() as patch:
+        patch.setattr(adapter_file, "read", changing)
+        assert resolve(found, base, "reviews") == [None]
+    assert resolve(found, base, "reviews") != [None]
+
+
 def test_names_lead_nowhere_else(registry: Registry, adapters: Path, base: Path, tmp_path: Path) -> None:
     adapted(base, tmp_path / "secret.safetensors")
     adapted(base, adapters / ".hidden.safetensors")
@@ -222,8 +243,10 @@ def test_registering(
     monkeypatch.setenv("CAPAFT_VLLM_CACHE_GB", "1")
     monkeypatch.setenv("CAPAFT_VLLM_BASE", str(base))
     assert resolve(resolver(registry), "served/as-4-bits", "good") != [None]
-    monkeypatch.delenv("CAPAFT_ADAPTERS")
     monkeypatch.setitem(sys.modules, "vllm.lora.resolver", None)
+    vllm_resolver.register()
+    assert "capaft serves no adapters: import of vllm.lora.resolver halted" in caplog.text
+    monkeypatch.delenv("CAPAFT_ADAPTERS")
     vllm_resolver.register()
 
 

@@ -96,3 +96,65 @@ def test_names_may_be_as_long_as_the_system_allows(tmp_path: Path) -> None:
 def test_half_of_a_surrogate_pair_is_written_as_json_spells_it(tmp_path: Path) -> None:
     files.write_atomically(tmp_path / "file", '{"text": "\ud800"}')
     assert (tmp_path / "file").read_text() == '{"text": "\\ud800"}'
+
+
+def ignore(part: Path) -> None:
+    pass
+
+
+def test_a_growing_file_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "file.txt"
+    with files.growing_file(file, ignore) as write:
+        write("one\n")
+        assert not file.exists()
+        write("two \ud800\n")
+    assert file.read_text() == "one\ntwo \\ud800\n"
+    (tmp_path / "other").touch()
+    assert file.stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert os.listdir(file.parent) == ["file.txt"]
+
+
+def test_what_there_is_of_a_growing_file_is_kept_beside_it(tmp_path: Path) -> None:
+    file, parts = tmp_path / "file.txt", list[Path]()
+    file.write_text("before")
+
+    def break_off(*pieces: str) -> None:
+        with files.growing_file(file, parts.append) as write:
+            for piece in pieces:
+                write(piece)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        break_off()
+    assert (os.listdir(tmp_path), parts) == (["file.txt"], [])
+    with pytest.raises(KeyboardInterrupt):
+        break_off("one\n")
+    assert parts == [tmp_path / "file.txt.part"]
+    assert parts[0].read_text() == "one\n"
+    assert file.read_text() == "before"
+    assert len(os.listdir(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_growing_file_that_cannot_be_written_is_told(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, step, fail)
+    message = "cannot write .*file.txt: No space left on device; any file there is unchanged"
+    with pytest.raises(TrainingError, match=message), files.growing_file(tmp_path / "file.txt", ignore) as write:
+        write("one\n")
+    assert not (tmp_path / "file.txt").exists()
+
+
+def test_a_pipe_grows_as_it_is(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with files.growing_file(pipe, ignore) as write:
+        write("one\n")
+        assert os.read(reader, 100) == b"one\n"
+    os.close(reader)
+    assert os.listdir(tmp_path) == ["pipe"]

@@ -45,3 +45,17 @@ def test_a_record_a_line(records: list[Any]) -> None:
 
 def test_texts_stay_readable() -> None:
     assert strict_json.lines([{"text": "é日", "scores": (1.0, math.nan)}]) == '{"text": "é日", "scores": [1.0, null]}\n'
+
+
+@given(st.lists(st.text(), max_size=3))
+def test_a_line_for_a_screen_is_the_same_record(records: list[str]) -> None:
+    shown = strict_json.shown_lines(records, "ascii")
+    assert shown.isascii()
+    assert [character for character in shown if not character.isprintable()] == ["\n"] * len(records)
+    assert same(records, [json.loads(line, parse_constant=refused) for line in shown.split("\n")[:-1]])
+
+
+def test_a_screen_is_shown_letters_and_no_controls() -> None:
+    assert strict_json.shown_lines(["é\x1b\x7f\u202e\U000e0001\ud800"]) == (
+        '"é\\u001b\\u007f\\u202e\\udb40\\udc01\\ud800"\n'
+    )

@@ -50,9 +50,16 @@ class OpenBank:
     def __post_init__(self) -> None:
         # Tasks by the identity of their records, which thousands of adapters share.
         self._tasks: dict[int, Task] = {}
+        self._answerers: dict[tuple[Any, ...], Answerer] = {}
 
     @staticmethod
-    def of(directory: BankDirectory, lead: AdapterFile, options: OpenOptions, say: Say) -> OpenBank:
+    def of(
+        directory: BankDirectory,
+        lead: AdapterFile,
+        options: OpenOptions,
+        say: Say,
+        check: Callable[[Task], str | None] = lambda task: None,
+    ) -> OpenBank:
         """Load the base model that an adapter names.
 
         Args:
@@ -60,10 +67,13 @@ class OpenBank:
             lead: one of its adapters.
             options: see `open_run`.
             say: see `open_run`.
+            check: gives the reason why a task cannot be used here; None if it can.
 
         Raises:
-            UsageError: the base model cannot be loaded, or the adapter has no task.
+            UsageError: the base model cannot be loaded, or the adapter has no task that can be used.
         """
+        if (reason := check(task_of_record(lead.task, lead.path))) is not None:
+            raise UsageError(f"{lead.path}: {reason}")
         task, base, settings = open_base(AdapterOfRun(lead), options, say)
         task.check_answers()
         base.model.eval()
@@ -82,12 +92,18 @@ class OpenBank:
             self._tasks[id(record)] = task_of_record(record, self.directory.file(name))
         return self._tasks[id(record)]
 
-    def take_in(self, name: str) -> str | None:
-        """Add the adapter of a file to the bank, unless it is there; the reason if it cannot be used."""
-        if name in self.bank:
+    def take_in(self, name: str, file: AdapterFile | None = None, *, replace: bool = False) -> str | None:
+        """Add the adapter of a file to the bank; the reason if it cannot be used.
+
+        Args:
+            name: its name.
+            file: the file, if it has been read.
+            replace: take the place of an adapter of that name; otherwise one that is there stays.
+        """
+        if name in self.bank and not replace:
             return None
         try:
-            self.bank.add(name, read(self.directory.file(name)))
+            self.bank.add(name, file or read(self.directory.file(name)), replace=replace)
             self.task_of(name).check_answers()
         except UsageError as error:
             if name in self.bank:
@@ -97,14 +113,17 @@ class OpenBank:
 
     def answerers(self, names: Sequence[str], column: str, top: int | None, size: int | None) -> dict[str, Answerer]:
         """What answers the rows of each adapter: the same for those whose rows go through the model together."""
-        joint: dict[tuple[Any, ...], Answerer] = {}
         size = size or TrainConfig().eval_batch_size
+        chosen = {}
         for name in names:
             task = self.task_of(name)
-            if joint_key(task) not in joint:
+            key = (*joint_key(task), column, top, size)
+            if key not in self._answerers:
                 together = cast(Task, JointTask(self.bank, column, self.task_of, task))
-                joint[joint_key(task)] = Answerer(together, self.saved.base, self.saved.model, size, top, self.autocast)
-        return {name: joint[joint_key(self.task_of(name))] for name in names}
+                answerer = Answerer(together, self.saved.base, self.saved.model, size, top, self.autocast)
+                self._answerers[key] = answerer
+            chosen[name] = self._answerers[key]
+        return chosen
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_data import load, load_evaluation
 
 from capaft.data.media.decode import open_audio, open_image
-from capaft.data.media.folder import MEDIA_SUFFIXES
+from capaft.data.media.folder import MEDIA_SUFFIXES, read_unlabelled_media
 from capaft.support.errors import UsageError
 
 CLASSES = ("cat", "dog")
@@ -179,3 +179,17 @@ def test_notes_beside_pictures_do_not_matter(tmp_path: Path) -> None:
     make(tmp_path, "1.png")
     (tmp_path / "train.txt").rename(tmp_path / "LICENSE.txt")
     fails(tmp_path, "1.png: this file has no class")
+
+
+def test_files_without_classes(tmp_path: Path) -> None:
+    root = make(tmp_path, "b/2.PNG", "a.jpg", "b/c/1.png", ".hidden/3.png", "note.txt")
+    rows = read_unlabelled_media(root)
+    assert rows is not None
+    assert [os.path.relpath(value["path"], root) for value in rows["image"][:]] == ["a.jpg", "b/2.PNG", "b/c/1.png"]
+    assert rows.column_names == ["image"]
+    single = read_unlabelled_media(root / "a.jpg")
+    assert single is not None
+    assert len(single) == 1
+    assert read_unlabelled_media(make(tmp_path / "texts", "a.txt")) is None
+    with pytest.raises(UsageError, match="holds images and recordings"):
+        read_unlabelled_media(make(tmp_path, "b/4.wav"))
