@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from capaft.adapter.activation import disabled, switch
     from capaft.adapter.attach import attach
     from capaft.adapter.file.adapter_file import AdapterFile, read
+    from capaft.adapter.file.average import average
     from capaft.adapter.file.save_load import load, save
     from capaft.adapter.install import detach
     from capaft.adapter.merge import merge
@@ -48,6 +49,7 @@ _HOME = {
     "UsageError": "support.errors",
     "adapters": "adapter.module",
     "attach": "adapter.attach",
+    "average": "adapter.file.average",
     "detach": "adapter.install",
     "disabled": "adapter.activation",
     "export_gguf": "exchange.gguf_export",
@@ -76,6 +78,7 @@ __all__ = [
     "__version__",
     "adapters",
     "attach",
+    "average",
     "detach",
     "disabled",
     "export_gguf",

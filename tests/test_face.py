@@ -24,6 +24,7 @@ from capaft.support.errors import with_keywords
 FUNCTIONS = (
     "adapters",
     "attach",
+    "average",
     "detach",
     "disabled",
     "export_gguf",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor
 from capaft.methods.host import Host
 from capaft.model.site import Site
 
-BLOCK_ENTRIES = 2**20
-"""Entries of a weight that are summed at once."""
+BLOCK_ENTRIES = 2**18
+"""Entries of a weight that are summed at once: few enough to stay in the processor's cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +75,27 @@ def add_updates(weight: Tensor, bias: Tensor | None, updates: Sequence[Update], 
         rounding: counts what rounding costs.
     """
     stored = weight.contiguous()
+    with _one_thread():
+        _add_all(stored, bias, updates, rounding)
+    if stored.data_ptr() != weight.data_ptr():
+        weight.copy_(stored)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Has torch compute in one thread: blocks are too small to be worth a second one, which a busy machine waits for.
+
+    It also keeps the bits independent of the number of threads.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _add_all(stored: Tensor, bias: Tensor | None, updates: Sequence[Update], rounding: Rounding) -> None:
     for same in _by_part(updates):
         site = same[0].site
         for part, first in _parts(site, stored):
@@ -84,8 +106,6 @@ def add_updates(weight: Tensor, bias: Tensor | None, updates: Sequence[Update], 
                 changed = _add(part[start:stop], bias_part, same, (first + start, first + stop), rounding)
                 if changed is not None and bias is not None:
                     _set_bias(site, bias, first + start, changed)
-    if stored.data_ptr() != weight.data_ptr():
-        weight.copy_(stored)
 
 
 def _add(

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from capaft import __version__
+from capaft.commands.average import average_command
 from capaft.commands.bank import bank_app
 from capaft.commands.env import env_command
 from capaft.commands.evaluate import eval_command
@@ -135,7 +136,15 @@ _VERBS: tuple[tuple[str, Callable[..., None], tuple[str, ...]], ...] = (
         generate_command,
         ('capaft generate runs/chat "Who are you?"', "capaft generate runs/chat --compare --do-sample"),
     ),
-    ("merge", merge_command, ("capaft merge runs/lora+nola-1 --output merged",)),
+    (
+        "merge",
+        merge_command,
+        (
+            "capaft merge runs/lora+nola-1 --output merged",
+            "capaft merge runs/one runs/two --weights 0.7,0.3 --output merged",
+        ),
+    ),
+    ("average", average_command, ("capaft average runs/one runs/two --output adapter.safetensors",)),
     ("export", export_command, ("capaft export runs/lora+nola-1 --to peft --output peft",)),
     ("inspect-rank", inspect_rank_command, ("capaft inspect-rank runs/lora+nola-1 --plot rank.png",)),
     ("info", info_command, ("capaft info runs/lora+nola-1",)),

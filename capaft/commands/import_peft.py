@@ -34,7 +34,7 @@ def import_command(
     """Make an adapter file of a PEFT LoRA."""
     with reporting() as console:
         options, _ = resolve_settings(ImportOptions, flags=flags, environ={})
-        path = _checked_output(output, overwrite=overwrite)
+        path = checked_output(output, overwrite=overwrite)
         with loading_libraries(console):
             from capaft.adapter.file.save_load import save
             from capaft.exchange.peft_config import CONFIG
@@ -58,7 +58,7 @@ def import_command(
         suggest(console, f"capaft info {output}")
 
 
-def _checked_output(output: Path, *, overwrite: bool) -> Path:
+def checked_output(output: Path, *, overwrite: bool) -> Path:
     """The file to write.
 
     Raises:

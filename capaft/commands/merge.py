@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from capaft.commands.libraries import loading_libraries
-from capaft.commands.reporting import Json, reporting, suggest
+from capaft.commands.reporting import Json, Runs, reporting, suggest
 from capaft.config.open_options import MergeOptions
 from capaft.config.signature import signature
 from capaft.config.sources import resolve_settings
@@ -21,10 +21,6 @@ from capaft.support.console import print_line, print_result
 from capaft.support.counting import counted
 from capaft.support.paths import named_path
 from capaft.support.signals import unwind_from_here
-
-Runs = Annotated[
-    list[str], typer.Argument(help="A run directory or an adapter file; several are added up.", metavar="RUN...")
-]
 
 
 @signature(MergeOptions)
@@ -40,6 +36,7 @@ def merge_command(
         options, _ = resolve_settings(MergeOptions, flags=flags, environ={})
         with loading_libraries(console):
             from capaft.exchange.merged_directory import check_output
+            from capaft.exchange.probe import NoProbe
             from capaft.inference.merging import Merge
             from capaft.model.origin import literal
 
@@ -52,11 +49,23 @@ def merge_command(
         with activity(console, f"merging into {output}"):
             sites = merge.write(output, path, overwrite=overwrite)
         results: dict[str, Any] = {"output": output, "sites": sites}
+        difference = None
+        if options.verify:
+            with activity(console, "asking both models the same"):
+                try:
+                    difference = merge.verify(path)
+                except NoProbe as reason:
+                    print_line(console, f"not verified: {reason}")
+        results["largest_difference"] = difference and difference.largest
+        results["relative_difference"] = difference and difference.relative
         results["seconds"] = round(time.perf_counter() - started, 3)
         if json:
             print_result(strict_json.document(results))
             return
         print_result(f"merged {counted(sites, 'site') if sites else 'the trained parameters'} into {output}")
+        if difference:
+            share = f"{difference.relative:.1e} of the largest output"
+            print_result(f"verified: outputs differ by {difference.largest:.2g} at most, {share}")
         directory = literal(str(Path(output).expanduser()))
         loads = f"from transformers import {merge.auto_class}; {merge.auto_class}.from_pretrained({directory})"
         suggest(console, f"python -c {shlex.quote(loads)}")

@@ -63,8 +63,23 @@ class MergeOptions(OpenOptions):
     max_shard_size: str | None = _merged(
         None, "Size of a file of weights at most, such as 5GB (default: the files of the base).", metavar="size"
     )
+    verify: bool = _merged(True, "Ask adapted and merged model the same, and print the largest difference.")
     weights: tuple[float, ...] | None = _merged(
         None, "Factor of each run's update, such as 0.7,0.3 (default: 1 for each).", metavar="x,x"
+    )
+
+
+@dataclass(frozen=True)
+class AverageOptions(Settings):
+    """Options of `capaft average`."""
+
+    nullable: ClassVar[bool] = False
+
+    weights: tuple[float, ...] | None = setting(
+        None,
+        "Weight of each adapter, such as 3,1; only their ratio counts (default: all alike).",
+        panel="Average",
+        metavar="x,x",
     )
 
 

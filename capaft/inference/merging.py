@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from capaft.adapter.file.on_disk import attach_on_disk
+from capaft.adapter.file.adapter_file import AdapterFile
+from capaft.adapter.file.on_disk import attach_on_disk, runnable
 from capaft.adapter.file.save_load import load
 from capaft.adapter.merge import merge as merge_in_memory
 from capaft.adapter.module import adapters
+from capaft.config.choices import BaseDtype
 from capaft.config.open_options import MergeOptions
 from capaft.exchange.checkpoint_files import parse_size
 from capaft.exchange.merged_directory import MergedModel, write_merged
 from capaft.exchange.peft_import import import_peft
+from capaft.exchange.probe import Difference, NoProbe, answers, compare
 from capaft.exchange.streamed_merge import StreamedMerge, plan_merge
 from capaft.model.site import is_quantised
-from capaft.model.skeleton import NeedsWeights
+from capaft.model.skeleton import NeedsWeights, runs_from_disk
 from capaft.model.stored_dtypes import stored_dtypes
 from capaft.support.console import say_nothing
-from capaft.support.errors import UsageError
+from capaft.support.errors import TrainingError, UsageError, one_line
 from capaft.training.record.run_directory import find_peft
 from capaft.training.record.saved_run import SavedRun, open_run, read_run
 
 Say = Callable[[str], None]
+
+# Differences of answers, relative to the largest, that roundings may cause: of sums in float32, and of weights to 16
+# bits, which can also change what a model chooses.
+EXACT = 1e-3
+ROUNDED = 0.25
+SMALL_ENTRIES = 2**24
+"""Entries of the largest tensor up to which models are compared in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +53,15 @@ class Merge:
         options: how they are merged.
         weights: the names of all on the model, each with the factor of its update.
         streamed: the decided merge, if the weights of the base are on disk; None if they are in memory.
+        others: the files of the other adapters, by name.
     """
 
     saved: SavedRun
     options: MergeOptions
     weights: Mapping[str, float]
     streamed: StreamedMerge | None = None
+    others: Mapping[str, AdapterFile] = field(default_factory=dict)
+    _asked: list[Tensor] = field(default_factory=list)
 
     @staticmethod
     def open(runs: Sequence[str], options: MergeOptions, say: Say = say_nothing) -> Merge:
@@ -101,11 +118,82 @@ class Merge:
                 output, path, description, lambda aside: streamed.write(aside, limit or None), overwrite=overwrite
             )
             return streamed.sites
+        if self.options.verify:
+            with suppress(NoProbe):
+                self._asked.append(answers(self.saved.model))
         sites, dtype = _merged_in_memory(self.saved, self.options, self.weights)
         description, model = replace(self._description(), dtype=dtype), self.saved.base.model
         size = {"max_shard_size": self.options.max_shard_size} if self.options.max_shard_size else {}
         write_merged(output, path, description, lambda aside: model.save_pretrained(aside, **size), overwrite=overwrite)
         return sites
+
+    def verify(self, path: Path) -> Difference:
+        """Compare the answers of base and adapters with those of the model that was written.
+
+        A merge from file to file runs both from disk, a module at a time.
+
+        Args:
+            path: the directory that was written.
+
+        Raises:
+            NoProbe: they cannot be asked.
+            TrainingError: the merged model answers otherwise.
+        """
+        import transformers
+
+        kind, trust = getattr(transformers, self.auto_class), self.saved.settings.trust_remote_code
+        with tempfile.TemporaryDirectory(prefix=".capaft.", dir=path.parent) as scratch:
+            if self.streamed is None:
+                if not self._asked:
+                    answers(self.saved.base.model)
+                    raise NoProbe("it fails on a probe with the adapter")
+                merged = kind.from_pretrained(path, dtype="auto", trust_remote_code=trust)
+                difference = compare(self._asked.pop(), answers(merged))
+            else:
+                # In float32 no more than the rounding of the weights is seen, if that takes little memory.
+                largest = max(tensor.shape.numel() for tensor in self.streamed.planned)
+                dtype: BaseDtype = "float32" if largest <= SMALL_ENTRIES else self.saved.settings.base_dtype
+                adapted = self._answers_from_disk(scratch, dtype)
+                disk = {"device_map": {"": "disk"}, "offload_folder": str(Path(scratch, "merged"))}
+                merged = kind.from_pretrained(path, dtype=getattr(torch, dtype), trust_remote_code=trust, **disk)
+                difference = compare(adapted, answers(merged))
+        share = f"outputs differ by up to {difference.largest:.3g}, {difference.relative:.0%} of the largest"
+        if self.options.quantised == "refuse" and difference.relative > EXACT and self._is_exact(merged):
+            raise TrainingError(
+                f"the merged model in {path} answers otherwise than the base with the adapter: {share}; do not use it"
+            )
+        if difference.relative > ROUNDED or not math.isfinite(difference.largest):
+            warnings.warn(
+                f"{share}, which rounding to 16 bits explains where a model chooses between experts; --dtype float32 "
+                "tells for certain",
+                stacklevel=2,
+            )
+        return difference
+
+    def _is_exact(self, merged: nn.Module) -> bool:
+        """True if no weight was rounded to few bits."""
+        if self.streamed is not None:
+            return all(tensor.code not in ("F16", "BF16") for tensor in self.streamed.planned)
+        return all(parameter.dtype == torch.float32 for parameter in merged.parameters())
+
+    def _answers_from_disk(self, scratch: str, dtype: BaseDtype) -> Tensor:
+        if any(weight != 1 for weight in self.weights.values()):
+            raise NoProbe("a weighted sum of adapters exists only merged")
+        present = {name.rpartition(".")[0] for name, p in self.saved.model.named_parameters() if not p.is_meta}
+        files = {name: self.others.get(name, self.saved.file) for name in self.weights}
+        places = runs_from_disk(self.saved.model, present)
+        try:
+            model = runnable(
+                self.saved.task,
+                replace(self.saved.settings, base_dtype=dtype),
+                files,
+                self.options,
+                places,
+                str(Path(scratch, "base")),
+            )
+        except (UsageError, ValueError, RuntimeError, NotImplementedError) as error:
+            raise NoProbe(f"the base cannot be run from disk ({one_line(error)})") from None
+        return answers(model)
 
     def _description(self) -> MergedModel:
         saved = self.saved
@@ -129,15 +217,17 @@ def _on_disk(runs: Sequence[str], options: MergeOptions, weights: Mapping[str, f
     opening = _exactly(options)
     saved = open_run(runs[0], opening, say, as_stored=True, on_disk=True)
     assert saved.form is not None
+    others: dict[str, AdapterFile] = {}
     for run, name in zip(runs[1:], list(weights)[1:], strict=True):
         if find_peft(run):
             raise NeedsWeights(f"{run} is a PEFT adapter")
-        attach_on_disk(saved.form, read_run(run, say).file, options, name)
+        others[name] = read_run(run, say).file
+        attach_on_disk(saved.form, others[name], options, name)
     _say_whose_head(saved.model, runs, weights, say)
     stored = stored_dtypes(saved.base.base)
     assert stored is not None
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    return Merge(saved, options, weights, plan_merge(saved.form, stored, weights, dtype))
+    return Merge(saved, options, weights, plan_merge(saved.form, stored, weights, dtype), others)
 
 
 def _in_memory(runs: Sequence[str], options: MergeOptions, weights: Mapping[str, float], say: Say) -> Merge:

@@ -40,6 +40,29 @@ def skeleton_options(settings: ModelSettings) -> dict[str, Any]:
     return {"device_map": dict(settings.device_map), "offload_folder": settings.offload}
 
 
+def runs_from_disk(model: nn.Module, in_memory: Collection[str]) -> dict[str, str]:
+    """The places of modules of which all are on disk but some.
+
+    Args:
+        model: the model.
+        in_memory: paths of the others.
+    """
+    places: dict[str, str] = {}
+
+    def place(path: str, module: nn.Module) -> None:
+        prefix = f"{path}." if path else ""
+        if path in in_memory:
+            places[path] = "cpu"
+        elif any(other.startswith(prefix) for other in in_memory):
+            for name, child in module.named_children():
+                place(prefix + name, child)
+        else:
+            places[path] = "disk"
+
+    place("", model)
+    return places
+
+
 def give_memory(model: nn.Module, names: Collection[str]) -> None:
     """Give parameters of a skeleton zeros as values, and memory to hold others.
 

@@ -28,7 +28,9 @@ def test_merge_is_a_plain_model_with_the_same_logits(run: Path, tmp_path: Path) 
 
     done = invoke("merge", run, "--output", tmp_path / "merged", "--json")
     assert done.code == 0, done.err
-    assert json.loads(done.out).keys() == {"output", "sites", "seconds"}
+    results = json.loads(done.out)
+    assert results.keys() == {"output", "sites", "seconds", "largest_difference", "relative_difference"}
+    assert results["relative_difference"] < 1e-5
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert plain.config.id2label == {0: "bad", 1: "good"}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
+from capaft.adapter.activation import activate
 from capaft.adapter.file.adapter_file import AdapterFile
 from capaft.adapter.file.other_head import HEAD
 from capaft.adapter.file.save_load import load
@@ -83,3 +85,34 @@ def attach_on_disk(form: StoredForm, file: AdapterFile, options: OpenOptions, ad
     keep_exact(model, (key.removeprefix(HEAD) for key in file.tensors))
     with readable(model, form.look):
         load(model, file, name=adapter, rename=options.renames, allow_base_mismatch=options.allow_base_mismatch)
+
+
+def runnable(
+    task: Task,
+    settings: ModelSettings,
+    files: Mapping[str, AdapterFile],
+    options: OpenOptions,
+    places: Mapping[str, str],
+    scratch: str,
+) -> Any:
+    """A base model with adapters that runs while its weights are on disk: each is read when its module is called.
+
+    Args:
+        task: the task, which loads it.
+        settings: those of the base model.
+        files: the adapters by name; all are active.
+        options: how they are opened.
+        places: of its modules; see `runs_from_disk`.
+        scratch: a directory for what the checkpoint stores in another form.
+
+    Raises:
+        UsageError: it cannot be loaded.
+    """
+    seed = next(iter(files.values())).header.seed
+    base = task.load_model(SkeletonSettings(**vars(settings), device_map=places, offload=scratch), seed=seed)
+    for name, file in files.items():
+        keep_exact(base.model, (key.removeprefix(HEAD) for key in file.tensors))
+        load(base.model, file, name=name, rename=options.renames, allow_base_mismatch=options.allow_base_mismatch)
+    if len(files) > 1:
+        activate(base.model, list(files))
+    return base.model.eval()
