@@ -96,9 +96,8 @@ def load_rows(spec: str, split: str | None, say: Say) -> tuple[Dataset, dict[int
     assert rows is not None
     if source.evaluation is not None and source.train is not None:
         say(f"the rows are those of the split {source.name}; choose another with --split")
-    # A slice, or one split of several, has rows of its own.
-    is_whole = source.train is None or source.evaluation is None
-    return rows, faults if is_whole and rows._indices is None else {}
+    # In a slice, or one of several files, the rows have other positions; there they say only that they are empty.
+    return rows, faults if path.is_file() else {}
 
 
 def _media(path: Path) -> Dataset | None:

@@ -50,5 +50,7 @@ def answered(
     for window in source.windows:
         answers = answerer.answer(window.rows, source.columns, window.first, advance)
         for at, reason in window.faults.items():
-            answers[at] = {ERROR: reason}
+            # What cannot be read is empty, and so has no answer.
+            if ERROR in answers[at]:
+                answers[at] = {ERROR: reason}
         yield [given | answer for given, answer in zip(passed_values(window.rows, shown), answers, strict=True)]

@@ -10,7 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from command_line import invoke, invoke_apart, write_reviews
+from safetensors.torch import save_file
 from tiny_hub import MAIN, serving
 from tiny_job import bert
 from transformers import BertModel
@@ -22,9 +24,10 @@ TRAIN = (
 )
 PUSH = "push run user/name --json"
 BRANCH = "push run/adapter.safetensors user/name@v2 --commit-message Files"
-EVAL = "eval user/name --json"
-INFO = "info user/name --json"
-MERGE = "merge user/name@v2 --output merged"
+EVAL = "eval user/new --json"
+INFO = "info user/name@v2 --json"
+PEFT = "info user/peft --json"
+MERGE = "merge user/new@main --output merged"
 WRONG = {
     "push run other/name": (2, "other/name cannot be pushed to: your token has no permission for it"),
     "push linked user/linked": (2, "README.md is a link or no file, and is not pushed"),
@@ -60,26 +63,30 @@ def place(tmp_path_factory: pytest.TempPathFactory, run: Path) -> Path:
         (models / name / MAIN).mkdir(parents=True)
         (models / name / MAIN / file).write_text("{}")
     (models / "other" / "private" / "private.txt").touch()
+    _write_peft(models / "user" / "peft" / MAIN)
     shutil.copytree(run, models / "user" / "large" / MAIN)
     (models / "user" / "large" / MAIN / "run.yaml").write_text("#" * 5_000_000)
     return place
 
 
+def _write_peft(directory: Path) -> None:
+    """Write the smallest LoRA as PEFT does, with other files of its run."""
+    directory.mkdir(parents=True)
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "user/base"}
+    (directory / "adapter_config.json").write_text(json.dumps(settings))
+    prefix = "base_model.model.layer.query"
+    tensors = {f"{prefix}.lora_A.weight": torch.ones(2, 8), f"{prefix}.lora_B.weight": torch.ones(8, 2)}
+    save_file(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
+    (directory / "training_args.bin").write_bytes(b"pickled")
+
+
 @pytest.fixture(scope="module")
 def online(place: Path) -> dict[str, SimpleNamespace]:
-    commands = [TRAIN, PUSH, BRANCH, EVAL, INFO, MERGE, *WRONG]
+    commands = [TRAIN, PUSH, BRANCH, EVAL, INFO, PEFT, MERGE, *WRONG]
+    environ = {"HF_HOME": str(place / "cache"), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_user"}
     with serving(place / "hub") as address:
-        return _invoke(place, address, commands, offline=False)
-
-
-@pytest.fixture(scope="module")
-def offline(place: Path, online: dict[str, SimpleNamespace]) -> dict[str, SimpleNamespace]:
-    return _invoke(place, "http://127.0.0.1:9", [INFO, "info user/new", "push run user/name"], offline=True)
-
-
-def _invoke(place: Path, hub: str, commands: list[str], *, offline: bool) -> dict[str, SimpleNamespace]:
-    environ = {"HF_ENDPOINT": hub, "HF_HOME": str(place / "cache"), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_user"}
-    done = invoke_apart([command.split() for command in commands], place, environ, offline=offline)
+        arguments = [command.split() for command in commands]
+        done = invoke_apart(arguments, place, {**environ, "HF_ENDPOINT": address}, offline=False)
     return dict(zip(commands, done, strict=True))
 
 
@@ -126,23 +133,39 @@ def test_ids_of_the_hub_are_runs(online: dict[str, SimpleNamespace], place: Path
     )
     assert online[MERGE].code == 0, online[MERGE].err
     assert (place / "merged" / "model.safetensors").exists()
-    cached = [path.name for path in (place / "cache" / "hub" / "models--user--name").rglob("*.*")]
+    cached = [path.name for path in (place / "cache" / "hub" / "models--user--new").rglob("*.*")]
     assert "results.json" not in cached
     assert "adapter.safetensors" in cached
 
 
+def test_a_peft_adapter_on_the_hub_is_a_run(online: dict[str, SimpleNamespace], place: Path) -> None:
+    assert online[PEFT].code == 0, online[PEFT].err
+    record = json.loads(online[PEFT].out)
+    assert (record["format"], record["rank"], record["layers"]) == ("peft", 2, ["layer.query"])
+    assert not list((place / "cache").rglob("training_args.bin"))
+
+
 def test_what_is_cached_is_read_without_a_network(
-    offline: dict[str, SimpleNamespace], online: dict[str, SimpleNamespace]
+    online: dict[str, SimpleNamespace], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert offline[INFO].code == 0, offline[INFO].err
-    assert json.loads(offline[INFO].out) == json.loads(online[INFO].out)
-    missing = offline["info user/new"]
+    from huggingface_hub import constants
+
+    from capaft.exchange.hub_download import fetch_adapter
+
+    fetch_adapter.cache_clear()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(place / "cache" / "hub"))
+    for command in (INFO, PEFT):
+        done = invoke(*command.split())
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["bytes"] == json.loads(online[command].out)["bytes"]
+    missing = invoke("info", "user/other")
     assert missing.code == 2
-    assert "there is no run or adapter file user/new, and the hub, which may have it, cannot be reached" in missing.err
-    assert (offline["push run user/name"].code, "HF_HUB_OFFLINE is set" in offline["push run user/name"].err) == (
-        2,
-        True,
+    assert (
+        "there is no run or adapter file user/other, and the hub, which may have it, cannot be reached" in missing.err
     )
+    pushed = invoke("push", place / "run", "user/name")
+    assert (pushed.code, "HF_HUB_OFFLINE is set" in pushed.err) == (2, True)
+    fetch_adapter.cache_clear()
 
 
 @pytest.mark.parametrize("command", WRONG)
