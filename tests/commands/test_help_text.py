@@ -18,6 +18,7 @@ VERBS = [
     "predict",
     "generate",
     "merge",
+    "average",
     "export",
     "inspect-rank",
     "info",
@@ -25,6 +26,7 @@ VERBS = [
     "import",
     "methods",
     "presets",
+    "serve",
     "env",
 ]
 
