@@ -148,6 +148,7 @@ class Opened:
         """The rows that inputs stand for; None for no inputs."""
         rows: Dataset = inputs
         faults: dict[int, str] = {}
+        has_pairs = False
         if not isinstance(inputs, Dataset):
             values = _listed(inputs)
             if not values:
@@ -156,7 +157,7 @@ class Opened:
             names = input_names(self.saved, paired=has_pairs)
             rows, faults = rows_of_values(values, names, getattr(self.task, "medium", None))
         check_kept(keep, rows)
-        rows, columns = find_inputs(self.saved, rows, named, say_nothing)
+        rows, columns = find_inputs(self.saved, rows, named, say_nothing, paired=has_pairs)
         return RowSource(columns, windows_of(rows, faults), tuple(rows.column_names), len(rows))
 
 
