@@ -100,7 +100,9 @@ class ExportOptions(OpenOptions):
 
     to: ExportFormat = _form("peft", "The tool whose form to write.")
     pad_rank: int | None = _form(
-        None, "With --to peft, the rank of all layers, filled up with zeros.", check=("at least 1", lambda value: value >= 1)
+        None,
+        "With --to peft, the rank of all layers, filled up with zeros.",
+        check=("at least 1", lambda value: value >= 1),
     )
     dtype: FloatDtype | None = _form(None, "With --to gguf, the dtype of the tensors (default: float32).")
 
