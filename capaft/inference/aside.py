@@ -21,7 +21,7 @@ def leaving_no_trace() -> Iterator[None]:
 
     A run trains whatever the caller has turned off, such as gradients.
     """
-    with _same_generators(), _same_accelerate(), _quiet_libraries(), torch.inference_mode(False), torch.enable_grad():
+    with _same_generators(), _same_accelerate(), quiet_libraries(), torch.inference_mode(False), torch.enable_grad():
         yield
 
 
@@ -51,7 +51,8 @@ def _same_accelerate() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
+    """Keeps reports and progress bars of the libraries away; they say of a head, for one, that it is missing."""
     verbosity, has_bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -16,6 +16,7 @@ from capaft.config.generate_options import GenerateOptions
 from capaft.config.open_options import OpenOptions
 from capaft.config.train_config import TrainConfig
 from capaft.inference.answers import Answerer
+from capaft.inference.aside import quiet_libraries
 from capaft.inference.rows import RowSource, check_kept, find_inputs, input_names, windows_of
 from capaft.inference.values import rows_of_values
 from capaft.inference.written import answered
@@ -201,7 +202,9 @@ def open(
         resize_embeddings=resize_embeddings,
         base_dtype=base_dtype,
     )
-    return opened(open_run(os.fspath(run), options), options)
+    with quiet_libraries():
+        saved = open_run(os.fspath(run), options)
+    return opened(saved, options)
 
 
 def opened(saved: SavedRun, options: OpenOptions | None = None) -> Opened:
