@@ -31,7 +31,7 @@ from capaft.model.skeleton import NeedsWeights, runs_from_disk
 from capaft.model.stored_dtypes import stored_dtypes
 from capaft.support.console import say_nothing
 from capaft.support.errors import TrainingError, UsageError, one_line
-from capaft.training.record.run_directory import find_peft
+from capaft.training.record.found_run import find_peft
 from capaft.training.record.saved_run import SavedRun, open_run, read_run
 
 Say = Callable[[str], None]
