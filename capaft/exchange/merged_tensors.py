@@ -16,13 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from capaft.adapter.merged_weight import Rounding, Update, add_updates
-from capaft.adapter.module import Adapter
-from capaft.methods.head import Head
-from capaft.methods.host import Host
+from capaft.adapter.merged_weight import Rounding, add_updates
+from capaft.exchange.merged_places import Place
 from capaft.model.checkpoint_tensors import StoredTensor
 from capaft.model.names import base_modules
-from capaft.model.site import Site
 from capaft.model.skeleton import NeedsWeights
 from capaft.model.stored_dtypes import StoredDtypes
 from capaft.model.stored_form import Conversion, StoredForm
@@ -47,43 +44,6 @@ class MergedTensor:
     size: int
     home: Path | None
     bytes: Callable[[], Iterator[Any]]
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """One place of an adapter, whose factors are made when they are needed.
-
-    Attributes:
-        adapter: the adapter.
-        index: of the place in its plan.
-        weight: multiplies the update.
-    """
-
-    adapter: Adapter
-    index: int
-    weight: float
-
-    @property
-    def host(self) -> Host:
-        """The method that changes the place."""
-        return self.adapter.plan.placed[self.index][0]
-
-    @property
-    def site(self) -> Site:
-        """The site."""
-        return self.adapter.plan.placed[self.index][1]
-
-    def update(self, site: Site | None = None) -> Update:
-        """The update, of this site or of the same values somewhere else."""
-        return Update(self.host, site or self.site, self.adapter.factors_of_place(self.index), self.weight)
-
-    def changes_bias(self, bias: Tensor) -> bool:
-        """True if the method gives the site another bias than it has."""
-        site = self.site
-        values = torch.empty(site.out_features, site.in_features, device="meta")
-        old = torch.empty(site.rows.count if site.rows else len(bias), device="meta")
-        factors = tuple(factor.to("meta") for factor in self.adapter.factors_of_place(self.index))
-        return self.host.merged(site, values, old, factors)[1] is not old
 
 
 @dataclass
@@ -301,24 +261,6 @@ class MergedTensors:
                         updates.append(place.update(site))
                 add_updates(value, None, updates, self.rounding)
             return revert_weight_conversion(model, converted)
-
-
-def places_of(adapters: Sequence[tuple[Adapter, float]]) -> dict[str, list[Place]]:
-    """The places of adapters by the name of the parameter that each changes; the head is that of the first.
-
-    Args:
-        adapters: each with the weight of its updates.
-    """
-    places: dict[str, list[Place]] = defaultdict(list)
-    for number, (adapter, weight) in enumerate(adapters):
-        for index, (host, site) in enumerate(adapter.plan.placed):
-            if isinstance(host, Head):
-                if number:
-                    continue
-                weight = 1.0
-            name = f"{site.module}.{site.parameter}".removeprefix(".")
-            places[name].append(Place(adapter, index, weight))
-    return dict(places)
 
 
 _CODES = {
