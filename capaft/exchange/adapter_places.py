@@ -1,4 +1,4 @@
-"""The places that adapters change in a model, by parameter, so that each weight is made when its turn comes."""
+"""The places of adapters by the parameter that each changes, their factors made when they are needed."""
 
 from __future__ import annotations
 
