@@ -199,3 +199,20 @@ def test_piped_lines_are_answered_before_the_end(run: Path) -> None:
             assert json.loads(process.stdout.readline())["text"] == text
         process.stdin.close()
         assert process.wait(60) == 0
+
+
+def test_what_is_read_is_not_replaced(run: Path, reviews: Path, tmp_path: Path) -> None:
+    own, data = tmp_path / "run", tmp_path / "a.csv"
+    own.mkdir()
+    for file in run.iterdir():
+        if file.is_file():
+            (own / file.name).write_bytes(file.read_bytes())
+    data.write_bytes(reviews.read_bytes())
+    before = {file: file.read_bytes() for file in (data, *own.iterdir())}
+    (tmp_path / "link.csv").symlink_to(data)
+    for command, option in (("predict", "--output"), ("eval", "--predictions")):
+        for out in (data, tmp_path / "link.csv", own / "adapter.safetensors", own / "run.yaml"):
+            done = invoke(command, own, "--data", data, option, out)
+            assert (done.code, done.out) == (2, "")
+            assert done.err == f"error: {option} {out} would replace what is read; name another file\n"
+    assert {file: file.read_bytes() for file in before} == before
