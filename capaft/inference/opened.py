@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, get_args
 
+import datasets
+import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 from torch import nn
 
@@ -15,7 +18,10 @@ from capaft.config.choices import BaseDtype
 from capaft.config.generate_options import GenerateOptions
 from capaft.config.open_options import OpenOptions
 from capaft.config.train_config import TrainConfig
+from capaft.data.quiet import without_progress_bars
+from capaft.data.splits import TRAIN
 from capaft.inference.answers import Answerer
+from capaft.inference.passed_rows import splits_of
 from capaft.inference.rows import RowSource, check_kept, find_inputs, input_names, windows_of
 from capaft.inference.values import rows_of_values
 from capaft.inference.written import answered
@@ -26,6 +32,9 @@ from capaft.tasks.base.task_answers import Record
 from capaft.training.accelerator import accelerator_to_use, move_model
 from capaft.training.memory_guard import memory_guard
 from capaft.training.record.saved_run import SavedRun, open_run
+
+_OPENING = frozenset({"base", "compare", *(option.name for option in fields(OpenOptions))})
+"""Options of `capaft generate` that `Opened.generate` does not take: they choose what is opened, and what is shown."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,8 @@ class Opened:
 
         Args:
             inputs: texts; tuples of two texts for pairs; images and recordings as paths, bytes, PIL images or arrays;
-                mappings from columns to values; or a `datasets.Dataset`. A single one counts as a list of one.
+                mappings from columns to values; or a `datasets.Dataset`, a data frame of pandas or a table of pyarrow.
+                A single one counts as a list of one.
             top: list this many of the likeliest classes, with their probabilities.
             batch_size: examples in a forward at most; by default as in the run's evaluations.
             keep: columns of mappings and data sets that the records hold; None for all, by default none.
@@ -85,14 +95,16 @@ class Opened:
             m = capaft.open("runs/reviews")
             m.predict(["What a film!"])  # [{"label": "good", "probability": 0.98}]
         """
-        if top is not None and top < 1:
-            raise UsageError(f"--top must be at least 1, got {top}")
+        _check_count("--top", top)
+        _check_count("--batch-size", batch_size)
+        if isinstance(keep, str) or not all(isinstance(name, str) for name in keep or ()):
+            raise UsageError(f"--keep must be a list of names, got {keep!r:.100}")
         named = {"text": text_column, "pair": pair_column}
-        source = self._source(inputs, named, keep)
-        if source is None:
-            return []
-        answerer = self.answerer(top=top, batch_size=batch_size)
-        with memory_guard():
+        with memory_guard(), without_progress_bars():
+            source = self._source(inputs, named, keep)
+            if source is None:
+                return []
+            answerer = self.answerer(top=top, batch_size=batch_size)
             return [record for records in answered(answerer, source, keep) for record in records]
 
     @in_python
@@ -124,8 +136,10 @@ class Opened:
         from capaft.inference.prompts import user_message
         from capaft.inference.writing import Writer
 
+        if known := _OPENING & options.keys():
+            raise UsageError(f"{min(known)}: this is not for generate; adapted=False leaves the adapter off")
         writer = Writer(self.saved, GenerateOptions.of(options))
-        messages = [user_message(prompt)] if isinstance(prompt, str) else [dict(message) for message in prompt]
+        messages = [user_message(prompt)] if isinstance(prompt, str) else _messages(prompt)
         return writer.answer([*writer.opening(), *messages], adapted=adapted, show=show).text
 
     def answerer(self, *, task: Task | None = None, top: int | None = None, batch_size: int | None = None) -> Answerer:
@@ -146,9 +160,16 @@ class Opened:
 
     def _source(self, inputs: Any, named: Mapping[str, str | None], keep: Sequence[str] | None) -> RowSource | None:
         """The rows that inputs stand for; None for no inputs."""
-        rows: Dataset = inputs
+        if isinstance(inputs, datasets.DatasetDict | datasets.IterableDataset | datasets.IterableDatasetDict):
+            raise UsageError(f"inputs must be rows, and a {type(inputs).__name__} has none; pass one split, or a list")
+        # A data frame would go through as the names of its columns.
+        is_table = hasattr(inputs, "to_records") or isinstance(inputs, pa.Table)
+        rows: Dataset = splits_of(inputs)[TRAIN] if is_table and len(inputs) else inputs
         faults: dict[int, str] = {}
-        if not isinstance(inputs, Dataset):
+        if isinstance(rows, Dataset) or is_table:
+            if not len(rows):
+                return None
+        else:
             values = _listed(inputs)
             if not values:
                 return None
@@ -158,6 +179,28 @@ class Opened:
         check_kept(keep, rows)
         rows, columns = find_inputs(self.saved, rows, named, say_nothing)
         return RowSource(columns, windows_of(rows, faults), tuple(rows.column_names), len(rows))
+
+
+def _check_count(flag: str, value: Any) -> None:
+    """Make sure that an option is a number of at least 1, or is not given.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if value is not None and (not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1):
+        raise UsageError(f"{flag} must be at least 1, got {value!r:.100}")
+
+
+def _messages(prompt: Any) -> list[dict[str, Any]]:
+    """The messages of a chat.
+
+    Raises:
+        UsageError: it is none.
+    """
+    is_list = isinstance(prompt, Sequence) and len(prompt) > 0
+    if not is_list or not all(isinstance(message, Mapping) and "content" in message for message in prompt):
+        raise UsageError('prompt must be a text, or a list of messages such as {"role": "user", "content": "Hello"}')
+    return [dict(message) for message in prompt]
 
 
 def _listed(inputs: Any) -> list[Any]:
@@ -193,6 +236,15 @@ def open(
     """
     if base_dtype not in (None, *get_args(BaseDtype)):
         raise UsageError(f"--base-dtype must be one of {', '.join(get_args(BaseDtype))}, got {base_dtype!r:.100}")
+    for name, value in (
+        ("trust_remote_code", trust_remote_code),
+        ("allow_base_mismatch", allow_base_mismatch),
+        ("resize_embeddings", resize_embeddings),
+    ):
+        if not isinstance(value, bool):
+            raise UsageError(f"{name} must be True or False, got {value!r:.100}")
+    if rename is not None and not isinstance(rename, Mapping):
+        raise UsageError(f'rename must be a mapping such as {{"old": "new"}}, got {rename!r:.100}')
     options = OpenOptions(
         model=None if model is None else os.fspath(model),
         rename=None if rename is None else tuple(f"{old}={new}" for old, new in rename.items()),

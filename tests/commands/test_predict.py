@@ -119,6 +119,7 @@ def test_a_bad_row_is_a_record_with_its_error(run: Path, expected: list[dict[str
     [
         (("--data", "{}/none.csv"), "no such file or directory"),
         (("--data", "{}/empty.csv"), "the file is empty"),
+        (("--data", "/dev/null"), "/dev/null"),
         (("--data", "{}/two.csv"), "cannot tell which column is the text"),
         (("--data", "{}/two.csv", "--text-column", "c"), "--text-column c: there is no such column"),
         (("--data", "{}/good.csv", "--keep", "idd"), "--keep idd: there is no such column"),

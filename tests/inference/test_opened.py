@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from tiny_answers import logits_of
 from transformers import pipeline
 
 import capaft
 from capaft.inference.opened import Opened
+from capaft.support.errors import UsageError
 
 TEXTS = ["A superb film, from beginning to end.", "What a tedious book!", "An album."]
 
@@ -73,3 +77,34 @@ def test_what_cannot_be_asked_is_one_line(opened: Opened, run: Path) -> None:
 def test_a_base_of_fewer_bits(run: Path, opened: Opened) -> None:
     (record,) = capaft.open(run, base_dtype="bfloat16").predict(TEXTS[:1])
     assert record["probability"] == pytest.approx(opened.predict(TEXTS[:1])[0]["probability"], abs=0.02)
+
+
+def test_tables_are_rows_and_none_are_none(opened: Opened) -> None:
+    expected = opened.predict(TEXTS)
+    frame = pd.DataFrame({"text": TEXTS, "no": [1, 2, 3]}, index=[7, 7, 7])
+    assert opened.predict(frame) == expected
+    assert opened.predict(frame, keep=["no"])[1] == {"no": 2, **expected[1]}
+    assert opened.predict(pa.table({"text": TEXTS})) == expected
+    for nothing in (frame[:0], pa.table({"text": TEXTS})[:0], Dataset.from_dict({"text": []})):
+        assert opened.predict(nothing) == []
+    with pytest.raises(UsageError, match="pass one split"):
+        opened.predict(DatasetDict(test=Dataset.from_dict({"text": TEXTS})))
+
+
+@pytest.mark.parametrize(
+    "options", [{"top": 0}, {"top": "3"}, {"top": 1.5}, {"batch_size": 0}, {"batch_size": -3}, {"batch_size": True}]
+)
+def test_numbers_out_of_range_are_refused(opened: Opened, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="must be at least 1"):
+        opened.predict(TEXTS, **options)
+
+
+def test_a_name_in_place_of_a_list_is_refused(opened: Opened) -> None:
+    with pytest.raises(UsageError, match="keep must be a list of names, got 'no'"):
+        opened.predict([{"text": "a", "n": 1, "o": 2}], keep="no")
+
+
+@pytest.mark.parametrize("option", ["trust_remote_code", "allow_base_mismatch", "resize_embeddings"])
+def test_a_word_is_no_permission(run: Path, option: str) -> None:
+    with pytest.raises(UsageError, match=f"{option} must be True or False, got 'no'"):
+        capaft.open(run, **{option: "no"})
