@@ -175,6 +175,8 @@ class MergedTensors:
         places = [place for alias in self.aliases.get(own, [own]) for place in self.places.get(alias, ())]
         of_bias = [] if places else self._places_of_bias(own)
         if source.dtype is None:
+            if places or of_bias:
+                raise NeedsWeights(f"{own} is stored as {source.code}, to which nothing can be added")
             return MergedTensor(name, source.code, source.shape, source.size, source.file, source.pieces)
         target = self.dtype or source.dtype
         if any(f"{place.site.module}.weight".removeprefix(".") not in plain for place in of_bias):

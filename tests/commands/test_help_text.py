@@ -18,6 +18,7 @@ VERBS = [
     "predict",
     "generate",
     "merge",
+    "average",
     "export",
     "inspect-rank",
     "info",
@@ -25,6 +26,7 @@ VERBS = [
     "import",
     "methods",
     "presets",
+    "serve",
     "env",
 ]
 
@@ -55,4 +57,4 @@ def test_a_narrow_terminal_shows_every_line(verb: str) -> None:
 def test_the_list_of_verbs_has_whole_sentences() -> None:
     verbs = help_text().partition("Commands:")[2]
     assert "..." not in verbs
-    assert [line.split()[0] for line in verbs.splitlines() if re.match(r"  [a-z-]+  ", line)] == VERBS
+    assert [line.split()[0] for line in verbs.splitlines() if re.match(r"  [a-z-]+  ", line)] == [*VERBS, "bank"]

@@ -246,3 +246,15 @@ def test_the_columns_are_those_of_the_other_run_where_the_rows_have_them(
     execute(carrying(tmp_path / "first", two), tmp_path / "third")
     columns = [settings_of_run(tmp_path / run / "run.yaml").text_column for run in ("second", "third")]
     assert columns == ["remark", "text"]
+
+
+def test_an_adapter_of_peft_is_carried_on(first: Path, model: Path, two: Path, tmp_path: Path) -> None:
+    done = invoke("export", first, "--to", "peft", "--output", tmp_path / "peft", "--model", model)
+    assert done.code == 0, done.err
+    results = execute(carrying(tmp_path / "peft", two, model=str(model)), tmp_path / "run")
+    # Three copies of rank 2, one beside the other.
+    assert (results["method"], results["method_settings"]["rank"]) == ("lora", 6)
+    scores = score_run(open_run(str(first)), EvalOptions(data=str(two)), say=lambda line: None)
+    assert results["baseline"] == scores.value
+    done = invoke("train", "--resume", "--output", tmp_path / "run")
+    assert "nothing is left to do" in done.err

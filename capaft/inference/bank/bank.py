@@ -92,6 +92,10 @@ class Bank:
     def __repr__(self) -> str:
         return f"Bank({len(self)} adapters of {len(self._families)} kinds, {self.nbytes:,} bytes)"
 
+    def __deepcopy__(self, memo: object) -> Bank:
+        # It belongs to the hooks of a model, of which copies go on with it.
+        return self
+
     def __len__(self) -> int:
         return len(self._entries)
 

@@ -44,6 +44,10 @@ class Place:
         self.sources: dict[Family, list[int]] = defaultdict(list)
         self.head: dict[Family, dict[str, str]] = defaultdict(dict)
 
+    def __deepcopy__(self, memo: object) -> Place:
+        # A copied model goes on with the same bank.
+        return self
+
     def install(self, module: nn.Module) -> list[Any]:
         """Hook a module; the handles."""
         return [
@@ -204,5 +208,10 @@ def _called(module: nn.Module, parameters: dict[str, Tensor], args: Args, kwargs
     """What a module without children gives with other parameters; itself unchanged, since other threads may call it."""
     shadow = module.__class__.__new__(module.__class__)
     vars(shadow).update(vars(module))
-    vars(shadow)["_parameters"] = module._parameters | parameters
+    # The model may have been cast since.
+    cast = {
+        leaf: values if (own := module._parameters[leaf]) is None else values.to(own.device, own.dtype)
+        for leaf, values in parameters.items()
+    }
+    vars(shadow)["_parameters"] = module._parameters | cast
     return shadow.forward(*args, **kwargs)

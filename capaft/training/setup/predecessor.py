@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from capaft.adapter.file.adapter_file import AdapterFile, read
+from capaft.config.open_options import OpenOptions
 from capaft.config.train_config import TrainConfig
+from capaft.model.labels import Labels
 from capaft.support.console import say_nothing
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns
 from capaft.tasks.base.task import Task
-from capaft.training.record.run_directory import RunDirectory, started_config
-from capaft.training.record.saved_run import read_run, settings_of_run
+from capaft.training.record.run_directory import RunDirectory, find_peft, started_config
+from capaft.training.record.saved_run import AdapterOfRun, open_run, read_run, settings_of_run
 from capaft.training.setup.carried_settings import carried_settings
 
 if TYPE_CHECKING:
@@ -42,8 +44,9 @@ class Predecessor:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels of its outputs, if it has any."""
-        return self.file.task.labels if self.file.task else ()
+        """The labels of its outputs; none if it has none, or only numbers by transformers, where nobody named them."""
+        labels = self.file.task.labels if self.file.task else ()
+        return () if labels == Labels.numbered(len(labels)).names else labels
 
     def does(self, task: Task | type[Task]) -> bool:
         """True if it was trained for a task, or for none that is known."""
@@ -88,10 +91,18 @@ def with_predecessor(
     """
     if config.resume and (begun := started_config(config.output)):
         return config, _resumed(config, RunDirectory(begun.parent), chosen)
-    if config.init_from is None:
+    if (name := config.init_from) is None:
         return config, None
-    adapter = read_run(config.init_from, say)
-    return carried_settings(config, adapter, chosen, say), Predecessor(config.init_from, adapter.file, adapter.config)
+    if find_peft(name):
+        # It becomes an adapter of capaft on its base model only.
+        permitted = OpenOptions(
+            model=config.model, trust_remote_code=config.trust_remote_code, resize_embeddings=config.resize_embeddings
+        )
+        saved = open_run(name, permitted, say)
+        config, adapter = replace(config, model=saved.settings.model), AdapterOfRun(saved.file)
+    else:
+        adapter = read_run(name, say)
+    return carried_settings(config, adapter, chosen, say), Predecessor(name, adapter.file, adapter.config)
 
 
 def _resumed(config: TrainConfig, run: RunDirectory, chosen: Collection[str]) -> Predecessor | None:

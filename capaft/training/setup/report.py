@@ -61,6 +61,8 @@ def _carried(carried: Carried) -> Iterator[str]:
             "none of its labels is among the data's" if carried.new and predecessor.labels else "it is of another task"
         )
         yield f"       but its head, which starts anew: {cause}"
+    elif carried.known and not predecessor.labels:
+        yield f"       whose outputs have no names, and are taken for {listed(carried.known)} in this order"
     elif carried.new and predecessor.labels:
         yield f"       and the outputs of {counted(len(carried.known), 'label')}; new: {listed(carried.new)}"
 

@@ -350,3 +350,14 @@ def test_bytes_of_thousands(tmp_path: Path) -> None:
         stored = sum(tensor.nbytes for tensor in file.tensors.values())
         assert bank.nbytes < 3000 * (stored + 8) + 2**23
         assert len({id(entry.family) for entry in bank._entries.values()}) == 1
+
+
+def test_a_model_that_is_cast_or_copied(tmp_path: Path) -> None:
+    files, model = four(tmp_path, ["nola", "dora"]), bert()
+    with filled(model, files) as bank:
+        with bank.batch(NAMES):
+            expected = logits(model)
+            assert torch.equal(logits(copy.deepcopy(model)), expected)
+        model.double()
+        with bank.batch(NAMES):
+            torch.testing.assert_close(logits(model).float(), expected, rtol=0, atol=1e-5)
