@@ -41,7 +41,7 @@ def check_apart(option: str, path: Path | None, *read: str | Path | None) -> Non
     if path is None or not path.is_file():
         return
     for source in filter(None, read):
-        place = os.path.expanduser(source)
+        place = os.path.expanduser(str(source))
         if os.path.exists(place) and os.path.samefile(place, path):
             raise UsageError(f"{option} {path} would replace what is read; name another file")
 
