@@ -103,7 +103,9 @@ class ExportOptions(OpenOptions):
 
     to: ExportFormat = _form("peft", "The tool whose form to write.")
     pad_rank: int | None = _form(
-        None, "Rank of all layers, filled up with zeros (peft).", check=("at least 1", lambda value: value >= 1)
+        None,
+        "Rank of all layers, filled up with zeros (peft).",
+        check=("in [1, 4096]", lambda value: 1 <= value <= 4096),
     )
     dtype: FloatDtype | None = _form(None, "Dtype of the tensors (gguf; default: float32).")
 

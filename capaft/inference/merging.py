@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from capaft.adapter.activation import activate, active_names
 from capaft.adapter.file.adapter_file import AdapterFile
-from capaft.adapter.file.on_disk import attach_on_disk, runnable
+from capaft.adapter.file.on_disk import activate_together, attach_on_disk, runnable
 from capaft.adapter.file.save_load import load
 from capaft.adapter.merge import merge as merge_in_memory
 from capaft.adapter.module import adapters
@@ -124,7 +125,7 @@ class Merge:
             return streamed.sites
         if self.options.verify:
             with suppress(NoProbe):
-                self._asked.append(answers(self.saved.model))
+                self._asked.append(self._answers_in_memory())
         sites, dtype = _merged_in_memory(self.saved, self.options, self.weights)
         description, model = replace(self._description(), dtype=dtype), self.saved.base.model
         size = {"max_shard_size": self.options.max_shard_size} if self.options.max_shard_size else {}
@@ -148,6 +149,7 @@ class Merge:
         kind, trust = getattr(transformers, self.auto_class), self.saved.settings.trust_remote_code
         with tempfile.TemporaryDirectory(prefix=".capaft.", dir=path.parent) as scratch:
             if self.streamed is None:
+                self._check_unweighted()
                 if not self._asked:
                     answers(self.saved.base.model)
                     raise NoProbe("it fails on a probe with the adapter")
@@ -180,9 +182,21 @@ class Merge:
             return all(tensor.code not in ("F16", "BF16") for tensor in self.streamed.planned)
         return all(parameter.dtype == torch.float32 for parameter in merged.parameters())
 
-    def _answers_from_disk(self, scratch: str, dtype: BaseDtype) -> Tensor:
+    def _check_unweighted(self) -> None:
         if any(weight != 1 for weight in self.weights.values()):
             raise NoProbe("a weighted sum of adapters exists only merged")
+
+    def _answers_in_memory(self) -> Tensor:
+        self._check_unweighted()
+        before = active_names(self.saved.model)
+        activate_together(self.saved.model, list(self.weights))
+        try:
+            return answers(self.saved.model)
+        finally:
+            activate(self.saved.model, before)
+
+    def _answers_from_disk(self, scratch: str, dtype: BaseDtype) -> Tensor:
+        self._check_unweighted()
         present = {name.rpartition(".")[0] for name, p in self.saved.model.named_parameters() if not p.is_meta}
         files = {name: self.others.get(name, self.saved.file) for name in self.weights}
         places = runs_from_disk(self.saved.model, present)
