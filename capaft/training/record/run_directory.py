@@ -113,6 +113,11 @@ class RunDirectory:
             self.config,
         )
 
+    def irreplaceable(self) -> list[Path]:
+        """The files in the directory that no other command may replace; predictions it may."""
+        files = [file for file in self.files() if file != self.predictions]
+        return [*files, *self.path.glob("*.safetensors")]
+
     def leftovers(self) -> list[Path]:
         """Files that were being written when the run was killed, and the run it had replaced by then."""
         paths = [path for file in self.files() for path in self.path.glob(f".{file.name}.*")]
