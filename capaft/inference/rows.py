@@ -12,6 +12,7 @@ from datasets import Dataset, Value
 
 from capaft.data.load import Say, load_evaluation_data
 from capaft.data.media.folder import MEDIA_KINDS, read_unlabelled_media
+from capaft.data.quiet import without_progress_bars
 from capaft.data.splits import WantedSplits
 from capaft.data.tables import is_table
 from capaft.support.errors import UsageError, did_you_mean
@@ -105,6 +106,9 @@ def _media(path: Path) -> Dataset | None:
     """The images or recordings at a path where no table names them."""
     if path.is_file():
         return read_unlabelled_media(path) if path.suffix.lower() in MEDIA_KINDS else None
+    if not path.is_dir():
+        # A pipe, or a device.
+        return None
     files = [file for file in path.iterdir() if file.is_file()]
     if any(is_table(file) for file in files) or any(path.glob("*/metadata.*")) or (path / "state.json").exists():
         return None
@@ -188,7 +192,8 @@ def _as_texts(rows: Dataset, names: list[str | None]) -> Dataset:
         if name not in rows.column_names:
             continue
         if cell_kind(rows.features[name]) in ("integer", "float", "bool") or rows.features[name] == Value("null"):
-            rows = rows.cast_column(name, Value("string"))
+            with without_progress_bars():
+                rows = rows.cast_column(name, Value("string"))
     return rows
 
 
