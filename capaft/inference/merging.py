@@ -37,7 +37,7 @@ from capaft.model.stored_dtypes import NAMES, stored_dtypes
 from capaft.model.weights import dtype_of
 from capaft.support.console import say_nothing
 from capaft.support.errors import UsageError, one_line
-from capaft.training.record.run_directory import find_peft
+from capaft.training.record.found_run import find_peft
 from capaft.training.record.saved_run import SavedRun, open_run, read_run
 
 Say = Callable[[str], None]

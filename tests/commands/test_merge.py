@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from transformers import BertForSequenceClassification
 
 from capaft.adapter.merge import merge
 from capaft.exchange import merged_directory
+from capaft.model.load import locate_model
 from capaft.support import directories
 from capaft.training.record.saved_run import open_run
 
@@ -42,6 +44,17 @@ def test_merge_is_a_plain_model_with_the_same_logits(run: Path, tmp_path: Path) 
     saved = open_run(str(run))
     with torch.no_grad():
         torch.testing.assert_close(plain(**batch).logits, saved.model(**batch).logits, atol=1e-5, rtol=0)
+
+
+def test_a_merge_does_not_replace_its_base(run: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(locate_model(open_run(str(run)).settings.model), base)
+    before = {path.name: path.read_bytes() for path in base.iterdir() if path.is_file()}
+    (tmp_path / "link").symlink_to(base)
+    for output in (base, tmp_path / "link"):
+        done = invoke("merge", run, "--model", base, "--output", output, "--overwrite")
+        assert (done.code, "is the base model, which a merge reads; name another" in done.err) == (2, True), done.err
+    assert {path.name: path.read_bytes() for path in base.iterdir() if path.is_file()} == before
 
 
 def test_an_interrupted_merge_leaves_what_was_there(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

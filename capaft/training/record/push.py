@@ -5,7 +5,7 @@ from __future__ import annotations
 from capaft.adapter.file.adapter_file import ADAPTER, read
 from capaft.exchange.hub_names import HubName
 from capaft.exchange.hub_upload import Pushed, push_files
-from capaft.training.record.run_directory import find_adapter_file
+from capaft.training.record.found_run import find_adapter_file
 
 
 def push_run(name: str, repository: HubName, *, message: str = "", private: bool = False) -> Pushed:
