@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -112,12 +111,9 @@ class Merge:
             Number of merged sites.
 
         Raises:
-            UsageError: the directory holds something else, or the adapters cannot be merged.
+            UsageError: the directory holds something else or the base, or the adapters cannot be merged.
             TrainingError: the disk is full or cannot be written.
         """
-        base = self.saved.base.base.name
-        if base and path.exists() and os.path.exists(base) and os.path.samefile(base, path):
-            raise UsageError(f"--output {output} is the base model, which other adapters need; name another directory")
         if (streamed := self.streamed) is not None:
             limit = self.options.max_shard_size and parse_size(self.options.max_shard_size)
             description = replace(self._description(), dtype=streamed.dtype)

@@ -165,18 +165,6 @@ def test_a_base_dtype_of_the_command_is_that_of_the_files(bases: Any, tmp_path: 
     assert {tensor.dtype for tensor in stored(tmp_path / "merged").values()} == {FP32}
 
 
-def test_the_base_is_not_replaced(reviews: Path, tmp_path: Path) -> None:
-    model = bert(tmp_path / "model", BertForSequenceClassification)
-    execute(config(model, reviews, max_steps=1), tmp_path / "run")
-    (tmp_path / "link").symlink_to(model)
-    before = {path: path.read_bytes() for path in model.iterdir()}
-    for output in (model, tmp_path / "link"):
-        done = invoke("merge", tmp_path / "run", "--output", output, "--overwrite")
-        assert (done.code, done.out) == (2, "")
-        assert "is the base model, which other adapters need" in done.err
-    assert {path: path.read_bytes() for path in model.iterdir()} == before
-
-
 def test_several_adapters_are_verified_with_the_head_of_the_first(tmp_path: Path) -> None:
     model = bert(tmp_path / "model", BertForSequenceClassification)
     for name, labels in (("one", "yz"), ("two", "abc"), ("three", "de")):
