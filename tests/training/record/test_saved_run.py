@@ -122,4 +122,4 @@ def test_a_record_of_a_task_that_cannot_be_is_one_line(
 def test_whole_numbers_are_fractions_too(run: Path, tmp_path: Path) -> None:
     changes = {"name": "question-answering", "metric": "", "options": {"no_answer_threshold": 1}}
     file = read(rewritten(run, tmp_path / "a.safetensors", **changes))
-    assert task_of_record(file).options()["no_answer_threshold"] == 1
+    assert task_of_record(file.task, file.path).options()["no_answer_threshold"] == 1
