@@ -1,6 +1,7 @@
 """A bank of adapters over RoBERTa-base's shape: bytes of an adapter, time to use one, and a batch of 32 adapters.
 
-The model has random weights; times are of the processor, in one thread, the least and the median of many.
+The model has random weights. Times are by the clock and of the processor, the least and the median of several. What is
+compared is called in turns, so that a machine that gets busier in between slows down all of it.
 
     python benchmarks/bank.py --json benchmarks/results/bank-cpu.json
 """
@@ -13,7 +14,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 import capaft
 
 EXAMPLES = 32
+KINDS = {"by_clock": "min_ms", "by_processor": "processor_min_ms"}
 
 
 def roberta() -> Any:
@@ -42,14 +44,25 @@ def file(model: Any, path: Path, **options: Any) -> Path:
     return path
 
 
-def times(call: Callable[[int], object], count: int) -> dict[str, float]:
-    """Milliseconds of processor time of some calls, in one thread: the least, and the median."""
-    taken = []
-    for index in range(count):
-        started = time.process_time()
-        call(index)
-        taken.append(1000 * (time.process_time() - started))
-    return {"min_ms": round(min(taken), 2), "median_ms": round(statistics.median(taken), 2)}
+def times(calls: Mapping[str, Callable[[], object]], count: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of each call, by the clock and of the processor: the least and the median of its turns."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    for _ in range(count):
+        for name, call in calls.items():
+            started = time.perf_counter(), time.process_time()
+            call()
+            ended = time.perf_counter(), time.process_time()
+            taken[name].append((1000 * (ended[0] - started[0]), 1000 * (ended[1] - started[1])))
+    return {name: _summary(*zip(*turns, strict=True)) for name, turns in taken.items()}
+
+
+def _summary(clock: Sequence[float], processor: Sequence[float]) -> dict[str, float]:
+    return {
+        "min_ms": round(min(clock), 2),
+        "median_ms": round(statistics.median(clock), 2),
+        "processor_min_ms": round(min(processor), 2),
+        "processor_median_ms": round(statistics.median(processor), 2),
+    }
 
 
 def resident() -> int:
@@ -98,69 +111,98 @@ def use(model: Any, directory: Path) -> dict[str, Any]:
         apart.use("a")
         results[mode] = {
             "bytes_in_file": path.stat().st_size,
-            "kept": times(lambda _, bank=kept: bank.use("a"), 200),
-            "not_kept": times(lambda _, bank=apart: bank.use("a"), 60),
+            **times({"kept": lambda bank=kept: bank.use("a")}, 200),  # type: ignore[misc]
+            **times({"not_kept": lambda bank=apart: bank.use("a")}, 60),  # type: ignore[misc]
         }
         kept.close()
         apart.close()
     return results
 
 
-def batches(model: Any, directory: Path, lengths: list[int]) -> list[dict[str, Any]]:
-    """32 examples with 32 adapters: one forward, against one adapter after the other, by the examples' length."""
+def batches(model: Any, directory: Path, lengths: list[int], rounds: int) -> list[dict[str, Any]]:
+    """32 examples with 32 adapters, by the examples' length, with factors that are kept and factors that are not."""
     head = ["classifier.out_proj.weight", "classifier.out_proj.bias"]
     names = [f"n{index}" for index in range(EXAMPLES)]
-    bank = capaft.Bank(model)
-    for name in names:
-        bank.add(name, file(model, directory / name, head=head))
-    rows = []
-    for length in lengths:
-        ids = torch.randint(10, 50_000, (EXAMPLES, length))
-
-        def together(_: int, ids: torch.Tensor = ids) -> torch.Tensor:
-            with torch.inference_mode(), bank.batch(names):
-                return model(ids).logits
-
-        def apart(_: int, ids: torch.Tensor = ids) -> torch.Tensor:
-            outputs = []
-            with torch.inference_mode():
-                for index, name in enumerate(names):
-                    bank.use(name)
-                    outputs.append(model(ids[index : index + 1]).logits)
-            bank.use(None)
-            return torch.cat(outputs)
-
-        def base(_: int, ids: torch.Tensor = ids) -> torch.Tensor:
-            with torch.inference_mode():
-                return model(ids).logits
-
-        difference = float((together(0) - apart(0)).abs().max())
-        row = {"tokens": length, "difference": difference}
-        for name, call in (("together", together), ("one_by_one", apart), ("base", base)):
-            row[name] = times(call, 4)
-        row["times_faster"] = round(row["one_by_one"]["min_ms"] / row["together"]["min_ms"], 2)
-        row["times_base"] = round(row["together"]["min_ms"] / row["base"]["min_ms"], 2)
-        rows.append(row)
-        print(row, flush=True)
-    bank.close()
+    files = [file(model, directory / name, head=head) for name in names]
+    rows: list[dict[str, Any]] = [{"tokens": length} for length in lengths]
+    for kind, cache_bytes in {"kept": 2**29, "not_kept": 0}.items():
+        with capaft.Bank(model, cache_bytes=cache_bytes) as bank:
+            for name, path in zip(names, files, strict=True):
+                bank.add(name, path)
+            for row in rows:
+                row[kind] = batch(model, bank, names, row["tokens"], rounds)
+                print(row["tokens"], kind, row[kind], flush=True)
     return rows
+
+
+def batch(model: Any, bank: capaft.Bank, names: list[str], length: int, rounds: int) -> dict[str, Any]:
+    """One forward of examples with an adapter each, against one adapter after the other, and the base model alone."""
+    ids = torch.randint(10, 50_000, (len(names), length))
+
+    def together() -> torch.Tensor:
+        with torch.inference_mode(), bank.batch(names):
+            return model(ids).logits
+
+    def one_by_one() -> torch.Tensor:
+        outputs = []
+        with torch.inference_mode():
+            for index, name in enumerate(names):
+                bank.use(name)
+                outputs.append(model(ids[index : index + 1]).logits)
+        bank.use(None)
+        return torch.cat(outputs)
+
+    def base() -> torch.Tensor:
+        with torch.inference_mode():
+            return model(ids).logits
+
+    def base_one_by_one() -> torch.Tensor:
+        with torch.inference_mode():
+            return torch.cat([model(ids[index : index + 1]).logits for index in range(len(ids))])
+
+    difference = float((together() - one_by_one()).abs().max())
+    base()
+    calls = {"together": together, "one_by_one": one_by_one, "base": base, "base_one_by_one": base_one_by_one}
+    measured = times(calls, rounds)
+    ratios = {kind: _ratios({name: m[key] for name, m in measured.items()}) for kind, key in KINDS.items()}
+    return {"difference": difference, **ratios, **measured}
+
+
+def _ratios(least: Mapping[str, float]) -> dict[str, float]:
+    return {
+        "times_faster": round(least["one_by_one"] / least["together"], 2),
+        "base_times_faster": round(least["base_one_by_one"] / least["base"], 2),
+        "times_base": round(least["together"] / least["base"], 2),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--lengths", type=int, nargs="+", default=[4, 8, 16, 32, 64])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--parts", nargs="+", default=["memory", "use", "batch"], help="the others keep their figures")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {}
+    if arguments.json and arguments.json.exists():
+        results = json.loads(arguments.json.read_text())
     model = roberta()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        results = {"threads": arguments.threads, "memory": memory(model, directory)}
-        print(results, flush=True)
-        results["use"] = use(model, directory)
-        print(results["use"], flush=True)
-        results["batch"] = batches(model, directory, arguments.lengths)
+        if "memory" in arguments.parts:
+            results["memory"] = memory(model, directory)
+            print(results["memory"], flush=True)
+        if "use" in arguments.parts:
+            results["use"] = use(model, directory)
+            print(results["use"], flush=True)
+        if "batch" in arguments.parts:
+            results["batch"] = {}
+        for threads in arguments.threads if "batch" in arguments.parts else ():
+            torch.set_num_threads(threads)
+            print(f"{threads} threads", flush=True)
+            results["batch"][f"{threads} threads"] = batches(model, directory, arguments.lengths, arguments.rounds)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 

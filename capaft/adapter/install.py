@@ -68,6 +68,7 @@ def attach_plan(
             through a layer, or the model has another library's adapter.
     """
     refuse_other_adapters(model)
+    _refuse_beside_bank(model)
     present = adapters(model)
     if name in present:
         raise UsageError(f"the model already has an adapter named {name}; detach it or choose another name")
@@ -107,6 +108,18 @@ def attach_plan(
     if is_first:
         activate(model, [name])
     return adapter
+
+
+def _refuse_beside_bank(model: nn.Module) -> None:
+    """Refuse a model on which a bank acts: both would change the same outputs.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if getattr(getattr(hook, "__self__", None), "excludes_adapters", False):
+                raise UsageError("a bank acts on this model; close it first, or add the adapter's file to the bank")
 
 
 def _check_parameters(model: nn.Module, plan: Plan, start: Collection[str]) -> None:

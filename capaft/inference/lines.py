@@ -17,10 +17,11 @@ import pyarrow as pa
 from datasets import Dataset
 
 from capaft.data.load import Say
-from capaft.inference.rows import WINDOW, RowSource, Window, find_inputs, input_names
+from capaft.inference.rows import WINDOW, RowSource, Window, find_inputs, input_names, takes_pairs
 from capaft.inference.values import ValueRows, rows_of_values
 from capaft.support.errors import UsageError
 from capaft.support.listing import listed
+from capaft.tasks.language.generation import Generation
 from capaft.training.record.saved_run import SavedRun
 
 WAIT = 0.05
@@ -30,8 +31,9 @@ WAIT = 0.05
 def line_source(saved: SavedRun, stream: BinaryIO, say: Say) -> RowSource | None:
     """The rows in a stream; None if it ends before the first line.
 
-    A line is a text; where the training had two inputs, both with a tab between them; for images and recordings the
-    path of a file. If the first line is a JSON object with the first input's column, all lines are records.
+    A line is a text; where the training had two inputs, both with a tab between them, and so where nobody knows what it
+    had and the first line has a tab; for images and recordings the path of a file. If the first line is a JSON object
+    with the first input's column, all lines are records.
 
     Args:
         saved: the opened run.
@@ -65,11 +67,22 @@ def _windows(saved: SavedRun, stream: BinaryIO) -> Iterator[Window]:
     for lines in _ready(stream):
         if number == 1:
             holds_records = names[0] in (_record(lines[0]) or {})
+            if saved.config is None and names[1] is None and not holds_records and b"\t" in lines[0]:
+                names = _paired_names(saved)
         values, faults = _values(lines, holds_records, paired=names[1] is not None)
         for start, (rows, unreadable) in _tables(values, names, medium):
             wrong = {at - start: faults[at] for at in range(start, start + len(rows)) if at in faults}
             yield Window(rows, number + start, wrong | unreadable)
         number += len(lines)
+
+
+def _paired_names(saved: SavedRun) -> tuple[str, str | None]:
+    """The columns of lines with a tab: two, unless it is a part of the text for this task."""
+    text, pair = input_names(saved, paired=True)
+    assert pair is not None
+    rows = Dataset.from_dict({text: [""], pair: [""]})
+    is_pair = not isinstance(saved.task, Generation) and takes_pairs(saved.task, rows, text, pair)
+    return text, pair if is_pair else None
 
 
 def _tables(

@@ -157,6 +157,7 @@ class Opened:
 
     def _source(self, inputs: Any, named: Mapping[str, str | None], keep: Sequence[str] | None) -> RowSource | None:
         """The rows that inputs stand for; None for no inputs."""
+        has_pairs = False
         faults: Mapping[int, str] = {}
         if is_table(inputs):
             rows = rows_of_table(inputs)
@@ -168,7 +169,7 @@ class Opened:
         if not len(rows):
             return None
         check_kept(keep, rows)
-        rows, columns = find_inputs(self.saved, rows, named, say_nothing)
+        rows, columns = find_inputs(self.saved, rows, named, say_nothing, paired=has_pairs)
         return RowSource(columns, windows_of(rows, faults), tuple(rows.column_names), len(rows))
 
 

@@ -148,7 +148,7 @@ def _source(saved: SavedRun, options: PredictOptions, say: Say) -> RowSource | N
     else:
         rows, faults = load_rows(str(options.data), options.split, say)
     check_kept(options.kept, rows)
-    rows, columns = find_inputs(saved, rows, options.columns, say)
+    rows, columns = find_inputs(saved, rows, options.columns, say, paired=bool(options.pair_text))
     return RowSource(columns, windows_of(rows, faults), tuple(rows.column_names), len(rows))
 
 

@@ -18,6 +18,7 @@ from capaft.data.tables import is_table
 from capaft.support.errors import UsageError, did_you_mean
 from capaft.support.listing import listed
 from capaft.tasks.base.columns import Columns, cell_kind, list_columns
+from capaft.tasks.base.task import Task
 from capaft.tasks.language.generation import Generation
 from capaft.training.setup.column_hints import ColumnHints, present_columns
 
@@ -114,7 +115,24 @@ def _media(path: Path) -> Dataset | None:
     return read_unlabelled_media(path)
 
 
-def find_inputs(saved: SavedRun, rows: Dataset, named: Mapping[str, str | None], say: Say) -> tuple[Dataset, Columns]:
+def takes_pairs(task: Task, rows: Dataset, text: str, pair: str) -> bool:
+    """True if a task would read two columns as the two inputs of a row.
+
+    Args:
+        task: the task.
+        rows: the rows.
+        text: the column of the first input.
+        pair: that of the second.
+    """
+    try:
+        return task.find_inputs(rows, {"text": text, "pair": pair}).pair is not None
+    except UsageError:
+        return False
+
+
+def find_inputs(
+    saved: SavedRun, rows: Dataset, named: Mapping[str, str | None], say: Say, *, paired: bool = False
+) -> tuple[Dataset, Columns]:
     """The columns of the inputs: those that the user names, those of the training, or else any that fit.
 
     Args:
@@ -122,6 +140,7 @@ def find_inputs(saved: SavedRun, rows: Dataset, named: Mapping[str, str | None],
         rows: the rows.
         named: the columns that the user names, by role.
         say: called with a line about columns that are not those of the training.
+        paired: each row was given as two inputs, of which none may be left out.
 
     Returns:
         The rows, in which inputs that look like numbers are the texts that they were, and the columns.
@@ -141,6 +160,8 @@ def find_inputs(saved: SavedRun, rows: Dataset, named: Mapping[str, str | None],
         second = None
     hints = ColumnHints(saved.task.find_inputs, expected, named, (first, second))
     columns = hints.recognise(rows.select(range(min(len(rows), _HEAD))))
+    if paired and columns.pair is None:
+        raise UsageError("this adapter takes one input a row, and these rows have two")
     is_single = saved.config is not None and second is None and not writes
     if is_single and columns.pair is not None and columns.pair != expected["pair"]:
         raise UsageError(

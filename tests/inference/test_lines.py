@@ -27,7 +27,9 @@ def opened(model: str, **columns: str) -> Opened:
 
 
 def test_lines_are_texts_and_blank_ones_are_none(model: str) -> None:
-    source = line_source(opened(model).saved, io.BytesIO("One\tline\r\n\n \nTwo é\n\xff".encode("latin-1")), print)
+    source = line_source(
+        opened(model, text_column="text").saved, io.BytesIO("One\tline\r\n\n \nTwo é\n\xff".encode("latin-1")), print
+    )
     assert source
     (window,) = source.windows
     assert source.names == ("text",)
@@ -42,6 +44,18 @@ def test_a_tab_parts_a_pair(model: str) -> None:
     (window,) = source.windows
     assert source.columns.pair == "hypothesis"
     assert window.rows.to_dict() == {"premise": ["a", "d"], "hypothesis": ["b\tc", None]}
+
+
+def test_a_tab_parts_a_pair_where_nobody_knows_the_training(model: str) -> None:
+    said: list[str] = []
+    source = line_source(opened(model).saved, io.BytesIO(b"a\tb\nd\n"), said.append)
+    assert source
+    (window,) = source.windows
+    assert window.rows.to_dict() == {"text": ["a", "d"], "pair": ["b", None]}
+    assert said == ["input from 'text' and 'pair'"]
+    source = line_source(opened(model).saved, io.BytesIO(b"a\nb\tc\n"), said.append)
+    assert source
+    assert next(source.windows).rows.to_dict() == {"text": ["a", "b\tc"]}
 
 
 def test_records_if_the_first_line_is_one(model: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import tiny_job
 import torch
@@ -14,9 +13,9 @@ import capaft
 from capaft.adapter.file.header import TaskRecord
 from capaft.config.parts.model import ModelSettings
 from capaft.model.origin import Origin
+from capaft.tasks.base.task import Task
 from capaft.tasks.text_classification import TextClassification
 
-OPTIONS = {"problem": "single", "label_separator": "", "positive_label": "", "normalise_labels": False}
 LABELS: dict[str, tuple[str, ...]] = {
     "mood": ("bad", "good"),
     "topic": ("sport", "politics", "weather"),
@@ -31,10 +30,29 @@ def checkpoint(directory: Path) -> Path:
 
 
 def write_adapter(
-    file: Path, base: Path, labels: tuple[str, ...], values: int, seed: int = 1, method: str = "nola", **task: Any
+    file: Path,
+    base: Path,
+    labels: tuple[str, ...],
+    values: int,
+    seed: int = 1,
+    method: str = "nola",
+    kind: type[Task] = TextClassification,
+    record: TaskRecord | None = None,
 ) -> Path:
-    """A file of a classifier whose parameters are random."""
-    made = TextClassification(labels).load_model(ModelSettings(model=str(base)), seed=seed)
+    """A file of a classifier whose parameters are random.
+
+    Args:
+        file: the file.
+        base: the checkpoint.
+        labels: its labels.
+        values: seed of the parameters.
+        seed: seed of the adapter.
+        method: its method stack.
+        kind: class of its task.
+        record: what the file says about its task, if not that.
+    """
+    task = kind(labels, max_length=32)
+    made = task.load_model(ModelSettings(model=str(base)), seed=seed)
     options = {"k": 9} if "nola" in method else {}
     adapter = capaft.attach(made.model, method, rank=2, seed=seed, head=made.head, **options)
     scramble(adapter, seed=values)
@@ -42,7 +60,7 @@ def write_adapter(
         torch.manual_seed(values)
         for parameter in adapter.substitutes.tensors(made.model).values():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    record = TaskRecord("text-classification", labels, 32, "accuracy", OPTIONS | task)
+    record = record or TaskRecord(task.name, labels, task.max_length, task.metric, task.options())
     file.parent.mkdir(parents=True, exist_ok=True)
     capaft.save(made.model, file, base=Origin(str(base)), task=record)
     return file

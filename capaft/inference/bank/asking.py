@@ -19,7 +19,7 @@ from capaft.inference.bank.directory import BankDirectory
 from capaft.inference.bank.tasks import JointTask, joint_key
 from capaft.inference.opened import opened
 from capaft.inference.predicting import STDIN, Predicted, write_answers
-from capaft.inference.rows import RowSource, check_kept, find_inputs, load_rows, windows_of
+from capaft.inference.rows import RowSource, check_kept, find_inputs, load_rows, takes_pairs, windows_of
 from capaft.support.activity import activity
 from capaft.support.errors import UsageError, did_you_mean
 from capaft.tasks.base.columns import Columns, list_columns
@@ -155,8 +155,14 @@ class BankAnswers:
             else:
                 records[at] = {ERROR: self.problems[name] if name else f"there is nothing in column {self.column!r}"}
                 advance(1)
-        for answerer, places in parts.items():
-            answers = by_id[answerer].answer(rows.select(places), columns, first, advance)
+        for number, places in parts.items():
+            answerer, own = by_id[number], rows.select(places)
+            if columns.pair is not None and not takes_pairs(answerer.task, own, columns.text, columns.pair):
+                reason = f"{answerer.task.name} takes one input a row, and these rows have two"
+                answers: list[Record] = [{ERROR: reason} for _ in places]
+                advance(len(places))
+            else:
+                answers = answerer.answer(own, columns, first, advance)
             for at, answer in zip(places, answers, strict=True):
                 records[at] = answer
         return records

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -61,6 +62,9 @@ class Bank:
         >>> bank.close()
     """
 
+    # Tells `capaft.attach` to keep off a model with these hooks.
+    excludes_adapters = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -77,7 +81,8 @@ class Bank:
             raise UsageError(f"the model carries the adapter {next(iter(present))}; take it off with capaft.detach")
         self._rename, self._allow_mismatch = rename, allow_base_mismatch
         self._entries: dict[str, Entry] = {}
-        self._families: dict[Hashable, Family] = {}
+        # Kept alive by the adapters, and by the forwards under way: a family of which none is left takes no memory.
+        self._families: WeakValueDictionary[Hashable, Family] = WeakValueDictionary()
         self._tasks: dict[str, TaskRecord] = {}
         self._cache = FactorCache(cache_bytes)
         self._places: dict[str, Place] = {}
@@ -230,6 +235,8 @@ class Bank:
             self._entries.clear()
             self._families.clear()
             self._places.clear()
+            self._tasks.clear()
+            self._axes.clear()
             self._cache = FactorCache(0)
 
     def _check_open(self) -> None:
@@ -271,12 +278,12 @@ class Bank:
         """Hook the modules that a family acts at, and have been free of hooks so far."""
         for index, site in enumerate(family.plan.sites):
             for path in site.modules:
-                self._place(path).sites[family].append(index)
+                self._place(path).sites.setdefault(family, []).append(index)
             if site.source:
-                self._place(site.source).sources[family].append(index)
+                self._place(site.source).sources.setdefault(family, []).append(index)
         for name, places in family.head.items():
             for path, leaf in places:
-                self._place(path).head[family][name] = leaf
+                self._place(path).head.setdefault(family, {})[name] = leaf
 
     def _place(self, path: str) -> Place:
         if path not in self._places:

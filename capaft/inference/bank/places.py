@@ -5,9 +5,9 @@ They are hooks only: no module, parameter or buffer of the model is added, renam
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +40,9 @@ class Place:
     def __init__(self, path: str, current: CurrentFrame) -> None:
         self.path = path
         self._current = current
-        self.sites: dict[Family, list[int]] = defaultdict(list)
-        self.sources: dict[Family, list[int]] = defaultdict(list)
-        self.head: dict[Family, dict[str, str]] = defaultdict(dict)
+        self.sites: WeakKeyDictionary[Family, list[int]] = WeakKeyDictionary()
+        self.sources: WeakKeyDictionary[Family, list[int]] = WeakKeyDictionary()
+        self.head: WeakKeyDictionary[Family, dict[str, str]] = WeakKeyDictionary()
 
     def __deepcopy__(self, memo: object) -> Place:
         # A copied model goes on with the same bank.

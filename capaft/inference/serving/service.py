@@ -21,6 +21,7 @@ from capaft.tasks.base.columns import Columns
 from capaft.tasks.base.task import Task
 from capaft.tasks.base.task_answers import Record
 from capaft.tasks.language.generation import Generation
+from capaft.training.record.saved_run import task_of_record
 
 # Seconds between two looks at the directory, and the share of the time that they may take.
 LOOK, SHARE = 1.0, 0.05
@@ -121,8 +122,7 @@ class Service:
         self._seen[name] = seen
         problem: str | None = file if isinstance(file, str) else None
         if isinstance(file, AdapterFile):
-            problem = self.open.take_in(name, file, replace=True)
-            problem = problem or unservable(self.open.task_of(name))
+            problem = _unservable(file) or self.open.take_in(name, file, replace=True)
         if problem is not None:
             if name in self.open.bank:
                 self.open.bank.remove(name)
@@ -170,6 +170,14 @@ class Service:
 
 def _is_paired(request: Request) -> bool:
     return any(isinstance(value, tuple) for value in request.values)
+
+
+def _unservable(file: AdapterFile) -> str | None:
+    """The reason why the task of a file is not served; None if it is."""
+    try:
+        return unservable(task_of_record(file.task, file.path))
+    except UsageError as error:
+        return str(error)
 
 
 def unservable(task: Task) -> str | None:

@@ -29,6 +29,8 @@ _PAIRS = (
     ("premise", "hypothesis"),
     ("question", "sentence"),
     ("text1", "text2"),
+    # As rows are called that come without columns.
+    ("text", "pair"),
     ("texta", "textb"),
     ("1string", "2string"),
     ("query", "passage"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
 import warnings
 from collections.abc import Callable
@@ -281,6 +282,23 @@ def test_names_come_and_go(tmp_path: Path) -> None:
         bank.add("a", files["a"])
 
 
+def test_families_go_with_their_last_adapter(tmp_path: Path) -> None:
+    files, model = four(tmp_path, ["nola"]), bert()
+    expected = one_by_one(files)
+    with filled(model, files) as bank:
+        bank.use("d")
+        bank.remove("d")
+        gc.collect()
+        # A forward that uses one goes on with it.
+        torch.testing.assert_close(logits(model, IDS[5:6])[0], expected[5], rtol=0, atol=1e-5)
+        bank.use(None)
+        gc.collect()
+        assert len(bank._families) == 1
+        bank.add("d", files["d"])
+        bank.use("d")
+        torch.testing.assert_close(logits(model, IDS[5:6])[0], expected[5], rtol=0, atol=1e-5)
+
+
 def test_factors_that_are_kept_stay_below_the_limit(tmp_path: Path) -> None:
     files, model = four(tmp_path, ["nola"]), bert()
     with filled(model, files) as bank:
@@ -326,6 +344,10 @@ def test_what_is_refused(tmp_path: Path) -> None:
         pytest.raises(UsageError, match="names 3 adapters, but the model got 7 rows"),
     ):
         logits(model)
+    with pytest.raises(UsageError, match="a bank acts on this model; close it first"):
+        capaft.attach(model, "nola")
+    bank.close()
+    capaft.attach(model, "nola")
     capaft.attach(other, "nola")
     with pytest.raises(UsageError, match="carries the adapter default"):
         capaft.Bank(other)

@@ -26,8 +26,10 @@ import uvicorn
 from command_line import invoke
 
 import capaft
+from capaft.adapter.file.header import TaskRecord
 from capaft.config.serve_options import ServeOptions
 from capaft.inference.bank.directory import BankDirectory
+from capaft.inference.serving import app as app_module
 from capaft.inference.serving import service as service_module
 from capaft.inference.serving.app import App
 from capaft.inference.serving.batching import Batcher, Full, Request
@@ -190,6 +192,36 @@ def test_other_ways_to_ask_are_refused(server: Any) -> None:
     assert empty[0] == 200
     assert "error" in empty[1]["predictions"][1]
     assert "error" not in empty[1]["predictions"][0]
+
+
+def test_a_full_queue_is_told(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def submit(request: Request) -> None:
+        raise Full
+
+    monkeypatch.setattr(server.service.batcher, "submit", submit)
+    status, answer, headers = ask(server, "/predict", {"adapter": "mood", "inputs": ["a"]})
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert answer == {"error": "too many inputs are waiting; try again"}
+
+
+def test_a_request_that_does_not_arrive_is_given_up(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_module, "PATIENCE", 0.05)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        lines = (b"POST /predict HTTP/1.1", b"Host: localhost", b"Content-Type: application/json", b"Content-Length: 9")
+        connection.sendall(b"\r\n".join((*lines, b"", b"{")))
+        answer = connection.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_language_models_are_left_to_vllm(server: Any, base: Path, tmp_path: Path) -> None:
+    record = TaskRecord("causal-lm", (), 32, "loss", {})
+    file = tiny_bank.write_adapter(tmp_path / "chat.safetensors", base, ("a", "b"), 1, record=record)
+    done = invoke("serve", tmp_path, "--model", base, "--port", "0")
+    assert done.code == 2
+    assert "causal-lm writes texts, which vLLM serves; export it with capaft export RUN --to peft" in done.err
+    shutil.copy(file, server.directory)
+    wait_for(lambda: any("chat is not served" in line and "vLLM" in line for line in server.lines))
+    assert ask(server, "/predict", {"adapter": "chat", "inputs": ["a"]})[0] == 404
 
 
 def wait_for(condition: Any) -> None:
