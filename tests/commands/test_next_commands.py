@@ -12,7 +12,14 @@ from command_line import invoke
 
 from capaft.config.open_options import OpenOptions
 from capaft.methods.stack import Stack
-from capaft.training.record.next_commands import command_to_merge, command_to_score, commands_after_training
+from capaft.tasks.causal_lm import CausalLM
+from capaft.tasks.text_classification import TextClassification
+from capaft.training.record.next_commands import (
+    command_to_merge,
+    command_to_score,
+    command_to_try,
+    commands_after_training,
+)
 
 
 def suggested(done: SimpleNamespace) -> str:
@@ -79,6 +86,11 @@ def test_the_base_that_was_named_is_named_again() -> None:
     command = command_to_score("-run", options)
     flags = "--model 'my model' --rename a=b --rename c=d --allow-base-mismatch --base-dtype bfloat16"
     assert command == f"capaft eval ./-run {flags}"
+
+
+def test_a_language_model_is_given_a_prompt_and_others_a_text() -> None:
+    assert command_to_try("r", CausalLM()) == "capaft generate r 'your prompt'"
+    assert command_to_try("r", TextClassification()) == "capaft predict r --text 'your text'"
 
 
 def test_only_what_a_method_can_do_comes_next() -> None:
