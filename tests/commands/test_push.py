@@ -23,7 +23,7 @@ QUICK = "--epochs 1 --batch-size 8 --max-length 16 --no-baseline"
 TRAIN = (
     f"train --model user/base --data reviews.csv {QUICK} --k 16 --rank 2 --output run --json --push user/new --private"
 )
-WRITER = f"train --model user/gpt --data pairs.jsonl {QUICK} --method lora --validation-split 0.5 --output writer --push user/writer"
+WRITER = f"train --model user/gpt --data pairs.jsonl {QUICK} --method lora --output writer --push user/writer"
 EXPORT = "export run --to peft --output peft"
 PUSH = "push run user/name --json"
 BRANCH = "push run/adapter.safetensors user/name@v2 --commit-message Files"
