@@ -63,6 +63,32 @@ def merge(
         >>> capaft.adapters(model)
         {}
     """
+    return merge_measured(model, name, quantised=quantised, weights=weights)[0]
+
+
+def merge_measured(
+    model: nn.Module,
+    name: str | None = None,
+    *,
+    quantised: Quantised = "refuse",
+    weights: Mapping[str, float] | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[int, Rounding]:
+    """Merge as `merge` does, and measure what rounding costs.
+
+    Args:
+        model: see `merge`.
+        name: see `merge`.
+        quantised: see `merge`.
+        weights: see `merge`.
+        dtype: that the caller rounds all weights to afterwards; None if they stay as they are.
+
+    Returns:
+        What `merge` returns, and the cost of rounding.
+
+    Raises:
+        UsageError: see `merge`.
+    """
     if quantised not in get_args(Quantised):
         raise UsageError(f"--quantised must be one of {', '.join(get_args(Quantised))}, got {quantised!r:.200}")
     present = adapters(model)
@@ -86,19 +112,23 @@ def merge(
         touched = [site.module for adapter in merged.values() for site in adapter.plan.sites]
         rounded = dequantise_layers(model, touched) if quantised == "dequantise" else {}
     rounded |= _unrounded(model, {path for path, count in Counter(touched).items() if len(merged) > 1 and count > 1})
+    finals: dict[torch.Tensor, torch.dtype] = {weight: dtype or final for weight, final in rounded.items()}
+    rounding = Rounding()
     for index, name in enumerate(merged):
         with_head = weights is None or index == 0
-        warn_of_rounding(_merge(model, name, (weights or {}).get(name, 1.0), with_head=with_head), stacklevel=3)
-    for parameter, dtype in rounded.items():
-        parameter.data = parameter.data.to(dtype)
+        cost = _merge(model, name, (weights or {}).get(name, 1.0), finals, dtype, with_head=with_head)
+        warn_of_rounding(cost, stacklevel=4)
+        rounding.include(cost)
+    for weight, final in finals.items():
+        weight.data = weight.data.to(final)
     if others := [name for name in present if name not in merged]:
         stay = "stays" if len(others) == 1 else "stay"
         warnings.warn(
             f"{', '.join(others)} {stay} on the model, whose weights are other ones now; load the base model anew to "
             "use what was trained on it",
-            stacklevel=3,
+            stacklevel=4,
         )
-    return sum(len(adapter.plan.sites) for adapter in merged.values())
+    return sum(len(adapter.plan.sites) for adapter in merged.values()), rounding
 
 
 def check_sum(model: nn.Module, merged: Mapping[str, Adapter], weights: Mapping[str, float]) -> None:
@@ -192,8 +222,16 @@ def check_mergeable(
             raise UsageError(f"{names} are one tied weight; load the base model untied to merge into it")
 
 
-def _merge(model: nn.Module, name: str, factor: float, *, with_head: bool) -> Rounding:
-    """Merge one adapter, its update times a factor; the cost of rounding."""
+def _merge(
+    model: nn.Module,
+    name: str,
+    factor: float,
+    finals: Mapping[torch.Tensor, torch.dtype],
+    dtype: torch.dtype | None,
+    *,
+    with_head: bool,
+) -> Rounding:
+    """Merge one adapter, its update times a factor; the cost of rounding, also of that which is still to come."""
     adapter, rounding = get_adapter(model, name), Rounding()
     # An autocast around the call would round the products.
     with disabled(model), torch.no_grad(), torch.autocast(device_of(model).type, enabled=False):
@@ -206,7 +244,8 @@ def _merge(model: nn.Module, name: str, factor: float, *, with_head: bool) -> Ro
             bias = model.get_submodule(site.module)._parameters.get("bias")
             weight = 1.0 if isinstance(host, Head) else factor
             update = Update(host, site, adapter.factors_of_place(index), weight)
-            add_updates(site.stored(model), bias, [update], rounding)
+            stored = site.stored(model)
+            add_updates(stored, bias, [update], rounding, finals.get(stored, dtype))
         detach(model, name)
     return rounding
 

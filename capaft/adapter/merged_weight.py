@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -40,32 +40,50 @@ class Update:
 
 @dataclass
 class Rounding:
-    """The size of updates, and of what rounding to the weights' dtypes changed, as sums of squares.
+    """The size of updates, and of what rounding to the weights' dtypes changed.
 
     Attributes:
-        changed: of the updates.
-        lost: of the rounding.
-        coarsest: the coarsest dtype that was rounded to.
+        layers: by path of a module, both as sums of squares.
+        coarsest: the coarsest dtype that was rounded to; None if nothing was rounded.
     """
 
-    changed: float = 0.0
-    lost: float = 0.0
-    coarsest: torch.dtype = torch.float64
+    layers: dict[str, tuple[float, float]] = field(default_factory=dict)
+    coarsest: torch.dtype | None = None
 
     @property
     def error(self) -> float:
         """The size of what rounding changed, relative to that of the updates."""
-        return math.sqrt(self.lost / self.changed) if self.changed else 0.0
+        changed, lost = (sum(column) for column in zip((0.0, 0.0), *self.layers.values(), strict=True))
+        return math.sqrt(lost / changed) if changed else 0.0
 
-    def add(self, update: Tensor, lost: Tensor | None, dtype: torch.dtype) -> None:
-        """Count a block: its update, and what rounding to a dtype changed, None if nothing was rounded."""
-        self.changed += _square(update)
+    @property
+    def by_layer(self) -> dict[str, float]:
+        """The same for each module that has an update."""
+        return {path: math.sqrt(lost / changed) for path, (changed, lost) in self.layers.items() if changed}
+
+    def add(self, path: str, update: Tensor, lost: Tensor | None, dtype: torch.dtype) -> None:
+        """Count a block of a module: its update, and what rounding to a dtype changed, None if nothing was rounded."""
+        changed, before = self.layers.get(path, (0.0, 0.0))
+        self.layers[path] = changed + _square(update), before + (0.0 if lost is None else _square(lost))
         if lost is not None:
-            self.lost += _square(lost)
-            self.coarsest = max(self.coarsest, dtype, key=lambda dtype: torch.finfo(dtype).eps)
+            self.coarsest = max(self.coarsest or dtype, dtype, key=lambda dtype: torch.finfo(dtype).eps)
+
+    def include(self, other: Rounding) -> None:
+        """Count what another one counted."""
+        for path, (changed, lost) in other.layers.items():
+            before = self.layers.get(path, (0.0, 0.0))
+            self.layers[path] = before[0] + changed, before[1] + lost
+        dtypes = [dtype for dtype in (self.coarsest, other.coarsest) if dtype]
+        self.coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=None)
 
 
-def add_updates(weight: Tensor, bias: Tensor | None, updates: Sequence[Update], rounding: Rounding) -> None:
+def add_updates(
+    weight: Tensor,
+    bias: Tensor | None,
+    updates: Sequence[Update],
+    rounding: Rounding,
+    target: torch.dtype | None = None,
+) -> None:
     """Add updates of one parameter to its values, in place.
 
     Args:
@@ -73,10 +91,11 @@ def add_updates(weight: Tensor, bias: Tensor | None, updates: Sequence[Update], 
         bias: the bias of its module, which some methods change too; None if there is none.
         updates: those of one adapter for each part of the parameter, or of several adapters for the same parts.
         rounding: counts what rounding costs.
+        target: dtype that the values are rounded to later; None if they stay as they are.
     """
     stored = weight.contiguous()
     with _one_thread():
-        _add_all(stored, bias, updates, rounding)
+        _add_all(stored, bias, updates, rounding, target or weight.dtype)
     if stored.data_ptr() != weight.data_ptr():
         weight.copy_(stored)
 
@@ -95,7 +114,9 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _add_all(stored: Tensor, bias: Tensor | None, updates: Sequence[Update], rounding: Rounding) -> None:
+def _add_all(
+    stored: Tensor, bias: Tensor | None, updates: Sequence[Update], rounding: Rounding, target: torch.dtype
+) -> None:
     for same in _by_part(updates):
         site = same[0].site
         for part, first in _parts(site, stored):
@@ -103,13 +124,18 @@ def _add_all(stored: Tensor, bias: Tensor | None, updates: Sequence[Update], rou
             for start in range(0, len(part), rows):
                 stop = min(start + rows, len(part))
                 bias_part = None if bias is None else _bias(site, bias)[first + start : first + stop]
-                changed = _add(part[start:stop], bias_part, same, (first + start, first + stop), rounding)
+                changed = _add(part[start:stop], bias_part, same, (first + start, first + stop), rounding, target)
                 if changed is not None and bias is not None:
                     _set_bias(site, bias, first + start, changed)
 
 
 def _add(
-    values: Tensor, bias: Tensor | None, updates: Sequence[Update], rows: tuple[int, int], rounding: Rounding
+    values: Tensor,
+    bias: Tensor | None,
+    updates: Sequence[Update],
+    rows: tuple[int, int],
+    rounding: Rounding,
+    target: torch.dtype,
 ) -> Tensor | None:
     """Add updates to a block of a weight, `(rows, in)`, in place; the new bias if it changes."""
     exact = torch.promote_types(values.dtype, torch.float32)
@@ -126,8 +152,9 @@ def _add(
             change, _ = update.host.merged(update.site, torch.zeros_like(before), None, factors)
             after = after.add(change, alpha=update.weight)
     values.copy_(after)
-    is_rounded = values.dtype != exact
-    rounding.add(after - before, values.to(exact).sub_(after) if is_rounded else None, values.dtype)
+    final = min(values.dtype, target, key=lambda dtype: dtype.itemsize)
+    lost = None if final == exact else values.to(final).to(exact).sub_(after)
+    rounding.add(updates[0].site.module, after - before, lost, final)
     return None if new_bias is old_bias else new_bias
 
 

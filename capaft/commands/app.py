@@ -39,6 +39,13 @@ from capaft.support.errors import UsageError
 class _Commands(VerbGroup):
     """The verbs: listed in plain text, and a wrong command line reported in one line."""
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of the verbs, as listed: the bank before its server."""
+        # Typer puts groups of verbs behind all others.
+        names = [name for name in super().list_commands(ctx) if name != "bank"]
+        place = names.index("serve")
+        return [*names[:place], "bank", *names[place:]]
+
     def main(self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any) -> Any:  # type: ignore[override] # the rest is passed by name
         escape_unprintable()
         try:
@@ -145,14 +152,21 @@ _VERBS: tuple[tuple[str, Callable[..., None], tuple[str, ...]], ...] = (
         ),
     ),
     ("average", average_command, ("capaft average runs/one runs/two --output adapter.safetensors",)),
-    ("export", export_command, ("capaft export runs/lora+nola-1 --to peft --output peft",)),
+    (
+        "export",
+        export_command,
+        (
+            "capaft export runs/lora+nola-1 --to peft --output peft",
+            "capaft export runs/chat --to gguf --output chat.gguf",
+        ),
+    ),
+    ("import", import_command, ("capaft import peft_dir --output adapter.safetensors",)),
+    ("push", push_command, ("capaft push runs/lora+nola-1 user/name", "capaft eval user/name")),
+    ("serve", serve_command, ("capaft serve adapters", "capaft serve adapters --port 0 --token-file token.txt")),
     ("inspect-rank", inspect_rank_command, ("capaft inspect-rank runs/lora+nola-1 --plot rank.png",)),
     ("info", info_command, ("capaft info runs/lora+nola-1",)),
-    ("push", push_command, ("capaft push runs/lora+nola-1 user/name", "capaft eval user/name")),
-    ("import", import_command, ("capaft import peft_dir --output adapter.safetensors",)),
     ("methods", methods_command, ("capaft methods", "capaft methods --model ./dir")),
     ("presets", presets_command, ("capaft train --preset nola-glue-rte --print-config",)),
-    ("serve", serve_command, ("capaft serve adapters",)),
     ("env", env_command, ("capaft env",)),
 )
 

@@ -26,7 +26,7 @@ def average_command(
     json: Json = False,
     **flags: str | bool | list[str] | None,
 ) -> None:
-    """Average the trained parameters of adapters of one seed and method."""
+    """Average adapters that share their seed and method."""
     with reporting() as console:
         options, _ = resolve_settings(AverageOptions, flags=flags, environ={})
         path = checked_output(output, overwrite=overwrite)

@@ -17,7 +17,7 @@ from capaft.support.counting import counted
 from capaft.support.errors import TrainingError
 from capaft.support.printable import printable
 
-Directory = Annotated[Path, typer.Argument(help="A directory of adapter files.", metavar="DIR")]
+Directory = Annotated[Path, typer.Argument(help="The bank: a directory of adapter files.", metavar="DIR")]
 
 bank_app = typer.Typer(
     cls=VerbGroup,
@@ -35,7 +35,7 @@ def add_command(
     replace: Annotated[bool, typer.Option("--replace", help="Replace the adapter of that name.")] = False,
     json: Json = False,
 ) -> None:
-    """Copy the adapter of a run into a bank, verified."""
+    """Verify the adapter of a run and copy it into a bank, which is made if missing."""
     with reporting() as console:
         with loading_libraries(console):
             from capaft.inference.bank.directory import BankDirectory
@@ -62,7 +62,7 @@ def list_command(directory: Directory, json: Json = False) -> None:
 
 
 def verify_command(directory: Directory, json: Json = False) -> None:
-    """Verify every file of a bank; a line for each that is damaged or foreign."""
+    """Verify every file of a bank, and print a line for each that is damaged or foreign."""
     with reporting() as console:
         with loading_libraries(console):
             from capaft.inference.bank.directory import BankDirectory
@@ -82,7 +82,7 @@ def verify_command(directory: Directory, json: Json = False) -> None:
 
 def remove_command(
     directory: Directory,
-    names: Annotated[list[str], typer.Argument(help="Names of adapters.", metavar="NAME...")],
+    names: Annotated[list[str], typer.Argument(help="Names of adapters.", metavar="NAME")],
     json: Json = False,
 ) -> None:
     """Delete adapters from a bank."""

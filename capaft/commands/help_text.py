@@ -26,6 +26,8 @@ class Verb(TyperCommand):
         for parameter in self.get_params(ctx):
             if (record := parameter.get_help_record(ctx)) is not None:
                 is_argument = parameter.param_type_name == "argument"
+                if is_argument:  # everything on a command line is text, so its type says nothing
+                    record = (record[0].partition(" <")[0], record[1])
                 panel = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or "Options"
                 panels.setdefault(panel, []).append(record)
         for panel, records in panels.items():

@@ -36,14 +36,16 @@ def import_command(
         options, _ = resolve_settings(ImportOptions, flags=flags, environ={})
         path = checked_output(output, overwrite=overwrite)
         with loading_libraries(console):
+            from capaft.adapter.file.adapter_file import ADAPTER
             from capaft.adapter.file.save_load import save
             from capaft.exchange.peft_config import CONFIG
-            from capaft.training.record.run_directory import find_peft
+            from capaft.training.record.run_directory import find_adapter_file, find_peft
             from capaft.training.record.saved_run import open_run
 
         unwind_from_here()
         if find_peft(directory) is None:
-            raise UsageError(f"{directory} is no PEFT adapter: it has no {CONFIG}, or has an adapter file already")
+            file, _ = find_adapter_file(directory)  # Of what is not there, it says what may be meant.
+            raise UsageError(f"{file} is no directory of a PEFT adapter, with {CONFIG} and no {ADAPTER}")
         with activity(console, "loading the base model and the adapter"):
             saved = open_run(directory, options, partial(print_line, console))
             size = save(saved.model, path, base=saved.base.base, task=saved.file.task, dtype=options.save_dtype)

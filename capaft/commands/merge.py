@@ -37,6 +37,7 @@ def merge_command(
         with loading_libraries(console):
             from capaft.exchange.merged_directory import check_output
             from capaft.exchange.probe import NoProbe
+            from capaft.inference.merge_check import rounding_line
             from capaft.inference.merging import Merge
             from capaft.model.origin import literal
 
@@ -58,13 +59,18 @@ def merge_command(
                     print_line(console, f"not verified: {reason}")
         results["largest_difference"] = difference and difference.largest
         results["relative_difference"] = difference and difference.relative
+        rounded = rounding_line(merge.rounding)
+        results["rounding_error"] = merge.rounding.error
+        results["largest_rounding_error"] = max(merge.rounding.by_layer.values(), default=0.0)
         results["seconds"] = round(time.perf_counter() - started, 3)
         if json:
             print_result(strict_json.document(results))
             return
         print_result(f"merged {counted(sites, 'site') if sites else 'the trained parameters'} into {output}")
+        if rounded or options.quantised == "dequantise":
+            print_result(rounded or "rounding: none, each sum of weight and update is written in full")
         if difference:
-            share = f"{difference.relative:.1e} of the largest output"
+            share = f"{difference.relative:.1e} of the largest output; up to {difference.allowed:.1e} is rounding"
             print_result(f"verified: outputs differ by {difference.largest:.2g} at most, {share}")
         directory = literal(str(Path(output).expanduser()))
         loads = f"from transformers import {merge.auto_class}; {merge.auto_class}.from_pretrained({directory})"

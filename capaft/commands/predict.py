@@ -19,7 +19,7 @@ from capaft.support.signals import unwind_from_here
 
 @signature(PredictOptions)
 def predict_command(run: OptionalRun = None, **flags: str | bool | list[str] | None) -> None:
-    """Answer rows without labels: a record each, as JSON lines or CSV."""
+    """Predict for rows without labels, one record each, as JSON lines or CSV."""
     with reporting() as console:
         options, _ = resolve_settings(PredictOptions, flags=flags, environ={})
         check_writable("--output", options.output)

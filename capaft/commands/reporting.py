@@ -27,7 +27,7 @@ Run = Annotated[str, _RUN]
 OptionalRun = Annotated[str | None, _RUN]
 Runs = Annotated[
     list[str],
-    typer.Argument(help="Run directories, adapter files, PEFT directories, or USER/NAME on the hub.", metavar="RUN..."),
+    typer.Argument(help="Run directories, adapter files, PEFT directories, or USER/NAME on the hub.", metavar="RUN"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 

@@ -25,7 +25,7 @@ def serve_command(
     directory: Annotated[Path, typer.Argument(help="A directory of adapter files.", metavar="DIR")],
     **flags: str | bool | list[str] | None,
 ) -> None:
-    """Answer requests over HTTP, each by the adapter that it names."""
+    """Serve a bank of adapters over HTTP; each request names its adapter."""
     with reporting() as console:
         options, _ = resolve_settings(ServeOptions, flags=flags, environ={})
         options.token()

@@ -63,7 +63,7 @@ class MergeOptions(OpenOptions):
     max_shard_size: str | None = _merged(
         None, "Size of a file of weights at most, such as 5GB (default: the files of the base).", metavar="size"
     )
-    verify: bool = _merged(True, "Ask adapted and merged model the same, and print the largest difference.")
+    verify: bool = _merged(True, "Compare the outputs of the adapted and the merged model on random inputs.")
     weights: tuple[float, ...] | None = _merged(
         None, "Factor of each run's update, such as 0.7,0.3 (default: 1 for each).", metavar="x,x"
     )
@@ -100,9 +100,11 @@ class ExportOptions(OpenOptions):
 
     to: ExportFormat = _form("peft", "The tool whose form to write.")
     pad_rank: int | None = _form(
-        None, "Rank of all layers, filled up with zeros (peft).", check=("at least 1", lambda value: value >= 1)
+        None,
+        "With --to peft, the rank of all layers, filled up with zeros.",
+        check=("at least 1", lambda value: value >= 1),
     )
-    dtype: FloatDtype | None = _form(None, "Dtype of the tensors (gguf; default: float32).")
+    dtype: FloatDtype | None = _form(None, "With --to gguf, the dtype of the tensors (default: float32).")
 
 
 @dataclass(frozen=True)
@@ -144,13 +146,13 @@ class PredictOptions(OpenOptions):
     """Options of `capaft predict`."""
 
     data: str | None = _data(
-        None, "Rows to answer, or - for a text a line from stdin (the default).", metavar="path|id|-"
+        None, "Rows to answer, or - for stdin, one text a line (the default).", metavar="path|id|-"
     )
     split: str | None = _data(None, "Split of the data, such as test.", metavar="name")
     bank: Path | None = _data(
-        None, "Directory of adapters, in place of RUN: each row names the one that answers it.", metavar="path"
+        None, "Bank to use in place of RUN: a directory of adapters, of which each row names one.", metavar="path"
     )
-    adapter_column: str = _data("adapter", "Column of the name of each row's adapter, with --bank.")
+    adapter_column: str = _data("adapter", "With --bank, the column that names each row's adapter.")
     text: tuple[str, ...] | None = _data(None, "A text to answer; may be repeated.", metavar="text", repeated=True)
     pair_text: tuple[str, ...] | None = _data(
         None, "The second text of each --text, for pairs.", metavar="text", repeated=True

@@ -37,6 +37,8 @@ def signature(cls: type[Settings]) -> Callable[[Any], Any]:
             help=help,
             rich_help_panel=metadata["panel"],
             metavar=None if is_switch else f"<{shown}>",
+            # A switch's own default is no news where the help says where the value comes from.
+            show_default="(default:" not in help,
             autocompletion=metadata["complete"] or ((lambda: list(choices)) if choices else None),
         )
         default = None if field.default is None else _Unset(field.default)

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import IO
 from capaft.support.errors import TrainingError
 
 _LOCK, _LEASES = ".lock", ".leases"
+# Seconds after which a directory that is still being made is what a killed process left.
+_ABANDONED = 24 * 3600
 
 
 class DirectoryCache:
@@ -34,6 +37,7 @@ class DirectoryCache:
         self.root = root
         self.most_bytes = most_bytes
         self._lease: IO[str] | None = None
+        self._given_keys: set[str] = set()
         self._mutex = threading.Lock()
 
     def get(self, key: str, make: Callable[[Path], None]) -> Path:
@@ -72,6 +76,7 @@ class DirectoryCache:
                 self._lease.close()
                 Path(self._lease.name).unlink(missing_ok=True)
                 self._lease = None
+                self._given_keys.clear()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -87,8 +92,10 @@ class DirectoryCache:
             os.close(handle)
             self._lease = open(name, "w", encoding="utf-8")  # noqa: SIM115 - open for as long as the process lives
             fcntl.flock(self._lease, fcntl.LOCK_EX)
-        self._lease.write(f"{path.name}\n")
-        self._lease.flush()
+        if path.name not in self._given_keys:
+            self._lease.write(f"{path.name}\n")
+            self._lease.flush()
+            self._given_keys.add(path.name)
         os.utime(path)
         return path
 
@@ -98,6 +105,7 @@ class DirectoryCache:
         Raises:
             TrainingError: that does not make enough room; nothing was removed.
         """
+        self._remove_abandoned()
         held = self._held()
         entries = [entry for entry in self.root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
         sizes = {entry: _size(entry) for entry in entries}
@@ -115,6 +123,14 @@ class DirectoryCache:
             entry.rename(gone / entry.name)
             shutil.rmtree(gone, ignore_errors=True)
             excess -= sizes[entry]
+
+    def _remove_abandoned(self) -> None:
+        """Remove what processes were making when they were killed."""
+        for entry in self.root.glob(".*"):
+            with suppress(FileNotFoundError):
+                is_old = time.time() - entry.stat().st_mtime > _ABANDONED
+                if is_old and entry.is_dir() and entry.name != _LEASES:
+                    shutil.rmtree(entry, ignore_errors=True)
 
     def _held(self) -> set[str]:
         """The keys of the directories in the hands of live processes; what dead ones left is removed."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from capaft.config.choices import FloatDtype
 from capaft.exchange.gguf_file import check_gguf_output, write_gguf
-from capaft.exchange.gguf_lora import GgufLora, gguf_lora
+from capaft.exchange.gguf_lora import GgufLora, check_range, gguf_lora
 from capaft.model.names import unwrapped_model
 from capaft.model.origin import Origin
 from capaft.support.errors import UsageError
@@ -39,13 +39,14 @@ def export_gguf(
         overwrite: replace a GGUF file that is there.
 
     Raises:
-        UsageError: there is no such adapter, llama.cpp cannot hold it exactly, the gguf package is not installed, or
-            something else is there.
+        UsageError: there is no such adapter, llama.cpp cannot hold it exactly or not in this dtype, the gguf package is
+            not installed, or something else is there.
         TrainingError: the file cannot be written; one that was there is unchanged.
     """
     if dtype not in get_args(FloatDtype):
         raise UsageError(f"dtype must be one of {', '.join(get_args(FloatDtype))}, got {dtype}")
     check_gguf_output(output, overwrite=overwrite)
     lora = gguf_lora(model, name)
+    check_range(lora, dtype)
     write_gguf(lora, output, dtype, base or Origin(getattr(unwrapped_model(model), "name_or_path", None) or None))
     return lora

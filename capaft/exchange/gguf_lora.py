@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from capaft.adapter.activation import get_adapter
+from capaft.config.choices import FloatDtype
 from capaft.exchange.gguf_file import gguf_library
 from capaft.exchange.gguf_layouts import LAYOUTS, Layout
 from capaft.exchange.low_rank_pairs import LowRankPair, low_rank_pairs
@@ -73,6 +75,18 @@ def gguf_lora(model: nn.Module, name: str = "default") -> GgufLora:
         down, up = _as_stored(pair, layout, config)
         tensors |= {f"{tensor}.lora_a": down, f"{tensor}.lora_b": up * (pair.rank / alpha)}
     return GgufLora(layout.architecture, alpha, tensors)
+
+
+def check_range(lora: GgufLora, dtype: FloatDtype) -> None:
+    """Refuse a dtype that cannot hold the values, which llama.cpp would compute with as infinities.
+
+    Raises:
+        UsageError: a value is beyond the dtype's largest.
+    """
+    most = torch.finfo(getattr(torch, dtype)).max
+    for name, tensor in lora.tensors.items():
+        if (largest := float(tensor.abs().max())) > most:
+            raise UsageError(f"--dtype {dtype} holds values up to {most:,.0f}, and {name} has {largest:.3g}; drop it")
 
 
 def _tensor_name(names: TensorNameMap, pair: LowRankPair) -> str:

@@ -57,7 +57,8 @@ def low_rank_pairs(model: nn.Module, name: str = "default") -> tuple[LowRankPair
         name: the adapter's name.
 
     Raises:
-        UsageError: there is no such adapter, or its method does not add a product of two factors to each weight.
+        UsageError: there is no such adapter, or its method does not add a product of two factors to each weight, or
+            it holds numbers that are not finite.
     """
     adapter = get_adapter(model, name)
     adapter.check_places(model)
@@ -72,6 +73,9 @@ def whole_pairs(products: Iterable[tuple[Site, Tensor, Tensor]]) -> tuple[LowRan
 
     Args:
         products: of each site an up factor, `(out, hidden)`, and a down factor, `(hidden, in)`.
+
+    Raises:
+        UsageError: one holds numbers that are not finite.
     """
     pairs: dict[str, LowRankPair] = {}
     for product in products:
@@ -96,8 +100,14 @@ def _product(host: Host, site: Site, factors: tuple[Tensor, ...]) -> tuple[Tenso
 
 
 def _pair(site: Site, up: Tensor, down: Tensor) -> LowRankPair:
-    """The update of one site, as an update of the whole weight that it is a part of."""
+    """The update of one site, as an update of the whole weight that it is a part of.
+
+    Raises:
+        UsageError: it holds numbers that are not finite.
+    """
     up, down = (factor.detach().cpu().float().contiguous() for factor in (up, down))
+    if not (torch.isfinite(up).all() and torch.isfinite(down).all()):
+        raise UsageError(f"the adapter has numbers at {site.path} that are not finite; its training has diverged")
     return LowRankPair(whole_site(site), down, up if site.rows is None else spread(site.rows, up))
 
 

@@ -10,80 +10,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from capaft.adapter.merged_weight import Rounding, Update, add_updates
-from capaft.adapter.module import Adapter
-from capaft.methods.head import Head
-from capaft.methods.host import Host
+from capaft.adapter.merged_weight import Rounding, add_updates
+from capaft.exchange.adapter_places import Place
+from capaft.exchange.merged_tensor import MergedTensor, cast, described, raw
 from capaft.model.checkpoint_tensors import StoredTensor
 from capaft.model.names import base_modules
-from capaft.model.site import Site
 from capaft.model.skeleton import NeedsWeights
 from capaft.model.stored_dtypes import StoredDtypes
 from capaft.model.stored_form import Conversion, StoredForm
-
-
-@dataclass(frozen=True, eq=False)
-class MergedTensor:
-    """One tensor to write.
-
-    Attributes:
-        name: its name.
-        code: its dtype, as safetensors calls it.
-        shape: its shape.
-        size: its bytes.
-        home: the file of the base's checkpoint that it comes from; None if it comes from none.
-        bytes: gives its bytes, a few at a time.
-    """
-
-    name: str
-    code: str
-    shape: torch.Size
-    size: int
-    home: Path | None
-    bytes: Callable[[], Iterator[Any]]
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """One place of an adapter, whose factors are made when they are needed.
-
-    Attributes:
-        adapter: the adapter.
-        index: of the place in its plan.
-        weight: multiplies the update.
-    """
-
-    adapter: Adapter
-    index: int
-    weight: float
-
-    @property
-    def host(self) -> Host:
-        """The method that changes the place."""
-        return self.adapter.plan.placed[self.index][0]
-
-    @property
-    def site(self) -> Site:
-        """The site."""
-        return self.adapter.plan.placed[self.index][1]
-
-    def update(self, site: Site | None = None) -> Update:
-        """The update, of this site or of the same values somewhere else."""
-        return Update(self.host, site or self.site, self.adapter.factors_of_place(self.index), self.weight)
-
-    def changes_bias(self, bias: Tensor) -> bool:
-        """True if the method gives the site another bias than it has."""
-        site = self.site
-        values = torch.empty(site.out_features, site.in_features, device="meta")
-        old = torch.empty(site.rows.count if site.rows else len(bias), device="meta")
-        factors = tuple(factor.to("meta") for factor in self.adapter.factors_of_place(self.index))
-        return self.host.merged(site, values, old, factors)[1] is not old
 
 
 @dataclass
@@ -175,6 +114,8 @@ class MergedTensors:
         places = [place for alias in self.aliases.get(own, [own]) for place in self.places.get(alias, ())]
         of_bias = [] if places else self._places_of_bias(own)
         if source.dtype is None:
+            if places or of_bias:
+                raise NeedsWeights(f"{own} is stored as {source.code}, to which nothing can be added")
             return MergedTensor(name, source.code, source.shape, source.size, source.file, source.pieces)
         target = self.dtype or source.dtype
         if any(f"{place.site.module}.weight".removeprefix(".") not in plain for place in of_bias):
@@ -185,8 +126,8 @@ class MergedTensors:
         elif target == source.dtype:
             make = source.pieces
         else:
-            make = partial(_cast, source, target)
-        return _described(name, source.shape, target, source.file, make)
+            make = partial(cast, source, target)
+        return described(name, source.shape, target, source.file, make)
 
     def _places_of_bias(self, own: str) -> list[Place]:
         """The places whose method changes a bias beside the weight."""
@@ -203,11 +144,11 @@ class MergedTensors:
         values = source.read().to(torch.promote_types(source.dtype, target))
         with torch.no_grad():
             if places:
-                add_updates(values, None, [place.update() for place in places], self.rounding)
+                add_updates(values, None, [place.update() for place in places], self.rounding, target)
             for place in of_bias:
                 weight = self._read(f"{place.site.module}.weight".removeprefix("."))
                 add_updates(weight, values, [place.update()], Rounding())
-        yield from _raw(values, target)
+        yield from raw(values, target)
 
     def _read(self, own: str) -> Tensor:
         """The values of a parameter, in memory of their own."""
@@ -216,11 +157,11 @@ class MergedTensors:
     def _in_memory(self, name: str, own: str, values: Tensor) -> MergedTensor:
         """A tensor that the adapter trained directly, or that is new."""
         if not values.is_floating_point():
-            raw = values.contiguous()
-            return _described(name, values.shape, values.dtype, None, lambda: _raw(raw, raw.dtype))
+            whole = values.contiguous()
+            return described(name, values.shape, values.dtype, None, lambda: raw(whole, whole.dtype))
         target = self.dtype or self._dtype_of(own, values)
         places = [place for alias in self.aliases.get(own, [own]) for place in self.places.get(alias, ())]
-        return _described(name, values.shape, target, None, partial(self._bytes_in_memory, values, target, places))
+        return described(name, values.shape, target, None, partial(self._bytes_in_memory, values, target, places))
 
     def _dtype_of(self, own: str, values: Tensor) -> torch.dtype:
         plain = self.form.plain
@@ -232,8 +173,8 @@ class MergedTensors:
         if places:
             with torch.no_grad():
                 values = values.to(torch.promote_types(values.dtype, target), copy=True)
-                add_updates(values, None, [place.update() for place in places], self.rounding)
-        yield from _raw(values, target)
+                add_updates(values, None, [place.update() for place in places], self.rounding, target)
+        yield from raw(values, target)
 
     def _converted(self, name: str, conversion: Conversion) -> MergedTensor:
         """A tensor that the checkpoint has in another form than the model."""
@@ -249,12 +190,12 @@ class MergedTensors:
         as_stored = set(kept) == set(self.saved_as[id(conversion)]) and kept[name].shape == shape
         make: Callable[[], Iterator[Any]]
         if as_stored and not is_changed:
-            make = kept[name].pieces if target == dtype else partial(_cast, kept[name], target)
+            make = kept[name].pieces if target == dtype else partial(cast, kept[name], target)
         elif as_stored and conversion.experts:
             make = partial(self._bytes_of_expert, name, conversion, dtype, target)
         else:
             make = partial(self._bytes_of_all, name, conversion, dtype, target)
-        return _described(name, shape, target, home, make)
+        return described(name, shape, target, home, make)
 
     def _bytes_of_expert(
         self, name: str, conversion: Conversion, dtype: torch.dtype, target: torch.dtype
@@ -266,7 +207,7 @@ class MergedTensors:
             saved = self._changed(conversion.expert(index), dtype, target, index)
             first = {names[0]: names[index] for names in conversion.sources.values()}
             self._last[key] = {first[of_first]: values for of_first, values in saved.items()}
-        yield from _raw(self._last[key][name], target)
+        yield from raw(self._last[key][name], target)
 
     def _bytes_of_all(
         self, name: str, conversion: Conversion, dtype: torch.dtype, target: torch.dtype
@@ -274,7 +215,7 @@ class MergedTensors:
         key = (id(conversion), None)
         if key not in self._last:
             self._last[key] = self._changed(conversion, dtype, target, None)
-        yield from _raw(self._last[key][name], target)
+        yield from raw(self._last[key][name], target)
 
     def _changed(
         self, conversion: Conversion, dtype: torch.dtype, target: torch.dtype, expert: int | None
@@ -297,61 +238,5 @@ class MergedTensors:
                     if expert is None or place.site.index == expert:
                         site = place.site if expert is None else replace(place.site, index=0)
                         updates.append(place.update(site))
-                add_updates(value, None, updates, self.rounding)
+                add_updates(value, None, updates, self.rounding, target)
             return revert_weight_conversion(model, converted)
-
-
-def places_of(adapters: Sequence[tuple[Adapter, float]]) -> dict[str, list[Place]]:
-    """The places of adapters by the name of the parameter that each changes; the head is that of the first.
-
-    Args:
-        adapters: each with the weight of its updates.
-    """
-    places: dict[str, list[Place]] = defaultdict(list)
-    for number, (adapter, weight) in enumerate(adapters):
-        for index, (host, site) in enumerate(adapter.plan.placed):
-            if isinstance(host, Head):
-                if number:
-                    continue
-                weight = 1.0
-            name = f"{site.module}.{site.parameter}".removeprefix(".")
-            places[name].append(Place(adapter, index, weight))
-    return dict(places)
-
-
-_CODES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-
-
-def _described(
-    name: str, shape: torch.Size, dtype: torch.dtype, home: Path | None, make: Callable[[], Iterator[Any]]
-) -> MergedTensor:
-    return MergedTensor(name, _CODES[dtype], shape, shape.numel() * dtype.itemsize, home, make)
-
-
-_CAST = 2**22
-
-
-def _raw(values: Tensor, dtype: torch.dtype) -> Iterator[Any]:
-    """The bytes of values in a dtype, in the order of their rows."""
-    flat = values.detach().reshape(-1)
-    step = len(flat) if values.dtype == dtype else _CAST
-    for start in range(0, len(flat), max(1, step)):
-        yield flat[start : start + step].to(dtype).view(torch.uint8).numpy().data
-
-
-def _cast(source: StoredTensor, dtype: torch.dtype) -> Iterator[Any]:
-    """The bytes of a stored tensor in another dtype."""
-    assert source.dtype is not None
-    for piece in source.pieces():
-        yield from _raw(torch.frombuffer(piece, dtype=source.dtype), dtype)

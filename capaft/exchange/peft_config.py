@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from capaft.support.errors import AdapterFileError, UsageError
 CONFIG = "adapter_config.json"
 # A pattern of ranks may name every layer of a large model.
 MAX_CONFIG_BYTES = 4 * 2**20
+# Each is compared with every layer, one by one.
+_MOST_PATTERNS = 10_000
 # Initial values beside a base that stays as it is. All others take something from the base's weights.
 _PLAIN_STARTS = frozenset(["true", "false", "none", "gaussian", "eva", "orthogonal", "mica"])
 # Settings that do not tell what a finished adapter computes, or that its tensors tell better.
@@ -102,7 +104,7 @@ def read_config(path: Path) -> PeftConfig:
     method = record.get("peft_type")
     if method != "LORA":
         raise AdapterFileError(
-            f"{path}: its method is {method}, and only PEFT's LORA can be taken over; merge it in PEFT instead"
+            f"{path}: its method is {method!s:.60}, and only PEFT's LORA can be taken over; merge it in PEFT instead"
         )
     _refuse(path, record)
     auto = record.get("auto_mapping") or {}
@@ -153,17 +155,15 @@ def _refuse(path: Path, record: Mapping[str, Any]) -> None:
             raise AdapterFileError(f"{path}: {name} is set: {reason}; merge it in PEFT instead")
         if name != "velora_config":  # It saves memory in the backward pass alone.
             raise AdapterFileError(
-                f"{path}: this capaft does not know the setting {name}, which may change what the adapter computes; "
-                "upgrade capaft, or merge it in PEFT"
+                f"{path}: this capaft does not know the setting {name:.60}, which may change what the adapter "
+                "computes; upgrade capaft, or merge it in PEFT"
             )
     start = str(record.get("init_lora_weights", True)).lower()
     if start not in _PLAIN_STARTS:
         raise AdapterFileError(
-            f"{path}: it starts from {start}, which changes the base's weights; save it again from PEFT with "
+            f"{path}: it starts from {start:.60}, which changes the base's weights; save it again from PEFT with "
             "path_initial_model_for_weight_conversion, which makes it plain LoRA"
         )
-    if record.get("loftq_config") and start == "loftq":
-        raise AdapterFileError(f"{path}: it starts from LoftQ, which changes the base's weights; merge it in PEFT")
 
 
 def _value(path: Path, record: Mapping[str, Any], name: str, kind: Any, default: Any) -> Any:
@@ -176,7 +176,8 @@ def _value(path: Path, record: Mapping[str, Any], name: str, kind: Any, default:
     if value is None:
         return default
     is_number = kind is not bool and isinstance(value, kind) and not isinstance(value, bool)
-    if not (is_number and isfinite(value) and abs(value) < 1e9) and not (kind is bool and isinstance(value, bool)):
+    # Neither NaN nor what is infinite is less than anything.
+    if not (is_number and abs(value) < 1e9) and not (kind is bool and isinstance(value, bool)):
         raise AdapterFileError(f"{path} is damaged: {name} is {value!r:.60}; get it again")
     if kind is int and value < 1:
         raise AdapterFileError(f"{path} is damaged: {name} is {value}, and a rank is at least 1; get it again")
@@ -201,6 +202,8 @@ def _pattern(path: Path, record: Mapping[str, Any], name: str, kind: Any) -> dic
     value = record.get(name) or {}
     if not isinstance(value, dict):
         raise AdapterFileError(f"{path} is damaged: {name} is {value!r:.60} and not an object; get it again")
+    if len(value) > _MOST_PATTERNS:
+        raise AdapterFileError(f"{path}: {name} has {len(value):,} entries, and at most {_MOST_PATTERNS:,} are read")
     return {key: _value(path, value, key, kind, 1) for key in value}
 
 

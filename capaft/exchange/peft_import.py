@@ -177,7 +177,7 @@ def _fill(adapter: Adapter, model: nn.Module, peft: PeftDirectory, updates: list
                 factor = target[: torch.Size(slot.shape).numel()].view(slot.shape)
                 if slot.role == "magnitude":
                     weight = sites_by_path[slot.site].weight(model)
-                    factor.copy_(values.flatten() - torch.linalg.vector_norm(weight.float(), dim=1))
+                    factor.copy_(values.flatten() - torch.linalg.vector_norm(weight.float(), dim=1).to(values.device))
                     continue
                 matrix = _matrix(slot, values, peft)
                 if slot.role == "up":

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from accelerate.hooks import ModelHook, add_hook_to_module
+from torch import Tensor, nn
 
 from capaft.support.errors import one_line
 from capaft.support.out_of_memory import pass_on_exhaustion
 
 ROWS, TOKENS, SAMPLES, FRAMES = 2, 16, 16_000, 3_000
+# Relative difference that the order of sums in float32 may cause.
+EXACT = 1e-3
 
 
 class NoProbe(Exception):  # noqa: N818 - not an error: the models are not compared then
@@ -89,3 +92,43 @@ def compare(adapted: Tensor, merged: Tensor) -> Difference:
     if adapted.shape != merged.shape or not torch.isfinite(adapted).all() or not torch.isfinite(merged).all():
         return Difference(float("inf"), 1.0)
     return Difference(float((adapted - merged).abs().max()), float(adapted.abs().max()))
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """The relative difference that rounding a model's weights to a dtype is allowed without a further look."""
+    return max(EXACT, 8 * torch.finfo(dtype).eps)
+
+
+def answers_when_shaken(model: nn.Module, dtype: torch.dtype) -> Tensor:
+    """The outputs of a model whose weights are moved at random, as far as rounding them to a dtype moves them.
+
+    They tell how far apart rounding may bring the answers of this very model: far where it chooses between experts.
+
+    Args:
+        model: the model, whose weights may be on disk. Those in memory stay moved.
+        dtype: the dtype.
+
+    Raises:
+        NoProbe: see `answers`.
+    """
+    generator = torch.Generator().manual_seed(1)
+    # Of a prime length, so that it falls otherwise on each row.
+    steps = 1 + torch.finfo(dtype).eps * (torch.rand(65_537, generator=generator) - 0.5)
+    for module in list(model.modules()):
+        if next(module.parameters(recurse=False), None) is not None:
+            add_hook_to_module(module, _Shaken(steps), append=True)
+    return answers(model)
+
+
+class _Shaken(ModelHook):
+    """Moves the weights of a module when it is called, after those on disk have been read."""
+
+    def __init__(self, steps: Tensor) -> None:
+        self.steps = steps
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        for parameter in module.parameters(recurse=False):
+            if parameter.is_floating_point() and parameter.ndim > 1:
+                for part in parameter.data.view(-1).split(len(self.steps)):
+                    part.mul_(self.steps[: len(part)])
+        return args, kwargs

@@ -57,18 +57,18 @@ class ReplacedWeights:
         for name, stored in self.peft.read(self.copies):
             values[name].copy_(stored)
         for name, rows in self.peft.read(self.tokens):
-            values[name][list(self.indices[name])] = rows
+            values[name][list(self.indices[name])] = rows.to(values[name].device)
         for name, update in self.updates.items():
             values[name] = self._updated(values[name], update)
         for name, update in self.biases.items():
             ((_, bias),) = self.peft.read({name: update.tensors["bias"]})
-            values[name] += update.scale * bias
+            values[name] += update.scale * bias.to(values[name].device)
         return values
 
     def _updated(self, weight: Tensor, update: Update) -> Tensor:
         """A weight as stored, with an update merged into it."""
         parts = {part: tensor for part, tensor in update.tensors.items() if part != "bias"}
-        read = dict(self.peft.read(parts))
+        read = {part: values.to(weight.device) for part, values in self.peft.read(parts)}
         transposed = is_transposed(self.model.get_submodule(update.module))
         matrix = weight.T if transposed else weight.flatten(1)
         merged = matrix.addmm(read["up"].flatten(1), read["down"].flatten(1), alpha=update.scale)
@@ -130,7 +130,7 @@ def _that_differ(
     same = {
         name
         for name, values in peft.read(doubtful)
-        if not is_quantised(base[name]) and torch.equal(values, base[name].detach().float())
+        if not is_quantised(base[name]) and torch.equal(values, base[name].detach().cpu().float())
     }
     return {name: stored for name, stored in changes.parameters.items() if name not in same}
 

@@ -12,9 +12,11 @@ import torch
 from capaft.adapter.activation import disabled, get_adapter
 from capaft.adapter.install import detach
 from capaft.adapter.merge import check_mergeable, check_sum, warn_of_rounding
+from capaft.exchange.adapter_places import places_of
 from capaft.exchange.checkpoint_files import into_files, write_checkpoint
 from capaft.exchange.merged_directory import write_configuration
-from capaft.exchange.merged_tensors import MergedTensor, MergedTensors, places_of
+from capaft.exchange.merged_tensor import MergedTensor
+from capaft.exchange.merged_tensors import MergedTensors
 from capaft.model.stored_dtypes import StoredDtypes
 from capaft.model.stored_form import StoredForm
 

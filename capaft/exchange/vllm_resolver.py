@@ -169,8 +169,10 @@ class Expander:
         from capaft.model.offloaded import load_offloaded_writer
 
         if self._loaded is None or self._loaded[0] != base:
-            self._offloaded = tempfile.TemporaryDirectory(prefix="capaft-", ignore_cleanup_errors=True)
-            self._loaded = (base, load_offloaded_writer(base, Path(self._offloaded.name)))
+            folder = tempfile.TemporaryDirectory(prefix="capaft-", ignore_cleanup_errors=True)
+            # A base that cannot be loaded leaves the last one with its folder.
+            self._loaded = (base, load_offloaded_writer(base, Path(folder.name)))
+            self._offloaded = folder
         return self._loaded[1]
 
 

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import transformers
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from capaft.data.quiet import without_progress_bars
+from capaft.training.placement import keeping_accelerate
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def leaving_no_trace() -> Iterator[None]:
 
     A run trains whatever the caller has turned off, such as gradients.
     """
-    with _same_generators(), _same_accelerate(), _quiet_libraries(), torch.inference_mode(False), torch.enable_grad():
+    with _same_generators(), keeping_accelerate(), quiet_libraries(), torch.inference_mode(False), torch.enable_grad():
         yield
 
 
@@ -38,20 +38,8 @@ def _same_generators() -> Iterator[None]:
 
 
 @contextmanager
-def _same_accelerate() -> Iterator[None]:
-    """Keeps the state that all accelerators of a process share: the caller may have one of another precision."""
-    shared = [state._shared_state for state in (AcceleratorState, GradientState, PartialState)]
-    before = [dict(state) for state in shared]
-    try:
-        yield
-    finally:
-        for state, values in zip(shared, before, strict=True):
-            state.clear()
-            state.update(values)
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
+    """Keeps the libraries' own reports off the screen."""
     verbosity, has_bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import gc
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +17,29 @@ from torch import Tensor, nn
 from capaft.adapter.file.adapter_file import AdapterFile
 from capaft.adapter.file.on_disk import attach_on_disk, runnable
 from capaft.adapter.file.save_load import load
-from capaft.adapter.merge import merge as merge_in_memory
+from capaft.adapter.merge import merge_measured
+from capaft.adapter.merged_weight import Rounding
 from capaft.adapter.module import adapters
 from capaft.config.choices import BaseDtype
 from capaft.config.open_options import MergeOptions
 from capaft.exchange.checkpoint_files import parse_size
 from capaft.exchange.merged_directory import MergedModel, write_merged
 from capaft.exchange.peft_import import import_peft
-from capaft.exchange.probe import Difference, NoProbe, answers, compare
+from capaft.exchange.probe import NoProbe, answers
 from capaft.exchange.streamed_merge import StreamedMerge, plan_merge
+from capaft.inference.merge_check import Verdict, check_answers, coarsest, in_float32
+from capaft.model.quantised import quantised_layers
 from capaft.model.site import is_quantised
 from capaft.model.skeleton import NeedsWeights, runs_from_disk
-from capaft.model.stored_dtypes import stored_dtypes
+from capaft.model.stored_dtypes import NAMES, stored_dtypes
+from capaft.model.weights import dtype_of
 from capaft.support.console import say_nothing
-from capaft.support.errors import TrainingError, UsageError, one_line
+from capaft.support.errors import UsageError, one_line
 from capaft.training.record.run_directory import find_peft
 from capaft.training.record.saved_run import SavedRun, open_run, read_run
 
 Say = Callable[[str], None]
 
-# Differences of answers, relative to the largest, that roundings may cause: of sums in float32, and of weights to 16
-# bits, which can also change what a model chooses.
-EXACT = 1e-3
-ROUNDED = 0.25
 SMALL_ENTRIES = 2**24
 """Entries of the largest tensor up to which models are compared in float32."""
 
@@ -54,6 +54,7 @@ class Merge:
         weights: the names of all on the model, each with the factor of its update.
         streamed: the decided merge, if the weights of the base are on disk; None if they are in memory.
         others: the files of the other adapters, by name.
+        rounding: what rounding costs, once the model is written.
     """
 
     saved: SavedRun
@@ -61,7 +62,8 @@ class Merge:
     weights: Mapping[str, float]
     streamed: StreamedMerge | None = None
     others: Mapping[str, AdapterFile] = field(default_factory=dict)
-    _asked: list[Tensor] = field(default_factory=list)
+    rounding: Rounding = field(default_factory=Rounding)
+    _asked: list[tuple[Tensor, torch.dtype, torch.dtype]] = field(default_factory=list)
 
     @staticmethod
     def open(runs: Sequence[str], options: MergeOptions, say: Say = say_nothing) -> Merge:
@@ -117,20 +119,31 @@ class Merge:
             write_merged(
                 output, path, description, lambda aside: streamed.write(aside, limit or None), overwrite=overwrite
             )
+            self.rounding.include(streamed.tensors.rounding)
             return streamed.sites
         if self.options.verify:
-            with suppress(NoProbe):
-                self._asked.append(answers(self.saved.model))
-        sites, dtype = _merged_in_memory(self.saved, self.options, self.weights)
+            self._ask()
+        sites, dtype, rounding = _merged_in_memory(self.saved, self.options, self.weights)
+        self.rounding.include(rounding)
         description, model = replace(self._description(), dtype=dtype), self.saved.base.model
         size = {"max_shard_size": self.options.max_shard_size} if self.options.max_shard_size else {}
         write_merged(output, path, description, lambda aside: model.save_pretrained(aside, **size), overwrite=overwrite)
         return sites
 
-    def verify(self, path: Path) -> Difference:
+    def _ask(self) -> None:
+        """Keep the answers of a model in memory, which is about to be changed."""
+        model = self.saved.model
+        floats = (tensor.dtype for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point())
+        # Layers of codes compute in 16 bits, or round what they are given to 8.
+        codes = [torch.bfloat16] if quantised_layers(model) else []
+        with suppress(NoProbe), in_float32(model):
+            self._asked.append((answers(model), dtype_of(model), coarsest((*floats, *codes))))
+
+    def verify(self, path: Path) -> Verdict:
         """Compare the answers of base and adapters with those of the model that was written.
 
-        A merge from file to file runs both from disk, a module at a time.
+        Both compute in one dtype: float32 where that takes little memory. A merge from file to file runs both from
+        disk, a module at a time.
 
         Args:
             path: the directory that was written.
@@ -142,39 +155,25 @@ class Merge:
         import transformers
 
         kind, trust = getattr(transformers, self.auto_class), self.saved.settings.trust_remote_code
+        load = partial(kind.from_pretrained, path, trust_remote_code=trust)
+        if (streamed := self.streamed) is None:
+            if not self._asked:
+                answers(self.saved.base.model)
+                raise NoProbe("it fails on a probe with the adapter")
+            adapted, computed, rounded = self._asked.pop()
+            written = (parameter.dtype for parameter in self.saved.base.model.parameters())
+            floats = (dtype for dtype in written if dtype.is_floating_point)
+            return check_answers(path, adapted, partial(load, dtype=computed), coarsest((rounded, *floats)))
+        # In float32 no more than the rounding of the weights is seen, if that takes little memory.
+        largest = max(tensor.shape.numel() for tensor in streamed.planned)
+        dtype: BaseDtype = "float32" if largest <= SMALL_ENTRIES else self.saved.settings.base_dtype
+        computed = getattr(torch, dtype)
+        floats = (NAMES[tensor.code] for tensor in streamed.planned if tensor.code in NAMES)
         with tempfile.TemporaryDirectory(prefix=".capaft.", dir=path.parent) as scratch:
-            if self.streamed is None:
-                if not self._asked:
-                    answers(self.saved.base.model)
-                    raise NoProbe("it fails on a probe with the adapter")
-                merged = kind.from_pretrained(path, dtype="auto", trust_remote_code=trust)
-                difference = compare(self._asked.pop(), answers(merged))
-            else:
-                # In float32 no more than the rounding of the weights is seen, if that takes little memory.
-                largest = max(tensor.shape.numel() for tensor in self.streamed.planned)
-                dtype: BaseDtype = "float32" if largest <= SMALL_ENTRIES else self.saved.settings.base_dtype
-                adapted = self._answers_from_disk(scratch, dtype)
-                disk = {"device_map": {"": "disk"}, "offload_folder": str(Path(scratch, "merged"))}
-                merged = kind.from_pretrained(path, dtype=getattr(torch, dtype), trust_remote_code=trust, **disk)
-                difference = compare(adapted, answers(merged))
-        share = f"outputs differ by up to {difference.largest:.3g}, {difference.relative:.0%} of the largest"
-        if self.options.quantised == "refuse" and difference.relative > EXACT and self._is_exact(merged):
-            raise TrainingError(
-                f"the merged model in {path} answers otherwise than the base with the adapter: {share}; do not use it"
-            )
-        if difference.relative > ROUNDED or not math.isfinite(difference.largest):
-            warnings.warn(
-                f"{share}, which rounding to 16 bits explains where a model chooses between experts; --dtype float32 "
-                "tells for certain",
-                stacklevel=2,
-            )
-        return difference
-
-    def _is_exact(self, merged: nn.Module) -> bool:
-        """True if no weight was rounded to few bits."""
-        if self.streamed is not None:
-            return all(tensor.code not in ("F16", "BF16") for tensor in self.streamed.planned)
-        return all(parameter.dtype == torch.float32 for parameter in merged.parameters())
+            adapted = self._answers_from_disk(scratch, dtype)
+            gc.collect()
+            disk = {"device_map": {"": "disk"}, "offload_folder": str(Path(scratch, "merged"))}
+            return check_answers(path, adapted, partial(load, dtype=computed, **disk), coarsest((computed, *floats)))
 
     def _answers_from_disk(self, scratch: str, dtype: BaseDtype) -> Tensor:
         if any(weight != 1 for weight in self.weights.values()):
@@ -254,19 +253,23 @@ def _say_whose_head(model: nn.Module, runs: Sequence[str], weights: Mapping[str,
         say(f"head   that of {runs[0]}; those of the other runs are left out")
 
 
-def _merged_in_memory(saved: SavedRun, options: MergeOptions, weights: Mapping[str, float]) -> tuple[int, str | None]:
-    """Merge into a model in memory; the number of sites, and the dtype that its configuration is to name."""
+def _merged_in_memory(
+    saved: SavedRun, options: MergeOptions, weights: Mapping[str, float]
+) -> tuple[int, str | None, Rounding]:
+    """Merge into a model in memory; the number of sites, the dtype that its configuration is to name, and the cost."""
     model: Any = saved.model
     stored = stored_dtypes(saved.base.base) if options.dtype is None and options.base_dtype is None else None
     if stored and options.quantised == "refuse":
         # Exact, since these values were stored so; what is merged into them is then rounded once.
         stored.restore(model)
     plain = list(weights.values()) == [1.0]
-    sites = merge_in_memory(model, quantised=options.quantised, weights=None if plain else weights)
+    final = getattr(torch, options.dtype) if options.dtype else None
+    factors = None if plain else weights
+    sites, rounding = merge_measured(model, quantised=options.quantised, weights=factors, dtype=final)
     if stored:
         stored.restore(model)
-    if options.dtype:
+    if final:
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.is_floating_point() and not is_quantised(tensor):
-                tensor.data = tensor.data.to(getattr(torch, options.dtype))
-    return sites, options.dtype or (stored.config if stored else None)
+                tensor.data = tensor.data.to(final)
+    return sites, options.dtype or (stored.config if stored else None), rounding

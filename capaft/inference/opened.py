@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, get_args
 
-from datasets import Dataset
 from torch import nn
 
 from capaft.config.choices import BaseDtype
@@ -16,15 +16,19 @@ from capaft.config.generate_options import GenerateOptions
 from capaft.config.open_options import OpenOptions
 from capaft.config.train_config import TrainConfig
 from capaft.inference.answers import Answerer
+from capaft.inference.aside import quiet_libraries
+from capaft.inference.passed_rows import is_table, rows_of_table
 from capaft.inference.rows import RowSource, check_kept, find_inputs, input_names, windows_of
 from capaft.inference.values import rows_of_values
 from capaft.inference.written import answered
 from capaft.support.console import say_nothing
 from capaft.support.errors import UsageError, in_python
+from capaft.support.listing import listed
 from capaft.tasks.base.task import Task
 from capaft.tasks.base.task_answers import Record
-from capaft.training.accelerator import accelerator_to_use, move_model
+from capaft.training.accelerator import move_model
 from capaft.training.memory_guard import memory_guard
+from capaft.training.placement import Placement
 from capaft.training.record.saved_run import SavedRun, open_run
 
 
@@ -59,7 +63,7 @@ class Opened:
         *,
         top: int | None = None,
         batch_size: int | None = None,
-        keep: Sequence[str] | None = (),
+        keep: str | Sequence[str] | None = (),
         text_column: str | None = None,
         pair_column: str | None = None,
     ) -> list[Record]:
@@ -70,7 +74,8 @@ class Opened:
 
         Args:
             inputs: texts; tuples of two texts for pairs; images and recordings as paths, bytes, PIL images or arrays;
-                mappings from columns to values; or a `datasets.Dataset`. A single one counts as a list of one.
+                mappings from columns to values; or a table: a `datasets.Dataset`, a `pandas.DataFrame` or a
+                `pyarrow.Table`. A single one counts as a list of one.
             top: list this many of the likeliest classes, with their probabilities.
             batch_size: examples in a forward at most; by default as in the run's evaluations.
             keep: columns of mappings and data sets that the records hold; None for all, by default none.
@@ -85,8 +90,9 @@ class Opened:
             m = capaft.open("runs/reviews")
             m.predict(["What a film!"])  # [{"label": "good", "probability": 0.98}]
         """
-        if top is not None and top < 1:
-            raise UsageError(f"--top must be at least 1, got {top}")
+        _check_count("top", top)
+        _check_count("batch-size", batch_size)
+        keep = [keep] if isinstance(keep, str) else keep
         named = {"text": text_column, "pair": pair_column}
         source = self._source(inputs, named, keep)
         if source is None:
@@ -146,24 +152,48 @@ class Opened:
 
     def _source(self, inputs: Any, named: Mapping[str, str | None], keep: Sequence[str] | None) -> RowSource | None:
         """The rows that inputs stand for; None for no inputs."""
-        rows: Dataset = inputs
-        faults: dict[int, str] = {}
-        if not isinstance(inputs, Dataset):
+        faults: Mapping[int, str] = {}
+        if is_table(inputs):
+            rows = rows_of_table(inputs)
+        else:
             values = _listed(inputs)
-            if not values:
-                return None
             has_pairs = any(isinstance(value, tuple) for value in values)
             names = input_names(self.saved, paired=has_pairs)
             rows, faults = rows_of_values(values, names, getattr(self.task, "medium", None))
+        if not len(rows):
+            return None
         check_kept(keep, rows)
         rows, columns = find_inputs(self.saved, rows, named, say_nothing)
         return RowSource(columns, windows_of(rows, faults), tuple(rows.column_names), len(rows))
 
 
 def _listed(inputs: Any) -> list[Any]:
-    """The inputs as a list; a text, a path, an image, a mapping or a tuple is one of them."""
+    """The inputs as a list; a text, a path, an image, a mapping or a tuple is one of them.
+
+    Raises:
+        UsageError: they are several splits.
+    """
+    if isinstance(inputs, Mapping) and any(map(is_table, inputs.values())):
+        raise UsageError(f"these are the splits {listed([*map(str, inputs)])}; pass the rows of one")
     is_one = isinstance(inputs, str | bytes | os.PathLike | Mapping | tuple) or not isinstance(inputs, Iterable)
-    return [inputs] if is_one or hasattr(inputs, "getbands") else list(inputs)
+    return [inputs] if is_one or _is_image(inputs) else list(inputs)
+
+
+def _is_image(value: Any) -> bool:
+    """True for an image of PIL, and for an array `(height, width[, channels])` of values that are no texts."""
+    if hasattr(value, "getbands"):
+        return True
+    return getattr(value, "ndim", 0) in (2, 3) and hasattr(value, "__array__")
+
+
+def _check_count(name: str, value: int | None) -> None:
+    """Make sure that a number that is given is a count.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+        raise UsageError(f"--{name} must be a whole number of at least 1, got {value!r:.100}")
 
 
 def open(
@@ -201,15 +231,15 @@ def open(
         resize_embeddings=resize_embeddings,
         base_dtype=base_dtype,
     )
-    return opened(open_run(os.fspath(run), options), options)
+    with quiet_libraries():
+        return opened(open_run(os.fspath(run), options))
 
 
-def opened(saved: SavedRun, options: OpenOptions | None = None) -> Opened:
+def opened(saved: SavedRun) -> Opened:
     """A run that `open_run` opened, on the accelerator.
 
     Raises:
         UsageError: the dtype of the base is not available here.
     """
-    options = options or OpenOptions()
-    accelerator = accelerator_to_use(saved.config or TrainConfig(), options.base_dtype)
-    return Opened(saved, move_model(saved.model, accelerator.device), accelerator.autocast)
+    placement = Placement.of(saved)
+    return Opened(saved, move_model(saved.model, placement.device), placement.autocast)

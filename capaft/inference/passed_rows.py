@@ -13,6 +13,7 @@ from capaft.inference.values import rows_of_values
 from capaft.support.errors import UsageError, one_line
 
 _FORMS = "a name, a path, a datasets.Dataset, a DatasetDict, a list of dicts, or a pandas.DataFrame"
+_UNREADABLE = (pa.ArrowException, ValueError, TypeError, OverflowError)
 
 
 def splits_of(data: Any) -> dict[str, Dataset]:
@@ -30,9 +31,26 @@ def splits_of(data: Any) -> dict[str, Dataset]:
     return {TRAIN: _rows(data)}
 
 
+def is_table(value: Any) -> bool:
+    """True for a `datasets.Dataset`, a data frame of pandas and a table of pyarrow."""
+    return isinstance(value, Dataset | pa.Table) or hasattr(value, "to_records")
+
+
+def rows_of_table(table: Any) -> Dataset:
+    """The rows of a table; see `is_table`.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        return _read_table(table)
+    except _UNREADABLE as error:
+        raise UsageError(f"these rows cannot be read ({one_line(error)}); pass {_FORMS}") from None
+
+
 def _are_rows(value: Any) -> bool:
     """True if a value is a whole split, and not a column."""
-    if isinstance(value, Dataset | pa.Table) or hasattr(value, "to_records"):
+    if is_table(value):
         return True
     return isinstance(value, Sequence) and bool(value) and all(isinstance(row, Mapping) for row in value)
 
@@ -40,23 +58,25 @@ def _are_rows(value: Any) -> bool:
 def _rows(data: Any) -> Dataset:
     try:
         rows = _read(data)
-    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+    except _UNREADABLE as error:
         raise UsageError(f"--data: these rows cannot be read ({one_line(error)}); pass {_FORMS}") from None
     if len(rows) == 0 or not rows.column_names:
         raise UsageError("--data: there are no rows in it")
     return rows
 
 
-def _read(data: Any) -> Dataset:
-    if isinstance(data, Dataset):
+def _read_table(table: Any) -> Dataset:
+    if isinstance(table, Dataset):
         # A column can be formatted as tensors, or be read by a function.
-        return data.with_format(None)
+        return table.with_format(None)
+    return Dataset(table) if isinstance(table, pa.Table) else Dataset.from_pandas(table, preserve_index=False)
+
+
+def _read(data: Any) -> Dataset:
+    if is_table(data):
+        return _read_table(data)
     if isinstance(data, IterableDataset | IterableDatasetDict):
         raise UsageError("--data: a streamed data set has no end to shuffle to; pass Dataset.from_generator(...) of it")
-    if isinstance(data, pa.Table):
-        return Dataset(data)
-    if hasattr(data, "to_records"):
-        return Dataset.from_pandas(data, preserve_index=False)
     if isinstance(data, Mapping):
         return Dataset.from_dict({str(name): list(values) for name, values in data.items()})
     if isinstance(data, Sequence) and all(isinstance(row, Mapping) for row in data):

@@ -65,7 +65,7 @@ def predict_run(saved: SavedRun, options: PredictOptions, *, say: Say, console: 
         TrainingError: the records cannot be written, or memory ran out.
     """
     task = changed_task(saved.task, None, options.task_options)
-    run = opened(replace(saved, task=task), options)
+    run = opened(replace(saved, task=task))
     answerer = run.answerer(top=options.top, batch_size=options.batch_size)
     if options.top is not None and not _lists(task, options.top):
         say(f"--top has no effect with {task.name}, which lists no classes here, and is ignored")

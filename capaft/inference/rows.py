@@ -12,6 +12,7 @@ from datasets import Dataset, Value
 
 from capaft.data.load import Say, load_evaluation_data
 from capaft.data.media.folder import MEDIA_KINDS, read_unlabelled_media
+from capaft.data.quiet import without_progress_bars
 from capaft.data.splits import WantedSplits
 from capaft.data.tables import is_table
 from capaft.support.errors import UsageError, did_you_mean
@@ -167,7 +168,8 @@ def _as_texts(rows: Dataset, names: list[str | None]) -> Dataset:
         if name not in rows.column_names:
             continue
         if cell_kind(rows.features[name]) in ("integer", "float", "bool") or rows.features[name] == Value("null"):
-            rows = rows.cast_column(name, Value("string"))
+            with without_progress_bars():
+                rows = rows.cast_column(name, Value("string"))
     return rows
 
 

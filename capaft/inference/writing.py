@@ -14,7 +14,6 @@ import torch
 
 from capaft.adapter.activation import disabled
 from capaft.config.generate_options import PENALTIES, SAMPLING, GenerateOptions
-from capaft.config.train_config import TrainConfig
 from capaft.inference.prompts import UNLIMITED, in_template, prompt_features, takes_chats
 from capaft.inference.streaming import PieceStreamer, StopRequest
 from capaft.model.load import BaseModel
@@ -24,7 +23,8 @@ from capaft.support.out_of_memory import is_out_of_memory
 from capaft.tasks.base.features import Features
 from capaft.tasks.language.generation import Generation, decoded, refusing_to_write
 from capaft.tasks.language.messages import SYSTEM, Message
-from capaft.training.accelerator import accelerator_to_use, move_model
+from capaft.training.accelerator import move_model
+from capaft.training.placement import Placement
 from capaft.training.record.saved_run import SavedRun
 
 Finish = Literal["end", "length", "stopped"]
@@ -79,8 +79,8 @@ class Writer:
         self.chats = takes_chats(self.task, self.base)
         self.seed = (secrets.randbits(32) if options.seed is None else options.seed) if options.do_sample else None
         self._options, self._say = options, say
-        self._accelerator = accelerator_to_use(saved.config or TrainConfig(), options.base_dtype)
-        self._model: Any = move_model(saved.model, self._accelerator.device)
+        self._placement = Placement.of(saved)
+        self._model: Any = move_model(saved.model, self._placement.device)
         if options.system is not None and not self.chats:
             raise UsageError("--system needs the chat template; say --chat-template, or drop it")
         for line in options.idle(self.task.num_beams):
@@ -125,7 +125,7 @@ class Writer:
         features = prompt_features(self.task, self.base, messages)
         self._tell(features)
         inputs = self.task.prompt_inputs(self.base, features, [0])
-        inputs = {name: tensor.to(self._accelerator.device) for name, tensor in inputs.items()}
+        inputs = {name: tensor.to(self._placement.device) for name, tensor in inputs.items()}
         arguments = self._arguments()
         if show and self.streams:
             arguments["streamer"] = PieceStreamer(self.base.processor, show)
@@ -137,7 +137,7 @@ class Writer:
             nullcontext() if adapted else disabled(self._model),
             self._drawing(draw),
             torch.inference_mode(),
-            self._accelerator.autocast(),
+            self._placement.autocast(),
         ):
             tokens = self._model.generate(**inputs, **arguments)[0].tolist()
         seconds = time.perf_counter() - began
@@ -180,7 +180,7 @@ class Writer:
         if self.seed is None:
             yield
             return
-        device = self._accelerator.device
+        device = self._placement.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed((self.seed + draw) % 2**63)
             yield

@@ -24,8 +24,12 @@ def check_directory(output: str | Path, path: Path, mark: str, what: str, *, ove
         overwrite: such a directory may be replaced.
 
     Raises:
-        UsageError: it is a file, or holds something that is not to be replaced.
+        UsageError: it is a file, cannot be moved, or holds something that is not to be replaced.
     """
+    if path.is_dir() and Path.cwd().is_relative_to(path.resolve()):
+        raise UsageError(f"--output {output} is the directory that you are in; name one below it")
+    if path.is_dir() and path.is_mount():
+        raise UsageError(f"--output {output} is where a disk is mounted; name a directory below it")
     if path.exists() and not path.is_dir():
         raise UsageError(f"--output {output} is a file; name a directory that is new or empty")
     if not path.is_dir() or not any(path.iterdir()):
@@ -47,6 +51,8 @@ def written_whole(output: str | Path, path: Path) -> Iterator[Path]:
     Raises:
         TrainingError: the disk is full or cannot be written.
     """
+    # Where a link leads to, so that the link stays.
+    path = path.resolve()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +13,6 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration
 from torch import nn
 
-from capaft.config.choices import BaseDtype, Precision
 from capaft.config.train_config import TrainConfig
 from capaft.support.errors import TrainingError, UsageError, one_line
 
@@ -56,31 +54,6 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
             f"the {processes} processes of this run did not meet within {meeting} s (--timeout); start it "
             f"again ({one_line(error)})"
         ) from None
-
-
-def accelerator_to_use(config: TrainConfig, base_dtype: BaseDtype | None = None) -> Accelerator:
-    """The accelerator for a finished adapter, in the precision of its training unless this machine needs another.
-
-    Args:
-        config: the run's configuration.
-        base_dtype: the dtype that the base weights were loaded in, if it is another than the run's.
-
-    Raises:
-        UsageError: as `accelerator_for`.
-    """
-    base_dtype = base_dtype or config.base_dtype
-    precision = _precision_to_use(config.precision, base_dtype)
-    return accelerator_for(replace(config, tracker=None, precision=precision, base_dtype=base_dtype))
-
-
-def _precision_to_use(precision: Precision, base_dtype: BaseDtype) -> Precision:
-    # An adapter that was trained in float16 on an accelerator can be used without one.
-    if precision == "fp16" and not torch.cuda.is_available():
-        return "bf16"
-    # The adapter is in float32; without autocast its products with a base of fewer bits fail.
-    if precision == "fp32" and base_dtype != "float32":
-        return "bf16"
-    return precision
 
 
 def device_name() -> str:

@@ -28,10 +28,11 @@ from capaft.tasks.base.token_ids import check_token_ids
 from capaft.tasks.base.uncertainty import interval_method
 from capaft.tasks.language.generation import GENERATION_OPTIONS, Generation
 from capaft.tasks.language.text_scores import TEXT_METRICS
-from capaft.training.accelerator import accelerator_to_use, move_model
+from capaft.training.accelerator import move_model
 from capaft.training.evaluate import Evaluation, evaluate
 from capaft.training.memory_guard import memory_guard
 from capaft.training.parallel.processes import Processes
+from capaft.training.placement import Placement
 from capaft.training.record.named import report_named
 from capaft.training.record.next_commands import command_to_predict
 from capaft.training.record.saved_run import SavedRun
@@ -116,17 +117,17 @@ def score_run(
     for line in _idle(task, saved, options, selection):
         say(f"{line} and is ignored")
 
-    accelerator = accelerator_to_use(config, options.base_dtype)
+    placement = Placement.of(saved)
     console = console or Console(quiet=True)
     with memory_guard(), activity(console, "scoring", total=len(features)) as advance:
         result = evaluate(
             task,
             saved.base,
-            move_model(saved.model, accelerator.device),
+            move_model(saved.model, placement.device),
             features,
             config.eval_batch_size,
             processes=Processes.here(config.timeout),
-            autocast=accelerator.autocast(),
+            autocast=placement.autocast(),
             advance=advance,
         )
     if predictions:

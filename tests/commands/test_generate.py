@@ -271,6 +271,8 @@ def test_options_in_python_are_checked_too(runs: Any) -> None:
     drawn = record(runs("pairs"), "hi", "--do-sample", "--seed", 4, "--top-k", 9)["text"]
     assert opened.generate("hi", do_sample=True, seed=4, top_k=9, show=pieces.append) == drawn == "".join(pieces)
     assert opened.generate("hi", adapted=False) == record(runs("pairs"), "hi", "--base")["text"]
+    # The adapter's parameters are of another dtype than the base's, and the prompt's forwards meet both.
+    assert isinstance(capaft.open(runs("pairs"), base_dtype="bfloat16").generate("hi"), str)
     for options, message in (
         ({"temprature": 1.0}, r"temprature: there is no such option; did you mean temperature\?"),
         ({"top_p": 2.0}, r"top_p must be in \(0, 1\], got 2.0"),

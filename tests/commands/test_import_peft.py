@@ -137,9 +137,14 @@ def test_what_cannot_be_imported_is_one_line(
 
 
 def test_other_places_are_refused(run: Path, peft: Path, tmp_path: Path) -> None:
-    for where in (run, tmp_path, tmp_path / "nothing"):
+    for where, message in (
+        (run, "is no directory of a PEFT adapter, with adapter_config.json and no adapter.safetensors"),
+        (peft / "adapter_model.safetensors", "is no directory of a PEFT adapter"),
+        (tmp_path / "nothing", "there is no run or adapter file"),
+        (tmp_path, "holds no adapter"),
+    ):
         done = invoke("import", where, "--output", tmp_path / "a.safetensors")
-        assert (done.code, "is no PEFT adapter" in done.err) == (2, True)
+        assert (done.code, message in done.err) == (2, True), done.err
     done = invoke("import", peft, "--output", tmp_path / "a.bin")
     assert (done.code, "must end in .safetensors" in done.err) == (2, True)
     done = invoke("eval", run, "--labels", "a,b")

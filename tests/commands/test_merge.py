@@ -29,7 +29,9 @@ def test_merge_is_a_plain_model_with_the_same_logits(run: Path, tmp_path: Path) 
     done = invoke("merge", run, "--output", tmp_path / "merged", "--json")
     assert done.code == 0, done.err
     results = json.loads(done.out)
-    assert results.keys() == {"output", "sites", "seconds", "largest_difference", "relative_difference"}
+    differences = {"largest_difference", "relative_difference", "rounding_error", "largest_rounding_error"}
+    assert results.keys() == {"output", "sites", "seconds"} | differences
+    assert results["rounding_error"] == 0
     assert results["relative_difference"] < 1e-5
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
@@ -126,6 +128,9 @@ def test_each_tensor_keeps_the_dtype_of_the_checkpoint(
     done = invoke("merge", run, "--output", merged, *flags)
     assert done.code == 0, done.err
     assert dtype != FP32 or "warning" not in done.err
+    name = str(dtype).removeprefix("torch.")
+    assert (f"rounding to {name} changes an update by " in done.out) == (dtype != FP32)
+    assert ("rounding: none" in done.out) == (dtype == FP32 and bool(flags))
     before, after = stored(base), stored(merged)
     assert {name: tensor.dtype for name, tensor in after.items()} == {n: t.dtype for n, t in before.items()}
     sizes = [(path / "model.safetensors").stat().st_size for path in (base, merged)]

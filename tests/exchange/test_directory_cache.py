@@ -111,6 +111,24 @@ def test_a_directory_that_could_not_be_made_is_not_there(tmp_path: Path) -> None
         DirectoryCache(closed, 300).get("a", refuse)
 
 
+def test_what_a_killed_process_was_making_is_removed_in_the_end(tmp_path: Path) -> None:
+    cache = DirectoryCache(tmp_path, 300)
+    cache.get("a", filled(100))
+    now, young = tmp_path / ".c.young", time.time() - 3600
+    for path, age in ((tmp_path / ".b.old", 48 * 3600), (now, 3600)):
+        path.mkdir()
+        filled(100)(path)
+        os.utime(path, (young, time.time() - age))
+    os.utime(tmp_path / ".leases", (0, 0))
+    cache.get("d", filled(100))
+    assert leftovers(tmp_path) == [now.name]
+    assert keys(tmp_path) == {"a", "d"}
+    (lease,) = (tmp_path / ".leases").iterdir()
+    for _ in range(3):
+        cache.get("a", refuse)
+    assert lease.read_text().split() == ["a", "d"]
+
+
 def test_threads_and_processes_that_make_the_same(tmp_path: Path) -> None:
     cache, barrier, made = DirectoryCache(tmp_path, 10_000), threading.Barrier(4), []
 

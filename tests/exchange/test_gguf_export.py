@@ -200,6 +200,16 @@ def test_the_graph_of_llama_cpp_gives_the_logits(targets: str, tmp_path: Path) -
     assert abs(expected - without).max() > 1e-3
 
 
+def test_values_beyond_a_dtype_are_refused(tmp_path: Path) -> None:
+    model = model_of("LlamaForCausalLM", "cpu")
+    adapter = tiny.scramble(capaft.attach(model, "lora", rank=2))
+    adapter.role_parameters["down"].data[0] = 1e5
+    with pytest.raises(UsageError, match=r"dtype float16 holds values up to 65,504, and blk\.0\..*lora_a has 1e\+05"):
+        capaft.export_gguf(model, tmp_path / "lora.gguf", dtype="float16")
+    assert not list(tmp_path.iterdir())
+    capaft.export_gguf(model, tmp_path / "lora.gguf", dtype="bfloat16")
+
+
 @pytest.mark.parametrize(("dtype", "error"), [("float16", 5e-4), ("bfloat16", 4e-3)])
 def test_smaller_dtypes_round_once(dtype: Any, error: float, tmp_path: Path) -> None:
     model = adapted(model_of("LlamaForCausalLM", "cpu"))

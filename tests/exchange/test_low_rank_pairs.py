@@ -105,3 +105,11 @@ def test_a_method_without_pairs_says_why(method: str, reason: str) -> None:
     capaft.attach(model, method, head=["classifier.weight", "classifier.bias"])
     with pytest.raises(UsageError, match=reason):
         low_rank_pairs(model)
+
+
+def test_numbers_that_are_not_finite_are_refused() -> None:
+    model = tiny.bert()
+    adapter = tiny.scramble(capaft.attach(model, "nola", k=8, rank=2))
+    adapter.role_parameters["up"].data[0] = float("nan")
+    with pytest.raises(UsageError, match="that are not finite; its training has diverged"):
+        low_rank_pairs(model)

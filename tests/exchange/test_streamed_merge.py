@@ -90,8 +90,16 @@ def test_another_dtype_is_rounded_to_once(name: str, dtype: Any, tmp_path: Path)
     model, _ = load_base(case, base, dtype=FP32)
     capaft.load(model, adapter)
     capaft.merge(model)
+    exact = {key: value.double() for key, value in model.state_dict().items()}
     model.to(getattr(torch, dtype)).save_pretrained(tmp_path / "expected", max_shard_size="50KB")
     expected, merged = stored(tmp_path / "expected"), stored(tmp_path / "merged")
+    before = stored(base)
+    if exact.keys() >= before.keys() == merged.keys():
+        changed = [key for key in before if not torch.equal(exact[key], before[key].double())]
+        lost = sum(float((merged[key] - exact[key]).square().sum()) for key in changed)
+        update = sum(float((exact[key] - before[key]).square().sum()) for key in changed)
+        assert merge.rounding.error == pytest.approx((lost / update) ** 0.5, rel=1e-3)
+        assert len(merge.rounding.by_layer) == len(changed)
     assert merged.keys() == expected.keys()
     assert all(torch.equal(merged[key], expected[key]) and merged[key].dtype == expected[key].dtype for key in merged)
     index = json.loads((tmp_path / "merged" / "model.safetensors.index.json").read_text())
@@ -200,16 +208,38 @@ def test_a_full_disk_and_a_kill_leave_nothing_or_all(tmp_path: Path, monkeypatch
     assert stored(output).keys() == stored(base).keys()
 
 
-def test_a_rounded_result_is_compared_with_what_was_rounded(tmp_path: Path) -> None:
-    case = CASES["llama, tied, in files"]
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("gpt2, transposed and fused", "bfloat16"),
+        ("gpt2, transposed and fused", "float16"),
+        ("mixtral, experts one by one", "float16"),
+    ],
+)
+def test_rounding_passes_and_a_damaged_tensor_does_not(dtype: Any, name: str, tmp_path: Path) -> None:
+    case = replace(CASES[name], dtype=FP32)
     base = write_base(case, tmp_path / "base")
     adapter = write_adapter(case, base, tmp_path / "adapter.safetensors")
-    merge = Merge.open([str(adapter)], MergeOptions(model=str(base)))
+    merge = Merge.open([str(adapter)], MergeOptions(model=str(base), dtype=dtype))
     merge.write("merged", tmp_path / "merged")
-    assert 1e-4 < merge.verify(tmp_path / "merged").relative < 0.1
-    merged = stored(tmp_path / "merged")
-    key = "model.layers.0.self_attn.v_proj.weight"
-    save_file(merged | {key: -merged[key]}, tmp_path / "merged" / "model.safetensors", {"format": "pt"})
-    (tmp_path / "merged" / "model.safetensors.index.json").unlink()
-    with pytest.warns(UserWarning, match="which rounding to 16 bits explains where"):
+    verdict = merge.verify(tmp_path / "merged")
+    assert 1e-5 < verdict.relative <= verdict.allowed < 0.5
+    ends = ("v_proj.weight", "c_attn.weight")
+    files = {key: path for path in (tmp_path / "merged").glob("*.safetensors") for key in load_file(path)}
+    key, file = next((key, path) for key, path in files.items() if key.endswith(ends))
+    merged = load_file(file)
+    save_file(merged | {key: -merged[key]}, file, {"format": "pt"})
+    before = file.read_bytes()
+    with pytest.raises(TrainingError, match=f"and {dtype} explains .*whole but wrong: remove it"):
+        merge.verify(tmp_path / "merged")
+    assert file.read_bytes() == before
+
+
+def test_a_model_that_rounding_turns_into_another_is_said_to_be_one(tmp_path: Path) -> None:
+    case = replace(CASES["llama, tied, in files"], dtype=FP32)
+    base = write_base(case, tmp_path / "base")
+    adapter = write_adapter(case, base, tmp_path / "adapter.safetensors")
+    merge = Merge.open([str(adapter)], MergeOptions(model=str(base), dtype="bfloat16"))
+    merge.write("merged", tmp_path / "merged")
+    with pytest.raises(NoProbe, match="rounding to bfloat16 alone turns this model's answers into others"):
         merge.verify(tmp_path / "merged")

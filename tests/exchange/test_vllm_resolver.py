@@ -144,6 +144,17 @@ def test_the_base_is_there_without_its_weights(base: Path, tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
+def test_a_base_that_cannot_be_loaded_leaves_the_last_one(adapters: Path, base: Path, tmp_path: Path) -> None:
+    for seed, name in enumerate(("one", "two", "three")):
+        adapted(base, adapters / f"{name}.safetensors", seed=seed)
+    expander = vllm_resolver.Expander(adapters, tmp_path / "cache", 10**9)
+    assert expander.expand(str(base), "one")
+    folder = expander._offloaded
+    assert expander.expand(str(tmp_path / "nowhere"), "two") is None
+    assert expander._offloaded is folder
+    assert expander.expand(str(base), "three")
+
+
 def test_what_cannot_be_served_is_none_with_one_line(
     registry: Registry, adapters: Path, base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

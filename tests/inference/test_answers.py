@@ -95,6 +95,7 @@ def test_images_by_path_and_one_that_is_none(tmp_path: Path) -> None:
             shares = run.model(**run.processor(pictures[at], return_tensors="pt")).logits[0].double().softmax(-1)
         assert record["probability"] == pytest.approx(float(shares.max()), abs=1e-6)
     assert run.predict(pictures) == run.predict([np.asarray(image) for image in pictures])
+    assert run.predict(np.asarray(pictures[0])) == run.predict(pictures[:1])
     assert [r["probability"] for r in run.predict(paths[:3])] == [r["probability"] for r in run.predict(pictures)]
 
 

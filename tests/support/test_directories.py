@@ -52,6 +52,33 @@ def test_a_directory_that_cannot_be_moved(tmp_path: Path, monkeypatch: pytest.Mo
     assert [entry.name for entry in tmp_path.rglob("*")] == ["out", "old"]
 
 
+def test_a_link_to_a_directory_stays(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    for name, target in (("link", "real"), ("early", "not-yet")):
+        (tmp_path / name).symlink_to(target)
+        with written_whole(name, tmp_path / name) as aside:
+            (aside / "new").write_text("new")
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / target / "new").read_text() == "new"
+    assert {entry.name for entry in tmp_path.iterdir()} == {"real", "link", "early", "not-yet"}
+
+
+def test_a_directory_that_cannot_be_replaced_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    monkeypatch.chdir(inner)
+    for output in (".", "..", str(inner)):
+        with pytest.raises(UsageError, match="is the directory that you are in; name one below it"):
+            check_directory(output, Path(output), "mark", "a thing")
+    check_directory("out", Path("out"), "mark", "a thing")
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "disk")
+    (inner / "disk").mkdir()
+    with pytest.raises(UsageError, match="is where a disk is mounted; name a directory below it"):
+        check_directory("disk", Path("disk"), "mark", "a thing")
+
+
 def test_what_may_be_written_to(tmp_path: Path) -> None:
     path = tmp_path / "out"
     check_directory("out", path, "mark", "a thing")

@@ -77,7 +77,7 @@ class OpenBank:
         task, base, settings = open_base(AdapterOfRun(lead), options, say)
         task.check_answers()
         base.model.eval()
-        run = opened(SavedRun(lead, None, None, task, base, settings), options)
+        run = opened(SavedRun(lead, None, None, task, base, settings))
         bank = Bank(run.model, rename=options.renames, allow_base_mismatch=options.allow_base_mismatch)
         return OpenBank(directory, run.saved, bank, run.autocast)
 

@@ -10,6 +10,7 @@ from capaft.methods.host import Host
 from capaft.methods.stack import Stack
 from capaft.tasks.base.columns import Columns
 from capaft.tasks.base.task import Task
+from capaft.tasks.language.generation import Generation
 
 
 def command_to_describe(run: str) -> str:
@@ -29,6 +30,8 @@ def command_to_predict(run: str, data: str, options: OpenOptions | None = None) 
 
 def command_to_try(run: str, task: Task, options: OpenOptions | None = None, *, has_pairs: bool = False) -> str | None:
     """The command that answers one text, or one pair; None for a task that gives no answers, or reads no texts."""
+    if isinstance(task, Generation):
+        return _command("generate", run, "your prompt", *_flags(options))
     if not task.answer_fields() or task.processor != "AutoTokenizer":
         return None
     pair = ["--pair-text", "its second one"] if has_pairs else []

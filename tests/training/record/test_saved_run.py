@@ -15,7 +15,7 @@ from capaft.adapter.file.adapter_file import read
 from capaft.adapter.file.save_load import save
 from capaft.config.open_options import OpenOptions
 from capaft.support.errors import AdapterFileError, UsageError
-from capaft.training.record.saved_run import _task, open_run
+from capaft.training.record.saved_run import open_run, task_of_record
 
 TEXTS = ["A superb film.", "A most tedious and lengthy play."]
 
@@ -122,4 +122,4 @@ def test_a_record_of_a_task_that_cannot_be_is_one_line(
 def test_whole_numbers_are_fractions_too(run: Path, tmp_path: Path) -> None:
     changes = {"name": "question-answering", "metric": "", "options": {"no_answer_threshold": 1}}
     file = read(rewritten(run, tmp_path / "a.safetensors", **changes))
-    assert _task(file).options()["no_answer_threshold"] == 1
+    assert task_of_record(file).options()["no_answer_threshold"] == 1
