@@ -15,7 +15,7 @@ from capaft.config.sources import resolve_settings
 from capaft.support import strict_json
 from capaft.support.activity import activity
 from capaft.support.console import print_line, print_result
-from capaft.support.files import check_writable
+from capaft.support.files import check_apart, check_writable
 from capaft.support.signals import unwind_from_here
 
 
@@ -27,9 +27,12 @@ def eval_command(run: Run, json: Json = False, **flags: str | bool | list[str] |
         check_writable("--predictions", options.predictions)
         with loading_libraries(console):
             from capaft.training.record.next_commands import command_to_describe, command_to_merge, command_to_try
+            from capaft.training.record.run_directory import RunDirectory
             from capaft.training.record.saved_run import open_run
             from capaft.training.scoring import score_run
 
+        own = RunDirectory(Path(run).expanduser()).irreplaceable()
+        check_apart("--predictions", options.predictions, options.data, run, *own)
         unwind_from_here()
         with activity(console, "loading the base model and the adapter"):
             saved = open_run(run, options, partial(print_line, console))

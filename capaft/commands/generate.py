@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -79,7 +80,7 @@ def _read(prompt: str | None) -> str:
     if len(content) > _MOST_BYTES:
         raise UsageError(f"stdin is a prompt of more than {_MOST_BYTES:,} bytes; shorten it")
     try:
-        text = content.decode().removesuffix("\n").removesuffix("\r")
+        text = content.removeprefix(codecs.BOM_UTF8).decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
         raise UsageError("stdin is not UTF-8 text; convert it first") from None
     if not text.strip():

@@ -39,7 +39,7 @@ def import_command(
             from capaft.adapter.file.adapter_file import ADAPTER
             from capaft.adapter.file.save_load import save
             from capaft.exchange.peft_config import CONFIG
-            from capaft.training.record.run_directory import find_adapter_file, find_peft
+            from capaft.training.record.found_run import find_adapter_file, find_peft
             from capaft.training.record.saved_run import open_run
 
         unwind_from_here()

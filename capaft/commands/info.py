@@ -30,8 +30,8 @@ def info_command(run: Run, json: Json = False) -> None:
         with activity(console, "loading torch"):
             from capaft.adapter.file.adapter_file import read
             from capaft.exchange.peft_directory import read_peft
+            from capaft.training.record.found_run import find_adapter_file, find_peft
             from capaft.training.record.next_commands import command_to_merge, command_to_score
-            from capaft.training.record.run_directory import find_adapter_file, find_peft
 
         if peft_directory := find_peft(run):
             _show_peft(read_peft(peft_directory), json=json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 from capaft.commands.libraries import loading_libraries
 from capaft.commands.reporting import OptionalRun, reporting
@@ -13,7 +14,7 @@ from capaft.support.activity import activity
 from capaft.support.console import print_line, print_result
 from capaft.support.counting import agreeing, counted
 from capaft.support.errors import TrainingError, UsageError
-from capaft.support.files import check_writable
+from capaft.support.files import check_apart, check_writable
 from capaft.support.signals import unwind_from_here
 
 
@@ -25,11 +26,14 @@ def predict_command(run: OptionalRun = None, **flags: str | bool | list[str] | N
         check_writable("--output", options.output)
         with loading_libraries(console):
             from capaft.inference.predicting import check_rows, predict_run
+            from capaft.training.record.run_directory import RunDirectory
             from capaft.training.record.saved_run import open_run
 
         if (run is None) is (options.bank is None):
             raise UsageError("name one RUN, or a directory of adapters with --bank")
         check_rows(options)
+        own: list[str | Path] = [] if run is None else [run, *RunDirectory(Path(run).expanduser()).irreplaceable()]
+        check_apart("--output", options.output, options.data, options.bank, *own)
         unwind_from_here()
 
         def say(line: str) -> None:

@@ -20,6 +20,8 @@ _scores = partial(setting, panel="Scores")
 _answers = partial(setting, panel="Answers")
 _AT_LEAST_1 = ("at least 1", lambda value: value >= 1)
 _form = partial(setting, panel="Form")
+# Beyond, their products with float32 weights are not finite.
+_FACTORS = ("between -1e6 and 1e6 each", lambda values: all(abs(value) <= 1e6 for value in values))
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class MergeOptions(OpenOptions):
     )
     verify: bool = _merged(True, "Compare the outputs of the adapted and the merged model on random inputs.")
     weights: tuple[float, ...] | None = _merged(
-        None, "Factor of each run's update, such as 0.7,0.3 (default: 1 for each).", metavar="x,x"
+        None, "Factor of each run's update, such as 0.7,0.3 (default: 1 for each).", metavar="x,x", check=_FACTORS
     )
 
 
@@ -80,6 +82,7 @@ class AverageOptions(Settings):
         "Weight of each adapter, such as 3,1; only their ratio counts (default: all alike).",
         panel="Average",
         metavar="x,x",
+        check=_FACTORS,
     )
 
 
@@ -102,7 +105,7 @@ class ExportOptions(OpenOptions):
     pad_rank: int | None = _form(
         None,
         "With --to peft, the rank of all layers, filled up with zeros.",
-        check=("at least 1", lambda value: value >= 1),
+        check=("in [1, 4096]", lambda value: 1 <= value <= 4096),
     )
     dtype: FloatDtype | None = _form(None, "With --to gguf, the dtype of the tensors (default: float32).")
 

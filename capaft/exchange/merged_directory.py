@@ -16,7 +16,7 @@ from capaft.model.modalities import has_towers
 from capaft.model.origin import Origin
 from capaft.support import hub
 from capaft.support.directories import check_directory, written_whole
-from capaft.support.errors import one_line
+from capaft.support.errors import UsageError, one_line
 from capaft.support.files import write_atomically
 from capaft.support.markdown import fenced, front_matter, inline
 
@@ -68,10 +68,13 @@ def write_merged(
         overwrite: replace the model in that directory.
 
     Raises:
-        UsageError: the directory holds something else.
+        UsageError: the directory holds something else, or the base model.
         TrainingError: the disk is full or cannot be written.
     """
     check_output(output, path, overwrite=overwrite)
+    base = Path(locate_model(merged.settings.model))
+    if path.is_dir() and base.is_dir() and path.samefile(base):
+        raise UsageError(f"--output {output} is the base model, which a merge reads; name another directory")
     with written_whole(output, path) as aside:
         write_weights(aside)
         if merged.dtype:

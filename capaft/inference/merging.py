@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -35,7 +36,7 @@ from capaft.model.stored_dtypes import NAMES, stored_dtypes
 from capaft.model.weights import dtype_of
 from capaft.support.console import say_nothing
 from capaft.support.errors import UsageError, one_line
-from capaft.training.record.run_directory import find_peft
+from capaft.training.record.found_run import find_peft
 from capaft.training.record.saved_run import SavedRun, open_run, read_run
 
 Say = Callable[[str], None]
@@ -113,6 +114,9 @@ class Merge:
             UsageError: the directory holds something else, or the adapters cannot be merged.
             TrainingError: the disk is full or cannot be written.
         """
+        base = self.saved.base.base.name
+        if base and path.exists() and os.path.exists(base) and os.path.samefile(base, path):
+            raise UsageError(f"--output {output} is the base model, which other adapters need; name another directory")
         if (streamed := self.streamed) is not None:
             limit = self.options.max_shard_size and parse_size(self.options.max_shard_size)
             description = replace(self._description(), dtype=streamed.dtype)

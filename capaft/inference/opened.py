@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any, get_args
 
@@ -30,6 +30,9 @@ from capaft.training.accelerator import move_model
 from capaft.training.memory_guard import memory_guard
 from capaft.training.placement import Placement
 from capaft.training.record.saved_run import SavedRun, open_run
+
+_OPENING = frozenset({"base", "compare", *(option.name for option in fields(OpenOptions))})
+"""Options of `capaft generate` that `Opened.generate` does not take: they choose what is opened, and what is shown."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +133,10 @@ class Opened:
         from capaft.inference.prompts import user_message
         from capaft.inference.writing import Writer
 
+        if known := _OPENING & options.keys():
+            raise UsageError(f"{min(known)}: this is not for generate; adapted=False leaves the adapter off")
         writer = Writer(self.saved, GenerateOptions.of(options))
-        messages = [user_message(prompt)] if isinstance(prompt, str) else [dict(message) for message in prompt]
+        messages = [user_message(prompt)] if isinstance(prompt, str) else _messages(prompt)
         return writer.answer([*writer.opening(), *messages], adapted=adapted, show=show).text
 
     def answerer(self, *, task: Task | None = None, top: int | None = None, batch_size: int | None = None) -> Answerer:
@@ -165,6 +170,18 @@ class Opened:
         check_kept(keep, rows)
         rows, columns = find_inputs(self.saved, rows, named, say_nothing)
         return RowSource(columns, windows_of(rows, faults), tuple(rows.column_names), len(rows))
+
+
+def _messages(prompt: Any) -> list[dict[str, Any]]:
+    """The messages of a chat.
+
+    Raises:
+        UsageError: it is none.
+    """
+    is_list = isinstance(prompt, Sequence) and len(prompt) > 0
+    if not is_list or not all(isinstance(message, Mapping) and "content" in message for message in prompt):
+        raise UsageError('prompt must be a text, or a list of messages such as {"role": "user", "content": "Hello"}')
+    return [dict(message) for message in prompt]
 
 
 def _listed(inputs: Any) -> list[Any]:
@@ -223,6 +240,15 @@ def open(
     """
     if base_dtype not in (None, *get_args(BaseDtype)):
         raise UsageError(f"--base-dtype must be one of {', '.join(get_args(BaseDtype))}, got {base_dtype!r:.100}")
+    for name, value in (
+        ("trust_remote_code", trust_remote_code),
+        ("allow_base_mismatch", allow_base_mismatch),
+        ("resize_embeddings", resize_embeddings),
+    ):
+        if not isinstance(value, bool):
+            raise UsageError(f"{name} must be True or False, got {value!r:.100}")
+    if rename is not None and not isinstance(rename, Mapping):
+        raise UsageError(f'rename must be a mapping such as {{"old": "new"}}, got {rename!r:.100}')
     options = OpenOptions(
         model=None if model is None else os.fspath(model),
         rename=None if rename is None else tuple(f"{old}={new}" for old, new in rename.items()),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from datasets import Dataset
 
+from capaft.data.json_records import whole_characters
 from capaft.model.load import BaseModel
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns
@@ -70,6 +72,8 @@ def prompt_features(task: Generation, base: BaseModel, messages: Sequence[Messag
     Raises:
         UsageError: the template rejects the chat, or the prompt cannot be used.
     """
+    # A command line or a program may hand over halves of characters, which no tokenizer takes.
+    messages = [{name: _whole(part) for name, part in message.items()} for message in messages]
     if isinstance(task, CausalLM) and (task.layout == MESSAGES or len(messages) > 1):
         if task.layout != MESSAGES:
             messages = [_with_prefix(message, task.source_prefix) for message in messages]
@@ -83,6 +87,10 @@ def prompt_features(task: Generation, base: BaseModel, messages: Sequence[Messag
     except UsageError as error:
         error.respell(lambda line: line.removeprefix("row 1: "))
         raise
+
+
+def _whole(part: Any) -> Any:
+    return whole_characters(part) if isinstance(part, str) else part
 
 
 def _with_prefix(message: Message, prefix: str) -> Message:

@@ -105,6 +105,9 @@ def _media(path: Path) -> Dataset | None:
     """The images or recordings at a path where no table names them."""
     if path.is_file():
         return read_unlabelled_media(path) if path.suffix.lower() in MEDIA_KINDS else None
+    if not path.is_dir():
+        # A pipe, or a device.
+        return None
     files = [file for file in path.iterdir() if file.is_file()]
     if any(is_table(file) for file in files) or any(path.glob("*/metadata.*")) or (path / "state.json").exists():
         return None

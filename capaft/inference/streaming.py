@@ -10,6 +10,18 @@ from torch import Tensor
 from transformers import StoppingCriteria, TextStreamer
 
 
+class ShowError(BaseException):
+    """What showing a piece raised, kept apart from what the model raises.
+
+    Args:
+        cause: the error.
+    """
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
 class PieceStreamer(TextStreamer):
     """Hands on the words of a text as they are finished, without the white space around the text.
 
@@ -31,7 +43,10 @@ class PieceStreamer(TextStreamer):
         self._blanks = text[len(piece) :]
         if piece:
             self._begun = True
-            self._show(piece)
+            try:
+                self._show(piece)
+            except Exception as error:
+                raise ShowError(error) from None
 
 
 class StopRequest(StoppingCriteria):

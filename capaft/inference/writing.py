@@ -15,7 +15,7 @@ import torch
 from capaft.adapter.activation import disabled
 from capaft.config.generate_options import PENALTIES, SAMPLING, GenerateOptions
 from capaft.inference.prompts import UNLIMITED, in_template, prompt_features, takes_chats
-from capaft.inference.streaming import PieceStreamer, StopRequest
+from capaft.inference.streaming import PieceStreamer, ShowError, StopRequest
 from capaft.model.load import BaseModel
 from capaft.support.console import say_nothing
 from capaft.support.errors import TrainingError, UsageError
@@ -88,6 +88,9 @@ class Writer:
         if self.task.new_tokens(self.base) < (options.max_new_tokens or 0):
             most = self.task.new_tokens(self.base)
             say(f"--max-new-tokens {options.max_new_tokens} is more than the model has positions for; {most} are used")
+        if (options.min_new_tokens or 0) > self.task.new_tokens(self.base):
+            most = self.task.new_tokens(self.base)
+            say(f"--min-new-tokens {options.min_new_tokens} is more than the {most} that are generated at most")
 
     @property
     def streams(self) -> bool:
@@ -125,6 +128,8 @@ class Writer:
         features = prompt_features(self.task, self.base, messages)
         self._tell(features)
         inputs = self.task.prompt_inputs(self.base, features, [0])
+        if not inputs["input_ids"].shape[1]:
+            raise UsageError("the prompt has no token to begin from; give one that is not empty")
         inputs = {name: tensor.to(self._placement.device) for name, tensor in inputs.items()}
         arguments = self._arguments()
         if show and self.streams:
@@ -161,6 +166,7 @@ class Writer:
         if options.min_new_tokens is not None:
             # transformers warns of two limits.
             arguments.pop("min_length")
+            arguments["min_new_tokens"] = min(options.min_new_tokens, task.new_tokens(self.base))
         if options.do_sample:
             sampling = [name for name in SAMPLING if name != "seed"]
             arguments = {name: value for name, value in arguments.items() if name not in sampling}
@@ -198,3 +204,7 @@ def _one_line_errors(base: BaseModel) -> Iterator[None]:
             advice = "raise --temperature, or drop --do-sample"
             raise TrainingError(f"the model's probabilities are not finite; {advice}") from None
         raise
+    except ShowError as error:
+        raise error.cause from None
+    except OverflowError:
+        raise UsageError("--length-penalty is too far from 0 for texts of that length; bring it nearer") from None

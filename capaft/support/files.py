@@ -27,6 +27,25 @@ def check_writable(option: str, path: Path | None) -> None:
         raise UsageError(f"{option} {path}: {nearest} is not a writable directory")
 
 
+def check_apart(option: str, path: Path | None, *read: str | Path | None) -> None:
+    """Make sure that the file that an option names is none of those that are read.
+
+    Args:
+        option: the option.
+        path: the file.
+        read: what is read; what is no path of a file is passed over.
+
+    Raises:
+        UsageError: it is one of them.
+    """
+    if path is None or not path.is_file():
+        return
+    for source in filter(None, read):
+        place = os.path.expanduser(str(source))
+        if os.path.exists(place) and os.path.samefile(place, path):
+            raise UsageError(f"{option} {path} would replace what is read; name another file")
+
+
 def write_atomically(path: Path, content: bytes | str, *, make_parents: bool = True) -> None:
     """Write a file so that a reader sees the old content or the new, never a part, even after a crash.
 

@@ -22,3 +22,10 @@ def test_one_run_alone_is_refused(run: Path, tmp_path: Path) -> None:
     done = invoke("average", run, "--output", tmp_path / "mean.safetensors")
     assert done.code == 2
     assert done.err.splitlines()[-1] == "error: an average takes at least two adapters; name another RUN"
+
+
+def test_factors_are_numbers_that_weights_can_be_multiplied_by(run: Path, tmp_path: Path) -> None:
+    for command, output in (("average", tmp_path / "a.safetensors"), ("merge", tmp_path / "m")):
+        done = invoke(command, run, run, "--weights", "1e308,1e308", "--output", output)
+        assert (done.code, done.out) == (2, "")
+        assert done.err.splitlines()[-1] == "error: --weights must be between -1e6 and 1e6 each, got 1e308,1e308"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pty
@@ -18,6 +19,7 @@ import torch
 from command_line import invoke
 from rich.console import Console
 from tiny_checkpoints import save
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -371,3 +373,46 @@ def test_each_line_is_a_prompt_of_its_own_without_chats(
     first, other, again = shown.out.split("\n\n") if "\n\n" in shown.out else shown.out.rstrip("\n").split("\n")
     assert first == again != other
     assert "each line is a prompt of its own" in shown.err
+
+
+def test_halves_of_characters_and_marks_are_no_part_of_a_prompt(runs: Any) -> None:
+    opened = capaft.open(runs("text"))
+    assert opened.generate("a \udcff") == opened.generate("a \ufffd")
+    result = CliRunner().invoke(app, ["generate", str(runs("text")), "--json", "-"], input=b"\xef\xbb\xbfa text\n")
+    assert json.loads(result.stdout)["prompt"] == "a text"
+
+
+def test_what_shows_the_pieces_raises_its_own_errors(runs: Any) -> None:
+    def fail(piece: str) -> None:
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine") as caught:
+        capaft.open(runs("chat")).generate("Who are you?", show=fail)
+    assert type(caught.value) is ValueError
+
+
+def test_prompts_and_options_in_python_that_mean_nothing_are_refused(runs: Any) -> None:
+    opened = capaft.open(runs("chat"))
+    for prompt in (5, None, [], ["a"], b"a", [{"role": "user"}]):
+        with pytest.raises(UsageError, match="prompt must be a text, or a list of messages"):
+            opened.generate(prompt)  # type: ignore[arg-type]
+    for name in ("base", "compare", "model", "base_dtype"):
+        with pytest.raises(UsageError, match=f"{name}: this is not for generate"):
+            opened.generate("a", **{name: None})
+
+
+def test_the_largest_numbers_are_one_line(runs: Any) -> None:
+    done = invoke("generate", runs("text"), "a", "--num-beams", "2", "--length-penalty", "1e308")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.splitlines()[-1].startswith("error: --length-penalty is too far from 0")
+    done = invoke("generate", runs("text"), "a", "--min-new-tokens", "5000000")
+    assert done.code == 0
+    assert "--min-new-tokens 5000000 is more than the 9 that are generated at most" in done.err
+
+
+def test_an_encoder_needs_a_token(runs: Any) -> None:
+    saved = open_run(str(runs("seq2seq")))
+    saved.base.processor.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    bare = dataclasses.replace(saved, task=dataclasses.replace(saved.task, source_prefix=""))
+    with pytest.raises(UsageError, match="the prompt has no token to begin from"):
+        Writer(bare).answer([{"role": "user", "content": ""}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from transformers import BertForSequenceClassification
 
 from capaft.adapter.merge import merge
 from capaft.exchange import merged_directory
+from capaft.model.load import locate_model
 from capaft.support import directories
 from capaft.training.record.saved_run import open_run
 
@@ -42,6 +44,17 @@ def test_merge_is_a_plain_model_with_the_same_logits(run: Path, tmp_path: Path) 
     saved = open_run(str(run))
     with torch.no_grad():
         torch.testing.assert_close(plain(**batch).logits, saved.model(**batch).logits, atol=1e-5, rtol=0)
+
+
+def test_a_merge_does_not_replace_its_base(run: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(locate_model(open_run(str(run)).settings.model), base)
+    before = {path.name: path.read_bytes() for path in base.iterdir() if path.is_file()}
+    (tmp_path / "link").symlink_to(base)
+    for output in (base, tmp_path / "link"):
+        done = invoke("merge", run, "--model", base, "--output", output, "--overwrite")
+        assert (done.code, "is the base model, which a merge reads; name another" in done.err) == (2, True), done.err
+    assert {path.name: path.read_bytes() for path in base.iterdir() if path.is_file()} == before
 
 
 def test_an_interrupted_merge_leaves_what_was_there(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,3 +163,29 @@ def test_a_base_dtype_of_the_command_is_that_of_the_files(bases: Any, tmp_path: 
     done = invoke("merge", run, "--output", tmp_path / "merged", "--base-dtype", "float32")
     assert done.code == 0, done.err
     assert {tensor.dtype for tensor in stored(tmp_path / "merged").values()} == {FP32}
+
+
+def test_the_base_is_not_replaced(reviews: Path, tmp_path: Path) -> None:
+    model = bert(tmp_path / "model", BertForSequenceClassification)
+    execute(config(model, reviews, max_steps=1), tmp_path / "run")
+    (tmp_path / "link").symlink_to(model)
+    before = {path: path.read_bytes() for path in model.iterdir()}
+    for output in (model, tmp_path / "link"):
+        done = invoke("merge", tmp_path / "run", "--output", output, "--overwrite")
+        assert (done.code, done.out) == (2, "")
+        assert "is the base model, which other adapters need" in done.err
+    assert {path: path.read_bytes() for path in model.iterdir()} == before
+
+
+def test_several_adapters_are_verified_with_the_head_of_the_first(tmp_path: Path) -> None:
+    model = bert(tmp_path / "model", BertForSequenceClassification)
+    for name, labels in (("one", "yz"), ("two", "abc")):
+        data = tmp_path / f"{name}.csv"
+        data.write_text("text,label\n" + "".join(f"A film {at},{labels[at % len(labels)]}\n" for at in range(30)))
+        # Far from the start, so that a wrong head is seen.
+        execute(config(model, data, max_steps=2, lr=0.3, head_lr=0.3), tmp_path / name)
+    done = invoke("merge", tmp_path / "one", tmp_path / "two", "--output", tmp_path / "merged", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["relative_difference"] < 1e-5
+    head = load_file(tmp_path / "one" / "adapter.safetensors")["head:classifier.weight"]
+    assert torch.equal(load_file(tmp_path / "merged" / "model.safetensors")["classifier.weight"], head)

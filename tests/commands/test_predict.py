@@ -119,6 +119,7 @@ def test_a_bad_row_is_a_record_with_its_error(run: Path, expected: list[dict[str
     [
         (("--data", "{}/none.csv"), "no such file or directory"),
         (("--data", "{}/empty.csv"), "the file is empty"),
+        (("--data", "/dev/null"), "/dev/null"),
         (("--data", "{}/two.csv"), "cannot tell which column is the text"),
         (("--data", "{}/two.csv", "--text-column", "c"), "--text-column c: there is no such column"),
         (("--data", "{}/good.csv", "--keep", "idd"), "--keep idd: there is no such column"),
@@ -199,3 +200,20 @@ def test_piped_lines_are_answered_before_the_end(run: Path) -> None:
             assert json.loads(process.stdout.readline())["text"] == text
         process.stdin.close()
         assert process.wait(60) == 0
+
+
+def test_what_is_read_is_not_replaced(run: Path, reviews: Path, tmp_path: Path) -> None:
+    own, data = tmp_path / "run", tmp_path / "a.csv"
+    own.mkdir()
+    for file in run.iterdir():
+        if file.is_file():
+            (own / file.name).write_bytes(file.read_bytes())
+    data.write_bytes(reviews.read_bytes())
+    before = {file: file.read_bytes() for file in (data, *own.iterdir())}
+    (tmp_path / "link.csv").symlink_to(data)
+    for command, option in (("predict", "--output"), ("eval", "--predictions")):
+        for out in (data, tmp_path / "link.csv", own / "adapter.safetensors", own / "run.yaml"):
+            done = invoke(command, own, "--data", data, option, out)
+            assert (done.code, done.out) == (2, "")
+            assert done.err == f"error: {option} {out} would replace what is read; name another file\n"
+    assert {file: file.read_bytes() for file in before} == before

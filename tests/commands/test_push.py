@@ -278,12 +278,12 @@ def test_a_failed_push_leaves_the_run_and_says_how_to_go_on(
 def test_a_directory_of_that_name_wins(
     online: dict[str, SimpleNamespace], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from capaft.training.record import run_directory
+    from capaft.training.record import found_run
 
     def fetch(name: object) -> None:
         raise AssertionError(name)
 
-    monkeypatch.setattr(run_directory, "fetch_adapter", fetch)
+    monkeypatch.setattr(found_run, "fetch_adapter", fetch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "user").mkdir()
     (tmp_path / "user" / "name").symlink_to(place / "run")

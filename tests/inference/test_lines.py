@@ -71,3 +71,26 @@ def test_a_line_is_there_before_the_next_one_is_written(model: str, monkeypatch:
     assert [text for _, texts in later for text in texts] == ["second", "third", "fourth"]
     assert later[0][0] == 2
     assert all(len(texts) <= 2 for _, texts in later)
+
+
+def test_later_lines_are_as_the_first(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WINDOW", 2)
+    records = ['{"text": "a"}', '{"text": "b"}', '{"id": 1}', '{"id": 2}', '{"text": 5}', '{"text": true}']
+    records += ['{"text": ["a"]}', '{"text": {"a": 1}}', '{"text": "c", "id": [1]}', '{"text": "d", "id": 1}']
+    said: list[str] = []
+    # Some programs put a mark before the first line.
+    stream = io.BytesIO(b"\xef\xbb\xbf " + "\n".join(records).encode())
+    source = line_source(opened(model, text_column="text").saved, stream, said.append)
+    assert source
+    windows = [*source.windows]
+    texts = [text for window in windows for text in window.rows["text"][:]]
+    assert texts == ["a", "b", None, None, "5", "true", None, None, "c", "d"]
+    faults = {window.first + at: reason for window in windows for at, reason in window.faults.items()}
+    assert faults == dict.fromkeys((7, 8), "'text' is not of the type that it has in the first line")
+    assert said == ["id: the first lines have no such column, so the records do not either"]
+
+
+def test_numbers_in_the_first_lines_are_texts(model: str) -> None:
+    source = line_source(opened(model, text_column="text").saved, io.BytesIO(b'{"text": 5}\n{"text": 6}\n'), print)
+    assert source
+    assert next(source.windows).rows["text"][:] == ["5", "6"]

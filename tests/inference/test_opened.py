@@ -16,6 +16,7 @@ from transformers import pipeline
 
 import capaft
 from capaft.inference.opened import Opened
+from capaft.support.errors import UsageError
 
 TEXTS = ["A superb film, from beginning to end.", "What a tedious book!", "An album."]
 
@@ -110,3 +111,9 @@ def test_each_adapter_keeps_its_own_precision(run: Path) -> None:
         opened.predict(["a"])
         handle.remove()
     assert seen == [torch.bfloat16, None, torch.bfloat16]
+
+
+@pytest.mark.parametrize("option", ["trust_remote_code", "allow_base_mismatch", "resize_embeddings"])
+def test_a_word_is_no_permission(run: Path, option: str) -> None:
+    with pytest.raises(UsageError, match=f"{option} must be True or False, got 'no'"):
+        capaft.open(run, **{option: "no"})

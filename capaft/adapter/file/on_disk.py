@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -87,6 +87,13 @@ def attach_on_disk(form: StoredForm, file: AdapterFile, options: OpenOptions, ad
         load(model, file, name=adapter, rename=options.renames, allow_base_mismatch=options.allow_base_mismatch)
 
 
+def activate_together(model: nn.Module, names: Sequence[str]) -> None:
+    """Make several adapters the active ones, with the head of the first on the model."""
+    # What becomes active last has its head there.
+    activate(model, names[1:])
+    activate(model, names)
+
+
 def runnable(
     task: Task,
     settings: ModelSettings,
@@ -100,7 +107,7 @@ def runnable(
     Args:
         task: the task, which loads it.
         settings: those of the base model.
-        files: the adapters by name; all are active.
+        files: the adapters by name; all are active, and the first has its head on the model.
         options: how they are opened.
         places: of its modules; see `runs_from_disk`.
         scratch: a directory for what the checkpoint stores in another form.
@@ -113,6 +120,5 @@ def runnable(
     for name, file in files.items():
         keep_exact(base.model, (key.removeprefix(HEAD) for key in file.tensors))
         load(base.model, file, name=name, rename=options.renames, allow_base_mismatch=options.allow_base_mismatch)
-    if len(files) > 1:
-        activate(base.model, list(files))
+    activate_together(base.model, list(files))
     return base.model.eval()

@@ -12,7 +12,7 @@ from capaft.adapter.file.alone import check_streams
 from capaft.support.errors import AdapterFileError, TrainingError, UsageError, did_you_mean
 from capaft.support.files import write_atomically
 from capaft.support.paths import named_path, shown_path
-from capaft.training.record.run_directory import find_adapter_file, name_on_hub
+from capaft.training.record.found_run import find_adapter_file, name_on_hub
 
 SUFFIX = ".safetensors"
 # Safe in paths, addresses and shells, and never hidden.

@@ -7,7 +7,7 @@ import os
 from capaft.adapter.file.adapter_file import ADAPTER, read
 from capaft.exchange.hub_names import HubName
 from capaft.exchange.hub_upload import Pushed, check_pushable, push_files
-from capaft.training.record.run_directory import find_adapter_file
+from capaft.training.record.found_run import find_adapter_file
 
 
 def push(

@@ -41,8 +41,9 @@ from capaft.support.json_types import fits
 from capaft.support.printable import printable
 from capaft.tasks.base.registry import task_class
 from capaft.tasks.base.task import Task
+from capaft.training.record.found_run import find_adapter_file, find_peft
 from capaft.training.record.named import report_named
-from capaft.training.record.run_directory import RunDirectory, find_adapter_file, find_peft
+from capaft.training.record.run_directory import RunDirectory
 
 Say = Callable[[str], None]
 
@@ -100,7 +101,8 @@ def open_run(
     """Open what a RUN names. A stranger may have made it: only `options` permit anything.
 
     Args:
-        name: a run directory, a directory with one adapter file, an adapter file, or the directory of a PEFT LoRA.
+        name: a run directory, a directory with one adapter file, an adapter file, the directory of a PEFT LoRA, or
+            `user/name[@revision]` of the hub.
         options: the base model to put it on, if it is not the one that the run or the file names.
         say: called with a line for what its files claim, and for what they name and lies elsewhere.
         as_stored: load the base in the dtype of its checkpoint, unless the options name one, or the run quantised it.
@@ -209,7 +211,7 @@ def read_run(name: str, say: Say = say_nothing) -> AdapterOfRun:
     """Read the adapter that RUN means, and the settings of its run: the one way from a name to an adapter.
 
     Args:
-        name: a run directory, a directory with one adapter file, or an adapter file.
+        name: a run directory, a directory with one adapter file, an adapter file, or `user/name[@revision]` of the hub.
         say: called with a line for what its files claim.
 
     Raises:

@@ -15,7 +15,8 @@ from capaft.support.console import say_nothing
 from capaft.support.errors import UsageError
 from capaft.tasks.base.columns import Columns
 from capaft.tasks.base.task import Task
-from capaft.training.record.run_directory import RunDirectory, find_peft, started_config
+from capaft.training.record.found_run import find_peft
+from capaft.training.record.run_directory import RunDirectory, started_config
 from capaft.training.record.saved_run import AdapterOfRun, open_run, read_run, settings_of_run
 from capaft.training.setup.carried_settings import carried_settings
 

@@ -10,7 +10,6 @@ from capaft.training.record.run_directory import (
     RunDirectory,
     choose_directory,
     clear_run,
-    find_adapter_file,
     hold_directory,
     remove_leftovers,
     replacing_run,
@@ -133,19 +132,6 @@ def test_a_file_is_no_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="is a file"):
         choose_directory(str(tmp_path / "file"), "lora", overwrite=False)
-
-
-def test_find(tmp_path: Path) -> None:
-    old = finished(tmp_path / "runs" / "lora-1")
-    assert find_adapter_file(str(old)) == (old / "adapter.safetensors", RunDirectory(old))
-    assert find_adapter_file(str(old / "adapter.safetensors"))[1] == RunDirectory(old)
-    alone = tmp_path / "alone.safetensors"
-    alone.touch()
-    assert find_adapter_file(str(alone)) == (alone, None)
-    with pytest.raises(UsageError, match="did you mean runs/lora-1"):
-        find_adapter_file("runs/lora-2")
-    with pytest.raises(UsageError, match="holds no adapter"):
-        find_adapter_file(str(tmp_path))
 
 
 def replaced(path: Path) -> RunDirectory:
