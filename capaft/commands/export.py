@@ -102,7 +102,8 @@ def _write_peft(saved: SavedRun, output: str, options: ExportOptions, overwrite:
         "tensors": len(peft.tensors),
         "bytes": size,
         "warnings": list(peft.cautions),
-        "summary": f"{method}{f' of rank {rank}' if rank else ''}, {len(peft.tensors)} tensors, {size:,} bytes",
+        "summary": f"{'a LoRA' if method == 'LORA' else method}{f' of rank {rank}' if rank else ''}, "
+        f"{len(peft.tensors)} tensors, {size:,} bytes",
     }
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from capaft.adapter.activation import activate, active_names
 from capaft.adapter.file.adapter_file import AdapterFile
-from capaft.adapter.file.on_disk import attach_on_disk, runnable
+from capaft.adapter.file.on_disk import activate_together, attach_on_disk, runnable
 from capaft.adapter.file.save_load import load
 from capaft.adapter.merge import merge_measured
 from capaft.adapter.merged_weight import Rounding
@@ -141,7 +142,15 @@ class Merge:
         # Layers of codes compute in 16 bits, or round what they are given to 8.
         codes = [torch.bfloat16] if quantised_layers(model) else []
         with suppress(NoProbe), in_float32(model):
-            self._asked.append((answers(model), dtype_of(model), coarsest((*floats, *codes))))
+            self._check_unweighted()
+            before = active_names(model)
+            activate_together(model, list(self.weights))
+            try:
+                self._asked.append((answers(model), dtype_of(model), coarsest((*floats, *codes))))
+            finally:
+                # Heads leave in the order opposite to that in which they came: the first adapter's lies on top.
+                activate(model, ())
+                activate(model, before)
 
     def verify(self, path: Path) -> Verdict:
         """Compare the answers of base and adapters with those of the model that was written.
@@ -161,6 +170,7 @@ class Merge:
         kind, trust = getattr(transformers, self.auto_class), self.saved.settings.trust_remote_code
         load = partial(kind.from_pretrained, path, trust_remote_code=trust)
         if (streamed := self.streamed) is None:
+            self._check_unweighted()
             if not self._asked:
                 answers(self.saved.base.model)
                 raise NoProbe("it fails on a probe with the adapter")
@@ -179,9 +189,12 @@ class Merge:
             disk = {"device_map": {"": "disk"}, "offload_folder": str(Path(scratch, "merged"))}
             return check_answers(path, adapted, partial(load, dtype=computed, **disk), coarsest((computed, *floats)))
 
-    def _answers_from_disk(self, scratch: str, dtype: BaseDtype) -> Tensor:
+    def _check_unweighted(self) -> None:
         if any(weight != 1 for weight in self.weights.values()):
             raise NoProbe("a weighted sum of adapters exists only merged")
+
+    def _answers_from_disk(self, scratch: str, dtype: BaseDtype) -> Tensor:
+        self._check_unweighted()
         present = {name.rpartition(".")[0] for name, p in self.saved.model.named_parameters() if not p.is_meta}
         files = {name: self.others.get(name, self.saved.file) for name in self.weights}
         places = runs_from_disk(self.saved.model, present)

@@ -179,13 +179,16 @@ def test_the_base_is_not_replaced(reviews: Path, tmp_path: Path) -> None:
 
 def test_several_adapters_are_verified_with_the_head_of_the_first(tmp_path: Path) -> None:
     model = bert(tmp_path / "model", BertForSequenceClassification)
-    for name, labels in (("one", "yz"), ("two", "abc")):
+    for name, labels in (("one", "yz"), ("two", "abc"), ("three", "de")):
         data = tmp_path / f"{name}.csv"
         data.write_text("text,label\n" + "".join(f"A film {at},{labels[at % len(labels)]}\n" for at in range(30)))
         # Far from the start, so that a wrong head is seen.
         execute(config(model, data, max_steps=2, lr=0.3, head_lr=0.3), tmp_path / name)
-    done = invoke("merge", tmp_path / "one", tmp_path / "two", "--output", tmp_path / "merged", "--json")
-    assert done.code == 0, done.err
-    assert json.loads(done.out)["relative_difference"] < 1e-5
+    assert invoke("export", tmp_path / "three", "--output", tmp_path / "peft").code == 0
+    # One is merged from file to file, the other in memory.
+    for second, output in (("two", "merged"), ("peft", "in-memory")):
+        done = invoke("merge", tmp_path / "one", tmp_path / second, "--output", tmp_path / output, "--json")
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["relative_difference"] < 1e-5
     head = load_file(tmp_path / "one" / "adapter.safetensors")["head:classifier.weight"]
     assert torch.equal(load_file(tmp_path / "merged" / "model.safetensors")["classifier.weight"], head)
