@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from capaft.adapter.merge import merge
     from capaft.adapter.module import Adapter, adapters
     from capaft.exchange.gguf_export import export_gguf
+    from capaft.exchange.hub_upload import Pushed
     from capaft.exchange.peft_export import export_peft
     from capaft.exchange.peft_import import import_peft
     from capaft.inference.bank.bank import Bank
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from capaft.inference.trained import Trained, train
     from capaft.methods.stack import Stack
     from capaft.support.errors import AdapterFileError, CapaftError, Interrupted, TrainingError, UsageError
+    from capaft.training.record.push import push
 
 __version__ = "0.1.0"
 
@@ -43,6 +45,7 @@ _HOME = {
     "CapaftError": "support.errors",
     "Interrupted": "support.errors",
     "Opened": "inference.opened",
+    "Pushed": "exchange.hub_upload",
     "Stack": "methods.stack",
     "Trained": "inference.trained",
     "TrainingError": "support.errors",
@@ -58,6 +61,7 @@ _HOME = {
     "load": "adapter.file.save_load",
     "merge": "adapter.merge",
     "open": "inference.opened",
+    "push": "training.record.push",
     "read": "adapter.file.adapter_file",
     "save": "adapter.file.save_load",
     "switch": "adapter.activation",
@@ -71,6 +75,7 @@ __all__ = [
     "CapaftError",
     "Interrupted",
     "Opened",
+    "Pushed",
     "Stack",
     "Trained",
     "TrainingError",
@@ -87,6 +92,7 @@ __all__ = [
     "load",
     "merge",
     "open",
+    "push",
     "read",
     "save",
     "switch",

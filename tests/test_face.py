@@ -33,6 +33,7 @@ FUNCTIONS = (
     "load",
     "merge",
     "open",
+    "push",
     "read",
     "save",
     "switch",
@@ -43,6 +44,7 @@ CLASSES = (
     "AdapterFile",
     "Bank",
     "Opened",
+    "Pushed",
     "Stack",
     "Trained",
 )

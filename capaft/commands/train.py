@@ -127,9 +127,13 @@ def _repository(push: str | None, *, private: bool, only_named: bool) -> HubName
         if private:
             raise UsageError("--private is for the repository of --push; name one, or drop it")
         return None
-    from capaft.exchange.hub_upload import check_name, check_pushable
+    from capaft.exchange.hub_upload import check_name, check_permitted, check_pushable
 
-    return check_name(push, "--push") if only_named or not is_first_process() else check_pushable(push)
+    if only_named or not is_first_process():
+        return check_name(push, "--push")
+    repository = check_pushable(push)
+    check_permitted(repository)
+    return repository
 
 
 def _push(console: Console, output: str, repository: HubName, *, private: bool) -> None:

@@ -84,6 +84,11 @@ def explaining_hub_errors(name: HubName, what: str) -> Iterator[None]:
         raise TrainingError(f"{name} {what}: {printable(one_line(error))}; try again later") from None
 
 
+def refused_permission(name: HubName, what: str) -> UsageError:
+    """The line about a repository of somebody else."""
+    return UsageError(f"{name} {what}: your token has no permission for it; {LOG_IN} as somebody who has")
+
+
 def _refused(name: HubName, what: str, error: OSError) -> CapaftError:
     """The line about an answer of the hub."""
     from huggingface_hub import errors
@@ -99,7 +104,7 @@ def _refused(name: HubName, what: str, error: OSError) -> CapaftError:
     if isinstance(error, errors.RepositoryNotFoundError):
         return UsageError(f"{name} {what}: there is no such repository, or it is private and not yours; {LOG_IN}")
     if status in (401, 403):
-        return UsageError(f"{name} {what}: your token has no permission for it; {LOG_IN} as somebody who has")
+        return refused_permission(name, what)
     if status in (400, 409, 413, 422):
         return UsageError(f"{name} {what}: the hub refuses it ({printable(one_line(error))})")
     return TrainingError(f"{name} {what}: the hub answered {status or printable(one_line(error))}; try again later")

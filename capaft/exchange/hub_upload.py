@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from capaft.exchange.hub_names import LOG_IN, HubName, explaining_hub_errors, without_progress_bars
+from capaft.exchange.hub_names import (
+    LOG_IN,
+    HubName,
+    explaining_hub_errors,
+    refused_permission,
+    without_progress_bars,
+)
 from capaft.support import hub
-from capaft.support.errors import UsageError
+from capaft.support.errors import TrainingError, UsageError
 from capaft.support.paths import shown_path
 
 
@@ -68,6 +75,28 @@ def check_pushable(text: str, option: str = "--push") -> HubName:
     if get_token() is None:
         raise UsageError(f"{option} {text}: you are not logged in to the hub; {LOG_IN}")
     return name
+
+
+def check_permitted(name: HubName) -> None:
+    """Refuse a repository that the user may not write to, before a run is spent on it.
+
+    Nothing is made on the hub. What it does not tell beforehand, as of tokens for chosen repositories, shows at the
+    upload, and so does a hub that does not answer.
+
+    Raises:
+        UsageError: the hub does not know the token, the token only reads, or the owner is somebody else.
+    """
+    from huggingface_hub import HfApi
+
+    # A hub of another make may answer something else.
+    with suppress(TrainingError, AttributeError, TypeError), explaining_hub_errors(name, "cannot be pushed to"):
+        who = HfApi(library_name="capaft").whoami()
+        role = who.get("auth", {}).get("accessToken", {}).get("role")
+        if role == "read":
+            raise UsageError(f"{name} cannot be pushed to: your token only reads; {LOG_IN} with one that writes")
+        owners = {str(owner.get("name")).lower() for owner in (who, *who.get("orgs", ()))}
+        if role == "write" and name.repository.partition("/")[0].lower() not in owners:
+            raise refused_permission(name, "cannot be pushed to")
 
 
 def push_files(name: HubName, files: Mapping[str, Path], *, message: str, private: bool = False) -> Pushed:

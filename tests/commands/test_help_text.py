@@ -46,9 +46,9 @@ def test_no_name_of_an_option_is_cut(columns: int) -> None:
         assert text.splitlines().count(panel) == 1
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS, *(f"bank {verb}" for verb in ("add", "list", "verify", "remove"))])
 def test_a_narrow_terminal_shows_every_line(verb: str) -> None:
-    lines = help_text(verb).splitlines()
+    lines = help_text(*verb.split()).splitlines()
     examples = {line for line in lines if line.startswith("    capaft ")}
     assert examples
     assert all(len(line) <= 60 for line in lines if line not in examples)

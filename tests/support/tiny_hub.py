@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+import pytest
+
 MAIN = "main"
 _API = re.compile(r"/api/(models|datasets)/(.+?)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?")
 _WRITE = re.compile(r"/api/models/(.+?)/(preupload|commit|branch)/([^/]+)")
@@ -52,6 +54,32 @@ def serving(root: Path) -> Iterator[str]:
             thread.join()
 
 
+@contextmanager
+def reaching(root: Path, cache: Path) -> Iterator[None]:
+    """Have this process reach the hub of `root`, as `user`, with a cache of its own."""
+    from huggingface_hub import constants
+
+    from capaft.exchange.hub_download import fetch_adapter
+    from capaft.support import hub
+
+    def forget() -> None:
+        hub.offline.cache_clear()
+        fetch_adapter.cache_clear()
+
+    with serving(root) as address, pytest.MonkeyPatch.context() as changed:
+        changed.setenv("HF_TOKEN", "hf_user")
+        # They have been read from the environment by now.
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address)
+        values = {"ENDPOINT": address, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_CACHE": str(cache)}
+        for name, value in {**values, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
+            changed.setattr(constants, name, value)
+        forget()
+        try:
+            yield
+        finally:
+            forget()
+
+
 class _Handler(BaseHTTPRequestHandler):
     directory: Path
     protocol_version = "HTTP/1.1"
@@ -62,7 +90,9 @@ class _Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         if self.command in ("POST", "PUT") and self._written(path, body):
             return
-        if match := _API.fullmatch(path):
+        if path == "/api/whoami-v2":
+            self._who()
+        elif match := _API.fullmatch(path):
             kind, name, query, revision, below = (unquote(part or "") for part in match.groups())
             if self._redirected(kind, name, path):
                 return
@@ -124,6 +154,15 @@ class _Handler(BaseHTTPRequestHandler):
         """The user that the request's token belongs to."""
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         return token.removeprefix("hf_") if token.startswith("hf_") else None
+
+    def _who(self) -> None:
+        """Tell the request's user, with a token of the kind that the user's name may end in, as `user-read`."""
+        if (owner := self._owner()) is None:
+            self._answer(401, b"{}", message="Invalid credentials in Authorization header")
+            return
+        user, _, role = owner.partition("-")
+        token = {"displayName": "tests", "role": role or "write"}
+        self._json({"name": user, "orgs": [{"name": "team"}], "auth": {"accessToken": token}})
 
     def _may_write(self, name: str) -> bool:
         """True if the request's user owns a repository; sends the hub's answer if not."""

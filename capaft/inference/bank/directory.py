@@ -12,7 +12,7 @@ from capaft.adapter.file.alone import check_streams
 from capaft.support.errors import AdapterFileError, TrainingError, UsageError, did_you_mean
 from capaft.support.files import write_atomically
 from capaft.support.paths import named_path, shown_path
-from capaft.training.record.found_run import find_adapter_file
+from capaft.training.record.found_run import find_adapter_file, name_on_hub
 
 SUFFIX = ".safetensors"
 # Safe in paths, addresses and shells, and never hidden.
@@ -79,7 +79,7 @@ class BankDirectory:
 
         Args:
             run: a run directory, a directory with one adapter file, or an adapter file.
-            name: its name in the bank; by default the run's.
+            name: its name in the bank; by default the run's, or the repository's.
             replace: replace the adapter of that name.
 
         Raises:
@@ -89,11 +89,13 @@ class BankDirectory:
         """
         source, _ = find_adapter_file(run)
         check_streams(read(source), {})
-        if name is None:
+        if name is None and (on_hub := name_on_hub(run)):
+            name = on_hub.repository.rpartition("/")[2]
+        elif name is None:
             whole = source.resolve()
             name = whole.parent.name if whole.name == ADAPTER else whole.name.removesuffix(SUFFIX)
-            if not NAME.fullmatch(name):
-                raise UsageError(f"{shown_path(name)!r} cannot be a name in a bank; pass --name")
+        if not NAME.fullmatch(name):
+            raise UsageError(f"{shown_path(name)!r} cannot be a name in a bank; pass --name")
         target = self.file(name)
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{shown_path(self.path)} is a file; name a directory")

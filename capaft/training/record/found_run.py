@@ -35,11 +35,11 @@ def run_path(name: str) -> Path:
         TrainingError: the download fails.
     """
     path = named_path("RUN", name)
-    on_hub = _name_on_hub(name)
+    on_hub = name_on_hub(name)
     return (fetch_adapter(on_hub) if on_hub else None) or path
 
 
-def _name_on_hub(name: str) -> HubName | None:
+def name_on_hub(name: str) -> HubName | None:
     """The repository that a name means, if it can be no path: with its first directory here, it is misspelt."""
     return None if Path(name.partition("/")[0]).exists() else HubName.parse(name)
 
@@ -66,7 +66,7 @@ def find_adapter_file(name: str) -> tuple[Path, RunDirectory | None]:
         return path, run if path.name in (ADAPTER, LAST) and run.config.is_file() else None
     runs = [str(file.parent) for file in sorted(RUNS.glob(f"*/{ADAPTER}"))]
     hint = did_you_mean(str(path), runs)
-    if not hint and _name_on_hub(name) and hub.offline():
+    if not hint and name_on_hub(name) and hub.offline():
         hint = ", and the hub, which may have it, cannot be reached; give a run directory or an adapter file"
     raise UsageError(
         f"there is no run or adapter file {shown_path(name)}{hint or '; give a run directory or an adapter file'}"
