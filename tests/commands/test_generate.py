@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -301,6 +302,8 @@ class Terminal:
         """All that was shown up to a text and not yet asked for."""
         end = time.monotonic() + seconds
         while text not in self.shown and time.monotonic() < end:
+            if not select.select([self.number], [], [], 1.0)[0]:
+                continue
             try:
                 self.shown += os.read(self.number, 4096).decode(errors="replace")
             except OSError:
