@@ -57,6 +57,7 @@ def serving(root: Path) -> Iterator[str]:
 @contextmanager
 def reaching(root: Path, cache: Path) -> Iterator[None]:
     """Have this process reach the hub of `root`, as `user`, with a cache of its own."""
+    import transformers.utils.hub
     from huggingface_hub import constants
 
     from capaft.exchange.hub_download import fetch_adapter
@@ -73,6 +74,8 @@ def reaching(root: Path, cache: Path) -> Iterator[None]:
         values = {"ENDPOINT": address, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_CACHE": str(cache)}
         for name, value in {**values, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
             changed.setattr(constants, name, value)
+        # Transformers keeps a client, which keeps the address that there was when it was made.
+        changed.setattr(transformers.utils.hub, "_hf_api", None)
         forget()
         try:
             yield
