@@ -42,6 +42,9 @@ def export_gguf(
         UsageError: there is no such adapter, llama.cpp cannot hold it exactly or not in this dtype, the gguf package is
             not installed, or something else is there.
         TrainingError: the file cannot be written; one that was there is unchanged.
+
+    Example:
+        >>> capaft.export_gguf(language_model, "adapter.gguf")  # doctest: +SKIP
     """
     if dtype not in get_args(FloatDtype):
         raise UsageError(f"dtype must be one of {', '.join(get_args(FloatDtype))}, got {dtype}")

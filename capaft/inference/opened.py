@@ -238,6 +238,11 @@ def open(
     Raises:
         UsageError: nothing is called so, or the base model cannot be loaded.
         AdapterFileError: the file is damaged, or belongs to another model.
+
+    Example:
+        >>> m = capaft.open("runs/reviews")  # doctest: +SKIP
+        >>> m.predict(["What a film!"])  # doctest: +SKIP
+        [{'label': 'good', 'probability': 0.9812}]
     """
     if base_dtype not in (None, *get_args(BaseDtype)):
         raise UsageError(f"--base-dtype must be one of {', '.join(get_args(BaseDtype))}, got {base_dtype!r:.100}")

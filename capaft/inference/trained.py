@@ -86,9 +86,9 @@ def train(
         Interrupted: Ctrl-C, once the run can be resumed.
 
     Example:
-        rows = [{"text": "a great film", "label": "good"}, {"text": "a poor film", "label": "bad"}] * 20
-        run = capaft.train(data=rows, method="nola", k=64, epochs=1, output="runs/mine")
-        run.opened.predict(["what a film"])
+        >>> rows = [{"text": "a great film", "label": "good"}, {"text": "a poor film", "label": "bad"}] * 20
+        >>> run = capaft.train(data=rows, method="nola", k=64, epochs=1, output="runs/mine")  # doctest: +SKIP
+        >>> run.opened.predict(["what a film"])  # doctest: +SKIP
     """
     try:
         return _train(data, config, preset, progress, say, settings)

@@ -54,7 +54,7 @@ def as_python_fails(*_: Any, **__: Any) -> None:
 @pytest.mark.parametrize(
     ("place", "arguments"),
     [
-        ("capaft.adapter.merge.merge", ["merge", "RUN", "--output", "OUT"]),
+        ("capaft.inference.merging.plan_merge", ["merge", "RUN", "--output", "OUT"]),
         ("capaft.adapter.rank.inspect_ranks", ["inspect-rank", "RUN"]),
         ("transformers.AutoModelForSequenceClassification.from_pretrained", ["eval", "RUN"]),
         ("transformers.AutoTokenizer.from_pretrained", ["eval", "RUN"]),

@@ -94,8 +94,8 @@ class BankDirectory:
         elif name is None:
             whole = source.resolve()
             name = whole.parent.name if whole.name == ADAPTER else whole.name.removesuffix(SUFFIX)
-        if not NAME.fullmatch(name):
-            raise UsageError(f"{shown_path(name)!r} cannot be a name in a bank; pass --name")
+            if not NAME.fullmatch(name):
+                raise UsageError(f"{shown_path(name)!r} cannot be a name in a bank; pass --name")
         target = self.file(name)
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{shown_path(self.path)} is a file; name a directory")

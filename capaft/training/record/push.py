@@ -32,8 +32,8 @@ def push(
         TrainingError: the hub fails.
 
     Example:
-        run = capaft.train(data="reviews.csv", method="nola", output="runs/reviews")
-        capaft.push(run.run, "user/reviews", private=True)
+        >>> run = capaft.train(data="reviews.csv", method="nola", output="runs/reviews")  # doctest: +SKIP
+        >>> capaft.push(run.run, "user/reviews", private=True)  # doctest: +SKIP
     """
     name = check_pushable(repository, "repository")
     return push_run(os.fspath(run), name, message=commit_message or "", private=private)
