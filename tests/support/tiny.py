@@ -186,7 +186,7 @@ def reader() -> Any:
 
 
 def _copy(model: Any) -> Any:
-    """Copy like `copy.deepcopy`, in a fraction of the time; the copies share their configuration."""
+    """Copy like `copy.deepcopy`, in a fraction of the time; of the configuration only what it is made of is shared."""
     stream, originals = _pickled(model)
     copies: dict[int, Any] = {}
 
@@ -194,7 +194,8 @@ def _copy(model: Any) -> Any:
         def persistent_load(self, key: int) -> Any:
             if key not in copies:
                 original = originals[key]
-                copies[key] = copy.deepcopy(original) if isinstance(original, Tensor) else original
+                # An adapter's labels are put into the configuration, and must not reach the next test.
+                copies[key] = copy.deepcopy(original) if isinstance(original, Tensor) else copy.copy(original)
             return copies[key]
 
     return Unpickler(io.BytesIO(stream)).load()
