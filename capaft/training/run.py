@@ -152,7 +152,7 @@ def execute_run(wanted: ResolvedRun | TrainConfig, console: Console, caller: Cal
     caller, config, labels, paths = caller or Caller(), wanted.settings, wanted.labels, wanted.paths
     # First what this machine may lack: it is refused before a directory is made or data are read.
     check_optimizer(config.optimizer)
-    sharding_requested()
+    in_shares = sharding_requested()
     accelerator = accelerator_for(config)
     processes = Processes.here(config.timeout)
     console.quiet = console.quiet or not processes.is_first
@@ -192,7 +192,7 @@ def execute_run(wanted: ResolvedRun | TrainConfig, console: Console, caller: Cal
             made_from=decided.made_from,
             progress=caller.progress,
         )
-        return _carry_out(_ready(run, resumed), decided, resumed)
+        return _carry_out(_ready(run, resumed, in_shares=in_shares), decided, resumed, in_shares=in_shares)
 
 
 def _has_nothing_left(config: TrainConfig, directory: RunDirectory, earlier: _Earlier, chosen: Collection[str]) -> bool:
@@ -240,10 +240,10 @@ def _restarted(decided: _Decided, directory: RunDirectory, say: Say) -> _Decided
     return replace(decided, config=config, shared=shared)
 
 
-def _ready(run: Trainer, resumed: Checkpoint | None) -> Trainer:
+def _ready(run: Trainer, resumed: Checkpoint | None, *, in_shares: bool) -> Trainer:
     """The run with its head fitted and its adapter attached, and the score before the first step."""
     job, config = run.job, run.config
-    if not sharding_requested():
+    if not in_shares:
         move_model(run.model, run.accelerator.device)
 
     def attached(run: Trainer) -> Trainer:
@@ -260,9 +260,9 @@ def _ready(run: Trainer, resumed: Checkpoint | None) -> Trainer:
     return replace(run, baseline=_start_head(run))
 
 
-def _carry_out(run: Trainer, decided: _Decided, resumed: Checkpoint | None) -> Results:
+def _carry_out(run: Trainer, decided: _Decided, resumed: Checkpoint | None, *, in_shares: bool) -> Results:
     """Train, and leave the files of the run."""
-    directory, processes, job, in_shares = run.directory, run.processes, run.job, sharding_requested()
+    directory, processes, job = run.directory, run.processes, run.job
     # Only now an old run gives way; it is put back if the new one leaves nothing.
     if processes.is_first and resumed:
         remove_leftovers(directory)
