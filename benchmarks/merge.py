@@ -3,7 +3,7 @@
 A Llama of random weights in nine files of bfloat16, 3.9 GB, with a NOLA on all linear layers. Copying (`cp`, then
 flushed to disk) and merging (the whole command, which flushes too) take turns, each in a process of its own.
 
-    python benchmarks/merge.py --directory /tmp/merge --json benchmarks/results/merge-cpu.json
+    python benchmarks/merge.py --directory DIR --json benchmarks/results/merge-cpu.json
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ def eval_command(run: Run, json: Json = False, **flags: str | bool | list[str] |
             from capaft.training.record.saved_run import open_run
             from capaft.training.scoring import score_run
 
-        own = RunDirectory(Path(run).expanduser()).irreplaceable()
-        check_apart("--predictions", options.predictions, options.data, run, *own)
+        files = RunDirectory(Path(run).expanduser()).irreplaceable()
+        check_apart("--predictions", options.predictions, options.data, run, *files)
         unwind_from_here()
         with activity(console, "loading the base model and the adapter"):
             saved = open_run(run, options, partial(print_line, console))

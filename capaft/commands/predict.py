@@ -32,8 +32,8 @@ def predict_command(run: OptionalRun = None, **flags: str | bool | list[str] | N
         if (run is None) is (options.bank is None):
             raise UsageError("name one RUN, or a directory of adapters with --bank")
         check_rows(options)
-        own: list[str | Path] = [] if run is None else [run, *RunDirectory(Path(run).expanduser()).irreplaceable()]
-        check_apart("--output", options.output, options.data, options.bank, *own)
+        files: list[str | Path] = [] if run is None else [run, *RunDirectory(Path(run).expanduser()).irreplaceable()]
+        check_apart("--output", options.output, options.data, options.bank, *files)
         unwind_from_here()
 
         def say(line: str) -> None:

@@ -100,8 +100,8 @@ def _tensor_name(names: TensorNameMap, pair: LowRankPair) -> str:
     if site.index is not None or site.kind not in ("linear", "embedding"):
         raise UsageError(f"{path}: only linear layers and embeddings go into a LoRA of llama.cpp; {INSTEAD}")
     # A model that also reads images keeps the part that llama.cpp has one level further down.
-    own = path.replace("language_model.", "", 1)
-    tensor = names.get_name(f"{own}.{site.parameter}", (f".{site.parameter}",))
+    in_file = path.replace("language_model.", "", 1)
+    tensor = names.get_name(f"{in_file}.{site.parameter}", (f".{site.parameter}",))
     if tensor is None:
         raise UsageError(f"llama.cpp has no tensor for {path}; {INSTEAD}")
     return tensor

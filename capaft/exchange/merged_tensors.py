@@ -56,13 +56,13 @@ class MergedTensors:
             raise
         except Exception as error:  # The insides of transformers change without notice, and raise anything.
             raise NeedsWeights(f"transformers saves it in an unknown way ({type(error).__name__})") from None
-        for name, own in names.items():
-            if isinstance(own, Conversion):
-                yield self._converted(name, own)
-            elif (values := self.own[own]).is_meta:
-                yield self._stored(name, own)
+        for name, source in names.items():
+            if isinstance(source, Conversion):
+                yield self._converted(name, source)
+            elif (values := self.model_tensors[source]).is_meta:
+                yield self._stored(name, source)
             else:
-                yield self._in_memory(name, own, values)
+                yield self._in_memory(name, source, values)
 
     def _saved_names(self) -> dict[str, str | Conversion]:
         """By name in the files, the model's tensor that is saved under it, or the conversion that gives it."""
@@ -71,17 +71,17 @@ class MergedTensors:
 
         model: Any = self.form.model
         ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
-        own = {name: value for name, value in self.form.own_tensors().items() if name not in ignored}
-        self.own = own = remove_tied_weights_from_state_dict(own, model)
+        model_tensors = {name: value for name, value in self.form.own_tensors().items() if name not in ignored}
+        self.model_tensors = model_tensors = remove_tied_weights_from_state_dict(model_tensors, model)
         self.aliases = self._aliases()
-        by_value = {id(value): name for name, value in own.items()}
+        by_value = {id(value): name for name, value in model_tensors.items()}
         names: dict[str, str | Conversion] = {}
-        for name, value in revert_weight_conversion(model, dict(own)).items():
+        for name, value in revert_weight_conversion(model, dict(model_tensors)).items():
             names[name] = by_value.get(id(value), "")
         conversions = {id(conversion): conversion for conversion in self.form.conversions.values()}
         self.saved_as: dict[int, dict[str, torch.Size]] = {}
         for conversion in conversions.values():
-            part = {name: own[name] for name in conversion.targets if name in own}
+            part = {name: model_tensors[name] for name in conversion.targets if name in model_tensors}
             if any(not value.is_meta for value in part.values()) or len(part) != len(conversion.targets):
                 raise NeedsWeights(f"{conversion.target} is trained directly, and stored in another form")
             saved = {name: value.shape for name, value in revert_weight_conversion(model, dict(part)).items()}
@@ -102,24 +102,24 @@ class MergedTensors:
                     names[id(tensor)].append(f"{path}.{leaf}" if path else leaf)
         return {name: aliases for aliases in names.values() for name in aliases}
 
-    def _stored(self, name: str, own: str) -> MergedTensor:
+    def _stored(self, name: str, parameter: str) -> MergedTensor:
         """A tensor that the checkpoint has as it is."""
         plain = self.form.plain
-        sources = [plain[alias] for alias in (own, *self.aliases.get(own, ())) if alias in plain]
+        sources = [plain[alias] for alias in (parameter, *self.aliases.get(parameter, ())) if alias in plain]
         if not sources:
-            raise NeedsWeights(f"the checkpoint does not have {own}")
+            raise NeedsWeights(f"the checkpoint does not have {parameter}")
         source = self.form.tensors[sources[0]]
-        if source.shape != self.own[own].shape:
-            raise NeedsWeights(f"the checkpoint has {own} in another shape")
-        places = [place for alias in self.aliases.get(own, [own]) for place in self.places.get(alias, ())]
-        of_bias = [] if places else self._places_of_bias(own)
+        if source.shape != self.model_tensors[parameter].shape:
+            raise NeedsWeights(f"the checkpoint has {parameter} in another shape")
+        places = [place for alias in self.aliases.get(parameter, [parameter]) for place in self.places.get(alias, ())]
+        of_bias = [] if places else self._places_of_bias(parameter)
         if source.dtype is None:
             if places or of_bias:
-                raise NeedsWeights(f"{own} is stored as {source.code}, to which nothing can be added")
+                raise NeedsWeights(f"{parameter} is stored as {source.code}, to which nothing can be added")
             return MergedTensor(name, source.code, source.shape, source.size, source.file, source.pieces)
         target = self.dtype or source.dtype
         if any(f"{place.site.module}.weight".removeprefix(".") not in plain for place in of_bias):
-            raise NeedsWeights(f"the weight beside {own} is stored in another form")
+            raise NeedsWeights(f"the weight beside {parameter} is stored in another form")
         make: Callable[[], Iterator[Any]]
         if places or of_bias:
             make = partial(self._bytes_of_merged, source, target, places, of_bias)
@@ -129,13 +129,13 @@ class MergedTensors:
             make = partial(cast, source, target)
         return described(name, source.shape, target, source.file, make)
 
-    def _places_of_bias(self, own: str) -> list[Place]:
+    def _places_of_bias(self, parameter: str) -> list[Place]:
         """The places whose method changes a bias beside the weight."""
-        path, _, leaf = own.rpartition(".")
+        path, _, leaf = parameter.rpartition(".")
         weight = f"{path}.weight" if path else "weight"
         if leaf != "bias" or weight not in self.places:
             return []
-        return [place for place in self.places[weight] if place.changes_bias(self.own[own])]
+        return [place for place in self.places[weight] if place.changes_bias(self.model_tensors[parameter])]
 
     def _bytes_of_merged(
         self, source: StoredTensor, target: torch.dtype, places: Sequence[Place], of_bias: Sequence[Place]
@@ -150,22 +150,26 @@ class MergedTensors:
                 add_updates(weight, values, [place.update()], Rounding())
         yield from raw(values, target)
 
-    def _read(self, own: str) -> Tensor:
+    def _read(self, parameter: str) -> Tensor:
         """The values of a parameter, in memory of their own."""
-        return self.form.tensors[self.form.plain[own]].read()
+        return self.form.tensors[self.form.plain[parameter]].read()
 
-    def _in_memory(self, name: str, own: str, values: Tensor) -> MergedTensor:
+    def _in_memory(self, name: str, parameter: str, values: Tensor) -> MergedTensor:
         """A tensor that the adapter trained directly, or that is new."""
         if not values.is_floating_point():
             whole = values.contiguous()
             return described(name, values.shape, values.dtype, None, lambda: raw(whole, whole.dtype))
-        target = self.dtype or self._dtype_of(own, values)
-        places = [place for alias in self.aliases.get(own, [own]) for place in self.places.get(alias, ())]
+        target = self.dtype or self._dtype_of(parameter, values)
+        places = [place for alias in self.aliases.get(parameter, [parameter]) for place in self.places.get(alias, ())]
         return described(name, values.shape, target, None, partial(self._bytes_in_memory, values, target, places))
 
-    def _dtype_of(self, own: str, values: Tensor) -> torch.dtype:
+    def _dtype_of(self, parameter: str, values: Tensor) -> torch.dtype:
         plain = self.form.plain
-        stored = [self.form.tensors[plain[alias]].dtype for alias in self.aliases.get(own, [own]) if alias in plain]
+        stored = [
+            self.form.tensors[plain[alias]].dtype
+            for alias in self.aliases.get(parameter, [parameter])
+            if alias in plain
+        ]
         return next((dtype for dtype in stored if dtype is not None), self.stored.usual)
 
     def _bytes_in_memory(self, values: Tensor, target: torch.dtype, places: Sequence[Place]) -> Iterator[Any]:
@@ -186,7 +190,7 @@ class MergedTensors:
         target, shape = self.dtype or dtype, self.saved_as[id(conversion)][name]
         kept = {source.name: source for source in sources}
         home = kept[name].file if name in kept else sources[0].file
-        is_changed = any(self.places.get(own) for own in conversion.targets)
+        is_changed = any(self.places.get(parameter) for parameter in conversion.targets)
         as_stored = set(kept) == set(self.saved_as[id(conversion)]) and kept[name].shape == shape
         make: Callable[[], Iterator[Any]]
         if as_stored and not is_changed:
@@ -232,9 +236,9 @@ class MergedTensors:
         model: Any = self.form.model
         with torch.no_grad():
             converted = {name: value.contiguous() for name, value in conversion.convert(model, values).items()}
-            for own, value in converted.items():
+            for parameter, value in converted.items():
                 updates = []
-                for place in self.places.get(own, ()):
+                for place in self.places.get(parameter, ()):
                     if expert is None or place.site.index == expert:
                         site = place.site if expert is None else replace(place.site, index=0)
                         updates.append(place.update(site))

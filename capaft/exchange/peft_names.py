@@ -52,10 +52,10 @@ def target_names(targets: Collection[str], similar: Iterable[str], modules: Iter
     meant = _by_end(modules)
     ends = {path: next((end for end in _ends(path) if meant[end] <= allowed), path) for path in targets}
     names = sorted(set(ends.values()))
-    found = frozenset(path for name in names for path in meant[name])
-    if others := sorted(found - allowed):
+    adapted = frozenset(path for name in names for path in meant[name])
+    if others := sorted(adapted - allowed):
         raise UsageError(f"PEFT would adapt {others[0]} as well, whose path ends like that of a target; merge the run")
-    return ModuleNames(tuple(names), found)
+    return ModuleNames(tuple(names), adapted)
 
 
 def saved_names(saved: Collection[str], modules: Iterable[str], targets: Collection[str]) -> tuple[str, ...]:

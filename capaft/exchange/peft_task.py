@@ -110,8 +110,8 @@ def _is_mapped(name: str, config: Any) -> bool:
 def _classes(name: str, config: Any) -> set[str]:
     """Names of the classes that transformers has for a task and the base model."""
     mappings = (auto._model_mapping for auto in _auto_classes(name, config))
-    found = [mapping[type(config)] for mapping in mappings if type(config) in mapping]
-    return {each.__name__ for kinds in found for each in (kinds if isinstance(kinds, tuple) else (kinds,))}
+    classes = [mapping[type(config)] for mapping in mappings if type(config) in mapping]
+    return {kind.__name__ for kinds in classes for kind in (kinds if isinstance(kinds, tuple) else (kinds,))}
 
 
 def _label_count(peft: PeftDirectory, kind: type[Task], config: Any, trust_remote_code: bool) -> int | None:
@@ -140,14 +140,14 @@ def _label_count(peft: PeftDirectory, kind: type[Task], config: Any, trust_remot
 def _labels(count: int | None, config: Any, named: Sequence[str]) -> tuple[tuple[str, ...], str]:
     """The labels of a head with that many outputs, and where their names are from."""
     id2label = getattr(config, "id2label", None) or {}
-    own = tuple(str(id2label[index]) for index in sorted(id2label))
-    count = len(own) if count is None else count
+    names = tuple(str(id2label[index]) for index in sorted(id2label))
+    count = len(names) if count is None else count
     if named:
         if len(named) != count:
             raise UsageError(f"--labels names {len(named)} labels, and the head has {count} outputs")
         return tuple(named), "as --labels says"
-    if count == len(own) and own != tuple(f"LABEL_{index}" for index in range(count)):
-        return own, "those of the base's config.json"
+    if count == len(names) and names != tuple(f"LABEL_{index}" for index in range(count)):
+        return names, "those of the base's config.json"
     return tuple(f"LABEL_{index}" for index in range(count)), "PEFT keeps no names; --labels gives some"
 
 

@@ -99,7 +99,7 @@ def replaced_weights(
         raise AdapterFileError(f"{peft.path}: its LoRA adds a bias at {missing[0]}, where the model has none; merge it")
     _refuse_shared(model, peft, changes.updates)
     # PEFT stores the update of an embedding again for the head that shares its weight.
-    updates = {name: min(alike, key=lambda each: each.kind != "embedding") for name, alike in by_weight.items()}
+    updates = {name: min(alike, key=lambda update: update.kind != "embedding") for name, alike in by_weight.items()}
     names = whole | updates.keys() | biases.keys()
     for name in sorted(names):
         if is_quantised(base[name]):

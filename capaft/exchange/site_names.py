@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from torch import nn
 
 from capaft.adapter.bounds import unique_endings
-from capaft.adapter.file.path_templates import path_templates
+from capaft.adapter.file.path_templates import number_ranges, path_templates
 from capaft.model.layers import layer_kinds
 from capaft.model.names import canonical_path, in_head, renamed_path
 from capaft.model.targets import MAX_TARGETS, TARGET_PRESETS, Targets, block_number
@@ -90,7 +90,9 @@ def _choices(model: nn.Module, wanted: set[str], rename: dict[str, str] | None) 
     if None not in blocks:
         beside = [path for path in others if block_number(path) in blocks]
         numbers = sorted(number for number in blocks if number is not None)
-        yield from _fitting(",".join(_plain_names(unique_endings(sorted(wanted), beside))), _ranges(numbers))
+        yield from _fitting(
+            ",".join(_plain_names(unique_endings(sorted(wanted), beside))), ",".join(number_ranges(numbers))
+        )
     yield from _fitting(f"re:{_pattern(wanted)}")
     yield from _fitting(",".join(names))
 
@@ -119,17 +121,6 @@ def _layer_names(model: nn.Module, rename: dict[str, str] | None) -> set[str]:
     """Canonical names of the layers that a word may match."""
     paths = (path for path in layer_kinds(model) if not in_head(model, path))
     return {renamed_path(canonical_path(model, path), rename) for path in paths}
-
-
-def _ranges(numbers: list[int]) -> str:
-    """Ascending numbers as `0-5,11`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in runs)
 
 
 def _pattern(paths: Collection[str]) -> str:

@@ -129,8 +129,8 @@ class Expansion(nn.Module):
         shape, source = (1, *self.shape[1:]), self.source
         match source:
             case Seeded():
-                own = parameters if source.shared else parameters[index : index + 1]
-                factor = source.of_site(index).expand(own, shape)
+                coefficients = parameters if source.shared else parameters[index : index + 1]
+                factor = source.of_site(index).expand(coefficients, shape)
             case Dense():
                 factor = source.expand_site(parameters, index, shape)
             case Frozen():
@@ -171,8 +171,8 @@ class Dense(nn.Module):
             return parameters[index * size : (index + 1) * size].view(shape).clone()
         # The positions ascend, so that those of a site are a run.
         start, stop = torch.searchsorted(self.kept, self.kept.new_tensor([index * size, (index + 1) * size])).tolist()
-        own = parameters.new_zeros(size)
-        return own.scatter_(0, self.kept[start:stop] - index * size, parameters[start:stop]).view(shape)
+        entries = parameters.new_zeros(size)
+        return entries.scatter_(0, self.kept[start:stop] - index * size, parameters[start:stop]).view(shape)
 
     def adjoint(self, gradient: Tensor) -> Tensor:
         """`(S, *factor shape) -> (total,)`."""

@@ -115,7 +115,7 @@ class _Earlier:
 
 
 @dataclass(frozen=True)
-class _Decided:
+class _Decisions:
     """Everything that is decided before the first step.
 
     Attributes:
@@ -171,28 +171,28 @@ def execute_run(wanted: ResolvedRun | TrainConfig, console: Console, caller: Cal
             explain(line)
         with activity(console, "reading the data and loading the model"):
             job = prepare_job(config, explain, labels, predecessor, caller.rows)
-        decided = _decide(config, job, paths_of(config, paths), directory, earlier, chosen)
+        decisions = _decide(config, job, paths_of(config, paths), directory, earlier, chosen)
         # No process may change what another has yet to compare.
-        processes.gather([decided.restart])
+        processes.gather([decisions.restart])
         if (resumed := earlier.resumed) is not None:
-            check_same_origin(resumed.made_from, decided.made_from, directory.path, resumed.made_with)
+            check_same_origin(resumed.made_from, decisions.made_from, directory.path, resumed.made_with)
             check_same_scale(resumed.progress.best, directory.path)
-        if earlier.finished and not decided.restart:
+        if earlier.finished and not decisions.restart:
             if processes.is_first:
                 remove_leftovers(directory)
-            return _finished(directory, decided.job, resumed, say)
-        decided = _restarted(decided, directory, say)
+            return _finished(directory, decisions.job, resumed, say)
+        decisions = _restarted(decisions, directory, say)
         run = Trainer(
-            decided.job,
-            decided.config,
+            decisions.job,
+            decisions.config,
             directory,
             console,
             accelerator,
             processes,
-            made_from=decided.made_from,
+            made_from=decisions.made_from,
             progress=caller.progress,
         )
-        return _carry_out(_ready(run, resumed, in_shares=in_shares), decided, resumed, in_shares=in_shares)
+        return _carry_out(_ready(run, resumed, in_shares=in_shares), decisions, resumed, in_shares=in_shares)
 
 
 def _has_nothing_left(config: TrainConfig, directory: RunDirectory, earlier: _Earlier, chosen: Collection[str]) -> bool:
@@ -209,7 +209,7 @@ def _decide(
     directory: RunDirectory,
     earlier: _Earlier,
     chosen: Collection[str],
-) -> _Decided:
+) -> _Decisions:
     """Decide what the files tell, and whether and where a run goes on.
 
     Raises:
@@ -223,21 +223,21 @@ def _decide(
     if config.init_from:
         # A run goes on, and is repeated, from the copy of its start, whatever becomes of the other run.
         paths = paths.with_copy("init_from", config.init_from, directory.start)
-    return _Decided(config, job, made_from, shared, paths, restart)
+    return _Decisions(config, job, made_from, shared, paths, restart)
 
 
-def _restarted(decided: _Decided, directory: RunDirectory, say: Say) -> _Decided:
+def _restarted(decisions: _Decisions, directory: RunDirectory, say: Say) -> _Decisions:
     """The decisions with the restart, if there is one, among the settings."""
-    restart = decided.restart
+    restart = decisions.restart
     if restart is None:
-        return decided
+        return decisions
     say(
-        f"{directory.path} is extended from {restart.step} to {decided.job.rates.steps} steps; the schedule starts "
+        f"{directory.path} is extended from {restart.step} to {decisions.job.rates.steps} steps; the schedule starts "
         f"anew at step {restart.step}"
     )
-    restarts = (*(decided.config.restarts or ()), str(restart))
-    config, shared = replace(decided.config, restarts=restarts), replace(decided.shared, restarts=restarts)
-    return replace(decided, config=config, shared=shared)
+    restarts = (*(decisions.config.restarts or ()), str(restart))
+    config, shared = replace(decisions.config, restarts=restarts), replace(decisions.shared, restarts=restarts)
+    return replace(decisions, config=config, shared=shared)
 
 
 def _ready(run: Trainer, resumed: Checkpoint | None, *, in_shares: bool) -> Trainer:
@@ -260,7 +260,7 @@ def _ready(run: Trainer, resumed: Checkpoint | None, *, in_shares: bool) -> Trai
     return replace(run, baseline=_start_head(run))
 
 
-def _carry_out(run: Trainer, decided: _Decided, resumed: Checkpoint | None, *, in_shares: bool) -> Results:
+def _carry_out(run: Trainer, decisions: _Decisions, resumed: Checkpoint | None, *, in_shares: bool) -> Results:
     """Train, and leave the files of the run."""
     directory, processes, job = run.directory, run.processes, run.job
     # Only now an old run gives way; it is put back if the new one leaves nothing.
@@ -274,7 +274,7 @@ def _carry_out(run: Trainer, decided: _Decided, resumed: Checkpoint | None, *, i
         if processes.is_first:
             if job.carried and not resumed:
                 write_file(job.carried.predecessor.file, directory.start)
-            write_settings(directory, decided.shared, decided.paths)
+            write_settings(directory, decisions.shared, decisions.paths)
             # Only now: a run that is extended is not finished once its settings say so.
             directory.results.unlink(missing_ok=True)
         if in_shares and processes.count > 1:
@@ -282,12 +282,12 @@ def _carry_out(run: Trainer, decided: _Decided, resumed: Checkpoint | None, *, i
             run = replace(run, samples=weight_samples(run.model, job.plan))
             shard_model(run.model, run.trained.values(), run.accelerator.device)
         # A sharded model talks to the other processes during every forward.
-        with _tracked(run, decided.shared), processes.answered() if in_shares else nullcontext():
+        with _tracked(run, decisions.shared), processes.answered() if in_shares else nullcontext():
             outcome = train(run, resumed)
-        results = results_of(run, outcome, decided.shared.init_from)
+        results = results_of(run, outcome, decisions.shared.init_from)
         if processes.is_first:
             written = results_at(results, shared_name(str(directory.path)).removeprefix("./"), job)
-            write_atomically(directory.card, card_text(written, job, decided.shared), make_parents=False)
+            write_atomically(directory.card, card_text(written, job, decisions.shared), make_parents=False)
             document = strict_json.document(written.record(), indent=2) + "\n"
             write_atomically(directory.results, document, make_parents=False)
     return results

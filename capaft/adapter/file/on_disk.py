@@ -73,9 +73,9 @@ def attach_on_disk(form: StoredForm, file: AdapterFile, options: OpenOptions, ad
         AdapterFileError: the file belongs to another model.
     """
     model = form.model
-    own = {canonical_name(model, name, options.renames): name for name in base_parameters(model)}
+    names = {canonical_name(model, name, options.renames): name for name in base_parameters(model)}
     keys = (key.removeprefix(HEAD) for key in file.tensors if key.startswith(HEAD))
-    heads = {own[key] for key in (*keys, *(file.header.head.parameters if file.header.head else ())) if key in own}
+    heads = {names[key] for key in (*keys, *(file.header.head.parameters if file.header.head else ())) if key in names}
     heads = {name for name in heads if model.get_parameter(name).is_meta}
     give_memory(model, {canonical_path(model, name) for name in heads})
     with torch.no_grad():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import product
 
 MAX_PATHS = 2**18
@@ -77,18 +77,22 @@ def expand(template: str) -> Iterator[str]:
     return map("".join, product(*map(_alternatives, _slots(template))))
 
 
-def _slot(items: tuple[str, ...]) -> str:
-    """The text of one slot: numbers first, ascending, two or more in a row as a range; then other text, sorted."""
-    if len(items) == 1:
-        return _escaped(items[0])
-    numbers = sorted(int(item) for item in items if _NUMBER.fullmatch(item))
+def number_ranges(numbers: Iterable[int]) -> list[str]:
+    """Ascending numbers as texts, two or more in a row as one range: `0-5`, `11`."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
             runs[-1][1] = number
         else:
             runs.append([number, number])
-    texts = [str(first) if first == last else f"{first}-{last}" for first, last in runs]
+    return [str(first) if first == last else f"{first}-{last}" for first, last in runs]
+
+
+def _slot(items: tuple[str, ...]) -> str:
+    """The text of one slot: numbers first, ascending, two or more in a row as a range; then other text, sorted."""
+    if len(items) == 1:
+        return _escaped(items[0])
+    texts = number_ranges(sorted(int(item) for item in items if _NUMBER.fullmatch(item)))
     texts += sorted(_escaped(item) for item in items if not _NUMBER.fullmatch(item))
     return "{" + ",".join(texts) + "}"
 

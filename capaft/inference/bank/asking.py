@@ -156,13 +156,13 @@ class BankAnswers:
                 records[at] = {ERROR: self.problems[name] if name else f"there is nothing in column {self.column!r}"}
                 advance(1)
         for number, places in parts.items():
-            answerer, own = by_id[number], rows.select(places)
-            if columns.pair is not None and not takes_pairs(answerer.task, own, columns.text, columns.pair):
+            answerer, asked = by_id[number], rows.select(places)
+            if columns.pair is not None and not takes_pairs(answerer.task, asked, columns.text, columns.pair):
                 reason = f"{answerer.task.name} takes one input a row, and these rows have two"
                 answers: list[Record] = [{ERROR: reason} for _ in places]
                 advance(len(places))
             else:
-                answers = answerer.answer(own, columns, first, advance)
+                answers = answerer.answer(asked, columns, first, advance)
             for at, answer in zip(places, answers, strict=True):
                 records[at] = answer
         return records

@@ -321,16 +321,21 @@ class Bank:
     def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find out where the modules have the examples, before the first batch of several adapters; a root hook."""
         frame = self._current.get()
-        if frame is None or frame.found is not None or not frame.is_mixed or self._places.keys() <= frame.axes.keys():
+        if (
+            frame is None
+            or frame.probed_axes is not None
+            or not frame.is_mixed
+            or self._places.keys() <= frame.axes.keys()
+        ):
             return
-        probe = Frame((), found=dict.fromkeys(self._places))
+        probe = Frame((), probed_axes=dict.fromkeys(self._places))
         token = self._current.set(probe)
         try:
             run_probe(model, args, kwargs, frame.count)
         finally:
             self._current.reset(token)
-        assert probe.found is not None
-        self._axes.update(settle_axes(probe.found))
+        assert probe.probed_axes is not None
+        self._axes.update(settle_axes(probe.probed_axes))
 
     def _after_forward(self, model: nn.Module, args: Any, output: Any) -> None:
         """Warn once of sites that were not called; a root hook."""

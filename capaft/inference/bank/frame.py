@@ -84,14 +84,14 @@ class Frame:
         groups: the examples by family; those of none go through the base model alone.
         count: number of examples; 0 if it is any number, all with the same adapter.
         axes: by module, the axis on which the examples stand in what the module gives; None where they do not.
-        found: the same, while a probe looks for them; None otherwise.
+        probed_axes: the same, while a probe looks for them; None otherwise.
         inputs: inputs of modules that wait for the places that take them.
     """
 
     groups: tuple[Group, ...]
     count: int = 0
     axes: dict[str, int | None] = field(default_factory=dict)
-    found: dict[str, int | None] | None = None
+    probed_axes: dict[str, int | None] | None = None
     inputs: dict[Hashable, Tensor] = field(default_factory=dict)
 
     @property

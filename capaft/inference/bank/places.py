@@ -58,7 +58,7 @@ class Place:
     def before(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
         """Keep the module's input for others, and change it where a site says so; a pre-hook."""
         frame = self._current.get()
-        if frame is None or frame.found is not None:
+        if frame is None or frame.probed_axes is not None:
             return None
         inputs: Any = args[0] if args else next(iter(kwargs.values()), None)
         changed = inputs
@@ -84,8 +84,8 @@ class Place:
         if frame is None:
             return output
         first = output if isinstance(output, Tensor) else output[0]
-        if frame.found is not None:
-            frame.found[self.path] = example_axis(first)
+        if frame.probed_axes is not None:
+            frame.probed_axes[self.path] = example_axis(first)
             return output
         inputs: Any = args[0] if args else next(iter(kwargs.values()), None)
         changed = first
@@ -210,7 +210,7 @@ def _called(module: nn.Module, parameters: dict[str, Tensor], args: Args, kwargs
     vars(shadow).update(vars(module))
     # The model may have been cast since.
     cast = {
-        leaf: values if (own := module._parameters[leaf]) is None else values.to(own.device, own.dtype)
+        leaf: values if (value := module._parameters[leaf]) is None else values.to(value.device, value.dtype)
         for leaf, values in parameters.items()
     }
     vars(shadow)["_parameters"] = module._parameters | cast

@@ -88,9 +88,9 @@ class JointTask:
             # Filled up to the most labels of the batch.
             logits = outputs.logits.index_select(0, rows)[..., : len(self._bank.labels(names[places[0]]))]
             inputs = {name: _rows(value, rows, len(names)) for name, value in batch.inputs.items()}
-            own = [indices[place] for place in places]
+            of_task = [indices[place] for place in places]
             part = Batch(inputs, {}, len(places))
-            answers = task.predict(base, model, features, own, part, SimpleNamespace(logits=logits))
+            answers = task.predict(base, model, features, of_task, part, SimpleNamespace(logits=logits))
             for place, answer in zip(places, answers, strict=True):
                 predictions[place] = answer
         return predictions
@@ -102,8 +102,8 @@ class JointTask:
             return next(iter(tasks), self._lead).answer(features, predictions, top)
         records: list[Record] = [{} for _ in predictions]
         for task, places in tasks.items():
-            own = features.at(np.array(places, dtype=np.int64))
-            answers = task.answer(own, [predictions[place] for place in places], top)
+            of_task = features.at(np.array(places, dtype=np.int64))
+            answers = task.answer(of_task, [predictions[place] for place in places], top)
             for place, answer in zip(places, answers, strict=True):
                 records[place] = answer
         return records

@@ -11,14 +11,18 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        own = self._registry
+        registry = self._registry
         sizes = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-        self._requests = Counter("capaft_requests", "Requests by path and status.", ["path", "status"], registry=own)
-        self._seconds = Histogram("capaft_request_seconds", "Seconds of a request, by path.", ["path"], registry=own)
-        self._inputs = Histogram("capaft_batch_inputs", "Inputs answered together.", buckets=sizes, registry=own)
-        self._together = Histogram("capaft_batch_adapters", "Adapters in one batch.", buckets=sizes, registry=own)
-        self._waiting = Gauge("capaft_waiting_inputs", "Inputs that wait.", registry=own)
-        self._adapters = Gauge("capaft_adapters", "Adapters that are served.", registry=own)
+        self._requests = Counter(
+            "capaft_requests", "Requests by path and status.", ["path", "status"], registry=registry
+        )
+        self._seconds = Histogram(
+            "capaft_request_seconds", "Seconds of a request, by path.", ["path"], registry=registry
+        )
+        self._inputs = Histogram("capaft_batch_inputs", "Inputs answered together.", buckets=sizes, registry=registry)
+        self._together = Histogram("capaft_batch_adapters", "Adapters in one batch.", buckets=sizes, registry=registry)
+        self._waiting = Gauge("capaft_waiting_inputs", "Inputs that wait.", registry=registry)
+        self._adapters = Gauge("capaft_adapters", "Adapters that are served.", registry=registry)
 
     def requested(self, path: str, status: int, seconds: float) -> None:
         """Count a request. `path` is that of a route, so there are few."""

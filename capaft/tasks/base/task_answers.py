@@ -52,7 +52,10 @@ class TaskAnswers(ABC):
             UsageError: it does not.
         """
         if not self.answer_fields():
-            raise UsageError(f"{self.name} gives no answers yet; score it with capaft eval")
+            raise self._silence()
+
+    def _silence(self) -> UsageError:
+        return UsageError(f"{self.name} gives no answers yet; score it with capaft eval")
 
     @abstractmethod
     def find_columns(self, rows: Dataset, named: Mapping[str, str | None]) -> Columns:
@@ -147,4 +150,4 @@ class TaskAnswers(ABC):
             predictions: those of all features, in their order.
             top: as in `answer_fields`.
         """
-        raise NotImplementedError
+        raise self._silence()

@@ -159,9 +159,9 @@ class _Outputs:
 
 def _headless(file: AdapterFile, base: BaseModel) -> AdapterFile:
     """A file without its head, which is not that of the task, nor what else the model does not have."""
-    own = {HEAD + name for name in base.named_parameters().keys() - set(base.head)}
+    of_body = {HEAD + name for name in base.named_parameters().keys() - set(base.head)}
     names = {key: key.removeprefix(SCALE) for key in file.tensors}
-    kept = {key for key, name in names.items() if name in own or not (name == HEAD_ROLE or name.startswith(HEAD))}
+    kept = {key for key, name in names.items() if name in of_body or not (name == HEAD_ROLE or name.startswith(HEAD))}
     tensors = {key: values for key, values in file.tensors.items() if key in kept}
     bare = replace(file, header=replace(file.header, head=None, task=None), tensors=tensors)
     if file.header.head and file.header.head.k:

@@ -74,10 +74,10 @@ def _check_stack(config: TrainConfig, fixed: dict[str, Any], stack: Stack, given
     Raises:
         UsageError: names it.
     """
-    own = replace(config, **fixed)
+    carried = replace(config, **fixed)
     for name in sorted(given & ({"method", "seed", "method_option"} | stack_options(stack.method))):
         wished = getattr(config, name)
-        if wished != fixed.get(name) and (name == "seed" or chosen_stack(replace(own, **{name: wished})) != stack):
+        if wished != fixed.get(name) and (name == "seed" or chosen_stack(replace(carried, **{name: wished})) != stack):
             raise _other(config, name, fixed.get(name))
 
 
@@ -88,13 +88,15 @@ def _head(config: TrainConfig, file: AdapterFile, given: set[str]) -> dict[str, 
         UsageError: the user wants a basis or a frozen head, and it is no such one.
     """
     head = file.header.head
-    own = {"head": "full"} if head is None else {"head": "nola", "head_k": head.k} if head.k else {"head": "frozen"}
+    settings = (
+        {"head": "full"} if head is None else {"head": "nola", "head_k": head.k} if head.k else {"head": "frozen"}
+    )
     if "head" in given and config.head == "full":
         return {"head": "full"}
-    for name, value in own.items():
+    for name, value in settings.items():
         if name in given and getattr(config, name) != value:
             raise _other(config, name, value)
-    return own
+    return settings
 
 
 def _of_targets(file: AdapterFile) -> dict[str, str | None]:
